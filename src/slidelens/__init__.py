@@ -1,0 +1,90 @@
+"""SlideLens: whole-slide images, what models saw on them, and a review of every error.
+
+Names load when first used, so ``import slidelens`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slidelens.engine.package import load_model
+    from slidelens.engine.predict import predict
+    from slidelens.errors import (
+        LabelError,
+        MissingMppError,
+        ModelError,
+        PluginError,
+        ResultError,
+        SlideError,
+        SlideLensError,
+        SlideNotFoundError,
+        StreamingError,
+        UnsupportedSlideError,
+    )
+    from slidelens.geometry import Affine, Box, Mpp, Size
+    from slidelens.maps.result import Result
+    from slidelens.slide.base import Level, Slide
+    from slidelens.slide.open import open_slide
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Affine": "geometry",
+    "Box": "geometry",
+    "LabelError": "errors",
+    "Level": "slide.base",
+    "MissingMppError": "errors",
+    "ModelError": "errors",
+    "Mpp": "geometry",
+    "PluginError": "errors",
+    "Result": "maps.result",
+    "ResultError": "errors",
+    "Size": "geometry",
+    "Slide": "slide.base",
+    "SlideError": "errors",
+    "SlideLensError": "errors",
+    "SlideNotFoundError": "errors",
+    "StreamingError": "errors",
+    "UnsupportedSlideError": "errors",
+    "load_model": "engine.package",
+    "open_slide": "slide.open",
+    "predict": "engine.predict",
+}
+
+__all__ = [
+    "Affine",
+    "Box",
+    "LabelError",
+    "Level",
+    "MissingMppError",
+    "ModelError",
+    "Mpp",
+    "PluginError",
+    "Result",
+    "ResultError",
+    "Size",
+    "Slide",
+    "SlideError",
+    "SlideLensError",
+    "SlideNotFoundError",
+    "StreamingError",
+    "UnsupportedSlideError",
+    "__version__",
+    "load_model",
+    "open_slide",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

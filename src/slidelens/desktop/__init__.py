@@ -1,0 +1,1 @@
+"""napari: readers, layers, panels."""

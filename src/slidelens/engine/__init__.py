@@ -1,0 +1,1 @@
+"""Runs: prediction, training, packages, cohorts."""

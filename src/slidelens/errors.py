@@ -1,0 +1,73 @@
+"""Every error that slidelens raises on purpose.
+
+::
+
+    SlideLensError                     root: catch this to catch them all
+    ├── SlideError (+ OSError)         a slide file that cannot be opened or read
+    │   ├── SlideNotFoundError (+ FileNotFoundError)
+    │   ├── UnsupportedSlideError      no backend reads this format
+    │   └── MissingMppError (+ ValueError)   the file states no resolution and none was given
+    ├── ModelError (+ ValueError)      a model package or configuration that cannot be used
+    ├── LabelError (+ ValueError)      a labels table or an annotation that cannot be used
+    ├── ResultError (+ ValueError)     a result folder that cannot be read or written
+    ├── PluginError (+ RuntimeError)   a plugin that does not load or breaks its contract
+    └── StreamingError (+ ValueError)  a network or a tile that cannot be streamed exactly
+
+Each message says what was read, what was expected and what to do. Each also inherits the builtin
+that a caller who does not know slidelens would catch.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LabelError",
+    "MissingMppError",
+    "ModelError",
+    "PluginError",
+    "ResultError",
+    "SlideError",
+    "SlideLensError",
+    "SlideNotFoundError",
+    "StreamingError",
+    "UnsupportedSlideError",
+]
+
+
+class SlideLensError(Exception):
+    """Root of all errors that slidelens raises on purpose."""
+
+
+class SlideError(SlideLensError, OSError):
+    """A slide file that cannot be opened or read."""
+
+
+class SlideNotFoundError(SlideError, FileNotFoundError):
+    """The path of a slide does not exist."""
+
+
+class UnsupportedSlideError(SlideError):
+    """No backend reads this file."""
+
+
+class MissingMppError(SlideError, ValueError):
+    """The slide states no resolution (µm/px) and none was given."""
+
+
+class ModelError(SlideLensError, ValueError):
+    """A model package, family or configuration that cannot be used."""
+
+
+class LabelError(SlideLensError, ValueError):
+    """A labels table or an annotation file that cannot be used."""
+
+
+class ResultError(SlideLensError, ValueError):
+    """A result folder that cannot be read or written."""
+
+
+class PluginError(SlideLensError, RuntimeError):
+    """A plugin that does not load or breaks its contract."""
+
+
+class StreamingError(SlideLensError, ValueError):
+    """A network, or a tile size, that cannot be streamed exactly."""

@@ -1,0 +1,15 @@
+"""The model families: one file per method. They do not know each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slidelens.registry import Registry
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: Registry[Any] = Registry(
+    "slidelens.families",
+    "slidelens.families.base:Family",
+    {"mil": "slidelens.families.mil:FAMILY"},
+)

@@ -1,0 +1,178 @@
+"""What a model family is: one file that says how to configure, build, train and run it.
+
+A family never opens a slide, writes a file or drives a loop. It *pulls* from a :class:`View` and
+*yields* events; the engine reads, assembles, saves, reports progress and cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from slidelens.geometry import Box, Mpp, Size
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from slidelens.tiling.grid import Grid, GridSpec
+
+__all__ = [
+    "Batch",
+    "Event",
+    "Family",
+    "FamilyConfig",
+    "MapKind",
+    "MapSpec",
+    "Model",
+    "Patch",
+    "SlideScore",
+    "View",
+]
+
+MapKind = Literal["probability", "attention", "saliency", "labels"]
+
+
+class FamilyConfig(BaseModel):
+    """Base of every family's frozen configuration.
+
+    Its fields become command-line options, the desktop form and ``model.json``, so each has a
+    default, bounds and a ``description``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """One map that a family draws.
+
+    ``channels`` names the planes (class names for probabilities); ``mpp`` is the side of a map cell
+    in µm. ``instances`` marks the map whose values per patch go to ``tiles.csv`` as ``prob_*``.
+    """
+
+    name: str
+    kind: MapKind
+    channels: tuple[str, ...]
+    mpp: float
+    instances: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Values for boxes of one map.
+
+    Attributes
+    ----------
+    map
+        Name of the :class:`MapSpec`.
+    boxes
+        ``(N, 4)`` float64: x, y, w, h in level-0 px.
+    values
+        ``(N, C)`` one value per box and channel, or ``(N, C, h, w)`` a raster that fills each box.
+    """
+
+    map: str
+    boxes: NDArray[np.float64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SlideScore:
+    """The last event of a run: one probability per class, in label order."""
+
+    probabilities: tuple[float, ...]
+
+
+Event = Patch | SlideScore
+"""What ``infer`` yields. (MagNet adds its trajectory event when it lands.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tiles of one slide, on the model's device.
+
+    ``boxes`` is ``(N, 4)`` float64 level-0 px; ``images`` is ``(N, 3, H, W)`` uint8 RGB.
+    """
+
+    boxes: NDArray[np.float64]
+    images: torch.Tensor
+
+
+class View(Protocol):
+    """What a model may see of a slide. The engine makes it; reading ahead is its business."""
+
+    size: Size
+    mpp: Mpp
+    region: Box
+
+    def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
+        """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""
+
+    def grid(self, spec: GridSpec) -> Grid:
+        """Lay a grid over the region's tissue; the run records it."""
+
+    def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
+        """Read all tiles of a grid, ahead of the model, in order."""
+
+    def total(self, steps: int) -> None:
+        """Say how many tiles (or other steps) the run has in all, for progress."""
+
+    def step(self, n: int = 1) -> None:
+        """Say that ``n`` more of them are done."""
+
+
+@dataclass(slots=True)
+class Model(Generic[ConfigT]):
+    """A family's network with what is needed to run it."""
+
+    name: str
+    family: str
+    config: ConfigT
+    classes: tuple[str, ...]
+    module: nn.Module
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    device: torch.device | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+    """Everything else that ``model.json`` holds: training data, metrics, licence, intended use."""
+
+
+@dataclass(frozen=True)
+class Family(Generic[ConfigT]):
+    """One method, complete.
+
+    Attributes
+    ----------
+    name, title, about
+        Key, human name, one sentence for lists and cards.
+    config
+        The frozen configuration class.
+    build
+        ``build(config, n_classes) -> nn.Module``; weights are loaded by the caller.
+    infer
+        ``infer(model, view)`` yields :class:`Patch` events and, last, one :class:`SlideScore`.
+        The caller has set eval mode, inference mode and autocast.
+    maps
+        ``maps(config, classes)``: every map that ``infer`` may draw.
+    trainer
+        ``"module:Class"`` of the training steps (see ``slidelens.engine.train``), or ``None`` for a
+        family that only runs; named, not imported, so that running a model needs no trainer.
+    """
+
+    name: str
+    title: str
+    about: str
+    config: type[ConfigT]
+    build: Callable[[ConfigT, int], nn.Module]
+    infer: Callable[[Model[ConfigT], View], Iterator[Event]]
+    maps: Callable[[ConfigT, Sequence[str]], Sequence[MapSpec]]
+    trainer: str | None = None

@@ -1,0 +1,1 @@
+"""What models drew: maps, results, regions. No torch."""

@@ -1,0 +1,1 @@
+"""Networks and training mathematics: torch only, no slides, no files."""

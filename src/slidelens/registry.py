@@ -1,0 +1,99 @@
+"""Named things that slidelens brings and that plugins add: loaded when asked for, never before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from slidelens.errors import PluginError
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Built-ins and lazy entry points of one kind, by name.
+
+    Parameters
+    ----------
+    group
+        Entry-point group that plugins use, for example ``"slidelens.families"``.
+    kind
+        The type that every entry must be an instance (or, for classes, a subclass) of, as
+        ``"module:attribute"``; read when the first entry is loaded.
+    builtins
+        Name to ``"module:attribute"``. A plugin cannot replace a built-in.
+    """
+
+    def __init__(self, group: str, kind: str, builtins: Mapping[str, str]) -> None:
+        self.group = group
+        self._kind = kind
+        self._builtins = dict(builtins)
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found = entry_points(group=self.group)
+        return {e.name: e for e in found if e.name not in self._builtins}
+
+    def names(self) -> list[str]:
+        """Return all names, built-ins first; nothing is loaded."""
+        return [*self._builtins, *sorted(self._plugins)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builtins or name in self._plugins
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def get(self, name: str) -> T:
+        """Load one entry.
+
+        Raises
+        ------
+        KeyError
+            No entry of that name.
+        PluginError
+            A plugin that raises while it loads, or gives something of the wrong type.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def broken(self) -> dict[str, str]:
+        """Load every plugin and return name to reason for those that do not load."""
+        reasons = {}
+        for name in self._plugins:
+            try:
+                self.get(name)
+            except PluginError as error:
+                reasons[name] = str(error)
+        return reasons
+
+    def _load(self, name: str) -> T:
+        if name in self._builtins:
+            return _resolve(self._builtins[name])  # type: ignore[no-any-return]
+        if name not in self._plugins:
+            raise KeyError(name)
+        entry = self._plugins[name]
+        where = f"plugin {name!r} ({entry.value}, group {self.group})"
+        try:
+            thing = entry.load()
+        except Exception as error:  # reason: a plugin may raise anything; it must not take us down
+            raise PluginError(
+                f"{where} does not load: {type(error).__name__}: {error}. "
+                "Update or uninstall the package that brings it."
+            ) from error
+        kind = _resolve(self._kind)
+        if not (isinstance(thing, kind) or (isinstance(thing, type) and issubclass(thing, kind))):
+            raise PluginError(f"{where} is a {type(thing).__name__}, expected {kind.__name__}.")
+        return thing  # type: ignore[no-any-return]
+
+
+def _resolve(target: str):  # type: ignore[no-untyped-def]  # reason: any object of any module
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Slides: one world over every file format, lazily."""

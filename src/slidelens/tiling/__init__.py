@@ -1,0 +1,1 @@
+"""Which boxes of a slide: tissue, grids, annotations."""
