@@ -1,0 +1,69 @@
+# Every job that people and CI run. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+.PHONY: help setup fmt check test test-slow demo bench docs pictures models dist constraints clean
+
+help:  ## list the jobs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## system packages (as root) and .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt .ci/system-packages
+	@bash .ci/system-packages
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "slidelens needs Python 3.11 to 3.13: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt \
+		--editable '.[all]' --group dev
+	@touch $@
+
+fmt: $(READY)  ## format the code and sort what can be sorted
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+check: $(READY)  ## lint, types, layers, manifest, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/npe2 validate slidelens
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+test: $(READY)  ## all quick tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m "slow"
+
+demo: $(READY)  ## a cohort, a model, heatmaps: the main job on embedded data
+	$(BIN)/slidelens demo --out demo
+
+bench: $(READY)  ## run all benchmarks and write docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py
+
+docs: $(READY)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --site-dir site
+
+pictures: $(READY)  ## make the pictures of README and docs anew
+	$(BIN)/python docs/make_pictures.py
+
+models: $(READY)  ## train the bundled model packages anew
+	$(BIN)/python models/make.py
+
+dist: $(READY)  ## sdist and wheel
+	$(BIN)/python -m build --installer uv --outdir dist .
+
+constraints: $(READY)  ## resolve constraints.txt anew (names no package host)
+	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --all-extras --group dev \
+		--no-header --no-annotate --quiet --upgrade --output-file constraints.txt
+
+clean:  ## remove what the jobs made, and .venv
+	rm -rf $(VENV) dist build site demo tests/_pictures .pytest_cache .mypy_cache .ruff_cache .hypothesis
