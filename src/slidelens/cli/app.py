@@ -1,0 +1,57 @@
+"""The ``slidelens`` program: its commands, its version, and how errors leave it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import slidelens
+from slidelens.cli import demo, doctor, export, info, models, predict, train, view
+from slidelens.errors import SlideLensError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="slidelens",
+    help="Whole-slide images, what models see on them, and a review of every error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (info, doctor, demo, models, predict, train, export, view):
+    module.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"slidelens {slidelens.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[  # noqa: ARG001  # reason: read by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the program; a user's mistake is one sentence on stderr, never a traceback."""
+    try:
+        app()
+    except SlideLensError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

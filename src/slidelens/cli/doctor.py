@@ -1,0 +1,35 @@
+"""``slidelens doctor``: what works on this machine, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from slidelens.cli.options import JsonOption
+
+__all__ = ["register"]
+
+_SIGNS = {"ok": "ok     ", "optional": "missing", "broken": "BROKEN "}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("doctor", epilog="Example: slidelens doctor")(doctor)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check OpenSlide, PyTorch, GPU, Qt, OpenGL, models and plugins; exit 1 if the core is broken."""
+    from slidelens.engine.checks import Check, run_checks
+
+    checks: list[Check] = []
+    for check in run_checks():
+        checks.append(check)
+        if not as_json:
+            typer.echo(f"{_SIGNS[check.state]}  {check.name:<14}{check.detail}")
+            if check.fix and check.state != "ok":
+                typer.echo(f"{'':9}{'':14}-> {check.fix}")
+    if as_json:
+        typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,59 @@
+"""``slidelens info``: what a slide file says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slidelens.cli.options import JsonOption, MppOption, parse_mpp
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("info", epilog="Example: slidelens info slide.svs --json")(info)
+
+
+def info(
+    slide: Annotated[Path, typer.Argument(help="Slide file or folder.")],
+    mpp: MppOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show size, levels, resolution and backend of a slide; decode one tile as a check."""
+    from slidelens.slide.describe import describe
+    from slidelens.slide.open import open_slide
+
+    with open_slide(slide, mpp=parse_mpp(mpp)) as opened:
+        facts = describe(opened)
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _text(facts))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    mpp = facts["mpp"]
+    if mpp is None:
+        resolution = "not stated (give --mpp X to commands that need it)"
+    else:
+        pair = mpp if isinstance(mpp, list) else [mpp, mpp]
+        resolution = f"{pair[0]:g} µm/px" if pair[0] == pair[1] else f"{pair[0]:g} x {pair[1]:g} µm/px"
+        resolution += f" (from {facts['mpp_source']})"
+        size = [facts["width"] * pair[0] / 1000, facts["height"] * pair[1] / 1000]
+        resolution += f", {size[0]:.1f} x {size[1]:.1f} mm"
+    power = facts["objective_power"]
+    rows = [
+        ("path", facts["path"]),
+        ("backend", facts["backend"]),
+        ("size", f"{facts['width']} x {facts['height']} px"),
+        ("resolution", resolution),
+        ("objective", f"{power:g}x" if power else "not stated"),
+        *(
+            (f"level {i}", f"{v['width']} x {v['height']} px, downsample {v['downsample']:g}")
+            for i, v in enumerate(facts["levels"])
+        ),
+        ("associated", ", ".join(facts["associated_images"]) or "none"),
+        ("properties", f"{len(facts['properties'])} (all with --json)"),
+    ]
+    return "\n".join(f"{name:<12}{value}" for name, value in rows)

@@ -1,0 +1,44 @@
+"""``slidelens models``: the model packages and families at hand."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from slidelens.cli.options import JsonOption
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("models", epilog="Example: slidelens models --json")(models)
+
+
+def models(as_json: JsonOption = False) -> None:
+    """List model packages and the families they belong to."""
+    from slidelens.engine.package import find_models
+    from slidelens.families import FAMILIES
+
+    found = find_models()
+    if as_json:
+        rows = [
+            {
+                "name": model.name,
+                "family": model.family,
+                "path": str(model.path),
+                "classes": list(model.classes),
+                "mpp": model.mpp,
+                "sha256": model.sha256,
+            }
+            for model in found
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for model in found:
+        typer.echo(f"{model.name:<18}{model.family:<12}{model.mpp:g} µm/px  {', '.join(model.classes)}")
+        typer.echo(f"{'':18}{model.path}")
+    if not found:
+        typer.echo("no model packages found; train one with `slidelens train`, or run `make models`")
+    typer.echo(f"families: {', '.join(FAMILIES.names())}")

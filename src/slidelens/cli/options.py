@@ -1,0 +1,78 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slidelens.geometry import Box
+
+__all__ = [
+    "DeviceOption",
+    "JsonOption",
+    "MppOption",
+    "parse_mpp",
+    "parse_region",
+]
+
+MppOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mpp",
+        metavar="X",
+        help="Resolution of the slide where the file states none: µm/px, 'from-objective', or a "
+        "CSV file with columns slide,mpp.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="D")
+]
+
+
+def parse_mpp(text: str | None) -> float | tuple[float, float] | Path | Literal["from-objective"] | None:
+    """Read ``--mpp``: a number, ``X,Y`` for oblong pixels, ``from-objective`` or a CSV file.
+
+    Raises
+    ------
+    typer.BadParameter
+        Anything else.
+    """
+    if text is None:
+        return None
+    if text == "from-objective":
+        return "from-objective"
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        if Path(text).is_file():
+            return Path(text)
+        raise typer.BadParameter(
+            f"--mpp {text!r} is neither a number of µm/px, 'from-objective', nor a CSV file"
+        ) from None
+    if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
+        raise typer.BadParameter(f"--mpp {text!r}: expected one or two numbers above 0 µm/px")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def parse_region(text: str | None) -> Box | None:
+    """Read ``--region x,y,w,h`` in level-0 pixels.
+
+    Raises
+    ------
+    typer.BadParameter
+        Not four numbers, or an empty region.
+    """
+    if text is None:
+        return None
+    try:
+        x, y, w, h = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"--region {text!r}: expected x,y,w,h in level-0 pixels, such as 1000,2000,4096,4096"
+        ) from None
+    if w <= 0 or h <= 0:
+        raise typer.BadParameter(f"--region {text!r}: width and height must be above 0")
+    return Box(x, y, w, h)

@@ -1,0 +1,35 @@
+"""``slidelens view``: slides and results in napari."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slidelens.cli.options import MppOption, parse_mpp
+from slidelens.errors import SlideLensError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("view", epilog="Example: slidelens view slide.svs --results results")(view)
+
+
+def view(
+    slides: Annotated[list[Path] | None, typer.Argument(help="Slide files.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Results folder: every model's layers of these slides.")
+    ] = None,
+    mpp: MppOption = None,
+) -> None:
+    """Open slides and their results in napari."""
+    try:
+        from slidelens.desktop.launch import view as launch
+    except ImportError as error:
+        raise SlideLensError(
+            f"the viewer needs napari and Qt ({error}). Run: pip install 'slidelens[desktop]'"
+        ) from error
+    launch(slides or [], results=results, mpp=parse_mpp(mpp))
