@@ -1,0 +1,225 @@
+"""What a model sees of a slide: grids over its tissue, and tiles read ahead of the model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError
+from slidelens.families.base import Batch
+from slidelens.geometry import Box, Mpp, Size
+from slidelens.settings import get_settings
+from slidelens.slide.base import Slide
+from slidelens.tiling.grid import Grid, GridSpec, make_grid
+from slidelens.tiling.tissue import TissueMask, TissueSettings, tissue_mask
+
+__all__ = ["SlideView"]
+
+_AHEAD_BYTES = 128 << 20
+"""Tiles read ahead of the model take at most this (or one batch, if that is larger)."""
+
+
+class SlideView:
+    """The :class:`~slidelens.families.base.View` of a slide; close it to stop its readers.
+
+    Parameters
+    ----------
+    slide
+        Open; stays open when the view is closed.
+    tissue
+        How to find tissue, or a mask that was found before.
+    region
+        Part of the slide to run on, in level-0 px; ``None`` is all of it.
+    device
+        Where batches are put.
+    batch_size
+        Overrides what the model asks for.
+    threads
+        Reader threads; ``None`` takes ``SLIDELENS_THREADS`` or one per core, 2 to 8.
+
+    Raises
+    ------
+    MissingMppError
+        The slide has no resolution.
+    SlideError
+        A region outside the slide.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        *,
+        tissue: TissueSettings | TissueMask | None = None,
+        region: Box | None = None,
+        device: torch.device | None = None,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.slide = slide
+        self.size: Size = slide.size
+        self.mpp: Mpp = slide.require_mpp()
+        whole = Box.of_size(slide.size)
+        self.region: Box = whole if region is None else region.intersect(whole)
+        if self.region.area == 0:
+            raise SlideError(
+                f"{slide.path}: region {tuple(region or ())} lies outside the slide, which is "
+                f"{slide.size.width} x {slide.size.height} px."
+            )
+        self.device = device or torch.device("cpu")
+        self.batch_size = batch_size
+        self.grids: list[Grid] = []
+        self.steps = 0
+        self.done = 0
+        self.waited = 0.0
+        """Seconds that the model waited for tiles."""
+        self.tissue_seconds = 0.0
+        self._masks: dict[TissueSettings, TissueMask] = {}
+        if isinstance(tissue, TissueMask):
+            self._masks[tissue.settings] = tissue
+            tissue = tissue.settings
+        self._settings = tissue or TissueSettings()
+        self._threads = threads or get_settings().reader_threads
+        self._readers = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelens-read")
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop what is still to be read and wait for the readers to stop."""
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def tissue(self) -> TissueMask:
+        """The slide's tissue, found at the first use and kept (of the whole slide, not the region)."""
+        if self._settings not in self._masks:
+            start = perf_counter()
+            self._masks[self._settings] = tissue_mask(self.slide, self._settings)
+            self.tissue_seconds += perf_counter() - start
+        return self._masks[self._settings]
+
+    def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
+        """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""
+        return self.slide.read(box, mpp)
+
+    def grid(self, spec: GridSpec) -> Grid:
+        """Lay a grid over the region's tissue; the run records it in :attr:`grids`."""
+        grid = make_grid(self.size, self.mpp, spec, tissue=self.tissue, region=self.region)
+        self.grids.append(grid)
+        return grid
+
+    def total(self, steps: int) -> None:
+        """Say how many tiles (or other steps) the run has in all, for progress."""
+        self.steps = steps
+
+    def step(self, n: int = 1) -> None:
+        """Say that ``n`` more of them are done."""
+        self.done += n
+
+    def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
+        """Read all tiles of a grid, ahead of the model, in the grid's order.
+
+        Only so much is read ahead that memory stays flat on any slide. Closing the iterator cancels
+        what is still to be read.
+
+        Yields
+        ------
+        Batch
+            ``images`` is ``(N, 3, tile, tile)`` uint8, channels-last in memory, on the device.
+
+        Raises
+        ------
+        SlideError
+            A tile that cannot be read, naming slide and place.
+        """
+        size = self.batch_size or batch_size
+        ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
+        pending: deque[_Reading] = deque()
+        try:
+            for start in range(0, len(grid), size):
+                pending.append(self._begin(grid, grid.boxes[start : start + size]))
+                if len(pending) > ahead:
+                    yield self._finish(pending)
+            while pending:
+                yield self._finish(pending)
+        finally:
+            for reading in pending:
+                reading.cancel()
+
+    def _begin(self, grid: Grid, boxes: NDArray[np.float64]) -> _Reading:
+        shape = (len(boxes), grid.spec.tile, grid.spec.tile, 3)
+        # Pinned memory comes from torch's cache, which reuses a block only after its copy is done.
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
+        rows = images.numpy()
+        tiles = [
+            self._readers.submit(self._read_tile, Box(*box), grid.spec.mpp, row)
+            for box, row in zip(boxes.tolist(), rows, strict=True)
+        ]
+        return _Reading(boxes, images, tiles)
+
+    def _read_tile(self, box: Box, mpp: float, row: NDArray[np.uint8]) -> None:
+        try:
+            row[...] = self.slide.read(box, mpp)
+        except Exception as error:  # reason: any backend's error must name slide and place
+            raise SlideError(
+                f"{self.slide.path}: cannot read the tile at x={box.x:.0f}, y={box.y:.0f} "
+                f"({box.w:.0f} x {box.h:.0f} px, level 0): {error}"
+            ) from error
+
+    def _finish(self, pending: deque[_Reading]) -> Batch:
+        """Wait for the oldest batch; start the next one's copy, so that it runs beside the model."""
+        start = perf_counter()
+        first = pending[0]
+        for tile in first.tiles:
+            tile.result()
+        self.waited += perf_counter() - start
+        pending.popleft()
+        images = first.on_device(self.device, self._copies)
+        if self._copies is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._copies)
+            images.record_stream(current)
+            if pending and all(tile.done() for tile in pending[0].tiles):
+                pending[0].on_device(self.device, self._copies)
+        return Batch(first.boxes, images.permute(0, 3, 1, 2))
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A batch under way: its memory on the host and one future per tile."""
+
+    boxes: NDArray[np.float64]
+    images: torch.Tensor
+    tiles: list[Future[None]]
+
+    def on_device(self, device: torch.device, stream: torch.cuda.Stream | None) -> torch.Tensor:
+        """Copy to the device once, without waiting for the copy."""
+        if self.images.device != device:
+            with torch.cuda.stream(stream):  # does nothing for None
+                self.images = self.images.to(device, non_blocking=stream is not None)
+        return self.images
+
+    def cancel(self) -> None:
+        for tile in self.tiles:
+            tile.cancel()
+
+
+def _batch_bytes(grid: Grid, size: int) -> int:
+    return size * grid.spec.tile**2 * 3

@@ -1,0 +1,422 @@
+"""Model packages: a folder with ``model.json`` and ``weights.safetensors``. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import slidelens
+from slidelens.errors import ModelError, PluginError
+from slidelens.families import FAMILIES
+from slidelens.files import staged_folder
+from slidelens.settings import get_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import Family, FamilyConfig, Model
+
+__all__ = [
+    "Manifest",
+    "ModelInfo",
+    "family_of",
+    "find_models",
+    "load_model",
+    "read_manifest",
+    "save_model",
+    "verify",
+]
+
+_MANIFEST, _WEIGHTS, _GOLDEN = "model.json", "weights.safetensors", "golden.safetensors"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a folder of results
+_RGB = tuple[float, float, float]
+
+
+class Normalisation(BaseModel):
+    """Mean and standard deviation of RGB in 0..1, subtracted and divided before the network."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    mean: _RGB = (0.485, 0.456, 0.406)
+    std: _RGB = (0.229, 0.224, 0.225)
+
+
+class Manifest(BaseModel):
+    """``model.json``. Keys that this version does not know are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_version: int = 1
+    name: str = Field(pattern=_NAME)
+    family: str
+    config: dict[str, Any]
+    classes: tuple[str, ...] = Field(min_length=1)
+    mpp: float = Field(gt=0, description="resolution that the network sees, µm/px")
+    tile_size: int | None = Field(None, gt=0, description="side of its tiles, px at mpp")
+    normalisation: Normalisation = Normalisation()
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    threshold: float | None = Field(None, ge=0, le=1, description="operating point")
+    training_data: Any = None
+    metrics: dict[str, Any] = {}
+    licence: str | None = None
+    intended_use: str | None = None
+    created_with: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model package in a list; ``error`` says why it cannot be used, else it is ``None``."""
+
+    name: str
+    path: Path
+    family: str = ""
+    classes: tuple[str, ...] = ()
+    mpp: float | None = None
+    sha256: str = ""
+    error: str | None = None
+
+
+def find_models() -> list[ModelInfo]:
+    """List the model packages that a name can mean; reads no weights and imports no torch."""
+    found: dict[str, ModelInfo] = {}
+    for folder in _packages():
+        info = _inspect(folder)
+        found.setdefault(info.name, info)  # the first place wins, as in load_model
+    return [found[name] for name in sorted(found)]
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and check ``model.json`` of a package.
+
+    Raises
+    ------
+    ModelError
+        A missing or malformed file, naming the field.
+    """
+    path = Path(folder) / _MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} is not a model package: it has no {_MANIFEST}. "
+            f"A package is a folder with {_MANIFEST} and {_WEIGHTS}."
+        ) from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValidationError as error:
+        raise ModelError(f"{path} is not a valid manifest: {_first(error)}.") from error
+
+
+def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") -> Model[Any]:
+    """Load a model package onto a device, ready to run (eval mode).
+
+    Parameters
+    ----------
+    name_or_folder
+        A folder, or a name that ``find_models`` lists. Names are looked up in ``SLIDELENS_MODELS``,
+        then in ``models/`` of a source checkout, then in the models that came with the wheel.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises
+    ------
+    ModelError
+        No such model; weights that are missing, altered or do not fit; an unknown family or
+        configuration field.
+    """
+    import torch
+
+    from slidelens.engine.device import pick_device
+    from slidelens.families.base import Model
+
+    folder = _locate(name_or_folder)
+    manifest = read_manifest(folder)
+    config = _config(manifest, folder)
+    module = family_of(manifest.family).build(config, len(manifest.classes))
+    _fill(module, _read_weights(folder, manifest), folder)
+    target = pick_device(device)
+    # Slides are read as (H, W, 3), which is channels-last: convolutions then take it as it is.
+    module = module.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    known = {"schema_version", "name", "family", "config", "classes", "normalisation"}
+    return Model(
+        name=manifest.name,
+        family=manifest.family,
+        config=config,
+        classes=manifest.classes,
+        module=module,
+        mean=manifest.normalisation.mean,
+        std=manifest.normalisation.std,
+        device=target,
+        card=manifest.model_dump(exclude=known),
+    )
+
+
+def save_model(
+    model: Model[Any],
+    folder: str | Path,
+    *,
+    golden: NDArray[np.uint8] | None = None,
+    half: bool = False,
+) -> Path:
+    """Write a model package; it appears whole or not at all, in place of one that was there.
+
+    Parameters
+    ----------
+    model
+        ``model.card`` becomes the rest of ``model.json``: ``training_data``, ``metrics``,
+        ``licence``, ``intended_use``, ``threshold`` and any other key.
+    golden
+        ``(H, W, 3)`` uint8 picture at the model's resolution. It is run, and kept with its output
+        so that :func:`verify` can replay it.
+    half
+        Store floating-point weights in fp16: half the size, loaded back as fp32. The golden output
+        is computed from the stored weights.
+
+    Raises
+    ------
+    ModelError
+        A name, class or card that a manifest cannot hold.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
+    if half:
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    weights = save(tensors)
+    manifest = _manifest_of(model, sha256(weights).hexdigest())
+    with staged_folder(folder) as staging:
+        (staging / _WEIGHTS).write_bytes(weights)
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (staging / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        if golden is not None:
+            import torch
+            from safetensors.torch import save_file
+
+            kept = {"input": torch.from_numpy(golden.copy()), **_replay(staging, golden)}
+            save_file(kept, staging / _GOLDEN)
+    return folder
+
+
+def verify(name_or_folder: str | Path) -> float:
+    """Replay a package's golden input on the CPU in fp32; return the largest deviation.
+
+    Raises
+    ------
+    ModelError
+        A package that does not load, has no golden tensors, or gives another output than the one
+        it was saved with (more than 1e-3 apart).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = _locate(name_or_folder)
+    path = folder / _GOLDEN
+    try:
+        kept = load_file(path)
+        image = kept.pop("input").numpy()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ModelError(f"cannot read golden tensors {path}: {error}.") from error
+    now = _replay(folder, image)
+    if {k: v.shape for k, v in now.items()} != {k: v.shape for k, v in kept.items()}:
+        raise ModelError(f"{path} holds {sorted(kept)}, the model now gives {sorted(now)}.")
+    worst = max(float((now[k] - kept[k]).abs().nan_to_num(0.0).max()) for k in kept)
+    nans = any(bool((now[k].isnan() != kept[k].isnan()).any()) for k in kept)
+    if nans or worst > 1e-3:
+        raise ModelError(
+            f"{folder.name} does not give its golden output: it differs by {worst:.2g} "
+            "(at most 1e-3 is expected). Weights, family code or torch have changed."
+        )
+    return worst
+
+
+def family_of(name: str) -> Family[Any]:
+    """Return a family by name.
+
+    Raises
+    ------
+    ModelError
+        No such family, or a plugin that does not load.
+    """
+    try:
+        return FAMILIES.get(name)  # type: ignore[no-any-return]
+    except KeyError:
+        raise ModelError(_no_family(name)) from None
+    except PluginError as error:
+        raise ModelError(str(error)) from error
+
+
+def _replay(folder: Path, image: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+    """Run a package on one picture; return ``probabilities`` and the values of each map."""
+    import numpy as np
+    import torch
+
+    from slidelens.engine.device import evaluating
+    from slidelens.engine.loader import SlideView
+    from slidelens.families.base import Patch
+    from slidelens.slide.array import from_array
+    from slidelens.tiling.tissue import TissueSettings
+
+    model = load_model(folder, "cpu")
+    with from_array(image, mpp=float(model.card["mpp"])) as slide:
+        view = SlideView(slide, tissue=TissueSettings(method="whole"), device=torch.device("cpu"))
+        with evaluating(torch.device("cpu"), bf16=False):
+            events = list(family_of(model.family).infer(model, view))
+    values: dict[str, list[NDArray[np.float32]]] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    for event in events:
+        if isinstance(event, Patch):
+            values.setdefault(event.map, []).append(np.asarray(event.values, np.float32))
+        else:
+            outputs["probabilities"] = torch.tensor(event.probabilities, dtype=torch.float32)
+    for name, parts in values.items():
+        outputs[f"map.{name}"] = torch.from_numpy(np.concatenate(parts))
+    return outputs
+
+
+def _manifest_of(model: Model[Any], digest: str) -> Manifest:
+    import torch
+
+    config = model.config.model_dump(mode="json")
+    card = {k: v for k, v in model.card.items() if k not in ("weights_sha256", "created_with")}
+    fields = {
+        "mpp": config.get("mpp"),
+        "tile_size": config.get("tile"),
+        **{k: v for k, v in card.items() if v is not None},
+        "name": model.name,
+        "family": model.family,
+        "config": config,
+        "classes": model.classes,
+        "normalisation": {"mean": model.mean, "std": model.std},
+        "weights_sha256": digest,
+        "created_with": {"slidelens": slidelens.__version__, "torch": torch.__version__},
+    }
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise ModelError(f"cannot package model {model.name!r}: {_first(error)}.") from error
+
+
+def _config(manifest: Manifest, folder: Path) -> FamilyConfig:
+    family = family_of(manifest.family)
+    try:
+        return family.config.model_validate(manifest.config)
+    except ValidationError as error:
+        known = ", ".join(family.config.model_fields)
+        raise ModelError(
+            f"{folder / _MANIFEST}: config does not fit family {manifest.family!r}: "
+            f"{_first(error)}. Its fields are: {known}."
+        ) from error
+
+
+def _read_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = folder / _WEIGHTS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {path}: {error.strerror or error}. Copy the package again."
+        ) from error
+    digest = sha256(content).hexdigest()
+    if digest != manifest.weights_sha256:
+        raise ModelError(
+            f"{path} has sha256 {digest[:12]}…, {_MANIFEST} states {manifest.weights_sha256[:12]}…:"
+            " the weights were altered or cut short. Copy the package again."
+        )
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}.") from error
+
+
+def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    surplus = sorted(weights.keys() - expected.keys())
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & weights.keys())
+        if weights[key].shape != expected[key].shape
+    ]
+    wrong = [*(f"{k} is missing" for k in missing), *(f"{k} is unknown" for k in surplus), *shapes]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"{folder / _WEIGHTS} does not fit the network that {_MANIFEST} describes: "
+            f"{'; '.join(wrong[:3])}{more}. Family and config must be those of the training run."
+        )
+    module.load_state_dict(weights)
+
+
+def _locate(name_or_folder: str | Path) -> Path:
+    folder = Path(name_or_folder)
+    if (folder / _MANIFEST).is_file():
+        return folder
+    name = str(name_or_folder)
+    if isinstance(name_or_folder, Path) or "/" in name or "\\" in name:
+        read_manifest(folder)  # says what is wrong with this folder
+    infos = {info.name: info for info in reversed([_inspect(f) for f in _packages()])}
+    if name in infos:
+        return infos[name].path
+    known = ", ".join(sorted(infos)) or "none"
+    raise ModelError(
+        f"no model {name!r}; known models: {known}. Give a name from `slidelens models`, "
+        f"or a folder with {_MANIFEST} and {_WEIGHTS}."
+    )
+
+
+def _packages() -> Iterator[Path]:
+    """Yield the folders that look like packages, in order of precedence."""
+    home = Path(slidelens.__file__).resolve().parent
+    places = [get_settings().models]
+    if home.parent.name == "src":
+        places.append(home.parent.parent / "models")
+    places.append(home / "_models")
+    for place in places:
+        if place is not None and place.is_dir():
+            yield from sorted(f for f in place.iterdir() if (f / _MANIFEST).is_file())
+
+
+def _inspect(folder: Path) -> ModelInfo:
+    try:
+        manifest = read_manifest(folder)
+    except ModelError as error:
+        return ModelInfo(folder.name, folder, error=str(error))
+    reason = None
+    if manifest.family not in FAMILIES:
+        reason = _no_family(manifest.family)
+    elif not (folder / _WEIGHTS).is_file():
+        reason = f"{folder / _WEIGHTS} is missing. Copy the package again."
+    return ModelInfo(
+        manifest.name,
+        folder,
+        manifest.family,
+        manifest.classes,
+        manifest.mpp,
+        manifest.weights_sha256,
+        reason,
+    )
+
+
+def _no_family(name: str) -> str:
+    return (
+        f"unknown model family {name!r}; known families: {', '.join(FAMILIES.names())}. "
+        "Install the plugin that brings it."
+    )
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{where}: {first['msg']}"
