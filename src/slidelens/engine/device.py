@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from slidelens.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Precision", "evaluating", "pick_device", "uses_bf16"]
 

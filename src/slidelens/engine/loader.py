@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from slidelens.errors import SlideError
 from slidelens.families.base import Batch
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.settings import get_settings
-from slidelens.slide.base import Slide
 from slidelens.tiling.grid import Grid, GridSpec, make_grid
 from slidelens.tiling.tissue import TissueMask, TissueSettings, tissue_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from slidelens.slide.base import Slide
 
 __all__ = ["SlideView"]
 
@@ -108,7 +112,7 @@ class SlideView:
 
     @property
     def tissue(self) -> TissueMask:
-        """The slide's tissue, found at the first use and kept (of the whole slide, not the region)."""
+        """Tissue of the whole slide (not only the region), found at the first use and kept."""
         if self._settings not in self._masks:
             start = perf_counter()
             self._masks[self._settings] = tissue_mask(self.slide, self._settings)
@@ -184,7 +188,7 @@ class SlideView:
             ) from error
 
     def _finish(self, pending: deque[_Reading]) -> Batch:
-        """Wait for the oldest batch; start the next one's copy, so that it runs beside the model."""
+        """Wait for the oldest batch; start the next one's copy, to run beside the model."""
         start = perf_counter()
         first = pending[0]
         for tile in first.tiles:
