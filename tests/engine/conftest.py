@@ -1,0 +1,20 @@
+"""Makes the tiny family known to the registry, for the tests of the engine only."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_family import FAMILY, TinyConfig, make_model
+
+from slidelens.families import FAMILIES
+from slidelens.families.base import Model
+
+
+@pytest.fixture(autouse=True)
+def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES._builtins, "tiny", "tiny_family:FAMILY")
+    monkeypatch.setitem(FAMILIES._loaded, "tiny", FAMILY)
+
+
+@pytest.fixture
+def tiny() -> Model[TinyConfig]:
+    return make_model()

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_family import make_model
+
+from slidelens.engine import package
+from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
+from slidelens.errors import ModelError
+from slidelens.settings import get_settings
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("SLIDELENS_MODELS", str(folder))
+    get_settings.cache_clear()
+    yield folder
+    get_settings.cache_clear()
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_round_trip_keeps_network_card_and_unknown_keys(tiny, shelf):
+    tiny.mean, tiny.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    tiny.card = {"licence": "CC0-1.0", "threshold": 0.3, "metrics": {"auc": 0.9}, "paper": ["x", 1]}
+    save_model(tiny, shelf / "tiny-model")
+    back = load_model("tiny-model", "cpu")
+    assert back.config == tiny.config
+    assert (back.name, back.family, back.classes) == ("tiny-model", "tiny", ("normal", "tumour"))
+    assert (back.mean, back.std) == (tiny.mean, tiny.std)
+    assert back.device == torch.device("cpu")
+    assert not back.module.training
+    assert torch.equal(back.module.head.weight, tiny.module.head.weight)
+    assert back.card["licence"] == "CC0-1.0"
+    assert back.card["threshold"] == 0.3
+    assert back.card["metrics"] == {"auc": 0.9}
+    assert back.card["paper"] == ["x", 1]
+    assert back.card["created_with"]["torch"] == torch.__version__
+    again = save_model(back, shelf / "again")
+    first, second = (read_manifest(f).model_dump() for f in (shelf / "tiny-model", again))
+    assert first == second
+
+
+def test_manifest_states_what_the_contract_names(tiny, tmp_path):
+    save_model(tiny, tmp_path / "m")
+    written = json.loads((tmp_path / "m" / "model.json").read_text())
+    expected = {"name", "family", "config", "classes", "mpp", "tile_size", "normalisation"}
+    expected |= {"training_data", "metrics", "licence", "intended_use", "weights_sha256"}
+    assert expected | {"created_with"} <= written.keys()
+    assert (written["mpp"], written["tile_size"]) == (1.0, 16)
+
+
+def test_saving_replaces_whole_and_leaves_nothing_beside(tmp_path):
+    save_model(make_model(seed=0), tmp_path / "m")
+    (tmp_path / "m" / "old.txt").write_text("of the model before")
+    save_model(make_model(seed=1), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "model.json",
+        "weights.safetensors",
+    ]
+    assert torch.equal(
+        load_model(tmp_path / "m", "cpu").module.head.weight, make_model(seed=1).module.head.weight
+    )
+
+
+def test_failed_saving_keeps_the_old_package(tmp_path, tiny):
+    save_model(tiny, tmp_path / "m")
+    bad = make_model(name="no/good")
+    with pytest.raises(ModelError, match="name: String should match"):
+        save_model(bad, tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert load_model(tmp_path / "m", "cpu").name == "tiny-model"
+
+
+def test_half_precision_weights_load_as_single(tiny, tmp_path):
+    save_model(tiny, tmp_path / "m", half=True)
+    weight = load_model(tmp_path / "m", "cpu").module.head.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, tiny.module.head.weight.half().float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights_sha256": "0" * 64}, "altered or cut short"),
+        ({"family": "nonesuch"}, "unknown model family 'nonesuch'; known families: mil"),
+        ({"config": {"tile": 16, "tiel": 3}}, "tiel: Extra inputs .* Its fields are: tile, mpp"),
+        ({"config": {"tile": -1}}, "tile: Input should be greater"),
+        ({"classes": ["a", "b", "c"]}, r"head.bias is \(2,\), expected \(3,\)"),
+        ({"classes": []}, "model.json is not a valid manifest: classes"),
+        ({"mpp": "fine"}, "model.json is not a valid manifest: mpp"),
+    ],
+)
+def test_broken_manifest_says_what_is_wrong(tiny, tmp_path, changes, message):
+    save_model(tiny, tmp_path / "m")
+    edit(tmp_path / "m", **changes)
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "m", "cpu")
+
+
+def test_weights_missing_or_not_safetensors(tiny, tmp_path):
+    folder = save_model(tiny, tmp_path / "m")
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"not weights")
+    edit(folder, weights_sha256=package.sha256(b"not weights").hexdigest())
+    with pytest.raises(ModelError, match="is not a safetensors file"):
+        load_model(folder, "cpu")
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot read .*weights.safetensors: No such file"):
+        load_model(folder, "cpu")
+
+
+def test_unknown_name_lists_the_known(tiny, shelf):
+    save_model(tiny, shelf / "folder-name")
+    with pytest.raises(ModelError, match=r"no model 'nonesuch'; known models: .*tiny-model"):
+        load_model("nonesuch", "cpu")
+    assert load_model("tiny-model", "cpu").name == "tiny-model"
+
+
+@pytest.mark.parametrize("given", [Path("nowhere"), "some/where"])
+def test_folder_without_manifest(given):
+    with pytest.raises(ModelError, match="is not a model package"):
+        load_model(given, "cpu")
+
+
+def test_find_models_reports_the_broken_and_goes_on(tiny, shelf):
+    save_model(tiny, shelf / "a")
+    for name in ("cut", "gone", "strange"):
+        save_model(make_model(name=name), shelf / name)
+    (shelf / "cut" / "model.json").write_text("{")
+    (shelf / "gone" / "weights.safetensors").unlink()
+    edit(shelf / "strange", family="nonesuch")
+    found = {m.name: m for m in find_models()}
+    assert found["tiny-model"].error is None
+    assert found["tiny-model"].sha256 == read_manifest(shelf / "a").weights_sha256
+    assert found["tiny-model"].classes == ("normal", "tumour")
+    assert "not a valid manifest" in found["cut"].error
+    assert "weights.safetensors is missing" in found["gone"].error
+    assert "unknown model family" in found["strange"].error
+
+
+def test_listing_models_imports_no_torch(tiny, shelf):
+    save_model(tiny, shelf / "a")
+    code = (
+        "import sys; from slidelens.engine.package import find_models; "
+        "assert 'tiny-model' in [m.name for m in find_models()]; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"SLIDELENS_MODELS": str(shelf)})
+
+
+def test_first_place_wins(shelf, tmp_path, monkeypatch):
+    save_model(make_model(seed=0), shelf / "m")
+    checkout = tmp_path / "checkout" / "src" / "slidelens"
+    checkout.mkdir(parents=True)
+    save_model(make_model(seed=1), tmp_path / "checkout" / "models" / "m")
+    save_model(make_model(name="other"), tmp_path / "checkout" / "models" / "other")
+    save_model(make_model(name="wheel"), checkout / "_models" / "wheel")
+    monkeypatch.setattr(package.slidelens, "__file__", str(checkout / "__init__.py"))
+    assert [m.name for m in find_models()] == ["other", "tiny-model", "wheel"]
+    assert torch.equal(
+        load_model("tiny-model", "cpu").module.head.weight,
+        make_model(seed=0).module.head.weight,
+    )
+    assert load_model("wheel", "cpu").name == "wheel"
+
+
+def test_golden_tensors_replay_and_betray_a_change(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    save_model(make_model(seed=0), tmp_path / "a", golden=image)
+    assert verify(tmp_path / "a") < 1e-6
+    save_model(make_model(seed=1), tmp_path / "b", golden=image)
+    (tmp_path / "b" / "golden.safetensors").write_bytes(
+        (tmp_path / "a" / "golden.safetensors").read_bytes()
+    )
+    with pytest.raises(ModelError, match="does not give its golden output"):
+        verify(tmp_path / "b")
+
+
+def test_verify_needs_golden_tensors(tiny, tmp_path):
+    save_model(tiny, tmp_path / "m")
+    with pytest.raises(ModelError, match="cannot read golden tensors"):
+        verify(tmp_path / "m")
