@@ -1,0 +1,93 @@
+"""Command-line options made from the fields of a configuration class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+__all__ = ["given_fields", "parse_assignments", "with_field_options"]
+
+_SIMPLE = (bool, int, float, str)
+
+
+def with_field_options(
+    function: Callable[..., None], configs: Sequence[type[BaseModel]]
+) -> Callable[..., None]:
+    """Return ``function`` with one option per simple field of ``configs`` behind its own.
+
+    An option that is not given arrives as ``None``, so that presets and files keep their say; its
+    help names the default. The function receives them as keyword arguments.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = {p.name for p in own}
+    added = []
+    for config in configs:
+        for name, field in config.model_fields.items():
+            kind = _option_type(field)
+            if kind is None or name in names:
+                continue
+            names.add(name)
+            flag = name.replace("_", "-")
+            flags = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
+            option = typer.Option(flags, help=_help(field))
+            added.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[kind | None, option],
+                )
+            )
+
+    def command(**values: Any) -> None:
+        function(**values)
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    return command
+
+
+def given_fields(values: Mapping[str, Any], config: type[BaseModel]) -> dict[str, Any]:
+    """Pick the options that were given and belong to ``config``."""
+    return {k: v for k, v in values.items() if k in config.model_fields and v is not None}
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, str]:
+    """Read ``--set field=value`` options; the configuration class checks names and values.
+
+    Raises
+    ------
+    typer.BadParameter
+        A text without ``=``.
+    """
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.strip()):
+            raise typer.BadParameter(f"--set {text!r}: expected field=value")
+        pairs[name.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def _option_type(field: FieldInfo) -> Any:
+    """Return what typer shall parse, or None for a field that only ``--set`` and files can give."""
+    kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return field.annotation
+    if len(kinds) != 1:
+        return None
+    return kinds[0] if kinds[0] in _SIMPLE or get_origin(kinds[0]) is Literal else None
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.default is PydanticUndefined or field.default is None:
+        return text
+    return f"{text} [default: {field.default}]"
