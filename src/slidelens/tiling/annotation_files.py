@@ -205,7 +205,8 @@ def _asap(path: Path, root: Element) -> Iterator[Feature]:
         where = f"Annotation {number} ({item.get('Name', '')!r})"
         corners = item.findall("./Coordinates/Coordinate")
         order = [
-            _number(path, where, c, "Order") if "Order" in c else i for i, c in enumerate(corners)
+            float(i) if c.get("Order") is None else _number(path, where, c, "Order")
+            for i, c in enumerate(corners)
         ]
         points = [_vertex(path, where, c) for c in corners]
         vertices = [p for _, p in sorted(zip(order, points, strict=True), key=lambda pair: pair[0])]
