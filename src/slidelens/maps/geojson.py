@@ -1,0 +1,107 @@
+"""QuPath's GeoJSON: features in level-0 px that QuPath opens as objects with classes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import NAMESPACE_URL, uuid5
+
+from slidelens.errors import ResultError
+from slidelens.maps.palette import class_colors
+from slidelens.maps.regions import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import shapely
+
+__all__ = ["feature", "read_regions", "region_features", "write_features"]
+
+ObjectType = Literal["annotation", "detection", "tile"]
+_AREA = "Area mm^2"
+_MEAN = "Mean probability"
+
+
+def feature(
+    geometry: shapely.Geometry,
+    label: str,
+    color: tuple[int, int, int],
+    *,
+    kind: ObjectType = "annotation",
+    name: str | None = None,
+    measurements: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return one feature; its id follows from its content, so the same object keeps it."""
+    from shapely.geometry import mapping
+
+    shape = json.loads(json.dumps(mapping(geometry)))  # tuples to lists
+    identity = json.dumps([kind, label, shape], sort_keys=True)
+    return {
+        "type": "Feature",
+        "id": str(uuid5(NAMESPACE_URL, identity)),
+        "geometry": shape,
+        "properties": {
+            "objectType": kind,
+            "name": label if name is None else name,
+            "classification": {"name": label, "color": list(color)},
+            "isLocked": False,
+            "measurements": dict(measurements or {}),
+        },
+    }
+
+
+def region_features(regions: Iterable[Region], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return regions as annotations with area and mean probability, in their class's colour."""
+    colors = class_colors(classes)
+    return [
+        feature(
+            region.polygon,
+            region.label,
+            colors[region.label],
+            measurements={_AREA: region.area_mm2, _MEAN: region.probability},
+        )
+        for region in regions
+    ]
+
+
+def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> None:
+    """Write a FeatureCollection."""
+    collection = {"type": "FeatureCollection", "features": list(features)}
+    text = json.dumps(collection, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_regions(path: Path) -> list[Region]:
+    """Read the regions of a result.
+
+    Raises
+    ------
+    ResultError
+        No FeatureCollection of classified polygons; names file and feature.
+    """
+    from shapely.errors import ShapelyError
+    from shapely.geometry import shape
+
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResultError(f"{path}: no GeoJSON FeatureCollection ({error}).") from error
+    regions = []
+    for i, one in enumerate(features):
+        try:
+            properties = one["properties"]
+            measured = properties.get("measurements") or {}
+            regions.append(
+                Region(
+                    polygon=shape(one["geometry"]),
+                    label=str(properties["classification"]["name"]),
+                    area_mm2=float(measured.get(_AREA, "nan")),
+                    probability=float(measured.get(_MEAN, "nan")),
+                )
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ShapelyError) as error:
+            raise ResultError(
+                f"{path}: feature {i} is no classified polygon ({type(error).__name__}: {error})."
+            ) from error
+    return regions

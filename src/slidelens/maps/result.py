@@ -1,0 +1,225 @@
+"""A result: everything one model said about one slide, in memory and as a folder.
+
+::
+
+    <folder>/result.json          what, by which model, with which settings (see schema)
+             maps.ome.zarr/       every map and the tissue mask (see ngff)
+             tiles.csv            the table of tiles (see tiles)
+             regions.geojson      positive regions, for QuPath (see geojson)
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slidelens.errors import ResultError
+from slidelens.files import staged_folder
+from slidelens.maps.map import Map
+from slidelens.maps.schema import MapEntry, ModelInfo, ResultFile, SlideInfo, read_result_file
+from slidelens.maps.tiles import Tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from slidelens.maps.regions import Region
+
+__all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "Tiles", "find_results"]
+
+_FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_RESERVED = frozenset({"OME", "labels", "zarr.json"})
+
+
+class Result:
+    """What a model said about a slide.
+
+    Parameters
+    ----------
+    slide, model
+        Of what, and by what.
+    probabilities
+        Class to probability in 0..1, in label order; the last class of two is the positive one.
+    maps
+        The maps; the one named "tissue" (kind labels) is the tissue mask.
+    tiles, regions
+        The table of tiles (``None``: there is none) and the positive regions.
+    timings
+        Seconds by stage.
+    settings_sha256
+        Digest of all settings that the result depends on.
+    software
+        Name to version of what made it.
+
+    Attributes
+    ----------
+    path
+        The folder it was loaded from or last saved to.
+    """
+
+    def __init__(
+        self,
+        slide: SlideInfo,
+        model: ModelInfo,
+        probabilities: Mapping[str, float],
+        *,
+        maps: Sequence[Map] = (),
+        tiles: Tiles | None = None,
+        regions: Sequence[Region] | None = None,
+        timings: Mapping[str, float] | None = None,
+        settings_sha256: str | None = None,
+        software: Mapping[str, str] | None = None,
+    ) -> None:
+        self.slide = slide
+        self.model = model
+        self.probabilities = dict(probabilities)
+        self.maps = {one.name: one for one in maps}
+        self.timings = dict(timings or {})
+        self.settings_sha256 = settings_sha256
+        self.software = dict(software or {})
+        self.path: Path | None = None
+        self._tiles = tiles
+        self._regions = None if regions is None else tuple(regions)
+        bad = [n for n in self.maps if not _NAME.fullmatch(n) or n in _RESERVED]
+        if bad:
+            raise ValueError(f"map names {bad}: use letters, digits, '_', '-' and '.'")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return tuple(self.probabilities)
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """The table of tiles; read from the folder when first asked for."""
+        if self._tiles is None and self.path is not None and (self.path / _TILES).exists():
+            self._tiles = Tiles.read(self.path / _TILES)
+        return self._tiles
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The positive regions; read from the folder when first asked for."""
+        if self._regions is None:
+            self._regions = ()
+            if self.path is not None and (self.path / _REGIONS).exists():
+                from slidelens.maps.geojson import read_regions
+
+                self._regions = tuple(read_regions(self.path / _REGIONS))
+        return self._regions
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Open a result folder; maps, tiles and regions are read when they are asked for.
+
+        Raises
+        ------
+        ResultError
+            No result folder, or a malformed ``result.json``; names the file and the key. (A map,
+            table or region file that is damaged raises it when it is first read.)
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise ResultError(
+                f"{path}: no such folder; expected one written by `slidelens predict`."
+            )
+        content = read_result_file(path / _FILE)
+        result = cls(
+            content.slide,
+            content.model,
+            content.probabilities,
+            timings=content.timings,
+            settings_sha256=content.settings_sha256,
+            software=content.software,
+        )
+        result._attach(path, content.maps)
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder: whole or not at all, in the place of one that is there.
+
+        Afterwards the maps are read from the folder, so what a canvas held is free.
+
+        Raises
+        ------
+        ResultError
+            A full disk, a folder that cannot be written, or values that are no numbers.
+        """
+        path = Path(folder)
+        if path.exists() and not (path.is_dir() and ((path / _FILE).exists() or _empty(path))):
+            raise ResultError(
+                f"{path}: is there and is no result; it is not replaced. Choose another --out."
+            )
+        try:
+            with staged_folder(path) as staging:
+                content = self._write(staging)
+        except OSError as error:
+            raise ResultError(
+                f"{path}: cannot write the result ({error.strerror or error}). "
+                "Free some space or choose another --out."
+            ) from error
+        self._attach(path, content.maps)
+
+    def _attach(self, path: Path, entries: Sequence[MapEntry]) -> None:
+        from slidelens.maps.ngff import open_map
+
+        self.path = path
+        mpp = self.slide.resolution
+        self.maps = {e.name: open_map(path / e.path, e.name, e.kind, mpp) for e in entries}
+
+    def _write(self, staging: Path) -> ResultFile:
+        from slidelens.maps.geojson import region_features, write_features
+        from slidelens.maps.ngff import write_maps
+
+        tiles, regions = self.tiles, self.regions  # read before a folder that is replaced goes
+        entries: list[MapEntry] = []
+        if self.maps:
+            places = write_maps(staging / _MAPS, self.maps.values())
+            entries = [
+                MapEntry(name=m.name, kind=m.kind, path=f"{_MAPS}/{places[m.name]}", mpp=m.mpp)
+                for m in self.maps.values()
+            ]
+        if tiles is not None:
+            tiles.write(staging / _TILES)
+        write_features(staging / _REGIONS, region_features(regions, self.classes))
+        try:
+            content = ResultFile(
+                slide=self.slide,
+                model=self.model,
+                probabilities=self.probabilities,
+                maps=tuple(entries),
+                timings=self.timings,
+                software=self.software,
+                settings_sha256=self.settings_sha256,
+            )
+        except ValueError as error:
+            raise ResultError(f"{self.slide.id}: the result cannot be saved: {error}") from error
+        text = content.model_dump_json(indent=2, exclude_none=True)
+        (staging / _FILE).write_text(text + "\n", encoding="utf-8")
+        return content
+
+    def __repr__(self) -> str:
+        return f"Result({self.slide.id!r}, {self.model.name!r}, {self.probabilities})"
+
+
+def find_results(folder: str | Path) -> Iterator[Path]:
+    """Yield the result folders in a folder (or itself), at any depth, sorted; unfinished ones not.
+
+    Raises
+    ------
+    ResultError
+        No such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ResultError(f"{root}: no such folder; expected results of `slidelens predict`.")
+    if (root / _FILE).is_file():
+        yield root
+        return
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            yield from find_results(child)
+
+
+def _empty(folder: Path) -> bool:
+    return not any(folder.iterdir())

@@ -1,0 +1,127 @@
+"""The layout of ``result.json`` (schema version 1).
+
+Readers need only ``slide.id``, ``model.name`` and ``probabilities``; every other key may be absent
+and unknown keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from slidelens.errors import ResultError
+from slidelens.geometry import Mpp, Size
+from slidelens.maps.map import Kind
+
+__all__ = ["SCHEMA_VERSION", "MapEntry", "ModelInfo", "ResultFile", "SlideInfo", "read_result_file"]
+
+SCHEMA_VERSION = 1
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class SlideInfo(_Part):
+    """The slide that a result is of; ``mpp`` is one number or x and y, in µm/px."""
+
+    id: str = Field(min_length=1)
+    path: str | None = None
+    width: int | None = Field(None, gt=0)
+    height: int | None = Field(None, gt=0)
+    mpp: _Positive | tuple[_Positive, _Positive] | None = None
+    mpp_source: str | None = None
+
+    @property
+    def size(self) -> Size | None:
+        """Level-0 width and height, where known."""
+        if self.width is None or self.height is None:
+            return None
+        return Size(self.width, self.height)
+
+    @property
+    def resolution(self) -> Mpp | None:
+        """µm/px along x and y, where known."""
+        return None if self.mpp is None else Mpp.of(self.mpp)
+
+
+class ModelInfo(_Part):
+    """The model that a result was made with."""
+
+    name: str = Field(min_length=1)
+    family: str | None = None
+    sha256: str | None = None
+
+
+class MapEntry(_Part):
+    """One map; ``path`` is relative to the result folder, ``mpp`` the side of a cell in µm."""
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    path: str
+    mpp: _Positive | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or ".." in parts or path.startswith("/") or "\\" in path:
+            raise ValueError("must lie inside the result folder")
+        return path
+
+
+class ResultFile(_Part):
+    """The whole file."""
+
+    schema_version: Literal[1] = 1
+    slide: SlideInfo
+    model: ModelInfo
+    probabilities: dict[str, _Probability]
+    maps: tuple[MapEntry, ...] = ()
+    timings: dict[str, float] = {}
+    software: dict[str, str] = {}
+    settings_sha256: str | None = None
+
+
+def read_result_file(path: Path) -> ResultFile:
+    """Read and check a ``result.json``.
+
+    Raises
+    ------
+    ResultError
+        A file that is missing, no JSON, or not of this layout; names the file and the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ResultError(
+            f"{path}: no such file; expected a result folder written by `slidelens predict`."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error}).") from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ResultError(f"{path}: not JSON ({error}). Run the prediction again.") from error
+    except RecursionError as error:
+        raise ResultError(f"{path}: not a result file (nested too deeply).") from error
+    if not isinstance(content, dict):
+        raise ResultError(f"{path}: holds a {type(content).__name__}, expected an object.")
+    version = content.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ResultError(
+            f"{path}: schema_version {version} is newer than this slidelens reads "
+            f"({SCHEMA_VERSION}); update slidelens."
+        )
+    try:
+        return ResultFile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ResultError(f"{path}: key {key!r}: {first['msg']}.") from error
