@@ -1,0 +1,317 @@
+"""How sure a figure is: bootstrap and Wilson intervals, DeLong's test. Pure numpy.
+
+Slides of one patient, or tiles of one slide, are not independent. ``groups`` says which cases
+belong together: whole groups are then drawn, and variances are summed over groups.
+"""
+
+from __future__ import annotations
+
+from math import erfc, sqrt
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from slidelens.engine.metrics import check_binary, midranks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "Delong",
+    "DelongTest",
+    "Interval",
+    "Resamples",
+    "bootstrap",
+    "delong",
+    "delong_test",
+    "holm",
+    "percentile_interval",
+    "wilson",
+]
+
+_CHUNK = 1_000_000
+"""Weights held at once (8 MB): the working set stays in the cache, and any number of cases fits."""
+
+
+class Interval(NamedTuple):
+    """Two-sided interval; NaN where it is not defined."""
+
+    low: float
+    high: float
+
+
+class Resamples(NamedTuple):
+    """Figures of every bootstrap resample; NaN where the resample lacks a class.
+
+    Attributes
+    ----------
+    auc, pr_auc
+        ``(R, C)`` per resample and class (one column in a binary task).
+    tpr
+        ``(R, G)`` sensitivity at the false positive rates asked for, mean over classes.
+    degenerate
+        How many resamples lack the positive or the negative cases of some class.
+    """
+
+    auc: NDArray[np.float64]
+    pr_auc: NDArray[np.float64]
+    tpr: NDArray[np.float64]
+    degenerate: int
+
+
+class Delong(NamedTuple):
+    """AUCs ``(M,)`` of M scores on the same cases, and their covariance ``(M, M)``."""
+
+    auc: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    def interval(self, model: int = 0, level: float = 0.95) -> Interval:
+        """Return the normal interval of one AUC, cut to 0..1."""
+        half = _quantile(level) * sqrt(self.covariance[model, model])
+        low, high = np.clip([self.auc[model] - half, self.auc[model] + half], 0.0, 1.0)
+        return Interval(float(low), float(high))
+
+
+class DelongTest(NamedTuple):
+    """Difference of two AUCs on the same cases, interval, z, two-sided p (NaN: undefined)."""
+
+    difference: float
+    interval: Interval
+    z: float
+    p: float
+
+
+def bootstrap(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    fpr: ArrayLike = (),
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Resamples:
+    """Draw cases with replacement and measure each resample (Efron; streaming paper, section IV).
+
+    A resample is a vector of weights (how often each case was drawn). Cases are sorted once, and
+    all resamples are measured by running sums of weights, without a loop over them.
+
+    Parameters
+    ----------
+    labels, scores
+        ``(n,)``, or ``(n, C)`` one-vs-rest columns that share their draws.
+    groups
+        ``(n,)`` integers from 0: draw whole groups (patients) instead of cases.
+    fpr
+        ``(G,)`` false positive rates to follow the ROC curve at.
+
+    Returns
+    -------
+    Resamples
+        Resamples that lack a class have no AUC: they are NaN, and counted, never replaced.
+    """
+    truth, values = np.asarray(labels), np.asarray(scores, np.float64)
+    if truth.ndim == 1:
+        truth, values = truth[:, None], values[:, None]
+    columns = [_Ranked(*check_binary(t, v)) for t, v in zip(truth.T, values.T, strict=True)]
+    members = _groups(groups, len(truth))
+    grid = np.asarray(fpr, np.float64)
+    auc = np.empty((resamples, len(columns)))
+    precision = np.empty_like(auc)
+    tpr = np.zeros((resamples, len(grid)))
+    start = 0
+    for weights in _draws(members, resamples, np.random.default_rng(seed)):
+        rows = slice(start, start + len(weights))
+        for k, column in enumerate(columns):
+            auc[rows, k], precision[rows, k], curve = column.measure(weights, grid)
+            tpr[rows] += curve / len(columns)
+        start = rows.stop
+    return Resamples(auc, precision, tpr, int(np.isnan(auc).any(axis=1).sum()))
+
+
+def percentile_interval(samples: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Return the percentile interval of ``(R,)`` samples; those that are NaN are left out."""
+    kept = samples[~np.isnan(samples)]
+    if not len(kept):
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def delong(labels: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) -> Delong:
+    """Return AUCs and their covariance without resampling.
+
+    DeLong et al. (Biometrics 1988) by the midranks of Sun and Xu (IEEE Signal Processing Letters
+    2014): n log n. With ``groups`` the sums run over groups and count the covariance between the
+    positive and negative cases of one group (Obuchowski, Biometrics 1997); with one case per group
+    that is DeLong's estimate, exactly.
+
+    Parameters
+    ----------
+    labels
+        ``(n,)`` of 0 and 1.
+    scores
+        ``(M, n)``: M models on the same cases.
+    groups
+        ``(n,)`` integers from 0.
+
+    Returns
+    -------
+    Delong
+        NaN where a class has no case; covariance NaN where a class has fewer than two groups.
+    """
+    values = np.atleast_2d(np.asarray(scores, np.float64))
+    positive = check_binary(labels, values[0])[0]
+    values = np.stack([check_binary(labels, row)[1] for row in values])
+    members = _groups(groups, len(positive))
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        return Delong(np.full(len(values), np.nan), np.full((len(values),) * 2, np.nan))
+    rank = np.stack([midranks(row) for row in values])
+    above = (rank[:, positive] - np.stack([midranks(v) for v in values[:, positive]])) / n
+    below = 1 - (rank[:, ~positive] - np.stack([midranks(v) for v in values[:, ~positive]])) / m
+    area = above.mean(1)
+    by_positive = _sum_by_group(above - area[:, None], members[positive], members)
+    by_negative = _sum_by_group(below - area[:, None], members[~positive], members)
+    cross = _unbiased(members) * by_positive @ by_negative.T
+    covariance = (
+        _unbiased(members[positive]) * by_positive @ by_positive.T / m**2
+        + _unbiased(members[~positive]) * by_negative @ by_negative.T / n**2
+        + (cross + cross.T) / (m * n)
+    )
+    return Delong(area, covariance)
+
+
+def delong_test(
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> DelongTest:
+    """Test whether two models on the same cases have the same AUC (first minus second).
+
+    Scores that rank all cases alike differ by 0 with p = 1. A difference other than 0 whose
+    variance is 0 (one model right on all, the other wrong on all) has neither interval nor p.
+    """
+    area, covariance = delong(labels, np.array([first, second], np.float64), groups=groups)
+    difference = float(area[0] - area[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    nan = float("nan")
+    if np.isnan(difference) or np.isnan(variance):
+        return DelongTest(difference, Interval(nan, nan), nan, nan)
+    if variance <= 1e-15:  # rounding of what is exactly 0
+        same = abs(difference) < 1e-12
+        zero = Interval(0.0, 0.0) if same else Interval(nan, nan)
+        return DelongTest(difference, zero, 0.0 if same else nan, 1.0 if same else nan)
+    error = sqrt(variance)
+    half = _quantile(level) * error
+    z = difference / error
+    interval = Interval(difference - half, difference + half)
+    return DelongTest(difference, interval, z, erfc(abs(z) / sqrt(2)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values for their number (Holm 1979), in their order; NaN is left out."""
+    adjusted = [float("nan")] * len(p_values)
+    order = sorted((i for i, p in enumerate(p_values) if p == p), key=lambda i: p_values[i])
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(order) - rank)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Return Wilson's score interval of a proportion (JASA 1927); NaN without cases."""
+    if not n:
+        return Interval(float("nan"), float("nan"))
+    z = _quantile(level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At 0 and n the bound is the share itself; rounding must not leave it just outside.
+    low = 0.0 if successes == 0 else centre - half
+    return Interval(low, 1.0 if successes == n else centre + half)
+
+
+class _Ranked:
+    """Cases of one class, sorted once by falling score, to be measured under many weights."""
+
+    def __init__(self, positive: NDArray[np.bool_], values: NDArray[np.float64]) -> None:
+        self._order = np.argsort(-values, kind="stable")
+        self._positive = positive[self._order].astype(np.float64)
+        ordered = values[self._order]
+        self._starts = np.flatnonzero(np.append(True, np.diff(ordered) != 0)[: len(ordered)])
+
+    def measure(
+        self, weights: NDArray[np.float64], fpr: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return AUC ``(R,)``, average precision ``(R,)``, tpr ``(R, G)`` of ``(R, n)`` weights."""
+        ordered = weights[:, self._order]
+        positive = ordered * self._positive
+        negative = ordered - positive
+        if len(self._starts) < len(self._order):  # ties move together
+            positive = np.add.reduceat(positive, self._starts, axis=1)
+            negative = np.add.reduceat(negative, self._starts, axis=1)
+        tp, fp = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
+        m, n = tp[:, -1], fp[:, -1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area = np.einsum("rk,rk->r", negative, tp - positive / 2) / (m * n)
+            precision = np.einsum("rk,rk->r", positive, tp / np.maximum(tp + fp, 1)) / m
+        precision[n == 0] = np.nan
+        tpr = np.full((len(weights), len(fpr)), np.nan)
+        if len(fpr):
+            for row in np.flatnonzero((m > 0) & (n > 0)):
+                # np.interp takes the last of equal x, which is the top of a vertical step.
+                x, y = np.append(0, fp[row] / n[row]), np.append(0, tp[row] / m[row])
+                tpr[row] = np.interp(fpr, x, y)
+        return area, precision, tpr
+
+
+def _draws(
+    members: NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.float64]]:
+    """Yield chunks of ``(r, n)`` weights: how often each case's group was drawn."""
+    n_groups = int(members.max()) + 1
+    alone = len(members) == n_groups and bool((members == np.arange(n_groups)).all())
+    rows = max(1, _CHUNK // len(members))
+    for start in range(0, resamples, rows):
+        r = min(rows, resamples - start)
+        drawn = rng.integers(0, n_groups, (r, n_groups))
+        drawn += np.arange(r)[:, None] * n_groups
+        counts = np.bincount(drawn.ravel(), minlength=r * n_groups).reshape(r, n_groups)
+        yield (counts if alone else counts[:, members]).astype(np.float64)
+
+
+def _groups(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:
+    """Return group numbers from 0 without gaps; every case is its own group by default."""
+    if not n:
+        raise ValueError("no cases to resample")
+    if groups is None:
+        return np.arange(n)
+    given = np.asarray(groups)
+    if given.shape != (n,):
+        raise ValueError(f"expected a group for each of {n} cases, not {given.shape}")
+    return np.unique(given, return_inverse=True)[1]
+
+
+def _sum_by_group(
+    values: NDArray[np.float64], of_value: NDArray[np.int64], members: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sum ``(M, k)`` over groups: ``(M, number of all groups)``."""
+    n_groups = int(members.max()) + 1
+    return np.stack([np.bincount(of_value, row, n_groups) for row in values])
+
+
+def _unbiased(members: NDArray[np.int64]) -> float:
+    """Return I / (I - 1) for I groups; NaN for one, whose spread says nothing."""
+    groups = len(np.unique(members))
+    return groups / (groups - 1) if groups > 1 else float("nan")
+
+
+def _quantile(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
