@@ -217,16 +217,15 @@ def rasterize(
     Returns
     -------
     ndarray
-        ``(H, W)`` with ``H = round(box.h * mpp0.y / mpp)``: uint8, uint16 from 255 classes on.
+        ``(H, W)`` with ``H = round(box.h * mpp0.y / mpp)``, at least 1: uint8, uint16 for more
+        than 255 classes.
         0 is not annotated.
     """
-    height, width = round(box.h * mpp0.y / mpp), round(box.w * mpp0.x / mpp)
+    scale = np.array([mpp0.x / mpp, mpp0.y / mpp])
+    width, height = (max(1, round(side)) for side in np.array([box.w, box.h]) * scale)
     wide = classes is not None and len(classes) > np.iinfo(np.uint8).max
     mask = np.zeros((height, width), np.uint16 if wide else np.uint8)
     values = None if classes is None else {name: k + 1 for k, name in enumerate(classes)}
-    if not mask.size:
-        return mask
-    scale = np.array([width / box.w, height / box.h])
     for annotation in annotations:
         value = 1 if values is None else values.get(annotation.label)
         if value is not None:

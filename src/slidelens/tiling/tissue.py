@@ -1,0 +1,188 @@
+"""Where the tissue is: a mask at low resolution, with every parameter in µm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from slidelens.geometry import Affine, Box, Mpp, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.slide.base import Level
+
+__all__ = ["Method", "TissueMask", "TissueSettings", "tissue_mask"]
+
+Method = Literal["auto", "stain", "otsu", "intensity", "whole"]
+
+_STRIP_PX = 16_000_000
+"""Native pixels read at once: bounds memory at about 50 MB for any slide."""
+
+
+class TissueSettings(BaseModel):
+    """How tissue is found. All lengths in µm, areas in µm²."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = Field(
+        "auto",
+        description="stain: colour of any stain against the slide's own white; otsu: darkness; "
+        "intensity: brightness on a dark background (fluorescence); whole: everything; "
+        "auto: stain, or intensity where the background is dark",
+    )
+    mpp: float = Field(8.0, gt=0, description="µm per cell of the mask")
+    min_area: float = Field(10_000.0, ge=0, description="smaller specks are dropped, µm²")
+    max_hole: float = Field(60_000.0, ge=0, description="smaller holes are filled, µm²")
+    closing: float = Field(24.0, ge=0, description="gaps up to twice this wide are closed, µm")
+    pen: bool = Field(True, description="leave out pen ink (blue, green, red, black)")
+
+
+class _Readable(Protocol):
+    """What a mask needs of a slide; :class:`slidelens.slide.base.Slide` is one."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def levels(self) -> Sequence[Level]: ...
+    def require_mpp(self) -> Mpp: ...
+    def read(self, box: Box, mpp: float | None = None) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Tissue of one slide.
+
+    Attributes
+    ----------
+    array
+        ``(h, w)`` bool, True on tissue.
+    affine
+        Cell of ``array`` to level-0 px.
+    settings
+        As used: ``method`` names the method that ran, never ``"auto"``.
+    """
+
+    array: NDArray[np.bool_]
+    affine: Affine
+    settings: TissueSettings = field(default_factory=TissueSettings)
+
+    def fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Measure the share of each box that is tissue, exactly (cells count by covered area).
+
+        Parameters
+        ----------
+        boxes
+            ``(N, 4)`` x, y, w, h in level-0 px. What lies outside the mask is not tissue.
+
+        Returns
+        -------
+        ndarray
+            ``(N,)`` float64 in 0..1; 0 for a box without area.
+        """
+        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+        low = self.affine.invert(boxes[:, :2])
+        high = self.affine.invert(boxes[:, :2] + boxes[:, 2:])
+        covered = (
+            self._sum_to(high[:, 0], high[:, 1])
+            - self._sum_to(low[:, 0], high[:, 1])
+            - self._sum_to(high[:, 0], low[:, 1])
+            + self._sum_to(low[:, 0], low[:, 1])
+        )
+        area = np.prod(high - low, axis=1)
+        return np.clip(np.divide(covered, area, out=np.zeros(len(area)), where=area > 0), 0.0, 1.0)
+
+    def area_mm2(self, mpp: Mpp) -> float:
+        """Return the area of all tissue in mm², for a slide of ``mpp`` µm/px."""
+        cell = self.affine.sx * mpp.x * self.affine.sy * mpp.y
+        return float(np.count_nonzero(self.array)) * cell / 1e6
+
+    @cached_property
+    def _integral(self) -> NDArray[np.int64]:
+        total = np.zeros((self.array.shape[0] + 1, self.array.shape[1] + 1), np.int64)
+        total[1:, 1:] = self.array.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+        return total
+
+    def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue cells above and left of points: exact between cells, as the sum is bilinear there."""
+        height, width = self.array.shape
+        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
+        i = np.minimum(x.astype(np.int64), width - 1)
+        j = np.minimum(y.astype(np.int64), height - 1)
+        fx, fy = x - i, y - j
+        total = self._integral
+        top = total[j, i] * (1 - fx) + total[j, i + 1] * fx
+        bottom = total[j + 1, i] * (1 - fx) + total[j + 1, i + 1] * fx
+        return np.asarray(top * (1 - fy) + bottom * fy)
+
+
+def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> TissueMask:
+    """Find the tissue of a slide from a low-resolution reading, in bounded memory.
+
+    A blank slide gives an empty mask; a slide, or crop, that is all tissue gives a full one:
+    thresholds are sought by Otsu's method only between bounds that hold for any slide, so no image
+    is cut in half for lack of background. Specks of more than a hundredth of the slide's area are
+    kept whatever ``min_area`` says, so that small crops work.
+
+    Parameters
+    ----------
+    slide
+        An open slide with a known resolution.
+    settings
+        See :class:`TissueSettings`.
+
+    Raises
+    ------
+    MissingMppError
+        The slide states no resolution.
+    """
+    from slidelens.tiling.thresholds import classify, clean
+
+    settings = TissueSettings() if settings is None else settings
+    mpp = slide.require_mpp()
+    # Never finer than the slide itself; a slide of a few cells gets finer ones.
+    cell = max(min(settings.mpp, min(slide.size[0] * mpp.x, slide.size[1] * mpp.y) / 16), *mpp)
+    affine = Affine(cell / mpp.x, cell / mpp.y)
+    if settings.method == "whole":
+        shape = [
+            max(1, int(np.ceil(n / s - 1e-6))) for n, s in zip(slide.size, affine[:2], strict=False)
+        ][::-1]
+        return TissueMask(np.ones(shape, bool), affine, settings)
+    image = _overview(slide, cell, affine)
+    method, raw = classify(image, settings.method, settings.pen, cell)
+    whole = slide.size[0] * mpp.x * slide.size[1] * mpp.y
+    mask = clean(
+        raw,
+        radius=settings.closing / cell,
+        min_cells=min(settings.min_area, whole / 100) / cell**2,
+        max_hole_cells=settings.max_hole / cell**2,
+    )
+    return TissueMask(mask, affine, settings.model_copy(update={"method": method}))
+
+
+def _overview(slide: _Readable, cell: float, affine: Affine) -> NDArray[np.uint8]:
+    """Read the whole slide at ``cell`` µm/px in strips, ``(h, w, 3)``.
+
+    Cells that reach past the border repeat their neighbour: averaged with the white outside they
+    would look like faint tissue, or like light on a dark slide.
+    """
+    whole = [n / s for n, s in zip(slide.size, (affine.sx, affine.sy), strict=True)]
+    inside = [max(1, int(n + 1e-6)) for n in whole]
+    cover = [max(1, int(np.ceil(n - 1e-6))) for n in whole]
+    # A strip costs the pixels of the finest level that it may be read from.
+    coarser = [1.0, *(lv.downsample for lv in slide.levels)]
+    stored = max(d for d in coarser if d <= min(affine.sx, affine.sy))
+    row_px = max(1.0, slide.size[0] / stored * affine.sy / stored)
+    step = max(1, int(_STRIP_PX / row_px))
+    image = np.empty((inside[1], inside[0], 3), np.uint8)
+    for top in range(0, inside[1], step):
+        rows = min(step, inside[1] - top)
+        image[top : top + rows] = slide.read(affine.box(0, top, inside[0], rows), cell)
+    pad = [(0, c - n) for c, n in zip(cover[::-1], inside[::-1], strict=True)]
+    return np.pad(image, [*pad, (0, 0)], mode="edge")
