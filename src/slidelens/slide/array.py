@@ -1,0 +1,67 @@
+"""Slides in memory: an array as the whole slide, for tests, demos and pictures without a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.geometry import Mpp
+from slidelens.slide.base import Slide
+from slidelens.slide.reader import Facts, Reader, levels_of
+
+__all__ = ["ArrayReader", "from_array"]
+
+
+class ArrayReader(Reader):
+    """Levels that lie in memory, finest first, each ``(H, W, 3)`` uint8 RGB."""
+
+    backend = "array"
+
+    def __init__(self, *levels: NDArray[np.uint8], facts: Facts | None = None) -> None:
+        for array in levels:
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+                raise ValueError(
+                    f"a slide needs uint8 arrays of shape (H, W, 3), not {array.dtype} {array.shape}"
+                )
+        self._arrays = levels
+        self.facts = facts or Facts(levels_of([(a.shape[1], a.shape[0]) for a in levels]))
+
+    @classmethod
+    def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # an array has no file
+        """Decline: no file holds this kind of slide."""
+        return False
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Copy a box of one level."""
+        return self._arrays[level][y : y + h, x : x + w].copy()
+
+    def close(self) -> None:
+        """Let the arrays go."""
+        self._arrays = ()
+
+
+def from_array(
+    *levels: NDArray[np.uint8],
+    mpp: float | tuple[float, float] | None = None,
+    name: str = "array",
+) -> Slide:
+    """Make a slide of arrays in memory.
+
+    Parameters
+    ----------
+    levels
+        ``(H, W, 3)`` uint8 RGB, finest first; not copied.
+    mpp
+        µm per level-0 px.
+    name
+        The slide's id.
+
+    Raises
+    ------
+    ValueError
+        An array of another shape or type.
+    """
+    resolution = None if mpp is None else Mpp.of(mpp)
+    return Slide(ArrayReader(*levels), Path(name), mpp=resolution, mpp_source="given")

@@ -1,0 +1,254 @@
+"""The slide: one class over every backend, in level-0 pixels and micrometres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.errors import MissingMppError, SlideError
+from slidelens.geometry import Box, Mpp, Size
+from slidelens.slide.reader import Facts, Level, Reader
+from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
+
+if TYPE_CHECKING:
+    from slidelens.slide.pyramid import LazyLevel
+
+__all__ = ["Facts", "Level", "Reader", "Slide", "slide_id"]
+
+_CLOSE_ENOUGH = 1.01
+"""A level up to 1 % coarser than asked is used: downsamples such as 2.0003 mean 2."""
+
+
+class Slide:
+    """A whole-slide image that reads any box at any resolution.
+
+    Safe to use from many threads. Pixels are decoded when asked for; nothing is read ahead.
+
+    Parameters
+    ----------
+    reader
+        The backend that holds the file open; the slide closes it.
+    path
+        What was opened.
+    mpp, mpp_source
+        Resolution in µm per level-0 px and where it comes from; default: as the file says.
+    colour
+        Applied to native pixels, for example an ICC transform; ``None`` leaves them as stored.
+
+    See Also
+    --------
+    slidelens.slide.open.open_slide : opens a file with the right backend.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        path: Path,
+        *,
+        mpp: Mpp | None = None,
+        mpp_source: str | None = None,
+        colour: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        facts = reader.facts
+        self._reader = reader
+        self._colour = colour
+        self._closed = False
+        self._pyramid: list[LazyLevel] | None = None
+        self.path = path
+        self.id = slide_id(path)
+        self.backend = reader.backend
+        self.levels: tuple[Level, ...] = facts.levels
+        self.size: Size = facts.levels[0].size
+        self.mpp: Mpp | None = mpp or facts.mpp
+        self.mpp_source: str | None = mpp_source if mpp else facts.mpp_source
+        self.objective_power: float | None = facts.objective_power
+        self.properties: Mapping[str, str] = facts.properties
+        self.associated_images: tuple[str, ...] = facts.associated_images
+        self.channels: tuple[str, ...] = facts.channels
+
+    def read(self, box: Box, mpp: float | None = None) -> NDArray[np.uint8]:
+        """Read any box at any resolution.
+
+        The box keeps its exact position: reading it equals the crop of a bigger read whose pixels
+        it shares. Shrinking averages over area; outside the slide is white.
+
+        Parameters
+        ----------
+        box
+            In level-0 px; may reach outside the slide.
+        mpp
+            µm per output px; ``None`` reads level-0 pixels and needs no resolution.
+
+        Returns
+        -------
+        ``(H, W, 3)`` uint8 RGB with ``H = round(box.h * slide.mpp.y / mpp)``, at least 1.
+
+        Raises
+        ------
+        MissingMppError
+            ``mpp`` is given and the slide has none.
+        SlideError
+            The file cannot be decoded, or the slide is closed.
+        ValueError
+            An empty box or a resolution that is not above zero.
+        """
+        if not (box.w > 0 and box.h > 0):
+            raise ValueError(f"a box must be wider and higher than 0 px, not {box}")
+        step_x, step_y = self._steps(mpp)
+        n_x, n_y = max(1, round(box.w / step_x)), max(1, round(box.h / step_y))
+        index = self._level_for(step_x, step_y)
+        size = self.levels[index].size
+        scale_x, scale_y = self.size.width / size.width, self.size.height / size.height
+
+        def source(x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+            return self.read_level(index, x, y, w, h)
+
+        return sample(
+            source,
+            size,
+            pixel_edges(box.x, step_x, n_x, scale_x),
+            pixel_edges(box.y, step_y, n_y, scale_y),
+            enlarge=min(step_x / scale_x, step_y / scale_y) < ENLARGE_BELOW,
+        )
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read whole pixels of one stored level, ``(h, w, 3)`` uint8 RGB, white outside it.
+
+        Parameters
+        ----------
+        level
+            Index into :attr:`levels`.
+        x, y, w, h
+            In pixels of that level.
+        """
+        self._check_open()
+        width, height = self.levels[level].size
+        x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
+        whole = (x0, y0, x1, y1) == (x, y, x + w, y + h)
+        if whole:
+            return self._native(level, x, y, w, h)
+        out = np.full((h, w, 3), WHITE, np.uint8)
+        if x0 < x1 and y0 < y1:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._native(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
+        """Read the whole slide so that its longer side has at most ``max_size`` px."""
+        scale = max(1.0, max(self.size) / max_size)
+        n_x, n_y = (max(1, round(side / scale)) for side in self.size)
+        top = self.pyramid()
+        level = next(
+            (lv for lv in reversed(top) if lv.shape[1] >= n_x and lv.shape[0] >= n_y), top[0]
+        )
+        size = Size(level.shape[1], level.shape[0])
+        return sample(
+            level.read,
+            size,
+            pixel_edges(0, size.width / n_x, n_x, 1),
+            pixel_edges(0, size.height / n_y, n_y, 1),
+        )
+
+    def pyramid(self) -> list[LazyLevel]:
+        """Return lazy arrays ``(H, W, 3)``, finest first, the coarsest at most 2048 px long.
+
+        What a viewer shows. Making it reads nothing; see :mod:`slidelens.slide.pyramid`.
+        """
+        from slidelens.slide.pyramid import make_pyramid
+
+        self._check_open()
+        if self._pyramid is None:
+            self._pyramid = make_pyramid(self)
+        return list(self._pyramid)
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Read a label, macro or thumbnail image as ``(H, W, 3)`` uint8 RGB.
+
+        Raises
+        ------
+        KeyError
+            A name that is not in :attr:`associated_images`.
+        """
+        self._check_open()
+        if name not in self.associated_images:
+            have = ", ".join(self.associated_images) or "none"
+            raise KeyError(f"{self.path}: no associated image {name!r}; there are: {have}")
+        return self._reader.read_associated(name)
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The embedded ICC profile; kept, and applied only with ``open_slide(..., icc=True)``."""
+        self._check_open()
+        return self._reader.icc_profile()
+
+    def require_mpp(self) -> Mpp:
+        """Return :attr:`mpp`, or raise :class:`MissingMppError` that says how to give one."""
+        if self.mpp is None:
+            raise MissingMppError(
+                f"{self.path}: the file states no resolution (µm per pixel); give it with --mpp X, "
+                "with a CSV of `slide,mpp` rows, or with --mpp from-objective where the file "
+                "states an objective power."
+            )
+        return self.mpp
+
+    def close(self) -> None:
+        """Close the file; harmless when called twice."""
+        self._closed = True
+        self._pyramid = None
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        mpp = "mpp unknown" if self.mpp is None else f"{self.mpp.mean:g} µm/px"
+        w, h = self.size
+        return f"<Slide {self.id}: {w} x {h} px, {mpp}, {len(self.levels)} levels, {self.backend}>"
+
+    def _native(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        pixels = self._reader.read(level, x, y, w, h)
+        return pixels if self._colour is None else self._colour(pixels)
+
+    def _steps(self, mpp: float | None) -> tuple[float, float]:
+        """Level-0 px per output px."""
+        if mpp is None:
+            return 1.0, 1.0
+        want, have = Mpp.of(mpp), self.require_mpp()
+        return want.x / have.x, want.y / have.y
+
+    def _level_for(self, step_x: float, step_y: float) -> int:
+        """Choose the coarsest level whose pixels are not larger than asked for."""
+        best = 0
+        for index, (_, size) in enumerate(self.levels):
+            x, y = self.size.width / size.width, self.size.height / size.height
+            if x <= step_x * _CLOSE_ENOUGH and y <= step_y * _CLOSE_ENOUGH:
+                best = index
+        return best
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SlideError(f"{self.path}: the slide is closed; open it again to read from it.")
+
+
+def slide_id(path: Path) -> str:
+    """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
+
+    A DICOM folder keeps its whole name.
+    """
+    name = path.name
+    for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
+        if name.lower().endswith(double):
+            return name[: -len(double)]
+    return name if path.is_dir() and path.suffix.lower() != ".zarr" else path.stem

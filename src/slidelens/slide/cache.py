@@ -1,0 +1,75 @@
+"""Decoded tiles of all open slides in one cache that is bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache
+from itertools import count
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.settings import get_settings
+
+__all__ = ["TileCache", "new_owner", "tile_cache"]
+
+Tile = NDArray[np.generic]
+_owners = count()
+
+
+def new_owner() -> int:
+    """Return a new first element for the keys of one file's tiles."""
+    return next(_owners)
+
+
+class TileCache:
+    """Least-recently-used arrays, by key, up to a number of bytes.
+
+    Decoding happens outside the lock: two threads that miss the same tile at once both decode it,
+    which costs less than making every other thread wait.
+
+    Parameters
+    ----------
+    capacity
+        In bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self._tiles: OrderedDict[tuple[Hashable, ...], Tile] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: tuple[Hashable, ...], make: Callable[[], Tile]) -> Tile:
+        """Return the tile of ``key``, made and kept if it is not there."""
+        with self._lock:
+            tile = self._tiles.get(key)
+            if tile is not None:
+                self._tiles.move_to_end(key)
+                return tile
+        tile = make()
+        tile.flags.writeable = False
+        with self._lock:
+            if key not in self._tiles and tile.nbytes <= self.capacity:
+                self._tiles[key] = tile
+                self.used += tile.nbytes
+                while self.used > self.capacity:
+                    self.used -= self._tiles.popitem(last=False)[1].nbytes
+        return tile
+
+    def drop(self, owner: Hashable) -> None:
+        """Forget all tiles whose key begins with ``owner``: its slide was closed."""
+        with self._lock:
+            for key in [key for key in self._tiles if key[0] == owner]:
+                self.used -= self._tiles.pop(key).nbytes
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+
+@cache
+def tile_cache() -> TileCache:
+    """Return the cache that all slides of this process share (``SLIDELENS_CACHE_MB``)."""
+    return TileCache(get_settings().cache_mb << 20)

@@ -1,0 +1,51 @@
+"""Colours by the embedded ICC profile, when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from slidelens.errors import SlideError
+
+__all__ = ["srgb_transform"]
+
+
+def srgb_transform(
+    profile: bytes | None, path: Path
+) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """Make a function that converts ``(H, W, 3)`` RGB to sRGB; ``None`` without a profile.
+
+    Relative colorimetric intent, so that white stays white.
+
+    Raises
+    ------
+    SlideError
+        A profile that cannot be used.
+    """
+    if profile is None:
+        return None
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            "RGB",
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+    except (ImageCms.PyCMSError, OSError) as error:
+        raise SlideError(
+            f"{path}: its ICC profile cannot be used ({error}); open it without icc."
+        ) from error
+
+    def apply(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels)
+        converted = ImageCms.applyTransform(image, transform)
+        assert converted is not None
+        return np.array(converted)
+
+    return apply

@@ -1,0 +1,116 @@
+"""Open a slide with the backend that its content asks for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from slidelens.errors import SlideError, SlideNotFoundError, UnsupportedSlideError
+from slidelens.registry import Registry
+from slidelens.slide.base import Slide, slide_id
+from slidelens.slide.reader import Reader
+from slidelens.slide.resolution import GivenMpp, resolve_mpp
+
+__all__ = ["READERS", "GivenMpp", "open_slide"]
+
+READERS: Registry[type[Reader]] = Registry(
+    "slidelens.slides",
+    "slidelens.slide.reader:Reader",
+    {
+        # "omezarr": "slidelens.slide.omezarr:OmeZarrReader",
+        "openslide": "slidelens.slide.openslide:OpenSlideReader",
+        "tifffile": "slidelens.slide.tiff:TiffReader",
+    },
+)
+"""Backends in the order in which they are asked; plugins come after the built-ins."""
+
+_HEAD = 1024
+_READS = "SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, QPTIFF and OME-Zarr"
+
+
+def open_slide(
+    path: str | os.PathLike[str],
+    *,
+    mpp: GivenMpp = None,
+    backend: str | None = None,
+    icc: bool = False,
+) -> Slide:
+    """Open a whole-slide image; no pixel is decoded.
+
+    Parameters
+    ----------
+    path
+        A slide file, any instance file or the folder of a DICOM series, or an OME-Zarr folder.
+    mpp
+        Resolution in µm per level-0 px where the file states none or a wrong one: a number, a pair
+        (x, y), a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 over the objective
+        power, for files that state no resolution).
+    backend
+        Name of the backend to use; by default the content of the file decides.
+    icc
+        Convert pixels to sRGB by the embedded ICC profile; a slide without one reads unchanged.
+
+    Raises
+    ------
+    SlideNotFoundError
+        No such path.
+    UnsupportedSlideError
+        No backend reads it.
+    SlideError
+        It cannot be opened.
+    MissingMppError
+        ``mpp="from-objective"`` and the file states no objective power.
+    """
+    where = Path(path)
+    reader = _choose(where, backend)(where)
+    try:
+        found, source = resolve_mpp(reader.facts, where, slide_id(where), mpp)
+        colour = None
+        if icc:
+            from slidelens.slide.icc import srgb_transform
+
+            colour = srgb_transform(reader.icc_profile(), where)
+    except BaseException:
+        reader.close()
+        raise
+    return Slide(reader, where, mpp=found, mpp_source=source, colour=colour)
+
+
+def _choose(path: Path, backend: str | None) -> type[Reader]:
+    """Return the named backend, or the first that accepts the content."""
+    head = _head(path)
+    if backend is not None:
+        if backend not in READERS:
+            known = ", ".join(READERS)
+            raise SlideError(f"no slide backend {backend!r}; there are: {known}.")
+        return READERS.get(backend)
+    for name in READERS:
+        reader = READERS.get(name)
+        if reader.sniff(path, head):
+            return reader
+    what = "a folder that holds no DICOM or OME-Zarr slide" if path.is_dir() else _looks_like(head)
+    raise UnsupportedSlideError(f"{path}: {what}; slidelens reads {_READS}.")
+
+
+def _head(path: Path) -> bytes:
+    if not path.exists():
+        raise SlideNotFoundError(f"{path}: no such file or folder.")
+    if path.is_dir():
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _looks_like(head: bytes) -> str:
+    """Say what an unsupported file seems to be."""
+    if not head:
+        return "an empty file, not a slide"
+    for magic, name in ((b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture")):
+        if head.startswith(magic):
+            return f"{name}, not a slide"
+    if b"\0" not in head:
+        return "looks like text, not a slide, whatever its extension"
+    return "not a slide format that any backend knows, or damaged at its beginning"

@@ -1,0 +1,214 @@
+"""OpenSlide: SVS, NDPI, MRXS, SCN, BIF, DICOM WSI and tiled RGB TIFF.
+
+OpenSlide reads the headers. Where a level is plain TIFF tiles (SVS, generic TIFF), tifffile decodes
+them: the same pixels, 1.4 to 5 times as fast (``benchmarks/read.py``), and at exact positions on
+levels whose downsample is not a whole number, where OpenSlide interpolates.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError
+from slidelens.geometry import Mpp, Size
+from slidelens.settings import get_settings
+from slidelens.slide.blocks import read_blocks
+from slidelens.slide.cache import new_owner, tile_cache
+from slidelens.slide.reader import Facts, Level, Reader, unreadable
+from slidelens.slide.resolution import PRINT_MPP
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from slidelens.slide.segments import TiffPixels
+
+__all__ = ["OpenSlideReader"]
+
+_BLOCK = 512
+_DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
+
+
+class OpenSlideReader(Reader):
+    """A slide that OpenSlide opens."""
+
+    backend = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._slide = openslide.OpenSlide(_instance(path) if path.is_dir() else path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideError(f"{path}: OpenSlide does not know this format.") from error
+        except openslide.OpenSlideError as error:
+            raise unreadable(path, error, "cannot be opened") from error
+        self._slide.set_cache(_shared_cache())
+        self.facts = _facts(self._slide)
+        self._owner = new_owner()
+        self._background = _background(self.facts.properties)
+        self._lock = Lock()
+        self._reads = 0
+        self._fast: TiffPixels | None = None
+        self._has_tiles = self.facts.properties["openslide.vendor"] in ("aperio", "generic-tiff")
+
+    @classmethod
+    def sniff(cls, path: Path, head: bytes) -> bool:
+        """Accept what OpenSlide knows by content, and folders of one DICOM series."""
+        if path.is_dir():
+            return bool(_dicom_files(path))
+        vendor = openslide.OpenSlide.detect_format(path)
+        if vendor == "generic-tiff":
+            from slidelens.slide.tiff import is_plain_rgb
+
+            return is_plain_rgb(path)
+        return vendor is not None
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read ``(h, w, 3)`` RGB of one level."""
+        fast = self._tiles()
+        if fast is not None and fast.has(level):
+            return fast.read(level, x, y, w, h)
+        downsample = self._slide.level_downsamples[level]
+        if abs(downsample - round(downsample)) < 1e-9:
+            return self._region(level, x, y, w, h)
+
+        # OpenSlide takes whole level-0 positions: elsewhere than on a fixed grid of blocks, one
+        # pixel would differ between two reads.
+        def block(row: int, column: int) -> NDArray[Any]:
+            return tile_cache().get(
+                (self._owner, level, row, column), lambda: self._block(level, row, column)
+            )
+
+        return read_blocks(block, (_BLOCK, _BLOCK), (x, y, w, h))
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Read one associated image."""
+        try:
+            return self._rgb(self._slide.associated_images[name])
+        except openslide.OpenSlideError as error:
+            raise unreadable(self.path, error, f"its {name} image cannot be read") from error
+
+    def icc_profile(self) -> bytes | None:
+        """Return the embedded ICC profile, if there is one."""
+        profile = self._slide.color_profile
+        return None if profile is None else bytes(profile.tobytes())
+
+    def close(self) -> None:
+        """Close the file and forget its tiles."""
+        self._slide.close()
+        with self._lock:
+            if self._fast is not None:
+                self._fast.close()
+        tile_cache().drop(self._owner)
+
+    def _tiles(self) -> TiffPixels | None:
+        """Return the TIFF tile decoder, opened at the second read.
+
+        The first read goes through OpenSlide: a program that only checks a slide, as ``slidelens
+        info`` does, is spared tifffile's import (0.15 s).
+        """
+        if not self._has_tiles or self._fast is not None:
+            return self._fast
+        with self._lock:
+            self._reads += 1
+            if self._reads > 1 and self._fast is None and self._has_tiles:
+                from slidelens.slide.segments import TiffPixels
+
+                self._fast = TiffPixels.matching(self.path, self.facts.levels)
+                self._has_tiles = self._fast is not None
+            return self._fast
+
+    def _block(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        width, height = self.facts.levels[level].size
+        x, y = column * _BLOCK, row * _BLOCK
+        return self._region(level, x, y, min(_BLOCK, width - x), min(_BLOCK, height - y))
+
+    def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        downsample = self._slide.level_downsamples[level]
+        at = (round(x * downsample), round(y * downsample))
+        try:
+            return self._rgb(self._slide.read_region(at, level, (w, h)))
+        except (openslide.OpenSlideError, ValueError) as error:
+            raise unreadable(self.path, error, "its pixels cannot be decoded") from error
+
+    def _rgb(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Drop alpha, laying what is transparent on the slide's background colour."""
+        if image.getextrema()[3] != (255, 255):
+            from PIL import Image
+
+            ground = Image.new("RGBA", image.size, (*self._background, 255))
+            image = Image.alpha_composite(ground, image)
+        return np.array(image.convert("RGB"))
+
+
+def _facts(slide: openslide.OpenSlide) -> Facts:
+    properties = {name: str(slide.properties[name]) for name in sorted(slide.properties)}
+    vendor = properties[openslide.PROPERTY_NAME_VENDOR]
+    x, y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    mpp, source = (Mpp(x, y), f"{vendor} header") if x and y else (None, None)
+    if mpp is not None and vendor == "generic-tiff":
+        mpp, source = (mpp, "TIFF resolution tags") if max(mpp) < PRINT_MPP else (None, None)
+    levels = zip(slide.level_downsamples, slide.level_dimensions, strict=True)
+    return Facts(
+        levels=tuple(Level(float(scale), Size(*size)) for scale, size in levels),
+        mpp=mpp,
+        mpp_source=source,
+        objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        properties=MappingProxyType(properties),
+        associated_images=tuple(sorted(slide.associated_images)),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    """Return a header's number above zero."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if np.isfinite(value) and value > 0 else None
+
+
+def _background(properties: Any) -> tuple[int, int, int]:
+    colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+    red, green, blue = bytes.fromhex(colour)
+    return red, green, blue
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    """Return a folder's files, sorted, where all of them are DICOM; else none."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(132)[128:] != b"DICM":
+                return []
+    return files
+
+
+def _instance(folder: Path) -> Path:
+    """Return one instance of the only DICOM series in a folder; OpenSlide finds the others."""
+    series: dict[bytes, Path] = {}
+    for file in _dicom_files(folder):
+        with file.open("rb") as opened:
+            head = opened.read(1 << 16)
+        at = head.find(_DICOM_SERIES) + len(_DICOM_SERIES)
+        length = int.from_bytes(head[at : at + 2], "little")
+        series.setdefault(head[at + 2 : at + 2 + length], file)
+    if len(series) != 1:
+        names = ", ".join(file.name for file in series.values())
+        raise SlideError(
+            f"{folder}: holds {len(series)} DICOM series; open one of its files instead ({names})."
+        )
+    return next(iter(series.values()))
+
+
+@cache
+def _shared_cache() -> openslide.OpenSlideCache:
+    """Return the one cache of decoded tiles that all slides opened by OpenSlide share."""
+    return openslide.OpenSlideCache(get_settings().cache_mb << 20)

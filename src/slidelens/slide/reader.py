@@ -1,0 +1,110 @@
+"""What a backend provides: facts of a file and native pixels of one level, no resampling."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError
+from slidelens.geometry import Mpp, Size
+
+__all__ = ["Facts", "Level", "Reader", "levels_of", "unreadable"]
+
+
+class Level(NamedTuple):
+    """One stored resolution: level-0 px per px (a float, never rounded) and size in px."""
+
+    downsample: float
+    size: Size
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a slide file says of itself, known without decoding a pixel.
+
+    Attributes
+    ----------
+    levels
+        Finest first.
+    mpp, mpp_source
+        µm per level-0 px, and which header said so; ``None`` where none did.
+    objective_power
+        Magnification of the objective, ``None`` where the file does not say.
+    properties
+        Every other header field as text, ``openslide.bounds-*`` included.
+    associated_images
+        Names of label, macro and thumbnail images; their pixels stay unread.
+    channels
+        Names of fluorescence channels; empty for RGB.
+    """
+
+    levels: tuple[Level, ...]
+    mpp: Mpp | None = None
+    mpp_source: str | None = None
+    objective_power: float | None = None
+    properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    associated_images: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+
+class Reader(ABC):
+    """One open slide file.
+
+    A plugin brings a subclass under the entry-point group ``slidelens.slides``; the entry's name is
+    the backend's name. ``read`` is called from many threads at once. Anything that goes wrong with
+    the file is raised as :class:`~slidelens.errors.SlideError`.
+
+    Parameters
+    ----------
+    path
+        An existing file or folder that :meth:`sniff` accepted.
+    """
+
+    backend: ClassVar[str]
+    facts: Facts
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def sniff(cls, path: Path, head: bytes) -> bool:
+        """Say by content whether this backend should read ``path``.
+
+        ``head`` holds the first bytes of a file and is empty for a folder.
+        """
+
+    @abstractmethod
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read ``(h, w, 3)`` RGB at integer pixels of one level; the box lies inside the level."""
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Read one of ``facts.associated_images`` as ``(H, W, 3)`` RGB."""
+        raise KeyError(name)
+
+    def icc_profile(self) -> bytes | None:
+        """Return the embedded ICC profile, if there is one."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all files; harmless when called twice."""
+
+
+def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Make levels of (width, height) pairs; a downsample is the mean of the two ratios."""
+    w0, h0 = sizes[0]
+    return tuple(Level((w0 / w + h0 / h) / 2, Size(w, h)) for w, h in sizes)
+
+
+def unreadable(path: Path, error: BaseException, what: str = "cannot be read") -> SlideError:
+    """Return the one-sentence error for a file that broke its parser or decoder."""
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return SlideError(f"{path}: {what} ({reason}); the file may be truncated or damaged.")

@@ -1,0 +1,221 @@
+"""Pixels of TIFF levels: tiles and strips found by tifffile, decoded outside any lock, cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError
+from slidelens.slide.blocks import read_blocks
+from slidelens.slide.cache import new_owner, tile_cache
+from slidelens.slide.reader import Level, unreadable
+
+__all__ = ["TiffPixels", "main_series", "open_tiff"]
+
+_MAX_SEGMENT = 1 << 30
+_EXACT = {1, 5, 7, 8, 32946, 33005, 34925, 50000, 50001}
+"""Compressions that decode to the same RGB as OpenSlide: none, LZW, JPEG, deflate, J2K RGB, ..."""
+
+
+def open_tiff(path: Path) -> tifffile.TiffFile:
+    """Open a TIFF and find its series.
+
+    Raises
+    ------
+    SlideError
+        A file that is not TIFF, or a damaged one.
+    """
+    try:
+        file = tifffile.TiffFile(path)
+        try:
+            if not file.series:
+                raise ValueError("it holds no image")
+        except BaseException:
+            file.close()
+            raise
+    except Exception as error:  # reason: a damaged header makes the parser raise almost anything
+        raise unreadable(path, error, "cannot be opened as TIFF") from error
+    return file
+
+
+def main_series(file: tifffile.TiffFile) -> Any:
+    """Return the series with the most pixels, level 0 of the slide."""
+    return max(file.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """Where the pixels of one level lie: pages with segments, or one array on disk."""
+
+    pages: tuple[Any, ...]
+    block: tuple[int, int]
+    columns: int
+    rows: int
+    planes: int
+    array: NDArray[Any] | None
+
+
+class TiffPixels:
+    """The levels of one TIFF series, readable box by box.
+
+    Parameters
+    ----------
+    path, file
+        The open file; closed by :meth:`close`.
+    levels
+        tifffile's series, one per level; ``None`` for a level to leave out.
+    """
+
+    def __init__(self, path: Path, file: tifffile.TiffFile, levels: list[Any | None]) -> None:
+        self._path = path
+        self._file = file
+        self._lock = Lock()
+        self._owner = new_owner()
+        self._stores = [None if level is None else self._store(level) for level in levels]
+
+    @classmethod
+    def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
+        """Open the tiles of a slide that OpenSlide describes; ``None`` where no level is plain RGB."""
+        file = open_tiff(path)
+        found = {
+            (s.keyframe.imagewidth, s.keyframe.imagelength): s for s in main_series(file).levels
+        }
+        chosen = [found.get(tuple(level.size)) for level in levels]
+        plain = [s if s is not None and _is_plain(s.keyframe) else None for s in chosen]
+        if not any(plain):
+            file.close()
+            return None
+        return cls(path, file, plain)
+
+    def has(self, level: int) -> bool:
+        """Say whether this level can be read here."""
+        return self._stores[level] is not None
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
+        """Read ``(h, w, C)`` as stored; the box lies inside the level."""
+        store = self._stores[level]
+        assert store is not None
+        if store.array is not None:
+            return np.array(store.array[y : y + h, x : x + w])
+
+        def block(row: int, column: int) -> NDArray[Any]:
+            return tile_cache().get(
+                (self._owner, level, row, column), lambda: self._decode(store, row, column)
+            )
+
+        return read_blocks(block, store.block, (x, y, w, h))
+
+    def close(self) -> None:
+        """Close the file and forget its tiles."""
+        self._stores = [None] * len(self._stores)
+        self._file.close()
+        tile_cache().drop(self._owner)
+
+    def _store(self, level: Any) -> _Store:
+        page = level.keyframe
+        array = self._map(level)
+        pages = _channel_pages(level) if array is None else ()
+        samples = page.samplesperpixel if page.planarconfig == 2 else 1
+        if page.is_tiled:
+            block = (page.tilewidth, page.tilelength)
+        else:
+            block = (page.imagewidth, min(page.rowsperstrip, page.imagelength))
+        self._check(page, pages, block)
+        return _Store(
+            pages,
+            block,
+            -(-page.imagewidth // block[0]),
+            -(-page.imagelength // block[1]),
+            samples,
+            array,
+        )
+
+    def _check(self, page: Any, pages: Any, block: tuple[int, int]) -> None:
+        """Refuse what cannot be read in pieces, and files that end before their pixels do."""
+        size = block[0] * block[1] * page.dtype.itemsize * page.samplesperpixel
+        if pages and size > _MAX_SEGMENT:
+            raise SlideError(
+                f"{self._path}: stores its pixels in blocks of {size / 1e9:.1f} GB, which cannot be "
+                "read in pieces; convert it to a tiled TIFF."
+            )
+        ends = (
+            offset + count
+            for stored in pages
+            for offset, count in zip(stored.dataoffsets, stored.databytecounts, strict=True)
+        )
+        end = max(ends, default=0)
+        if end > self._file.filehandle.size:
+            raise SlideError(
+                f"{self._path}: is truncated: its pixels reach to byte {end}, the file has "
+                f"{self._file.filehandle.size}; copy it again."
+            )
+
+    def _map(self, level: Any) -> NDArray[Any] | None:
+        """Map pixels that lie uncompressed in one piece, as ``(H, W, C)``."""
+        if level.dataoffset is None or level.keyframe.is_tiled:
+            return None
+        dtype = level.keyframe.dtype.newbyteorder(self._file.byteorder)
+        array = np.memmap(self._path, dtype, "r", level.dataoffset, level.shape)
+        kept = array[tuple(slice(None) if axis in "YXSC" else 0 for axis in level.axes)]
+        axes = [axis for axis in level.axes if axis in "YXSC"]
+        order = [axes.index(axis) for axis in "YXSC" if axis in axes]
+        height, width = level.keyframe.imagelength, level.keyframe.imagewidth
+        return kept.transpose(order).reshape(height, width, -1)
+
+    def _decode(self, store: _Store, row: int, column: int) -> NDArray[Any]:
+        """Decode one tile or strip of every channel: ``(bh, bw, C)``."""
+        index = row * store.columns + column
+        parts = []
+        for page in store.pages:
+            for plane in range(store.planes):
+                parts.append(self._segment(page, plane * store.rows * store.columns + index))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+    def _segment(self, page: Any, index: int) -> NDArray[Any]:
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        keyframe = page.keyframe
+        jpeg = keyframe.compression in (6, 7, 34892)
+        tables = {"jpegtables": page.jpegtables} if jpeg else {}
+        try:
+            data = None
+            if count:
+                with self._lock:
+                    self._file.filehandle.seek(offset)
+                    data = self._file.filehandle.read(count)
+            decoded, _, shape = page.decode(data, index, **tables)
+        except Exception as error:  # reason: decoders raise their own kinds, one per compression
+            raise unreadable(self._path, error, "its pixels cannot be decoded") from error
+        if decoded is None:  # a tile that was never written
+            white = keyframe.samplesperpixel >= 3 and keyframe.dtype == np.uint8
+            return np.full(shape[1:], 255 if white else keyframe.nodata, keyframe.dtype)
+        pixels: NDArray[Any] = decoded[0]
+        return pixels
+
+
+def _channel_pages(level: Any) -> tuple[Any, ...]:
+    """Return the pages of all channels at the first position of every other axis."""
+    page = level.keyframe
+    leading = level.axes[: len(level.axes) - len(page.axes)]
+    shape = level.shape[: len(leading)]
+    numbers = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
+    first = numbers[tuple(slice(None) if axis == "C" else 0 for axis in leading)]
+    return tuple(level.pages[int(i)] for i in np.atleast_1d(first))
+
+
+def _is_plain(page: Any) -> bool:
+    """Say whether tifffile decodes a page's tiles to the very pixels that OpenSlide gives."""
+    return bool(
+        page.is_tiled
+        and page.dtype == np.uint8
+        and page.samplesperpixel == 3
+        and page.planarconfig == 1
+        and int(page.photometric) in (2, 6)
+        and int(page.compression) in _EXACT
+        and all(page.databytecounts)  # OpenSlide draws missing tiles from other levels
+    )

@@ -1,0 +1,141 @@
+"""tifffile: OME-TIFF, QPTIFF and other fluorescence, striped, grey and deep TIFF, BigTIFF."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError, UnsupportedSlideError
+from slidelens.slide.channels import Composer
+from slidelens.slide.reader import Reader, unreadable
+from slidelens.slide.segments import TiffPixels, main_series, open_tiff
+from slidelens.slide.tiff_facts import tiff_facts
+
+__all__ = ["TiffReader", "is_plain_rgb"]
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OVERVIEW = 2048
+
+# tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
+# sentence that our own error is.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+class TiffReader(Reader):
+    """A TIFF that tifffile reads."""
+
+    backend = "tifffile"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = open_tiff(path)
+        try:
+            if _is_vsi(path):
+                raise UnsupportedSlideError(
+                    f"{path}: an Olympus VSI keeps its pixels in .ets files beside it, which no "
+                    "backend reads; convert it to OME-TIFF with Bio-Formats' bfconvert."
+                )
+            series = main_series(file)
+            page = series.keyframe
+            _check_kind(path, page)
+            self._pixels = TiffPixels(path, file, list(series.levels))
+            self._series = {s.name.lower(): s for s in file.series if s is not series and s.name}
+            self.facts = tiff_facts(file, series, tuple(self._series))
+        except SlideError:
+            file.close()
+            raise
+        except (
+            Exception
+        ) as error:  # reason: a damaged header makes the parser raise almost anything
+            file.close()
+            raise unreadable(path, error, "its TIFF header cannot be understood") from error
+        self._icc = page.tags.valueof(34675)
+        self._map = page.colormap if page.photometric == 3 else None
+        self._inverted = page.photometric == 0
+        rgb = page.photometric in (2, 6) and page.samplesperpixel >= 3
+        channels = len(self.facts.channels) or page.samplesperpixel
+        self._compose = Composer(channels, page.dtype, rgb, self._overview)
+
+    @classmethod
+    def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # the content is enough
+        """Accept TIFF and BigTIFF of either byte order."""
+        return head.startswith(_MAGIC)
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read ``(h, w, 3)`` RGB of one level, channels composed."""
+        return self._compose(self._stored(level, x, y, w, h))
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Read one of the file's other images."""
+        series = self._series[name]
+        with open_tiff(self.path) as file:
+            page = file.pages[series.keyframe.index]
+            try:
+                samples = page.asarray()
+            except Exception as error:  # reason: decoders raise their own kinds
+                raise unreadable(self.path, error, f"its {name} image cannot be read") from error
+        samples = samples if samples.ndim == 3 else samples[..., None]
+        rgb = page.photometric in (2, 6)
+        return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples)(samples)
+
+    def icc_profile(self) -> bytes | None:
+        """Return the embedded ICC profile, if there is one."""
+        return None if self._icc is None else bytes(self._icc)
+
+    def close(self) -> None:
+        """Close the file and forget its tiles."""
+        self._pixels.close()
+
+    def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
+        samples = self._pixels.read(level, x, y, w, h)
+        if self._map is not None:
+            return (np.moveaxis(self._map, 0, -1)[samples[..., 0]] >> 8).astype(np.uint8)
+        if self._inverted and samples.dtype.kind == "u":
+            return np.iinfo(samples.dtype).max - samples
+        return samples
+
+    def _overview(self) -> NDArray[Any]:
+        """Samples of the coarsest level; of its middle where that is large."""
+        level = len(self.facts.levels) - 1
+        width, height = self.facts.levels[level].size
+        w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
+        return self._stored(level, (width - w) // 2, (height - h) // 2, w, h)
+
+
+def is_plain_rgb(path: Path) -> bool:
+    """Say whether a TIFF is tiled 8-bit RGB without a header of its own: OpenSlide's generic TIFF.
+
+    A file that tifffile cannot parse is left to OpenSlide, whose error is as good.
+    """
+    try:
+        file = open_tiff(path)
+    except SlideError:
+        return True
+    with file:
+        page = main_series(file).keyframe
+        return bool(
+            not (file.is_ome or file.is_qpi or file.is_imagej)
+            and page.is_tiled
+            and page.dtype == np.uint8
+            and page.samplesperpixel == 3
+            and page.photometric in (2, 6)
+        )
+
+
+def _is_vsi(path: Path) -> bool:
+    """Olympus: a TIFF with a preview; the slide lies in ``_<name>_/stack*/frame_t_*.ets``."""
+    folder = path.with_name(f"_{path.stem}_")
+    return path.suffix.lower() == ".vsi" or any(folder.glob("stack*/*.ets"))
+
+
+def _check_kind(path: Path, page: Any) -> None:
+    kind = page.dtype
+    if kind is None or kind.kind not in "buif" or page.photometric not in (0, 1, 2, 3, 6):
+        raise UnsupportedSlideError(
+            f"{path}: its pixels are {page.photometric.name} of type {kind}; slidelens reads grey, "
+            "RGB, YCbCr and palette TIFF of integers or floats."
+        )

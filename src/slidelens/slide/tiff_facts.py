@@ -1,0 +1,114 @@
+"""What TIFF headers say: OME-XML, PerkinElmer QPI, and the resolution tags of plain TIFF."""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+from typing import Any
+
+from defusedxml import ElementTree
+
+from slidelens.geometry import Mpp
+from slidelens.slide.reader import Facts, levels_of
+from slidelens.slide.resolution import PRINT_MPP
+from slidelens.slide.units import micrometres
+
+__all__ = ["tiff_facts"]
+
+_TAGS = ("Make", "Model", "Software", "DateTime", "ImageDescription")
+_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: µm in an inch, in a centimetre
+
+
+def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
+    """Collect the facts of a TIFF.
+
+    Parameters
+    ----------
+    file, series
+        tifffile's file and the series that holds the slide.
+    associated
+        Names of the other images.
+    """
+    page = series.keyframe
+    channels = _channel_count(series)
+    properties = {f"tiff.{tag}": str(page.tags.valueof(tag)) for tag in _TAGS if tag in page.tags}
+    mpp, source = _tags_mpp(page, PRINT_MPP)
+    power, names = None, ()
+    if file.is_ome:
+        mpp, source, power, names = _ome(file, series)
+    elif file.is_qpi:
+        mpp, _ = _tags_mpp(page, None)  # its writer means µm of the specimen, at any size
+        source = "PerkinElmer resolution tags" if mpp else None
+        power, names = _qpi(series, channels)
+    if channels > 1 and len(names) != channels:
+        names = tuple(f"channel {i}" for i in range(channels))
+    sizes = [(lv.keyframe.imagewidth, lv.keyframe.imagelength) for lv in series.levels]
+    return Facts(
+        levels_of(sizes),
+        mpp,
+        source,
+        power,
+        MappingProxyType(properties),
+        associated,
+        names if channels > 1 else (),
+    )
+
+
+def _channel_count(series: Any) -> int:
+    """Number of channels kept in planes of their own; 1 for grey and RGB."""
+    axes = dict(zip(series.axes, series.shape, strict=True))
+    return int(axes.get("C", 1)) if "S" not in axes else 1
+
+
+def _tags_mpp(page: Any, coarsest: float | None) -> tuple[Mpp | None, str | None]:
+    """µm per pixel by XResolution and YResolution, where they can be meant so."""
+    unit = _PER_UNIT.get(int(page.tags.valueof("ResolutionUnit") or 2))
+    per_unit = [page.tags.valueof(tag) for tag in ("XResolution", "YResolution")]
+    if unit is None or not all(v and v[0] > 0 and v[1] > 0 for v in per_unit):
+        return None, None
+    x, y = (unit * v[1] / v[0] for v in per_unit)
+    if coarsest is not None and max(x, y) >= coarsest:
+        return None, None
+    return Mpp(x, y), "TIFF resolution tags"
+
+
+def _ome(file: Any, series: Any) -> tuple[Mpp | None, str | None, float | None, tuple[str, ...]]:
+    """Pixel size, objective and channel names of the ``Image`` that a series was made of."""
+    root = ElementTree.fromstring(file.ome_metadata)
+    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    images = root.findall(f"{space}Image")
+    image = images[min(series.index or 0, len(images) - 1)] if images else None
+    pixels = image.find(f"{space}Pixels") if image is not None else None
+    if image is None or pixels is None:
+        return None, None, None, ()
+    sides = []
+    for axis in "XY":
+        size = pixels.get(f"PhysicalSize{axis}")
+        unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
+        sides.append(micrometres(float(size), unit) if size else None)
+    mpp = Mpp(sides[0], sides[1]) if sides[0] and sides[1] else None
+    channels = pixels.findall(f"{space}Channel")
+    names = tuple(c.get("Name") or f"channel {i}" for i, c in enumerate(channels))
+    wanted = image.find(f"{space}ObjectiveSettings")
+    power = None
+    for objective in root.iter(f"{space}Objective"):
+        if wanted is not None and objective.get("ID") == wanted.get("ID"):
+            power = _positive(objective.get("NominalMagnification"))
+    return mpp, "OME-XML PhysicalSize" if mpp else None, power, names
+
+
+def _qpi(series: Any, channels: int) -> tuple[float | None, tuple[str, ...]]:
+    """Objective power and channel names (one XML description per page)."""
+    names: list[str] = []
+    power = None
+    for page in series.levels[0].pages[:channels]:
+        root = ElementTree.fromstring(page.description)
+        names.append(root.findtext("Name") or f"channel {len(names)}")
+        number = re.match(r"\s*([0-9.]+)\s*x", root.findtext("Objective") or "", re.IGNORECASE)
+        power = power or (_positive(number[1]) if number else None)
+    return power, tuple(names)
+
+
+def _positive(text: str | None) -> float | None:
+    value = float(text) if text else 0.0
+    return value if value > 0 else None
