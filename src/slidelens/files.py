@@ -1,9 +1,19 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all.
+
+What is being written lies beside its target as ``.<name>.tmp-<host>-<pid>-<random>``: hidden, on
+the same file system, and known as a leftover once its process is dead; the next run clears those.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import platform
+import re
 import shutil
+import time
 from contextlib import contextmanager
+from glob import escape
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,32 +23,42 @@ if TYPE_CHECKING:
 
 __all__ = ["staged_folder", "write_atomic"]
 
+_active: set[Path] = set()  # what this process is writing now
+_ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
+
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
     """Give a new folder to fill; it takes the place of ``target`` when the block ends well.
 
-    The folder lies beside ``target`` under a hidden name (so the move is a rename on one file
-    system) and is removed if the block raises. What was there before stays until the new folder is
-    complete.
+    The new folder is on the disk (fsync) before it gets its name, and is removed if the block
+    raises. What was there before stays until then: the two change places in one step where the
+    system can, else the old one is put back by the next run if this one dies in between.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = _beside(target)
-    staging.mkdir()
+    _clear_leftovers(target)
+    staging = _beside(target, "tmp")
+    _active.add(staging)
     try:
+        staging.mkdir()
         yield staging
+        _sync_tree(staging)
         _publish(staging, target)
+        _sync(target.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)  # after the rename nothing is left here
+        shutil.rmtree(staging, ignore_errors=True)  # after a plain rename nothing is left here
+        _active.discard(staging)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = _beside(path)
+    staging = _beside(path, "tmp")
     try:
         with staging.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
@@ -48,7 +68,9 @@ def _publish(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
         return
-    old = _beside(target)
+    if _exchange(staging, target):
+        return
+    old = _beside(target, "old")
     target.rename(old)
     try:
         staging.rename(target)
@@ -58,5 +80,80 @@ def _publish(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid4().hex[:12]}")
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system or file system cannot."""
+    import ctypes
+
+    swap = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
+    a, b = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    system = platform.system()
+    if system == "Linux":
+        call = getattr(ctypes.CDLL(None), "renameat2", None)
+        here = -100  # AT_FDCWD; the paths are absolute anyway
+        return call is not None and call(here, a, here, b, swap) == 0
+    if system == "Darwin":
+        call = getattr(ctypes.CDLL(None), "renamex_np", None)
+        return call is not None and call(a, b, swap) == 0
+    return False
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what dead runs left beside ``target``; put its old folder back if it is missing."""
+    for leftover in target.parent.glob(f".{escape(target.name)}.*-*-*-*"):
+        kind = _dead(leftover, target.name)
+        if kind == "old" and not target.exists():
+            leftover.rename(target)
+        elif kind:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _dead(leftover: Path, name: str) -> str:
+    """Return "tmp" or "old" for a leftover whose process is gone, else ""."""
+    match = re.fullmatch(r"(tmp|old)-(\w+)-(\d+)-\w+", leftover.name[len(name) + 2 :])
+    if match is None or leftover in _active:
+        return ""
+    kind, host, pid = match[1], match[2], int(match[3])
+    if host != _host() or os.name == "nt":
+        alive = time.time() - leftover.stat().st_mtime < _ABANDONED_S
+    else:
+        alive = pid != os.getpid() and _runs(pid)
+    return "" if alive else kind
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(os.path.join(parent, name))  # noqa: PTH118  # os.walk gives strings
+        _sync(parent)
+
+
+def _sync(path: Path | str) -> None:
+    """Have the system put a file's content, or a folder's entries, on the disk."""
+    if os.name == "nt":
+        return  # Windows flushes what is renamed, and opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{_host()}-{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def _host() -> str:
+    return re.sub(r"\W", "", platform.node())[:16] or "localhost"

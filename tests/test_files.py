@@ -1,0 +1,149 @@
+"""Files and folders that appear whole or not at all, whatever happens in between."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slidelens import files
+from slidelens.files import staged_folder, write_atomic
+
+
+def fill(folder: Path, text: str) -> None:
+    with staged_folder(folder) as staging:
+        (staging / "a.txt").write_text(text)
+        (staging / "sub").mkdir()
+        (staging / "sub" / "b.txt").write_text(text)
+
+
+def test_this_system_exchanges_folders_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").write_text("b")
+    if sys.platform in ("linux", "darwin"):
+        assert files._exchange(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "a").read_text() == "b"
+    assert not files._exchange(tmp_path / "a", tmp_path / "missing")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_folder_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "x") as staging:
+        assert staging.parent == tmp_path
+        assert staging.name.startswith(".x.tmp-")
+        assert not (tmp_path / "x").exists()
+    assert names(tmp_path) == ["x"]
+
+
+def test_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
+    fill(tmp_path / "x", "old")
+    (tmp_path / "x" / "extra").write_text("gone afterwards")
+    fill(tmp_path / "x", "new")
+    assert names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == ["a.txt", "sub"]
+    assert (tmp_path / "x" / "sub" / "b.txt").read_text() == "new"
+
+
+def test_an_error_in_the_block_leaves_what_was_there(tmp_path: Path) -> None:
+    fill(tmp_path / "x", "old")
+    with pytest.raises(TypeError):
+        fill(tmp_path / "x", None)  # type: ignore[arg-type]  # fails half-way
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system or file system that cannot let two paths change places."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_replacing_works_without_exchange(tmp_path: Path) -> None:
+    fill(tmp_path / "x", "old")
+    fill(tmp_path / "x", "new")
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "a.txt").read_text() == "new"
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_a_failing_rename_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "x", "old")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if ".tmp-" in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="No space"):
+        fill(tmp_path / "x", "new")
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slidelens import files
+target, moment = Path(sys.argv[1]), sys.argv[2]
+die = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "between":                       # the old folder is away, the new one not yet there
+    files._exchange = lambda one, other: False
+    rename = Path.rename
+    Path.rename = lambda self, to: die() if ".tmp-" in self.name else rename(self, to)
+with files.staged_folder(target) as staging:
+    (staging / "a.txt").write_text("new")
+    if moment == "writing":
+        die()
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "between"])
+def test_a_killed_run_is_cleaned_up_and_its_old_folder_restored(
+    tmp_path: Path, moment: str
+) -> None:
+    fill(tmp_path / "x", "old")
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "x"), moment], check=False)
+    assert done.returncode == -9
+    assert len(names(tmp_path)) == 2
+    with pytest.raises(TypeError):
+        fill(tmp_path / "x", None)  # type: ignore[arg-type]  # the next run, which fails too
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+
+
+def test_leftovers_of_living_runs_and_other_machines_stay(tmp_path: Path) -> None:
+    host = files._host()
+    parent = f".x.tmp-{host}-1-abcd"  # process 1 lives
+    foreign = ".x.tmp-elsewhere-999999-abcd"
+    other = f".y.tmp-{host}-99999999-abcd"  # dead, but of another target
+    for name in (parent, foreign, other):
+        (tmp_path / name).mkdir()
+    with staged_folder(tmp_path / "x"), staged_folder(tmp_path / "x"):
+        pass  # two threads of one process on the same target do not clear each other
+    assert names(tmp_path) == sorted([parent, foreign, other, "x"])
+
+
+def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_atomic(path, "old")
+    write_atomic(path, b"new")
+    assert path.read_text() == "new"
+
+    def fails(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, "newest")
+    assert names(tmp_path / "deep") == ["a.json"]
+    assert path.read_text() == "new"
