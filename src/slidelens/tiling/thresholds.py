@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["classify", "clean"]
 
-_CHROMA = (0.045, 0.13)
+_CHROMA = (0.045, 0.085)
 _DENSITY = (0.06, 0.22)
-_LIGHT = (8.0, 32.0)
+_LIGHT = (6.0, 14.0)
 _VOID = 24
 """Brightest channel of what was not scanned (black filling) or is not lit (fluorescence)."""
+
+_NUCLEI_UM = 24.0
+"""Scale at which nuclei of a fluorescence slide blur into tissue."""
 
 _INK_GROW_UM = 20.0
 _INK_MIN_UM2 = 6_000.0
@@ -51,7 +54,7 @@ def classify(
     The method that ran and ``(h, w)`` bool.
     """
     if method == "intensity" or (method == "auto" and _is_dark(image)):
-        return "intensity", _lit(image)
+        return "intensity", _lit(image, cell)
     void = image.max(axis=2) <= _VOID
     density = _density(image, void)
     if method == "otsu":
@@ -80,7 +83,7 @@ def clean(mask: Mask, radius: float, min_cells: float, max_hole_cells: float) ->
 
 
 def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
-    """Drop connected parts of fewer than ``least`` cells; ``touching`` spares those at the border."""
+    """Drop connected parts of fewer than ``least`` cells (``touching``: not at the border)."""
     labels, count = ndimage.label(mask)
     if not count:
         return mask
@@ -102,10 +105,10 @@ def _is_dark(image: NDArray[np.uint8]) -> bool:
     return not lit.any() or float(np.percentile(darkest[lit], 90)) < 100
 
 
-def _lit(image: NDArray[np.uint8]) -> Mask:
-    """Cells brighter than the dark background, seen at the scale of tissue rather than of nuclei."""
+def _lit(image: NDArray[np.uint8], cell: float) -> Mask:
+    """Cells brighter than the dark background, at the scale of tissue rather than of nuclei."""
     light = image.max(axis=2).astype(np.float32)
-    light = ndimage.gaussian_filter(light, 2.0)
+    light = ndimage.gaussian_filter(light, _NUCLEI_UM / cell)
     background = np.percentile(light, 1)
     above = light - background
     return np.asarray(above > _threshold(above, _LIGHT))
@@ -139,12 +142,15 @@ def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
     from skimage.filters import threshold_otsu
 
     counts, edges = np.histogram(values, bins=256)
-    found = threshold_otsu(hist=(counts, (edges[1:] + edges[:-1]) / 2))
+    centres = (edges[1:] + edges[:-1]) / 2
+    found = threshold_otsu(hist=(counts, centres))  # type: ignore[no-untyped-call]
     return float(np.clip(found, low, high))
 
 
 def _ink(density: Plane, cell: float) -> Mask:
-    """Pen: blue and green pass less red than green light, which no tissue stain does at this size;
+    """Find pen ink, grown over its faint edges.
+
+    Blue and green ink pass less red than green light, which no tissue stain does at this size;
     black absorbs all alike; red is purer and denser than eosin or blood.
     """
     red, green, blue = (density[..., k] for k in range(3))

@@ -32,16 +32,18 @@ class TissueSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = Field(
-        "auto",
+        default="auto",
         description="stain: colour of any stain against the slide's own white; otsu: darkness; "
         "intensity: brightness on a dark background (fluorescence); whole: everything; "
         "auto: stain, or intensity where the background is dark",
     )
-    mpp: float = Field(8.0, gt=0, description="µm per cell of the mask")
-    min_area: float = Field(10_000.0, ge=0, description="smaller specks are dropped, µm²")
-    max_hole: float = Field(60_000.0, ge=0, description="smaller holes are filled, µm²")
-    closing: float = Field(24.0, ge=0, description="gaps up to twice this wide are closed, µm")
-    pen: bool = Field(True, description="leave out pen ink (blue, green, red, black)")
+    mpp: float = Field(default=8.0, gt=0, description="µm per cell of the mask")
+    min_area: float = Field(default=10_000.0, ge=0, description="smaller specks are dropped, µm²")
+    max_hole: float = Field(default=60_000.0, ge=0, description="smaller holes are filled, µm²")
+    closing: float = Field(
+        default=24.0, ge=0, description="gaps up to twice this wide are closed, µm"
+    )
+    pen: bool = Field(default=True, description="leave out pen ink (blue, green, red, black)")
 
 
 class _Readable(Protocol):
@@ -96,7 +98,8 @@ class TissueMask:
             + self._sum_to(low[:, 0], low[:, 1])
         )
         area = np.prod(high - low, axis=1)
-        return np.clip(np.divide(covered, area, out=np.zeros(len(area)), where=area > 0), 0.0, 1.0)
+        share = np.divide(covered, area, out=np.zeros(len(area)), where=area > 0)
+        return np.asarray(np.clip(share, 0.0, 1.0))
 
     def area_mm2(self, mpp: Mpp) -> float:
         """Return the area of all tissue in mm², for a slide of ``mpp`` µm/px."""
@@ -110,7 +113,7 @@ class TissueMask:
         return total
 
     def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tissue cells above and left of points: exact between cells, as the sum is bilinear there."""
+        """Count tissue cells above and left of points; bilinear, hence exact, inside cells."""
         height, width = self.array.shape
         x, y = np.clip(x, 0, width), np.clip(y, 0, height)
         i = np.minimum(x.astype(np.int64), width - 1)
@@ -150,10 +153,8 @@ def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> Tis
     cell = max(min(settings.mpp, min(slide.size[0] * mpp.x, slide.size[1] * mpp.y) / 16), *mpp)
     affine = Affine(cell / mpp.x, cell / mpp.y)
     if settings.method == "whole":
-        shape = [
-            max(1, int(np.ceil(n / s - 1e-6))) for n, s in zip(slide.size, affine[:2], strict=False)
-        ][::-1]
-        return TissueMask(np.ones(shape, bool), affine, settings)
+        width, height = _cover(slide.size, affine)
+        return TissueMask(np.ones((height, width), bool), affine, settings)
     image = _overview(slide, cell, affine)
     method, raw = classify(image, settings.method, settings.pen, cell)
     whole = slide.size[0] * mpp.x * slide.size[1] * mpp.y
@@ -172,17 +173,23 @@ def _overview(slide: _Readable, cell: float, affine: Affine) -> NDArray[np.uint8
     Cells that reach past the border repeat their neighbour: averaged with the white outside they
     would look like faint tissue, or like light on a dark slide.
     """
-    whole = [n / s for n, s in zip(slide.size, (affine.sx, affine.sy), strict=True)]
-    inside = [max(1, int(n + 1e-6)) for n in whole]
-    cover = [max(1, int(np.ceil(n - 1e-6))) for n in whole]
+    width, height = (max(1, int(n / s + 1e-6)) for n, s in zip(slide.size, affine[:2], strict=True))
     # A strip costs the pixels of the finest level that it may be read from.
-    coarser = [1.0, *(lv.downsample for lv in slide.levels)]
-    stored = max(d for d in coarser if d <= min(affine.sx, affine.sy))
+    stored = max(lv.downsample for lv in slide.levels if lv.downsample <= max(1.0, *affine[:2]))
     row_px = max(1.0, slide.size[0] / stored * affine.sy / stored)
     step = max(1, int(_STRIP_PX / row_px))
-    image = np.empty((inside[1], inside[0], 3), np.uint8)
-    for top in range(0, inside[1], step):
-        rows = min(step, inside[1] - top)
-        image[top : top + rows] = slide.read(affine.box(0, top, inside[0], rows), cell)
-    pad = [(0, c - n) for c, n in zip(cover[::-1], inside[::-1], strict=True)]
-    return np.pad(image, [*pad, (0, 0)], mode="edge")
+    image = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, step):
+        rows = min(step, height - top)
+        image[top : top + rows] = slide.read(affine.box(0, top, width, rows), cell)
+    cover = _cover(slide.size, affine)
+    pad = [(0, cover[1] - height), (0, cover[0] - width), (0, 0)]
+    return np.pad(image, pad, mode="edge")
+
+
+def _cover(size: Size, affine: Affine) -> tuple[int, int]:
+    """Return columns and rows of cells that cover the slide."""
+    width, height = (
+        max(1, int(np.ceil(n / s - 1e-6))) for n, s in zip(size, affine[:2], strict=True)
+    )
+    return width, height
