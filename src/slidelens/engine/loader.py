@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,10 +28,25 @@ if TYPE_CHECKING:
 
     from slidelens.slide.base import Slide
 
-__all__ = ["SlideView"]
+__all__ = ["SlideView", "find_tissue"]
 
 _AHEAD_BYTES = 128 << 20
 """Tiles read ahead of the model take at most this (or one batch, if that is larger)."""
+
+
+_Found = tuple[Lock, dict[TissueSettings, TissueMask]]
+_masks: WeakKeyDictionary[Slide, _Found] = WeakKeyDictionary()
+_masks_lock = Lock()
+
+
+def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
+    """Return a slide's tissue mask; it is computed once for as long as the slide lives."""
+    with _masks_lock:
+        lock, found = _masks.setdefault(slide, (Lock(), {}))
+    with lock:  # of this slide: a second thread that asks for it waits instead of computing again
+        if settings not in found:
+            found[settings] = tissue_mask(slide, settings)
+        return found[settings]
 
 
 class SlideView:
@@ -83,17 +100,16 @@ class SlideView:
         self.grids: list[Grid] = []
         self.steps = 0
         self.done = 0
+        self.batch_in_use = 0
         self.waited = 0.0
         """Seconds that the model waited for tiles."""
         self.tissue_seconds = 0.0
-        self._masks: dict[TissueSettings, TissueMask] = {}
-        if isinstance(tissue, TissueMask):
-            self._masks[tissue.settings] = tissue
-            tissue = tissue.settings
-        self._settings = tissue or TissueSettings()
+        self._tissue = tissue or TissueSettings()
         self._threads = threads or get_settings().reader_threads
         self._readers = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelens-read")
-        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._copies: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         return self
@@ -113,11 +129,11 @@ class SlideView:
     @property
     def tissue(self) -> TissueMask:
         """Tissue of the whole slide (not only the region), found at the first use and kept."""
-        if self._settings not in self._masks:
+        if isinstance(self._tissue, TissueSettings):
             start = perf_counter()
-            self._masks[self._settings] = tissue_mask(self.slide, self._settings)
+            self._tissue = find_tissue(self.slide, self._tissue)
             self.tissue_seconds += perf_counter() - start
-        return self._masks[self._settings]
+        return self._tissue
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""
@@ -153,7 +169,7 @@ class SlideView:
         SlideError
             A tile that cannot be read, naming slide and place.
         """
-        size = self.batch_size or batch_size
+        self.batch_in_use = size = self.batch_size or batch_size
         ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
         pending: deque[_Reading] = deque()
         try:

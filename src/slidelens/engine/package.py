@@ -8,9 +8,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import slidelens
+from slidelens.engine.manifest import (
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    first_fault,
+    read_manifest,
+)
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
 from slidelens.files import staged_folder
@@ -36,40 +43,7 @@ __all__ = [
     "verify",
 ]
 
-_MANIFEST, _WEIGHTS, _GOLDEN = "model.json", "weights.safetensors", "golden.safetensors"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a folder of results
-_RGB = tuple[float, float, float]
-
-
-class Normalisation(BaseModel):
-    """Mean and standard deviation of RGB in 0..1, subtracted and divided before the network."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    mean: _RGB = (0.485, 0.456, 0.406)
-    std: _RGB = (0.229, 0.224, 0.225)
-
-
-class Manifest(BaseModel):
-    """``model.json``. Keys that this version does not know are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    schema_version: int = 1
-    name: str = Field(pattern=_NAME)
-    family: str
-    config: dict[str, Any]
-    classes: tuple[str, ...] = Field(min_length=1)
-    mpp: float = Field(gt=0, description="resolution that the network sees, µm/px")
-    tile_size: int | None = Field(None, gt=0, description="side of its tiles, px at mpp")
-    normalisation: Normalisation = Normalisation()
-    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    threshold: float | None = Field(None, ge=0, le=1, description="operating point")
-    training_data: Any = None
-    metrics: dict[str, Any] = {}
-    licence: str | None = None
-    intended_use: str | None = None
-    created_with: dict[str, Any] = {}
+_GOLDEN = "golden.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +66,6 @@ def find_models() -> list[ModelInfo]:
         info = _inspect(folder)
         found.setdefault(info.name, info)  # the first place wins, as in load_model
     return [found[name] for name in sorted(found)]
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read and check ``model.json`` of a package.
-
-    Raises
-    ------
-    ModelError
-        A missing or malformed file, naming the field.
-    """
-    path = Path(folder) / _MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not a model package: it has no {_MANIFEST}. "
-            f"A package is a folder with {_MANIFEST} and {_WEIGHTS}."
-        ) from error
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
-    except ValidationError as error:
-        raise ModelError(f"{path} is not a valid manifest: {_first(error)}.") from error
 
 
 def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") -> Model[Any]:
@@ -195,9 +147,9 @@ def save_model(
     weights = save(tensors)
     manifest = _manifest_of(model, sha256(weights).hexdigest())
     with staged_folder(folder) as staging:
-        (staging / _WEIGHTS).write_bytes(weights)
+        (staging / WEIGHTS).write_bytes(weights)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (staging / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
         if golden is not None:
             import torch
             from safetensors.torch import save_file
@@ -303,26 +255,27 @@ def _manifest_of(model: Model[Any], digest: str) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise ModelError(f"cannot package model {model.name!r}: {_first(error)}.") from error
+        raise ModelError(f"cannot package model {model.name!r}: {first_fault(error)}.") from error
 
 
 def _config(manifest: Manifest, folder: Path) -> FamilyConfig:
     family = family_of(manifest.family)
     try:
-        return family.config.model_validate(manifest.config)
+        config: FamilyConfig = family.config.model_validate(manifest.config)
     except ValidationError as error:
         known = ", ".join(family.config.model_fields)
         raise ModelError(
-            f"{folder / _MANIFEST}: config does not fit family {manifest.family!r}: "
-            f"{_first(error)}. Its fields are: {known}."
+            f"{folder / MANIFEST}: config does not fit family {manifest.family!r}: "
+            f"{first_fault(error)}. Its fields are: {known}."
         ) from error
+    return config
 
 
 def _read_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -332,7 +285,7 @@ def _read_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     digest = sha256(content).hexdigest()
     if digest != manifest.weights_sha256:
         raise ModelError(
-            f"{path} has sha256 {digest[:12]}…, {_MANIFEST} states {manifest.weights_sha256[:12]}…:"
+            f"{path} has sha256 {digest[:12]}…, {MANIFEST} states {manifest.weights_sha256[:12]}…:"
             " the weights were altered or cut short. Copy the package again."
         )
     try:
@@ -354,7 +307,7 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ModelError(
-            f"{folder / _WEIGHTS} does not fit the network that {_MANIFEST} describes: "
+            f"{folder / WEIGHTS} does not fit the network that {MANIFEST} describes: "
             f"{'; '.join(wrong[:3])}{more}. Family and config must be those of the training run."
         )
     module.load_state_dict(weights)
@@ -362,7 +315,7 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
 
 def _locate(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder)
-    if (folder / _MANIFEST).is_file():
+    if (folder / MANIFEST).is_file():
         return folder
     name = str(name_or_folder)
     if isinstance(name_or_folder, Path) or "/" in name or "\\" in name:
@@ -373,7 +326,7 @@ def _locate(name_or_folder: str | Path) -> Path:
     known = ", ".join(sorted(infos)) or "none"
     raise ModelError(
         f"no model {name!r}; known models: {known}. Give a name from `slidelens models`, "
-        f"or a folder with {_MANIFEST} and {_WEIGHTS}."
+        f"or a folder with {MANIFEST} and {WEIGHTS}."
     )
 
 
@@ -386,7 +339,7 @@ def _packages() -> Iterator[Path]:
     places.append(home / "_models")
     for place in places:
         if place is not None and place.is_dir():
-            yield from sorted(f for f in place.iterdir() if (f / _MANIFEST).is_file())
+            yield from sorted(f for f in place.iterdir() if (f / MANIFEST).is_file())
 
 
 def _inspect(folder: Path) -> ModelInfo:
@@ -397,8 +350,8 @@ def _inspect(folder: Path) -> ModelInfo:
     reason = None
     if manifest.family not in FAMILIES:
         reason = _no_family(manifest.family)
-    elif not (folder / _WEIGHTS).is_file():
-        reason = f"{folder / _WEIGHTS} is missing. Copy the package again."
+    elif not (folder / WEIGHTS).is_file():
+        reason = f"{folder / WEIGHTS} is missing. Copy the package again."
     return ModelInfo(
         manifest.name,
         folder,
@@ -415,9 +368,3 @@ def _no_family(name: str) -> str:
         f"unknown model family {name!r}; known families: {', '.join(FAMILIES.names())}. "
         "Install the plugin that brings it."
     )
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
-    return f"{where}: {first['msg']}"

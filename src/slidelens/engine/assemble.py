@@ -1,0 +1,164 @@
+"""From a family's events to a :class:`~slidelens.maps.result.Result`."""
+
+from __future__ import annotations
+
+import platform
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import slidelens
+from slidelens.engine.provenance import weights_sha256
+from slidelens.errors import ModelError
+from slidelens.families.base import Patch, SlideScore
+from slidelens.maps.canvas import Canvas
+from slidelens.maps.regions import Region, positive_regions
+from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
+from slidelens.maps.tiles import Tiles
+
+if TYPE_CHECKING:
+    from slidelens.engine.loader import SlideView
+    from slidelens.families.base import Event, Family, MapSpec, Model
+
+__all__ = ["Assembly"]
+
+_THRESHOLD = 0.5
+
+
+class Assembly:
+    """The maps, tiles and score of one run, under construction.
+
+    Parameters
+    ----------
+    family, model
+        Whose events come.
+    view
+        Of which slide.
+    """
+
+    def __init__(self, family: Family[Any], model: Model[Any], view: SlideView) -> None:
+        self._model, self._view = model, view
+        self._specs: dict[str, MapSpec] = {
+            spec.name: spec for spec in family.maps(model.config, model.classes)
+        }
+        self._canvases = {
+            name: Canvas.create(None, spec, view.size, view.mpp)
+            for name, spec in self._specs.items()
+        }
+        self._instances: list[Patch] = []
+        self._score: SlideScore | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the next event of the family.
+
+        Raises
+        ------
+        ModelError
+            A map that the family did not declare.
+        """
+        if isinstance(event, SlideScore):
+            self._score = event
+            return
+        if event.map not in self._specs:
+            raise ModelError(
+                f"family {self._model.family!r} drew a map {event.map!r}; "
+                f"it declares {', '.join(self._specs)}."
+            )
+        self._canvases[event.map].add(event.boxes, event.values)
+        if self._specs[event.map].instances:
+            self._instances.append(event)
+
+    def peek(self) -> dict[str, Map]:
+        """Return the maps as they are now; NaN where nothing was predicted yet."""
+        return {name: canvas.peek() for name, canvas in self._canvases.items()}
+
+    def finish(self, *, digest: str, precision: str) -> Result:
+        """Make the result.
+
+        Raises
+        ------
+        ModelError
+            The family gave no slide score, or one that is no probability.
+        """
+        probabilities = self._probabilities()
+        maps = {name: canvas.finish() for name, canvas in self._canvases.items()}
+        return Result(
+            _slide_info(self._view),
+            ModelInfo(
+                name=self._model.name,
+                family=self._model.family,
+                sha256=weights_sha256(self._model),
+            ),
+            probabilities,
+            maps=[*maps.values(), _tissue_map(self._view)],
+            tiles=self._tiles(),
+            regions=self._regions(maps),
+            settings_sha256=digest,
+            software={
+                "slidelens": slidelens.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": _device_name(self._view.device),
+                "precision": precision,
+            },
+        )
+
+    def _probabilities(self) -> dict[str, float]:
+        classes, score = self._model.classes, self._score
+        if (
+            score is None
+            or len(score.probabilities) != len(classes)
+            or not all(isfinite(p) and -1e-4 <= p <= 1 + 1e-4 for p in score.probabilities)
+        ):
+            raise ModelError(
+                f"model {self._model.name!r} (family {self._model.family!r}) ended with {score}; "
+                f"expected a SlideScore of {len(classes)} probabilities in 0..1."
+            )
+        return {
+            name: min(max(p, 0.0), 1.0)
+            for name, p in zip(classes, score.probabilities, strict=True)
+        }
+
+    def _tiles(self) -> Tiles | None:
+        if not self._instances:
+            return None
+        return Tiles(
+            np.concatenate([patch.boxes for patch in self._instances]),
+            self._specs[self._instances[0].map].channels,
+            np.concatenate([patch.values for patch in self._instances]),
+        )
+
+    def _regions(self, maps: dict[str, Map]) -> list[Region]:
+        """Outline what is at or above the operating point in the first map of probabilities."""
+        threshold = self._model.card.get("threshold")
+        for spec in self._specs.values():
+            if spec.kind == "probability":
+                return positive_regions(
+                    maps[spec.name], threshold=_THRESHOLD if threshold is None else threshold
+                )
+        return []
+
+
+def _slide_info(view: SlideView) -> SlideInfo:
+    slide, (x, y) = view.slide, view.mpp
+    return SlideInfo(
+        id=slide.id,
+        path=str(slide.path.absolute()),
+        width=view.size.width,
+        height=view.size.height,
+        mpp=x if x == y else (x, y),
+        mpp_source=slide.mpp_source,
+    )
+
+
+def _tissue_map(view: SlideView) -> Map:
+    mask = view.tissue
+    return Map.from_array("tissue", "labels", ("tissue",), mask.array, mask.affine, view.mpp)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.machine()}"

@@ -1,0 +1,320 @@
+"""One model over one slide: read, infer, assemble, save. All callers come through here.
+
+:func:`predict` runs to the end; :class:`Prediction` is the same run step by step: iterating is
+progress, closing is cancelling.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+
+from slidelens.engine.assemble import Assembly
+from slidelens.engine.device import evaluating, pick_device, uses_bf16
+from slidelens.engine.loader import SlideView
+from slidelens.engine.package import family_of, load_model
+from slidelens.engine.provenance import is_done, settings_sha256
+from slidelens.errors import ModelError
+from slidelens.families.base import Model
+from slidelens.maps.result import Result
+from slidelens.slide.base import Slide
+from slidelens.slide.open import open_slide
+from slidelens.tiling.tissue import TissueMask, TissueSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from slidelens.engine.device import Precision
+    from slidelens.geometry import Box
+    from slidelens.maps.map import Map
+    from slidelens.slide.open import GivenMpp
+
+__all__ = ["Prediction", "Progress", "predict"]
+
+Stage = Literal["open", "tissue", "infer", "write", "done"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    ``done`` of ``total`` counts tiles (or the family's other steps); ``total`` is 0 before it is
+    known. ``seconds`` have passed since the run began.
+    """
+
+    slide_id: str
+    model: str
+    stage: Stage
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    eta: float | None = None
+    """Seconds that are left, estimated from the pace so far; ``None`` before there is one."""
+
+
+def predict(
+    slide: Slide | str | Path,
+    model: Model[Any] | str | Path,
+    *,
+    out: str | Path | None = None,
+    device: str | torch.device = "auto",
+    precision: Precision = "auto",
+    region: Box | None = None,
+    mpp: GivenMpp = None,
+    tissue: TissueSettings | TissueMask | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Run a model over a slide.
+
+    Parameters
+    ----------
+    slide
+        A path, or an open slide (which stays open).
+    model
+        Name or folder of a model package, or a loaded model.
+    out
+        Results folder: the result is written to ``out/<model>/<slide id>/``, whole or not at all,
+        and a result of the same slide, model and settings that lies there is returned instead of
+        being computed again. ``None`` writes nothing.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` leaves a loaded model in place.
+    precision
+        See :data:`~slidelens.engine.device.Precision`.
+    region
+        Restrict the run to a part of the slide, in level-0 px. Its tiles are those that a run on
+        the whole slide has there.
+    mpp
+        The slide's own resolution in µm/px, where the file states none or a wrong one. The
+        resolution at which the model works is in the model.
+    tissue
+        How to find tissue, or a mask of your own.
+    batch_size
+        Tiles per step, instead of what the model's configuration says.
+    overwrite
+        Compute and write even if the same result is there.
+
+    Raises
+    ------
+    SlideError
+        A slide that cannot be read, or that states no resolution when ``mpp`` is not given.
+    ModelError
+        A model that cannot be used.
+    ResultError
+        A result that cannot be written.
+    """
+    run = Prediction(
+        slide,
+        model,
+        out=out,
+        device=device,
+        precision=precision,
+        region=region,
+        mpp=mpp,
+        tissue=tissue,
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    for _ in run:
+        pass
+    assert run.result is not None
+    return run.result
+
+
+class Prediction:
+    """:func:`predict`, step by step; takes the same arguments.
+
+    Iterating runs it and yields :class:`Progress`; :meth:`close` cancels it, stops all threads and
+    leaves nothing behind. Between two steps nothing is computed.
+
+    Attributes
+    ----------
+    result
+        The result, when the run has ended.
+    skipped
+        Whether the result was there already.
+    """
+
+    def __init__(
+        self,
+        slide: Slide | str | Path,
+        model: Model[Any] | str | Path,
+        *,
+        out: str | Path | None = None,
+        device: str | torch.device = "auto",
+        precision: Precision = "auto",
+        region: Box | None = None,
+        mpp: GivenMpp = None,
+        tissue: TissueSettings | TissueMask | None = None,
+        batch_size: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.result: Result | None = None
+        self.skipped = False
+        self._slide, self._given_mpp = slide, mpp
+        self._model = model
+        self._out = None if out is None else Path(out)
+        self._device, self._precision = device, precision
+        self._region = region
+        self._tissue = tissue or TissueSettings()
+        self._batch_size = batch_size
+        self._overwrite = overwrite
+        self._assembly: Assembly | None = None
+        self._timings = dict.fromkeys(("open", "tissue", "read", "infer", "write"), 0.0)
+        self._steps = self._run()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Progress:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Cancel what is not done yet. A finished result stays."""
+        self._steps.close()
+
+    def peek(self) -> dict[str, Map]:
+        """Return the maps as they are now; NaN where nothing is predicted yet."""
+        return {} if self._assembly is None else self._assembly.peek()
+
+    def _run(self) -> Generator[Progress, None, None]:
+        clock = _Clock()
+        given = self._slide
+        model = self._on_device(self._model)
+        # A slide that the caller opened is the caller's to close.
+        with (
+            nullcontext(given)
+            if isinstance(given, Slide)
+            else open_slide(given, mpp=self._given_mpp)
+        ) as slide:
+            digest = self._digest(slide, model)
+            self._timings["open"] = clock.seconds()
+            clock.name(slide.id, model.name)
+            yield clock.progress("open")
+            folder = None if self._out is None else self._out / model.name / slide.id
+            if folder is not None and not self._overwrite and is_done(folder, digest):
+                self.result, self.skipped = Result.load(folder), True
+            else:
+                view, assembly = yield from self._infer(slide, model, clock)
+                yield clock.progress("write", view)
+                self.result = self._write(view, assembly, digest, folder)
+        yield clock.progress("done")
+
+    def _on_device(self, given: Model[Any] | str | Path) -> Model[Any]:
+        if not isinstance(given, Model):
+            return load_model(given, self._device)
+        if self._device == "auto" and given.device is not None:
+            return given
+        device = pick_device(self._device)
+        return replace(given, device=device, module=given.module.to(device))
+
+    def _digest(self, slide: Slide, model: Model[Any]) -> str:
+        return settings_sha256(
+            slide, model, region=self._region, precision=self._precision, tissue=self._tissue
+        )
+
+    def _infer(
+        self, slide: Slide, model: Model[Any], clock: _Clock
+    ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
+        """Run the model; where it does not fit on the GPU, begin again with half the batch."""
+        batch_size = self._batch_size
+        while True:
+            view = SlideView(
+                slide,
+                tissue=self._tissue,
+                region=self._region,
+                device=model.device,
+                batch_size=batch_size,
+            )
+            with view:
+                yield clock.progress("tissue", view)
+                self._tissue = view.tissue  # kept for the next try
+                self._timings["tissue"] += view.tissue_seconds
+                try:
+                    return view, (yield from self._pass(view, model, clock))
+                except torch.OutOfMemoryError as error:
+                    batch_size = _halved(view, model, error)
+            # Here, not in the handler: its traceback held the tensors of the step that failed.
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def _pass(
+        self, view: SlideView, model: Model[Any], clock: _Clock
+    ) -> Generator[Progress, None, Assembly]:
+        """Pull the family's events through once."""
+        family = family_of(model.family)
+        self._assembly = assembly = Assembly(family, model, view)
+        bf16 = uses_bf16(view.device, self._precision)
+        model.module.eval()
+        spent = 0.0
+        events = family.infer(model, view)
+        while True:
+            start = perf_counter()
+            with evaluating(view.device, bf16):
+                event = next(events, None)
+            spent += perf_counter() - start
+            if event is None:
+                break
+            assembly.add(event)
+            yield clock.progress("infer", view)
+        self._timings |= {"read": view.waited, "infer": spent - view.waited}
+        return assembly
+
+    def _write(
+        self, view: SlideView, assembly: Assembly, digest: str, folder: Path | None
+    ) -> Result:
+        start = perf_counter()
+        bf16 = uses_bf16(view.device, self._precision)
+        result = assembly.finish(digest=digest, precision="bf16" if bf16 else "fp32")
+        result.timings = self._timings
+        if folder is not None:
+            result.save(folder)
+        self._timings["write"] = perf_counter() - start
+        return result
+
+
+class _Clock:
+    """Makes the :class:`Progress` of one run."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+        self._inferring: float | None = None
+        self._names = ("", "")
+
+    def seconds(self) -> float:
+        return perf_counter() - self._start
+
+    def name(self, slide_id: str, model: str) -> None:
+        self._names = (slide_id, model)
+
+    def progress(self, stage: Stage, view: SlideView | None = None) -> Progress:
+        now = perf_counter()
+        done, total = (view.done, view.steps) if view else (0, 0)
+        if stage == "tissue":
+            self._inferring = now
+        eta = None
+        if self._inferring is not None and 0 < done <= total:
+            eta = (now - self._inferring) / done * (total - done)
+        return Progress(*self._names, stage, done, total, now - self._start, eta)
+
+
+def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:
+    """Return half of the batch size that did not fit."""
+    if view.batch_in_use < 2:
+        raise ModelError(
+            f"model {model.name!r} does not fit in the memory of {view.device}, even one tile at a "
+            "time. Free the device's memory, or use --device cpu."
+        ) from error
+    half = view.batch_in_use // 2
+    log.warning("%s: out of memory; going on with %d tiles at a time", view.device, half)
+    return half

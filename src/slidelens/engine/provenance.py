@@ -1,0 +1,104 @@
+"""What a result depends on, as one digest: a run again skips what is already there."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from slidelens.tiling.tissue import TissueMask
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slidelens.engine.device import Precision
+    from slidelens.families.base import Model
+    from slidelens.geometry import Box
+    from slidelens.slide.base import Slide
+    from slidelens.tiling.tissue import TissueSettings
+
+__all__ = ["is_done", "settings_sha256", "weights_sha256"]
+
+_ALGORITHM = 1
+"""Raised when a new version of the engine gives other results from the same settings."""
+
+_EDGE = 64 << 10
+_METADATA = frozenset({".zattrs", ".zgroup", ".zarray", "zarr.json", "METADATA.ome.xml"})
+
+
+def settings_sha256(
+    slide: Slide,
+    model: Model[Any],
+    *,
+    region: Box | None,
+    precision: Precision,
+    tissue: TissueSettings | TissueMask,
+) -> str:
+    """Digest everything that changes a result: slide, its resolution, model, and how it is run.
+
+    The place of files does not count, nor do device and batch size; ``precision`` counts as it was
+    asked for, so that a cohort begun on a GPU can be finished on a laptop.
+    """
+    facts = {
+        "algorithm": _ALGORITHM,
+        "slide": [slide.id, *slide.size, *slide.require_mpp(), _fingerprint(slide)],
+        "model": [model.name, model.family, weights_sha256(model), model.classes],
+        "config": model.config.model_dump(mode="json"),
+        "normalisation": [model.mean, model.std],
+        "region": region,
+        "precision": precision,
+        "tissue": _tissue(tissue),
+    }
+    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(model: Model[Any]) -> str:
+    """Return the checksum of a model's weights: of its package, or of the one it would make."""
+    stated = model.card.get("weights_sha256")
+    if isinstance(stated, str):
+        return stated
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
+    return sha256(save(tensors)).hexdigest()
+
+
+def is_done(folder: Path, digest: str) -> bool:
+    """Say whether ``folder`` holds a whole result of exactly these settings."""
+    try:
+        written = json.loads((folder / "result.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and written.get("settings_sha256") == digest
+
+
+def _tissue(tissue: TissueSettings | TissueMask) -> object:
+    if isinstance(tissue, TissueMask):  # somebody's own: what it covers, not how it was found
+        return [tissue.affine, tissue.array.shape, sha256(tissue.array.tobytes()).hexdigest()]
+    return tissue.model_dump(mode="json")
+
+
+def _fingerprint(slide: Slide) -> str:
+    """Tell one slide from another of the same name without reading gigabytes.
+
+    A file by its length and both ends (a TIFF keeps its index in one of them); a folder by the
+    names and lengths of what lies in it and by its metadata; a slide in memory by its thumbnail.
+    """
+    digest = sha256()
+    path = slide.path
+    if path.is_file():
+        with path.open("rb") as file:
+            length = path.stat().st_size
+            digest.update(f"{length}:".encode() + file.read(_EDGE))
+            file.seek(max(0, length - _EDGE))
+            digest.update(file.read(_EDGE))
+    elif path.is_dir():
+        for entry in sorted(path.iterdir()):
+            digest.update(entry.name.encode())
+            if entry.name in _METADATA:
+                digest.update(entry.read_bytes())
+            elif entry.is_file():
+                digest.update(str(entry.stat().st_size).encode())
+    else:
+        digest.update(slide.thumbnail(256).tobytes())
+    return digest.hexdigest()

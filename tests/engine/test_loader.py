@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from slidelens.engine.loader import SlideView
+from slidelens.errors import MissingMppError, SlideError
+from slidelens.geometry import Box
+from slidelens.slide.array import from_array
+from slidelens.tiling.grid import GridSpec
+from slidelens.tiling.tissue import TissueSettings
+
+WHOLE = TissueSettings(method="whole")
+
+
+def picture(height: int = 200, width: int = 330, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+
+
+def readers() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("slidelens-read")]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 1000])
+@pytest.mark.parametrize("mpp", [0.5, 0.73])
+def test_tiles_are_those_of_the_slide_in_the_order_of_the_grid(batch_size, mpp):
+    with from_array(picture(), mpp=0.5) as slide, SlideView(slide, tissue=WHOLE, threads=3) as view:
+        grid = view.grid(GridSpec(tile=32, mpp=mpp, overlap=5))
+        batches = list(view.batches(grid, batch_size))
+        boxes = np.concatenate([b.boxes for b in batches])
+        images = torch.cat([b.images for b in batches])
+        assert np.array_equal(boxes, grid.boxes)
+        assert images.dtype == torch.uint8
+        assert images.shape == (len(grid), 3, 32, 32)
+        for box, image in zip(boxes, images, strict=True):
+            expected = slide.read(Box(*box), mpp)
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+        assert [len(b.boxes) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
+
+
+def test_batches_are_channels_last_without_a_copy():
+    with from_array(picture(), mpp=1.0) as slide, SlideView(slide, tissue=WHOLE) as view:
+        batch = next(view.batches(view.grid(GridSpec(32, 1.0)), 4))
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_view_s_batch_size_overrides_the_model_s():
+    with (
+        from_array(picture(), mpp=1.0) as slide,
+        SlideView(slide, tissue=WHOLE, batch_size=3) as view,
+    ):
+        assert len(next(view.batches(view.grid(GridSpec(32, 1.0)), 10)).boxes) == 3
+
+
+def test_background_is_never_read(monkeypatch):
+    image = np.full((512, 512, 3), 255, np.uint8)
+    image[128:256, 128:256] = (180, 60, 140)
+    with from_array(image, mpp=1.0) as slide, SlideView(slide, tissue=None) as view:
+        grid = view.grid(GridSpec(32, 1.0, min_tissue=0.5))
+        read = []
+        original = slide.read
+        monkeypatch.setattr(
+            slide, "read", lambda box, mpp=None: read.append(box) or original(box, mpp)
+        )
+        list(view.batches(grid, 4))
+    assert 0 < len(read) == len(grid) < 40
+    assert all(b.x >= 96 and b.right <= 288 and b.y >= 96 and b.bottom <= 288 for b in read)
+
+
+def test_reading_ahead_is_bounded(monkeypatch):
+    with (
+        from_array(picture(640, 640), mpp=1.0) as slide,
+        SlideView(slide, tissue=WHOLE, threads=2) as view,
+    ):
+        started = []
+        original = slide.read
+        monkeypatch.setattr(
+            slide, "read", lambda box, mpp=None: started.append(box) or original(box, mpp)
+        )
+        batches = view.batches(view.grid(GridSpec(32, 1.0)), 8)
+        next(batches)
+        time.sleep(0.3)  # a model that is slower than the readers
+        assert len(started) <= 8 * 4
+        batches.close()
+
+
+def test_closing_the_iterator_stops_the_readers(monkeypatch):
+    before = len(readers())
+    with from_array(picture(640, 640), mpp=1.0) as slide:
+        view = SlideView(slide, tissue=WHOLE, threads=2)
+        original = slide.read
+
+        def slow(box, mpp=None):
+            time.sleep(0.02)
+            return original(box, mpp)
+
+        batches = view.batches(view.grid(GridSpec(32, 1.0)), 8)
+        monkeypatch.setattr(slide, "read", slow)
+        next(batches)
+        start = time.perf_counter()
+        batches.close()
+        view.close()
+        assert time.perf_counter() - start < 0.2  # the reads under way, not the 24 queued
+    assert len(readers()) == before
+
+
+def test_an_error_in_a_reader_names_slide_and_place(monkeypatch):
+    with (
+        from_array(picture(), mpp=1.0, name="broken.svs") as slide,
+        SlideView(slide, tissue=WHOLE) as view,
+    ):
+        original = slide.read
+
+        def fail(box, mpp=None):
+            if box.x == 64 and box.y == 32:
+                raise RuntimeError("JPEG data is cut")
+            return original(box, mpp)
+
+        grid = view.grid(GridSpec(32, 1.0))
+        monkeypatch.setattr(slide, "read", fail)
+        with pytest.raises(SlideError, match=r"broken.*tile at x=64, y=32 .*JPEG data is cut"):
+            list(view.batches(grid, 4))
+
+
+def test_tissue_is_found_once(monkeypatch):
+    from slidelens.engine import loader
+
+    calls = []
+    original = loader.tissue_mask
+    monkeypatch.setattr(loader, "tissue_mask", lambda *a: calls.append(a) or original(*a))
+    with from_array(picture(), mpp=1.0) as slide:
+        with SlideView(slide) as view:
+            view.grid(GridSpec(32, 1.0))
+            view.grid(GridSpec(16, 2.0))
+            mask = view.tissue
+        with SlideView(slide, tissue=mask) as view:
+            assert view.tissue is mask
+    assert len(calls) == 1
+    assert len(view.grids) == 0
+
+
+def test_region_outside_the_slide():
+    with from_array(picture(), mpp=1.0) as slide, pytest.raises(SlideError, match="lies outside"):
+        SlideView(slide, region=Box(5000, 0, 10, 10))
+
+
+def test_slide_without_resolution():
+    with from_array(picture()) as slide, pytest.raises(MissingMppError):
+        SlideView(slide)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_batches_arrive_whole_on_the_gpu():
+    device = torch.device("cuda", 0)
+    with from_array(picture(1024, 1024), mpp=1.0) as slide:
+        with SlideView(slide, tissue=WHOLE) as view:
+            expected = torch.cat([b.images for b in view.batches(view.grid(GridSpec(64, 1.0)), 16)])
+        with SlideView(slide, tissue=WHOLE, device=device) as view:
+            got = [b.images.float() for b in view.batches(view.grid(GridSpec(64, 1.0)), 16)]
+        assert torch.equal(torch.cat(got).cpu(), expected.float())
