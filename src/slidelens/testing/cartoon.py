@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.testing.fields import Window, grain, hash01, smoothstep
+from slidelens.testing.fields import Window, grain, hash01, noise_at, smoothstep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from slidelens.testing.fields import Plane
 
 __all__ = ["BENIGN", "TUMOR", "Canvas", "GlandStyle", "draw_fat", "draw_glands", "draw_stroma"]
+
+
+_BEND_UM = 170.0
+"""Scale on which collagen bundles bend."""
 
 
 @dataclass
@@ -75,9 +79,7 @@ TUMOR = GlandStyle(
 def draw_stroma(canvas: Canvas, density: Plane, cells: Callable[..., Any]) -> None:
     """Collagen in waves, clefts between its bundles, spindle cells along them, lymphocytes."""
     window, seed = canvas.window, canvas.seed
-    bend = window.noise(seed + 1, 170.0)
-    fine = window.noise(seed + 2, 34.0)
-    phase = 23 * bend + 4.5 * fine
+    phase = 23 * window.noise(seed + 1, _BEND_UM) + 4.5 * window.noise(seed + 2, 34.0)
     fibre = np.sin(phase)
     loose = window.noise(seed + 3, 60.0)
     canvas.e[:] = density * (0.52 + 0.10 * fibre + 0.10 * loose + 0.05 * grain(window, seed))
@@ -100,11 +102,19 @@ def _stroma_cells(canvas: Canvas, inflamed: Callable[..., Any]) -> None:
         keep = chance < (amount if lymph else 0.75)
         i, j, x, y = i[keep], j[keep], x[keep], y[keep]
         size = hash01(seed, i, j, salt + 3)
-        angle = np.pi * hash01(seed, i, j, salt + 4)
+        angle = _along_fibres(seed, x, y) + 0.9 * (hash01(seed, i, j, salt + 4) - 0.5)
         long = 2.6 + 0.7 * size if lymph else 4.2 + 2.4 * size
         short = long * 0.92 if lymph else 1.1 + 0.5 * size
         dark = 0.75 + 0.3 * hash01(seed, i, j, salt + 5)
         stamp_nuclei(canvas, x, y, long, short, angle, dark)
+
+
+def _along_fibres(seed: int, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Direction of the fibres: along the contours of the noise whose waves they are."""
+    here = noise_at(seed + 1, x, y, _BEND_UM)
+    across = noise_at(seed + 1, x + 2, y, _BEND_UM) - here
+    down = noise_at(seed + 1, x, y + 2, _BEND_UM) - here
+    return np.asarray(np.arctan2(across, -down))
 
 
 def draw_fat(canvas: Canvas, amount: Plane) -> None:
@@ -136,24 +146,25 @@ def draw_glands(
 ) -> None:
     """Glands of one kind on a staggered lattice, wherever ``allowed(x, y, reach)`` says so."""
     window, seed = canvas.window, canvas.seed
-    reach = style.radius[1] * (1 + sum(style.waves)) + 4
-    i, j = window.cells(style.spacing, reach + style.spacing)
+    farthest = style.radius[1] * (1 + sum(style.waves)) + 4
+    i, j = window.cells(style.spacing, farthest + style.spacing)
     x = (i + 0.5 * (j & 1) + 0.22 * (hash01(seed, i, j, style.salt) - 0.5)) * style.spacing
     y = (j + 0.22 * (hash01(seed, i, j, style.salt + 1) - 0.5)) * style.spacing * 0.92
-    keep = allowed(x, y, reach)
-    i, j, x, y = i[keep], j[keep], x[keep], y[keep]
-    if not len(x):
-        return
     low, high = style.radius
     r0 = low + (high - low) * hash01(seed, i, j, style.salt + 2)
     waves = np.stack(
         [
-            size * np.sqrt(hash01(seed, i, j, style.salt + 3 + k))
+            size
+            * np.sqrt(hash01(seed, i, j, style.salt + 3 + k))
             * np.exp(2j * np.pi * hash01(seed, i, j, style.salt + 6 + k))
             for k, size in enumerate(style.waves)
         ],
         axis=1,
-    )  # fmt: skip
+    )
+    keep = allowed(x, y, r0 * (1 + np.abs(waves).sum(axis=1)) + 3)
+    i, j, x, y, r0, waves = i[keep], j[keep], x[keep], y[keep], r0[keep], waves[keep]
+    if not len(x):
+        return
     closed = hash01(seed, i, j, style.salt + 9) < style.closed
     tint = shade(x, y)
     for n in range(len(x)):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Plane = NDArray[np.float32]
 
-__all__ = ["Blob", "Window", "grain", "hash01", "smoothstep"]
+__all__ = ["Blob", "Window", "gap", "grain", "hash01", "noise_at", "smoothstep"]
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
@@ -47,6 +47,22 @@ def smoothstep(low: float, high: float, x: Plane) -> Plane:
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
+def noise_at(seed: int, x: NDArray[Any], y: NDArray[Any], scale: float) -> NDArray[np.float64]:
+    """Value noise in -1..1 with features of ``scale`` µm, at points in µm."""
+    u, v = x / scale, y / scale
+    i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+    fx, fy = _fade(u - i), _fade(v - j)
+    corner = [[2 * hash01(seed, i + a, j + b) - 1 for a in (0, 1)] for b in (0, 1)]
+    top = corner[0][0] * (1 - fx) + corner[0][1] * fx
+    bottom = corner[1][0] * (1 - fx) + corner[1][1] * fx
+    return np.asarray(top * (1 - fy) + bottom * fy)
+
+
+def _fade(f: NDArray[Any]) -> NDArray[Any]:
+    """Ease between lattice values with continuous curvature (Perlin 2002)."""
+    return np.asarray(f * f * f * (f * (f * 6 - 15) + 10))
+
+
 @lru_cache(maxsize=8)
 def _grain_tile(seed: int) -> Plane:
     side = 509  # prime, so that its period locks to no tile size
@@ -69,12 +85,12 @@ class Window:
     @cached_property
     def xs(self) -> NDArray[np.float64]:
         """``(w,)`` pixel centres in µm: from the absolute index, so equal in every window."""
-        return (np.arange(self.x, self.x + self.w) + 0.5) * self.mpp
+        return np.arange(self.x + 0.5, self.x + self.w) * np.float64(self.mpp)
 
     @cached_property
     def ys(self) -> NDArray[np.float64]:
         """``(h,)`` pixel centres in µm."""
-        return (np.arange(self.y, self.y + self.h) + 0.5) * self.mpp
+        return np.arange(self.y + 0.5, self.y + self.h) * np.float64(self.mpp)
 
     def interpolate(
         self,
@@ -113,7 +129,7 @@ def _cell(u: NDArray[np.float64], spacing: float, smooth: bool) -> tuple[NDArray
     position = u / spacing
     cell = np.floor(position).astype(np.int64)
     f = (position - cell).astype(np.float32)
-    return cell, np.asarray(f * f * f * (f * (f * 6 - 15) + 10) if smooth else f)
+    return cell, _fade(f) if smooth else f
 
 
 def grain(window: Window, seed: int) -> Plane:
@@ -174,3 +190,11 @@ class Blob:
         z = np.exp(2j * np.pi * np.arange(vertices) / vertices)
         r = self.radius(z) + grow
         return np.stack([self.x + self.rx * r * z.real, self.y + self.ry * r * z.imag], axis=1)
+
+
+def gap(blobs: tuple[Blob, ...], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Distance in µm to the nearest outline at points, positive inside any blob."""
+    best = np.full(np.broadcast(x, y).shape, -1e9)
+    for blob in blobs:
+        np.maximum(best, blob.gap(x, y), out=best)
+    return best

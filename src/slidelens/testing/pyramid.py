@@ -24,7 +24,7 @@ _LEVELS = 3
 BLOCK = _TILE * _FACTOR ** (_LEVELS - 1)
 """Level-0 px that hold whole tiles of every level."""
 
-_Tiles = dict[tuple[int, int, int], bytes]
+_Tiles = dict[tuple[int, int, int], bytes | bytearray]
 
 
 def write_pyramid(
@@ -99,7 +99,7 @@ def _draw_bands(
     levels: int,
     store: _Tiles,
     keep: bool = False,
-) -> Iterator[bytes]:
+) -> Iterator[bytes | bytearray]:
     """Draw band after band of blocks; yield level-0 tiles in order, store those of other levels."""
     columns = -(-size.width // _TILE)
     for top in range(0, size.height, BLOCK):
@@ -144,7 +144,9 @@ def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray((sums + half) // (_FACTOR * _FACTOR), np.uint8)
 
 
-def _stored(store: _Tiles, level: int, size: Size, repeat: tuple[int, int]) -> Iterator[bytes]:
+def _stored(
+    store: _Tiles, level: int, size: Size, repeat: tuple[int, int]
+) -> Iterator[bytes | bytearray]:
     scale = _TILE * _FACTOR**level
     columns, rows = -(-size.width // scale), -(-size.height // scale)
     for row in range(rows * repeat[1]):

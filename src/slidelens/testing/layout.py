@@ -1,0 +1,207 @@
+"""What the seed decides about a phantom slide as a whole: tissue, lesions, stain; and the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import shapely
+
+from slidelens.geometry import Box, Mpp, Size
+from slidelens.testing.fields import Blob
+from slidelens.tiling.annotations import Annotation, rasterize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CLASSES", "Layout", "Pen", "PhantomSpec", "PhantomTruth", "layout_of", "truth"]
+
+CLASSES = ("normal", "tumor")
+"""Slide labels, in label order."""
+
+_LESION_UM = 140.0
+"""Lesions are not planned smaller than this radius: a few tumour glands must fit."""
+
+Pen = Literal["blue", "green", "black", "red"]
+
+
+@dataclass(frozen=True)
+class PhantomSpec:
+    """One phantom slide.
+
+    Attributes
+    ----------
+    size
+        Width and height in level-0 px of what is drawn.
+    mpp
+        Resolution in µm/px.
+    seed
+        Everything random follows from it.
+    lesions
+        Number of tumour areas; 0 makes a normal slide.
+    tumor_fraction
+        Share of the tissue that the tumour areas take together (less where they do not fit).
+    pen
+        Colour of a pen stroke beside the tissue, or none.
+    stain
+        Strength of haematoxylin and of eosin; ``None`` draws them from the seed, as slides differ.
+    quality
+        JPEG quality of the tiles.
+    repeat
+        The drawn slide is laid out this many times along x and y, its encoded tiles reused: a slide
+        of any number of gigapixels in seconds. ``size`` must then be a multiple of 4096 px.
+    """
+
+    size: tuple[int, int] = (2048, 2048)
+    mpp: float = 0.5
+    seed: int = 0
+    lesions: int = 0
+    tumor_fraction: float = 0.12
+    pen: Pen | None = None
+    stain: tuple[float, float] | None = None
+    quality: int = 85
+    repeat: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or min(self.repeat) < 1:
+            raise ValueError(f"size {self.size} and repeat {self.repeat} must be at least 1")
+        if not self.mpp > 0:
+            raise ValueError(f"mpp must be above 0 µm/px, not {self.mpp}")
+        if self.lesions < 0 or not 0 < self.tumor_fraction < 1:
+            raise ValueError("lesions must be at least 0 and tumor_fraction between 0 and 1")
+
+    @property
+    def slide_size(self) -> Size:
+        """Width and height in level-0 px of the slide, repeats included."""
+        return Size(self.size[0] * self.repeat[0], self.size[1] * self.repeat[1])
+
+
+@dataclass(frozen=True)
+class PhantomTruth:
+    """What is where on a phantom, exactly.
+
+    Attributes
+    ----------
+    size, mpp
+        Of the slide, as in the spec.
+    label
+        Index into :data:`CLASSES`.
+    tumor, tissue, pen
+        Polygons in level-0 px. The tumour's hold tumour glands and their stroma only, and no
+        tumour gland lies outside.
+    """
+
+    size: Size
+    mpp: Mpp
+    label: int
+    tumor: tuple[Annotation, ...]
+    tissue: tuple[Annotation, ...]
+    pen: tuple[Annotation, ...]
+
+    def mask(
+        self, box: Box, mpp: float, what: Literal["tumor", "tissue", "pen"] = "tumor"
+    ) -> NDArray[np.bool_]:
+        """Draw the truth exactly on ``slide.read(box, mpp)``: ``(H, W)`` bool."""
+        return rasterize(getattr(self, what), box, self.mpp, mpp).astype(bool)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the seed decides about a whole slide, in µm."""
+
+    key: int
+    pieces: tuple[Blob, ...]
+    lesions: tuple[Blob, ...]
+    pen: tuple[Any, ...]  # shapely polygons
+    stain: tuple[float, float]
+    pale: float  # how light the tumour's nuclei are: mean colour must not tell
+
+
+@lru_cache(maxsize=16)
+def layout_of(spec: PhantomSpec) -> Layout:
+    """Lay a slide out; a pure function of the spec."""
+    rng = np.random.default_rng([spec.seed, 20, 16])
+    width, height = spec.size[0] * spec.mpp, spec.size[1] * spec.mpp
+    count = int(rng.integers(1, 3)) if min(width, height) > 2500 else 1
+    pieces = []
+    for n in range(count):
+        along = width >= height
+        w, h = (width / count, height) if along else (width, height / count)
+        centre = ((n + 0.5) * w, height / 2) if along else (width / 2, (n + 0.5) * h)
+        radii = (w * rng.uniform(0.40, 0.46), h * rng.uniform(0.38, 0.46))
+        pieces.append(Blob.random(rng, centre, radii, rough=0.22, orders=40))
+    stain = spec.stain or (float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.8, 1.2)))
+    return Layout(
+        key=(spec.seed + 1) * 1_000_003,
+        pieces=tuple(pieces),
+        lesions=_place_lesions(rng, spec, pieces),
+        pen=(_pen_area(spec, pieces[0]),) if spec.pen else (),
+        stain=stain,
+        pale=float(rng.uniform(0.72, 1.0)),
+    )
+
+
+def _place_lesions(
+    rng: np.random.Generator, spec: PhantomSpec, pieces: list[Blob]
+) -> tuple[Blob, ...]:
+    """Put lesions inside tissue, apart from each other; they shrink until they fit."""
+    areas = np.array([p.rx * p.ry for p in pieces])
+    lesions: list[Blob] = []
+    for _ in range(spec.lesions):
+        radius = float(np.sqrt(areas.sum() * spec.tumor_fraction / spec.lesions))
+        radius = max(radius, _LESION_UM)
+        while True:
+            home = pieces[rng.choice(len(pieces), p=areas / areas.sum())]
+            turn, out = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform()) * 0.9
+            x, y = home.x + home.rx * out * np.cos(turn), home.y + home.ry * out * np.sin(turn)
+            ring = np.exp(2j * np.pi * np.arange(24) / 24) * radius * 1.15
+            apart = all(np.hypot(x - b.x, y - b.y) > 1.2 * (radius + b.rx) for b in lesions)
+            if apart and float(home.gap(x + ring.real, y + ring.imag).min()) > 0:
+                break
+            radius *= 0.97
+        stretch = float(rng.uniform(0.8, 1.0))
+        lesions.append(Blob.random(rng, (x, y), (radius, radius * stretch), rough=0.3, orders=6))
+    return tuple(lesions)
+
+
+def truth(spec: PhantomSpec) -> PhantomTruth:
+    """Return the exact truth of a phantom without drawing it."""
+    layout = layout_of(spec)
+    return PhantomTruth(
+        size=spec.slide_size,
+        mpp=Mpp.of(spec.mpp),
+        label=int(spec.lesions > 0),
+        tumor=_areas(spec, "tumor", [shapely.Polygon(b.outline()) for b in layout.lesions]),
+        tissue=_areas(spec, "tissue", [shapely.Polygon(b.outline()) for b in layout.pieces]),
+        pen=_areas(spec, "pen", list(layout.pen)),
+    )
+
+
+def _areas(spec: PhantomSpec, name: str, polygons: list[Any]) -> tuple[Annotation, ...]:
+    """Turn polygons in µm into annotations in level-0 px, once per repeat."""
+    made = []
+    for n, polygon in enumerate(polygons):
+        for row, column in np.ndindex(spec.repeat[1], spec.repeat[0]):
+            shift = np.array([column * spec.size[0], row * spec.size[1]])
+            moved = shapely.transform(polygon, lambda xy, s=shift: xy / spec.mpp + s)
+            identity = f"{name}-{n}-{row}-{column}"
+            made.append(Annotation(moved, label=name, name=f"{name} {n}", id=identity))
+    return tuple(made)
+
+
+def _pen_band(spec: PhantomSpec) -> tuple[float, float]:
+    """Offset from the tissue's outline and half width of the pen stroke, in µm."""
+    scale = min(spec.size) * spec.mpp
+    return 0.035 * scale, min(150.0, 0.012 * scale)
+
+
+def _pen_area(spec: PhantomSpec, piece: Blob) -> Any:
+    offset, half = _pen_band(spec)
+    unit = min(piece.rx, piece.ry)
+    outer = shapely.Polygon(piece.outline((offset + half) / unit))
+    inner = shapely.Polygon(piece.outline((offset - half) / unit))
+    above = shapely.box(-1e7, -1e7, 1e7, piece.y)
+    slide = shapely.box(0, 0, spec.size[0] * spec.mpp, spec.size[1] * spec.mpp)
+    return outer.difference(inner).intersection(above).intersection(slide)
