@@ -23,7 +23,8 @@ class ArrayReader(Reader):
         for array in levels:
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
                 raise ValueError(
-                    f"a slide needs uint8 arrays of shape (H, W, 3), not {array.dtype} {array.shape}"
+                    "a slide needs uint8 arrays of shape (H, W, 3), "
+                    f"not {array.dtype} {array.shape}"
                 )
         self._arrays = levels
         self.facts = facts or Facts(levels_of([(a.shape[1], a.shape[0]) for a in levels]))

@@ -1,0 +1,195 @@
+"""OME-Zarr: NGFF 0.4 (zarr v2) and 0.5 (zarr v3) image folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidelens.errors import SlideError, UnsupportedSlideError
+from slidelens.geometry import Mpp
+from slidelens.slide.blocks import read_blocks
+from slidelens.slide.cache import new_owner, tile_cache
+from slidelens.slide.channels import Composer
+from slidelens.slide.reader import Facts, Reader, levels_of, unreadable
+from slidelens.slide.units import micrometres
+
+__all__ = ["OmeZarrReader"]
+
+_BLOCK = 256
+_OVERVIEW = 2048
+_MAX_CHUNK = 1 << 30
+_RGB = (["FF0000", "00FF00", "0000FF"], ["RED", "GREEN", "BLUE"], ["R", "G", "B"])
+
+
+class OmeZarrReader(Reader):
+    """An OME-NGFF image, or the first image of a bioformats2raw folder.
+
+    Of a time or z axis the first position is read.
+    """
+
+    backend = "omezarr"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        folder, ome = _image(path)
+        multiscale, units, scale = _multiscale(path, ome)
+        self._axes = [axis.name for axis in multiscale.axes]
+        if not {"x", "y"} <= set(self._axes):
+            raise UnsupportedSlideError(f"{path}: its axes are {self._axes}; a slide has x and y.")
+        try:
+            self._arrays = _open_arrays(folder, [dataset.path for dataset in multiscale.datasets])
+        except Exception as error:  # reason: zarr raises its own and its stores' kinds
+            raise unreadable(path, error, "its arrays cannot be opened") from error
+        first = self._arrays[0]
+        channels = first.shape[self._axes.index("c")] if "c" in self._axes else 1
+        names, rgb = _channels(ome, channels, first.dtype)
+        sides = [micrometres(scale[a], units[a]) for a in map(self._axes.index, "xy")]
+        mpp = Mpp(sides[0], sides[1]) if sides[0] and sides[1] else None
+        x, y = self._axes.index("x"), self._axes.index("y")
+        self.facts = Facts(
+            levels_of([(array.shape[x], array.shape[y]) for array in self._arrays]),
+            mpp,
+            "NGFF scale" if mpp else None,
+            properties={f"ome.{k}": json.dumps(v) for k, v in ome.items() if k != "multiscales"},
+            channels=names,
+        )
+        self._blocks = [self._block_size(array) for array in self._arrays]
+        self._owner = new_owner()
+        self._compose = Composer(channels, np.dtype(first.dtype), rgb, self._overview)
+
+    @classmethod
+    def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # a folder has no head
+        """Accept folders whose zarr attributes hold an OME image."""
+        return path.is_dir() and _has_image(_attributes(path))
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read ``(h, w, 3)`` RGB of one level, channels composed."""
+        return self._compose(self._stored(level, x, y, w, h))
+
+    def close(self) -> None:
+        """Let the arrays go and forget their tiles."""
+        self._arrays = []
+        tile_cache().drop(self._owner)
+
+    def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
+        def block(row: int, column: int) -> NDArray[Any]:
+            return tile_cache().get(
+                (self._owner, level, row, column), lambda: self._read_block(level, row, column)
+            )
+
+        return read_blocks(block, self._blocks[level], (x, y, w, h))
+
+    def _read_block(self, level: int, row: int, column: int) -> NDArray[Any]:
+        """Read whole chunks, as ``(h, w, C)``."""
+        bw, bh = self._blocks[level]
+        where = {"y": slice(row * bh, (row + 1) * bh), "x": slice(column * bw, (column + 1) * bw)}
+        key = tuple(where.get(a, slice(None) if a == "c" else 0) for a in self._axes)
+        try:
+            pixels = np.asarray(self._arrays[level][key])
+        except Exception as error:  # reason: codecs raise their own kinds, one per compression
+            raise unreadable(self.path, error, "its pixels cannot be decoded") from error
+        kept = [a for a in self._axes if a in "yxc"]
+        if "c" not in kept:
+            pixels, kept = pixels[..., None], [*kept, "c"]
+        return np.ascontiguousarray(pixels.transpose([kept.index(a) for a in "yxc"]))
+
+    def _block_size(self, array: Any) -> tuple[int, int]:
+        """(width, height) of whole chunks, at least 256 px."""
+        if int(np.prod(array.chunks)) * array.dtype.itemsize > _MAX_CHUNK:
+            raise SlideError(
+                f"{self.path}: its chunks of {array.chunks} are too large to read in pieces; "
+                "write it again with chunks of at most 1024 px."
+            )
+        sides = [array.chunks[self._axes.index(axis)] for axis in "xy"]
+        width, height = (side * max(1, -(-_BLOCK // side)) for side in sides)
+        return width, height
+
+    def _overview(self) -> NDArray[Any]:
+        level = len(self.facts.levels) - 1
+        width, height = self.facts.levels[level].size
+        w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
+        return self._stored(level, (width - w) // 2, (height - h) // 2, w, h)
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    """Return the OME attributes of a zarr group, version 0.4 or 0.5; empty for other folders."""
+    for name, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            for key in keys:
+                found = found.get(key, {})
+        except (OSError, ValueError, AttributeError) as error:
+            raise unreadable(folder, error, f"its {name} cannot be read") from error
+        return dict(found) if isinstance(found, dict) else {}
+    return {}
+
+
+def _has_image(ome: dict[str, Any]) -> bool:
+    return "multiscales" in ome or "bioformats2raw.layout" in ome
+
+
+def _image(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the image and its attributes."""
+    ome = _attributes(path)
+    if "multiscales" not in ome and "bioformats2raw.layout" in ome:
+        path, ome = path / "0", _attributes(path / "0")
+    if not ome.get("multiscales"):
+        raise UnsupportedSlideError(f"{path}: holds no OME-Zarr image (no `multiscales`).")
+    return path, ome
+
+
+def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None], list[float]]:
+    """Validate the metadata; return it with the unit and level-0 scale of each axis."""
+    from pydantic import ValidationError
+
+    if ome.get("version") == "0.5":
+        from ome_zarr_models.v05.multiscales import Multiscale as Model
+    else:
+        from ome_zarr_models.v04.multiscales import Multiscale as Model  # type: ignore[assignment]
+    try:
+        multiscale = Model.model_validate(ome["multiscales"][0])
+    except (ValidationError, LookupError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error)}
+        where = ".".join(str(part) for part in first.get("loc", ()))
+        raise SlideError(
+            f"{path}: its OME-Zarr metadata does not follow NGFF {ome.get('version', '0.4')} "
+            f"({where}: {first['msg']})."
+        ) from error
+    scale = [1.0] * len(multiscale.axes)
+    for transforms in (
+        multiscale.datasets[0].coordinateTransformations,
+        multiscale.coordinateTransformations or (),
+    ):
+        for transform in transforms:
+            factors = getattr(transform, "scale", None)
+            if factors is not None:
+                scale = [old * float(new) for old, new in zip(scale, factors, strict=True)]
+    units = [axis.unit if isinstance(axis.unit, str) else None for axis in multiscale.axes]
+    return multiscale, units, scale
+
+
+def _open_arrays(folder: Path, names: list[str]) -> list[Any]:
+    import zarr
+
+    return [zarr.open_array(folder / name, mode="r") for name in names]
+
+
+def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:
+    """Return channel names, and whether they are red, green and blue."""
+    stated = ome.get("omero", {}).get("channels", [])
+    colours = [str(channel.get("color", "")).upper() for channel in stated]
+    labels = [str(channel.get("label", "")) for channel in stated]
+    plain = not stated or colours in _RGB or [label.upper() for label in labels] in _RGB
+    if n in (3, 4) and dtype in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
+        return (), True
+    if n == 1:
+        return (), False
+    names = [label or f"channel {i}" for i, label in enumerate(labels)]
+    return tuple(names if len(names) == n else (f"channel {i}" for i in range(n))), False

@@ -17,7 +17,7 @@ READERS: Registry[type[Reader]] = Registry(
     "slidelens.slides",
     "slidelens.slide.reader:Reader",
     {
-        # "omezarr": "slidelens.slide.omezarr:OmeZarrReader",
+        "omezarr": "slidelens.slide.omezarr:OmeZarrReader",
         "openslide": "slidelens.slide.openslide:OpenSlideReader",
         "tifffile": "slidelens.slide.tiff:TiffReader",
     },

@@ -59,7 +59,7 @@ class OpenSlideReader(Reader):
         self._has_tiles = self.facts.properties["openslide.vendor"] in ("aperio", "generic-tiff")
 
     @classmethod
-    def sniff(cls, path: Path, head: bytes) -> bool:
+    def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # OpenSlide looks itself
         """Accept what OpenSlide knows by content, and folders of one DICOM series."""
         if path.is_dir():
             return bool(_dicom_files(path))
@@ -140,7 +140,7 @@ class OpenSlideReader(Reader):
 
     def _rgb(self, image: Image.Image) -> NDArray[np.uint8]:
         """Drop alpha, laying what is transparent on the slide's background colour."""
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             from PIL import Image
 
             ground = Image.new("RGBA", image.size, (*self._background, 255))

@@ -119,8 +119,8 @@ class StoredLevel(LazyLevel):
 class SynthesisedLevel(LazyLevel):
     """Half the next finer level, area-averaged block by block when read.
 
-    Its size is rounded up and its pixels are stretched to end exactly where the slide ends, which is
-    what viewers assume who derive scales from shapes.
+    Its size is rounded up and its pixels are stretched to end exactly where the slide ends: viewers
+    derive scales from shapes.
     """
 
     def __init__(self, finer: LazyLevel, tiles: TileCache) -> None:

@@ -107,4 +107,4 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 def unreadable(path: Path, error: BaseException, what: str = "cannot be read") -> SlideError:
     """Return the one-sentence error for a file that broke its parser or decoder."""
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return SlideError(f"{path}: {what} ({reason}); the file may be truncated or damaged.")
+    return SlideError(f"{path}: {what} ({reason}).")

@@ -46,7 +46,8 @@ def pixel_edges(start: float, step: float, n: int, scale: float) -> NDArray[np.i
     ``(n + 1,)`` positions in units of ``2**-16`` source px.
     """
     at = (start + np.arange(n + 1) * step) / scale
-    return np.floor(at * QUANTUM + (0.5 + _NUDGE)).astype(np.int64)
+    edges: NDArray[np.int64] = np.floor(at * QUANTUM + (0.5 + _NUDGE)).astype(np.int64)
+    return edges
 
 
 @dataclass(frozen=True, slots=True)

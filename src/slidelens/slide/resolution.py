@@ -52,7 +52,9 @@ def resolve_mpp(
     if given == "from-objective":
         return _from_objective(facts, path)
     if isinstance(given, str):
-        raise ValueError(f"mpp is a number, a CSV path or 'from-objective', not {given!r}")
+        raise ValueError(  # noqa: TRY004  # a word, but the wrong one
+            f"mpp is a number, a CSV path or 'from-objective', not {given!r}"
+        )
     return Mpp.of(given), "given"
 
 

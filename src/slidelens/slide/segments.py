@@ -34,13 +34,15 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
     try:
         file = tifffile.TiffFile(path)
         try:
-            if not file.series:
-                raise ValueError("it holds no image")
+            empty = not file.series  # parses all headers
         except BaseException:
             file.close()
             raise
     except Exception as error:  # reason: a damaged header makes the parser raise almost anything
         raise unreadable(path, error, "cannot be opened as TIFF") from error
+    if empty:
+        file.close()
+        raise SlideError(f"{path}: is a TIFF that holds no image.")
     return file
 
 
@@ -81,12 +83,12 @@ class TiffPixels:
 
     @classmethod
     def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
-        """Open the tiles of a slide that OpenSlide describes; ``None`` where no level is plain RGB."""
+        """Open the tiles of a slide that OpenSlide describes; ``None`` if no level is plain RGB."""
         file = open_tiff(path)
         found = {
             (s.keyframe.imagewidth, s.keyframe.imagelength): s for s in main_series(file).levels
         }
-        chosen = [found.get(tuple(level.size)) for level in levels]
+        chosen = [found.get((level.size.width, level.size.height)) for level in levels]
         plain = [s if s is not None and _is_plain(s.keyframe) else None for s in chosen]
         if not any(plain):
             file.close()
@@ -171,10 +173,11 @@ class TiffPixels:
     def _decode(self, store: _Store, row: int, column: int) -> NDArray[Any]:
         """Decode one tile or strip of every channel: ``(bh, bw, C)``."""
         index = row * store.columns + column
-        parts = []
-        for page in store.pages:
-            for plane in range(store.planes):
-                parts.append(self._segment(page, plane * store.rows * store.columns + index))
+        parts = [
+            self._segment(page, plane * store.rows * store.columns + index)
+            for page in store.pages
+            for plane in range(store.planes)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
     def _segment(self, page: Any, index: int) -> NDArray[Any]:

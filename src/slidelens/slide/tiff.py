@@ -32,26 +32,19 @@ class TiffReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _refuse_vsi(path)
         file = open_tiff(path)
+        series = main_series(file)
+        page = series.keyframe
         try:
-            if _is_vsi(path):
-                raise UnsupportedSlideError(
-                    f"{path}: an Olympus VSI keeps its pixels in .ets files beside it, which no "
-                    "backend reads; convert it to OME-TIFF with Bio-Formats' bfconvert."
-                )
-            series = main_series(file)
-            page = series.keyframe
             _check_kind(path, page)
             self._pixels = TiffPixels(path, file, list(series.levels))
             self._series = {s.name.lower(): s for s in file.series if s is not series and s.name}
             self.facts = tiff_facts(file, series, tuple(self._series))
-        except SlideError:
+        except BaseException as error:
             file.close()
-            raise
-        except (
-            Exception
-        ) as error:  # reason: a damaged header makes the parser raise almost anything
-            file.close()
+            if isinstance(error, SlideError) or not isinstance(error, Exception):
+                raise
             raise unreadable(path, error, "its TIFF header cannot be understood") from error
         self._icc = page.tags.valueof(34675)
         self._map = page.colormap if page.photometric == 3 else None
@@ -73,13 +66,13 @@ class TiffReader(Reader):
         """Read one of the file's other images."""
         series = self._series[name]
         with open_tiff(self.path) as file:
-            page = file.pages[series.keyframe.index]
+            page = series.keyframe
             try:
-                samples = page.asarray()
+                samples = file.pages[page.index].asarray()
             except Exception as error:  # reason: decoders raise their own kinds
                 raise unreadable(self.path, error, f"its {name} image cannot be read") from error
         samples = samples if samples.ndim == 3 else samples[..., None]
-        rgb = page.photometric in (2, 6)
+        rgb = int(page.photometric) in (2, 6)
         return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples)(samples)
 
     def icc_profile(self) -> bytes | None:
@@ -95,11 +88,11 @@ class TiffReader(Reader):
         if self._map is not None:
             return (np.moveaxis(self._map, 0, -1)[samples[..., 0]] >> 8).astype(np.uint8)
         if self._inverted and samples.dtype.kind == "u":
-            return np.iinfo(samples.dtype).max - samples
+            return np.asarray(np.iinfo(samples.dtype).max - samples)
         return samples
 
     def _overview(self) -> NDArray[Any]:
-        """Samples of the coarsest level; of its middle where that is large."""
+        """Read samples of the coarsest level; of its middle where that is large."""
         level = len(self.facts.levels) - 1
         width, height = self.facts.levels[level].size
         w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
@@ -126,10 +119,14 @@ def is_plain_rgb(path: Path) -> bool:
         )
 
 
-def _is_vsi(path: Path) -> bool:
+def _refuse_vsi(path: Path) -> None:
     """Olympus: a TIFF with a preview; the slide lies in ``_<name>_/stack*/frame_t_*.ets``."""
     folder = path.with_name(f"_{path.stem}_")
-    return path.suffix.lower() == ".vsi" or any(folder.glob("stack*/*.ets"))
+    if path.suffix.lower() == ".vsi" or any(folder.glob("stack*/*.ets")):
+        raise UnsupportedSlideError(
+            f"{path}: an Olympus VSI keeps its pixels in .ets files beside it, which no backend "
+            "reads; convert it to OME-TIFF with Bio-Formats' bfconvert."
+        )
 
 
 def _check_kind(path: Path, page: Any) -> None:

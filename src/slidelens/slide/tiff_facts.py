@@ -33,7 +33,8 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
     channels = _channel_count(series)
     properties = {f"tiff.{tag}": str(page.tags.valueof(tag)) for tag in _TAGS if tag in page.tags}
     mpp, source = _tags_mpp(page, PRINT_MPP)
-    power, names = None, ()
+    power: float | None = None
+    names: tuple[str, ...] = ()
     if file.is_ome:
         mpp, source, power, names = _ome(file, series)
     elif file.is_qpi:
@@ -55,7 +56,7 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
 
 
 def _channel_count(series: Any) -> int:
-    """Number of channels kept in planes of their own; 1 for grey and RGB."""
+    """Count the channels kept in planes of their own; 1 for grey and RGB."""
     axes = dict(zip(series.axes, series.shape, strict=True))
     return int(axes.get("C", 1)) if "S" not in axes else 1
 
