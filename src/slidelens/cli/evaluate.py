@@ -1,0 +1,89 @@
+"""``slidelens evaluate``: figures, errors and pictures from saved results and labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slidelens.cli.options import JsonOption
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(
+        "evaluate",
+        epilog="Example: slidelens evaluate results --labels labels.csv --split test --out eval",
+    )(evaluate)
+
+
+def evaluate(
+    results: Annotated[
+        Path,
+        typer.Argument(help="Folder that `slidelens predict --out` wrote.", metavar="RESULTS_DIR"),
+    ],
+    labels: Annotated[
+        Path, typer.Option("--labels", help="CSV: slide_id, label and optionally split, patient.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Evaluation folder to write.")],
+    split: Annotated[
+        Literal["train", "tune", "test"] | None,
+        typer.Option("--split", help="Only the slides of this split."),
+    ] = None,
+    operating_point: Annotated[
+        str,
+        typer.Option(
+            "--operating-point",
+            metavar="RULE",
+            help="stored (with the model; else 0.5), max-accuracy or sensitivity=S (both chosen on "
+            "the evaluated slides), or a threshold in 0..1.",
+        ),
+    ] = "stored",
+    annotations: Annotated[
+        Path | None,
+        typer.Option("--annotations", help="Folder of annotations: measure tiles too."),
+    ] = None,
+    tile_overlap: Annotated[
+        float,
+        typer.Option(
+            "--tile-overlap", min=0.01, max=1.0, help="Annotated share that makes a tile positive."
+        ),
+    ] = 0.5,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Bootstrap resamples of the intervals.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Leave out slides without label or result."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare saved results with labels: AUC with interval, DeLong test, every error, ROC."""
+    from slidelens.engine.evaluate import EvaluationOptions, parse_rule
+    from slidelens.engine.evaluate import evaluate as run
+    from slidelens.engine.measure import Resampling
+
+    try:
+        rule = parse_rule(operating_point)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--operating-point") from error
+    options = EvaluationOptions(
+        split=split,
+        rule=rule,
+        allow_missing=allow_missing,
+        annotations=annotations,
+        tile_overlap=tile_overlap,
+        resampling=Resampling(resamples, seed),
+    )
+    found = run(results, labels, out, options)
+    for warning in found.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    typer.echo(
+        json.dumps(found.metrics, indent=2, ensure_ascii=False) if as_json else found.table,
+        nl=as_json,
+    )
