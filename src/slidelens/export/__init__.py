@@ -1,1 +1,5 @@
-"""Results for other programs."""
+"""Results in other programs' formats; plugins add more (group ``slidelens.exporters``)."""
+
+from slidelens.export.base import EXPORTERS, Exporter, export_result
+
+__all__ = ["EXPORTERS", "Exporter", "export_result"]

@@ -30,8 +30,8 @@ _BETWEEN: tuple[RGB, ...] = (
     (0, 158, 115),  # bluish green
     (240, 228, 66),  # yellow
 )
-TISSUE: RGB = (0, 158, 115)
-"""Bluish green: the outline of tissue."""
+TISSUE: RGB = (120, 120, 120)
+"""Grey, seen on white and on black: the outline of tissue, which is no finding."""
 
 OUTLINE: RGB = (0, 0, 0)
 """Text and scale bars on white."""
@@ -66,14 +66,14 @@ def class_colors(classes: Sequence[str]) -> dict[str, RGB]:
 def colormap(kind: Kind, *, alpha: bool = True) -> NDArray[np.float32]:
     """Return a kind's table ``(256, 4)`` RGBA in 0..1, for values from 0 to 1.
 
-    With ``alpha`` opacity grows from 0 to 0.8 over the lower half, so that what is unsuspicious
-    leaves the tissue as it is.
+    With ``alpha`` opacity grows with the value from 0 to 0.8, so that what is unsuspicious leaves
+    the tissue as it is.
     """
     from matplotlib import colormaps
 
     table = np.asarray(colormaps[COLORMAPS[kind]](np.linspace(0, 1, 256)), np.float32)
     if alpha:
-        table[:, 3] = 0.8 * np.linspace(0, 2, 256).clip(0, 1)
+        table[:, 3] = np.linspace(0, 0.8, 256)
     return table
 
 

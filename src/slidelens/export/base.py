@@ -1,0 +1,84 @@
+"""What an exporter is: a name, a sentence, a suffix and one function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slidelens.errors import ResultError
+from slidelens.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from slidelens.maps.result import Result
+
+__all__ = ["EXPORTERS", "Exporter", "export_result"]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format that other programs read.
+
+    Attributes
+    ----------
+    name, about
+        Key, as in ``--to``, and one sentence.
+    suffix
+        End of the file's (or folder's) name.
+    write
+        ``write(result, path)`` makes the file or folder, whole or not at all; raises
+        ``ResultError`` if the result lacks what the format holds.
+    """
+
+    name: str
+    about: str
+    suffix: str
+    write: Callable[[Result, Path], None]
+
+
+EXPORTERS: Registry[Exporter] = Registry(
+    "slidelens.exporters",
+    "slidelens.export.base:Exporter",
+    {
+        "geojson": "slidelens.export.geojson:EXPORTER",
+        "ome-zarr": "slidelens.export.omezarr:EXPORTER",
+        "wsinfer-csv": "slidelens.export.wsinfer:EXPORTER",
+        "camelyon16-csv": "slidelens.export.camelyon:EXPORTER",
+    },
+)
+
+
+def export_result(result: Result, to: str, path: Path) -> Path:
+    """Write a result in another program's format.
+
+    Parameters
+    ----------
+    result
+        What to export.
+    to
+        Name of an exporter.
+    path
+        The file (or OME-Zarr folder) to write, or a folder that exists, to write
+        ``<slide id><suffix>`` into.
+
+    Returns
+    -------
+    What was written.
+
+    Raises
+    ------
+    ResultError
+        No such format, a result without what the format holds, or a place that cannot be written.
+    """
+    if to not in EXPORTERS:
+        raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
+    exporter = EXPORTERS.get(to)
+    into = path.is_dir() and not path.name.endswith(exporter.suffix)
+    target = path / f"{result.slide.id}{exporter.suffix}" if into else path
+    try:
+        exporter.write(result, target)
+    except OSError as error:
+        raise ResultError(f"{target}: cannot be written ({error.strerror or error}).") from error
+    return target
