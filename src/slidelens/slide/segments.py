@@ -184,11 +184,13 @@ class TiffPixels:
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         keyframe = page.keyframe
         jpeg = keyframe.compression in (6, 7, 34892)
-        tables = {"jpegtables": page.jpegtables} if jpeg else {}
+        tables = {}
         try:
             data = None
-            if count:
-                with self._lock:
+            with self._lock:
+                if jpeg:  # tifffile reads a tag when it is first asked for, and moves the file
+                    tables = {"jpegtables": page.jpegtables}
+                if count:
                     self._file.filehandle.seek(offset)
                     data = self._file.filehandle.read(count)
             decoded, _, shape = page.decode(data, index, **tables)
