@@ -1,0 +1,171 @@
+"""Slides and results in a viewer: what ``slidelens view`` and ``slidelens demo --view`` do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import napari
+
+from slidelens.desktop.layers import result_layers, slide_layer
+from slidelens.desktop.reader import no_resolution
+from slidelens.desktop.window import dress, notify
+from slidelens.errors import ResultError, SlideLensError
+from slidelens.maps.result import Result, find_results
+from slidelens.slide.base import slide_id
+from slidelens.slide.open import open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from napari.components import ViewerModel
+
+    from slidelens.desktop.layers import LayerData
+    from slidelens.slide.base import Slide
+    from slidelens.slide.open import GivenMpp
+
+__all__ = ["add_slides", "view"]
+
+
+def view(
+    slides: Sequence[str | Path] = (),
+    results: str | Path | None = None,
+    *,
+    mpp: GivenMpp = None,
+    show: bool = True,
+) -> napari.Viewer:
+    """Open slides with every model's results of them in a napari window.
+
+    Parameters
+    ----------
+    slides
+        Slide files; none with ``results`` opens the slide that the results are of.
+    results
+        A results folder of ``slidelens predict``, or one result in it.
+    mpp
+        Resolution of the slides where their files state none, see
+        :func:`~slidelens.slide.open.open_slide`.
+    show
+        Show the window and return when it is closed; otherwise return the hidden viewer at once.
+
+    Raises
+    ------
+    SlideError, ResultError
+        A slide or result that cannot be opened, before any window appears.
+    SlideLensError
+        There is no display.
+    """
+    _check_display()
+    opened = _open(slides, results, mpp)
+    viewer = napari.Viewer(show=show)
+    _fill(viewer, opened)
+    if show:
+        napari.run()
+    return viewer
+
+
+def add_slides(
+    viewer: ViewerModel,
+    slides: Sequence[str | Path] = (),
+    results: str | Path | None = None,
+    *,
+    mpp: GivenMpp = None,
+) -> None:
+    """Add slides and their results to a viewer; of several slides the first is visible.
+
+    Takes the arguments of :func:`view`. If anything cannot be opened, nothing is added.
+    """
+    _fill(viewer, _open(slides, results, mpp))
+
+
+def _open(
+    slides: Sequence[str | Path], results: str | Path | None, mpp: GivenMpp
+) -> list[tuple[Slide, list[LayerData]]]:
+    folder = None if results is None else Path(results)
+    paths = [Path(s) for s in slides]
+    if not paths and folder is not None:
+        paths = [_only_slide(folder)]
+    opened: list[tuple[Slide, list[LayerData]]] = []
+    try:
+        for number, path in enumerate(paths):
+            found = [] if folder is None else _results_of(slide_id(path), folder)
+            known = next((r.slide.resolution for r in found if r.slide.resolution), None)
+            slide = open_slide(path, mpp=mpp)
+            if slide.mpp is None and known is not None:
+                slide.close()
+                slide = open_slide(path, mpp=known)
+            opened.append((slide, []))
+            opened[-1][1].extend(_layers(slide, found, first=number == 0, several=len(paths) > 1))
+    except SlideLensError:
+        for slide, _ in opened:
+            slide.close()
+        raise
+    return opened
+
+
+def _layers(
+    slide: Slide, results: Sequence[Result], *, first: bool, several: bool
+) -> list[LayerData]:
+    layers = [slide_layer(slide)]
+    for number, result in enumerate(results):
+        made = result_layers(result, slide, visible=number == 0, tissue=number == 0)
+        if several:
+            for _, options, _ in made:
+                options["name"] = f"{slide.id} · {options['name']}"
+        layers += made
+    if not first:
+        for _, options, _ in layers:
+            options["visible"] = False
+    return layers
+
+
+def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) -> None:
+    for slide, layers in opened:
+        for data in layers:
+            viewer.add_layer(napari.layers.Layer.create(*data))
+        if slide.mpp is None:
+            notify(no_resolution(slide))
+    if opened:
+        viewer.title = ", ".join(slide.id for slide, _ in opened)
+        viewer.reset_view()
+    dress(viewer)
+
+
+def _results_of(slide: str, folder: Path) -> list[Result]:
+    found = list(find_results(folder))
+    # Folders are named after the slide; one that is given itself may have been renamed.
+    mine = [Result.load(p) for p in found if p.name == slide or p == folder]
+    if not mine:
+        there = ", ".join(sorted({p.name for p in found})[:5]) or "none"
+        raise ResultError(
+            f"{folder}: no result of slide {slide!r} (there are: {there}). "
+            "Run: slidelens predict SLIDE --model MODEL --out DIR"
+        )
+    return mine
+
+
+def _only_slide(folder: Path) -> Path:
+    """Return the file of the one slide that the results in a folder are of."""
+    found = [Result.load(p) for p in find_results(folder)]
+    ids = sorted({result.slide.id for result in found})
+    if len(ids) != 1:
+        what = f"results of {len(ids)} slides" if ids else "no results"
+        raise ResultError(
+            f"{folder}: holds {what}; name a slide: slidelens view SLIDE --results DIR"
+        )
+    path = next((r.slide.path for r in found if r.slide.path is not None), None)
+    if path is None:
+        raise ResultError(f"{folder}: does not say where slide {ids[0]!r} lies; name its file.")
+    return Path(path)
+
+
+def _check_display() -> None:
+    """Qt ends the whole process where it finds no display."""
+    chosen = os.environ.get("QT_QPA_PLATFORM") or os.environ.get("DISPLAY")
+    if sys.platform == "linux" and not (chosen or os.environ.get("WAYLAND_DISPLAY")):
+        raise SlideLensError(
+            "there is no display to open a window on. On a server: "
+            "`ssh -X`, a remote desktop, or `xvfb-run slidelens view ...`"
+        )

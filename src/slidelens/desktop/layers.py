@@ -1,0 +1,313 @@
+"""What napari shows, as plain layer data: pure functions, no viewer, nothing read that can wait.
+
+Every layer lies in the slide's world (:mod:`slidelens.desktop.world`), exactly on its pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from slidelens.desktop.outlines import polygon_to_path
+from slidelens.desktop.world import World, describe
+from slidelens.errors import ResultError
+from slidelens.geometry import Affine, Box, Mpp, Size
+from slidelens.maps.palette import TISSUE, class_colors, colormap
+from slidelens.maps.regions import find_regions
+from slidelens.tiling.annotations import Annotation, rasterize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.maps.map import Map
+    from slidelens.maps.result import Result
+    from slidelens.slide.base import Slide
+
+__all__ = ["MAX_POLYGONS", "LayerData", "annotation_layers", "result_layers", "slide_layer"]
+
+LayerData = tuple[Any, dict[str, Any], str]
+"""napari's (data, keywords, layer type)."""
+
+MAX_POLYGONS = 10_000
+"""napari's shapes become slow above; more polygons are drawn as labels."""
+
+_MAX_LABELS = 4096  # cells: longest side of polygons drawn as labels
+_TISSUE_MAP = "tissue"
+
+
+def slide_layer(slide: Slide) -> LayerData:
+    """Return a slide as a lazy multiscale image; nothing is read.
+
+    Without a resolution it lies in pixels.
+    """
+    world = World.of(slide.mpp)
+    size = tuple(slide.size)
+    options = {
+        "name": slide.id,
+        "rgb": True,
+        "multiscale": True,
+        "interpolation2d": "linear",
+        "metadata": describe(world, "slide", slide.id, path=str(slide.path), size=size),
+        **world.place(Affine(1, 1)),
+    }
+    return slide.pyramid(), options, "image"
+
+
+def result_layers(
+    result: Result, slide: Slide | None = None, *, visible: bool = True, tissue: bool = True
+) -> list[LayerData]:
+    """Return a result's layers, lowest first: maps, regions, outline of the tissue.
+
+    One map is visible, others are hidden; of a map with several classes every class but the first
+    (the negative one) has a layer.
+
+    Parameters
+    ----------
+    result
+        Maps lie where the result says, in level-0 px.
+    slide
+        The slide it is of, if it is shown too; its resolution then is the world's.
+    visible
+        Whether the first map and the regions are shown.
+    tissue
+        Whether to add the outline of the tissue, hidden.
+
+    Raises
+    ------
+    ResultError
+        A result of another slide, or a damaged one.
+    """
+    if slide is not None:
+        _check_same_slide(result, slide)
+    world = World.of(slide.mpp if slide is not None else _resolution(result))
+    layers: list[LayerData] = []
+    for source in result.maps.values():
+        if source.name != _TISSUE_MAP:
+            layers += _map_layers(source, result, world)
+    for number, (_, options, _) in enumerate(layers):
+        options["visible"] = visible and number == 0
+    layers += _region_layers(result, world, visible)
+    if tissue and _TISSUE_MAP in result.maps:
+        layers += _tissue_layers(result, world)
+    return layers
+
+
+def annotation_layers(
+    annotations: Sequence[Annotation],
+    world: World,
+    *,
+    name: str,
+    slide_id: str = "",
+    size: Size | None = None,
+) -> list[LayerData]:
+    """Return annotations as one layer of polygons; as labels if there are very many.
+
+    Parameters
+    ----------
+    annotations
+        In level-0 px. None give no layer.
+    world
+        Of the slide that they are of.
+    name
+        Of the layer.
+    slide_id, size
+        Of the slide, as far as known.
+    """
+    classes = tuple(dict.fromkeys(a.label for a in annotations))
+    colors = class_colors(classes)
+    features = {
+        "class": [a.label for a in annotations],
+        "name": [a.name for a in annotations],
+        "id": [a.id for a in annotations],
+    }
+    return _outlines(
+        annotations,
+        [a.color or colors[a.label] for a in annotations],
+        features,
+        world,
+        size,
+        {"name": name, "metadata": describe(world, "annotations", slide_id, classes=classes)},
+    )
+
+
+def _map_layers(source: Map, result: Result, world: World) -> list[LayerData]:
+    title = f"{result.model.name}: {source.name}"
+    classes = source.channels
+    facts = {
+        "model": result.model.name,
+        "map": source.name,
+        "kind": source.kind,
+        "classes": classes,
+        "path": None if result.path is None else str(result.path),
+    }
+    if source.kind == "labels":
+        metadata = describe(world, "map", result.slide.id, **facts)
+        common = {"name": title, "metadata": metadata, **world.place(source.affine)}
+        return [_label_image(source.planes(), classes, common)]
+    chosen = classes if len(classes) == 1 else classes[1:]
+    layers: list[LayerData] = []
+    for name in chosen:
+        levels = source.planes(name)
+        options = {
+            "name": title if len(chosen) == 1 else f"{title} {name}",
+            "multiscale": True,
+            "rgb": False,
+            "colormap": _colormap(source),
+            "contrast_limits": (0.0, _top(source, levels[-1])),
+            "interpolation2d": "nearest",
+            "blending": "translucent",
+            "metadata": describe(world, "map", result.slide.id, channel=name, **facts),
+            **world.place(source.affine),
+        }
+        layers.append((levels, options, "image"))
+    return layers
+
+
+def _colormap(source: Map) -> Any:
+    from napari.utils.colormaps import Colormap
+
+    return Colormap(colormap(source.kind), name=f"slidelens {source.kind}")
+
+
+def _top(source: Map, coarsest: Any) -> float:
+    """Value of the colormap's upper end: 1, or for maps of no fixed scale their largest value."""
+    if source.kind == "probability":
+        return 1.0
+    values = np.asarray(coarsest)
+    return float(values.max(initial=0.0, where=np.isfinite(values))) or 1.0
+
+
+def _region_layers(result: Result, world: World, visible: bool) -> list[LayerData]:
+    regions = result.regions
+    features = {
+        "class": [r.label for r in regions],
+        "probability": [r.probability for r in regions],
+        "area_mm2": [r.area_mm2 for r in regions],
+    }
+    colors = class_colors(result.classes)
+    name = result.model.name
+    options = {
+        "name": f"{name}: regions",
+        "visible": visible,
+        "metadata": describe(world, "regions", result.slide.id, model=name, classes=result.classes),
+    }
+    return _outlines(
+        [Annotation(r.polygon, r.label) for r in regions],
+        [colors.get(r.label, TISSUE) for r in regions],
+        features,
+        world,
+        result.slide.size,
+        options,
+    )
+
+
+def _tissue_layers(result: Result, world: World) -> list[LayerData]:
+    source = result.maps[_TISSUE_MAP]
+    found = [region for label in source.channels for region in find_regions(source, label)]
+    name = result.model.name
+    options = {
+        "name": f"{name}: {_TISSUE_MAP}",
+        "visible": False,
+        "metadata": describe(world, "tissue", result.slide.id, model=name, classes=source.channels),
+    }
+    return _outlines(
+        [Annotation(region.polygon, region.label) for region in found],
+        [TISSUE] * len(found),
+        {"class": [region.label for region in found]},
+        world,
+        result.slide.size,
+        options,
+    )
+
+
+def _outlines(
+    areas: Sequence[Annotation],
+    colors: Sequence[tuple[int, int, int]],
+    features: dict[str, Any],
+    world: World,
+    size: Size | None,
+    common: dict[str, Any],
+) -> list[LayerData]:
+    """Return polygons as shapes, or as one label image where shapes would be slow."""
+    if not areas:
+        return []
+    box = _extent(areas, size)
+    if len(areas) > MAX_POLYGONS:
+        classes = tuple(dict.fromkeys(a.label for a in areas))
+        return [_drawn(areas, classes, world, box, common)]
+    options = {
+        "shape_type": "polygon",
+        "features": features,
+        "edge_color": np.array([(*color, 255) for color in colors]) / 255,
+        "face_color": "transparent",
+        # napari counts it in level-0 px; this is visible with the whole slide in the window.
+        "edge_width": max(1.0, max(box.w, box.h) / 600),
+        "opacity": 1.0,
+        **common,
+        **world.place_outlines(),
+    }
+    return [([polygon_to_path(a.polygon)[:, ::-1] for a in areas], options, "shapes")]
+
+
+def _drawn(
+    areas: Sequence[Annotation],
+    classes: Sequence[str],
+    world: World,
+    box: Box,
+    common: dict[str, Any],
+) -> LayerData:
+    """Draw polygons as a label image of bounded size."""
+    cell = max(1.0, max(box.w, box.h) / _MAX_LABELS) * world.mpp.mean
+    affine = Affine(cell / world.mpp.x, cell / world.mpp.y, box.x, box.y)
+    # Whole cells: what is drawn then fills its box exactly.
+    whole = affine.box(0, 0, np.ceil(box.w / affine.sx), np.ceil(box.h / affine.sy))
+    labels = rasterize(areas, whole, world.mpp, cell, classes)
+    return _label_image(labels, classes, {**common, **world.place(affine)})
+
+
+def _label_image(levels: Any, classes: Sequence[str], common: dict[str, Any]) -> LayerData:
+    from napari.utils.colormaps import DirectLabelColormap
+
+    nothing = (0.0, 0.0, 0.0, 0.0)
+    colors: dict[int | None, tuple[float, ...]] = {None: nothing, 0: nothing}
+    for k, color in enumerate(class_colors(classes).values(), 1):
+        colors[k] = (*(c / 255 for c in color), 1.0)
+    options = {
+        "multiscale": isinstance(levels, list),
+        "colormap": DirectLabelColormap(color_dict=colors),
+        "features": {"index": list(range(len(classes) + 1)), "class": ["", *classes]},
+        "opacity": 0.5,
+        **common,
+    }
+    return levels, options, "labels"
+
+
+def _extent(areas: Sequence[Annotation], size: Size | None) -> Box:
+    if size is not None:
+        return Box.of_size(size)
+    polygons = np.array([a.polygon for a in areas], dtype=object)
+    left, top, right, bottom = shapely.total_bounds(polygons)
+    return Box(left, top, right - left, bottom - top)
+
+
+def _resolution(result: Result) -> Mpp | None:
+    if result.slide.resolution is not None:
+        return result.slide.resolution
+    return next((m.slide_mpp for m in result.maps.values()), None)
+
+
+def _check_same_slide(result: Result, slide: Slide) -> None:
+    where = result.path or "this result"
+    if result.slide.id != slide.id:
+        raise ResultError(
+            f"{where}: is of slide {result.slide.id!r}, not of {slide.id!r}; "
+            "open it with its own slide."
+        )
+    if result.slide.size is not None and result.slide.size != slide.size:
+        have, want = ("{} x {} px".format(*size) for size in (slide.size, result.slide.size))
+        raise ResultError(
+            f"{where}: was made on a slide of {want}, but {slide.path} has {have}; "
+            "that is another file of the same name, so run the prediction again."
+        )

@@ -1,0 +1,201 @@
+"""napari's readers: slides, result folders, annotations.
+
+A reader is asked by file name and looks at the content; what it does not know it declines by
+returning ``None``. Errors while opening are shown as messages; without a window they are raised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slidelens.desktop.layers import annotation_layers, result_layers, slide_layer
+from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
+from slidelens.desktop.world import World, described, world_of
+from slidelens.errors import SlideError, SlideLensError
+
+if TYPE_CHECKING:
+    from slidelens.desktop.layers import LayerData
+    from slidelens.geometry import Mpp
+    from slidelens.maps.result import Result
+    from slidelens.slide.base import Slide
+
+__all__ = [
+    "get_annotation_reader",
+    "get_result_reader",
+    "get_slide_reader",
+    "no_resolution",
+    "read_annotation_file",
+    "read_result",
+    "read_slide",
+]
+
+Paths = str | Sequence[str]
+Read = Callable[[Paths], "list[LayerData]"]
+
+_NOTHING: list[Any] = [(None,)]
+"""napari's word for: I took the file, there are no layers."""
+
+_ANNOTATIONS = re.compile(
+    rb'"(FeatureCollection|Feature|Polygon|MultiPolygon|GeometryCollection|positive|negative)"'
+    rb"|<ASAP_Annotations|<Annotations"
+)
+_HEAD = 1 << 16
+_RESULT = "result.json"
+
+
+def get_slide_reader(path: Paths) -> Read | None:
+    """Return the reader if the content of every file is a slide."""
+    return _reader(read_slide) if all(_is_slide(p) for p in _paths(path)) else None
+
+
+def get_result_reader(path: Paths) -> Read | None:
+    """Return the reader if every path is a result folder, or the ``result.json`` in one."""
+    found = all((_folder(p) / _RESULT).is_file() for p in _paths(path))
+    return _reader(read_result) if found else None
+
+
+def get_annotation_reader(path: Paths) -> Read | None:
+    """Return the reader if every file looks like annotations."""
+    found = all(_is_annotation(p) for p in _paths(path))
+    return _reader(read_annotation_file) if found else None
+
+
+def read_slide(path: Path) -> list[LayerData]:
+    """Open a slide; its file stays open as long as its layer lives.
+
+    Raises
+    ------
+    SlideError
+        It cannot be opened.
+    """
+    from slidelens.slide.open import open_slide
+
+    slide = open_slide(path)
+    if slide.mpp is None:
+        notify(no_resolution(slide))
+    return [slide_layer(slide)]
+
+
+def read_result(path: Path) -> list[LayerData]:
+    """Open a result and, where the window does not show it yet, the slide it is of.
+
+    Raises
+    ------
+    ResultError
+        A damaged result, or one of another slide than the file it names.
+    """
+    from slidelens.maps.result import Result
+
+    result = Result.load(_folder(path))
+    viewer = open_viewer()
+    shown = [] if viewer is None else list(slide_layers(viewer))
+    if any(described(layer.metadata)["slide"] == result.slide.id for layer in shown):
+        return result_layers(result) or _NOTHING
+    slide = _slide_of(result)
+    below = [] if slide is None else [slide_layer(slide)]
+    return [*below, *result_layers(result, slide)] or _NOTHING
+
+
+def read_annotation_file(path: Path) -> list[LayerData]:
+    """Read annotations onto the slide in the window: the one of the same name, or the topmost.
+
+    Raises
+    ------
+    LabelError
+        A file that cannot be read.
+    """
+    from slidelens.tiling.annotations import read_annotations
+
+    annotations = read_annotations(path)
+    viewer = open_viewer()
+    slides = [] if viewer is None else list(slide_layers(viewer))
+    same = [s for s in slides if described(s.metadata)["slide"] == path.stem]
+    facts: dict[str, Any] = {}
+    world: World | None = None
+    if slides:
+        layer = (same or slides)[0]
+        facts, world = described(layer.metadata), world_of(layer.metadata)
+    if world is None:
+        notify(f"{path}: opened in pixels, as no slide is open; open its slide first.")
+    if annotations.ignored:
+        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
+        notify(f"{path}: left out what bounds no area: {counts}.")
+    layers = annotation_layers(
+        annotations,
+        world or World.of(None),
+        name=path.stem,
+        slide_id=facts.get("slide", ""),
+    )
+    if not layers:
+        notify(f"{path}: holds no areas.")
+    return layers or _NOTHING
+
+
+def no_resolution(slide: Slide) -> str:
+    """Return what to tell about a slide that lies in pixels."""
+    return (
+        f"{slide.path}: the file states no resolution, so the slide is shown in pixels, not in µm. "
+        f"To give it: slidelens view {slide.path.name} --mpp X"
+    )
+
+
+def _slide_of(result: Result) -> Slide | None:
+    """Open the file that a result names, at the resolution it was predicted with."""
+    from slidelens.slide.open import open_slide
+
+    if result.slide.path is None:
+        return None
+    mpp: Mpp | None = result.slide.resolution
+    try:
+        return open_slide(result.slide.path, mpp=mpp)
+    except SlideError as error:
+        notify(f"The maps are shown without their slide. {error}")
+        return None
+
+
+def _paths(path: Paths) -> list[Path]:
+    return [Path(path)] if isinstance(path, str) else [Path(p) for p in path]
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name == _RESULT else path
+
+
+def _is_slide(path: Path) -> bool:
+    from slidelens.slide.open import is_slide
+
+    return is_slide(path)
+
+
+def _is_annotation(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _ANNOTATIONS.search(file.read(_HEAD)) is not None
+    except OSError:
+        return False
+
+
+def _reader(read: Callable[[Path], list[LayerData]]) -> Read:
+    """Make a napari reader of a function that reads one path."""
+
+    @wraps(read)
+    def reader(path: Paths) -> list[LayerData]:
+        viewer = open_viewer()
+        layers: list[LayerData] = []
+        for one in _paths(path):
+            try:
+                layers += read(one)
+            except SlideLensError as error:
+                if viewer is None:
+                    raise
+                notify(str(error), error=True)
+        if viewer is not None:
+            dress(viewer)
+        real = [layer for layer in layers if layer not in _NOTHING]
+        return real or _NOTHING
+
+    return reader

@@ -1,0 +1,81 @@
+"""What a viewer needs to show slides well: scale bar, magnification, readable messages."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
+
+from slidelens.desktop.world import described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from napari.components import ViewerModel
+
+__all__ = ["dress", "magnification", "notify", "open_viewer", "slide_layers"]
+
+_log = logging.getLogger(__name__)
+_dressed: WeakSet[Any] = WeakSet()
+
+
+def magnification(um_per_pixel: float) -> str:
+    """Return a resolution as pathologists say it: ``20x · 0.5 µm/px``.
+
+    The magnification is that of the objective that gives the same resolution, at 10 µm/px for 1x.
+    """
+    return f"{10 / um_per_pixel:.2g}x · {um_per_pixel:.2g} µm/px"
+
+
+def dress(viewer: ViewerModel) -> None:
+    """Show a scale bar, and the magnification as it changes; harmless when called again."""
+    viewer.scale_bar.visible = True
+    viewer.scale_bar.box = True
+    overlay = viewer.text_overlay
+    overlay.visible = True
+    overlay.position = "bottom_left"
+    overlay.box = True
+    _show_magnification(viewer)
+    if viewer not in _dressed:
+        _dressed.add(viewer)
+        weak = ref(viewer)
+
+        def on_change() -> None:
+            alive = weak()
+            if alive is not None:
+                _show_magnification(alive)
+
+        viewer.camera.events.zoom.connect(on_change)
+        viewer.layers.events.inserted.connect(on_change)
+        viewer.layers.events.removed.connect(on_change)
+
+
+def slide_layers(viewer: ViewerModel) -> Iterator[Any]:
+    """Yield the layers of a viewer that show a slide, topmost first."""
+    for layer in reversed(viewer.layers):
+        if described(layer.metadata).get("layer") == "slide":
+            yield layer
+
+
+def open_viewer() -> ViewerModel | None:
+    """Return the viewer whose window is in front, if there is one."""
+    from napari import current_viewer
+
+    return current_viewer()
+
+
+def notify(message: str, *, error: bool = False) -> None:
+    """Say something to the person: in napari's window where there is one, else in the log."""
+    if open_viewer() is None:
+        (_log.error if error else _log.warning)(message)
+        return
+    from napari.utils.notifications import show_error, show_warning
+
+    (show_error if error else show_warning)(message)
+
+
+def _show_magnification(viewer: ViewerModel) -> None:
+    in_um = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
+    # napari's zoom is screen pixels per world unit.
+    viewer.text_overlay.text = magnification(1 / viewer.camera.zoom) if in_um else ""
+    viewer.text_overlay.visible = in_um

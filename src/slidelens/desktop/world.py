@@ -1,0 +1,73 @@
+"""Where a slide's pixels lie in napari's world, in µm, and what a layer says of itself.
+
+napari gives an array's first pixel its *centre* at 0, so the slide's corner lies half a pixel
+before the origin. Every layer states its unit, otherwise napari's scale bar drops it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from slidelens.geometry import Affine, Mpp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["KEY", "World", "describe", "described", "world_of"]
+
+KEY = "slidelens"
+"""Under this key a layer's metadata say what it is of: layer, slide, mpp, path, model, map, ..."""
+
+
+class World(NamedTuple):
+    """World coordinates of a slide: µm, or pixels where no resolution is known."""
+
+    mpp: Mpp
+    unit: str
+
+    @classmethod
+    def of(cls, mpp: Mpp | None) -> World:
+        """Make a world of a resolution, or of pixels."""
+        return cls(Mpp(1.0, 1.0), "pixel") if mpp is None else cls(mpp, "um")
+
+    def place(self, affine: Affine) -> dict[str, Any]:
+        """Return the layer keywords that put the cells of an array exactly on the slide."""
+        scale, translate = affine.centred(self.mpp)
+        return {"scale": scale, "translate": translate, "units": (self.unit, self.unit)}
+
+    def place_outlines(self) -> dict[str, Any]:
+        """Return the layer keywords for vertices in level-0 px, which are corners, not centres."""
+        mpp = self.mpp
+        return {
+            "scale": (mpp.y, mpp.x),
+            "translate": (-mpp.y / 2, -mpp.x / 2),
+            "units": (self.unit, self.unit),
+        }
+
+    def to_level0(self, yx: ArrayLike) -> NDArray[np.float64]:
+        """Map world coordinates ``(..., 2)`` as y, x to level-0 px as x, y."""
+        return np.asarray(yx, np.float64)[..., ::-1] / self.mpp + 0.5
+
+
+def describe(world: World, layer: str, slide_id: str, **facts: Any) -> dict[str, Any]:
+    """Return a layer's metadata: what it is, of which slide, at which resolution (or ``None``)."""
+    mpp = None if world.unit == "pixel" else tuple(world.mpp)
+    return {KEY: {"layer": layer, "slide": slide_id, "mpp": mpp, **facts}}
+
+
+def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`describe` wrote; empty for layers that others made."""
+    mine = metadata.get(KEY)
+    return mine if isinstance(mine, dict) else {}
+
+
+def world_of(metadata: Mapping[str, Any]) -> World | None:
+    """Return the world that a layer's metadata state, if they do."""
+    mine = described(metadata)
+    if "mpp" not in mine:
+        return None
+    return World.of(None if mine["mpp"] is None else Mpp.of(tuple(mine["mpp"])))

@@ -1,0 +1,161 @@
+"""napari's writer: shapes to GeoJSON as QuPath reads it, in level-0 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from slidelens.desktop.outlines import path_to_polygon
+from slidelens.desktop.world import World, world_of
+from slidelens.errors import LabelError
+from slidelens.geometry import Mpp
+from slidelens.maps.geojson import feature, write_features
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.desktop.layers import LayerData
+
+__all__ = ["shape_features", "write_geojson"]
+
+_CLASS_COLUMNS = ("class", "classification", "label")
+_ELLIPSE = 128  # vertices
+
+
+def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
+    """Write all shapes of some layers to one file.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    layers
+        napari's (data, attributes, "shapes").
+
+    Raises
+    ------
+    LabelError
+        A file that cannot be written.
+    """
+    features = [one for data, attributes, _ in layers for one in shape_features(data, attributes)]
+    try:
+        write_features(Path(path), features)
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    return [path]
+
+
+def shape_features(
+    data: Sequence[NDArray[Any]], attributes: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield a feature per shape: polygons with their holes; lines and paths as they are.
+
+    Class, name and id come from the layer's features (a column ``class``, ``classification`` or
+    ``label``), the colour from the shape's edge. Shapes without area are left out.
+
+    Parameters
+    ----------
+    data
+        Vertices ``(N, 2)`` y, x of each shape, in the layer's own coordinates.
+    attributes
+        The layer's other attributes. A layer that slidelens did not make lies on the slide's
+        pixels, as napari's button "New shapes layer" makes it.
+    """
+    world = world_of(attributes.get("metadata", {})) or _world_of_scale(attributes)
+    to_world = _data_to_world(attributes)
+    kinds = _each(attributes.get("shape_type", "polygon"), len(data))
+    colors = np.asarray(attributes.get("edge_color", np.ones((len(data), 4))))
+    rows = _rows(attributes.get("features"), len(data))
+    for vertices, kind, color, row in zip(data, kinds, colors, rows, strict=True):
+        corners = world.to_level0(to_world(np.asarray(vertices, np.float64)[:, -2:]))
+        geometry = _geometry(kind, corners)
+        if geometry.is_empty:
+            continue
+        label = next((str(row[c]) for c in _CLASS_COLUMNS if row.get(c)), "")
+        rgb = tuple(round(float(c) * 255) for c in color[:3])
+        made = feature(
+            geometry,
+            label,
+            (rgb[0], rgb[1], rgb[2]),
+            name=str(row.get("name") or label),
+            measurements=_measurements(geometry, row, world),
+        )
+        if not label:
+            del made["properties"]["classification"]
+        if row.get("id"):
+            made["id"] = str(row["id"])
+        yield made
+
+
+def _geometry(kind: str, corners: NDArray[np.float64]) -> Any:
+    if kind in ("line", "path"):
+        line = shapely.LineString(corners)
+        return line if line.length > 0 else shapely.LineString()
+    return path_to_polygon(_ellipse(corners) if kind == "ellipse" else corners)
+
+
+def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the outline of the ellipse in a parallelogram of four corners."""
+    centre = corners.mean(0)
+    along, across = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    turn = np.linspace(0, 2 * np.pi, _ELLIPSE, endpoint=False)[:, None]
+    return np.asarray(centre + np.cos(turn) * along + np.sin(turn) * across)
+
+
+def _measurements(geometry: Any, row: Mapping[str, Any], world: World) -> dict[str, float]:
+    found = {}
+    if world.unit == "um" and geometry.area > 0:  # computed: the shape may have been edited
+        found["Area mm^2"] = float(geometry.area * world.mpp.x * world.mpp.y * 1e-6)
+    probability = row.get("probability")
+    if probability is not None and np.isfinite(probability):
+        found["Mean probability"] = float(probability)
+    return found
+
+
+def _data_to_world(attributes: Mapping[str, Any]) -> Any:
+    from napari.utils.transforms import Affine, CompositeAffine
+
+    def last(name: str, default: Any) -> NDArray[np.float64]:
+        return np.asarray(attributes.get(name, default), np.float64)[-2:]
+
+    own = CompositeAffine(last("scale", (1, 1)), last("translate", (0, 0)), ndim=2)
+    rotate, shear = attributes.get("rotate"), attributes.get("shear")
+    if rotate is not None and np.ndim(rotate) == 2:
+        own.rotate = np.asarray(rotate)[-2:, -2:]
+    if shear is not None and np.size(shear) == 1:
+        own.shear = np.atleast_1d(shear)
+    affine = np.asarray(attributes.get("affine", np.eye(3)), np.float64)
+    keep = [-3, -2, -1]
+    outer = Affine(affine_matrix=affine[np.ix_(keep, keep)], ndim=2)
+    return lambda yx: outer(own(yx))
+
+
+def _world_of_scale(attributes: Mapping[str, Any]) -> World:
+    scale = np.asarray(attributes.get("scale", (1, 1)), np.float64)[-2:]
+    units = attributes.get("units")
+    unit = "pixel" if units is None else str(units[-1])
+    if unit in ("pixel", "dimensionless"):
+        return World(Mpp(float(scale[1]), float(scale[0])), "pixel")
+    return World.of(Mpp(float(scale[1]), float(scale[0])))
+
+
+def _rows(features: Any, count: int) -> list[dict[str, Any]]:
+    """Return the layer's features (a table of any kind that pandas takes) as one dict per shape."""
+    if features is None:
+        return [{} for _ in range(count)]
+    columns = {str(name): list(features[name]) for name in features}
+    return [{name: _known(column[i]) for name, column in columns.items()} for i in range(count)]
+
+
+def _known(value: Any) -> Any:
+    """Return ``None`` for what a table holds where nothing is known."""
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _each(value: str | Sequence[str], count: int) -> list[str]:
+    return [value] * count if isinstance(value, str) else [str(v) for v in value]
