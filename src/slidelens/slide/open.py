@@ -11,7 +11,7 @@ from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.reader import Reader
 from slidelens.slide.resolution import GivenMpp, resolve_mpp
 
-__all__ = ["READERS", "GivenMpp", "open_slide"]
+__all__ = ["READERS", "GivenMpp", "is_slide", "open_slide"]
 
 READERS: Registry[type[Reader]] = Registry(
     "slidelens.slides",
@@ -74,6 +74,16 @@ def open_slide(
         reader.close()
         raise
     return Slide(reader, where, mpp=found, mpp_source=source, colour=colour)
+
+
+def is_slide(path: str | os.PathLike[str]) -> bool:
+    """Say whether a backend accepts a file or folder by its content; damage may show later."""
+    where = Path(path)
+    try:
+        _choose(where, None)
+    except SlideError:
+        return False
+    return True
 
 
 def _choose(path: Path, backend: str | None) -> type[Reader]:
