@@ -52,11 +52,12 @@ class SlideInfo(_Part):
 
 
 class ModelInfo(_Part):
-    """The model that a result was made with."""
+    """The model that a result was made with; ``threshold`` is the operating point stored with it."""
 
     name: str = Field(min_length=1)
     family: str | None = None
     sha256: str | None = None
+    threshold: _Probability | None = None
 
 
 class MapEntry(_Part):

@@ -1,0 +1,316 @@
+"""Evaluate saved results against labels: reads folders, computes figures, runs no model.
+
+::
+
+    result folders + labels.csv  ->  metrics.json          every figure, interval and test
+                                     errors.csv            every false positive and negative
+                                     evaluation.json       what was evaluated, for the report
+                                     roc.png calibration.png
+                                     comparison.png comparison.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import slidelens
+from slidelens.engine.compare import compare
+from slidelens.engine.evaluation_tables import comparison_rows, errors_csv, markdown
+from slidelens.engine.labels import read_labels
+from slidelens.engine.measure import (
+    RESAMPLING,
+    STORED,
+    Measured,
+    Resampling,
+    Rule,
+    by_patient,
+    measure,
+)
+from slidelens.engine.scores import join, read_scores
+from slidelens.engine.tile_metrics import measure_tiles, read_annotated
+from slidelens.errors import LabelError, ResultError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slidelens.engine.labels import Split
+    from slidelens.engine.scores import Cases, LeftOut
+
+__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "parse_rule"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated, and how.
+
+    Attributes
+    ----------
+    split
+        Only the slides of this split of the labels table.
+    rule
+        How the operating point is chosen.
+    allow_missing
+        Leave out slides without label or result, instead of refusing them.
+    annotations
+        Folder of annotations: measure tiles too.
+    tile_overlap
+        Annotated share of a tile from which on it is positive.
+    resampling
+        Of the intervals.
+    """
+
+    split: Split | None = None
+    rule: Rule = STORED
+    allow_missing: bool = False
+    annotations: Path | None = None
+    tile_overlap: float = 0.5
+    resampling: Resampling = RESAMPLING
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found; ``metrics`` is the content of ``metrics.json``."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    table: str
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the figures must know."""
+        return list(self.metrics["warnings"])
+
+
+def evaluate(
+    results: str | Path,
+    labels: str | Path,
+    out: str | Path,
+    options: EvaluationOptions | None = None,
+) -> Evaluation:
+    """Evaluate every model below ``results`` and write the evaluation folder.
+
+    Files of an evaluation that is there are replaced, other files (a review) are kept.
+
+    Parameters
+    ----------
+    results
+        Folder of result folders, ``<model>/<slide_id>/``.
+    labels
+        CSV with slide_id, label and optionally split and patient.
+    out
+        The evaluation folder.
+
+    Raises
+    ------
+    ResultError
+        Results that cannot be used, or a folder that cannot be written.
+    LabelError
+        Labels or annotations that cannot be used, or that are not of the same slides.
+    """
+    options = options or EvaluationOptions()
+    if not 0 < options.tile_overlap <= 1:
+        raise LabelError(
+            f"tile overlap must be above 0 and at most 1, not {options.tile_overlap:g}."
+        )
+    results, labels, out = Path(results), Path(labels), Path(out)
+    scored = read_scores(results)
+    classes = next(iter(scored.values())).classes
+    table = read_labels(labels, classes, every_class=False)
+    cases, left_out = join(scored, table, split=options.split, allow_missing=options.allow_missing)
+    measured = {name: measure(one, options.rule, options.resampling) for name, one in cases.items()}
+    comparisons = compare(cases, options.resampling)
+    metrics = _metrics(options, cases, measured, comparisons, left_out)
+    note = _note(metrics)
+    record = _record(results, labels, out, options, cases, metrics)
+    text = markdown(measured, comparisons, note)
+    files: dict[str, bytes | str] = {
+        **_pictures(measured, options.resampling.level, note),
+        "comparison.md": f"# Evaluation\n\n{text}",
+        "errors.csv": errors_csv(cases, measured),
+        "metrics.json": _json(metrics),
+        "evaluation.json": _json(record),  # the last: a folder with it is complete
+    }
+    _write(out, files)
+    return Evaluation(out, metrics, text)
+
+
+def parse_rule(text: str) -> Rule:
+    """Read an operating point: ``stored``, ``max-accuracy``, ``sensitivity=S`` or a threshold.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
+    """
+    if text == "stored":
+        return Rule("stored")
+    if text == "max-accuracy":
+        return Rule("max-accuracy")
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not equals and 0 <= value <= 1:
+        return Rule("given", value)
+    if name == "sensitivity" and 0 < value <= 1:
+        return Rule("sensitivity", value)
+    raise ValueError(
+        f"operating point {text!r}: expected stored, max-accuracy, sensitivity=S or a threshold, "
+        "S and the threshold in 0..1"
+    )
+
+
+def _metrics(
+    options: EvaluationOptions,
+    cases: Mapping[str, Cases],
+    measured: Mapping[str, Measured],
+    comparisons: list[dict[str, Any]],
+    left_out: Mapping[str, LeftOut],
+) -> dict[str, Any]:
+    models = {name: dict(one.figures) for name, one in measured.items()}
+    classes = next(iter(cases.values())).scored.classes
+    for name, one in cases.items():
+        models[name]["patients"] = by_patient(one, options.rule, options.resampling)
+        if any(left_out[name]):
+            models[name]["left_out"] = left_out[name]._asdict()
+    if options.annotations is not None:
+        ids = dict.fromkeys(slide_id for one in cases.values() for slide_id in one.ids)
+        annotated = read_annotated(options.annotations, ids, classes)
+        for name, one in cases.items():
+            models[name]["tiles"] = measure_tiles(
+                one, annotated, options.tile_overlap, options.resampling.level
+            )
+    return {
+        "schema_version": 1,
+        "classes": list(classes),
+        "positive_class": classes[-1] if len(classes) == 2 else None,
+        "split": options.split,
+        "interval": options.resampling._asdict(),
+        "models": models,
+        "comparisons": comparisons,
+        "warnings": _warnings(cases, models),
+        "software": {"slidelens": slidelens.__version__, "numpy": np.__version__},
+    }
+
+
+def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) -> list[str]:
+    found = []
+    splits = {row.slide_id: row.split for one in cases.values() for row in one.rows}
+    trained = sum(split == "train" for split in splits.values())
+    if trained:
+        found.append(
+            f"{trained} of {len(splits)} evaluated slides are in split train: figures on slides "
+            "that a model was trained on say nothing of new ones. Choose --split tune or test."
+        )
+    for name, one in models.items():
+        source = one["threshold_source"]
+        if source == "model" and "tune" in splits.values():
+            found.append(f"{name}: its threshold was chosen on the split tune, which is evaluated.")
+        if source == "default":
+            found.append(f"{name}: no threshold is stored with the model; 0.5 is used.")
+        if source in ("max-accuracy", "sensitivity"):
+            found.append(f"{name}: the threshold was chosen on the evaluated slides.")
+        if one["auc"] is None:
+            found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
+        if one["auc"] == 1:
+            found.append(
+                f"{name}: the classes are separated without error, so a bootstrap cannot give "
+                "less than 1; the interval of AUC and PR-AUC says nothing of new slides."
+            )
+        degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
+        if degenerate and one["auc"] is not None:
+            found.append(
+                f"{name}: {degenerate} of {drawn} resamples lack a class and are left out of the "
+                "intervals of AUC and PR-AUC."
+            )
+        if any(one.get("left_out", {}).values()):
+            found.append(f"{name}: slides without label or result are left out (left_out).")
+    return found
+
+
+def _note(metrics: Mapping[str, Any]) -> str:
+    interval = metrics["interval"]
+    one = next(iter(metrics["models"].values()))
+    averaged = "" if metrics["positive_class"] else " Figures are means over classes, one-vs-rest."
+    return (
+        f"{interval['level']:.0%} intervals: AUC and PR-AUC {interval['resamples']:,} bootstrap "
+        f"resamples of {one['bootstrap']['drawn']}, rates Wilson.{averaged}"
+    )
+
+
+def _record(
+    results: Path,
+    labels: Path,
+    out: Path,
+    options: EvaluationOptions,
+    cases: Mapping[str, Cases],
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Say what was evaluated, with paths relative to the folder so that both can move together."""
+    classes = metrics["classes"]
+    slides: dict[str, dict[str, Any]] = {}
+    for name, one in cases.items():
+        for row, p in zip(one.rows, one.probabilities, strict=True):
+            about = {"id": row.slide_id, "patient": row.patient, "label": classes[row.label]}
+            slide = slides.setdefault(row.slide_id, {**about, "probabilities": {}, "results": {}})
+            slide["probabilities"][name] = p.tolist()
+            slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
+    annotations = options.annotations
+    return {
+        "schema_version": 1,
+        "results": _relative(results, out),
+        "labels": _relative(labels, out),
+        "labels_sha256": sha256(labels.read_bytes()).hexdigest(),
+        "annotations": None if annotations is None else _relative(annotations, out),
+        "split": options.split,
+        "operating_point": options.rule._asdict(),
+        "classes": classes,
+        "positive_class": metrics["positive_class"],
+        "models": {
+            name: {key: one[key] for key in ("threshold", "threshold_source", "threshold_rule")}
+            for name, one in metrics["models"].items()
+        },
+        "slides": list(slides.values()),
+        "software": metrics["software"],
+    }
+
+
+def _pictures(measured: Mapping[str, Measured], level: float, note: str) -> dict[str, bytes | str]:
+    # matplotlib takes half a second to import; a caller who reads an Evaluation needs none of it.
+    from slidelens.engine.plots import calibration_picture, roc_picture, table_picture
+
+    return {
+        "roc.png": roc_picture(measured, level),
+        "calibration.png": calibration_picture(measured),
+        "comparison.png": table_picture(*comparison_rows(measured), note),
+    }
+
+
+def _write(out: Path, files: Mapping[str, bytes | str]) -> None:
+    try:
+        for name, content in files.items():
+            write_atomic(out / name, content)
+    except OSError as error:
+        raise ResultError(
+            f"{out}: cannot write the evaluation ({error.strerror or error}). Choose another --out."
+        ) from error
+
+
+def _relative(path: Path, out: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+    except ValueError:  # another drive on Windows
+        return path.resolve().as_posix()
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

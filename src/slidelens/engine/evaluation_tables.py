@@ -1,0 +1,150 @@
+"""Tables of an evaluation: every error as CSV, the comparison of models as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from slidelens.engine.measure import Measured
+    from slidelens.engine.scores import Cases
+
+__all__ = ["comparison_rows", "errors_csv", "markdown"]
+
+_COLUMNS = (
+    "model",
+    "slide_id",
+    "label",
+    "kind",
+    "score",
+    "margin",
+    "class",
+    "predicted",
+    "patient",
+)
+_HEADER = (
+    "model",
+    "n",
+    "AUC",
+    "PR-AUC",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "threshold",
+    "kappa",
+    "Brier",
+    "ECE",
+)
+
+
+def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> str:
+    """Write every false positive and false negative, the most confident of each model first.
+
+    ``class`` is the class that the error is a false positive or negative of, ``score`` its
+    probability, ``margin`` how far on the wrong side it is: from the threshold, or (more than two
+    classes) from the probability of the other class. With more than two classes an error is two
+    rows: a false negative of its label and a false positive of what it is called.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for name, one in cases.items():
+        found = list(_errors(one, measured[name]))
+        writer.writerows(sorted(found, key=lambda row: (-row["margin"], row["slide_id"])))
+    return text.getvalue()
+
+
+def comparison_rows(
+    measured: Mapping[str, Measured],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and rows of the table of models."""
+    rows = []
+    for name, one in measured.items():
+        f = one.figures
+        rows.append(
+            (
+                name,
+                str(f["n"]),
+                _number(f["auc"], f["auc_ci"]),
+                _number(f["pr_auc"], f["pr_auc_ci"]),
+                _number(f["accuracy"], f["accuracy_ci"]),
+                _number(f["sensitivity"], f.get("sensitivity_ci")),
+                _number(f["specificity"], f.get("specificity_ci")),
+                f"{_number(f['threshold'])} {f['threshold_source']}".replace("- argmax", "argmax"),
+                _number(f["kappa"]),
+                _number(f["brier"]),
+                _number(f["ece"]),
+            )
+        )
+    return _HEADER, rows
+
+
+def markdown(
+    measured: Mapping[str, Measured], comparisons: Sequence[Mapping[str, Any]], note: str
+) -> str:
+    """Write the table of models and the tests between them as Markdown."""
+    header, rows = comparison_rows(measured)
+    lines = [*_table(header, rows), "", note]
+    if comparisons:
+        tests = [
+            (
+                c["a"],
+                c["b"],
+                str(c["n"]),
+                _number(c["difference"], c["difference_ci"]),
+                _p(c["p"]),
+                _p(c["p_holm"]),
+            )
+            for c in comparisons
+        ]
+        head = ("a", "b", "n", "AUC a - AUC b", f"p ({comparisons[0]['test']})", "p (Holm)")
+        lines += ["", *_table(head, tests)]
+    return "\n".join(lines) + "\n"
+
+
+def _errors(cases: Cases, measured: Measured) -> Iterator[dict[str, Any]]:
+    classes = cases.scored.classes
+    threshold = measured.figures["threshold"]
+    for row, called, p in zip(cases.rows, measured.predictions, cases.probabilities, strict=True):
+        if called == row.label:
+            continue
+        if threshold is None:
+            margin = float(p[called] - p[row.label])
+            kinds = [("fn", row.label), ("fp", called)]
+        else:
+            margin = abs(float(p[1]) - threshold)
+            kinds = [("fp" if called else "fn", 1)]
+        for kind, k in kinds:
+            yield {
+                "model": cases.scored.name,
+                "slide_id": row.slide_id,
+                "label": classes[row.label],
+                "kind": kind,
+                "score": float(p[k]),
+                "margin": margin,
+                "class": classes[k],
+                "predicted": classes[called],
+                "patient": row.patient or "",
+            }
+
+
+def _number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    if value is None:
+        return "-"
+    low, high = interval if interval is not None else (None, None)
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[text.replace("|", "\\|") for text in row] for row in rows]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [list(header), rule, *cells]]

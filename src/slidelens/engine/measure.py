@@ -1,0 +1,339 @@
+"""All figures of one model on one set of labelled slides (or patients), with their intervals.
+
+A figure that is not defined is ``None``, and ``undefined`` says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from slidelens.engine import metrics
+from slidelens.engine.intervals import Interval, bootstrap, percentile_interval, wilson
+from slidelens.errors import LabelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from slidelens.engine.metrics import Calibration, OperatingPoint
+    from slidelens.engine.scores import Cases
+
+__all__ = [
+    "FPR",
+    "RESAMPLING",
+    "STORED",
+    "Measured",
+    "Resampling",
+    "Rule",
+    "by_patient",
+    "measure",
+]
+
+FPR = np.linspace(0.0, 1.0, 201)
+"""False positive rates at which ROC curves are averaged and their band is drawn."""
+
+RuleKind = Literal["stored", "given", "max-accuracy", "sensitivity"]
+
+_SENTENCE = {
+    "model": "stored with the model, which chose it on its tuning split",
+    "default": "0.5, because no threshold is stored with the model",
+    "given": "given by the user",
+    "max-accuracy": "maximum accuracy on the evaluated slides, which makes accuracy optimistic",
+    "sensitivity": "sensitivity of at least {value:g} on the evaluated slides, chosen on them",
+    "argmax": "no threshold: the most probable class",
+}
+_NO_CASE = "a class has no case"
+_WHY = {
+    "auc": _NO_CASE,
+    "auc_ci": "no resample holds every class",
+    "pr_auc": _NO_CASE,
+    "pr_auc_ci": "no resample holds every class",
+    "sensitivity": _NO_CASE,
+    "specificity": _NO_CASE,
+    "ppv": "no case is called positive",
+    "npv": "no case is called negative",
+    "f1": "no case is positive or called positive",
+    "kappa": "labels and predictions are all of one class",
+    "quadratic_weighted_kappa": "labels and predictions are all of one class",
+}
+_CLUSTERED = "slides of one patient are not independent; see patients"
+
+
+class Rule(NamedTuple):
+    """How the operating point is chosen; ``value`` is the threshold given, or the sensitivity."""
+
+    kind: RuleKind = "stored"
+    value: float | None = None
+
+
+class Resampling(NamedTuple):
+    """How intervals are made: number of bootstrap resamples, seed, confidence level."""
+
+    resamples: int = 10_000
+    seed: int = 0
+    level: float = 0.95
+
+
+STORED = Rule()
+RESAMPLING = Resampling()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures for ``metrics.json`` and curves for pictures.
+
+    Attributes
+    ----------
+    figures
+        What ``metrics.json`` says of the model.
+    predictions
+        ``(n,)`` class index that each case is called.
+    roc
+        ``(2, K)`` fpr and tpr (macro average of one-vs-rest curves for more than two classes);
+        ``None`` where the curve is not defined.
+    band
+        ``(2, G)`` pointwise lower and upper bound of tpr at :data:`FPR`.
+    calibration
+        Of the positive class; of the predicted class for more than two classes.
+    """
+
+    figures: dict[str, Any]
+    predictions: NDArray[np.int64]
+    roc: NDArray[np.float64] | None
+    band: NDArray[np.float64] | None
+    calibration: Calibration
+
+
+def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
+    """Measure one model on its cases.
+
+    Raises
+    ------
+    LabelError
+        A rule for the operating point that these cases cannot satisfy.
+    """
+    n_classes = len(cases.scored.classes)
+    onehot = cases.labels[:, None] == np.arange(n_classes)
+    scores = cases.probabilities
+    if n_classes == 2:
+        figures, predictions = _binary(cases, rule)
+        quality = metrics.calibration(onehot[:, 1], scores[:, 1])
+        figures["brier"] = metrics.brier(onehot[:, 1], scores[:, 1])
+        columns = slice(1, 2)
+    else:
+        figures, predictions = _multiclass(cases, rule)
+        right = predictions == cases.labels
+        quality = metrics.calibration(right, scores[np.arange(len(scores)), predictions])
+        figures["brier"] = metrics.brier(onehot, scores)
+        columns = slice(0, n_classes)
+    figures["ece"] = quality.ece
+    figures["calibration"] = quality._asdict()
+    curves = _ranking(cases, onehot[:, columns], scores[:, columns], resampling)
+    figures = {"n": len(cases.rows), **curves.pop("figures"), **figures}
+    confusion = metrics.confusion(cases.labels, predictions, n_classes)
+    figures["kappa"] = metrics.kappa(confusion)
+    figures["quadratic_weighted_kappa"] = metrics.kappa(confusion, quadratic=True)
+    figures["confusion"] = confusion
+    figures["accuracy_ci"] = _accuracy_interval(cases, confusion, resampling.level)
+    return Measured(_told(figures), predictions, calibration=quality, **curves)
+
+
+def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
+    """Measure patients instead of slides; ``None`` where no slide names its patient.
+
+    In a binary task a patient is as suspicious as the most suspicious slide, and positive if any
+    slide is. With more classes probabilities are averaged, and all slides of a patient must have
+    one label.
+    """
+    of_slide = cases.patients
+    if of_slide is None:
+        return None
+    n_patients = int(of_slide.max()) + 1
+    first = [int(np.flatnonzero(of_slide == p)[0]) for p in range(n_patients)]
+    worst, total = np.zeros((2, n_patients, cases.probabilities.shape[1]))
+    np.maximum.at(worst, of_slide, cases.probabilities)
+    np.add.at(total, of_slide, cases.probabilities)
+    labels = np.zeros(n_patients, np.int64)
+    np.maximum.at(labels, of_slide, cases.labels)
+    binary = cases.probabilities.shape[1] == 2
+    if binary:
+        probabilities = np.stack([1 - worst[:, 1], worst[:, 1]], axis=1)
+    else:
+        if (labels[of_slide] != cases.labels).any():
+            return {
+                "n": n_patients,
+                "undefined": {"auc": "slides of one patient have unlike labels"},
+            }
+        probabilities = total / np.bincount(of_slide)[:, None]
+    rows = tuple(cases.rows[i] for i in first)
+    patients = type(cases)(cases.scored, rows, labels, probabilities)
+    figures = measure(patients, rule, resampling).figures
+    figures["score"] = "highest of the patient's slides" if binary else "mean of the slides"
+    return figures
+
+
+def _binary(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    positive, scores = cases.labels == 1, cases.probabilities[:, 1]
+    threshold, source = _threshold(cases, rule)
+    point = metrics.at_threshold(positive, scores, threshold)
+    clustered = _clustered(cases)
+    figures: dict[str, Any] = {
+        "n_positive": int(positive.sum()),
+        "threshold": threshold,
+        "threshold_source": source,
+        "threshold_rule": _SENTENCE[source].format(value=rule.value),
+        **_rates(point),
+        "sensitivity_ci": None if clustered else wilson(point.tp, point.tp + point.fn),
+        "specificity_ci": None if clustered else wilson(point.tn, point.tn + point.fp),
+        "operating_points": _points(cases),
+    }
+    return figures, (scores >= threshold).astype(np.int64)
+
+
+def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    if rule.kind != "stored":
+        raise LabelError(
+            f"operating point {rule.kind!r}: a threshold needs two classes, and these models have "
+            f"{len(cases.scored.classes)}; the most probable class counts."
+        )
+    predictions = cases.probabilities.argmax(1)
+    per_class = {}
+    for k, name in enumerate(cases.scored.classes):
+        point = metrics.at_threshold(cases.labels == k, predictions == k, 0.5)
+        rates = {"n": point.tp + point.fn, **_rates(point)}
+        del rates["accuracy"]  # one-vs-rest accuracy misleads: most cases are "rest"
+        per_class[name] = rates
+    figures: dict[str, Any] = {
+        "threshold": None,
+        "threshold_source": "argmax",
+        "threshold_rule": _SENTENCE["argmax"],
+        "accuracy": float((predictions == cases.labels).mean()),
+        "sensitivity": float(np.mean([rates["sensitivity"] for rates in per_class.values()])),
+        "specificity": float(np.mean([rates["specificity"] for rates in per_class.values()])),
+        "per_class": per_class,
+    }
+    return figures, predictions
+
+
+def _ranking(
+    cases: Cases,
+    onehot: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    resampling: Resampling,
+) -> dict[str, Any]:
+    """Measure what needs no threshold: AUC, PR-AUC, ROC and its band; macro over columns."""
+    groups = cases.patients
+    size, seed, level = resampling
+    drawn = bootstrap(onehot, scores, groups=groups, fpr=FPR, resamples=size, seed=seed)
+    areas = [metrics.auc(t, s) for t, s in zip(onehot.T, scores.T, strict=True)]
+    defined = not any(isnan(a) for a in areas)
+    precision = [metrics.pr_auc(t, s) for t, s in zip(onehot.T, scores.T, strict=True)]
+    figures: dict[str, Any] = {
+        "auc": float(np.mean(areas)),
+        "auc_ci": percentile_interval(drawn.auc.mean(1), level),
+        "pr_auc": float(np.mean(precision)) if defined else float("nan"),
+        "pr_auc_ci": percentile_interval(drawn.pr_auc.mean(1), level),
+        "bootstrap": {
+            "resamples": size,
+            "degenerate": drawn.degenerate,
+            "drawn": "slides" if groups is None else "patients",
+        },
+    }
+    if len(areas) > 1:
+        figures["one_vs_rest"] = {
+            name: {
+                "auc": areas[k],
+                "auc_ci": percentile_interval(drawn.auc[:, k], level),
+                "pr_auc": precision[k],
+            }
+            for k, name in enumerate(cases.scored.classes)
+        }
+    if not defined:
+        return {"figures": figures, "roc": None, "band": None}
+    curves = [metrics.roc_curve(t, s) for t, s in zip(onehot.T, scores.T, strict=True)]
+    if len(curves) == 1:
+        roc = np.stack([curves[0].fpr, curves[0].tpr])
+    else:
+        roc = np.stack([FPR, np.mean([np.interp(FPR, c.fpr, c.tpr) for c in curves], axis=0)])
+    bounds = ((1 - level) / 2, (1 + level) / 2)
+    band = np.quantile(drawn.tpr[~np.isnan(drawn.tpr).any(1)], bounds, axis=0)
+    return {"figures": figures, "roc": roc, "band": band}
+
+
+def _threshold(cases: Cases, rule: Rule) -> tuple[float, str]:
+    positive, scores = cases.labels == 1, cases.probabilities[:, 1]
+    if rule.kind == "given" and rule.value is not None:
+        return rule.value, "given"
+    if rule.kind == "max-accuracy":
+        return metrics.threshold_of_max_accuracy(positive, scores), "max-accuracy"
+    if rule.kind == "sensitivity" and rule.value is not None:
+        if not positive.any():
+            raise LabelError("no positive slide: a threshold cannot be chosen by sensitivity.")
+        return metrics.threshold_at_sensitivity(positive, scores, rule.value), "sensitivity"
+    stored = cases.scored.threshold
+    return (0.5, "default") if stored is None else (stored, "model")
+
+
+def _points(cases: Cases) -> dict[str, Any]:
+    """Measure the usual operating points beside the one in use, each with what it was chosen on."""
+    positive, scores = cases.labels == 1, cases.probabilities[:, 1]
+    points: dict[str, tuple[float, str]] = {}
+    if cases.scored.threshold is not None:
+        points["stored"] = (cases.scored.threshold, "tuning split of the model")
+    best = metrics.threshold_of_max_accuracy(positive, scores)
+    points["max_accuracy_on_evaluated"] = (best, "evaluated slides")
+    if positive.any():
+        for share in (0.9, 0.95):
+            threshold = metrics.threshold_at_sensitivity(positive, scores, share)
+            points[f"sensitivity_{share:g}_on_evaluated"] = (threshold, "evaluated slides")
+    return {
+        name: {
+            "threshold": threshold,
+            "chosen_on": chosen_on,
+            **_rates(metrics.at_threshold(positive, scores, threshold)),
+        }
+        for name, (threshold, chosen_on) in points.items()
+    }
+
+
+def _rates(point: OperatingPoint) -> dict[str, Any]:
+    names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "tp", "fp", "tn", "fn")
+    return {name: getattr(point, name) for name in names}
+
+
+def _clustered(cases: Cases) -> bool:
+    patients = cases.patients
+    return patients is not None and len(set(patients.tolist())) < len(patients)
+
+
+def _accuracy_interval(cases: Cases, confusion: NDArray[np.int64], level: float) -> Interval | None:
+    if _clustered(cases):
+        return None
+    return wilson(int(np.trace(confusion)), int(confusion.sum()), level)
+
+
+def _told(figures: dict[str, Any]) -> dict[str, Any]:
+    """Turn NaN to ``None`` and arrays to lists, and say why a figure is undefined."""
+    plain = {name: _plain(value) for name, value in figures.items()}
+    reasons = {}
+    for name, value in plain.items():
+        missing = value is None or (name.endswith("_ci") and value[0] is None)
+        if missing and name in _WHY:
+            reasons[name] = _WHY[name]
+        elif missing and name.endswith("_ci"):
+            reasons[name] = _CLUSTERED if value is None else _WHY[name.removesuffix("_ci")]
+    plain |= dict.fromkeys(reasons)
+    return {**plain, "undefined": reasons} if reasons else plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and isnan(value) else value

@@ -1,0 +1,158 @@
+"""Pictures of an evaluation. Each function returns a PNG; matplotlib keeps no state of ours."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from slidelens.engine.measure import FPR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from slidelens.engine.measure import Measured
+
+__all__ = ["calibration_picture", "roc_picture", "table_picture"]
+
+# Okabe and Ito (2008), without yellow, which is too light for a line on white.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+_GREY = "#666666"
+
+
+def roc_picture(measured: Mapping[str, Measured], level: float) -> bytes:
+    """Draw the ROC curve of every model, its pointwise interval band and its operating point."""
+    figure = _figure(6.4, 6.9 + 0.2 * len(measured))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
+    for i, (name, one) in enumerate(measured.items()):
+        figures = one.figures
+        if one.roc is None or one.band is None:
+            axes.plot([], [], " ", label=f"{_short(name)}: ROC undefined (a class has no case)")
+            continue
+        color, style = _look(i)
+        label = f"{_short(name)}: AUC {_with_interval(figures['auc'], figures['auc_ci'])}"
+        axes.fill_between(FPR, one.band[0], one.band[1], color=color, alpha=0.14, linewidth=0)
+        axes.plot(*one.roc, color=color, linestyle=style, linewidth=1.8, label=label)
+        if figures["threshold"] is not None:
+            axes.plot(
+                1 - figures["specificity"],
+                figures["sensitivity"],
+                marker="o",
+                markersize=7,
+                markerfacecolor="white",
+                markeredgecolor=color,
+                markeredgewidth=1.8,
+                clip_on=False,
+                zorder=5,
+            )
+    axes.set(xlim=(0, 1), ylim=(0, 1.005), ylabel="sensitivity")
+    axes.set_aspect("equal")
+    multiclass = any(one.figures["threshold_source"] == "argmax" for one in measured.values())
+    axes.set_title(
+        "ROC, one-vs-rest, mean over classes" if multiclass else "ROC", loc="left", fontsize=12
+    )
+    _legend(figure, axes)
+    circle = "" if multiclass else "; circle: operating point"
+    note = f"1 - specificity\n(band: pointwise {level:.0%} bootstrap interval{circle})"
+    axes.set_xlabel(note, fontsize=9)
+    return _png(figure)
+
+
+def calibration_picture(measured: Mapping[str, Measured]) -> bytes:
+    """Draw how often scores are right, with the number of cases behind each point."""
+    figure = _figure(6.4, 7.0 + 0.2 * len(measured))
+    axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
+    n_models = len(measured)
+    for i, (name, one) in enumerate(measured.items()):
+        color, style = _look(i)
+        found = one.calibration
+        label = f"{_short(name)}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
+        axes.plot(
+            found.predicted,
+            found.observed,
+            color=color,
+            linestyle=style,
+            marker="o",
+            markersize=5,
+            clip_on=False,
+            label=label,
+        )
+        width = 0.08 / n_models
+        shift = (i - (n_models - 1) / 2) * width
+        below.bar(_bin_centres(found.predicted) + shift, found.cases, width, color=color)
+    multiclass = any(one.figures["threshold_source"] == "argmax" for one in measured.values())
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_ylabel("share that is right" if multiclass else "share that is positive")
+    below.set_xlabel("probability of the predicted class" if multiclass else "score")
+    below.set_ylabel("cases")
+    below.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Calibration", loc="left", fontsize=12)
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def table_picture(header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> bytes:
+    """Draw a table: the first column to the left, the others to the right."""
+    texts = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[c]) for row in texts) + 2.5 for c in range(len(header))]
+    total = sum(widths)
+    figure = Figure(figsize=(total * 0.092, 0.36 * len(texts) + 0.75), dpi=150, facecolor="white")
+    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
+    axes.set_axis_off()
+    axes.set(xlim=(0, total), ylim=(-len(texts) - 1.2, 0.4))
+    for r, row in enumerate(texts):
+        left = 0.0
+        for c, text in enumerate(row):
+            at, align = (left, "left") if c == 0 else (left + widths[c], "right")
+            weight = "bold" if r == 0 else "normal"
+            axes.text(at, -r - 0.5, text, ha=align, va="center", fontsize=9, fontweight=weight)
+            left += widths[c]
+    for y, width in ((-1.0, 1.0), (0.0, 1.6), (-float(len(texts)), 1.6)):
+        axes.plot([0, total], [y, y], color="black", linewidth=width, clip_on=False)
+    axes.text(0, -len(texts) - 0.6, note, ha="left", va="center", fontsize=8, color=_GREY)
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
+
+
+def _look(i: int) -> tuple[str, str]:
+    """Return color and line style; both change, so that curves that coincide are seen as two."""
+    return _COLORS[i % len(_COLORS)], _STYLES[i % len(_STYLES)]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes, where it hides no curve."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", fontsize=9, frameon=False)
+
+
+def _bin_centres(predicted: Any, bins: int = 10) -> Any:
+    return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
+
+
+def _with_interval(value: float, interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _short(name: str, longest: int = 40) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    stream = BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})  # same input, same bytes
+    return stream.getvalue()

@@ -1,0 +1,286 @@
+"""What an evaluation reads: scores from result folders, joined with a labels table.
+
+Everything that is wrong is found before anything is computed, and listed at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from slidelens.errors import LabelError, ResultError
+from slidelens.maps.result import find_results
+from slidelens.maps.schema import read_result_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.engine.labels import LabelledSlide, LabelTable, Split
+    from slidelens.maps.schema import ResultFile
+
+__all__ = ["Cases", "LeftOut", "Scored", "join", "read_scores"]
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All results of one model.
+
+    Attributes
+    ----------
+    classes
+        In label order.
+    probabilities
+        Slide id to ``(C,)`` float64.
+    folders
+        Slide id to result folder.
+    threshold
+        The operating point stored with the model (chosen on its tuning split), if any.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    probabilities: Mapping[str, NDArray[np.float64]]
+    folders: Mapping[str, Path]
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The slides of one model that have a result and a label, in the order of the table.
+
+    Attributes
+    ----------
+    rows
+        ``n`` rows of the labels table, with slide ids as the results have them.
+    labels
+        ``(n,)`` int64 class indices.
+    probabilities
+        ``(n, C)`` float64.
+    """
+
+    scored: Scored
+    rows: tuple[LabelledSlide, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    @property
+    def ids(self) -> list[str]:
+        """Slide ids."""
+        return [row.slide_id for row in self.rows]
+
+    @property
+    def patients(self) -> NDArray[np.int64] | None:
+        """``(n,)`` patient numbers; a slide without one is its own. ``None``: no slide has one."""
+        if not any(row.patient for row in self.rows):
+            return None
+        keys = [(0, row.patient) if row.patient else (1, row.slide_id) for row in self.rows]
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        return np.array([number[key] for key in keys])
+
+    def subset(self, ids: Sequence[str]) -> Cases:
+        """Return the cases of these slides, in this order."""
+        at = {slide_id: i for i, slide_id in enumerate(self.ids)}
+        index = [at[slide_id] for slide_id in ids]
+        rows = tuple(self.rows[i] for i in index)
+        return Cases(self.scored, rows, self.labels[index], self.probabilities[index])
+
+
+class LeftOut(NamedTuple):
+    """Slides that were not evaluated, as ``--allow-missing`` permits."""
+
+    no_label: list[str]
+    no_result: list[str]
+
+
+def read_scores(folder: str | Path) -> dict[str, Scored]:
+    """Read the ``result.json`` of every result folder below ``folder``, by model.
+
+    Raises
+    ------
+    ResultError
+        No result; files that are malformed or hold no finite probabilities; two results of one
+        model for one slide; one name for models of other weights or classes; models of unlike
+        classes.
+    """
+    faults: list[str] = []
+    of_model: dict[str, list[tuple[Path, ResultFile]]] = defaultdict(list)
+    for path in find_results(folder):
+        try:
+            content = read_result_file(path / "result.json")
+        except ResultError as error:
+            faults.append(str(error))
+            continue
+        if len(content.probabilities) < 2:
+            faults.append(
+                f"{path / 'result.json'}: probabilities of {len(content.probabilities)} classes; "
+                "expected one per class, of at least two."
+            )
+        of_model[content.model.name].append((path, content))
+    if not of_model and not faults:
+        raise ResultError(
+            f"{folder}: no results; expected <model>/<slide>/result.json, as written by "
+            "`slidelens predict --out`."
+        )
+    for name, found in of_model.items():
+        faults += _model_faults(name, found)
+    if faults:
+        raise ResultError(f"{folder}: {len(faults)} results cannot be used:\n" + _lines(faults))
+    scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
+    if len({one.classes for one in scored.values()}) > 1:
+        listed = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
+        raise ResultError(
+            f"{folder}: models of unlike classes cannot be compared; evaluate the folder of each "
+            f"by itself:\n{listed}"
+        )
+    return scored
+
+
+def join(
+    scored: Mapping[str, Scored],
+    table: LabelTable,
+    *,
+    split: Split | None = None,
+    allow_missing: bool = False,
+) -> tuple[dict[str, Cases], dict[str, LeftOut]]:
+    """Give each model's slides their labels.
+
+    Parameters
+    ----------
+    split
+        Only the slides of this split; results of the others are passed over.
+    allow_missing
+        Leave out slides with a result and no label, or a label and no result, instead of refusing
+        them.
+
+    Returns
+    -------
+    dict of Cases, dict of LeftOut
+        By model.
+
+    Raises
+    ------
+    LabelError
+        Slides without label or without result, all at once; a split without slides; two rows that
+        mean one slide; nothing left to evaluate.
+    """
+    wanted = list(table.rows) if split is None else table.of(split)
+    if not wanted:
+        raise LabelError(f"{table.path}: no slide in split {split}.")
+    known = {slide_id for one in scored.values() for slide_id in one.probabilities}
+    ids = _result_ids(table, known)
+    cases: dict[str, Cases] = {}
+    left_out: dict[str, LeftOut] = {}
+    for name, one in scored.items():
+        rows = [r for r in wanted if ids[r.slide_id] in one.probabilities]
+        left_out[name] = LeftOut(
+            no_label=sorted(set(one.probabilities) - set(ids.values())),
+            no_result=[r.slide_id for r in wanted if ids[r.slide_id] not in one.probabilities],
+        )
+        cases[name] = _cases(one, rows, ids)
+    if not allow_missing:
+        _refuse_left_out(table, split, left_out)
+    empty = [name for name, one in cases.items() if not one.rows]
+    if empty:
+        raise LabelError(f"{table.path}: no labelled slide has a result of {', '.join(empty)}.")
+    return cases, left_out
+
+
+def _model_faults(name: str, found: Sequence[tuple[Path, ResultFile]]) -> list[str]:
+    faults = []
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, content in found:
+        places[content.slide.id].append(str(path))
+    faults += [
+        f"model {name}, slide {slide_id}: results in {' and '.join(paths)}; keep one."
+        for slide_id, paths in places.items()
+        if len(paths) > 1
+    ]
+    stated: tuple[tuple[str, Iterable[object]], ...] = (
+        ("classes", (", ".join(c.probabilities) for _, c in found)),
+        ("weights (sha256)", (c.model.sha256 for _, c in found)),
+        ("thresholds", (c.model.threshold for _, c in found)),
+    )
+    for what, values in stated:
+        unlike = sorted({str(value) for value in values if value is not None})
+        if len(unlike) > 1:
+            faults.append(
+                f"model {name}: results of unlike {what} ({' | '.join(unlike)}), so of several "
+                "models under one name; predict again with --overwrite."
+            )
+    return faults
+
+
+def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
+    thresholds = {c.model.threshold for _, c in found} - {None}
+    return Scored(
+        name=name,
+        classes=tuple(found[0][1].probabilities),
+        probabilities={
+            c.slide.id: np.array(list(c.probabilities.values()), np.float64) for _, c in found
+        },
+        folders={c.slide.id: path for path, c in found},
+        threshold=thresholds.pop() if thresholds else None,
+    )
+
+
+def _result_ids(table: LabelTable, known: set[str]) -> dict[str, str]:
+    """Return the id of results that each id of the table means: itself, or without extension."""
+    ids = {}
+    for given in (row.slide_id for row in table.rows):
+        stem = PurePath(given).stem
+        ids[given] = stem if given not in known and stem in known else given
+    rows_of: dict[str, list[str]] = defaultdict(list)
+    for given, meant in ids.items():
+        rows_of[meant].append(given)
+    double = [" and ".join(rows) for rows in rows_of.values() if len(rows) > 1]
+    if double:
+        raise LabelError(f"{table.path}: rows of one slide: {_listed(double)}; keep one of each.")
+    return ids
+
+
+def _cases(one: Scored, rows: Sequence[LabelledSlide], ids: Mapping[str, str]) -> Cases:
+    renamed = tuple(replace(r, slide_id=ids[r.slide_id]) for r in rows)
+    stacked = [one.probabilities[r.slide_id] for r in renamed]
+    return Cases(
+        scored=one,
+        rows=renamed,
+        labels=np.array([r.label for r in renamed], np.int64),
+        probabilities=np.array(stacked, np.float64).reshape(-1, len(one.classes)),
+    )
+
+
+def _refuse_left_out(
+    table: LabelTable, split: Split | None, left_out: Mapping[str, LeftOut]
+) -> None:
+    models_of: dict[str, list[str]] = defaultdict(list)  # models often lack the same slides
+    for name, slides in left_out.items():
+        if slides.no_label:
+            models_of[f"results without a label: {_listed(slides.no_label)}"].append(name)
+        if slides.no_result:
+            models_of[f"labelled, no result: {_listed(slides.no_result)}"].append(name)
+    faults = [f"{', '.join(names)}: {fault}" for fault, names in models_of.items()]
+    if faults:
+        splits = {row.split for row in table.rows} - {None}
+        choose = "choose a --split, " if split is None and splits else ""
+        raise LabelError(
+            f"{table.path}: labels and results are not of the same slides ({choose}complete them, "
+            f"or give --allow-missing to evaluate the slides that have both):\n{_lines(faults)}"
+        )
+
+
+def _listed(things: Sequence[str]) -> str:
+    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
+    return ", ".join(things[:_SHOWN]) + more
+
+
+def _lines(things: Sequence[str]) -> str:
+    more = [f"... and {len(things) - _SHOWN} more"] if len(things) > _SHOWN else []
+    return "\n".join(f"  {thing}" for thing in [*things[:_SHOWN], *more])

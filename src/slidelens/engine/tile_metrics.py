@@ -1,0 +1,171 @@
+"""How well the tiles of a model find what was annotated: ``tiles.csv`` against annotations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from slidelens.engine import metrics
+from slidelens.engine.intervals import delong
+from slidelens.errors import LabelError, SlideLensError
+from slidelens.maps.tiles import Tiles
+from slidelens.tiling.annotations import fraction, read_annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from slidelens.engine.scores import Cases
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["AnnotatedSlides", "measure_tiles", "read_annotated"]
+
+_SUFFIXES = (".geojson", ".json", ".xml")
+
+
+class AnnotatedSlides(NamedTuple):
+    """Annotations by slide, and what of them counts.
+
+    Attributes
+    ----------
+    folder
+        Where they were read.
+    of_slide
+        Slide id to annotations.
+    by_label
+        Whether annotations are labelled with class names, and so count for that class only.
+        Otherwise all of them are of the positive class.
+    """
+
+    folder: Path
+    of_slide: Mapping[str, list[Annotation]]
+    by_label: bool
+
+
+class _Truth(NamedTuple):
+    """Tiles of all slides of one class: truth, scores and slide number, each ``(T,)``."""
+
+    positive: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    slide: NDArray[np.int64]
+
+
+def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -> AnnotatedSlides:
+    """Read ``<slide_id>.geojson``, ``.json`` or ``.xml`` of the slides that have one.
+
+    Raises
+    ------
+    LabelError
+        No such folder; no file for any slide; files that cannot be read, all at once.
+    """
+    if not folder.is_dir():
+        raise LabelError(f"{folder}: no such folder of annotations.")
+    of_slide: dict[str, list[Annotation]] = {}
+    faults = []
+    for slide_id in ids:
+        files = [folder / f"{slide_id}{suffix}" for suffix in _SUFFIXES]
+        for path in [path for path in files if path.is_file()][:1]:
+            try:
+                of_slide[slide_id] = list(read_annotations(path))
+            except SlideLensError as error:
+                faults.append(str(error))
+    if faults:
+        raise LabelError(
+            f"{folder}: {len(faults)} annotations cannot be read:\n" + "\n".join(faults)
+        )
+    if not of_slide:
+        raise LabelError(
+            f"{folder}: no annotations of the evaluated slides; expected <slide_id>"
+            f"{' or '.join(_SUFFIXES)}."
+        )
+    labels = {a.label.casefold() for found in of_slide.values() for a in found}
+    return AnnotatedSlides(folder, of_slide, bool(labels & {c.casefold() for c in classes}))
+
+
+def measure_tiles(
+    cases: Cases, annotated: AnnotatedSlides, overlap: float, level: float
+) -> dict[str, Any]:
+    """Measure one model's tile scores.
+
+    A tile is positive if annotations cover at least ``overlap`` of it. Slides of the first class
+    need no annotations: all their tiles are negative. Slides of other classes without annotations,
+    and results without tile probabilities, are left out and named. The interval counts tiles of one
+    slide as dependent (:func:`slidelens.engine.intervals.delong`).
+    """
+    classes = cases.scored.classes
+    multiclass = len(classes) > 2
+    columns = range(1, len(classes))  # the first class is what is not annotated
+    if multiclass and not annotated.by_label:
+        return {"auc": None, "undefined": {"auc": "annotations are not labelled by class"}}
+    tables, left_out = _tables(cases, annotated)
+    figures: dict[str, Any] = {
+        "overlap": overlap,
+        "slides": len(tables),
+        "annotations": "of the class they are labelled with"
+        if annotated.by_label
+        else "all of the positive class",
+        "left_out": left_out,
+    }
+    if not tables:
+        return {**figures, "auc": None, "undefined": {"auc": "no slide with tiles and annotations"}}
+    per_class = {
+        classes[k]: _figures(_truth(cases, tables, annotated, k, overlap), level) for k in columns
+    }
+    return {**figures, "per_class": per_class} if multiclass else figures | per_class[classes[1]]
+
+
+def _tables(
+    cases: Cases, annotated: AnnotatedSlides
+) -> tuple[dict[str, Tiles], dict[str, list[str]]]:
+    """Read the tables that can be measured; name the slides of the others by reason."""
+    tables: dict[str, Tiles] = {}
+    left_out: dict[str, list[str]] = {"no annotations": [], "no tile probabilities": []}
+    for row in cases.rows:
+        path = cases.scored.folders[row.slide_id] / "tiles.csv"
+        if row.label and row.slide_id not in annotated.of_slide:
+            left_out["no annotations"].append(row.slide_id)
+            continue
+        table = Tiles.read(path) if path.is_file() else None
+        if table is None or not set(cases.scored.classes) <= set(table.classes):
+            left_out["no tile probabilities"].append(row.slide_id)
+        else:
+            tables[row.slide_id] = table
+    return tables, {reason: ids for reason, ids in left_out.items() if ids}
+
+
+def _truth(
+    cases: Cases, tables: Mapping[str, Tiles], annotated: AnnotatedSlides, k: int, overlap: float
+) -> _Truth:
+    name = cases.scored.classes[k]
+    positive, scores, slide = [], [], []
+    for number, (slide_id, table) in enumerate(tables.items()):
+        found = annotated.of_slide.get(slide_id, [])
+        if annotated.by_label:
+            found = [a for a in found if a.label.casefold() == name.casefold()]
+        values = table.probabilities[:, table.classes.index(name)].astype(np.float64)
+        scored = np.isfinite(values)
+        covered = fraction(found, table.boxes[scored])
+        # Areas are exact to rounding: a tile that is half covered must not fall by 1e-16.
+        positive.append(covered >= overlap - 1e-9)
+        scores.append(values[scored])
+        slide.append(np.full(len(covered), number))
+    return _Truth(np.concatenate(positive), np.concatenate(scores), np.concatenate(slide))
+
+
+def _figures(truth: _Truth, level: float) -> dict[str, Any]:
+    n, n_positive = len(truth.positive), int(truth.positive.sum())
+    counts: dict[str, Any] = {"n": n, "n_positive": n_positive}
+    if not 0 < n_positive < n:
+        reason = {"auc": "no positive tile" if not n_positive else "no negative tile"}
+        return {**counts, "auc": None, "auc_ci": None, "pr_auc": None, "undefined": reason}
+    area = delong(truth.positive, truth.scores, groups=truth.slide)
+    interval = area.interval(0, level)
+    return {
+        **counts,
+        "auc": float(area.auc[0]),
+        "auc_ci": None if np.isnan(interval.low) else list(interval),
+        "pr_auc": metrics.pr_auc(truth.positive, truth.scores),
+    }
