@@ -65,15 +65,21 @@ class GlandStyle:
 
 
 BENIGN = GlandStyle(
-    salt=11, spacing=104.0, radius=(33.0, 46.0), waves=(0.16, 0.05, 0.03), epithelium=23.0,
-    cytoplasm=(0.16, 0.42), nucleus=(4.3, 2.3), nucleus_spread=0.12, depth=(5.2, 6.8), pitch=6.0,
-    darkness=(0.75, 0.95), tilt=0.12, goblets=0.75, closed=0.0,
+    salt=11, spacing=100.0, radius=(31.0, 44.0), waves=(0.16, 0.05, 0.03), epithelium=23.0,
+    cytoplasm=(0.16, 0.42), nucleus=(4.3, 2.3), nucleus_spread=0.15, depth=(5.2, 6.8), pitch=6.0,
+    darkness=(0.6, 0.95), tilt=0.12, goblets=0.75, closed=0.0,
 )  # fmt: skip
 TUMOR = GlandStyle(
-    salt=23, spacing=50.0, radius=(15.0, 26.0), waves=(0.24, 0.14, 0.1), epithelium=16.0,
-    cytoplasm=(0.3, 0.42), nucleus=(4.6, 3.4), nucleus_spread=0.35, depth=(4.0, 13.0), pitch=4.6,
-    darkness=(0.8, 1.15), tilt=1.2, goblets=0.0, closed=0.35,
+    salt=23, spacing=47.0, radius=(15.0, 24.0), waves=(0.2, 0.12, 0.08), epithelium=16.0,
+    cytoplasm=(0.12, 0.5), nucleus=(4.9, 3.6), nucleus_spread=0.3, depth=(4.5, 9.0), pitch=6.6,
+    darkness=(0.55, 0.95), tilt=1.2, goblets=0.0, closed=0.25,
 )  # fmt: skip
+NESTS = GlandStyle(
+    salt=53, spacing=25.0, radius=(6.0, 9.0), waves=(0.25, 0.15, 0.0), epithelium=9.0,
+    cytoplasm=(0.12, 0.5), nucleus=(4.4, 3.4), nucleus_spread=0.3, depth=(3.0, 6.5), pitch=8.5,
+    darkness=(0.55, 0.95), tilt=1.5, goblets=0.0, closed=1.0,
+)  # fmt: skip
+"""Solid clusters of tumour cells between and around the tumour's glands."""
 
 
 def draw_stroma(canvas: Canvas, density: Plane, cells: Callable[..., Any]) -> None:
@@ -105,7 +111,7 @@ def _stroma_cells(canvas: Canvas, inflamed: Callable[..., Any]) -> None:
         angle = _along_fibres(seed, x, y) + 0.9 * (hash01(seed, i, j, salt + 4) - 0.5)
         long = 2.6 + 0.7 * size if lymph else 4.2 + 2.4 * size
         short = long * 0.92 if lymph else 1.1 + 0.5 * size
-        dark = 0.75 + 0.3 * hash01(seed, i, j, salt + 5)
+        dark = 0.65 + 0.35 * hash01(seed, i, j, salt + 5)
         stamp_nuclei(canvas, x, y, long, short, angle, dark)
 
 
@@ -275,7 +281,7 @@ def _stamp(
         q = u * u + v * v
         soft = np.float32(0.35) + np.float32(window.mpp) * np.float32(0.4) * b[:, :, None]
         value = np.clip((1 + soft - q) / (2 * soft), 0, 1)
-        value *= (0.82 + 0.22 * np.minimum(q, 1)) * weight[n].astype(np.float32)[:, None, None]
+        value *= (0.68 + 0.36 * np.minimum(q, 1)) * weight[n].astype(np.float32)[:, None, None]
         rows = (row[n] - window.y + 2 * padded_side)[:, None] + side
         columns = (column[n] - window.x + 2 * padded_side)[:, None] + side
         flat = rows[:, :, None] * plane.shape[1] + columns[:, None, :]

@@ -162,12 +162,16 @@ class Blob:
         radii: tuple[float, float],
         rough: float,
         orders: int,
+        within: bool = True,
     ) -> Blob:
-        """Draw an outline whose waves fall with their order; it stays within its half axes."""
+        """Draw an outline whose waves fall with their order.
+
+        ``within`` keeps it near the ellipse of ``radii``; without, that ellipse is its mean.
+        """
         order = np.arange(2, 2 + orders)
         size = rough * rng.uniform(0.4, 1.0, orders) / order**1.15
         waves = size * np.exp(2j * np.pi * rng.uniform(size=orders))
-        shrink = 1 + float(np.abs(waves).sum()) * 0.6
+        shrink = 1 + float(np.abs(waves).sum()) * 0.45 if within else 1.0
         return cls(*at, radii[0] / shrink, radii[1] / shrink, tuple(complex(w) for w in waves))
 
     def radius(self, z: NDArray[Any]) -> NDArray[np.float64]:

@@ -132,14 +132,14 @@ def layout_of(spec: PhantomSpec) -> Layout:
         centre = ((n + 0.5) * w, height / 2) if along else (width / 2, (n + 0.5) * h)
         radii = (w * rng.uniform(0.40, 0.46), h * rng.uniform(0.38, 0.46))
         pieces.append(Blob.random(rng, centre, radii, rough=0.22, orders=40))
-    stain = spec.stain or (float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.8, 1.2)))
+    stain = spec.stain or (float(rng.uniform(0.8, 1.25)), float(rng.uniform(0.75, 1.25)))
     return Layout(
         key=(spec.seed + 1) * 1_000_003,
         pieces=tuple(pieces),
         lesions=_place_lesions(rng, spec, pieces),
         pen=(_pen_area(spec, pieces[0]),) if spec.pen else (),
         stain=stain,
-        pale=float(rng.uniform(0.72, 1.0)),
+        pale=float(rng.uniform(0.55, 1.1)),
     )
 
 
@@ -156,13 +156,15 @@ def _place_lesions(
             home = pieces[rng.choice(len(pieces), p=areas / areas.sum())]
             turn, out = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform()) * 0.9
             x, y = home.x + home.rx * out * np.cos(turn), home.y + home.ry * out * np.sin(turn)
-            ring = np.exp(2j * np.pi * np.arange(24) / 24) * radius * 1.15
-            apart = all(np.hypot(x - b.x, y - b.y) > 1.2 * (radius + b.rx) for b in lesions)
+            ring = np.exp(2j * np.pi * np.arange(24) / 24) * radius * 1.25
+            apart = all(np.hypot(x - b.x, y - b.y) > 1.3 * (radius + b.rx) for b in lesions)
             if apart and float(home.gap(x + ring.real, y + ring.imag).min()) > 0:
                 break
             radius *= 0.97
         stretch = float(rng.uniform(0.8, 1.0))
-        lesions.append(Blob.random(rng, (x, y), (radius, radius * stretch), rough=0.3, orders=6))
+        lesions.append(
+            Blob.random(rng, (x, y), (radius, radius * stretch), rough=0.3, orders=6, within=False)
+        )
     return tuple(lesions)
 
 

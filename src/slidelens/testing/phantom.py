@@ -20,6 +20,7 @@ import shapely
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.testing.cartoon import (
     BENIGN,
+    NESTS,
     TUMOR,
     Canvas,
     draw_fat,
@@ -127,27 +128,31 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
 
     def inflamed(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         patches = noise_at(key + 70, x, y, 260.0) + 0.3 * noise_at(key + 71, x, y, 60.0)
-        return np.clip(0.06 + 2.2 * (patches - 0.42), 0.04, 0.92)
+        return np.clip(0.06 + 2.2 * (patches - 0.2), 0.04, 0.95)
 
     def benign(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
         here = (gap(layout.pieces, x, y) > reach) & (gap(layout.lesions, x, y) < -1.15 * reach)
-        return here & (fat(x, y) < -0.1) & (noise_at(key + 80, x, y, 420.0) > -0.35)
+        return here & (fat(x, y) < -0.1) & (noise_at(key + 80, x, y, 420.0) > -0.45)
 
     def tumor(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
-        return gap(layout.lesions, x, y) > 1.15 * reach
+        return gap(layout.lesions, x, y) > 0.95 * reach
 
     def shade(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-        return 1.0 + 0.35 * noise_at(key + 85, x, y, 300.0)
+        return 1.1 + 0.7 * noise_at(key + 85, x, y, 300.0)
 
     edge = smoothstep(-1.0, 1.0, tissue)
     draw_stroma(canvas, edge, inflamed)
     draw_fat(canvas, window.interpolate(lambda i, j: fat(i * 8.0, j * 8.0), 8.0))
     draw_glands(canvas, BENIGN, benign, shade)
-    pale = replace(TUMOR, darkness=tuple(layout.pale * d for d in TUMOR.darkness))
-    draw_glands(canvas, pale, tumor, shade)
-    local = 1 + 0.16 * window.noise(key + 95, 240.0)
-    canvas.h *= edge * local
-    canvas.e *= edge * (1 + 0.16 * window.noise(key + 96, 300.0))
+    for style in (NESTS, TUMOR):
+        low, high = style.darkness
+        pale = replace(style, darkness=(layout.pale * low, layout.pale * high))
+        draw_glands(canvas, pale, tumor, shade)
+    # Staining varies over a section more than tissues differ, and a tumour's loose, swollen stroma
+    # is pale: mean colour must not give the tumour away, only its architecture.
+    lesion = smoothstep(-20.0, 40.0, _inside(window, layout.lesions))
+    canvas.h *= edge * (1 - 0.28 * lesion) * (1 + 0.3 * window.noise(key + 95, 240.0))
+    canvas.e *= edge * (1 - 0.05 * lesion) * (1 + 0.25 * window.noise(key + 96, 300.0))
 
 
 def _to_rgb(canvas: Canvas, shading: Plane, stain: tuple[float, float]) -> NDArray[np.uint8]:
