@@ -118,7 +118,7 @@ def test_weights_missing_or_not_safetensors(tiny, tmp_path):
     with pytest.raises(ModelError, match="is not a safetensors file"):
         load_model(folder, "cpu")
     weights.unlink()
-    with pytest.raises(ModelError, match="cannot read .*weights.safetensors: No such file"):
+    with pytest.raises(ModelError, match=r"cannot read .*weights.safetensors: No such file"):
         load_model(folder, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""A family small enough to know its answer by hand: a tile's class is a linear map of its mean colour."""
+"""A family whose answer is known: the class of a tile is a linear map of its mean colour."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def infer(model: Model[TinyConfig], view: View) -> Iterator[Event]:
     view.total(len(grid))
     best = torch.zeros(len(model.classes))
     for batch in view.batches(grid, c.batch_size):
-        values = model.module(batch.images).softmax(1).cpu()
+        values = model.module(batch.images).float().softmax(1).cpu()
         best = torch.maximum(best, values.amax(0))
         yield Patch("probability", batch.boxes, values.numpy())
         view.step(len(values))

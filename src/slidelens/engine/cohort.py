@@ -1,0 +1,280 @@
+"""Many slides, many models: one folder of results that survives bad slides and interruptions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from slidelens.engine.loader import find_tissue
+from slidelens.engine.package import load_model
+from slidelens.engine.predict import Prediction, Progress
+from slidelens.engine.provenance import is_done, settings_sha256
+from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
+from slidelens.families.base import Model
+from slidelens.files import write_atomic
+from slidelens.slide.base import Slide, slide_id
+from slidelens.slide.open import GivenMpp, open_slide
+from slidelens.tiling.tissue import TissueSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+
+    import torch
+
+    from slidelens.engine.device import Precision
+    from slidelens.geometry import Box
+
+__all__ = ["Outcome", "RunOptions", "predict_cohort"]
+
+Status = Literal["done", "failed", "skipped"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one slide and one model ended.
+
+    ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty.
+    """
+
+    model: str
+    slide_id: str
+    status: Status
+    error: str
+    probabilities: dict[str, float]
+    seconds: float
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of :func:`~slidelens.engine.predict.predict` that hold for every slide."""
+
+    precision: Precision
+    region: Box | None
+    tissue: TissueSettings
+    batch_size: int | None
+    overwrite: bool
+
+
+def predict_cohort(
+    slides: Sequence[str | Path],
+    models: Sequence[Model[Any] | str | Path],
+    out: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    mpp: GivenMpp = None,
+    **options: Unpack[RunOptions],
+) -> Iterator[Progress | Outcome]:
+    """Run models over slides, slide by slide.
+
+    Results go to ``out/<model>/<slide id>/``, and ``out/<model>/predictions.csv`` (slide_id,
+    status, error, prob_<class>..., seconds) is rewritten after each slide; rows of slides that an
+    earlier call ran stay. A slide that fails is recorded with its error and the next one is run.
+    While one slide is inferred, the next is opened and its tissue found. Closing the iterator
+    cancels.
+
+    Parameters
+    ----------
+    slides
+        Paths; the id of each (its name without extension) must be its own.
+    models
+        Names, folders or loaded models; loaded once, on ``device``.
+    out
+        Results folder.
+    device, mpp, options
+        As for :func:`~slidelens.engine.predict.predict`.
+
+    Yields
+    ------
+    Progress, Outcome
+        Steps of the run under way, and one outcome per slide and model.
+
+    Raises
+    ------
+    SlideError
+        No slides, or two of one id (before anything runs).
+    ModelError
+        A model that cannot be loaded, or two of one name (before anything runs).
+    ResultError
+        A table that cannot be written.
+    """
+    paths = [Path(slide) for slide in slides]
+    _check_ids(paths)
+    loaded = [m if isinstance(m, Model) else load_model(m, device) for m in models]
+    names = [model.name for model in loaded]
+    if not loaded or len(set(names)) < len(names):
+        raise ModelError(
+            f"models {names}: expected one or more, each of its own name, since results go to "
+            "a folder of that name."
+        )
+    return _Cohort(loaded, Path(out), device, mpp, options).run(paths)
+
+
+class _Cohort:
+    """What holds for every slide."""
+
+    def __init__(
+        self,
+        models: list[Model[Any]],
+        out: Path,
+        device: str | torch.device,
+        mpp: GivenMpp,
+        options: RunOptions,
+    ) -> None:
+        self.models, self.out = models, out
+        self.device, self.mpp, self.options = device, mpp, options
+        self.tables = {model.name: _Table(out / model.name, model.classes) for model in models}
+
+    def run(self, paths: list[Path]) -> Iterator[Progress | Outcome]:
+        """Go through the slides, one ahead of the model."""
+        with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
+            waiting = deque([ahead.submit(self._prepare, paths[0])])
+            try:
+                for path, following in zip_longest(paths, paths[1:]):
+                    if following is not None:
+                        waiting.append(ahead.submit(self._prepare, following))
+                    for event in self._slide(path, waiting.popleft()):
+                        if isinstance(event, Outcome):
+                            self.tables[event.model].record(event)
+                        yield event
+            finally:
+                for ready in waiting:  # cancelled: nobody else closes the slide that is ready
+                    if not ready.cancel() and ready.exception() is None:
+                        ready.result().close()
+
+    def _prepare(self, path: Path) -> Slide:
+        """Open a slide and find its tissue, unless all its results are there already."""
+        slide = open_slide(path, mpp=self.mpp)
+        try:
+            if self.options.get("overwrite") or not all(
+                is_done(self.out / model.name / slide.id, self._digest(slide, model))
+                for model in self.models
+            ):
+                find_tissue(slide, self._tissue)
+        except BaseException:
+            slide.close()
+            raise
+        return slide
+
+    @property
+    def _tissue(self) -> TissueSettings:
+        return self.options.get("tissue") or TissueSettings()
+
+    def _digest(self, slide: Slide, model: Model[Any]) -> str:
+        return settings_sha256(
+            slide,
+            model,
+            region=self.options.get("region"),
+            precision=self.options.get("precision", "auto"),
+            tissue=self._tissue,
+        )
+
+    def _slide(self, path: Path, ready: Future[Slide]) -> Iterator[Progress | Outcome]:
+        """Run every model over one slide."""
+        start = perf_counter()
+        try:
+            slide = ready.result()
+        except Exception as error:  # noqa: BLE001  # reason: one bad slide must not end the cohort
+            for model in self.models:
+                yield _failure(model, path, error, perf_counter() - start)
+            return
+        with slide:
+            for model in self.models:
+                yield from self._model(slide, model)
+
+    def _model(self, slide: Slide, model: Model[Any]) -> Iterator[Progress | Outcome]:
+        start = perf_counter()
+        run = Prediction(slide, model, out=self.out, device=self.device, **self.options)
+        try:
+            with closing(run):
+                yield from run
+        except Exception as error:  # noqa: BLE001  # reason: as above
+            yield _failure(model, slide.path, error, perf_counter() - start)
+            return
+        assert run.result is not None
+        yield Outcome(
+            model.name,
+            slide.id,
+            "skipped" if run.skipped else "done",
+            "",
+            run.result.probabilities,
+            perf_counter() - start,
+        )
+
+
+class _Table:
+    """``predictions.csv`` of one model."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
+        self._path = folder / "predictions.csv"
+        self._classes = classes
+        names = [f"prob_{name}" for name in classes]
+        self._header = ["slide_id", "status", "error", *names, "seconds"]
+        self._rows = self._read()
+
+    def record(self, outcome: Outcome) -> None:
+        """Add or replace the row of a slide and write the file."""
+        values = [outcome.probabilities.get(name) for name in self._classes]
+        self._rows[outcome.slide_id] = [
+            outcome.slide_id,
+            outcome.status,
+            outcome.error,
+            *("" if value is None else f"{value:.8g}" for value in values),
+            f"{outcome.seconds:.2f}",
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._header)
+        writer.writerows(self._rows.values())
+        try:
+            write_atomic(self._path, text.getvalue())
+        except OSError as error:
+            raise ResultError(
+                f"{self._path}: cannot write the table ({error.strerror or error}). "
+                "Free some space or choose another --out."
+            ) from error
+
+    def _read(self) -> dict[str, list[str]]:
+        """Return the rows of earlier calls; a table of other classes is not ours to go on with."""
+        try:
+            content = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ResultError(f"{self._path}: cannot be read ({error}).") from error
+        header, *rows = [row for row in csv.reader(io.StringIO(content)) if row] or [[]]
+        if header != self._header:
+            log.warning("%s: has other columns and is written anew", self._path)
+            return {}
+        return {row[0]: row for row in rows if len(row) == len(header)}
+
+
+def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:
+    text = " ".join(str(error).split())
+    if not isinstance(error, SlideLensError):  # not foreseen: the log gets the traceback
+        log.error("%s: %s failed", path, model.name, exc_info=error)
+        text = f"{path}: {type(error).__name__}: {text}"
+    return Outcome(model.name, slide_id(path), "failed", text, {}, seconds)
+
+
+def _check_ids(paths: list[Path]) -> None:
+    if not paths:
+        raise SlideError("no slides given; expected one path or more.")
+    by_id: dict[str, list[Path]] = {}
+    for path in paths:
+        by_id.setdefault(slide_id(path), []).append(path)
+    double = [", ".join(map(str, same)) for same in by_id.values() if len(same) > 1]
+    if double:
+        raise SlideError(
+            f"slides of the same id would overwrite each other's results: {'; '.join(double)}. "
+            "Rename them, or run them with another --out."
+        )

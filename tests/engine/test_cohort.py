@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import csv
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_family import make_model
+
+import slidelens as sl
+from slidelens.engine import cohort
+from slidelens.engine.cohort import Outcome, predict_cohort
+from slidelens.engine.package import save_model
+from slidelens.engine.predict import Progress
+from slidelens.errors import ModelError, SlideError
+from slidelens.tiling.tissue import TissueSettings
+
+WHOLE = TissueSettings(method="whole")
+
+
+def write_slide(folder: Path, name: str, seed: int = 0) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 255, (96, 128, 3), np.uint8)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def run(slides, models, out, **options) -> list[Outcome]:
+    options = {"mpp": 1.0, "tissue": WHOLE, **options}
+    return [e for e in predict_cohort(slides, models, out, **options) if isinstance(e, Outcome)]
+
+
+def table(out: Path, model: str = "tiny-model") -> dict[str, dict[str, str]]:
+    with (out / model / "predictions.csv").open(newline="") as file:
+        return {row["slide_id"]: row for row in csv.DictReader(file)}
+
+
+def test_every_slide_and_model_has_a_folder_and_a_row(tiny, tmp_path):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    save_model(make_model(name="second", seed=1), tmp_path / "package")
+    out = tmp_path / "out"
+    outcomes = run(slides, [tiny, tmp_path / "package"], out)
+    assert [(o.slide_id, o.model, o.status) for o in outcomes] == [
+        (f"s{i}", m, "done") for i in range(3) for m in ("tiny-model", "second")
+    ]
+    for name in ("tiny-model", "second"):
+        rows = table(out, name)
+        header = ["slide_id", "status", "error", "prob_normal", "prob_tumour", "seconds"]
+        assert list(next(iter(rows.values()))) == header
+        for i in range(3):
+            result = sl.Result.load(out / name / f"s{i}")
+            written = float(rows[f"s{i}"]["prob_tumour"])
+            assert written == pytest.approx(result.probabilities["tumour"], abs=1e-7)
+
+
+def test_events_tell_where_the_run_stands(tiny, tmp_path):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)]
+    events = list(predict_cohort(slides, [tiny], tmp_path / "out", mpp=1.0, tissue=WHOLE))
+    steps = [(e.slide_id, e.model) for e in events if isinstance(e, Progress)]
+    assert list(dict.fromkeys(steps)) == [("s0", "tiny-model"), ("s1", "tiny-model")]
+    assert isinstance(events[-1], Outcome)
+
+
+def test_a_bad_slide_is_named_and_the_next_is_run(tiny, tmp_path, caplog):
+    good = [write_slide(tmp_path, f"good{i}.tif", i) for i in range(2)]
+    text = tmp_path / "text.svs"
+    text.write_text("not a slide")
+    cut = write_slide(tmp_path, "cut.tif")
+    cut.write_bytes(cut.read_bytes()[:200])
+    gone = tmp_path / "gone.svs"
+    out = tmp_path / "out"
+    outcomes = run([text, good[0], cut, gone, good[1]], [tiny, make_model(name="second")], out)
+    status = {o.slide_id: o.status for o in outcomes}
+    assert status == {
+        "text": "failed",
+        "good0": "done",
+        "cut": "failed",
+        "gone": "failed",
+        "good1": "done",
+    }
+    rows = table(out)
+    for name in ("text", "cut", "gone"):
+        assert rows[name]["status"] == "failed"
+        assert f"{name}." in rows[name]["error"]
+        assert rows[name]["prob_tumour"] == ""
+        assert not (out / "tiny-model" / name).exists()
+    assert rows["good1"]["error"] == ""
+    assert table(out, "second").keys() == rows.keys()
+
+
+def test_a_slide_that_fails_while_it_is_read(tiny, tmp_path, monkeypatch, caplog):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    original = sl.Slide.read
+
+    def read(self, box, mpp=None):
+        if self.id == "s1":
+            raise RuntimeError("decoder crashed")
+        return original(self, box, mpp)
+
+    monkeypatch.setattr(sl.Slide, "read", read)
+    outcomes = run(slides, [tiny], tmp_path / "out")
+    assert [o.status for o in outcomes] == ["done", "failed", "done"]
+    assert "s1.tif" in outcomes[1].error
+    assert "decoder crashed" in outcomes[1].error
+
+
+def test_an_unforeseen_error_goes_to_the_log_with_its_traceback(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)]
+    original = sl.Result.save
+
+    def save(self, folder):
+        if self.slide.id == "s0":
+            raise ZeroDivisionError("a bug")
+        original(self, folder)
+
+    monkeypatch.setattr(sl.Result, "save", save)
+    outcomes = run(slides, [tiny], tmp_path / "out")
+    assert [o.status for o in outcomes] == ["failed", "done"]
+    assert outcomes[0].error.endswith("s0.tif: ZeroDivisionError: a bug")
+    assert "Traceback" in caplog.text
+
+
+def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monkeypatch):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    out = tmp_path / "out"
+    run(slides[:2], [tiny], out)
+    searched = []
+    original = cohort.find_tissue
+    monkeypatch.setattr(
+        cohort, "find_tissue", lambda slide, s: searched.append(slide.id) or original(slide, s)
+    )
+    before = table(out)
+    outcomes = run(slides, [tiny], out)
+    assert [o.status for o in outcomes] == ["skipped", "skipped", "done"]
+    assert searched == ["s2"]
+    after = table(out)
+    assert after["s0"]["status"] == "skipped"
+    assert after["s0"]["prob_tumour"] == before["s0"]["prob_tumour"]
+    assert [o.status for o in run(slides, [tiny], out, overwrite=True)] == ["done"] * 3
+    assert [o.status for o in run(slides[:1], [tiny], out, mpp=0.5)] == ["done"]
+
+
+def test_rows_of_earlier_runs_stay(tiny, tmp_path):
+    out = tmp_path / "out"
+    run([write_slide(tmp_path, "a.tif")], [tiny], out)
+    run([write_slide(tmp_path, "b.tif")], [tiny], out)
+    assert table(out).keys() == {"a", "b"}
+
+
+def test_a_table_of_other_classes_is_written_anew(tiny, tmp_path, caplog):
+    out = tmp_path / "out"
+    (out / "tiny-model").mkdir(parents=True)
+    (out / "tiny-model" / "predictions.csv").write_text("slide_id,prob_cat\na,0.5\n")
+    run([write_slide(tmp_path, "b.tif")], [tiny], out)
+    assert table(out).keys() == {"b"}
+    assert "other columns" in caplog.text
+
+
+def test_the_table_is_whole_after_each_slide(tiny, tmp_path):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    out = tmp_path / "out"
+    events = predict_cohort(slides, [tiny], out, mpp=1.0, tissue=WHOLE)
+    seen = [list(table(out)) for event in events if isinstance(event, Outcome)]
+    assert seen == [["s0"], ["s0", "s1"], ["s0", "s1", "s2"]]
+
+
+def test_cancelling_keeps_what_is_done_and_closes_all(tiny, tmp_path, monkeypatch):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    out = tmp_path / "out"
+    opened = []
+    original = cohort.open_slide
+    monkeypatch.setattr(
+        cohort, "open_slide", lambda *a, **k: opened.append(original(*a, **k)) or opened[-1]
+    )
+    threads = threading.active_count()
+    events = predict_cohort(slides, [tiny], out, mpp=1.0, tissue=WHOLE)
+    for event in events:
+        if event.slide_id == "s1" and isinstance(event, Progress) and event.stage == "infer":
+            break
+    events.close()
+    assert threading.active_count() == threads
+    assert list(table(out)) == ["s0"]
+    assert sorted(p.name for p in (out / "tiny-model").iterdir()) == ["predictions.csv", "s0"]
+    assert len(opened) == 3
+    for slide in opened:
+        with pytest.raises(SlideError, match="closed"):
+            slide.read(sl.Box(0, 0, 4, 4))
+
+
+def test_two_slides_of_one_id_are_refused_before_anything_runs(tiny, tmp_path):
+    a, b = write_slide(tmp_path / "a", "s.tif"), write_slide(tmp_path / "b", "s.tiff")
+    with pytest.raises(SlideError, match=r"overwrite each other.*a/s.tif.*b/s.tiff"):
+        predict_cohort([a, b], [tiny], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_one_name_or_none_are_refused(tiny, tmp_path):
+    slide = write_slide(tmp_path, "s.tif")
+    with pytest.raises(ModelError, match="each of its own name"):
+        predict_cohort([slide], [tiny, make_model(seed=2)], tmp_path / "out")
+    with pytest.raises(ModelError, match="expected one or more"):
+        predict_cohort([slide], [], tmp_path / "out")
+    with pytest.raises(SlideError, match="no slides given"):
+        predict_cohort([], [tiny], tmp_path / "out")

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_family
+import torch
+from tiny_family import make_model
+
+import slidelens as sl
+from slidelens.engine import predict as engine
+from slidelens.engine.package import save_model
+from slidelens.engine.predict import Prediction, predict
+from slidelens.errors import MissingMppError, ModelError, SlideError
+from slidelens.families import FAMILIES
+from slidelens.families.base import Patch, SlideScore
+from slidelens.geometry import Box
+from slidelens.slide.array import from_array
+from slidelens.tiling.tissue import TissueMask, TissueSettings
+
+WHOLE = TissueSettings(method="whole")
+
+
+def picture(height: int = 160, width: int = 240, seed: int = 0) -> np.ndarray:
+    """Blocks of 16 px of one colour each: what a tile's probability is, is known."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+    return blocks.repeat(16, 0).repeat(16, 1)
+
+
+def tissue_picture() -> np.ndarray:
+    image = np.full((512, 640, 3), 255, np.uint8)
+    image[100:300, 150:400] = (190, 80, 150)
+    return image
+
+
+def expected(model, image: np.ndarray) -> np.ndarray:
+    """Probabilities of the last class, per block."""
+    colours = torch.from_numpy(image[8::16, 8::16].copy()).permute(2, 0, 1)
+    h, w = colours.shape[1:]
+    logits = model.module.head(colours.reshape(3, -1).T.float() / 255)
+    return logits.softmax(1)[:, 1].reshape(h, w).detach().numpy()
+
+
+def test_the_map_is_what_the_model_says_where_it_says_it(tiny):
+    image = picture()
+    with from_array(image, mpp=1.0) as slide:
+        result = predict(slide, tiny, tissue=WHOLE, precision="fp32")
+    truth = expected(tiny, image)
+    drawn = result.maps["probability"]
+    assert drawn.channels == ("normal", "tumour")
+    assert np.allclose(drawn.read()[1, :10, :15], truth, atol=1e-6)
+    assert result.probabilities["tumour"] == pytest.approx(float(truth.max()), abs=1e-6)
+    assert list(result.probabilities) == ["normal", "tumour"]
+    assert len(result.tiles) == 150
+    assert np.allclose(result.tiles.probabilities[:, 1], truth.ravel(), atol=1e-6)
+    assert result.tiles.boxes[17].tolist() == [32, 16, 16, 16]
+
+
+def test_result_folder_follows_the_contract(tiny, tmp_path):
+    tiny.card["threshold"] = 0.0
+    with from_array(tissue_picture(), mpp=(0.5, 0.52), name="s1") as slide:
+        result = predict(slide, tiny, out=tmp_path)
+    folder = tmp_path / "tiny-model" / "s1"
+    assert result.path == folder
+    written = json.loads((folder / "result.json").read_text())
+    assert written["slide"]["mpp"] == [0.5, 0.52]
+    assert (written["slide"]["width"], written["slide"]["height"]) == (640, 512)
+    assert written["model"]["name"] == "tiny-model"
+    assert len(written["model"]["sha256"]) == len(written["settings_sha256"]) == 64
+    assert {m["name"]: m["kind"] for m in written["maps"]} == {
+        "probability": "probability",
+        "tissue": "labels",
+    }
+    assert {"open", "tissue", "read", "infer", "write"} <= written["timings"].keys()
+    assert written["software"]["precision"] in ("fp32", "bf16")
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"}
+    back = sl.Result.load(folder)
+    assert back.maps["tissue"].read().any()
+    assert back.probabilities == result.probabilities
+    features = json.loads((folder / "regions.geojson").read_text())["features"]
+    assert len(features) == 1  # the threshold of the model's card: all tissue is positive
+
+
+def test_only_tissue_is_predicted(tiny):
+    with from_array(tissue_picture(), mpp=1.0) as slide:
+        result = predict(slide, tiny)
+    drawn = np.isfinite(result.maps["probability"].read()[0])
+    assert 0 < drawn.sum() == len(result.tiles)
+    assert not drawn[:5].any()
+    assert not drawn[20:].any()
+
+
+@pytest.mark.parametrize("mpp", [0.2527, 0.5, 1.0])
+@pytest.mark.parametrize("overlap", [0, 6])
+def test_a_region_equals_the_crop_of_the_whole(mpp, overlap):
+    model = make_model(overlap=overlap)
+    region = Box(130, 90, 211, 177)
+    with from_array(
+        np.random.default_rng(0).integers(0, 255, (500, 600, 3), np.uint8), mpp=mpp
+    ) as s:
+        whole = predict(s, model, tissue=WHOLE)
+        part = predict(s, model, tissue=WHOLE, region=region)
+    key = {tuple(b): p for b, p in zip(whole.tiles.boxes, whole.tiles.probabilities, strict=True)}
+    assert 0 < len(part.tiles) < len(whole.tiles)
+    for box, values in zip(part.tiles.boxes, part.tiles.probabilities, strict=True):
+        assert np.array_equal(key[tuple(box)], values)
+    if overlap == 0:
+        a, b = (r.maps["probability"].read(region) for r in (whole, part))
+        assert np.isfinite(b).all()
+        assert np.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_size_does_not_change_the_result(tiny, precision):
+    with from_array(picture(), mpp=1.0) as slide:
+        results = [
+            predict(slide, tiny, tissue=WHOLE, batch_size=n, precision=precision)
+            for n in (1, 7, 500)
+        ]
+    first = results[0].maps["probability"].read()
+    for other in results[1:]:
+        assert np.allclose(first, other.maps["probability"].read(), atol=1e-6, equal_nan=True)
+        assert other.settings_sha256 == results[0].settings_sha256
+
+
+def test_progress_counts_to_the_end(tiny):
+    with from_array(picture(), mpp=1.0) as slide:
+        run = Prediction(slide, tiny, tissue=WHOLE)
+        seen = list(run)
+    assert [p.stage for p in seen if p.stage != "infer"] == ["open", "tissue", "write", "done"]
+    assert seen[-2].done == seen[-2].total == 150
+    assert all(a.done <= b.done for a, b in pairwise(seen[:-1]))
+    assert seen[-3].eta is not None
+    assert seen[-3].eta < 5
+    assert run.result is not None
+
+
+def test_the_partial_map_can_be_seen(tiny):
+    with from_array(picture(), mpp=1.0) as slide:
+        run = Prediction(slide, tiny, tissue=WHOLE, batch_size=10)
+        assert run.peek() == {}
+        counts = [
+            int(np.isfinite(run.peek()["probability"].read()[0]).sum())
+            for p in run
+            if p.stage == "infer"
+        ]
+    assert counts == [*range(10, 151, 10), 150]  # once more with the slide score
+
+
+def no_trace_in(folder: Path) -> bool:
+    return not any(p.is_file() for p in folder.rglob("*"))
+
+
+def test_closing_cancels_and_leaves_nothing(tiny, tmp_path, monkeypatch):
+    threads = threading.active_count()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with from_array(picture(), mpp=1.0) as slide:
+        run = Prediction(slide, tiny, out=tmp_path / "out", tissue=WHOLE, batch_size=2)
+        while (step := next(run)).done < 20:
+            assert step.stage != "done"
+        run.close()
+        assert threading.active_count() == threads
+        assert slide.read(Box(0, 0, 8, 8)).shape == (8, 8, 3)  # the caller's slide stays open
+        with pytest.raises(StopIteration):
+            next(run)
+    assert run.result is None
+    assert no_trace_in(tmp_path)
+
+
+def test_a_slide_opened_by_path_is_closed_again(tiny, monkeypatch):
+    slide = from_array(picture(), mpp=1.0)
+    monkeypatch.setattr(engine, "open_slide", lambda path, mpp: slide)
+    run = Prediction("x.svs", tiny, tissue=WHOLE)
+    next(run)
+    run.close()
+    with pytest.raises(SlideError, match="closed"):
+        slide.read(Box(0, 0, 8, 8))
+
+
+def test_no_threads_are_left_after_success_or_failure(tiny, monkeypatch):
+    threads = threading.active_count()
+    with from_array(picture(), mpp=1.0) as slide:
+        predict(slide, tiny, tissue=WHOLE)
+        assert threading.active_count() == threads
+        monkeypatch.setattr(slide, "read", lambda box, mpp=None: 1 / 0)
+        with pytest.raises(SlideError, match="division by zero"):
+            predict(slide, tiny, tissue=WHOLE)
+    assert threading.active_count() == threads
+
+
+def test_autocast_and_inference_mode_do_not_leak_between_steps(tiny):
+    with from_array(picture(), mpp=1.0) as slide:
+        for _ in Prediction(slide, tiny, tissue=WHOLE, precision="bf16"):
+            assert not torch.is_inference_mode_enabled()
+            assert not torch.is_autocast_enabled("cpu")
+
+
+def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
+    image = picture()
+
+    def run(model=tiny, image=image, mpp=1.0, **options):
+        with from_array(image, mpp=mpp, name="s") as slide:
+            job = Prediction(slide, model, out=tmp_path, **{"tissue": WHOLE, **options})
+            for _ in job:
+                pass
+        return job
+
+    assert not run().skipped
+    again = run(batch_size=3)
+    assert again.skipped
+    assert again.result.probabilities.keys() == {"normal", "tumour"}
+    assert not run(overwrite=True).skipped
+    changes = [
+        {"model": make_model(seed=1)},
+        {"model": make_model(tile=32)},
+        {"image": picture(seed=5)},
+        {"mpp": 0.9},
+        {"region": Box(0, 0, 64, 64)},
+        {"precision": "bf16"},
+        {"tissue": TissueSettings(method="otsu")},
+        {"tissue": TissueMask(np.ones((10, 15), bool), sl.Affine(16, 16), WHOLE)},
+    ]
+    for change in changes:
+        assert not run(**change).skipped, change
+        assert run(**change).skipped, change
+
+
+def test_a_damaged_result_is_computed_again(tiny, tmp_path):
+    with from_array(picture(), mpp=1.0, name="s") as slide:
+        first = predict(slide, tiny, out=tmp_path, tissue=WHOLE)
+        (first.path / "result.json").write_text('{"schema_version"')
+        job = Prediction(slide, tiny, out=tmp_path, tissue=WHOLE)
+        assert [p.stage for p in job][-1] == "done"
+    assert not job.skipped
+    assert sl.Result.load(first.path).probabilities == first.probabilities
+
+
+def test_a_failure_keeps_the_old_result(tiny, tmp_path, monkeypatch):
+    with from_array(picture(), mpp=1.0, name="s") as slide:
+        first = predict(slide, tiny, out=tmp_path, tissue=WHOLE)
+        before = (first.path / "result.json").read_bytes()
+        monkeypatch.setattr(slide, "read", lambda box, mpp=None: 1 / 0)
+        with pytest.raises(SlideError):
+            predict(slide, tiny, out=tmp_path, tissue=WHOLE, overwrite=True)
+    assert (first.path / "result.json").read_bytes() == before
+    assert [p.name for p in first.path.parent.iterdir()] == ["s"]
+
+
+def test_mpp_missing_and_given(tiny, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "plain.tif"
+    Image.fromarray(picture()).save(path)
+    with pytest.raises(MissingMppError, match=r"plain.tif.*--mpp"):
+        predict(path, tiny, tissue=WHOLE)
+    result = predict(path, tiny, tissue=WHOLE, mpp=0.7)
+    assert result.slide.mpp == 0.7
+    assert result.tiles.boxes[1].tolist() == pytest.approx([16 / 0.7, 0, 16 / 0.7, 16 / 0.7])
+
+
+def test_models_by_name_folder_and_object_agree(tiny, tmp_path):
+    save_model(tiny, tmp_path / "m")
+    with from_array(picture(), mpp=1.0) as slide:
+        a = predict(slide, tmp_path / "m", device="cpu", tissue=WHOLE)
+        b = predict(slide, tiny, device="cpu", tissue=WHOLE)
+    assert a.probabilities == b.probabilities
+    assert a.model.sha256 == b.model.sha256
+
+
+def test_bad_batch_size(tiny):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Prediction("x", tiny, batch_size=0)
+
+
+def family_with(monkeypatch, infer) -> None:
+    monkeypatch.setitem(FAMILIES._loaded, "tiny", replace(tiny_family.FAMILY, infer=infer))
+
+
+def test_gpu_out_of_memory_halves_the_batch(tiny, monkeypatch, caplog):
+    sizes = []
+
+    def infer(model, view):
+        for event in tiny_family.infer(model, view):
+            if isinstance(event, Patch):
+                sizes.append(len(event.boxes))
+                if len(event.boxes) > 4:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+            yield event
+
+    with from_array(picture(), mpp=1.0) as slide:
+        truth = predict(slide, tiny, tissue=WHOLE)
+        family_with(monkeypatch, infer)
+        result = predict(slide, tiny, tissue=WHOLE, batch_size=16)
+    assert sizes[:3] == [16, 8, 4]
+    assert np.array_equal(result.tiles.boxes, truth.tiles.boxes)
+    assert np.allclose(result.tiles.probabilities, truth.tiles.probabilities, atol=1e-6)
+    assert "going on with 8 tiles" in caplog.text
+
+
+def test_out_of_memory_with_one_tile_says_what_to_do(tiny, monkeypatch):
+    def infer(model, view):
+        for event in tiny_family.infer(model, view):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+            yield event
+
+    family_with(monkeypatch, infer)
+    with (
+        from_array(picture(), mpp=1.0) as slide,
+        pytest.raises(ModelError, match="does not fit in the memory of cpu"),
+    ):
+        predict(slide, tiny, tissue=WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([], "ended with None; expected a SlideScore of 2 probabilities"),
+        ([SlideScore((0.5,))], "expected a SlideScore of 2"),
+        ([SlideScore((float("nan"), 1.0))], "expected a SlideScore of 2"),
+        (
+            [Patch("heat", np.zeros((1, 4)), np.zeros((1, 2), np.float32))],
+            "drew a map 'heat'; it declares probability",
+        ),
+    ],
+)
+def test_a_family_that_breaks_its_contract_is_named(tiny, monkeypatch, events, message):
+    family_with(monkeypatch, lambda model, view: iter(events))
+    with from_array(picture(), mpp=1.0) as slide, pytest.raises(ModelError, match=message):
+        predict(slide, tiny, tissue=WHOLE)
+
+
+@pytest.mark.realdata
+def test_bf16_stays_close_to_fp32_on_real_tissue(data):
+    """The documented tolerance of ``precision="auto"``: 0.05 on a probability."""
+    from slidelens.families.base import Model
+    from slidelens.families.mil import MilConfig, build
+    from slidelens.nn.backbones import load_weights
+
+    config = MilConfig(backbone="squeezenet1_1", tile=224, mpp=0.5)
+    torch.manual_seed(0)
+    module = build(config, 2)
+    load_weights(module.features, data / "weights" / "squeezenet1_1_imagenet.safetensors")
+    module.head.weight.data *= 4  # a trained head is sharper than a random one
+    model = Model("m", "mil", config, ("normal", "tumour"), module)
+    path = data / "wsi" / "CMU-1-Small-Region.svs"
+    region = Box(400, 400, 900, 900)
+    fp32, bf16 = (
+        predict(path, model, device="cpu", region=region, precision=p).tiles.probabilities
+        for p in ("fp32", "bf16")
+    )
+    assert len(fp32) > 10
+    assert 0 < np.abs(fp32 - bf16).max() < 0.05
