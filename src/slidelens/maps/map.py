@@ -239,6 +239,7 @@ class Plane:
         self.shape: tuple[int, int] = (cells.shape[1], cells.shape[2])
         self.dtype = np.dtype(cells.dtype)
         self.ndim = 2
+        self.size = self.shape[0] * self.shape[1]
         self.chunks: tuple[int, int] = tuple(getattr(cells, "chunks", cells.shape)[-2:])
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
