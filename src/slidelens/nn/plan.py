@@ -1,0 +1,277 @@
+"""What streaming an image will take: tiles, bytes and multiply-adds, before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slidelens.errors import StreamingError
+from slidelens.nn.graph import LocalGraph, Node, call_with
+from slidelens.nn.layout import AxisLayout, halo_layout, seam_layout
+from slidelens.nn.windows import Rect, crop
+
+__all__ = ["Planner", "StreamingPlan", "free_memory"]
+
+Scheme = Literal["seam", "halo", "whole"]
+Layout = tuple[AxisLayout, AxisLayout]
+
+
+@dataclass(frozen=True)
+class StreamingPlan:
+    """How an image will be streamed through a trunk, and what that takes.
+
+    Bytes are of one training step with batch size 1 unless said otherwise, without the weights.
+    """
+
+    scheme: Scheme
+    image: tuple[int, int]
+    """Height and width, px."""
+    tile: tuple[int, int]
+    """Height and width of what a tile computes (seam) or reads (halo), px."""
+    grid: tuple[int, int]
+    """Rows and columns of tiles."""
+    output: tuple[int, int, int]
+    """Channels, height and width of the trunk's output."""
+    bytes_kept: int
+    """Seams, held from forward to backward."""
+    bytes_tile: int
+    """One tile's graph and gradients: an estimate."""
+    bytes_output: int
+    """The output and its gradient."""
+    multiply_adds: int
+    """Of one forward pass."""
+    multiply_adds_whole: int
+    """Of one forward pass of the module on the whole image."""
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of a training step, without weights and image: an estimate."""
+        return self.bytes_kept + self.bytes_tile + self.bytes_output
+
+    @property
+    def overhead(self) -> float:
+        """Multiply-adds of the forward pass relative to the un-streamed one."""
+        return self.multiply_adds / max(self.multiply_adds_whole, 1)
+
+
+class Costs(NamedTuple):
+    """By node: channels of its value, and multiply-adds per cell."""
+
+    channels: list[int]
+    multiply_adds: list[int]
+
+
+def count_costs(
+    graph: LocalGraph, module: nn.Module, channels: int, size: tuple[int, int]
+) -> Costs:
+    """Count channels and multiply-adds by running the graph on tensors without data."""
+    named = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+    dtype = next((v.dtype for v in named.values() if v.is_floating_point()), torch.float32)
+    sizes = tuple(zip(graph.sizes(0, size[0]), graph.sizes(1, size[1]), strict=True))
+    result = Costs([], [])
+
+    def walk(root: nn.Module) -> None:
+        values: dict[int, Tensor] = {}
+        for node in graph.nodes:
+            i, weights = node.index, node.window_weights(root, values)
+            if node.kind == "input":
+                values[i] = torch.empty((1, channels, *size), device="meta", dtype=dtype)
+            elif node.window is not None:
+                source, whole = node.inputs[0], Rect(0, sizes[i][0], 0, sizes[i][1])
+                have = Rect(0, sizes[source][0], 0, sizes[source][1])
+                value, covers = node.window.run(values[source], have, whole, sizes[source], weights)
+                values[i] = crop(value, covers, whole)
+            else:
+                assert node.call is not None
+                value = node.call.run(root, values)
+                values[i] = value.to("meta") if isinstance(value, Tensor) else value
+            result.channels.append(
+                0 if node.kind == "constant" else values[i].shape[node.roles.index("c")]
+            )
+            result.multiply_adds.append(_per_cell(node, root, values, weights))
+
+    with torch.no_grad():
+        call_with(module, named, walk)
+    return result
+
+
+def _per_cell(
+    node: Node, root: nn.Module, values: dict[int, Tensor], weights: Sequence[Tensor | None]
+) -> int:
+    """Multiply-adds of one cell: those of convolutions and linear layers, which are nearly all."""
+    if weights and weights[0] is not None:
+        return weights[0].numel()
+    if node.kind != "local" or node.call is None:
+        return 0
+    if node.call.target is F.linear:
+        return values[node.constants[0]].numel()
+    layer = root.get_submodule(node.module) if node.module is not None else None
+    return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
+
+
+class Planner:
+    """Plans images of any size for one trunk.
+
+    Parameters
+    ----------
+    graph, module
+        The trunk.
+    channels
+        Of the image.
+    itemsize
+        Bytes of a value of the feature maps.
+    """
+
+    def __init__(
+        self, graph: LocalGraph, module: nn.Module, size: tuple[int, int], channels: int,
+        itemsize: int, batch: int = 1,
+    ) -> None:  # fmt: skip
+        self.graph, self.size, self.itemsize, self.batch = graph, size, itemsize, batch
+        self.costs = count_costs(graph, module, channels, size)
+        self.sizes = (graph.sizes(0, size[0]), graph.sizes(1, size[1]))
+        self.whole = sum(
+            h * w * cost for h, w, cost in zip(*self.sizes, self.costs.multiply_adds, strict=True)
+        )
+
+    def smallest_tile(self, scheme: Scheme) -> tuple[int, int]:
+        """Height and width of the smallest tile with which a scheme streams exactly."""
+        fields = self.graph.field
+        if scheme == "seam":
+            return fields[0].stride, fields[1].stride
+        return sum(fields[0].halo) + fields[0].stride, sum(fields[1].halo) + fields[1].stride
+
+    def layout(self, scheme: Scheme, tile: tuple[int, int]) -> Layout:
+        """Lay out the tiles.
+
+        Raises
+        ------
+        StreamingError
+            The halo leaves nothing of the tile; the message names the smallest that works.
+        """
+        if scheme != "halo":
+            side = [
+                min(t, n) if scheme == "seam" else n for t, n in zip(tile, self.size, strict=True)
+            ]
+            return (
+                seam_layout(self.graph, 0, self.size[0], side[0]),
+                seam_layout(self.graph, 1, self.size[1], side[1]),
+            )
+        axes = []
+        for axis, (side, n, field) in enumerate(
+            zip(tile, self.size, self.graph.field, strict=True)
+        ):
+            owned = (side - sum(field.halo)) // field.stride
+            if side >= n:
+                owned = self.sizes[axis][self.graph.output]
+            if owned < 1:
+                smallest = self.smallest_tile("halo")
+                raise StreamingError(
+                    f"a tile of {tile[0]} x {tile[1]} px is smaller than the halo of this network "
+                    f"({sum(field.halo)} px): the smallest tile that works is {smallest[0]} x "
+                    f"{smallest[1]} px; or use scheme='seam', which takes any tile"
+                )
+            axes.append(halo_layout(self.graph, axis, n, owned))
+        return axes[0], axes[1]
+
+    def plan(self, scheme: Scheme, tile: tuple[int, int]) -> StreamingPlan:
+        """Plan one scheme and tile."""
+        if tile[0] >= self.size[0] and tile[1] >= self.size[1]:
+            scheme = "whole"
+        rows, columns = layout = self.layout(scheme, tile)
+        out = self.graph.output
+        output = (self.costs.channels[out], self.sizes[0][out], self.sizes[1][out])
+        unit = self.itemsize * self.batch
+        return StreamingPlan(
+            scheme=scheme,
+            image=self.size,
+            tile=(min(tile[0], self.size[0]), min(tile[1], self.size[1])),
+            grid=(rows.tiles, columns.tiles),
+            output=output,
+            bytes_kept=self._seam_cells(layout) * unit,
+            bytes_tile=self._tile_bytes(layout) * self.batch,
+            bytes_output=2 * prod(output) * unit,
+            multiply_adds=self._multiply_adds(layout),
+            multiply_adds_whole=self.whole,
+        )
+
+    def _seam_cells(self, layout: Layout) -> int:
+        """Values in all seams: sum over nodes of C (h_y W (R - 1) + h_x H (C - 1))."""
+        rows, columns = layout
+        total = 0
+        for node in self.graph.nodes:
+            if node.kind in ("window", "join"):
+                i = node.index
+                top = sum(rows.seam(i, t) for t in range(rows.tiles)) * columns.size[i]
+                left = sum(columns.seam(i, t) for t in range(columns.tiles)) * rows.size[i]
+                total += self.costs.channels[i] * (top + left)
+        return total
+
+    def _multiply_adds(self, layout: Layout) -> int:
+        rows, columns = layout
+        total = 0
+        for node in self.graph.nodes:
+            cost, i = self.costs.multiply_adds[node.index], node.index
+            if cost:
+                # A linear layer is computed again over its seam, a convolution is not.
+                low = (rows.first[i], columns.first[i])
+                if node.kind == "local":
+                    low = (rows.start[i], columns.start[i])
+                total += cost * prod(
+                    sum(b - a for a, b in zip(a_, axis.last[i], strict=True))
+                    for a_, axis in zip(low, layout, strict=True)
+                )
+        return total
+
+    def _tile_bytes(self, layout: Layout) -> int:
+        """Estimate what the largest tile holds in its backward pass.
+
+        What autograd saves, and the gradients of the two largest values.
+        """
+        held, largest = 0, 0
+        for node in self.graph.streamed:
+            i = node.index
+            area = prod(
+                max(b - a for a, b in zip(axis.start[i], axis.last[i], strict=True))
+                for axis in layout
+            )
+            value = area * self.costs.channels[i] * self.itemsize
+            largest = max(largest, value)
+            held += value * self._is_saved(node)
+            if node.window is not None and node.window.kind == "max":
+                held += area * self.costs.channels[i] * 8  # indices
+        return held + 3 * largest
+
+    def _is_saved(self, node: Node) -> bool:
+        """Whether a tensor of its own is held for the backward pass."""
+        readers = [self.graph.nodes[i] for i in self.graph.readers[node.index]]
+        if node.view or any(r.overwrites for r in readers):
+            return False
+        return node.kind == "local" or any(r.kind in ("window", "local") for r in readers)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -1,0 +1,131 @@
+"""Where a streamed image comes from: a tensor, a uint8 tensor on the CPU, or a lazy reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slidelens.errors import StreamingError
+from slidelens.geometry import Box
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from slidelens.nn.windows import Rect
+
+__all__ = ["LazyImage", "Source"]
+
+
+@runtime_checkable
+class LazyImage(Protocol):
+    """An image that is read piece by piece, such as a region of a slide."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        ...
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """Pixels ``(h, w, C)`` of a box in the image's own pixels."""
+        ...
+
+
+class Source:
+    """Reads pieces of an image onto the device, normalised.
+
+    Parameters
+    ----------
+    image
+        Floating-point tensor ``(N, C, H, W)``, taken as it is; uint8 tensor ``(N, C, H, W)`` or
+        `LazyImage`, normalised piece by piece.
+    device, dtype
+        Of the pieces.
+    mean, std
+        Of the normalisation, per channel for values from 0 to 1.
+    mask
+        ``(h, w)`` bool over the whole image at any resolution; background (False) is painted.
+    paint
+        Value of painted pixels before normalisation, 0 to 255; for floating-point images the value
+        itself.
+    """
+
+    def __init__(
+        self,
+        image: Tensor | LazyImage,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        mask: Tensor | None = None,
+        paint: float = 255.0,
+    ) -> None:
+        self.image, self.device, self.dtype = image, device, dtype
+        self.mean, self.std, self.mask, self.paint = mean, std, mask, paint
+        if isinstance(image, Tensor):
+            if image.dim() != 4:
+                raise StreamingError(
+                    f"image of shape {tuple(image.shape)}: expected (N, C, H, W); "
+                    "add the axis of the batch with image[None]"
+                )
+            if not (image.is_floating_point() or image.dtype == torch.uint8):
+                raise StreamingError(f"image of {image.dtype}: expected floats or uint8")
+            self.shape = tuple(image.shape)
+        elif isinstance(image, LazyImage):
+            height, width, channels = image.shape
+            self.shape = (1, channels, height, width)
+        else:
+            raise StreamingError(
+                f"image of type {type(image).__name__}: expected a tensor (N, C, H, W), or an "
+                "object with shape (H, W, C) and read(box)"
+            )
+        if mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool):
+            raise StreamingError(
+                f"mask of shape {tuple(mask.shape)} and {mask.dtype}: expected (h, w) and bool"
+            )
+
+    @property
+    def height(self) -> int:
+        """Rows of the image."""
+        return self.shape[2]
+
+    @property
+    def width(self) -> int:
+        """Columns of the image."""
+        return self.shape[3]
+
+    def read(self, rect: Rect) -> Tensor:
+        """Return one piece ``(N, C, h, w)`` on the device; a view of the image where possible."""
+        piece = self.raw(rect)
+        if piece.dtype == torch.uint8:
+            piece = normalize(piece.to(self.device), self.mean, self.std)
+            return piece.to(self.dtype)
+        return piece.detach().to(self.device)
+
+    def raw(self, rect: Rect) -> Tensor:
+        """Return one piece before normalisation, painted."""
+        if isinstance(self.image, Tensor):
+            piece = self.image[:, :, rect.top : rect.bottom, rect.left : rect.right]
+        else:
+            box = Box(rect.left, rect.top, rect.width, rect.height)
+            pixels = torch.from_numpy(np.array(self.image.read(box), dtype=np.uint8))
+            piece = pixels.permute(2, 0, 1)[None]
+        if self.mask is None:
+            return piece
+        return piece.masked_fill(~self._tissue(rect).to(piece.device), self.paint)
+
+    def _tissue(self, rect: Rect) -> Tensor:
+        """Mask of one piece: each pixel takes the cell it lies in."""
+        assert self.mask is not None
+        rows = torch.arange(rect.top, rect.bottom) * self.mask.shape[0] // self.height
+        columns = torch.arange(rect.left, rect.right) * self.mask.shape[1] // self.width
+        return self.mask.cpu()[rows[:, None], columns]
+
+    def zeros(self) -> Tensor:
+        """Return an empty piece of the right channels, type and device."""
+        dtype = self.image.dtype if isinstance(self.image, Tensor) else self.dtype
+        if not dtype.is_floating_point:
+            dtype = self.dtype
+        return torch.zeros((*self.shape[:2], 0, 0), dtype=dtype, device=self.device)

@@ -1,0 +1,254 @@
+"""Whole images through a convolutional trunk with the memory of one tile: exact, drop-in.
+
+Source: Pinckaers, van Ginneken, Litjens, "Streaming convolutional neural networks for end-to-end
+learning with multi-megapixel images" (TPAMI 2020), for the idea of streaming; the schemes here are
+ours. See ``docs/streaming.md`` for how they work and what they cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+from slidelens.errors import StreamingError
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
+from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
+from slidelens.nn.source import LazyImage, Source
+from slidelens.nn.tape import Tape
+from slidelens.nn.trace import trace
+
+__all__ = ["StreamingPlan", "StreamingTrunk"]
+
+# Share of the free memory that tile_size="auto" plans with: the plan is an estimate, and the head,
+# the optimiser and the allocator want their part.
+_SHARE = 0.6
+
+
+class StreamingTrunk(nn.Module):
+    """Runs a convolutional network on images of any size, tile by tile.
+
+    ``trunk(x)`` has the values of ``module(x)``, and its gradients to parameters and ``x``; memory
+    is that of one tile, plus thin seams between tiles, plus the output. The trunk is a module like
+    any other: hooks, DDP, gradient accumulation, ``torch.autograd.grad`` and ``no_grad`` work.
+
+    The module is frozen in the mode it is given in: `train` does not reach it, since batch
+    statistics of an image that is never whole do not exist. Affine weights of norms train.
+
+    Parameters
+    ----------
+    module
+        Takes ``(N, C, H, W)``, returns one map ``(N, C', H', W')``; local layers only, in eval mode
+        where it has norms or dropout.
+    tile_size
+        Side, or (height, width), of a tile in px. ``"auto"``: the largest for the memory.
+    scheme
+        ``"seam"``: tiles hand strips of their feature maps to their neighbours; nothing is computed
+        twice, any tile works. ``"halo"``: each tile reads all that its output depends on.
+        ``"auto"`` takes the cheaper.
+    device
+        Where tiles are computed; the module is moved there. Default: where it is.
+    memory
+        Bytes that a training step may take beside weights and image; default: 60 % of what is
+        free when an image comes. Only ``tile_size="auto"`` reads it.
+    mean, std
+        Normalisation of uint8 images, per channel for values from 0 to 1.
+
+    Raises
+    ------
+    StreamingError
+        The module has a layer that cannot be streamed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tile_size: int | tuple[int, int] | Literal["auto"] = "auto",
+        *,
+        scheme: Literal["auto", "seam", "halo"] = "auto",
+        device: torch.device | str | None = None,
+        memory: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if scheme not in ("auto", "seam", "halo"):
+            raise StreamingError(f"scheme {scheme!r}: expected 'auto', 'seam' or 'halo'")
+        self.graph = trace(module)
+        self.module = module if device is None else module.to(device)
+        self.tile_size = _tile(tile_size)
+        self.scheme: Literal["auto", "seam", "halo"] = scheme
+        self.memory, self.mean, self.std = memory, mean, std
+        self._modes = [layer.training for layer in module.modules()]
+        self._planners: dict[tuple[int, ...], Planner] = {}
+
+    def train(self, mode: bool = True) -> StreamingTrunk:
+        """Set the mode of the trunk itself; the module stays as it was given."""
+        self.training = mode
+        return self
+
+    def plan(self, height: int, width: int, *, channels: int = 3, batch: int = 1) -> StreamingPlan:
+        """Tell how an image would be streamed, and what a training step would take.
+
+        Raises
+        ------
+        StreamingError
+            The image is too small for the network, the tile for the halo, or the memory for any
+            tile.
+        """
+        planner = self._planner((height, width), channels, batch)
+        if self.tile_size is not None:
+            return planner.plan(self._scheme(), self.tile_size)
+        budget = self.memory
+        if budget is None:
+            budget = int(_SHARE * free_memory(self._device))
+        return _largest(planner, self._scheme(), budget)
+
+    def forward(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tensor:
+        """Compute ``module(image)``.
+
+        Parameters
+        ----------
+        image
+            Floating-point tensor ``(N, C, H, W)``, taken as it is; uint8 tensor on any device, or
+            an object with ``shape`` ``(H, W, C)`` and ``read(box)``, which is never whole on the
+            device and is normalised tile by tile.
+        mask
+            ``(h, w)`` bool at any resolution over the whole image; where it is False the image is
+            painted white (uint8 and lazy images only).
+
+        Returns
+        -------
+        Tensor
+            ``(N, C', H', W')``.
+        """
+        tape = self.tape(image, mask)
+        tensors = self.tensors()
+        if not tape.record:
+            return tape.forward(tensors)
+        given = image if isinstance(image, Tensor) else None
+        result: Tensor = _Stream.apply(tape, list(tensors), given, *tensors.values())  # type: ignore[no-untyped-call]
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the module by name."""
+        return dict((*self.module.named_parameters(), *self.module.named_buffers()))
+
+    def tape(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tape:
+        """Prepare the forward and backward pass of one image."""
+        if self._modes != [layer.training for layer in self.module.modules()]:
+            raise StreamingError(
+                "the mode (train or eval) of the module's layers has changed since the trunk was "
+                "made; make a new StreamingTrunk, or leave the mode alone"
+            )
+        source = Source(
+            image, device=self._device, dtype=self._dtype, mean=self.mean, std=self.std, mask=mask
+        )
+        batch, channels, height, width = source.shape
+        plan = self.plan(height, width, channels=channels, batch=batch)
+        planner = self._planner((height, width), channels, batch)
+        input_grad = isinstance(image, Tensor) and image.requires_grad
+        needed = input_grad or any(t.requires_grad for t in self.tensors().values())
+        return Tape(
+            self.graph,
+            self.module,
+            planner.layout(plan.scheme, plan.tile),
+            source,
+            record=torch.is_grad_enabled() and needed,
+            input_grad=input_grad,
+        )
+
+    def _planner(self, size: tuple[int, int], channels: int, batch: int) -> Planner:
+        itemsize = self._dtype.itemsize
+        kind = self._device.type
+        if torch.is_autocast_enabled(kind):
+            itemsize = min(itemsize, torch.get_autocast_dtype(kind).itemsize)
+        key = (*size, channels, batch, itemsize)
+        if key not in self._planners:
+            self._planners = {
+                key: Planner(self.graph, self.module, size, channels, itemsize, batch)
+            }
+        return self._planners[key]
+
+    def _scheme(self) -> Scheme:
+        return "halo" if self.scheme == "halo" else "seam"
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        floats = (t.dtype for t in self.tensors().values() if t.is_floating_point())
+        return next(floats, torch.get_default_dtype())
+
+    @property
+    def _device(self) -> torch.device:
+        return next((t.device for t in self.tensors().values()), torch.device("cpu"))
+
+
+class _Stream(Function):
+    """Takes and returns the gradients of parameters, so that autograd sees one plain operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tape: Tape, names: list[str], image: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
+        ctx.tape, ctx.names = tape, names
+        ctx.save_for_backward(image, *tensors)
+        return tape.forward(dict(zip(names, tensors, strict=True)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # Reading saved tensors raises where weights or image were changed in place since.
+        image, *tensors = ctx.saved_tensors
+        into: dict[str, Tensor] = {}
+        image_grad = torch.zeros_like(image) if ctx.tape.input_grad else None
+        weights = dict(zip(ctx.names, tensors, strict=True))
+        for band in ctx.tape.backward(weights, grad, into):
+            if image_grad is not None:
+                bottom = band.top + band.values.shape[2]
+                image_grad[:, :, band.top : bottom] = band.values
+        found = (
+            into[name].to(weight.dtype) if name in into else None
+            for name, weight in weights.items()
+        )
+        return None, None, image_grad, *found
+
+
+def _tile(tile_size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int] | None:
+    if tile_size == "auto":
+        return None
+    sides = (tile_size, tile_size) if isinstance(tile_size, int) else tile_size
+    if not (
+        isinstance(sides, tuple) and len(sides) == 2
+        and all(isinstance(s, int) and s > 0 for s in sides)
+    ):  # fmt: skip
+        raise StreamingError(
+            f"tile_size {tile_size!r}: expected a number of pixels, (height, width) or 'auto'"
+        )
+    return sides
+
+
+def _largest(planner: Planner, scheme: Scheme, budget: int) -> StreamingPlan:
+    """Return the plan of the largest square tile that fits into ``budget`` bytes."""
+    smallest, size = planner.smallest_tile(scheme), max(planner.size)
+    step = max(planner.smallest_tile("seam"))
+    plans = []
+    side = max(smallest)
+    sides = []
+    while side < size:
+        sides.append(side)
+        side = max(side + step, side * 5 // 4 // step * step)
+    for side in [*sides, size]:
+        plan = planner.plan(scheme, (side, side))
+        if plan.bytes <= budget:
+            plans.append(plan)
+    if not plans:
+        best = min((planner.plan(scheme, (s, s)) for s in [*sides, size]), key=lambda p: p.bytes)
+        raise StreamingError(
+            f"no tile fits into {budget:,} bytes: an image of {planner.size[0]} x "
+            f"{planner.size[1]} px takes at least about {best.bytes:,} (tile {best.tile[0]}); "
+            "give more memory, a smaller image, or autocast to bfloat16"
+        )
+    return plans[-1]
