@@ -169,7 +169,7 @@ def _sample(source: Map, channel: int, shape: tuple[int, int], size: Size) -> ND
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels along the inner edge of a mask; the picture's own edge counts as outside."""
+    """Mark the inner edge of a mask; the picture's own edge counts as outside."""
     inside = np.pad(mask, 1)
     core = inside.copy()
     for shift in (-1, 1):
