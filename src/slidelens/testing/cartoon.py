@@ -155,7 +155,7 @@ def draw_glands(
     farthest = style.radius[1] * (1 + sum(style.waves)) + 4
     i, j = window.cells(style.spacing, farthest + style.spacing)
     x = (i + 0.5 * (j & 1) + 0.22 * (hash01(seed, i, j, style.salt) - 0.5)) * style.spacing
-    y = (j + 0.22 * (hash01(seed, i, j, style.salt + 1) - 0.5)) * style.spacing * 0.92
+    y = (j + 0.22 * (hash01(seed, i, j, style.salt + 1) - 0.5)) * style.spacing
     low, high = style.radius
     r0 = low + (high - low) * hash01(seed, i, j, style.salt + 2)
     waves = np.stack(
@@ -201,7 +201,7 @@ def _gland(
     thickness = style.epithelium * min(1.0, r0 / (style.epithelium * 1.45))
     if not closed:
         edge = thickness * (1 + 0.12 * np.sin(9 * np.float32(r0) + 5 * z.real * z.imag))
-        canvas.cover(part, smoothstep(-0.8, 0.8, depth - edge), 0.03, 0.04)
+        canvas.cover(part, smoothstep(-0.8, 0.8, np.asarray(depth - edge, np.float32)), 0.03, 0.04)
 
 
 def _lining(
@@ -245,9 +245,9 @@ def stamp_nuclei(
     dark: NDArray[Any],
 ) -> None:  # fmt: skip
     """Draw elliptic nuclei (half axes in µm) with a darker rim and mottled chromatin."""
-    if not len(x):
-        return
     inside = _stamp(canvas.window, x, y, long, short, angle, dark)
+    if not inside.any():
+        return
     mottled = inside * (1 + 0.1 * grain(canvas.window, canvas.seed + 5))
     canvas.h *= 1 - np.minimum(inside, 1)
     canvas.h += mottled

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Plane = NDArray[np.float32]
 
-__all__ = ["Blob", "Window", "gap", "grain", "hash01", "noise_at", "smoothstep"]
+__all__ = ["Blob", "Window", "cloud_at", "gap", "grain", "hash01", "noise_at", "smoothstep"]
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
@@ -56,6 +56,13 @@ def noise_at(seed: int, x: NDArray[Any], y: NDArray[Any], scale: float) -> NDArr
     top = corner[0][0] * (1 - fx) + corner[0][1] * fx
     bottom = corner[1][0] * (1 - fx) + corner[1][1] * fx
     return np.asarray(top * (1 - fy) + bottom * fy)
+
+
+def cloud_at(seed: int, x: NDArray[Any], y: NDArray[Any], scale: float) -> NDArray[np.float64]:
+    """Two octaves of noise on lattices turned against each other, so that no axis shows."""
+    wide = noise_at(seed, 0.8 * x - 0.6 * y, 0.6 * x + 0.8 * y, scale)
+    fine = noise_at(seed + 17, 0.28 * x + 0.96 * y, 0.28 * y - 0.96 * x, 0.43 * scale)
+    return np.asarray(0.8 * wide + 0.35 * fine)
 
 
 def _fade(f: NDArray[Any]) -> NDArray[Any]:
@@ -115,6 +122,10 @@ class Window:
     def noise(self, seed: int, scale: float) -> Plane:
         """Value noise in -1..1 with features of ``scale`` µm, ``(h, w)``."""
         return self.interpolate(lambda i, j: 2 * hash01(seed, i, j) - 1, scale, smooth=True)
+
+    def cloud(self, seed: int, scale: float) -> Plane:
+        """:func:`cloud_at` for slow fields (``scale`` of 40 µm and more), ``(h, w)``."""
+        return self.interpolate(lambda i, j: cloud_at(seed, i * 8.0, j * 8.0, scale), 8.0)
 
     def cells(self, spacing: float, margin: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return i, j (flat, row by row) of lattice cells that may reach into the window."""

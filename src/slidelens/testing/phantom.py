@@ -27,7 +27,7 @@ from slidelens.testing.cartoon import (
     draw_glands,
     draw_stroma,
 )
-from slidelens.testing.fields import Blob, Window, gap, grain, noise_at, smoothstep
+from slidelens.testing.fields import Blob, Window, cloud_at, gap, grain, smoothstep
 from slidelens.testing.layout import (
     CLASSES,
     Layout,
@@ -58,7 +58,7 @@ _HAEMATOXYLIN, _EOSIN = (0.62, 0.75, 0.30), (0.09, 0.85, 0.32)
 """Optical density of a unit of stain in R, G, B (after Ruifrok and Johnston 2001, warmed)."""
 
 _PENS = {"blue": (28, 52, 160), "green": (20, 120, 60), "black": (32, 32, 36), "red": (190, 30, 45)}
-_DRAW = 1024  # px drawn at once: bounds the memory of the planes
+_DRAW = 512  # px drawn at once: bounds the memory of the planes, and they stay in the cache
 
 
 def draw(spec: PhantomSpec, box: Box | None = None) -> NDArray[np.uint8]:
@@ -112,9 +112,11 @@ def _inside(window: Window, blobs: tuple[Blob, ...]) -> Plane:
     """Distance in µm to the nearest outline, positive inside any blob."""
     best = np.full((window.h, window.w), np.float32(-1e9))
     for blob in blobs:
-        np.maximum(
-            best, window.interpolate(lambda i, j, b=blob: b.gap(i * 8.0, j * 8.0), 8.0), out=best
-        )
+
+        def nodes(i: NDArray[Any], j: NDArray[Any], blob: Blob = blob) -> NDArray[np.float64]:
+            return blob.gap(i * 8.0, j * 8.0)
+
+        np.maximum(best, window.interpolate(nodes, 8.0), out=best)
     return best
 
 
@@ -124,21 +126,21 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     def fat(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         inner = np.minimum(1, gap(layout.pieces, x, y) / 60 - 1)
         away = np.minimum(1, -gap(layout.lesions, x, y) / 60 - 1)
-        return np.minimum(np.minimum(inner, away), noise_at(key + 60, x, y, 520.0) - 0.42)
+        return np.minimum(np.minimum(inner, away), cloud_at(key + 60, x, y, 520.0) - 0.42)
 
     def inflamed(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-        patches = noise_at(key + 70, x, y, 260.0) + 0.3 * noise_at(key + 71, x, y, 60.0)
+        patches = cloud_at(key + 70, x, y, 260.0) + 0.3 * cloud_at(key + 71, x, y, 60.0)
         return np.clip(0.06 + 2.2 * (patches - 0.2), 0.04, 0.95)
 
     def benign(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
         here = (gap(layout.pieces, x, y) > reach) & (gap(layout.lesions, x, y) < -1.15 * reach)
-        return here & (fat(x, y) < -0.1) & (noise_at(key + 80, x, y, 420.0) > -0.45)
+        return here & (fat(x, y) < -0.1) & (cloud_at(key + 80, x, y, 420.0) > -0.45)
 
     def tumor(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
         return gap(layout.lesions, x, y) > 0.95 * reach
 
     def shade(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-        return 1.1 + 0.7 * noise_at(key + 85, x, y, 300.0)
+        return 1.1 + 0.7 * cloud_at(key + 85, x, y, 300.0)
 
     edge = smoothstep(-1.0, 1.0, tissue)
     draw_stroma(canvas, edge, inflamed)
@@ -151,8 +153,8 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     # Staining varies over a section more than tissues differ, and a tumour's loose, swollen stroma
     # is pale: mean colour must not give the tumour away, only its architecture.
     lesion = smoothstep(-20.0, 40.0, _inside(window, layout.lesions))
-    canvas.h *= edge * (1 - 0.28 * lesion) * (1 + 0.3 * window.noise(key + 95, 240.0))
-    canvas.e *= edge * (1 - 0.05 * lesion) * (1 + 0.25 * window.noise(key + 96, 300.0))
+    canvas.h *= edge * (1 - 0.28 * lesion) * (1 + 0.3 * window.cloud(key + 95, 240.0))
+    canvas.e *= edge * (1 - 0.05 * lesion) * (1 + 0.25 * window.cloud(key + 96, 300.0))
 
 
 def _to_rgb(canvas: Canvas, shading: Plane, stain: tuple[float, float]) -> NDArray[np.uint8]:
@@ -171,7 +173,7 @@ def _draw_pen(rgb: NDArray[np.uint8], spec: PhantomSpec, window: Window, layout:
     stroke = rasterize([Annotation(p) for p in layout.pen], box, one, spec.mpp).astype(bool)
     if stroke.any():
         ink = np.array(_PENS[str(spec.pen)], np.float32) / 255
-        thick = 0.85 + 0.15 * window.noise(layout.key + 99, 40.0)[stroke][:, None]
+        thick = 0.85 + 0.15 * window.cloud(layout.key + 99, 120.0)[stroke][:, None]
         rgb[stroke] = rgb[stroke] * (1 - thick * (1 - ink))
 
 
@@ -232,7 +234,7 @@ def write_cohort(
             seed=seed * 100_003 + n,
             lesions=int(rng.integers(1, 4)) if n % 2 else 0,
             tumor_fraction=float(rng.uniform(0.06, 0.25)),
-            pen=(None, None, None, "blue", "green")[int(rng.integers(5))],  # type: ignore[arg-type]
+            pen=(None, None, None, "blue", "green")[int(rng.integers(5))],
         )
         name = f"phantom_{n:03d}"
         made = write_phantom(folder / "slides" / f"{name}.tif", spec)

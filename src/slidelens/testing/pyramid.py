@@ -24,7 +24,7 @@ _LEVELS = 3
 BLOCK = _TILE * _FACTOR ** (_LEVELS - 1)
 """Level-0 px that hold whole tiles of every level."""
 
-_Tiles = dict[tuple[int, int, int], bytes | bytearray]
+_Tiles = dict[tuple[int, int, int], bytes]
 
 
 def write_pyramid(
@@ -99,7 +99,7 @@ def _draw_bands(
     levels: int,
     store: _Tiles,
     keep: bool = False,
-) -> Iterator[bytes | bytearray]:
+) -> Iterator[bytes]:
     """Draw band after band of blocks; yield level-0 tiles in order, store those of other levels."""
     columns = -(-size.width // _TILE)
     for top in range(0, size.height, BLOCK):
@@ -124,13 +124,14 @@ def _encode_block(
             for x in range(0, image.shape[1], _TILE):
                 part = image[y : y + _TILE, x : x + _TILE]
                 pad = [(0, _TILE - part.shape[0]), (0, _TILE - part.shape[1]), (0, 0)]
-                store[level, row0 + y // _TILE, column0 + x // _TILE] = imagecodecs.jpeg8_encode(
+                encoded = imagecodecs.jpeg8_encode(
                     np.pad(part, pad, mode="edge"),
                     level=quality,
                     colorspace="rgb",
                     outcolorspace="ycbcr",
                     subsampling="420",
                 )
+                store[level, row0 + y // _TILE, column0 + x // _TILE] = bytes(encoded)
 
 
 def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -144,9 +145,7 @@ def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray((sums + half) // (_FACTOR * _FACTOR), np.uint8)
 
 
-def _stored(
-    store: _Tiles, level: int, size: Size, repeat: tuple[int, int]
-) -> Iterator[bytes | bytearray]:
+def _stored(store: _Tiles, level: int, size: Size, repeat: tuple[int, int]) -> Iterator[bytes]:
     scale = _TILE * _FACTOR**level
     columns, rows = -(-size.width // scale), -(-size.height // scale)
     for row in range(rows * repeat[1]):

@@ -1,0 +1,57 @@
+"""A display of its own for what draws, whatever the environment says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from slidelens.errors import SlideLensError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["virtual_display"]
+
+
+@contextmanager
+def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
+    """Run an Xvfb and point Qt at it; on other systems than Linux the real display is used.
+
+    Must be entered before Qt is started.
+
+    Raises
+    ------
+    SlideLensError
+        There is no Xvfb, or it does not start.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    program = shutil.which("Xvfb")
+    if program is None:
+        raise SlideLensError("no Xvfb found; install it (Debian: apt-get install xvfb).")
+    read, write = os.pipe()
+    command = [program, "-displayfd", str(write), "-screen", "0", f"{width}x{height}x24"]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen([*command, "-nolisten", "tcp"], pass_fds=[write], stderr=quiet)  # noqa: S603  # reason: a program found on the path, no user's text
+    os.close(write)
+    before = {name: os.environ.get(name) for name in ("DISPLAY", "QT_QPA_PLATFORM")}
+    try:
+        with os.fdopen(read) as pipe:
+            number = pipe.readline().strip()  # the server writes it when it is ready
+        if not number:
+            raise SlideLensError(f"{program} did not start (exit status {server.wait()}).")
+        os.environ.update(DISPLAY=f":{number}", QT_QPA_PLATFORM="xcb")
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        server.terminate()
+        server.wait()
