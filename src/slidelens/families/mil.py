@@ -6,8 +6,7 @@ Source: streaming-prostate-2020, section IV.B, after Campanella et al. 2019. Tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -29,7 +28,10 @@ from slidelens.nn.mil import TileClassifier, class_probabilities
 from slidelens.nn.pixels import normalize
 from slidelens.tiling.grid import GridSpec
 
-__all__ = ["FAMILY", "MilConfig", "grid_spec"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["FAMILY", "MilConfig", "grid_spec", "no_tiles"]
 
 
 class MilConfig(FamilyConfig):
@@ -55,6 +57,14 @@ def grid_spec(config: MilConfig) -> GridSpec:
     return GridSpec(config.tile, config.mpp, config.overlap, config.min_tissue)
 
 
+def no_tiles(config: MilConfig) -> str:
+    """Say that a slide has nothing to look at."""
+    return (
+        f"no tile of {config.tile} px at {config.mpp} µm/px holds {config.min_tissue:.0%} tissue; "
+        "check the tissue mask, lower min_tissue or give a larger region."
+    )
+
+
 def build(config: MilConfig, n_classes: int) -> nn.Module:
     """Build the tile network, with random weights."""
     return TileClassifier(build_features(config.backbone), n_classes)
@@ -70,10 +80,7 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     """
     grid = view.grid(grid_spec(model.config))
     if len(grid) == 0:
-        raise SlideError(
-            f"no tile of {model.config.tile} px at {model.config.mpp} µm/px holds "
-            f"{model.config.min_tissue:.0%} tissue; check the tissue mask or give a larger region."
-        )
+        raise SlideError(no_tiles(model.config))
     view.total(len(grid))
     best: torch.Tensor | None = None
     for batch in view.batches(grid, model.config.batch_size):

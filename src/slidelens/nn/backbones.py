@@ -7,16 +7,18 @@ ConvNeXt's last norm, ``norm.``), so a weights file in torchvision's layout load
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from slidelens.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "BACKBONES",
@@ -150,23 +152,23 @@ def freeze_norm_statistics(module: nn.Module) -> None:
 _RESNET_HEAD = ("avgpool", "fc")
 
 
-def _torchvision(name: BackboneName) -> nn.Module:
+def _torchvision(name: BackboneName) -> Any:  # reason: parts differ by network
     from torchvision import models  # a second to import: only who builds a network pays
 
-    network: nn.Module = models.get_model(name, weights=None)
-    return network
+    return models.get_model(name, weights=None)
 
 
 @cache
 def _blueprint(name: BackboneName) -> Mapping[str, Tensor]:
     """Return the state dict of torchvision's whole network, without memory for it."""
     with torch.device("meta"):
-        return _torchvision(name).state_dict()
+        tensors: dict[str, Tensor] = _torchvision(name).state_dict()
+    return tensors
 
 
-def _width(network: nn.Module) -> int:
+def _width(network: Any) -> int:
     """Return the number of channels that the trunk gives to the classifier."""
-    for layer in network.classifier.modules():  # type: ignore[union-attr]  # reason: a Module
+    for layer in network.classifier.modules():
         if isinstance(layer, nn.Linear):
             return layer.in_features
         if isinstance(layer, nn.Conv2d):  # SqueezeNet classifies by a 1 x 1 convolution

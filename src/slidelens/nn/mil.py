@@ -6,11 +6,14 @@ probability is the slide's, and the tile is the one with the highest.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slidelens.nn.backbones import Features
+if TYPE_CHECKING:
+    from slidelens.nn.backbones import Features
 
 __all__ = ["TileClassifier", "class_probabilities", "slide_loss"]
 
@@ -23,20 +26,19 @@ class TileClassifier(nn.Module):
     softmax is taken over these (our choice).
     """
 
-    def __init__(self, features: Features, n_classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, features: Features, n_classes: int) -> None:
         super().__init__()
         self.features = features
-        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features.dim, 1 if n_classes == 2 else n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of each tile."""
-        logits: Tensor = self.head(self.dropout(self.features(images)))
+        logits: Tensor = self.head(self.features(images))
         return logits
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """Turn logits ``(N, K)`` into probabilities ``(N, C)`` float32 in class order (C = 2 if K = 1)."""
+    """Turn logits ``(N, K)`` into probabilities ``(N, C)``, float32; C = 2 if K = 1."""
     logits = logits.float()
     if logits.shape[-1] == 1:
         positive = torch.sigmoid(logits)

@@ -1,0 +1,229 @@
+"""Checkpoints that survive a kill and a full disk: safetensors and JSON, never pickle.
+
+``checkpoint.json`` names the tensors' file and is replaced last and atomically, so the pair that it
+describes is always complete; what came before stays until then.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from slidelens.errors import ModelError, ResultError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "optimizer_state",
+    "random_state",
+    "restore_optimizer",
+    "restore_random",
+]
+
+_RECORD = "checkpoint.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and everything else as JSON values."""
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with ``prefix``, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+class CheckpointStore:
+    """One folder with the latest checkpoint and the weights of single epochs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return (self.folder / _RECORD).is_file()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint.
+
+        Raises
+        ------
+        ResultError
+            The disk is full or cannot be written; the checkpoint before stays as it was.
+        """
+        old = self._record()["tensors"] if self.exists else None
+        number = int(old.removeprefix("checkpoint-").split(".")[0]) + 1 if old else 0
+        name = f"checkpoint-{number}.safetensors"
+        record = {"schema_version": _VERSION, "tensors": name, **checkpoint.record}
+        self._write(name, _bytes(checkpoint.tensors))
+        self._write(_RECORD, json.dumps(record, ensure_ascii=False))
+        if old:
+            (self.folder / old).unlink(missing_ok=True)
+
+    def load(self) -> Checkpoint:
+        """Read the checkpoint back.
+
+        Raises
+        ------
+        ModelError
+            It is missing or damaged.
+        """
+        record = self._record()
+        return Checkpoint(self._tensors(record.pop("tensors")), record)
+
+    def save_weights(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights at the end of an epoch; errors as :meth:`save`."""
+        self._write(_epoch_file(epoch), _bytes(weights))
+
+    def load_weights(self, epoch: int) -> dict[str, Tensor]:
+        """Read the weights of an epoch; errors as :meth:`load`."""
+        return self._tensors(_epoch_file(epoch))
+
+    def keep_weights(self, epochs: set[int]) -> None:
+        """Remove the weights of all other epochs."""
+        kept = {_epoch_file(epoch) for epoch in epochs}
+        for path in self.folder.glob("epoch-*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove checkpoint and weights, the record first."""
+        (self.folder / _RECORD).unlink(missing_ok=True)
+        for pattern in ("checkpoint-*.safetensors", "epoch-*.safetensors"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def _record(self) -> dict[str, Any]:
+        path = self.folder / _RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"cannot read checkpoint {path}: {error}; train anew without --resume."
+            ) from error
+        if not isinstance(record, dict) or record.get("schema_version") != _VERSION:
+            raise ModelError(
+                f"{path} is not a checkpoint of this version (schema_version {_VERSION} is "
+                "expected); finish it with the version that began it."
+            )
+        return record
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self.folder / name
+        try:
+            return load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"cannot read checkpoint {path}: {error}; train anew without --resume."
+            ) from error
+
+    def _write(self, name: str, content: bytes | str) -> None:
+        try:
+            write_atomic(self.folder / name, content)
+        except OSError as error:
+            kept = f"; the checkpoint in {self.folder} is as it was" if self.exists else ""
+            raise ResultError(
+                f"cannot save {self.folder / name}: {error.strerror or error}{kept}. Make room, "
+                "then continue with --resume."
+            ) from error
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return an optimiser's tensors (``<parameter>.<name>``) and its groups without parameters."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+    return tensors, state["param_groups"]
+
+
+def restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Give an optimiser of the same parameters its state back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # The same layout in memory, so that the same instructions do the next step.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state of torch's (CPU and CUDA), numpy's and Python's global generators."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # reason: the global one
+    version, internal, gauss = random.getstate()
+    record = {
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": [version, list(internal), gauss],
+    }
+    return tensors, record
+
+
+def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Set the global generators as :func:`random_state` found them."""
+    torch.set_rng_state(tensors["torch"])
+    cuda = [tensors[k] for k in sorted(tensors) if k.startswith("cuda.")]
+    if cuda and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)
+    name, keys, *rest = record["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002  # reason: as above
+    version, internal, gauss = record["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a module of the same form, keeping its layout in memory."""
+    module.load_state_dict(dict(weights))
+
+
+def average_weights(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of several state dicts; integer buffers are those of the middle one.
+
+    Izmailov et al. 2018, as in streaming-prostate-2020, section IV.A.1.
+    """
+    centre = weights[(len(weights) - 1) // 2]
+    return {
+        key: torch.stack([w[key] for w in weights]).mean(0) if value.is_floating_point() else value
+        for key, value in centre.items()
+    }
+
+
+def _epoch_file(epoch: int) -> str:
+    return f"epoch-{epoch:05d}.safetensors"
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})

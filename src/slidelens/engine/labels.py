@@ -1,0 +1,309 @@
+"""The labels table: which slide is of which class, in which split, of which patient."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from slidelens.errors import LabelError
+from slidelens.slide.base import slide_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["LabelTable", "LabelledSlide", "Split", "find_slides", "read_labels", "split_by_patient"]
+
+Split = Literal["train", "tune", "test"]
+
+_SPLITS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "tune": "tune",
+    "tuning": "tune",
+    "val": "tune",
+    "valid": "tune",
+    "validation": "tune",
+    "test": "test",
+    "testing": "test",
+}
+_NO_SLIDES = {".csv", ".geojson", ".ini", ".json", ".md", ".ndpa", ".txt", ".xlsx", ".xml", ".yml"}
+"""What is kept beside slides."""
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSlide:
+    """A row of the table; ``label`` is the 0-based index into the table's classes."""
+
+    slide_id: str
+    label: int
+    split: Split | None = None
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """All rows, and the classes in label order."""
+
+    path: Path
+    classes: tuple[str, ...]
+    rows: tuple[LabelledSlide, ...]
+
+    def of(self, split: Split) -> list[LabelledSlide]:
+        """Return the rows of a split, in the order of the file."""
+        return [row for row in self.rows if row.split == split]
+
+    def without(self, split: Split) -> LabelTable:
+        """Return the table without the rows of a split."""
+        return replace(self, rows=tuple(row for row in self.rows if row.split != split))
+
+    def split(self, seed: int) -> LabelTable:
+        """Return the table with a split for each row: its own, else :func:`split_by_patient`.
+
+        Raises
+        ------
+        LabelError
+            A split for some rows only; no slide or not every class to train on; none to tune on.
+        """
+        bare = [row.slide_id for row in self.rows if row.split is None]
+        if len(bare) == len(self.rows):
+            return split_by_patient(self, seed)
+        _refuse(self.path, bare, "slides without a split, where others have one")
+        trained = {row.label for row in self.of("train")}
+        lacking = [name for i, name in enumerate(self.classes) if i not in trained]
+        _refuse(self.path, lacking, "classes without a slide in split train")
+        if not self.of("tune"):
+            raise LabelError(
+                f"{self.path}: no slide in split tune, which decides when training stops; mark "
+                "some slides tune, or leave the column out for a random split."
+            )
+        return self
+
+    def with_files(self, files: Mapping[str, Path]) -> LabelTable:
+        """Return the table with ids as the files have them (``a.svs`` becomes ``a``).
+
+        Raises
+        ------
+        LabelError
+            Ids without a file, all at once; two rows for one file.
+        """
+        known = {path.name: name for name, path in files.items()} | {name: name for name in files}
+        missing = [r.slide_id for r in self.rows if r.slide_id not in known]
+        if missing:
+            raise LabelError(
+                f"{self.path}: no slide for {_listed(missing)}; the folder holds {len(files)} "
+                "slides. Give slide_id as the file name, with or without its extension."
+            )
+        rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
+        _refuse_duplicates(self.path, [r.slide_id for r in rows])
+        return replace(self, rows=rows)
+
+
+def read_labels(
+    path: Path, classes: Sequence[str] | None = None, *, every_class: bool = True
+) -> LabelTable:
+    """Read a CSV file with columns slide_id, label and optionally split and patient.
+
+    Parameters
+    ----------
+    path
+        UTF-8, separated by comma, semicolon or tab. Other columns are ignored.
+    classes
+        Known class names in label order (of a model that is fine-tuned or evaluated). Without them
+        the classes are the labels in sorted order; labels that are all numbers are indices, and
+        then the classes are called ``0``, ``1``, ...
+
+    every_class
+        Refuse a table that has no slide of some class. An evaluation takes it: figures that need
+        the class are then undefined.
+
+    Raises
+    ------
+    LabelError
+        A missing file or column; an empty, unknown or double entry; a class without a slide; a
+        patient in two splits. All faults of a kind are listed at once.
+    """
+    cells = _cells(path)
+    _refuse_duplicates(path, [row["slide_id"] for row in cells])
+    names = tuple(classes) if classes is not None else _classes(path, [r["label"] for r in cells])
+    index = {name: i for i, name in enumerate(names)}
+    index |= {str(i): i for i in range(len(names)) if str(i) not in index}
+    _refuse(
+        path,
+        (f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index),
+        f"labels that are neither one of the classes {', '.join(names)} nor an index below "
+        f"{len(names)}",
+    )
+    if every_class:
+        empty = [n for i, n in enumerate(names) if all(index[r["label"]] != i for r in cells)]
+        _refuse(path, empty, "classes without a slide")
+    _refuse(
+        path,
+        (f"{r['slide_id']} ({r['split']!r})" for r in cells if _unknown_split(r)),
+        f"splits that are not one of {', '.join(get_args(Split))}",
+    )
+    rows = tuple(
+        LabelledSlide(
+            r["slide_id"], index[r["label"]], _SPLITS.get(r["split"].lower()), r["patient"] or None
+        )
+        for r in cells
+    )
+    _refuse_shared_patients(path, rows)
+    return LabelTable(path, names, rows)
+
+
+def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTable:
+    """Assign each row to train or tune at random: stratified by class, a patient in one only.
+
+    Parameters
+    ----------
+    table
+        Splits that it has are dropped.
+    seed
+        The same seed gives the same split.
+    tune
+        Part of each class's patients that is for tuning; at least one patient of each class that
+        has two.
+
+    Raises
+    ------
+    LabelError
+        Too few patients for a training and a tuning split.
+    """
+    random = np.random.default_rng(seed)
+    label_of: dict[str, int] = {}
+    for row in table.rows:  # a patient counts for the highest class among its slides
+        patient = _patient(row)
+        label_of[patient] = max(row.label, label_of.get(patient, 0))
+    held: set[str] = set()
+    for label in range(len(table.classes)):
+        patients = sorted(p for p, found in label_of.items() if found == label)
+        count = max(1, round(tune * len(patients))) if len(patients) > 1 else 0
+        held.update(random.permutation(patients)[:count].tolist())
+    if not held or len(held) == len(label_of):
+        raise LabelError(
+            f"{table.path}: {len(label_of)} patients of {len(table.classes)} classes are too few "
+            "to split into train and tune; label more slides, or add a column 'split'."
+        )
+    rows = (replace(r, split="tune" if _patient(r) in held else "train") for r in table.rows)
+    return replace(table, rows=tuple(rows))
+
+
+def find_slides(folder: Path) -> dict[str, Path]:
+    """Return slide id (file name without extension) to path, of every candidate in a folder.
+
+    Tables, annotations and hidden files are passed over. Where a file and a folder share a name
+    (MRXS, VSI), the file is the slide.
+
+    Raises
+    ------
+    LabelError
+        No such folder, nothing in it, or two files of one name.
+    """
+    if not folder.is_dir():
+        raise LabelError(f"{folder}: no such folder of slides.")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and path.suffix.lower() not in _NO_SLIDES:
+            found[slide_id(path)].append(path)
+    if not found:
+        raise LabelError(f"{folder}: no slide in this folder.")
+    files = {name: [p for p in paths if p.is_file()] or paths for name, paths in found.items()}
+    double = [" and ".join(p.name for p in paths) for paths in files.values() if len(paths) > 1]
+    if double:
+        raise LabelError(
+            f"{folder}: slides of one name cannot be told apart: {_listed(double)}; rename them."
+        )
+    return {name: paths[0] for name, paths in files.items()}
+
+
+def _cells(path: Path) -> list[dict[str, str]]:
+    """Read the known columns as stripped text."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path} is not UTF-8 text; save it as CSV (UTF-8).") from error
+    header = lines[0] if lines else ""
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    lacking = [name for name in ("slide_id", "label") if name not in columns]
+    if lacking:
+        raise LabelError(
+            f"{path}: no column {' and '.join(lacking)}; expected slide_id,label[,split][,patient]"
+            f", found {', '.join(columns) or 'nothing'}."
+        )
+    rows = [
+        {name: (row.get(name) or "").strip() for name in ("slide_id", "label", "split", "patient")}
+        for row in reader
+    ]
+    if not rows:
+        raise LabelError(f"{path}: a header and no slides.")
+    incomplete = (
+        f"line {i}" for i, r in enumerate(rows, start=2) if not (r["slide_id"] and r["label"])
+    )
+    _refuse(path, incomplete, "rows without slide_id or label")
+    return rows
+
+
+def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
+    names = sorted(set(labels))
+    if all(name.isdecimal() for name in names):
+        count = max(int(name) for name in names) + 1
+        empty = [str(i) for i in range(min(count, 1000)) if str(i) not in names]
+        if empty:
+            raise LabelError(
+                f"{path}: labels that are numbers are 0-based class indices, but no slide has "
+                f"{_listed(empty)}. Number the classes from 0, or write names (such as grade3)."
+            )
+        names.sort(key=int)
+    if len(names) < 2:
+        raise LabelError(
+            f"{path}: all {len(labels)} slides are labelled {names[0]!r}; at least two classes "
+            "are needed to learn a difference."
+        )
+    return tuple(names)
+
+
+def _unknown_split(row: Mapping[str, str]) -> bool:
+    return bool(row["split"]) and row["split"].lower() not in _SPLITS
+
+
+def _patient(row: LabelledSlide) -> str:
+    return f"patient {row.patient}" if row.patient else f"slide {row.slide_id}"
+
+
+def _refuse_duplicates(path: Path, ids: Sequence[str]) -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for name in ids:
+        counts[name] += 1
+    _refuse(path, (f"{i} ({n} times)" for i, n in counts.items() if n > 1), "slides twice")
+
+
+def _refuse_shared_patients(path: Path, rows: Sequence[LabelledSlide]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.patient and row.split:
+            splits[row.patient].add(row.split)
+    shared = (f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1)
+    _refuse(path, shared, "patients in more than one split, which would leak into the evaluation")
+
+
+def _refuse(path: Path, found: Iterable[str], what: str) -> None:
+    listed = list(found)
+    if listed:
+        raise LabelError(f"{path}: {what}: {_listed(listed)}.")
+
+
+def _listed(things: Sequence[str]) -> str:
+    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
+    return ", ".join(things[:_SHOWN]) + more

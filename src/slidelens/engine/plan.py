@@ -1,0 +1,227 @@
+"""From what a user asks for to a frozen training plan: nothing is opened, built or written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from slidelens.engine.labels import find_slides, read_labels
+from slidelens.engine.package import family_of, load_model
+from slidelens.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slidelens.engine.labels import LabelTable
+    from slidelens.families.base import FamilyConfig
+    from slidelens.families.training import Stage, TrainConfig, TrainTask
+    from slidelens.slide.open import GivenMpp
+
+__all__ = ["TrainPlan", "plan_training", "task_of"]
+
+BaseModelT = TypeVar("BaseModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training run, resolved: what :func:`train` does follows from this alone."""
+
+    family: str
+    config: FamilyConfig
+    training: TrainConfig
+    labels: LabelTable
+    files: Mapping[str, Path]
+    out: Path
+    weights: str = "imagenet"
+    from_model: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    mpp: GivenMpp = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values that must be equal when the run is resumed."""
+        return {
+            "family": self.family,
+            "config": self.config.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+            "classes": list(self.labels.classes),
+            "slides": [[r.slide_id, r.label, r.split] for r in self.labels.rows],
+            "weights": self.weights,
+            "from_model": self.from_model,
+            "seed": self.seed,
+        }
+
+
+def plan_training(
+    family_name: str,
+    slides_dir: str | Path,
+    labels_csv: str | Path,
+    out: str | Path,
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    preset: str = "default",
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    annotations: str | Path | None = None,
+    from_model: str | Path | None = None,
+    device: str = "auto",
+    mpp: GivenMpp = None,
+) -> TrainPlan:
+    """Resolve a request to train.
+
+    Parameters
+    ----------
+    family_name
+        A family with a trainer.
+    slides_dir, labels_csv
+        See :mod:`slidelens.engine.labels`.
+    out
+        Folder of the model package.
+    backbone
+        Sets the field of that name in the family's configuration.
+    weights
+        Initial weights: ``"imagenet"`` (the default), ``"none"``, or a safetensors file.
+    epochs
+        At most so many in all: the schedule's stages are shortened or lengthened alike.
+    seed
+        Of the split (where the table has none), the head, the order and the augmentation.
+    preset
+        Named values of the training's fields.
+    config
+        Fields of the family's or the training's configuration, over the preset.
+    overrides
+        The same as text (numbers, JSON or plain), over ``config``.
+    annotations
+        For families that learn from them; no family does yet.
+    from_model
+        A package to fine-tune: its configuration, classes and weights are the start.
+    device, mpp
+        As for :func:`slidelens.predict`.
+
+    Raises
+    ------
+    LabelError
+        A table or folder that cannot be used.
+    ModelError
+        An unknown family, preset or field; a value out of bounds; options that exclude each other.
+    """
+    family = family_of(family_name)
+    task = task_of(family_name)
+    if annotations is not None:
+        raise ModelError(
+            f"family {family_name!r} learns from slide labels alone: leave annotations out."
+        )
+    if from_model is not None and weights is not None:
+        raise ModelError("--from brings its own weights: leave --weights out.")
+    given = dict(config or {}) | {k: _value(v) for k, v in (overrides or {}).items()}
+    if backbone is not None:
+        given["backbone"] = backbone
+    own = {k: v for k, v in given.items() if k in family.config.model_fields}
+    other = {k: v for k, v in given.items() if k not in own}
+    classes: tuple[str, ...] | None = None
+    if from_model is not None:
+        base, classes = _package_config(from_model, family_name)
+        own = base | own
+    training = _training(task.training, preset, other, family.config, epochs)
+    table = read_labels(Path(labels_csv), classes).split(seed).without("test")
+    files = find_slides(Path(slides_dir))
+    table = table.with_files(files)
+    return TrainPlan(
+        family=family_name,
+        config=_validated(family.config, own),
+        training=training,
+        labels=table,
+        files={row.slide_id: files[row.slide_id] for row in table.rows},
+        out=Path(out),
+        weights="imagenet" if weights is None else str(weights),
+        from_model=None if from_model is None else str(from_model),
+        seed=seed,
+        device=device,
+        mpp=mpp,
+    )
+
+
+def task_of(family: str) -> type[TrainTask[Any]]:
+    """Return the class with a family's training steps.
+
+    Raises
+    ------
+    ModelError
+        The family only runs.
+    """
+    target = family_of(family).trainer
+    if target is None:
+        raise ModelError(f"family {family!r} cannot be trained here; its models come ready made.")
+    module, _, name = target.partition(":")
+    task: type[TrainTask[Any]] = getattr(import_module(module), name)
+    return task
+
+
+def _value(text: str) -> Any:
+    """Read the text of an option: JSON where it is, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _package_config(folder: str | Path, family: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return configuration and classes of the package to start from."""
+    base = load_model(folder, "cpu")
+    if base.family != family:
+        raise ModelError(f"{folder} is a {base.family} model: train {base.family} to fine-tune it.")
+    return base.config.model_dump(), base.classes
+
+
+def _training(
+    kind: type[TrainConfig],
+    preset: str,
+    given: Mapping[str, Any],
+    config: type[FamilyConfig],
+    epochs: int | None,
+) -> TrainConfig:
+    if preset not in kind.presets:
+        raise ModelError(f"no preset {preset!r}: choose one of {', '.join(kind.presets)}.")
+    unknown = [name for name in given if name not in kind.model_fields]
+    if unknown:
+        known = [*config.model_fields, *kind.model_fields]
+        raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
+    training = _validated(kind, {**kind.presets[preset], **given})
+    if epochs is None:
+        return training
+    return training.model_copy(update={"stages": _of_length(training.stages, epochs)})
+
+
+def _of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
+    """Share ``epochs`` among stages as they are shared now, each at least one."""
+    if epochs < len(stages):
+        raise ModelError(
+            f"--epochs {epochs} is too few: the schedule has {len(stages)} stages of at least one "
+            "epoch each."
+        )
+    full, shares, left = sum(s.epochs for s in stages), [], epochs
+    for rest, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
+        share = min(max(1, round(epochs * stage.epochs / full)), left - rest)
+        shares.append(share if rest else left)
+        left -= share
+    return tuple(
+        stage.model_copy(update={"epochs": n}) for stage, n in zip(stages, shares, strict=True)
+    )
+
+
+def _validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        raise ModelError(f"{where}: {first['msg']}, not {first['input']!r}.") from error

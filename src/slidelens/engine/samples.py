@@ -1,0 +1,183 @@
+"""The slides of a training run: opened when needed, their decoded tiles kept within a budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from slidelens.engine.loader import SlideView
+from slidelens.families.base import Batch
+from slidelens.families.training import take
+from slidelens.slide.open import open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from slidelens.families.training import Sample
+    from slidelens.slide.base import Slide
+    from slidelens.slide.open import GivenMpp
+    from slidelens.tiling.grid import Grid, GridSpec
+
+__all__ = ["TrainSlides"]
+
+_OPEN = 16
+"""Slides held open at once: each has file handles and reader threads."""
+
+
+class TrainSlides:
+    """The :class:`~slidelens.families.training.TrainData` of a run.
+
+    Parameters
+    ----------
+    train, tune
+        Labelled slides of the two splits.
+    files
+        Slide id to path.
+    device
+        Where tiles are put.
+    cache_bytes
+        Decoded tiles kept in memory. A slide is kept whole or not at all, first come first kept:
+        an epoch goes round all slides, so that making room would throw out what comes next.
+    mpp
+        As for :func:`~slidelens.slide.open.open_slide`.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Sample],
+        tune: Sequence[Sample],
+        files: Mapping[str, Path],
+        *,
+        device: torch.device,
+        cache_bytes: int,
+        mpp: GivenMpp = None,
+    ) -> None:
+        self.train = tuple(train)
+        self.tune = tuple(tune)
+        self._files = files
+        self._device = device
+        self._mpp = mpp
+        self._tiles = _TileStore(cache_bytes)
+        self._grids: dict[tuple[str, GridSpec], Grid] = {}
+        self._open: OrderedDict[str, _TrainView] = OrderedDict()
+
+    def view(self, slide_id: str) -> _TrainView:
+        """Return the view of a slide, opening it if need be.
+
+        Raises
+        ------
+        SlideError
+            The slide cannot be opened, or has no resolution.
+        """
+        if slide_id in self._open:
+            self._open.move_to_end(slide_id)
+            return self._open[slide_id]
+        slide = open_slide(self._files[slide_id], mpp=self._mpp)
+        try:
+            view = _TrainView(slide, slide_id, self._tiles, self._grids, self._device)
+        except BaseException:
+            slide.close()
+            raise
+        self._open[slide_id] = view
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)[1].close()
+        return view
+
+    def close(self) -> None:
+        """Close all slides."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+class _TrainView(SlideView):
+    """A slide's view that finds its grid once and reads each tile once, if memory allows."""
+
+    def __init__(
+        self,
+        slide: Slide,
+        slide_id: str,
+        tiles: _TileStore,
+        grids: dict[tuple[str, GridSpec], Grid],
+        device: torch.device,
+    ) -> None:
+        super().__init__(slide, device=device)
+        self._id = slide_id
+        self._tiles = tiles
+        self._found = grids
+
+    def close(self) -> None:
+        super().close()
+        self.slide.close()
+
+    def grid(self, spec: GridSpec) -> Grid:
+        key = (self._id, spec)
+        if key not in self._found:
+            self._found[key] = super().grid(spec)
+        return self._found[key]
+
+    def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
+        """Read tiles as :class:`SlideView` does, those read before from memory."""
+        kept = self._tiles.of(self._id, self.grid(grid.spec))
+        if kept is None:
+            yield from super().batches(grid, batch_size)
+            return
+        rows = kept.rows(grid)
+        if not kept.read[rows].all():
+            missing = rows[~kept.read[rows]]
+            self._fill(kept, missing, batch_size)
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            images = torch.from_numpy(kept.images[some]).to(self.device)
+            yield Batch(grid.boxes[start : start + batch_size], images.permute(0, 3, 1, 2))
+
+    def _fill(self, kept: _Kept, rows: NDArray[np.int64], batch_size: int) -> None:
+        missing = take(kept.grid, rows)
+        seen = 0
+        for batch in super().batches(missing, batch_size):
+            some = rows[seen : seen + len(batch.boxes)]
+            kept.images[some] = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+            kept.read[some] = True
+            seen += len(some)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The tiles of one slide in memory: ``images`` is ``(N, H, W, 3)`` uint8."""
+
+    grid: Grid
+    images: NDArray[np.uint8]
+    read: NDArray[np.bool_]
+    place: dict[tuple[int, int], int]
+
+    def rows(self, grid: Grid) -> NDArray[np.int64]:
+        """Return where the tiles of a part of the grid are kept."""
+        return np.array([self.place[c, r] for c, r in grid.index.tolist()], np.int64)
+
+
+class _TileStore:
+    """Tiles of many slides within a budget of bytes."""
+
+    def __init__(self, budget: int) -> None:
+        self._left = budget
+        self._kept: dict[tuple[str, GridSpec], _Kept] = {}
+
+    def of(self, slide_id: str, grid: Grid) -> _Kept | None:
+        """Return a slide's place in memory, or None if it found no room."""
+        key = (slide_id, grid.spec)
+        if key not in self._kept:
+            shape = (len(grid), grid.spec.tile, grid.spec.tile, 3)
+            size = int(np.prod(shape))
+            if size > self._left:
+                return None
+            self._left -= size
+            place = {(c, r): i for i, (c, r) in enumerate(grid.index.tolist())}
+            read = np.zeros(len(grid), bool)
+            self._kept[key] = _Kept(grid, np.empty(shape, np.uint8), read, place)
+        return self._kept[key]

@@ -1,0 +1,228 @@
+"""Train a family on labelled slides: carry out a plan and write a model package."""
+
+from __future__ import annotations
+
+import logging
+import re
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from slidelens.engine.package import family_of, load_model, save_model
+from slidelens.engine.plan import plan_training, task_of
+from slidelens.errors import ModelError, SlideError
+from slidelens.families.base import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from lightning.fabric import Fabric
+
+    from slidelens.engine.checkpoint import CheckpointStore
+    from slidelens.engine.loop import TrainLoop, TrainProgress
+    from slidelens.engine.plan import TrainPlan
+    from slidelens.engine.samples import TrainSlides
+    from slidelens.families.training import TrainTask
+
+__all__ = ["train"]
+
+_STATE = "training"
+"""Folder inside the model's for checkpoints and history."""
+
+
+def train(
+    family_name: str,
+    slides_dir: str | Path,
+    labels_csv: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    **options: Any,
+) -> Iterator[TrainProgress]:
+    """Train a model and write its package to ``out``; iterate to run it.
+
+    Faults of the input are raised at once, before the first step. Closing the iterator saves a
+    checkpoint; so does every epoch and every minute. ``out/training/history.csv`` has the losses.
+
+    Parameters
+    ----------
+    family_name, slides_dir, labels_csv, out
+        As for :func:`~slidelens.engine.plan.plan_training`, which also lists the ``options``.
+    resume
+        Continue from the checkpoint in ``out``, if there is one.
+
+    Yields
+    ------
+    TrainProgress
+        After every step.
+
+    Raises
+    ------
+    LabelError, ModelError, SlideError, ResultError
+        See :func:`~slidelens.engine.plan.plan_training` and
+        :meth:`~slidelens.engine.loop.TrainLoop.run`; slides that cannot be used are listed all at
+        once, before training.
+    """
+    return _run(plan_training(family_name, slides_dir, labels_csv, out, **options), resume)
+
+
+def _run(plan: TrainPlan, resume: bool) -> Iterator[TrainProgress]:
+    """Check the folder now, and give the iterator that does the rest."""
+    from slidelens.engine.checkpoint import CheckpointStore
+
+    if (plan.out / "model.json").exists():
+        raise ModelError(
+            f"{plan.out} already holds a model; give another folder, or --from to fine-tune it."
+        )
+    store = CheckpointStore(plan.out / _STATE)
+    if store.exists and not resume:
+        raise ModelError(
+            f"{plan.out} holds an unfinished training; continue it with --resume, or give another "
+            "folder."
+        )
+    return _steps(plan, store)
+
+
+def _steps(plan: TrainPlan, store: CheckpointStore) -> Iterator[TrainProgress]:
+    from slidelens.engine.loop import TrainLoop, TrainProgress
+
+    start = perf_counter()
+    fabric, device = _fabric(plan)
+    model, origin = _initial_model(plan, device)
+    network = fabric.setup_module(model.module)
+    slides = _open(plan, device)
+    try:
+        task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
+        yield from _check_slides(task, [row.slide_id for row in plan.labels.rows])
+        loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
+        yield from loop.run(resume=store.exists)
+    finally:
+        slides.close()
+    model.card = _card(plan, loop, origin)
+    _publish(model, plan.out)
+    store.clear()
+    last = loop.history[-1]
+    yield TrainProgress(
+        "done",
+        epoch=last["epoch"],
+        epochs=last["epoch"],
+        train_loss=last["train_loss"],
+        tune_loss=loop.metrics["loss"],
+        tune_auc=loop.metrics["auc"],
+        seconds=perf_counter() - start,
+    )
+
+
+def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
+    """Start Fabric on the plan's device and seed every generator."""
+    from slidelens.engine.device import pick_device, uses_bf16
+
+    try:
+        from lightning.fabric import Fabric, seed_everything
+    except ImportError as error:
+        raise ModelError(
+            f"training needs packages that are not installed ({error.name}): "
+            "pip install 'slidelens[train]'."
+        ) from error
+    device = pick_device(plan.device)
+    bf16 = uses_bf16(device, plan.training.precision)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces its precision
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision="bf16-mixed" if bf16 else "32-true",
+    )
+    fabric.launch()
+    seed_everything(plan.seed, verbose=False)
+    return fabric, device
+
+
+def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:
+    """Build the model with its first weights; tell where they come from."""
+    import torch
+
+    classes = plan.labels.classes
+    model = Model(
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", plan.out.resolve().name).strip("-._") or "model",
+        family=plan.family,
+        config=plan.config,
+        classes=classes,
+        module=family_of(plan.family).build(plan.config, len(classes)),
+        device=device,
+    )
+    if plan.from_model is None:
+        origin = task_of(plan.family).initialize(model, plan.weights, plan.seed)
+    else:
+        base = load_model(plan.from_model, "cpu")
+        model.mean, model.std = base.mean, base.std
+        origin = {"from": base.name, "from_sha256": base.card.get("weights_sha256")}
+        try:
+            model.module.load_state_dict(base.module.state_dict())
+        except RuntimeError as error:
+            raise ModelError(
+                f"the weights of {plan.from_model} do not fit the changed configuration: {error}"
+            ) from error
+    model.module.to(memory_format=torch.channels_last)
+    return model, origin
+
+
+def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
+    from slidelens.engine.samples import TrainSlides
+    from slidelens.families.training import Sample
+
+    train, tune = (
+        [Sample(row.slide_id, row.label) for row in plan.labels.of(split)]
+        for split in ("train", "tune")
+    )
+    budget = plan.training.cache_mb << 20
+    return TrainSlides(train, tune, plan.files, device=device, cache_bytes=budget, mpp=plan.mpp)
+
+
+def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[TrainProgress]:
+    """Look at every slide before the first step, so that a bad one does not end a night's work."""
+    from slidelens.engine.loop import TrainProgress
+
+    faults = []
+    for number, slide_id in enumerate(slides, start=1):
+        try:
+            task.check(slide_id)
+        except SlideError as error:
+            faults.append(f"{slide_id}: {error}")
+        yield TrainProgress("open", number, len(slides), slide_id)
+    if faults:
+        listed = "\n  ".join(faults)
+        raise SlideError(
+            f"{len(faults)} of {len(slides)} slides cannot be used for training; repair them or "
+            f"take them out of the labels:\n  {listed}"
+        )
+
+
+def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in the model's card what it learnt from, how, and how well."""
+    labels = plan.labels
+    counts = {
+        split: {
+            name: sum(r.label == i for r in labels.of(split))
+            for i, name in enumerate(labels.classes)
+        }
+        for split in ("train", "tune")
+    }
+    return {
+        "training_data": {"labels": labels.path.name, "slides": counts, **origin},
+        "training": {
+            "seed": plan.seed,
+            "epochs": len(loop.history),
+            "updates": loop.updates,
+            **plan.training.model_dump(mode="json"),
+        },
+        "metrics": loop.metrics,
+    }
+
+
+def _publish(model: Model[Any], out: Path) -> None:
+    """Put the package into its folder beside the history; ``model.json`` comes last."""
+    staging = save_model(model, out / _STATE / "package")
+    for name in ("weights.safetensors", "model.json"):
+        (staging / name).replace(out / name)
+    staging.rmdir()

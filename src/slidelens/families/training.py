@@ -1,0 +1,237 @@
+"""How a family takes part in training: what an epoch works through, what a step computes.
+
+The loop itself (seeds, optimiser, checkpoints, early stopping, devices) is one for all families:
+:mod:`slidelens.engine.train`. It runs, for each epoch, every :class:`Work` of
+:meth:`TrainTask.epoch` and then of :meth:`TrainTask.evaluation`, each by one
+:meth:`TrainTask.step`. A checkpoint may fall between any two steps, so
+
+- the works of an epoch depend on nothing but the epoch's number, the seed and the task's
+  :meth:`~TrainTask.state`: on resuming, the loop counts past those already done;
+- what a step leaves for later steps of its epoch goes into that state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from slidelens.families.base import ConfigT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import Model, View
+    from slidelens.tiling.grid import Grid
+
+__all__ = [
+    "Outcome",
+    "Phase",
+    "Sample",
+    "Stage",
+    "TrainConfig",
+    "TrainData",
+    "TrainTask",
+    "Work",
+    "balanced_order",
+    "take",
+]
+
+Phase = Literal["scan", "train", "tune"]
+"""``train`` steps get gradients; ``scan`` (on training slides) and ``tune`` run in eval mode."""
+
+
+class Stage(BaseModel):
+    """A part of the schedule with its own optimiser.
+
+    The second and later stages start from the centre checkpoint of the best window of the one
+    before (streaming-prostate-2020, section IV.A.1), except after a warm-up of the head.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(ge=1, description="at most so many epochs")
+    lr: float = Field(gt=0, description="learning rate of the backbone")
+    head_lr: float = Field(gt=0, description="learning rate of the head")
+    trains: Literal["all", "head"] = Field("all", description="what learns")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="per epoch")
+    start: Literal["centre", "last"] = Field(
+        "centre", description="which weights of the stage before to start from"
+    )
+
+
+class TrainConfig(BaseModel):
+    """What every family's training can be told; a family adds its own fields and presets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stages: tuple[Stage, ...] = Field(min_length=1, description="the schedule")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.01, ge=0, description="of the optimiser")
+    accumulate: int = Field(1, ge=1, description="training steps per optimiser step")
+    clip_norm: float = Field(0, ge=0, description="largest norm of the gradients; 0 is no limit")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto is bf16 where the hardware multiplies it natively"
+    )
+    window: int = Field(5, ge=1, description="epochs in the moving average of the tuning loss")
+    patience: int = Field(
+        10, ge=0, description="stop after so many epochs without a better window; 0 is never"
+    )
+    average: bool = Field(True, description="average the weights of the best window")
+    cache_mb: int = Field(2048, ge=0, description="decoded tiles kept in memory, in MB")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Preset name to field values; ``default`` is used when none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A labelled slide; ``label`` is the 0-based class index."""
+
+    slide_id: str
+    label: int
+
+
+class TrainData(Protocol):
+    """The slides of a training run, split; the engine makes it."""
+
+    @property
+    def train(self) -> Sequence[Sample]:
+        """Slides to learn from."""
+
+    @property
+    def tune(self) -> Sequence[Sample]:
+        """Slides that say when to stop."""
+
+    def view(self, slide_id: str) -> View:
+        """Return the view of a slide; its tiles come from memory when they were read before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step to do: ``slides`` are those it reads; ``labels`` are theirs."""
+
+    phase: Phase
+    slides: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step computed: per slide the loss and, in tuning, the class probabilities."""
+
+    losses: tuple[float, ...] = ()
+    probabilities: tuple[tuple[float, ...], ...] = ()
+
+
+class TrainTask(ABC, Generic[ConfigT]):
+    """A family's training.
+
+    Parameters
+    ----------
+    model
+        What is trained; ``model.module`` holds the weights, on its device.
+    network
+        ``model.module`` as the engine wraps it (autocast, several devices): call this one.
+    data
+        The slides.
+    config
+        Of the class that :attr:`training` names.
+    seed
+        All random choices of the task follow from it.
+    """
+
+    training: ClassVar[type[TrainConfig]]
+
+    def __init__(
+        self,
+        model: Model[ConfigT],
+        network: Callable[[torch.Tensor], torch.Tensor],
+        data: TrainData,
+        config: TrainConfig,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.data = data
+        self.config = config
+        self.seed = seed
+
+    @classmethod
+    @abstractmethod
+    def initialize(cls, model: Model[ConfigT], weights: str, seed: int) -> Mapping[str, Any]:
+        """Give a new model its first weights; return what the card should say of them.
+
+        ``weights`` is ``"imagenet"``, ``"none"`` or a file.
+        """
+
+    @abstractmethod
+    def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
+        """Return what learns in a stage: pairs of learning rate and parameters."""
+
+    def check(self, slide_id: str) -> None:
+        """Raise ``SlideError`` for a slide that cannot be learnt from; done before all else."""
+        self.data.view(slide_id)
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Iterator[Work]:
+        """Yield the scan and train works of an epoch (0-based, counted over all stages)."""
+
+    @abstractmethod
+    def length(self) -> int:
+        """Return the number of works that :meth:`epoch` yields."""
+
+    def evaluation(self) -> Iterator[Work]:
+        """Yield one tune work per slide of the tuning split."""
+        for sample in self.data.tune:
+            yield Work("tune", (sample.slide_id,), (sample.label,))
+
+    @abstractmethod
+    def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
+        """Do one work.
+
+        ``backward`` adds the gradients of a loss; a step may call it many times (modules with
+        losses of their own, parts of a slide). Pass it the *sum* over the work's slides: the engine
+        divides by the number of slides since the last optimiser step.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Return what later steps of the same epoch need, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+
+
+def take(grid: Grid, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
+    """Return the grid of some of a grid's tiles, by position, in the order given."""
+    return replace(
+        grid,
+        boxes=grid.boxes[rows],
+        cores=grid.cores[rows],
+        index=grid.index[rows],
+        tissue=grid.tissue[rows],
+    )
+
+
+def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return positions of ``samples`` in random order, rare classes repeated to equal counts.
+
+    Every sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
+    """
+    random = np.random.default_rng([seed, epoch])
+    labels = np.array([s.label for s in samples])
+    most = int(np.bincount(labels).max())
+    drawn = [
+        np.resize(random.permutation(np.flatnonzero(labels == label)), most)
+        for label in np.unique(labels)
+    ]
+    return random.permutation(np.concatenate(drawn))

@@ -1,0 +1,97 @@
+"""Augmentation of tiles in batches, on any device, each tile by a key of its own.
+
+The same key gives the same augmentation, whatever the batch: multiple-instance learning shows a
+tile once to choose it and once to learn from it, and both must be the same picture
+(streaming-prostate-2020, section IV.B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import pi
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["TileAugment"]
+
+# Optical densities of haematoxylin, eosin and the rest in RGB (Ruifrok & Johnston 2001), unit rows.
+_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+# RGB to luma and two colour differences: hue is a rotation of the latter, saturation their length.
+_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class TileAugment:
+    """Flips and quarter turns, stain jitter, mild hue, saturation and brightness jitter.
+
+    Attributes
+    ----------
+    flips
+        One of the eight orientations, at random.
+    stain
+        Each stain's optical density is scaled by 1 +- this and shifted by +- a tenth of it.
+    colour
+        Saturation and brightness change by +- this, hue by +- a tenth of a turn times it (the
+        paper: 5 %).
+    """
+
+    flips: bool = True
+    stain: float = 0.2
+    colour: float = 0.05
+
+    def __call__(self, images: Tensor, keys: Sequence[Sequence[int]]) -> Tensor:
+        """Augment ``(N, 3, H, W)`` uint8 RGB (H = W if ``flips``) to float32 in 0..1.
+
+        ``keys`` holds one sequence of non-negative integers per image.
+        """
+        draws = np.stack([np.random.default_rng(key).random(_DRAWS) for key in keys])
+        images = images.contiguous()
+        if self.flips:
+            images = _turn(images, (draws[:, 9] * 8).astype(int))
+        jitter = torch.from_numpy(2 * draws[:, :9] - 1).float().to(images.device)
+        density = images.to(torch.float32).clamp_(min=0.5).div_(255).log_().neg_().flatten(2)
+        stained = torch.baddbmm(*self._stain(jitter[:, :6]), density)
+        colours = torch.bmm(self._colour(jitter[:, 6:]), stained.neg_().exp_())
+        return colours.clamp_(0, 1).view(images.shape)
+
+    def _stain(self, jitter: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shift ``(N, 3, 1)`` and matrix ``(N, 3, 3)`` on optical densities."""
+        stains = torch.tensor(_STAINS, device=jitter.device)
+        stains = (stains / stains.norm(dim=1, keepdim=True)).T  # columns: stain to RGB
+        scale = torch.diag_embed(1 + self.stain * jitter[:, :3])
+        shift = stains @ (0.1 * self.stain * jitter[:, 3:, None])
+        return shift, stains @ scale @ torch.linalg.inv(stains)
+
+    def _colour(self, jitter: Tensor) -> Tensor:
+        """Return the matrix ``(N, 3, 3)`` on RGB that turns hue, scales saturation and light."""
+        angle = 0.2 * pi * self.colour * jitter[:, 0]
+        light = 1 + self.colour * jitter[:, 2]
+        strength = light * (1 + self.colour * jitter[:, 1])
+        turn = torch.zeros(len(jitter), 3, 3, device=jitter.device)
+        turn[:, 0, 0] = light
+        turn[:, 1, 1] = turn[:, 2, 2] = strength * angle.cos()
+        turn[:, 2, 1] = strength * angle.sin()
+        turn[:, 1, 2] = -turn[:, 2, 1]
+        yiq = torch.tensor(_YIQ, device=jitter.device)
+        matrix: Tensor = torch.linalg.inv(yiq) @ turn @ yiq
+        return matrix
+
+
+def _turn(images: Tensor, orientations: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+    """Bring each square image into one of eight orientations."""
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"only square tiles can be turned, not {tuple(images.shape[2:])}")
+    out = torch.empty_like(images)
+    for way in np.unique(orientations):
+        rows = torch.from_numpy(np.flatnonzero(orientations == way)).to(images.device)
+        some = torch.rot90(images[rows], int(way) % 4, (2, 3))
+        out[rows] = some.flip(3) if way >= 4 else some
+    return out
