@@ -1,0 +1,59 @@
+"""``slidelens demo``: the main job on a small cohort that it draws itself."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slidelens.cli.progress import Bar
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("demo", epilog="Example: slidelens demo --view")(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("demo"),
+    view: Annotated[bool, typer.Option(help="Then open slides and layers in napari.")] = False,
+) -> None:
+    """Draw a small cohort, run the bundled model over it, write heatmaps and pictures."""
+    from slidelens.engine.demo import demo as steps
+
+    slides = []
+    typer.echo(f"{'slide':<16}{'truth':<10}{'P(tumor)':>9}  regions   seconds")
+    with closing(steps(out)) as run, Bar() as bar:
+        for step in run:
+            if step.result is None:
+                bar.update(step.doing, step.done, step.total, step.slide_id)
+                continue
+            result = step.result
+            slides.append(result.slide.id)
+            score = list(result.probabilities.values())[-1]
+            seconds = sum(result.timings.values())
+            typer.echo(
+                f"{step.slide_id:<16}{step.label:<10}{score:>9.3f}  "
+                f"{len(result.regions):>7}   {seconds:>7.1f}"
+            )
+    first = f"{out}/cohort/slides/{slides[-1]}.tif"
+    typer.echo(
+        f"""
+Made in {out}/
+  overview/   a picture of each slide beside its heatmap: open {out}/overview/{slides[-1]}.png
+  geojson/    the regions above threshold, for QuPath
+  results/    maps (OME-Zarr), tiles (CSV) and scores, one folder per slide
+
+Next
+  slidelens view {first} --results {out}/results
+  slidelens predict YOUR_SLIDE.svs --model demo-mil --out results
+  slidelens train mil --slides {out}/cohort/slides --labels {out}/cohort/labels.csv --out my-model"""
+    )
+    if view:
+        from slidelens.cli.view import view as open_viewer
+
+        open_viewer([Path(first)], results=out / "results")

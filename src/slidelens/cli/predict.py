@@ -1,0 +1,93 @@
+"""``slidelens predict``: models over slides."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slidelens.cli.options import DeviceOption, JsonOption, MppOption, parse_mpp, parse_region
+from slidelens.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from slidelens.engine.cohort import Outcome
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(
+        "predict", epilog="Example: slidelens predict slide.svs --model demo-mil --out results"
+    )(predict)
+
+
+def predict(
+    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
+    model: Annotated[list[str], typer.Option(help="Name or folder of a model; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
+    device: DeviceOption = "auto",
+    mpp: MppOption = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Only this part, in level-0 px.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Tiles per step.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32 or bf16 (auto: bf16 where the hardware has it).")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Run again what is there already.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run models over slides; what is there already, from the same settings, is skipped."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise typer.BadParameter(f"--precision {precision!r}: expected auto, fp32 or bf16")
+    box, resolution = parse_region(region), parse_mpp(mpp)
+    from slidelens.engine.cohort import Outcome, predict_cohort
+
+    run = predict_cohort(
+        slides,
+        model,
+        out,
+        device=device,
+        mpp=resolution,
+        region=box,
+        batch_size=batch_size,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    outcomes = []
+    with closing(run), Bar(quiet=as_json) as bar:  # type: ignore[type-var]
+        for event in run:
+            if isinstance(event, Outcome):
+                outcomes.append(event)
+                bar.line(_line(event, several=len(model) > 1))
+            else:
+                bar.update(f"{event.slide_id} {event.model}", event.done, event.total)
+    if as_json:
+        typer.echo(json.dumps([_row(outcome) for outcome in outcomes], indent=2))
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _line(outcome: Outcome, several: bool) -> str:
+    name = outcome.slide_id + (f" {outcome.model}" if several else "")
+    if outcome.status == "skipped":
+        return f"{name}: skipped"
+    if outcome.status == "failed":
+        return f"{name}: failed: {outcome.error}"
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in outcome.probabilities.items())
+    return f"{name}: {scores} ({outcome.seconds:.1f} s)"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "model": outcome.model,
+        "slide_id": outcome.slide_id,
+        "status": outcome.status,
+        "error": outcome.error,
+        "probabilities": outcome.probabilities,
+        "seconds": round(outcome.seconds, 3),
+    }
