@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "Level", "Reader", "Slide", "slide_id"]
 
+_WHOLE = 2.0**-18  # closer to a whole pixel than the resampler's quantum tells apart
 _CLOSE_ENOUGH = 1.01
 """A level up to 1 % coarser than asked is used: downsamples such as 2.0003 mean 2."""
 
@@ -104,6 +105,11 @@ class Slide:
         index = self._level_for(step_x, step_y)
         size = self.levels[index].size
         scale_x, scale_y = self.size.width / size.width, self.size.height / size.height
+        if (step_x, step_y) == (scale_x, scale_y):
+            x, y = box.x / scale_x, box.y / scale_y
+            left, top = round(x), round(y)
+            if abs(x - left) < _WHOLE and abs(y - top) < _WHOLE:  # stored pixels, as they are
+                return self.read_level(index, left, top, n_x, n_y)
 
         def source(x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
             return self.read_level(index, x, y, w, h)

@@ -83,10 +83,12 @@ def sample(
         Interpolate between pixel centres instead of averaging.
     """
     n_x, n_y = len(x_edges) - 1, len(y_edges) - 1
-    out = np.empty((n_y, n_x, 3), np.uint8)
     span = max(1, int((x_edges[-1] - x_edges[0]) // QUANTUM)) * 3
     rows = max(1.0, float(y_edges[-1] - y_edges[0]) / QUANTUM / n_y)
     band = max(1, int(_BAND_BYTES // (span * rows)))
+    if band >= n_y:
+        return _sample_band(read, size, x_edges, y_edges, enlarge)
+    out = np.empty((n_y, n_x, 3), np.uint8)
     for top in range(0, n_y, band):
         part = y_edges[top : top + band + 1]
         out[top : top + band] = _sample_band(read, size, x_edges, part, enlarge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -52,10 +53,37 @@ def main_series(file: tifffile.TiffFile) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class _Page:
+    """A page's segments, taken out of tifffile's page.
+
+    That one reads tags when first asked for them, and is not thread-safe while it does.
+    """
+
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    decode: Callable[..., Any]
+    tables: dict[str, bytes | None]
+    fill: np.generic
+
+    @classmethod
+    def of(cls, page: Any) -> _Page:
+        keyframe = page.keyframe
+        jpeg = int(keyframe.compression) in (6, 7, 34892)
+        white = keyframe.samplesperpixel >= 3 and keyframe.dtype == np.uint8
+        return cls(
+            np.array(page.dataoffsets, np.int64),
+            np.array(page.databytecounts, np.int64),
+            page.decode,
+            {"jpegtables": page.jpegtables} if jpeg else {},
+            keyframe.dtype.type(255 if white else keyframe.nodata),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Store:
     """Where the pixels of one level lie: pages with segments, or one array on disk."""
 
-    pages: tuple[Any, ...]
+    pages: tuple[_Page, ...]
     block: tuple[int, int]
     columns: int
     rows: int
@@ -69,31 +97,26 @@ class TiffPixels:
     Parameters
     ----------
     path, file
-        The open file; closed by :meth:`close`.
+        The open file; it may be closed afterwards.
     levels
         tifffile's series, one per level; ``None`` for a level to leave out.
     """
 
     def __init__(self, path: Path, file: tifffile.TiffFile, levels: list[Any | None]) -> None:
         self._path = path
-        self._file = file
         self._lock = Lock()
         self._owner = new_owner()
-        self._stores = [None if level is None else self._store(level) for level in levels]
+        self._stores = [None if s is None else self._store(s, file.byteorder) for s in levels]
+        self._file = path.open("rb", buffering=0)
 
     @classmethod
     def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
         """Open the tiles of a slide that OpenSlide describes; ``None`` if no level is plain RGB."""
-        file = open_tiff(path)
-        found = {
-            (s.keyframe.imagewidth, s.keyframe.imagelength): s for s in main_series(file).levels
-        }
-        chosen = [found.get((level.size.width, level.size.height)) for level in levels]
-        plain = [s if s is not None and _is_plain(s.keyframe) else None for s in chosen]
-        if not any(plain):
-            file.close()
-            return None
-        return cls(path, file, plain)
+        with open_tiff(path) as file:
+            pages = [(s.keyframe, s) for s in main_series(file).levels]
+            found = {(p.imagewidth, p.imagelength): s for p, s in pages if _is_plain(p)}
+            plain = [found.get((level.size.width, level.size.height)) for level in levels]
+            return cls(path, file, plain) if any(plain) else None
 
     def has(self, level: int) -> bool:
         """Say whether this level can be read here."""
@@ -119,10 +142,10 @@ class TiffPixels:
         self._file.close()
         tile_cache().drop(self._owner)
 
-    def _store(self, level: Any) -> _Store:
+    def _store(self, level: Any, byteorder: str) -> _Store:
         page = level.keyframe
-        array = self._map(level)
-        pages = _channel_pages(level) if array is None else ()
+        array = self._map(level, byteorder)
+        pages = tuple(_Page.of(p) for p in _channel_pages(level)) if array is None else ()
         samples = page.samplesperpixel if page.planarconfig == 2 else 1
         if page.is_tiled:
             block = (page.tilewidth, page.tilelength)
@@ -138,7 +161,7 @@ class TiffPixels:
             array,
         )
 
-    def _check(self, page: Any, pages: Any, block: tuple[int, int]) -> None:
+    def _check(self, page: Any, pages: tuple[_Page, ...], block: tuple[int, int]) -> None:
         """Refuse what cannot be read in pieces, and files that end before their pixels do."""
         size = block[0] * block[1] * page.dtype.itemsize * page.samplesperpixel
         if pages and size > _MAX_SEGMENT:
@@ -146,23 +169,19 @@ class TiffPixels:
                 f"{self._path}: stores its pixels in blocks of {size / 1e9:.1f} GB, which cannot be "
                 "read in pieces; convert it to a tiled TIFF."
             )
-        ends = (
-            offset + count
-            for stored in pages
-            for offset, count in zip(stored.dataoffsets, stored.databytecounts, strict=True)
-        )
-        end = max(ends, default=0)
-        if end > self._file.filehandle.size:
+        end = max((int((p.offsets + p.counts).max()) for p in pages), default=0)
+        have = self._path.stat().st_size
+        if end > have:
             raise SlideError(
-                f"{self._path}: is truncated: its pixels reach to byte {end}, the file has "
-                f"{self._file.filehandle.size}; copy it again."
+                f"{self._path}: is truncated: its pixels reach to byte {end}, the file ends at "
+                f"{have}; copy it again."
             )
 
-    def _map(self, level: Any) -> NDArray[Any] | None:
+    def _map(self, level: Any, byteorder: str) -> NDArray[Any] | None:
         """Map pixels that lie uncompressed in one piece, as ``(H, W, C)``."""
         if level.dataoffset is None or level.keyframe.is_tiled:
             return None
-        dtype = level.keyframe.dtype.newbyteorder(self._file.byteorder)
+        dtype = level.keyframe.dtype.newbyteorder(byteorder)
         array = np.memmap(self._path, dtype, "r", level.dataoffset, level.shape)
         kept = array[tuple(slice(None) if axis in "YXSC" else 0 for axis in level.axes)]
         axes = [axis for axis in level.axes if axis in "YXSC"]
@@ -180,25 +199,19 @@ class TiffPixels:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _segment(self, page: Any, index: int) -> NDArray[Any]:
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        keyframe = page.keyframe
-        jpeg = keyframe.compression in (6, 7, 34892)
-        tables = {}
+    def _segment(self, page: _Page, index: int) -> NDArray[Any]:
+        count = int(page.counts[index])
         try:
             data = None
-            with self._lock:
-                if jpeg:  # tifffile reads a tag when it is first asked for, and moves the file
-                    tables = {"jpegtables": page.jpegtables}
-                if count:
-                    self._file.filehandle.seek(offset)
-                    data = self._file.filehandle.read(count)
-            decoded, _, shape = page.decode(data, index, **tables)
+            if count:
+                with self._lock:
+                    self._file.seek(int(page.offsets[index]))
+                    data = self._file.read(count)
+            decoded, _, shape = page.decode(data, index, **page.tables)
         except Exception as error:  # reason: decoders raise their own kinds, one per compression
             raise unreadable(self._path, error, "its pixels cannot be decoded") from error
         if decoded is None:  # a tile that was never written
-            white = keyframe.samplesperpixel >= 3 and keyframe.dtype == np.uint8
-            return np.full(shape[1:], 255 if white else keyframe.nodata, keyframe.dtype)
+            return np.full(shape[1:], page.fill)
         pixels: NDArray[Any] = decoded[0]
         return pixels
 

@@ -33,24 +33,24 @@ class TiffReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         _refuse_vsi(path)
-        file = open_tiff(path)
-        series = main_series(file)
-        page = series.keyframe
-        try:
+        with open_tiff(path) as file:
+            series = main_series(file)
+            page = series.keyframe
             _check_kind(path, page)
-            self._pixels = TiffPixels(path, file, list(series.levels))
-            self._series = {s.name.lower(): s for s in file.series if s is not series and s.name}
-            self.facts = tiff_facts(file, series, tuple(self._series))
-        except BaseException as error:
-            file.close()
-            if isinstance(error, SlideError) or not isinstance(error, Exception):
+            others = {s.name.lower(): s.keyframe.index for s in file.series if s is not series}
+            self._others = {name: index for name, index in others.items() if name}
+            try:
+                self.facts = tiff_facts(file, series, tuple(self._others))
+                self._pixels = TiffPixels(path, file, list(series.levels))
+            except SlideError:
                 raise
-            raise unreadable(path, error, "its TIFF header cannot be understood") from error
-        self._icc = page.tags.valueof(34675)
-        self._map = page.colormap if page.photometric == 3 else None
-        self._inverted = page.photometric == 0
-        rgb = page.photometric in (2, 6) and page.samplesperpixel >= 3
-        channels = len(self.facts.channels) or page.samplesperpixel
+            except Exception as error:  # reason: damaged headers make parsers raise anything
+                raise unreadable(path, error, "its TIFF header cannot be understood") from error
+            self._icc = page.tags.valueof(34675)
+            self._map = page.colormap if page.photometric == 3 else None
+            self._inverted = page.photometric == 0
+            rgb = page.photometric in (2, 6) and page.samplesperpixel >= 3
+            channels = len(self.facts.channels) or page.samplesperpixel
         self._compose = Composer(channels, page.dtype, rgb, self._overview)
 
     @classmethod
@@ -64,15 +64,14 @@ class TiffReader(Reader):
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Read one of the file's other images."""
-        series = self._series[name]
         with open_tiff(self.path) as file:
-            page = series.keyframe
+            page: Any = file.pages[self._others[name]]
             try:
-                samples = file.pages[page.index].asarray()
+                samples = page.asarray()
             except Exception as error:  # reason: decoders raise their own kinds
                 raise unreadable(self.path, error, f"its {name} image cannot be read") from error
+            rgb = int(page.keyframe.photometric) in (2, 6)
         samples = samples if samples.ndim == 3 else samples[..., None]
-        rgb = int(page.photometric) in (2, 6)
         return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples)(samples)
 
     def icc_profile(self) -> bytes | None:
@@ -88,7 +87,8 @@ class TiffReader(Reader):
         if self._map is not None:
             return (np.moveaxis(self._map, 0, -1)[samples[..., 0]] >> 8).astype(np.uint8)
         if self._inverted and samples.dtype.kind == "u":
-            return np.asarray(np.iinfo(samples.dtype).max - samples)
+            inverted: NDArray[Any] = np.iinfo(samples.dtype).max - samples
+            return inverted
         return samples
 
     def _overview(self) -> NDArray[Any]:
