@@ -1,0 +1,54 @@
+"""Streaming is exact: random networks, well-known networks, images and tiles of any size."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from slidelens.errors import StreamingError
+from slidelens.nn.streaming import StreamingTrunk
+from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, networks
+
+
+@settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+@given(
+    module=networks(),
+    size=st.tuples(st.integers(7, 96), st.integers(7, 96)),
+    cut=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)),
+    scheme=st.sampled_from(["seam", "seam", "halo"]),
+    batch=st.integers(1, 2),
+    nhwc=st.booleans(),
+)
+def test_any_network_any_size_any_tile(
+    module: nn.Module,
+    size: tuple[int, int],
+    cut: tuple[float, float],
+    scheme: str,
+    batch: int,
+    nhwc: bool,
+) -> None:
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    image = torch.randn(batch, 3, *size, dtype=torch.float64).to(memory_format=layout)
+    image.requires_grad_()
+    try:
+        expected = gradients(module, module, image)
+    except RuntimeError:
+        assume(False)  # PyTorch itself refuses: too small for the network
+    tile = tuple(max(2, round(n * share)) for n, share in zip(size, cut, strict=True))
+    trunk = StreamingTrunk(module, tile, scheme=scheme)
+    try:
+        plan = trunk.plan(*size)
+    except StreamingError as error:
+        assert scheme == "halo"
+        assert "smallest tile that works" in str(error)
+        assume(False)
+    assert plan.output == expected.output.shape[1:]
+    found = errors(gradients(trunk, module, image), expected)
+    assert max(found.values()) <= TOLERANCE, (plan, found)
