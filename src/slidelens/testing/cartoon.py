@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.testing.fields import Window, grain, hash01, noise_at, smoothstep
+from slidelens.testing.fields import Window, cloud_at, grain, hash01, noise_at, smoothstep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,10 +152,16 @@ def draw_glands(
 ) -> None:
     """Glands of one kind on a staggered lattice, wherever ``allowed(x, y, reach)`` says so."""
     window, seed = canvas.window, canvas.seed
+    sway = 0.7 * style.spacing  # bends the lattice's rows, which no tissue has
     farthest = style.radius[1] * (1 + sum(style.waves)) + 4
-    i, j = window.cells(style.spacing, farthest + style.spacing)
+    i, j = window.cells(style.spacing, farthest + 1.25 * sway + style.spacing)
     x = (i + 0.5 * (j & 1) + 0.22 * (hash01(seed, i, j, style.salt) - 0.5)) * style.spacing
     y = (j + 0.22 * (hash01(seed, i, j, style.salt + 1) - 0.5)) * style.spacing
+    scale = 5 * style.spacing
+    x, y = (
+        x + sway * cloud_at(seed + style.salt, x, y, scale),
+        y + sway * cloud_at(seed + style.salt + 1, x, y, scale),
+    )
     low, high = style.radius
     r0 = low + (high - low) * hash01(seed, i, j, style.salt + 2)
     waves = np.stack(

@@ -126,7 +126,7 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     def fat(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         inner = np.minimum(1, gap(layout.pieces, x, y) / 60 - 1)
         away = np.minimum(1, -gap(layout.lesions, x, y) / 60 - 1)
-        return np.minimum(np.minimum(inner, away), cloud_at(key + 60, x, y, 520.0) - 0.42)
+        return np.minimum(np.minimum(inner, away), cloud_at(key + 60, x, y, 520.0) - 0.55)
 
     def inflamed(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         patches = cloud_at(key + 70, x, y, 260.0) + 0.3 * cloud_at(key + 71, x, y, 60.0)
