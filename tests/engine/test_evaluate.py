@@ -1,0 +1,448 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics as oracle
+
+from slidelens.engine.evaluate import EvaluationOptions, evaluate, parse_rule
+from slidelens.engine.measure import Resampling, Rule
+from slidelens.errors import LabelError, ResultError
+
+QUICK = Resampling(resamples=300)
+CLASSES = ("normal", "tumor")
+
+
+def write_result(root, model, slide_id, probabilities, **model_keys):
+    """The least that a reader may count on."""
+    folder = root / model / slide_id
+    folder.mkdir(parents=True)
+    content = {
+        "slide": {"id": slide_id},
+        "model": {"name": model, **model_keys},
+        "probabilities": probabilities,
+    }
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_labels(path, rows, header="slide_id,label"):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+def binary(root, model, scores, **model_keys):
+    for slide_id, p in scores.items():
+        write_result(root, model, slide_id, {"normal": 1 - p, "tumor": p}, **model_keys)
+
+
+def run(tmp_path, **options):
+    given = EvaluationOptions(**{"resampling": QUICK, **options})
+    return evaluate(tmp_path / "results", tmp_path / "labels.csv", tmp_path / "eval", given)
+
+
+def errors_of(tmp_path):
+    with (tmp_path / "eval" / "errors.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+SCORES = {"a": 0.1, "b": 0.7, "c": 0.35, "d": 0.4, "e": 0.8, "f": 0.9}
+TRUTH = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Six slides of two models, one of them with a stored threshold."""
+    binary(tmp_path / "results", "good", SCORES, threshold=0.5)
+    binary(tmp_path / "results", "weak", {k: 1 - v / 2 for k, v in SCORES.items()})
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    return tmp_path
+
+
+def test_figures_are_those_of_the_oracle(cohort):
+    one = run(cohort).metrics["models"]["good"]
+    labels, scores = list(TRUTH.values()), list(SCORES.values())
+    assert one["n"] == 6
+    assert one["n_positive"] == 3
+    assert one["auc"] == pytest.approx(oracle.roc_auc_score(labels, scores))
+    assert one["pr_auc"] == pytest.approx(oracle.average_precision_score(labels, scores))
+    assert one["brier"] == pytest.approx(oracle.brier_score_loss(labels, scores))
+    called = [int(s >= 0.5) for s in scores]
+    assert one["accuracy"] == pytest.approx(oracle.accuracy_score(labels, called))
+    assert one["kappa"] == pytest.approx(oracle.cohen_kappa_score(labels, called))
+    assert one["confusion"] == oracle.confusion_matrix(labels, called).tolist()
+    assert (one["sensitivity"], one["specificity"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert one["auc_ci"][0] < one["auc"] <= one["auc_ci"][1]
+
+
+def test_every_error_is_listed_with_score_and_margin(cohort):
+    run(cohort)
+    good = [row for row in errors_of(cohort) if row["model"] == "good"]
+    assert [(r["slide_id"], r["label"], r["kind"]) for r in good] == [
+        ("b", "normal", "fp"),
+        ("d", "tumor", "fn"),
+    ]
+    assert [float(r["score"]) for r in good] == [0.7, 0.4]
+    np.testing.assert_allclose([float(r["margin"]) for r in good], [0.2, 0.1])
+
+
+def test_the_stored_threshold_is_used_and_every_other_choice_is_named(cohort):
+    models = run(cohort).metrics["models"]
+    assert (models["good"]["threshold"], models["good"]["threshold_source"]) == (0.5, "model")
+    assert (models["weak"]["threshold"], models["weak"]["threshold_source"]) == (0.5, "default")
+    assert "no threshold is stored" in models["weak"]["threshold_rule"]
+    points = models["good"]["operating_points"]
+    assert points["stored"]["chosen_on"] == "tuning split of the model"
+    assert points["max_accuracy_on_evaluated"]["accuracy"] == pytest.approx(5 / 6)
+
+    best = run(cohort, rule=Rule("max-accuracy"))
+    one = best.metrics["models"]["good"]
+    assert (one["accuracy"], one["threshold_source"]) == (pytest.approx(5 / 6), "max-accuracy")
+    assert "on the evaluated slides" in one["threshold_rule"]
+    assert any("chosen on the evaluated slides" in text for text in best.warnings)
+    assert [r["slide_id"] for r in errors_of(cohort) if r["model"] == "good"] == ["b"]
+
+    one = run(cohort, rule=Rule("sensitivity", 1.0)).metrics["models"]["good"]
+    assert (one["sensitivity"], one["threshold_source"]) == (1.0, "sensitivity")
+    one = run(cohort, rule=Rule("given", 0.85)).metrics["models"]["good"]
+    assert (one["tp"], one["fp"], one["threshold_source"]) == (1, 0, "given")
+
+
+def test_models_are_compared_on_the_same_slides(cohort):
+    (test,) = run(cohort).metrics["comparisons"]
+    assert (test["a"], test["b"], test["n"], test["test"]) == ("good", "weak", 6, "DeLong")
+    assert test["difference"] == pytest.approx(test["auc_a"] - test["auc_b"])
+    assert 0 < test["p"] == test["p_holm"] < 1
+
+
+def test_what_is_written_is_complete_and_holds_no_nan(cohort):
+    found = run(cohort)
+    folder = cohort / "eval"
+    assert json.loads((folder / "metrics.json").read_text()) == found.metrics
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert (folder / record["results"]).resolve() == (cohort / "results").resolve()
+    assert (folder / record["labels"]).resolve() == (cohort / "labels.csv").resolve()
+    assert record["models"]["good"]["threshold"] == 0.5
+    slide = next(s for s in record["slides"] if s["id"] == "d")
+    assert slide["label"] == "tumor"
+    assert slide["probabilities"]["good"] == pytest.approx([0.6, 0.4])
+    assert (folder / slide["results"]["good"] / "result.json").is_file()
+    assert str(cohort) not in (folder / "evaluation.json").read_text()
+    for name in ("roc", "calibration", "comparison"):
+        picture = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10  # something is drawn
+    text = (folder / "comparison.md").read_text()
+    assert "| good | 6 | 0.889" in text
+    assert "p (DeLong)" in text
+
+
+def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort):
+    run(cohort)
+    folder = cohort / "eval"
+    (folder / "review.sqlite").write_bytes(b"decisions")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    run(cohort)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_labels_may_be_names_and_ids_file_names(tmp_path):
+    binary(tmp_path / "results", "m", SCORES)
+    rows = [(f"{k}.svs", CLASSES[v]) for k, v in TRUTH.items()]
+    write_labels(tmp_path / "labels.csv", rows)
+    assert run(tmp_path).metrics["models"]["m"]["auc"] == pytest.approx(8 / 9)
+
+
+def test_two_rows_of_one_slide_are_refused(cohort):
+    write_labels(cohort / "labels.csv", [*TRUTH.items(), ("a.svs", 1)])
+    with pytest.raises(LabelError, match=r"a and a\.svs"):
+        run(cohort)
+
+
+def test_missing_and_unknown_slides_are_listed_at_once(cohort):
+    rows = [(k, v) for k, v in TRUTH.items() if k not in "ab"] + [("x", 0), ("y", 1)]
+    write_labels(cohort / "labels.csv", rows)
+    with pytest.raises(LabelError) as caught:
+        run(cohort)
+    text = str(caught.value)
+    assert "good, weak: results without a label: a, b" in text
+    assert "good, weak: labelled, no result: x, y" in text
+    assert not (cohort / "eval").exists()
+
+    found = run(cohort, allow_missing=True)
+    assert found.metrics["models"]["good"]["n"] == 4
+    left_out = {"no_label": ["a", "b"], "no_result": ["x", "y"]}
+    assert found.metrics["models"]["good"]["left_out"] == left_out
+    assert any("left out" in text for text in found.warnings)
+
+
+def test_comparison_takes_the_slides_that_both_models_have(cohort):
+    (cohort / "results/weak/f/result.json").unlink()
+    (test,) = run(cohort, allow_missing=True).metrics["comparisons"]
+    assert test["n"] == 5
+    kept = [k for k in SCORES if k != "f"]
+    expected = oracle.roc_auc_score([TRUTH[k] for k in kept], [SCORES[k] for k in kept])
+    assert test["auc_a"] == pytest.approx(expected)
+
+
+def test_a_split_takes_its_slides_only(cohort):
+    rows = [(k, v, "test" if k in "abde" else "train") for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,split")
+    found = run(cohort, split="test")
+    assert found.metrics["models"]["good"]["n"] == 4
+    assert found.metrics["split"] == "test"
+    assert not any("split train" in text for text in found.warnings)
+    assert any("2 of 6 evaluated slides are in split train" in t for t in run(cohort).warnings)
+    with pytest.raises(LabelError, match="no slide in split tune"):
+        run(cohort, split="tune")
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_no_auc_and_the_reason_is_told(cohort, label):
+    write_labels(cohort / "labels.csv", [(k, label) for k in TRUTH])
+    found = run(cohort)
+    one = found.metrics["models"]["good"]
+    assert one["auc"] is one["auc_ci"] is one["pr_auc"] is None
+    assert one["undefined"]["auc"] == "a class has no case"
+    missing = "specificity" if label else "sensitivity"
+    assert one[missing] is one[f"{missing}_ci"] is None
+    assert one["undefined"][missing] == "a class has no case"
+    assert one["accuracy"] == pytest.approx(0.5)
+    assert one["bootstrap"]["degenerate"] == QUICK.resamples
+    (test,) = found.metrics["comparisons"]
+    assert test["p"] is None
+    assert test["undefined"] == "a class has no case"
+    assert (cohort / "eval" / "roc.png").is_file()
+    assert any("AUC is undefined" in text for text in found.warnings)
+
+
+def test_a_sensitivity_cannot_be_chosen_without_positive_slides(cohort):
+    write_labels(cohort / "labels.csv", [(k, 0) for k in TRUTH])
+    with pytest.raises(LabelError, match="no positive slide"):
+        run(cohort, rule=Rule("sensitivity", 0.9))
+
+
+def test_degenerate_resamples_are_said(tmp_path):
+    binary(tmp_path / "results", "m", {"a": 0.2, "b": 0.6, "c": 0.4})
+    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 0), ("c", 1)])
+    found = run(tmp_path)
+    drawn = found.metrics["models"]["m"]["bootstrap"]
+    assert 0 < drawn["degenerate"] < drawn["resamples"] == 300
+    assert any(f"{drawn['degenerate']} of 300 resamples lack a class" in t for t in found.warnings)
+
+
+def test_no_results_and_no_folder_are_named(tmp_path):
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    with pytest.raises(ResultError, match="no such folder"):
+        run(tmp_path)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ResultError, match="no results; expected <model>/<slide>"):
+        run(tmp_path)
+
+
+def test_faults_of_results_are_listed_at_once(cohort):
+    results = cohort / "results"
+    write_result(results, "good", "nan", {"normal": float("nan"), "tumor": 0.5})
+    write_result(results, "good", "single", {"tumor": 0.5})
+    write_result(results, "good", "range", {"normal": -0.5, "tumor": 1.5})
+    (results / "weak" / "a" / "result.json").write_text("{")
+    with pytest.raises(ResultError) as caught:
+        run(cohort)
+    text = str(caught.value)
+    assert "probabilities.normal" in text
+    for place in ("good/nan", "good/single", "good/range", "weak/a"):
+        assert str(results / place) in text
+
+
+def test_two_results_of_one_slide_are_refused(cohort):
+    binary(cohort / "results" / "again", "good", {"a": 0.3}, threshold=0.5)
+    with pytest.raises(ResultError, match=r"model good, slide a: results in .* and .*; keep one"):
+        run(cohort)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "what"),
+    [
+        ("sha256", ("1" * 64, "2" * 64), "weights"),
+        ("threshold", (0.3, 0.4), "thresholds"),
+    ],
+)
+def test_several_models_under_one_name_are_refused(tmp_path, key, values, what):
+    binary(tmp_path / "results", "m", {"a": 0.1}, **{key: values[0]})
+    binary(tmp_path / "results", "m", {"b": 0.9}, **{key: values[1]})
+    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 1)])
+    with pytest.raises(ResultError, match=f"model m: results of unlike {what}"):
+        run(tmp_path)
+
+
+def test_models_of_unlike_classes_are_refused_with_their_classes(cohort):
+    write_result(cohort / "results", "other", "a", {"benign": 0.4, "grade3": 0.6})
+    with pytest.raises(ResultError, match=r"good: normal, tumor\n.*other: benign, grade3"):
+        run(cohort)
+
+
+def test_a_folder_that_cannot_be_written_is_named(cohort):
+    (cohort / "eval").write_text("a file")
+    with pytest.raises(ResultError, match="cannot write the evaluation"):
+        run(cohort)
+
+
+def test_patients_are_measured_and_drawn_whole(cohort):
+    patients = {"a": "p1", "b": "p1", "c": "p2", "d": "p3", "e": "p3", "f": "p4"}
+    rows = [(k, v, patients[k]) for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
+    one = run(cohort).metrics["models"]["good"]
+    assert one["bootstrap"]["drawn"] == "patients"
+    # Slides of a patient are not independent, so Wilson's interval does not hold for them.
+    assert one["accuracy_ci"] is None
+    assert "not independent" in one["undefined"]["accuracy_ci"]
+    found = one["patients"]
+    assert found["n"] == 4
+    # Highest slide: p1 0.7, p2 0.35 (normal); p3 0.8, p4 0.9 (tumor).
+    assert (found["auc"], found["sensitivity"], found["specificity"]) == (1.0, 1.0, 0.5)
+    assert found["accuracy_ci"] is not None
+    assert {row["patient"] for row in errors_of(cohort)} <= set(patients.values())
+
+
+def three_classes(tmp_path, models=("m",), seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(30) % 3
+    names = ("benign", "grade2", "grade3")
+    for model in models:
+        for i, label in enumerate(labels):
+            p = rng.dirichlet(1 + 2 * (np.arange(3) == label))
+            write_result(
+                tmp_path / "results", model, f"s{i}", dict(zip(names, p.tolist(), strict=True))
+            )
+    write_labels(tmp_path / "labels.csv", [(f"s{i}", names[k]) for i, k in enumerate(labels)])
+    return labels
+
+
+def test_more_classes_are_measured_one_against_the_rest(tmp_path):
+    labels = three_classes(tmp_path, ("m", "other"))
+    found = run(tmp_path)
+    one = found.metrics["models"]["m"]
+    record = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
+    scores = np.array([slide["probabilities"]["m"] for slide in record["slides"]])
+    expected = oracle.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
+    assert one["auc"] == pytest.approx(expected)
+    called = scores.argmax(1)
+    assert one["accuracy"] == pytest.approx(oracle.accuracy_score(labels, called))
+    assert one["sensitivity"] == pytest.approx(oracle.balanced_accuracy_score(labels, called))
+    weighted = oracle.cohen_kappa_score(labels, called, weights="quadratic")
+    assert one["quadratic_weighted_kappa"] == pytest.approx(weighted)
+    assert one["threshold"] is None
+    assert one["threshold_source"] == "argmax"
+    assert set(one["one_vs_rest"]) == set(one["per_class"]) == {"benign", "grade2", "grade3"}
+    (test,) = found.metrics["comparisons"]
+    assert test["test"] == "paired bootstrap"
+    assert 0 < test["p"] <= 1
+    assert test["difference_ci"][0] <= test["difference"] <= test["difference_ci"][1]
+    wrong = int((called != labels).sum())
+    rows = [row for row in errors_of(tmp_path) if row["model"] == "m"]
+    assert [row["kind"] for row in rows].count("fn") == wrong
+    assert [row["kind"] for row in rows].count("fp") == wrong
+    assert all(row["class"] == row["label"] for row in rows if row["kind"] == "fn")
+    assert all(row["class"] == row["predicted"] for row in rows if row["kind"] == "fp")
+
+
+def test_a_threshold_needs_two_classes(tmp_path):
+    three_classes(tmp_path)
+    with pytest.raises(LabelError, match="needs two classes, and these models have 3"):
+        run(tmp_path, rule=Rule("given", 0.5))
+
+
+def square(x, y, side, label):
+    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": label}},
+    }
+
+
+def write_tiles(folder, values):
+    rows = [f"{100 * i},0,100,100,{1 - p},{p}" for i, p in enumerate(values)]
+    header = "minx,miny,width,height,prob_normal,prob_tumor"
+    (folder / "tiles.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.mark.parametrize("label", ["Tumor", "lesion"])
+def test_tiles_are_measured_where_annotations_are(cohort, label):
+    results, annotations = cohort / "results", cohort / "annotations"
+    annotations.mkdir()
+    # Slide d: tile 0 inside, tile 1 exactly half covered, tile 2 outside.
+    features = [square(0, 0, 100, label), square(100, 0, 50, label), square(100, 50, 50, label)]
+    if label == "Tumor":  # labelled by class: another label does not count
+        features.append(square(200, 0, 100, "necrosis"))
+    (annotations / "d.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": features})
+    )
+    write_tiles(results / "good" / "d", [0.9, 0.4, 0.5])
+    write_tiles(results / "good" / "a", [0.1, 0.2, float("nan")])
+    found = run(cohort, annotations=annotations).metrics["models"]
+    tiles = found["good"]["tiles"]
+    assert (tiles["n"], tiles["n_positive"], tiles["slides"]) == (5, 2, 2)
+    truth, scores = [1, 1, 0, 0, 0], [0.9, 0.4, 0.5, 0.1, 0.2]
+    assert tiles["auc"] == pytest.approx(oracle.roc_auc_score(truth, scores))
+    assert tiles["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, scores))
+    assert tiles["left_out"] == {"no annotations": ["e", "f"], "no tile probabilities": ["b", "c"]}
+    assert found["weak"]["tiles"]["undefined"]["auc"] == "no slide with tiles and annotations"
+    wider = run(cohort, annotations=annotations, tile_overlap=0.6).metrics["models"]["good"]
+    assert wider["tiles"]["n_positive"] == 1
+
+
+def test_annotations_that_are_not_there_are_named(cohort):
+    with pytest.raises(LabelError, match="no such folder of annotations"):
+        run(cohort, annotations=cohort / "nowhere")
+    (cohort / "annotations").mkdir()
+    with pytest.raises(LabelError, match="no annotations of the evaluated slides"):
+        run(cohort, annotations=cohort / "annotations")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("stored", Rule()),
+        ("max-accuracy", Rule("max-accuracy")),
+        ("sensitivity=0.95", Rule("sensitivity", 0.95)),
+        ("0.42", Rule("given", 0.42)),
+    ],
+)
+def test_operating_points_are_read(text, rule):
+    assert parse_rule(text) == rule
+
+
+@pytest.mark.parametrize("text", ["best", "sensitivity=0", "1.2", "specificity=0.9", "nan", "="])
+def test_other_operating_points_are_refused(text):
+    with pytest.raises(ValueError, match="expected stored, max-accuracy"):
+        parse_rule(text)
+
+
+@pytest.mark.realdata
+def test_annotated_tiles_of_the_cohort_are_found(tmp_path, data: Path):
+    """A model that knows the annotations has tile AUC 1: labels, ids and geometry fit together."""
+    with (data / "crc_mosaic" / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "tune"]
+    annotations = data / "crc_mosaic" / "annotations"
+    for row in rows:
+        p = 0.2 + 0.6 * int(row["label"])
+        folder = write_result(
+            tmp_path / "results", "m", row["slide_id"], {"normal": 1 - p, "tumor": p}
+        )
+        path = annotations / f"{row['slide_id']}.geojson"
+        found = json.loads(path.read_text())["features"] if path.is_file() else []
+        corners = {tuple(map(int, f["geometry"]["coordinates"][0][0])) for f in found}
+        lines = ["minx,miny,width,height,prob_normal,prob_tumor"]
+        for x in range(0, 224 * 9, 224):
+            for y in range(0, 224 * 9, 224):
+                q = 0.9 if (x, y) in corners else 0.1
+                lines.append(f"{x},{y},224,224,{1 - q},{q}")
+        (folder / "tiles.csv").write_text("\n".join(lines))
+    options = EvaluationOptions(split="tune", annotations=annotations, resampling=QUICK)
+    labels = data / "crc_mosaic" / "labels.csv"
+    one = evaluate(tmp_path / "results", labels, tmp_path / "eval", options).metrics["models"]["m"]
+    assert (one["n"], one["n_positive"], one["auc"]) == (20, 10, 1.0)
+    assert one["tiles"]["auc"] == 1.0
+    assert one["tiles"]["n_positive"] > 20
