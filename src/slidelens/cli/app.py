@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import slidelens
-from slidelens.cli import demo, doctor, export, info, models, predict, train, view
+from slidelens.cli import demo, doctor, evaluate, export, info, models, predict, train, view
 from slidelens.errors import SlideLensError
 
 __all__ = ["app", "run"]
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (info, doctor, demo, models, predict, train, export, view):
+for module in (info, doctor, demo, models, predict, train, evaluate, export, view):
     module.register(app)
 
 

@@ -90,6 +90,7 @@ class Assembly:
                 name=self._model.name,
                 family=self._model.family,
                 sha256=weights_sha256(self._model),
+                threshold=self._model.card.get("threshold"),
             ),
             probabilities,
             maps=[*maps.values(), _tissue_map(self._view)],
