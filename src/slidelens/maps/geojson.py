@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from slidelens.errors import ResultError
-from slidelens.maps.palette import class_colors
+from slidelens.files import write_atomic
+from slidelens.maps.palette import TISSUE, class_colors
 from slidelens.maps.regions import Region
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def region_features(regions: Iterable[Region], classes: Sequence[str]) -> list[d
         feature(
             region.polygon,
             region.label,
-            colors[region.label],
+            colors.get(region.label, TISSUE),
             measurements={_AREA: region.area_mm2, _MEAN: region.probability},
         )
         for region in regions
@@ -69,7 +70,7 @@ def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> None:
     """Write a FeatureCollection."""
     collection = {"type": "FeatureCollection", "features": list(features)}
     text = json.dumps(collection, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_atomic(path, text + "\n")
 
 
 def read_regions(path: Path) -> list[Region]:
@@ -84,7 +85,7 @@ def read_regions(path: Path) -> list[Region]:
     from shapely.geometry import shape
 
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        features = list(json.loads(path.read_text(encoding="utf-8"))["features"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultError(f"{path}: no GeoJSON FeatureCollection ({error}).") from error
     regions = []

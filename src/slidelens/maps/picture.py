@@ -196,7 +196,7 @@ class _Layout:
         font = max(12, longest // 42)
         top = _MARGIN + 3 * font
         first = (_MARGIN, top)
-        if w > 1.4 * h:
+        if w > 1.6 * h:
             second = (_MARGIN, top + h + _MARGIN // 2)
         else:
             second = (_MARGIN + w + _MARGIN // 2, top)

@@ -119,10 +119,6 @@ class Result:
             table or region file that is damaged raises it when it is first read.)
         """
         path = Path(folder)
-        if not path.is_dir():
-            raise ResultError(
-                f"{path}: no such folder; expected one written by `slidelens predict`."
-            )
         content = read_result_file(path / _FILE)
         result = cls(
             content.slide,
@@ -146,11 +142,11 @@ class Result:
             A full disk, a folder that cannot be written, or values that are no numbers.
         """
         path = Path(folder)
-        if path.exists() and not (path.is_dir() and ((path / _FILE).exists() or _empty(path))):
-            raise ResultError(
-                f"{path}: is there and is no result; it is not replaced. Choose another --out."
-            )
         try:
+            if path.exists() and not _replaceable(path):
+                raise ResultError(
+                    f"{path}: is there and is no result; it is not replaced. Choose another --out."
+                )
             with staged_folder(path) as staging:
                 content = self._write(staging)
         except OSError as error:
@@ -221,5 +217,5 @@ def find_results(folder: str | Path) -> Iterator[Path]:
             yield from find_results(child)
 
 
-def _empty(folder: Path) -> bool:
-    return not any(folder.iterdir())
+def _replaceable(path: Path) -> bool:
+    return path.is_dir() and ((path / _FILE).exists() or not any(path.iterdir()))

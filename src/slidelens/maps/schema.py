@@ -52,7 +52,7 @@ class SlideInfo(_Part):
 
 
 class ModelInfo(_Part):
-    """The model that a result was made with; ``threshold`` is the operating point stored with it."""
+    """The model that a result was made with; ``threshold`` is its stored operating point."""
 
     name: str = Field(min_length=1)
     family: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slidelens.errors import ResultError
+from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,10 +66,11 @@ class Tiles:
         if attention and self.attention is not None:
             header.append(_ATTENTION)
             columns.append(_texts(self.attention))
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(zip(*columns, strict=True))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+        write_atomic(path, text.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> Tiles:

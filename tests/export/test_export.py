@@ -1,0 +1,116 @@
+"""Each exporter, read back by what knows nothing of slidelens."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import zarr
+from ome_zarr_models.v05.image import Image
+
+from slidelens.errors import ResultError
+from slidelens.export import EXPORTERS, Exporter, export_result
+from slidelens.geometry import Affine, Mpp
+from slidelens.maps.map import Map
+from slidelens.maps.regions import positive_regions
+from slidelens.maps.result import ModelInfo, Result, SlideInfo
+
+BARE = Result(SlideInfo(id="bare"), ModelInfo(name="m"), {"x": 1.0})
+
+
+def test_every_exporter_loads_and_is_named_as_it_calls_itself() -> None:
+    assert EXPORTERS.names() == ["geojson", "ome-zarr", "wsinfer-csv", "camelyon16-csv"]
+    for name in EXPORTERS:
+        exporter = EXPORTERS.get(name)
+        assert isinstance(exporter, Exporter)
+        assert exporter.name == name
+        assert exporter.about.endswith(".")
+
+
+def test_a_folder_takes_the_slides_name(tmp_path: Path, result: Result) -> None:
+    for name in EXPORTERS:
+        written = export_result(result, name, tmp_path)
+        assert written == tmp_path / f"Fall 7 µ{EXPORTERS.get(name).suffix}"
+        assert written.exists()
+
+
+def test_geojson(tmp_path: Path, result: Result) -> None:
+    path = export_result(result, "geojson", tmp_path / "out.geojson")
+    features = json.loads(path.read_text())["features"]
+    assert len(features) == len(result.regions)
+    shapes = [shapely.from_geojson(json.dumps(one["geometry"])) for one in features]
+    assert sum(s.area for s in shapes) == pytest.approx(sum(r.polygon.area for r in result.regions))
+
+
+def test_ome_zarr(tmp_path: Path, result: Result) -> None:
+    path = export_result(result, "ome-zarr", tmp_path / "out.ome.zarr")
+    group = zarr.open_group(path, mode="r")
+    Image.from_zarr(group["probability"])
+    np.testing.assert_array_equal(group["probability/0"][:], result.maps["probability"].read())
+    export_result(result, "ome-zarr", path)  # replaces its own kind
+    (tmp_path / "mine.ome.zarr").mkdir()
+    with pytest.raises(ResultError, match="not replaced"):
+        export_result(result, "ome-zarr", tmp_path / "mine.ome.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.ome.zarr", "out.ome.zarr"]
+
+
+def test_wsinfer_csv(tmp_path: Path, result: Result) -> None:
+    path = export_result(result, "wsinfer-csv", tmp_path / "out.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["minx", "miny", "width", "height", "prob_normal", "prob_tumor"]
+    assert result.tiles is not None
+    assert len(rows) == len(result.tiles)
+    assert float(rows[5]["minx"]) == result.tiles.boxes[5, 0]
+
+
+def test_camelyon16_csv(tmp_path: Path) -> None:
+    values = np.zeros((2, 8, 10))
+    values[1, 1:3, 1:4] = [[0.6, 0.7, 0.6], [0.6, np.nan, 0.95]]
+    values[1, 5, 5] = 0.99
+    values[1, 4:7, 4:7] = np.where(values[1, 4:7, 4:7] > 0, 0.99, 0.55)
+    one = Map.from_array("p", "probability", ("n", "t"), values, Affine(50, 50), Mpp(0.5, 0.5))
+    result = Result(
+        SlideInfo(id="a"),
+        ModelInfo(name="m"),
+        {"n": 0, "t": 1},
+        maps=[one],
+        regions=positive_regions(one),
+    )
+    path = export_result(result, "camelyon16-csv", tmp_path / "a.csv")
+    assert path.read_text() == "0.99,275,275\n0.95,175,125\n"
+
+
+def test_what_a_result_lacks_is_told(tmp_path: Path) -> None:
+    for name, match in (
+        ("ome-zarr", "no maps"),
+        ("wsinfer-csv", "no table of tiles"),
+        ("camelyon16-csv", "no probability map"),
+        ("docx", "no format 'docx'; there are geojson, ome-zarr"),
+    ):
+        with pytest.raises(ResultError, match=match):
+            export_result(BARE, name, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, result: Result) -> None:
+    (tmp_path / "file").write_text("x")
+    for name in EXPORTERS:
+        with pytest.raises(ResultError, match="cannot be written"):
+            export_result(result, name, tmp_path / "file" / "deeper")
+
+
+def test_plugins_add_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("shout", f"{__name__}:SHOUT", EXPORTERS.group)
+    monkeypatch.setitem(EXPORTERS.__dict__, "_plugins", {"shout": entry})
+    assert export_result(BARE, "shout", tmp_path).read_text() == "BARE"
+
+
+SHOUT = Exporter(
+    "shout", "The slide's id, loudly.", ".txt", lambda r, p: p.write_text(r.slide.id.upper())
+)

@@ -1,0 +1,94 @@
+"""GeoJSON as QuPath reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import shapely
+
+from slidelens.errors import ResultError
+from slidelens.maps.geojson import feature, read_regions, region_features, write_features
+from slidelens.maps.regions import Region
+from slidelens.maps.result import Result
+from slidelens.tiling.annotations import read_annotations
+
+CLASSIFIED = {"properties": {"classification": {"name": "a"}}}
+POINTLESS = {"type": "Polygon", "coordinates": [[[0, 0]]]}
+SHAPE = shapely.Polygon([(0, 0), (9, 0), (9, 9), (0, 9)], [[(2, 2), (4, 2), (4, 4), (2, 4)]])
+
+
+def test_a_feature_is_exactly_qupaths() -> None:
+    (one,) = region_features([Region(SHAPE, "tumor", 0.25, 0.75)], ["normal", "tumor"])
+    identity = one.pop("id")
+    assert UUID(identity).version == 5
+    assert one == {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [
+                [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]],
+                [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]],
+            ],
+        },
+        "properties": {
+            "objectType": "annotation",
+            "name": "tumor",
+            "classification": {"name": "tumor", "color": [213, 94, 0]},
+            "isLocked": False,
+            "measurements": {"Area mm^2": 0.25, "Mean probability": 0.75},
+        },
+    }
+
+
+def test_an_object_keeps_its_id_and_others_have_their_own() -> None:
+    ids = [
+        feature(SHAPE, "a", (1, 2, 3))["id"],
+        feature(SHAPE, "a", (9, 9, 9), measurements={"x": 1})["id"],
+        feature(SHAPE, "b", (1, 2, 3))["id"],
+        feature(SHAPE, "a", (1, 2, 3), kind="tile")["id"],
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+def test_our_files_are_read_as_annotations_too(tmp_path: Path, result: Result) -> None:
+    path = tmp_path / "r.geojson"
+    write_features(path, region_features(result.regions, result.classes))
+    found = read_annotations(path)
+    assert len(found) == len(result.regions)
+    for one, region in zip(found, result.regions, strict=True):
+        assert one.polygon.equals(region.polygon)
+        assert (one.label, tuple(one.color)) == ("tumor", (213, 94, 0))
+    assert json.loads(path.read_text())["type"] == "FeatureCollection"
+
+
+def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path) -> None:
+    features = region_features([Region(SHAPE, "other", 1, 1)], ["a", "b"])
+    assert len(features[0]["properties"]["classification"]["color"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("?", "no GeoJSON FeatureCollection"),
+        ("[]", "no GeoJSON FeatureCollection"),
+        ('{"features": 3}', "no GeoJSON FeatureCollection"),
+        ('{"features": [{}]}', "feature 0 is no classified polygon"),
+        (
+            '{"features": [{"properties": {"classification": {"name": "a"}}, "geometry": 1}]}',
+            "feature 0 is no classified polygon",
+        ),
+        (
+            json.dumps({"features": [{**CLASSIFIED, "geometry": POINTLESS}]}),
+            "feature 0 is no classified polygon",
+        ),
+    ],
+)
+def test_malformed_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.geojson"
+    path.write_text(text)
+    with pytest.raises(ResultError, match=message):
+        read_regions(path)

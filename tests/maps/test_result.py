@@ -1,0 +1,287 @@
+"""Result folders: round trip, minimal and malformed files, and all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sample_results import make_result
+from slidelens.errors import ResultError
+from slidelens.geometry import Affine, Mpp
+from slidelens.maps.map import Map
+from slidelens.maps.result import ModelInfo, Result, SlideInfo, Tiles, find_results
+
+MINIMAL = {"slide": {"id": "a"}, "model": {"name": "m"}, "probabilities": {"x": 0.5}}
+
+
+def write(folder: Path, content: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_everything_comes_back(tmp_path: Path, result: Result) -> None:
+    read = {name: one.read() for name, one in result.maps.items()}
+    affines = {name: one.affine for name, one in result.maps.items()}
+    result.save(tmp_path / "m" / "a")
+    back = Result.load(tmp_path / "m" / "a")
+    assert back.slide == result.slide
+    assert back.model == result.model
+    assert list(back.probabilities.items()) == [("normal", 0.25), ("tumor", 0.75)]
+    assert back.classes == ("normal", "tumor")
+    assert (back.timings, back.software) == (result.timings, result.software)
+    assert back.settings_sha256 == "abcd"
+    assert list(back.maps) == ["probability", "saliency", "tissue"]
+    for name, one in back.maps.items():
+        np.testing.assert_array_equal(one.read(), read[name])
+        np.testing.assert_allclose(one.affine, affines[name], rtol=1e-14, atol=1e-9)
+        assert one.kind == result.maps[name].kind
+    assert back.tiles is not None
+    assert result.tiles is not None
+    np.testing.assert_array_equal(back.tiles.boxes, result.tiles.boxes)
+    np.testing.assert_array_equal(back.tiles.probabilities, result.tiles.probabilities)
+    np.testing.assert_array_equal(back.tiles.attention, result.tiles.attention)
+    assert len(back.regions) == len(result.regions) > 10
+    for mine, theirs in zip(back.regions, result.regions, strict=True):
+        assert mine.polygon.equals(theirs.polygon)
+        assert mine == type(mine)(mine.polygon, theirs.label, theirs.area_mm2, theirs.probability)
+
+
+def test_the_folder_is_as_promised(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path / "a")
+    assert names(tmp_path / "a") == ["maps.ome.zarr", "regions.geojson", "result.json", "tiles.csv"]
+    content = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert content["schema_version"] == 1
+    assert content["slide"] == {
+        "id": "Fall 7 µ",
+        "path": "/somewhere/a.svs",
+        "width": 3000,
+        "height": 2000,
+        "mpp": 0.2527,
+        "mpp_source": "file",
+    }
+    assert content["maps"][0] == {
+        "name": "probability",
+        "kind": "probability",
+        "path": "maps.ome.zarr/probability",
+        "mpp": pytest.approx(32.0),
+    }
+    assert content["maps"][2]["path"] == "maps.ome.zarr/labels/tissue"
+    assert content["settings_sha256"] == "abcd"
+    for entry in content["maps"]:
+        assert (tmp_path / "a" / entry["path"] / "zarr.json").is_file()
+
+
+def test_after_saving_maps_are_read_from_the_folder(tmp_path: Path, result: Result) -> None:
+    before = result.maps["probability"]
+    result.save(tmp_path / "a")
+    assert result.path == tmp_path / "a"
+    assert result.maps["probability"] is not before
+    np.testing.assert_array_equal(result.maps["probability"].read(), before.read())
+
+
+def test_a_loaded_result_can_replace_itself_and_be_copied(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path / "a")
+    first = result.maps["saliency"].read()
+    back = Result.load(tmp_path / "a")
+    back.save(tmp_path / "a")
+    back.save(tmp_path / "b")
+    again = Result.load(tmp_path / "b")
+    np.testing.assert_array_equal(again.maps["saliency"].read(), first)
+    assert len(again.regions) == len(result.regions)
+    assert again.tiles is not None
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_the_least_a_reader_needs(tmp_path: Path) -> None:
+    back = Result.load(write(tmp_path / "a", MINIMAL))
+    assert (back.slide.id, back.model.name, back.probabilities) == ("a", "m", {"x": 0.5})
+    assert back.slide.size is back.slide.resolution is back.tiles is back.settings_sha256 is None
+    assert back.maps == {}
+    assert back.regions == ()
+
+
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
+    more = {**MINIMAL, "new": [1], "slide": {"id": "a", "stain": "HE"}, "schema_version": 1}
+    assert Result.load(write(tmp_path / "a", more)).slide.id == "a"
+
+
+def test_oblong_pixels_keep_both_resolutions(tmp_path: Path) -> None:
+    one = Map.from_array("p", "probability", ("x",), np.eye(4), Affine(3, 4), Mpp(0.5, 0.25))
+    slide = SlideInfo(id="a", width=12, height=16, mpp=(0.5, 0.25))
+    Result(slide, ModelInfo(name="m"), {"x": 1.0}, maps=[one]).save(tmp_path / "a")
+    back = Result.load(tmp_path / "a")
+    assert back.slide.resolution == Mpp(0.5, 0.25)
+    np.testing.assert_allclose(back.maps["p"].affine, (3, 4, 0, 0), atol=1e-12)
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path / "a")
+    for name in ("tiles.csv", "regions.geojson"):
+        (tmp_path / "a" / name).write_text("?")
+    code = (
+        "import sys; from slidelens.maps.result import Result\n"
+        f"r = Result.load({str(tmp_path / 'a')!r})\n"
+        "assert list(r.maps) == ['probability', 'saliency', 'tissue'], r.maps\n"
+        "heavy = {'zarr', 'shapely', 'scipy', 'skimage', 'matplotlib', 'PIL', 'torch', 'pandas'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    back = Result.load(tmp_path / "a")
+    with pytest.raises(ResultError, match=r"tiles\.csv: no column minx"):
+        _ = back.tiles
+    with pytest.raises(ResultError, match=r"regions\.geojson: no GeoJSON"):
+        _ = back.regions
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds a list, expected an object"),
+        ("[" * 100_000, "not"),
+        ({}, r"key 'slide'"),
+        ({**MINIMAL, "slide": {}}, r"key 'slide\.id'"),
+        ({**MINIMAL, "slide": {"id": ""}}, r"key 'slide\.id'"),
+        ({**MINIMAL, "model": {"name": 7}}, r"key 'model\.name'"),
+        ({**MINIMAL, "probabilities": {"x": 1.5}}, r"key 'probabilities\.x'"),
+        ({**MINIMAL, "probabilities": {"x": float("nan")}}, r"key 'probabilities\.x'"),
+        ({**MINIMAL, "probabilities": [1]}, r"key 'probabilities'"),
+        ({**MINIMAL, "slide": {"id": "a", "mpp": 0}}, r"key 'slide\.mpp"),
+        ({**MINIMAL, "slide": {"id": "a", "width": -1}}, r"key 'slide\.width'"),
+        ({**MINIMAL, "maps": [{"name": "p", "kind": "?", "path": "p"}]}, r"key 'maps\.0\.kind'"),
+        (
+            {**MINIMAL, "maps": [{"name": "p", "kind": "labels", "path": "../p"}]},
+            r"key 'maps\.0\.path'.*inside the result folder",
+        ),
+        (
+            {**MINIMAL, "maps": [{"name": "p", "kind": "labels", "path": "/p"}]},
+            r"key 'maps\.0\.path'",
+        ),
+        ({**MINIMAL, "schema_version": 2}, "schema_version 2 is newer.*update slidelens"),
+        ({**MINIMAL, "schema_version": "1.0"}, r"key 'schema_version'"),
+    ],
+)
+def test_malformed_results_are_told_by_file_and_key(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    write(tmp_path / "a", content)
+    with pytest.raises(ResultError, match=message) as caught:
+        Result.load(tmp_path / "a")
+    assert str(tmp_path / "a" / "result.json") in str(caught.value)
+
+
+def test_what_is_no_result_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "result.json").write_bytes(b"\xff\xfe")
+    for name, match in (
+        ("missing", "no such file; expected a result folder"),
+        ("file", "cannot be read"),
+        ("empty", "no such file"),
+        ("bytes", "cannot be read"),
+    ):
+        with pytest.raises(ResultError, match=match):
+            Result.load(tmp_path / name)
+
+
+def test_a_failure_while_writing_leaves_no_half_folder(
+    tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Tiles, path: Path) -> None:
+        path.write_text("half a tab")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tiles, "write", full)
+    with pytest.raises(ResultError, match=r"cannot write the result.*No space left"):
+        result.save(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_a_failed_replacement_leaves_the_old_result(
+    tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result.save(tmp_path / "a")
+    newer = make_result()
+    newer.probabilities = {"normal": 0.0, "tumor": 1.0}
+
+    def fails(staging: Path, target: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("slidelens.files._publish", fails)
+    with pytest.raises(ResultError, match="Input/output error"):
+        newer.save(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    assert Result.load(tmp_path / "a").probabilities["tumor"] == 0.75
+    monkeypatch.undo()
+    newer.save(tmp_path / "a")
+    assert Result.load(tmp_path / "a").probabilities["tumor"] == 1.0
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Iterator[Path]:
+    """A folder without write permission; root may write everywhere, so be nobody for a moment."""
+    tmp_path.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield tmp_path
+    if root:
+        os.seteuid(0)
+
+
+def test_a_folder_that_cannot_be_written_is_told(unwritable: Path, result: Result) -> None:
+    with pytest.raises(ResultError, match=r"cannot write the result.*Permission denied"):
+        result.save(unwritable / "a")
+
+
+def test_what_is_no_number_is_not_saved(tmp_path: Path, result: Result) -> None:
+    result.probabilities["tumor"] = float("nan")
+    with pytest.raises(ResultError, match="cannot be saved"):
+        result.save(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_other_peoples_folders_are_not_replaced(tmp_path: Path, result: Result) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("mine", "file"):
+        with pytest.raises(ResultError, match="is no result; it is not replaced"):
+            result.save(tmp_path / name)
+    assert names(tmp_path / "mine") == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    result.save(tmp_path / "empty")
+    assert Result.load(tmp_path / "empty").slide.id == result.slide.id
+
+
+def test_map_names_are_folder_names() -> None:
+    one = Map.from_array("../p", "probability", ("x",), np.eye(4), Affine(1, 1), Mpp(1, 1))
+    with pytest.raises(ValueError, match="map names"):
+        Result(SlideInfo(id="a"), ModelInfo(name="m"), {"x": 1.0}, maps=[one])
+
+
+def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:
+    for place in ("m/b", "m/a", "n/c", "m/.d.tmp-host-1-aa"):
+        write(tmp_path / place, MINIMAL)
+    (tmp_path / "m" / "predictions.csv").write_text("x")
+    found = [p.relative_to(tmp_path).as_posix() for p in find_results(tmp_path)]
+    assert found == ["m/a", "m/b", "n/c"]
+    assert list(find_results(tmp_path / "m" / "a")) == [tmp_path / "m" / "a"]
+    with pytest.raises(ResultError, match="no such folder"):
+        list(find_results(tmp_path / "x"))
