@@ -173,7 +173,7 @@ def _draw_pen(rgb: NDArray[np.uint8], spec: PhantomSpec, window: Window, layout:
     stroke = rasterize([Annotation(p) for p in layout.pen], box, one, spec.mpp).astype(bool)
     if stroke.any():
         ink = np.array(_PENS[str(spec.pen)], np.float32) / 255
-        thick = 0.85 + 0.15 * window.cloud(layout.key + 99, 120.0)[stroke][:, None]
+        thick = 0.9 + 0.08 * window.cloud(layout.key + 99, 120.0)[stroke][:, None]
         rgb[stroke] = rgb[stroke] * (1 - thick * (1 - ink))
 
 

@@ -74,7 +74,7 @@ class Annotations(list[Annotation]):
 def read_annotations(path: str | Path) -> Annotations:
     """Read a file of annotations: GeoJSON, NCRF JSON, ASAP XML or Aperio XML, told by content.
 
-    Polygons that cross themselves are repaired (OGC validity, ``make_valid``). Areas marked as
+    Polygons that cross themselves are repaired: what any loop encloses is inside. Areas marked as
     excluded (Aperio ``NegativeROA``, NCRF ``negative``, ASAP groups ``_2`` and ``Exclusion``) are
     cut out of the others of their label (ASAP: of all). Points, lines and empty shapes bound no
     area: they are counted in ``ignored`` and logged.
@@ -112,7 +112,9 @@ def _polygonal(path: Path, feature: Feature) -> tuple[Any, bool]:
     parts = [p for p in _flatten(geometry) if p.geom_type == "Polygon"]
     valid = all(p.is_valid for p in parts)
     if not valid:
-        parts = [p for part in parts for p in _flatten(shapely.make_valid(part))]
+        # "structure" keeps what a pen circled twice; the default would punch a hole there.
+        mended = shapely.make_valid(parts, method="structure", keep_collapsed=False)
+        parts = [p for part in mended for p in _flatten(part)]
     areas = [p for p in parts if p.geom_type == "Polygon" and p.area > 0]
     if not areas:
         return shapely.MultiPolygon(), False

@@ -157,7 +157,7 @@ def _ink(density: Plane, cell: float) -> Mask:
     total = red + green + blue
     cool = (red > green + 0.15) & (red > 0.35)
     black = (total > 3.0) & (density.max(axis=2) - density.min(axis=2) < 0.15 * total)
-    scarlet = (green > 1.3) & (blue > 0.75 * green) & (red < 0.3 * green)
+    scarlet = (green > 1.1) & (blue > 0.75 * green) & (red < 0.3 * green)
     ink = _drop_small(cool | black | scarlet, _INK_MIN_UM2 / cell**2)
     if not ink.any():
         return ink
