@@ -22,6 +22,7 @@ from slidelens.geometry import Mpp, Size
 from slidelens.settings import get_settings
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
+from slidelens.slide.complete import check_complete
 from slidelens.slide.reader import Facts, Level, Reader, unreadable
 from slidelens.slide.resolution import PRINT_MPP
 
@@ -49,14 +50,21 @@ class OpenSlideReader(Reader):
             raise SlideError(f"{path}: OpenSlide does not know this format.") from error
         except openslide.OpenSlideError as error:
             raise unreadable(path, error, "cannot be opened") from error
+        try:
+            vendor = self._slide.properties[openslide.PROPERTY_NAME_VENDOR]
+            self._has_tiles = vendor in ("aperio", "generic-tiff")
+            if self._has_tiles:
+                check_complete(path)
+            self.facts = _facts(self._slide)
+        except BaseException:
+            self._slide.close()
+            raise
         self._slide.set_cache(_shared_cache())
-        self.facts = _facts(self._slide)
         self._owner = new_owner()
         self._background = _background(self.facts.properties)
         self._lock = Lock()
         self._reads = 0
         self._fast: TiffPixels | None = None
-        self._has_tiles = self.facts.properties["openslide.vendor"] in ("aperio", "generic-tiff")
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # OpenSlide looks itself
@@ -97,7 +105,12 @@ class OpenSlideReader(Reader):
 
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
-        profile = self._slide.color_profile
+        from PIL import ImageCms
+
+        try:
+            profile = self._slide.color_profile
+        except ImageCms.PyCMSError as error:
+            raise unreadable(self.path, error, "its ICC profile cannot be used") from error
         return None if profile is None else bytes(profile.tobytes())
 
     def close(self) -> None:

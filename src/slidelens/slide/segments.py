@@ -162,19 +162,12 @@ class TiffPixels:
         )
 
     def _check(self, page: Any, pages: tuple[_Page, ...], block: tuple[int, int]) -> None:
-        """Refuse what cannot be read in pieces, and files that end before their pixels do."""
+        """Refuse what cannot be read in pieces."""
         size = block[0] * block[1] * page.dtype.itemsize * page.samplesperpixel
         if pages and size > _MAX_SEGMENT:
             raise SlideError(
-                f"{self._path}: stores its pixels in blocks of {size / 1e9:.1f} GB, which cannot be "
-                "read in pieces; convert it to a tiled TIFF."
-            )
-        end = max((int((p.offsets + p.counts).max()) for p in pages), default=0)
-        have = self._path.stat().st_size
-        if end > have:
-            raise SlideError(
-                f"{self._path}: is truncated: its pixels reach to byte {end}, the file ends at "
-                f"{have}; copy it again."
+                f"{self._path}: stores its pixels in blocks of {size / 1e9:.1f} GB, which cannot "
+                "be read in pieces; convert it to a tiled TIFF."
             )
 
     def _map(self, level: Any, byteorder: str) -> NDArray[Any] | None:

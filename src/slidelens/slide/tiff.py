@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.channels import Composer
+from slidelens.slide.complete import check_complete
 from slidelens.slide.reader import Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
 from slidelens.slide.tiff_facts import tiff_facts
@@ -33,6 +34,7 @@ class TiffReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         _refuse_vsi(path)
+        check_complete(path)
         with open_tiff(path) as file:
             series = main_series(file)
             page = series.keyframe
@@ -49,8 +51,9 @@ class TiffReader(Reader):
             self._icc = page.tags.valueof(34675)
             self._map = page.colormap if page.photometric == 3 else None
             self._inverted = page.photometric == 0
-            rgb = page.photometric in (2, 6) and page.samplesperpixel >= 3
-            channels = len(self.facts.channels) or page.samplesperpixel
+            samples = page.samplesperpixel
+            rgb = page.photometric in (2, 3, 6) and (samples >= 3 or page.photometric == 3)
+            channels = len(self.facts.channels) or (3 if self._map is not None else samples)
         self._compose = Composer(channels, page.dtype, rgb, self._overview)
 
     @classmethod
@@ -85,7 +88,8 @@ class TiffReader(Reader):
     def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
         samples = self._pixels.read(level, x, y, w, h)
         if self._map is not None:
-            return (np.moveaxis(self._map, 0, -1)[samples[..., 0]] >> 8).astype(np.uint8)
+            coloured: NDArray[np.uint16] = np.moveaxis(self._map, 0, -1)[samples[..., 0]]
+            return (coloured >> 8).astype(np.uint8)
         if self._inverted and samples.dtype.kind == "u":
             inverted: NDArray[Any] = np.iinfo(samples.dtype).max - samples
             return inverted
