@@ -15,6 +15,7 @@ from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from slidelens.engine.checkpoint import (
@@ -26,6 +27,7 @@ from slidelens.engine.checkpoint import (
     restore_optimizer,
     restore_random,
 )
+from slidelens.engine.metrics import auc, threshold_of_max_accuracy
 from slidelens.engine.selection import Window, best_window, wanted_epochs
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work
 
 __all__ = ["TrainLoop", "TrainProgress"]
+
+_Score = tuple[int, float, list[float]]
+"""Label, loss and class probabilities of a tuning slide."""
 
 Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
 
@@ -79,8 +84,8 @@ class _Position:
     """Works of the epoch that are done."""
     updates: int = 0
     train_losses: list[float] = field(default_factory=list)
-    tune: dict[str, tuple[int, float, list[float]]] = field(default_factory=dict)
-    """Slide to label, loss and probabilities, in this epoch."""
+    tune: dict[str, _Score] = field(default_factory=dict)
+    """Tuning slides that are scored in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per epoch."""
 
@@ -121,7 +126,9 @@ class TrainLoop:
         self.store = store
         self.settings = settings
         self.metrics: dict[str, Any] = {}
-        """Of the final weights, on the tuning split; filled at the end."""
+        """Of the final weights, on the tuning split; filled at the end, as is the threshold."""
+        self.threshold: float | None = None
+        """Of highest accuracy on the tuning split; for two classes."""
         self._save_seconds = save_seconds
         self._at = _Position()
         self._optimizer: Any  # Fabric wraps it, and then it is no Optimizer by type
@@ -295,14 +302,14 @@ class TrainLoop:
 
     def _end_epoch(self) -> TrainProgress:
         at = self._at
-        loss, auc = _judge(at.tune)
+        loss, area = _judge(at.tune)
         row = {
             "epoch": at.epoch + 1,
             "stage": at.stage + 1,
             "lr": max(group["lr"] for group in self._optimizer.param_groups),
             "train_loss": sum(at.train_losses) / max(len(at.train_losses), 1),
             "tune_loss": loss,
-            "tune_auc": auc,
+            "tune_auc": area,
         }
         at.history.append(row)
         self.store.save_weights(at.epoch, self.model.module.state_dict())
@@ -323,7 +330,7 @@ class TrainLoop:
         weights = [self.store.load_weights(self._at.first + epoch) for epoch in chosen]
         self.model.module.load_state_dict(average_weights(weights))
         self._set_mode(False)
-        scores: dict[str, tuple[int, float, list[float]]] = {}
+        scores: dict[str, _Score] = {}
         total = len(self.task.data.tune)
         for number, work in enumerate(self.task.evaluation(), start=1):
             with torch.inference_mode():
@@ -331,12 +338,16 @@ class TrainLoop:
             self._check(work, outcome)
             scores |= _scores(work, outcome)
             yield self._progress("score", number, total, work.slides[0])
-        loss, auc = _judge(scores)
+        loss, area = _judge(scores)
+        if len(self.model.classes) == 2:
+            labels = [label for label, _, _ in scores.values()]
+            positive = [probs[1] for _, _, probs in scores.values()]
+            self.threshold = threshold_of_max_accuracy(labels, positive)
         self.metrics = {
             "split": "tune",
             "slides": total,
             "loss": loss,
-            "auc": auc,
+            "auc": area,
             "epochs": [self._at.first + epoch + 1 for epoch in chosen],
             "note": "the tuning split also chose the epochs: expect less on unseen slides",
         }
@@ -410,23 +421,16 @@ def _no_backward(loss: torch.Tensor) -> None:  # noqa: ARG001  # reason: stands 
     raise AssertionError("a scan or tune step asked for gradients")
 
 
-def _scores(work: Work, outcome: Outcome) -> dict[str, tuple[int, float, list[float]]]:
+def _scores(work: Work, outcome: Outcome) -> dict[str, _Score]:
     parts = zip(work.slides, work.labels, outcome.losses, outcome.probabilities, strict=True)
     return {slide: (label, loss, list(probs)) for slide, label, loss, probs in parts}
 
 
-def _judge(
-    scores: Mapping[str, tuple[int, float, list[float]]],
-) -> tuple[float, float | None]:
-    """Return the mean loss and the AUC (with more than two classes, one against the rest)."""
-    from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
-
-    labels = torch.tensor([label for label, _, _ in scores.values()])
-    probabilities = torch.tensor([probs for _, _, probs in scores.values()])
-    loss = sum(loss for _, loss, _ in scores.values()) / len(scores)
-    classes = probabilities.shape[1]
-    if len({label for label, _, _ in scores.values()}) < classes:
-        return loss, None
-    if classes == 2:
-        return loss, float(binary_auroc(probabilities[:, 1], labels))
-    return loss, float(multiclass_auroc(probabilities, labels, num_classes=classes))
+def _judge(scores: Mapping[str, _Score]) -> tuple[float, float | None]:
+    """Return the mean loss and the AUC: with more than two classes, each against the rest."""
+    labels = np.array([label for label, _, _ in scores.values()])
+    probabilities = np.array([probs for _, _, probs in scores.values()])
+    loss = float(np.mean([loss for _, loss, _ in scores.values()]))
+    classes = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    areas = [auc(labels == c, probabilities[:, c]) for c in classes]
+    return loss, float(np.mean(areas)) if np.isfinite(areas).all() else None

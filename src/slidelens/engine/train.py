@@ -217,6 +217,7 @@ def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[s
             **plan.training.model_dump(mode="json"),
         },
         "metrics": loop.metrics,
+        "threshold": loop.threshold,
     }
 
 

@@ -6,6 +6,7 @@ Source: streaming-prostate-2020, section IV.B, after Campanella et al. 2019.
 from __future__ import annotations
 
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zlib import crc32
 
@@ -109,7 +110,7 @@ class MilTask(TrainTask[MilConfig]):
             return {"backbone_weights": "random"}
         report = load_weights(classifier.features, weights)
         return {
-            "backbone_weights": report.source,
+            "backbone_weights": Path(report.source).name,
             "ignored_tensors": list(report.ignored),
         }
 
