@@ -6,6 +6,7 @@ and translation follow the pixel-centre convention (:meth:`slidelens.geometry.Af
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from slidelens.maps.map import Kind, Map, MapData
 from slidelens.maps.palette import TISSUE, class_colors, hex_color
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import zarr
@@ -65,24 +66,39 @@ def write_map(folder: Path, source: Map) -> None:
     import zarr
 
     group = zarr.create_group(folder, zarr_format=3)
-    levels: list[zarr.Array[Any]] = []
-    while not levels or max(levels[-1].shape[1:]) > _COARSEST:
-        planes, height, width = levels[-1].shape if levels else source.shape
-        shape = (planes, -(-height // 2), -(-width // 2)) if levels else source.shape
-        array = _create(group, str(len(levels)), shape, source)
-        for y in range(0, shape[1], _SHARD):
-            for x in range(0, shape[2], _SHARD):
-                rows = slice(y, min(y + _SHARD, shape[1]))
-                columns = slice(x, min(x + _SHARD, shape[2]))
-                if levels:
-                    fine = levels[-1][:, 2 * y : 2 * rows.stop, 2 * x : 2 * columns.stop]
-                    block = _halve(np.asarray(fine), source.kind)
-                else:
-                    block = np.asarray(source.levels[0][:, rows, columns])
-                if _holds_something(block, source.kind):
-                    array[:, rows, columns] = block
-        levels.append(array)
-    group.attrs["ome"] = _metadata(source, len(levels))
+    finest = _create(group, "0", source.shape, source)
+    cells = source.levels[0]
+    largest = _fill(finest, lambda rows, columns: np.asarray(cells[:, rows, columns]), source.kind)
+    levels = [finest]
+    while max(levels[-1].shape[1:]) > _COARSEST:
+        fine = levels[-1]
+        planes, height, width = fine.shape
+        level = _create(group, str(len(levels)), (planes, -(-height // 2), -(-width // 2)), source)
+        _fill(level, partial(_read_halved, fine, source.kind), source.kind)
+        levels.append(level)
+    group.attrs["ome"] = _metadata(source, len(levels), largest)
+
+
+def _fill(
+    array: zarr.Array[Any], read: Callable[[slice, slice], NDArray[Any]], kind: Kind
+) -> float:
+    """Write an array block by block, leaving out empty ones; return its largest finite value."""
+    largest = 0.0
+    _, height, width = array.shape
+    for y in range(0, height, _SHARD):
+        for x in range(0, width, _SHARD):
+            rows = slice(y, min(y + _SHARD, height))
+            columns = slice(x, min(x + _SHARD, width))
+            block = read(rows, columns)
+            if _holds_something(block, kind):
+                array[:, rows, columns] = block
+                largest = max(largest, float(block.max(initial=0, where=np.isfinite(block))))
+    return largest
+
+
+def _read_halved(fine: zarr.Array[Any], kind: Kind, rows: slice, columns: slice) -> NDArray[Any]:
+    twice = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
+    return _halve(np.asarray(fine[(slice(None), *twice)]), kind)
 
 
 def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
@@ -130,7 +146,7 @@ def _halve(fine: NDArray[Any], kind: Kind) -> NDArray[Any]:
         return np.asarray((total / known.sum(0)).astype(fine.dtype))
 
 
-def _metadata(source: Map, levels: int) -> dict[str, Any]:
+def _metadata(source: Map, levels: int, largest: float) -> dict[str, Any]:
     datasets = []
     for level in range(levels):
         a, f = source.affine, 2**level
@@ -151,7 +167,7 @@ def _metadata(source: Map, levels: int) -> dict[str, Any]:
     if source.kind == "labels":
         ome["image-label"] = _image_label(source)
     else:
-        ome["omero"] = {"channels": _channels(source)}
+        ome["omero"] = {"channels": _channels(source, largest)}
     return ome
 
 
@@ -169,9 +185,9 @@ def _image_label(source: Map) -> dict[str, Any]:
     }
 
 
-def _channels(source: Map) -> list[dict[str, Any]]:
+def _channels(source: Map, largest: float) -> list[dict[str, Any]]:
     colors = class_colors(source.channels)
-    top = 1.0 if source.kind == "probability" else _largest(source)
+    top = 1.0 if source.kind == "probability" else largest or 1.0
     return [
         {
             "label": name,
@@ -181,15 +197,6 @@ def _channels(source: Map) -> list[dict[str, Any]]:
         }
         for i, name in enumerate(source.channels)
     ]
-
-
-def _largest(source: Map) -> float:
-    """Return the largest finite value, read in strips; 1 where there is none above 0."""
-    largest = 0.0
-    for y in range(0, source.shape[1], _SHARD):
-        strip = np.asarray(source.levels[0][:, y : y + _SHARD, :])
-        largest = max(largest, float(strip.max(initial=0.0, where=np.isfinite(strip))))
-    return largest or 1.0
 
 
 def _open(folder: Path, kind: Kind, slide_mpp: Mpp | None) -> MapData:
