@@ -19,14 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.receptive import ReceptiveField, Window
-from slidelens.nn.windows import WindowOp
+
+if TYPE_CHECKING:
+    from slidelens.nn.windows import WindowOp
 
 __all__ = ["Call", "LocalGraph", "Node", "Ref", "call_with"]
 
@@ -37,7 +39,7 @@ Values = Mapping[int, Any]
 class Ref(NamedTuple):
     """Stands for the value of a node among the arguments of a call."""
 
-    index: int
+    node: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 def _fill(arg: Any, values: Values) -> Any:
     if isinstance(arg, Ref):
-        return values[arg.index]
+        return values[arg.node]
     if isinstance(arg, list | tuple):
         return type(arg)(_fill(item, values) for item in arg)
     return arg
@@ -126,7 +128,7 @@ class Node:
         if self.module is not None:
             layer = root.get_submodule(self.module)
             return layer.weight, layer.bias  # type: ignore[return-value]
-        return tuple(None if ref is None else values[ref.index] for ref in self.weights)
+        return tuple(None if ref is None else values[ref.node] for ref in self.weights)
 
 
 class _Body(nn.Module):
@@ -170,6 +172,11 @@ class LocalGraph:
     def streamed(self) -> list[Node]:
         """The nodes that depend on the image."""
         return [node for node in self.nodes if node.kind != "constant"]
+
+    @property
+    def kept(self) -> list[Node]:
+        """The nodes whose values tiles hand on: those that are not computed again."""
+        return [node for node in self.nodes if node.kind in ("window", "join")]
 
     def axis(self, node: Node, axis: int) -> Window | None:
         """Window of a node along y (0) or x (1)."""
@@ -269,7 +276,7 @@ def _reachable(nodes: Sequence[Node], output: int) -> tuple[list[Node], int]:
 def _renumber(node: Node, new: Mapping[int, int]) -> Node:
     def ref(arg: Any) -> Any:
         if isinstance(arg, Ref):
-            return Ref(new[arg.index])
+            return Ref(new[arg.node])
         if isinstance(arg, list | tuple):
             return type(arg)(ref(item) for item in arg)
         return arg

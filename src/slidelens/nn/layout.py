@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from slidelens.nn.graph import LocalGraph
 from slidelens.nn.windows import Rect
+
+if TYPE_CHECKING:
+    from slidelens.nn.graph import LocalGraph
 
 __all__ = ["AxisLayout", "Frame", "frame", "halo_layout", "seam_layout"]
 
@@ -27,6 +30,11 @@ class AxisLayout:
     start: Table
     first: Table
     last: Table
+
+    @property
+    def independent(self) -> bool:
+        """Whether tiles hand nothing on."""
+        return self.start == self.first
 
     def seam(self, node: int, tile: int) -> int:
         """Cells of a node that tile ``tile`` takes over from the one before."""

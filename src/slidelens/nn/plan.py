@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,9 @@ from slidelens.errors import StreamingError
 from slidelens.nn.graph import LocalGraph, Node, call_with
 from slidelens.nn.layout import AxisLayout, halo_layout, seam_layout
 from slidelens.nn.windows import Rect, crop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Planner", "StreamingPlan", "free_memory"]
 
@@ -173,11 +175,10 @@ class Planner:
                 seam_layout(self.graph, 1, self.size[1], side[1]),
             )
         axes = []
-        for axis, (side, n, field) in enumerate(
-            zip(tile, self.size, self.graph.field, strict=True)
-        ):
-            owned = (side - sum(field.halo)) // field.stride
-            if side >= n:
+        for axis, field in enumerate(self.graph.field):
+            n = self.size[axis]
+            owned = (tile[axis] - sum(field.halo)) // field.stride
+            if tile[axis] >= n:
                 owned = self.sizes[axis][self.graph.output]
             if owned < 1:
                 smallest = self.smallest_tile("halo")
@@ -214,27 +215,22 @@ class Planner:
         """Values in all seams: sum over nodes of C (h_y W (R - 1) + h_x H (C - 1))."""
         rows, columns = layout
         total = 0
-        for node in self.graph.nodes:
-            if node.kind in ("window", "join"):
-                i = node.index
-                top = sum(rows.seam(i, t) for t in range(rows.tiles)) * columns.size[i]
-                left = sum(columns.seam(i, t) for t in range(columns.tiles)) * rows.size[i]
-                total += self.costs.channels[i] * (top + left)
+        for i in (node.index for node in self.graph.kept):
+            top = sum(rows.seam(i, t) for t in range(rows.tiles)) * columns.size[i]
+            left = sum(columns.seam(i, t) for t in range(columns.tiles)) * rows.size[i]
+            total += self.costs.channels[i] * (top + left)
         return total
 
     def _multiply_adds(self, layout: Layout) -> int:
-        rows, columns = layout
         total = 0
         for node in self.graph.nodes:
             cost, i = self.costs.multiply_adds[node.index], node.index
             if cost:
                 # A linear layer is computed again over its seam, a convolution is not.
-                low = (rows.first[i], columns.first[i])
-                if node.kind == "local":
-                    low = (rows.start[i], columns.start[i])
+                starts = [a.start if node.kind == "local" else a.first for a in layout]
                 total += cost * prod(
-                    sum(b - a for a, b in zip(a_, axis.last[i], strict=True))
-                    for a_, axis in zip(low, layout, strict=True)
+                    sum(axis.last[i]) - sum(start[i])
+                    for start, axis in zip(starts, layout, strict=True)
                 )
         return total
 

@@ -7,9 +7,11 @@ of the receptive field. Nothing is probed or guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["PaddingMode", "ReceptiveField", "Window"]
 
@@ -38,7 +40,7 @@ class Window:
         return self.dilation * (self.kernel - 1) + 1
 
     def size(self, n: int) -> int:
-        """Outputs that ``n`` inputs give; 0 where PyTorch would refuse.
+        """Return how many outputs ``n`` inputs give; 0 where PyTorch would refuse.
 
         In ceil mode PyTorch lets no window start in the padding behind the image.
         """
@@ -51,12 +53,12 @@ class Window:
         return count
 
     def span_of(self, first: int, last: int) -> tuple[int, int]:
-        """Inputs ``[a, b)`` that outputs ``[first, last)`` read, before padding is resolved."""
+        """Return the inputs ``[a, b)`` that outputs ``[first, last)`` read, padding and all."""
         start = first * self.stride - self.before
         return start, (last - 1) * self.stride - self.before + self.span
 
     def source(self, i: int, n: int) -> int:
-        """Input in ``[0, n)`` whose copy stands at position ``i`` of the padded axis."""
+        """Return the input in ``[0, n)`` whose copy stands at position ``i`` of the padded axis."""
         if 0 <= i < n:
             return i
         if self.mode == "reflect":
@@ -66,7 +68,7 @@ class Window:
         return 0 if i < 0 else n - 1
 
     def reads(self, first: int, last: int, n: int) -> tuple[int, int]:
-        """Real inputs ``[low, high)`` that outputs ``[first, last)`` depend on; never empty."""
+        """Return the real inputs ``[low, high)``, at least one, that outputs depend on."""
         a, b = self.span_of(first, last)
         if self.mode == "circular" and (a < 0 or b > n):
             return 0, n
@@ -78,16 +80,14 @@ class Window:
         return low, high
 
     def ready(self, have: int, n: int) -> int:
-        """Outputs, counted from the first, that inputs ``[0, have)`` of ``n`` complete."""
+        """Return how many first outputs the inputs ``[0, have)`` of ``n`` complete."""
         total = self.size(n)
         if have >= n or have <= 0:
             return total if have >= n else 0
         count = min(max((have - self.span + self.before) // self.stride + 1, 0), total)
-        if count and self.before and self.mode != "constant":
-            # The first output also reads what is mirrored or wrapped into the leading padding.
-            if self.mode == "circular" or (self.mode == "reflect" and have <= self.before):
-                return 0
-        return count
+        # The first output also reads what is mirrored or wrapped into the leading padding.
+        waits = self.mode == "circular" or (self.mode == "reflect" and have <= self.before)
+        return 0 if waits and self.before else count
 
 
 class ReceptiveField(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from slidelens.nn.builder import Builder, Operation, Pieces, Rule
 from slidelens.nn.graph import Call, Ref
-from slidelens.nn.receptive import Window
-from slidelens.nn.trace import Builder, Operation, Pieces, Rule
-from slidelens.nn.windows import WindowOp
+from slidelens.nn.window_rules import conv, functional_conv, pad, pool
 
 __all__ = ["mutates", "rule_for"]
 
@@ -30,7 +28,7 @@ _ACTIVATIONS = (
 _UNARY = {
     F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
     F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.threshold,
-    F.leaky_relu_, F.elu_, F.hardtanh_, F.threshold_,
+    F.leaky_relu_, F.elu_, F.hardtanh_,
     torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.log, torch.sqrt, torch.rsqrt,
     torch.square, torch.neg, torch.clamp, torch.clone, operator.neg, operator.pos,
 }  # fmt: skip
@@ -44,11 +42,14 @@ _IN_PLACE = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-_UNARY_METHODS = set(
-    "sigmoid tanh abs exp log sqrt rsqrt square neg clamp clamp_min clamp_max clone sigmoid_ "
-    "tanh_ abs_ neg_ clamp_ contiguous float double half bfloat16 detach".split()
-)
-_BINARY_METHODS = set("add sub mul div pow add_ sub_ mul_ div_ pow_".split())
+_UNARY_METHODS = [
+    "sigmoid", "tanh", "abs", "exp", "log", "sqrt", "rsqrt", "square", "neg", "clamp",
+    "clamp_min", "clamp_max", "clone", "sigmoid_", "tanh_", "abs_", "neg_", "clamp_",
+    "contiguous", "float", "double", "half", "bfloat16", "detach",
+]  # fmt: skip
+_BINARY_METHODS = [
+    "add", "sub", "mul", "div", "pow", "add_", "sub_", "mul_", "div_", "pow_",
+]  # fmt: skip
 _VIEWS = {"contiguous", "float", "double", "half", "bfloat16", "detach"}
 
 _GLOBAL = (
@@ -69,11 +70,8 @@ _WHY: list[tuple[tuple[str, ...], str]] = [
     (("Upsample", "interpolate", "ConvTranspose", "conv_transpose", "PixelShuffle", "Fold"),
      _RESAMPLE),
     (("getattr", "size", "view", "reshape", "dim"),
-     "it asks for the shape of the image, or changes it; write it without, or put it into the "
-     "head"),
+     "it asks for the shape of the image, or changes it; put it into the head"),
 ]  # fmt: skip
-
-_Pair = int | tuple[int, ...]
 
 
 def rule_for(op: Operation) -> Rule:
@@ -258,7 +256,7 @@ def _cat(b: Builder, op: Operation) -> Ref:
 def _pieces(b: Builder, op: Operation) -> Pieces:
     a = op.bind("input count dim", dim=0)
     _channel_axis(b, op, a["dim"])
-    return Pieces(b.call(op), b.streamed(op)[0].index)
+    return Pieces(b.call(op), b.streamed(op)[0].node)
 
 
 def _getitem(b: Builder, op: Operation) -> Ref:
@@ -292,116 +290,12 @@ def _transpose(b: Builder, op: Operation) -> Ref:
     return b.add(op, "local", roles="".join(axes), call=b.call(op), view=True)
 
 
-# Windows ------------------------------------------------------------------------------------
-
-
-def _pair(value: _Pair) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, second = value if len(value) == 2 else (value[0], value[0])
-    return first, second
-
-
-def _windows(
-    kernel: _Pair, stride: _Pair, padding: Any, dilation: _Pair, **more: Any
-) -> tuple[Window, Window]:
-    """Windows along y and x; ``padding`` as PyTorch's layers take it, or (before, after) pairs."""
-    axes = []
-    for axis, (k, s, d) in enumerate(
-        zip(_pair(kernel), _pair(stride), _pair(dilation), strict=True)
-    ):
-        if padding == "valid":
-            before = after = 0
-        elif padding == "same":
-            before = d * (k - 1) // 2
-            after = d * (k - 1) - before
-        else:
-            before = after = _pair(padding)[axis]
-        axes.append(Window(k, s, d, before, after, **more))
-    return axes[0], axes[1]
-
-
-def _window(b: Builder, op: Operation, window: WindowOp, **fields: Any) -> Ref:
-    if b.roles(op) != "nchw":
-        raise op.refuse("it takes axes (N, C, H, W)")
-    fields.setdefault("module", op.target if op.module is not None else None)
-    return b.add(op, "window", window=window, fresh=window.kind == "conv", **fields)
-
-
-def _conv(b: Builder, op: Operation) -> Ref:
-    layer: Any = op.module
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    y, x = _windows(layer.kernel_size, layer.stride, layer.padding, layer.dilation, mode=mode)
-    return _window(b, op, WindowOp("conv", y, x, groups=layer.groups))
-
-
-def _functional_conv(b: Builder, op: Operation) -> Ref:
-    a = op.bind(
-        "input weight bias stride padding dilation groups",
-        bias=None, stride=1, padding=0, dilation=1, groups=1,
-    )  # fmt: skip
-    if not (b.is_constant(a["weight"]) and b.is_constant(a["bias"])):
-        raise op.refuse("its weights depend on the image")
-    y, x = _windows(b.shape_of(a["weight"])[2:], a["stride"], a["padding"], a["dilation"])
-    window = WindowOp("conv", y, x, groups=a["groups"])
-    return _window(b, op, window, weights=(a["weight"], a["bias"]))
-
-
-_POOL_SIGNATURES = {
-    "max": "input kernel_size stride padding dilation ceil_mode return_indices",
-    "average": "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
-}
-
-
-def _pool(kind: Any) -> Rule:
-    def rule(b: Builder, op: Operation) -> Ref:
-        names = _POOL_SIGNATURES[kind].split()[1:]
-        defaults = dict.fromkeys(names[:2]) | {
-            "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False,
-            "count_include_pad": True, "divisor_override": None,
-        }  # fmt: skip
-        if op.module is not None:
-            a = defaults | {name: getattr(op.module, name) for name in names}
-        else:
-            a = defaults | op.bind(_POOL_SIGNATURES[kind])
-        if a["return_indices"]:
-            raise op.refuse("indices of maxima differ from tile to tile; return values only")
-        y, x = _windows(
-            a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"],
-            ceil=a["ceil_mode"],
-        )  # fmt: skip
-        window = WindowOp(
-            kind, y, x, fill=float("-inf") if kind == "max" else 0.0,
-            count_padding=a["count_include_pad"], divisor=a["divisor_override"],
-        )  # fmt: skip
-        return _window(b, op, window)
-
-    return rule
-
-
-def _pad(b: Builder, op: Operation) -> Ref:
-    layer: Any = op.module
-    if layer is not None:
-        kinds = {"Zero": "constant", "Constant": "constant", "Reflection": "reflect",
-                 "Replication": "replicate", "Circular": "circular"}  # fmt: skip
-        mode = next(kinds[k] for k in kinds if type(layer).__name__.startswith(k))
-        sides, fill = layer.padding, float(getattr(layer, "value", 0.0))
-    else:
-        a = op.bind("input pad mode value", mode="constant", value=None)
-        sides, mode, fill = a["pad"], a["mode"], float(a["value"] or 0.0)
-    sides = (sides,) * 4 if isinstance(sides, int) else tuple(sides) + (0,) * (4 - len(sides))
-    if len(sides) > 4 or min(sides) < 0:
-        raise op.refuse("only rows and columns can be padded, and none cut off")
-    x, y = (Window(before=p, after=q, mode=mode) for p, q in (sides[:2], sides[2:]))
-    return _window(b, op, WindowOp("pad", y, x, fill=fill))
-
-
 # The tables ---------------------------------------------------------------------------------
 
 _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
-    ((nn.Conv2d,), _conv),
-    ((nn.MaxPool2d,), _pool("max")),
-    ((nn.AvgPool2d,), _pool("average")),
+    ((nn.Conv2d,), conv),
+    ((nn.MaxPool2d,), pool("max")),
+    ((nn.AvgPool2d,), pool("average")),
     ((_BatchNorm, _InstanceNorm), _batch_norm),
     ((_DropoutNd,), _dropout),
     ((nn.Identity,), _identity),
@@ -411,14 +305,14 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
     ((nn.Softmax, nn.LogSoftmax), _softmax),
     ((nn.Linear, nn.LayerNorm), _over_channels),
     ((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
-     _pad),
+     pad),
 ]  # fmt: skip
 
-_FUNCTIONS: list[tuple[set[Callable[..., Any]], Rule]] = [
-    ({F.conv2d}, _functional_conv),
-    ({F.max_pool2d, torch.max_pool2d}, _pool("max")),
-    ({F.avg_pool2d}, _pool("average")),
-    ({F.pad}, _pad),
+_FUNCTIONS: list[tuple[set[Any], Rule]] = [
+    ({F.conv2d}, functional_conv),
+    ({F.max_pool2d, torch.max_pool2d}, pool("max")),
+    ({F.avg_pool2d}, pool("average")),
+    ({F.pad}, pad),
     ({F.relu, F.relu_, torch.relu, torch.relu_}, _relu),
     (_UNARY, _unary),
     (_BINARY | set(_IN_PLACE), _binary),

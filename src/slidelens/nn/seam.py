@@ -9,19 +9,25 @@ over. Strips may reach through older strips, so a delay longer than a tile needs
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from slidelens.nn.graph import Node
-from slidelens.nn.layout import AxisLayout, Frame
 from slidelens.nn.windows import Rect, crop
 
-__all__ = ["Seams", "join"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.nn.graph import Node
+    from slidelens.nn.layout import AxisLayout, Frame
+
+__all__ = ["Seams", "Strips", "join"]
 
 Dims = tuple[int, int]
+# By node: the strips for the tile below and for that to the right.
+Strips = dict[int, tuple["Tensor | None", "Tensor | None"]]
 
 
 class Seams:
@@ -29,13 +35,18 @@ class Seams:
 
     Parameters
     ----------
+    kept
+        The nodes whose strips are kept.
     rows, columns
         The layout.
     remember
         Keep every strip for the backward pass; else only those still to be read.
     """
 
-    def __init__(self, rows: AxisLayout, columns: AxisLayout, *, remember: bool) -> None:
+    def __init__(
+        self, kept: Sequence[Node], rows: AxisLayout, columns: AxisLayout, *, remember: bool
+    ) -> None:
+        self.kept = kept
         self.rows, self.columns, self.remember = rows, columns, remember
         self.top: dict[tuple[int, int], Tensor] = {}
         self.left: dict[tuple[int, int, int], Tensor] = {}
@@ -92,14 +103,42 @@ class Seams:
                 crop(whole, frame.whole, frame.right, dims)
             )
 
-    def passed(self, row: int, column: int | None = None) -> None:
-        """Drop the strips that a finished tile, or a finished row of tiles, has read."""
+    def strips(self, frames: dict[int, Frame], at: tuple[int, int]) -> Strips:
+        """Return copies of what a tile has just kept, for tiles that compute the same."""
+        row, column = at
+        found: Strips = {}
+        for node in self.kept:
+            down, right = frames[node.index].down, None
+            if down.area:
+                band = self.band(node.index, row + 1)
+                below = crop(self.top[node.index, row + 1], band, down, node.dims).clone()
+            else:
+                below = None
+            if frames[node.index].right.area:
+                right = self.left[node.index, row, column + 1]
+            found[node.index] = (below, right)
+        return found
+
+    def repeat(self, frames: dict[int, Frame], at: tuple[int, int], strips: Strips) -> None:
+        """Keep the strips of another tile as this one's."""
+        row, column = at
+        for node in self.kept:
+            below, right = strips[node.index]
+            if below is not None:
+                key, band = (node.index, row + 1), self.band(node.index, row + 1)
+                if key not in self.top:
+                    self.top[key] = _empty_like(below, band, node.dims)
+                crop(self.top[key], band, frames[node.index].down, node.dims).copy_(below)
+            if right is not None:
+                self.left[node.index, row, column + 1] = right
+
+    def passed(self, at: tuple[int, int]) -> None:
+        """Drop the strips that a finished tile has read and no other will."""
         if self.remember:
             return
-        if column is None:
-            self.top = {key: strip for key, strip in self.top.items() if key[1] > row}
-        else:
-            self.left = {key: strip for key, strip in self.left.items() if key[1:] > (row, column)}
+        self.left = {key: strip for key, strip in self.left.items() if key[1:] > at}
+        if at[1] + 1 == self.columns.tiles:
+            self.top = {key: strip for key, strip in self.top.items() if key[1] > at[0]}
 
     def owed(self, node: Node, at: tuple[int, int], frame: Frame) -> list[tuple[Tensor, Rect]]:
         """Gradients that later tiles handed back to what this tile kept."""
@@ -129,12 +168,16 @@ class Seams:
             _add(strip, frame.left, frame.left, grads, node.dims)
             self.left_grad[node.index, row, column] = strip
 
-    def settled(self, row: int, column: int | None = None) -> None:
-        """Drop the gradients that a tile, or a row of tiles, has taken."""
-        if column is None:
+    def forget_gradients(self) -> None:
+        """Begin a backward pass."""
+        self.top_grad, self.left_grad = {}, {}
+
+    def settled(self, at: tuple[int, int]) -> None:
+        """Drop the gradients that a finished tile has taken and no other will."""
+        row, column = at
+        self.left_grad = {k: g for k, g in self.left_grad.items() if k[1:] != (row, column + 1)}
+        if column == 0:
             self.top_grad = {k: g for k, g in self.top_grad.items() if k[1] != row + 1}
-        else:
-            self.left_grad = {k: g for k, g in self.left_grad.items() if k[1:] != (row, column + 1)}
 
 
 def join(
@@ -150,13 +193,13 @@ def join(
     """
     if not frame.whole.area:
         return None, None
-    whole, token = _Join.apply(new, anchor, seams, node, at, frame, have)  # type: ignore[no-untyped-call]
+    whole, token = _Join.apply(new, anchor, seams, node, at, frame, have)
     return whole, token
 
 
 class _Join(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, new: Tensor | None, anchor: Tensor, seams: Seams, node: Node,
         at: tuple[int, int], frame: Frame, have: Rect,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -165,7 +208,7 @@ class _Join(Function):
         ctx.computes = new is not None
         whole = seams.assemble(node, at, frame, new, have)
         assert whole is not None
-        return whole, torch.zeros((), device=whole.device)
+        return whole, torch.zeros_like(anchor)
 
     @staticmethod
     @once_differentiable

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from slidelens.errors import StreamingError
 from slidelens.geometry import Box
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from slidelens.nn.windows import Rect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.nn.windows import Rect
 
 __all__ = ["LazyImage", "Source"]
+
+WHITE = 255
 
 
 @runtime_checkable
@@ -45,10 +51,7 @@ class Source:
     mean, std
         Of the normalisation, per channel for values from 0 to 1.
     mask
-        ``(h, w)`` bool over the whole image at any resolution; background (False) is painted.
-    paint
-        Value of painted pixels before normalisation, 0 to 255; for floating-point images the value
-        itself.
+        ``(h, w)`` bool over the whole image at any resolution; background (False) is painted white.
     """
 
     def __init__(
@@ -60,10 +63,9 @@ class Source:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         mask: Tensor | None = None,
-        paint: float = 255.0,
     ) -> None:
         self.image, self.device, self.dtype = image, device, dtype
-        self.mean, self.std, self.mask, self.paint = mean, std, mask, paint
+        self.mean, self.std, self.mask = mean, std, mask
         if isinstance(image, Tensor):
             if image.dim() != 4:
                 raise StreamingError(
@@ -85,6 +87,11 @@ class Source:
             raise StreamingError(
                 f"mask of shape {tuple(mask.shape)} and {mask.dtype}: expected (h, w) and bool"
             )
+        if mask is not None and self._stored != torch.uint8:
+            raise StreamingError(
+                f"a mask paints uint8 images, this one is {self._stored}: paint it before, or give "
+                "uint8"
+            )
 
     @property
     def height(self) -> int:
@@ -96,25 +103,29 @@ class Source:
         """Columns of the image."""
         return self.shape[3]
 
-    def read(self, rect: Rect) -> Tensor:
-        """Return one piece ``(N, C, h, w)`` on the device; a view of the image where possible."""
-        piece = self.raw(rect)
-        if piece.dtype == torch.uint8:
-            piece = normalize(piece.to(self.device), self.mean, self.std)
-            return piece.to(self.dtype)
-        return piece.detach().to(self.device)
-
-    def raw(self, rect: Rect) -> Tensor:
-        """Return one piece before normalisation, painted."""
+    def pixels(self, rect: Rect) -> Tensor:
+        """Return one piece as it is stored, painted; a view of the image where possible."""
         if isinstance(self.image, Tensor):
-            piece = self.image[:, :, rect.top : rect.bottom, rect.left : rect.right]
+            piece = self.image.detach()[:, :, rect.top : rect.bottom, rect.left : rect.right]
         else:
             box = Box(rect.left, rect.top, rect.width, rect.height)
-            pixels = torch.from_numpy(np.array(self.image.read(box), dtype=np.uint8))
-            piece = pixels.permute(2, 0, 1)[None]
+            values = np.array(self.image.read(box), dtype=np.uint8)
+            if values.shape != (rect.height, rect.width, self.shape[1]):
+                raise StreamingError(
+                    f"read({box}) gave shape {values.shape}: expected "
+                    f"({rect.height}, {rect.width}, {self.shape[1]})"
+                )
+            piece = torch.from_numpy(values).permute(2, 0, 1)[None]
         if self.mask is None:
             return piece
-        return piece.masked_fill(~self._tissue(rect).to(piece.device), self.paint)
+        return piece.masked_fill(~self._tissue(rect).to(piece.device), WHITE)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return a piece as the network takes it: on the device, normalised."""
+        pixels = pixels.to(self.device)
+        if pixels.dtype != torch.uint8:
+            return pixels
+        return normalize(pixels, self.mean, self.std).to(self.dtype)
 
     def _tissue(self, rect: Rect) -> Tensor:
         """Mask of one piece: each pixel takes the cell it lies in."""
@@ -123,9 +134,10 @@ class Source:
         columns = torch.arange(rect.left, rect.right) * self.mask.shape[1] // self.width
         return self.mask.cpu()[rows[:, None], columns]
 
-    def zeros(self) -> Tensor:
-        """Return an empty piece of the right channels, type and device."""
-        dtype = self.image.dtype if isinstance(self.image, Tensor) else self.dtype
-        if not dtype.is_floating_point:
-            dtype = self.dtype
-        return torch.zeros((*self.shape[:2], 0, 0), dtype=dtype, device=self.device)
+    def empty(self) -> Tensor:
+        """Return a prepared piece without pixels."""
+        return self.prepare(torch.zeros((*self.shape[:2], 0, 0), dtype=self._stored))
+
+    @property
+    def _stored(self) -> torch.dtype:
+        return self.image.dtype if isinstance(self.image, Tensor) else torch.uint8

@@ -7,8 +7,7 @@ ours. See ``docs/streaming.md`` for how they work and what they cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,13 @@ from slidelens.errors import StreamingError
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
 from slidelens.nn.source import LazyImage, Source
-from slidelens.nn.tape import Tape
+from slidelens.nn.tape import StreamingReport, Tape
 from slidelens.nn.trace import trace
 
-__all__ = ["StreamingPlan", "StreamingTrunk"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["StreamingPlan", "StreamingReport", "StreamingTrunk"]
 
 # Share of the free memory that tile_size="auto" plans with: the plan is an estimate, and the head,
 # the optimiser and the allocator want their part.
@@ -82,6 +84,8 @@ class StreamingTrunk(nn.Module):
         self.tile_size = _tile(tile_size)
         self.scheme: Literal["auto", "seam", "halo"] = scheme
         self.memory, self.mean, self.std = memory, mean, std
+        self.report: StreamingReport | None = None
+        """What was done for the last image, and what could be skipped."""
         self._modes = [layer.training for layer in module.modules()]
         self._planners: dict[tuple[int, ...], Planner] = {}
 
@@ -127,10 +131,12 @@ class StreamingTrunk(nn.Module):
         """
         tape = self.tape(image, mask)
         tensors = self.tensors()
-        if not tape.record:
-            return tape.forward(tensors)
-        given = image if isinstance(image, Tensor) else None
-        result: Tensor = _Stream.apply(tape, list(tensors), given, *tensors.values())  # type: ignore[no-untyped-call]
+        if tape.record:
+            given = image if isinstance(image, Tensor) else None
+            result: Tensor = _Stream.apply(tape, list(tensors), given, *tensors.values())
+        else:
+            result = tape.forward(tensors)
+        self.report = tape.report
         return result
 
     def tensors(self) -> dict[str, Tensor]:

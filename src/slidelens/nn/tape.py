@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from slidelens.nn.graph import LocalGraph, Node, call_with
-from slidelens.nn.layout import AxisLayout, frame
-from slidelens.nn.seam import Seams, join
-from slidelens.nn.source import Source
+from slidelens.nn.graph import call_with
+from slidelens.nn.layout import Frame, frame
+from slidelens.nn.repeats import Repeats
+from slidelens.nn.seam import Seams, Strips
+from slidelens.nn.walk import Walk, frames
 from slidelens.nn.windows import Rect, crop
 
-__all__ = ["Band", "Tape"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Tensors = Mapping[str, Tensor]
+    from slidelens.nn.graph import LocalGraph
+    from slidelens.nn.layout import AxisLayout
+    from slidelens.nn.source import Source
+
+__all__ = ["Band", "StreamingReport", "Tape"]
+
+Tensors = Mapping[str, "Tensor"]
+Tile = tuple[int, int]
 
 
 class Band(NamedTuple):
@@ -24,6 +33,23 @@ class Band(NamedTuple):
 
     top: int
     values: Tensor
+
+
+@dataclass
+class StreamingReport:
+    """What was done for one image, and what was not."""
+
+    tiles: int
+    """Tiles of the image."""
+    reused: int = 0
+    """Tiles of one colour whose output was taken from another."""
+    idle: int = 0
+    """Tiles that needed no backward pass of their own: no gradient, or summed with another's."""
+
+    @property
+    def skipped(self) -> float:
+        """Fraction of tiles that were not computed in the forward pass."""
+        return self.reused / self.tiles
 
 
 class _Result(NamedTuple):
@@ -34,6 +60,13 @@ class _Result(NamedTuple):
     image: Tensor
     weights: dict[str, Tensor]
     anchor: Tensor
+
+
+class _Repeat(NamedTuple):
+    """What a tile leaves, for others of the same work and colour."""
+
+    output: Tensor | None
+    strips: Strips
 
 
 class Tape:
@@ -63,41 +96,40 @@ class Tape:
         record: bool,
         input_grad: bool = False,
     ) -> None:
-        self.graph, self.rows, self.columns = graph, *layout
-        self.source = source
+        self.graph, self.module, self.source = graph, module, source
+        self.rows, self.columns = layout
         self.record, self.input_grad = record, input_grad
         self.live = graph.live(module, input_grad)
-        self.seams = Seams(self.rows, self.columns, remember=record)
-        self.module = module
+        self.seams = Seams(graph.kept, self.rows, self.columns, remember=record)
+        self.tiles = [(r, c) for r in range(self.rows.tiles) for c in range(self.columns.tiles)]
+        self.report = StreamingReport(len(self.tiles))
+        self._keys: dict[Tile, Hashable] = {}
         self._kept: _Result | None = None
         self._autocast = _autocast_state(source.device)
 
-    @property
-    def tiles(self) -> list[tuple[int, int]]:
-        """Tiles in raster order."""
-        return [(r, c) for r in range(self.rows.tiles) for c in range(self.columns.tiles)]
-
     def forward(self, tensors: Tensors) -> Tensor:
         """Compute the trunk's output with the weights and buffers ``tensors``."""
-        out = self.graph.output
-        output: Tensor | None = None
+        repeats = Repeats(self.graph, self.rows, self.columns)
+        done: dict[Hashable, _Repeat] = {}
         weights = {name: value.detach() for name, value in tensors.items()}
+        output: Tensor | None = None
         with torch.no_grad(), self._autocast():
             for at in self.tiles:
+                pixels = self.source.pixels(self._input(at))
+                key = self._keys[at] = repeats.key(at, pixels)
                 if self.record and at == self.tiles[-1]:
                     # The backward pass begins with the last tile: keep its graph.
-                    self._kept = self._run_with_graph(at, tensors)
+                    self._kept = self._run_with_graph(at, pixels, tensors)
                     values = self._kept.output
+                elif key in done:
+                    values = self._reuse(at, done[key])
                 else:
-                    values, _ = self._run(at, self._read(at), weights, None)
+                    values = self._run(at, pixels, weights)
+                    if key is not None:
+                        done[key] = _Repeat(values, self.seams.strips(self._frames(at), at))
                 if values is not None:
-                    if output is None:
-                        output = _canvas(values, self.rows.size[out], self.columns.size[out])
-                    new = frame(self.rows, self.columns, out, *at).new
-                    output[:, :, new.top : new.bottom, new.left : new.right] = values
-                self.seams.passed(*at)
-                if at[1] + 1 == self.columns.tiles:
-                    self.seams.passed(at[0])
+                    output = self._place(output, at, values)
+                self.seams.passed(at)
         assert output is not None
         return output
 
@@ -108,31 +140,64 @@ class Tape:
         image, last rows first, if it was asked for.
         """
         band = _BandSum(self.rows, self.columns) if self.input_grad else None
-        out = self.graph.output
-        for row in reversed(range(self.rows.tiles)):
-            for column in reversed(range(self.columns.tiles)):
-                at = (row, column)
-                new = frame(self.rows, self.columns, out, *at).new
-                part = grad[:, :, new.top : new.bottom, new.left : new.right]
-                if self._owes(at, part):
-                    image_grad = self._tile_backward(at, tensors, part, into)
-                    if band is not None and image_grad is not None:
-                        band.add(at, image_grad)
-                self._kept = None
-                self.seams.settled(*at)
-            self.seams.settled(row)
-            if band is not None:
-                yield band.finish(row, self.source)
+        merged: dict[Hashable, tuple[Tile, Tensor]] = {}
+        merges = not self.input_grad and self.rows.independent and self.columns.independent
+        idle = 0
+        self.seams.forget_gradients()
+        for at in reversed(self.tiles):
+            part = self._part(at, grad)
+            key = self._keys[at]
+            if merges and key is not None:
+                # Gradients of weights are linear in that of the output: tiles of the same work
+                # and colour are backpropagated as one.
+                merged[key] = (at, part + merged[key][1] if key in merged else part)
+                idle += 1
+            elif self._owes(at, part):
+                image_grad = self._tile_backward(at, tensors, part, into)
+                if band is not None and image_grad is not None:
+                    band.add(self._input(at), image_grad)
+            else:
+                idle += 1
+            self._kept = None
+            self.seams.settled(at)
+            if band is not None and at[1] == 0:
+                yield band.finish(at[0], self.source)
+        for at, part in merged.values():
+            self._tile_backward(at, tensors, part, into)
+        self.report.idle = idle - len(merged)
 
     # One tile ---------------------------------------------------------------------------------
 
+    def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:
+        image = self.source.prepare(pixels)
+        walk = Walk(self.graph, self.rows, self.columns, self.seams, at)
+        return call_with(self.module, weights, lambda root: walk.run(root, image))
+
+    def _run_with_graph(self, at: Tile, pixels: Tensor, tensors: Tensors) -> _Result:
+        # Fresh leaves: hooks of the real parameters run once, on the sum over all tiles.
+        weights = {
+            name: value.detach().requires_grad_(value.requires_grad)
+            for name, value in tensors.items()
+        }
+        image = self.source.prepare(pixels).requires_grad_(self.input_grad)
+        anchor = torch.zeros((), device=image.device, requires_grad=True)
+        walk = Walk(self.graph, self.rows, self.columns, self.seams, at, anchor, self.live)
+        with torch.enable_grad():
+            output = call_with(self.module, weights, lambda root: walk.run(root, image))
+        return _Result(output, walk.tokens, image, weights, anchor)
+
+    def _reuse(self, at: Tile, repeat: _Repeat) -> Tensor | None:
+        self.seams.repeat(self._frames(at), at, repeat.strips)
+        self.report.reused += 1
+        return repeat.output
+
     def _tile_backward(
-        self, at: tuple[int, int], tensors: Tensors, grad: Tensor, into: dict[str, Tensor]
+        self, at: Tile, tensors: Tensors, grad: Tensor, into: dict[str, Tensor]
     ) -> Tensor | None:
-        run = self._kept
+        run, self._kept = self._kept, None
         if run is None:
             with self._autocast():
-                run = self._run_with_graph(at, tensors)
+                run = self._run_with_graph(at, self.source.pixels(self._input(at)), tensors)
         roots, grads = list(run.tokens), [torch.zeros_like(token) for token in run.tokens]
         if run.output is not None and run.output.requires_grad:
             roots.append(run.output)
@@ -140,6 +205,7 @@ class Tape:
         names = [name for name, weight in run.weights.items() if weight.requires_grad]
         leaves = [run.weights[name] for name in names]
         leaves += [run.anchor, *([run.image] if self.input_grad else [])]
+        del run
         if not roots:
             return None
         found = torch.autograd.grad(roots, leaves, grads, allow_unused=True)
@@ -148,144 +214,53 @@ class Tape:
                 _accumulate(into, name, value)
         return found[-1] if self.input_grad else None
 
-    def _run_with_graph(self, at: tuple[int, int], tensors: Tensors) -> _Result:
-        # Fresh leaves: hooks of the real parameters run once, on the sum over all tiles.
-        weights = {
-            name: value.detach().requires_grad_(value.requires_grad)
-            for name, value in tensors.items()
-        }
-        image = self._read(at).requires_grad_(self.input_grad)
-        anchor = torch.zeros((), device=image.device, requires_grad=True)
-        with torch.enable_grad():
-            output, tokens = self._run(at, image, weights, anchor)
-        return _Result(output, tokens, image, weights, anchor)
+    # Where a tile is ---------------------------------------------------------------------------
 
-    def _read(self, at: tuple[int, int]) -> Tensor:
-        return self.source.read(frame(self.rows, self.columns, 0, *at).whole)
+    def _frames(self, at: Tile) -> dict[int, Frame]:
+        return frames(self.graph, self.rows, self.columns, at)
 
-    def _run(
-        self, at: tuple[int, int], image: Tensor, weights: Tensors, anchor: Tensor | None
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        tokens: list[Tensor] = []
+    def _input(self, at: Tile) -> Rect:
+        return frame(self.rows, self.columns, 0, *at).whole
 
-        def body(root: nn.Module) -> Tensor | None:
-            return self._walk(root, at, image, anchor, tokens)
+    def _part(self, at: Tile, output: Tensor) -> Tensor:
+        new = frame(self.rows, self.columns, self.graph.output, *at).new
+        return output[:, :, new.top : new.bottom, new.left : new.right]
 
-        return call_with(self.module, weights, body), tokens
+    def _place(self, output: Tensor | None, at: Tile, values: Tensor) -> Tensor:
+        if output is None:
+            i = self.graph.output
+            output = _canvas(values, self.rows.size[i], self.columns.size[i])
+        self._part(at, output).copy_(values)
+        return output
 
-    def _walk(
-        self, root: nn.Module, at: tuple[int, int], image: Tensor, anchor: Tensor | None,
-        tokens: list[Tensor],
-    ) -> Tensor | None:  # fmt: skip
-        values: dict[int, Tensor | None] = {}
-        for node in self.graph.nodes:
-            if node.kind == "input":
-                values[0] = image
-            elif node.kind == "constant":
-                assert node.call is not None
-                values[node.index] = node.call.run(root, values)
-            elif node.kind == "local":
-                values[node.index] = self._local(root, node, at, values)
-            else:
-                values[node.index] = self._joined(root, node, at, values, anchor, tokens)
-            for i in {*node.inputs, *node.constants}:
-                if self.graph.last_use[i] == node.index:
-                    del values[i]
-        result = values[self.graph.output]
-        rects = frame(self.rows, self.columns, self.graph.output, *at)
-        return (
-            None if result is None or not rects.new.area else crop(result, rects.whole, rects.new)
-        )
-
-    def _inputs(
-        self, node: Node, at: tuple[int, int], values: Mapping[int, Tensor | None], want: Rect
-    ) -> dict[int, Tensor]:
-        """Return the values that a node reads, each cropped to the cells ``want``."""
-        result: dict[int, Tensor] = {}
-        for i in node.inputs:
-            value, whole = values[i], frame(self.rows, self.columns, i, *at).whole
-            assert value is not None
-            result[i] = crop(value, whole, want, self.graph.nodes[i].dims)
-        for i in node.constants:
-            constant = values[i]
-            result[i] = constant  # type: ignore[assignment]  # weights are never absent
-        return result
-
-    def _local(
-        self, root: nn.Module, node: Node, at: tuple[int, int],
-        values: Mapping[int, Tensor | None],
-    ) -> Tensor | None:  # fmt: skip
-        whole = frame(self.rows, self.columns, node.index, *at).whole
-        if not whole.area:
-            return None
-        assert node.call is not None
-        source = node.inputs[0]
-        if node.overwrites and frame(self.rows, self.columns, source, *at).whole == whole:
-            value = values[source]
-            assert value is not None
-            return torch.relu_(value)
-        result: Tensor = node.call.run(root, self._inputs(node, at, values, whole))
-        return result
-
-    def _joined(
-        self, root: nn.Module, node: Node, at: tuple[int, int],
-        values: Mapping[int, Tensor | None], anchor: Tensor | None, tokens: list[Tensor],
-    ) -> Tensor | None:  # fmt: skip
-        """Compute the new part of a window's or a join's value and assemble it with its seams."""
-        rects = frame(self.rows, self.columns, node.index, *at)
-        new, have = None, rects.new
-        if rects.new.area and node.window is not None:
-            i = node.inputs[0]
-            source, whole = values[i], frame(self.rows, self.columns, i, *at).whole
-            assert source is not None
-            size = (self.rows.size[i], self.columns.size[i])
-            weights = node.window_weights(root, values)
-            new, have = node.window.run(source, whole, rects.new, size, weights)
-        elif rects.new.area:
-            assert node.call is not None
-            new = node.call.run(root, self._inputs(node, at, values, rects.new))
-        if rects.alone:
-            return None if new is None else crop(new, have, rects.new, node.dims)
-        if anchor is not None and self.live[node.index]:
-            value, token = join(self.seams, node, at, rects, new, have, anchor)
-            if token is not None:
-                tokens.append(token)
-            return value
-        value = self.seams.assemble(node, at, rects, new, have)
-        if anchor is None:
-            self.seams.keep(node, at, rects, value)
-        return value
-
-    def _owes(self, at: tuple[int, int], grad: Tensor) -> bool:
+    def _owes(self, at: Tile, grad: Tensor) -> bool:
         """Whether a tile has any gradient: its own, or one that later tiles handed back."""
         if grad.numel() and bool(grad.any()):
             return True
-        for node in self.graph.nodes:
-            if node.kind in ("window", "join"):
-                rects = frame(self.rows, self.columns, node.index, *at)
-                if any(bool(owed.any()) for owed, _ in self.seams.owed(node, at, rects)):
-                    return True
-        return False
+        rects = self._frames(at)
+        return any(
+            bool(owed.any())
+            for node in self.graph.kept
+            for owed, _ in self.seams.owed(node, at, rects[node.index])
+        )
 
 
 class _BandSum:
     """Sums the image's gradient over tiles, one row of tiles at a time."""
 
     def __init__(self, rows: AxisLayout, columns: AxisLayout) -> None:
-        self.rows, self.columns = rows, columns
+        self.rows, self.width = rows, columns.size[0]
         self.sum: Tensor | None = None
         self.top = self.bottom = rows.size[0]
 
-    def add(self, at: tuple[int, int], grad: Tensor) -> None:
-        row, column = at
-        whole = frame(self.rows, self.columns, 0, row, column).whole
-        have = self._reach(grad, whole.top)
-        crop(have, Rect(self.top, self.bottom, 0, self.columns.size[0]), whole).add_(grad)
+    def add(self, where: Rect, grad: Tensor) -> None:
+        have = self._reach(grad, where.top)
+        crop(have, Rect(self.top, self.bottom, 0, self.width), where).add_(grad)
 
     def finish(self, row: int, source: Source) -> Band:
         """Return the rows that no earlier tile reaches."""
         first = self.rows.last[0][row - 1] if row else 0
-        have = self._reach(source.zeros(), min(first, self.top))
+        have = self._reach(source.empty(), min(first, self.top))
         keep = first - self.top
         self.sum, self.bottom = have[:, :, :keep], first
         return Band(first, have[:, :, keep:])
@@ -293,8 +268,7 @@ class _BandSum:
     def _reach(self, like: Tensor, top: int) -> Tensor:
         """Grow the sum upwards to row ``top``."""
         if self.sum is None or top < self.top:
-            shape = (*like.shape[:2], self.top - top, self.columns.size[0])
-            more = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            more = like.new_zeros((*like.shape[:2], self.top - top, self.width))
             self.sum = more if self.sum is None else torch.cat([more, self.sum], 2)
             self.top = top
         return self.sum

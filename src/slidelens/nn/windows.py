@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slidelens.nn.receptive import Window
+if TYPE_CHECKING:
+    from slidelens.nn.receptive import Window
 
 __all__ = ["Rect", "WindowOp", "crop"]
 

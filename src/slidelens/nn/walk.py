@@ -1,0 +1,133 @@
+"""One tile through the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from slidelens.nn.layout import frame
+from slidelens.nn.seam import Seams, join
+from slidelens.nn.windows import crop
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from slidelens.nn.graph import LocalGraph, Node
+    from slidelens.nn.layout import AxisLayout, Frame
+    from slidelens.nn.windows import Rect
+
+__all__ = ["Walk"]
+
+Values = Mapping[int, "Tensor | None"]
+
+
+class Walk:
+    """Runs the graph on one tile.
+
+    Parameters
+    ----------
+    graph, rows, columns, seams
+        The network, its layout, and the strips that tiles hand on.
+    at
+        Row and column of the tile.
+    anchor
+        A leaf that requires a gradient: run with a graph, and exchange gradients at the seams of
+        the nodes in ``live``. None: run without, and keep the seams for the next tiles.
+    """
+
+    def __init__(
+        self, graph: LocalGraph, rows: AxisLayout, columns: AxisLayout, seams: Seams,
+        at: tuple[int, int], anchor: Tensor | None = None, live: list[bool] | None = None,
+    ) -> None:  # fmt: skip
+        self.graph, self.rows, self.columns, self.seams = graph, rows, columns, seams
+        self.at, self.anchor, self.live = at, anchor, live or []
+        self.frames = frames(graph, rows, columns, at)
+        self.tokens: list[Tensor] = []
+
+    def run(self, root: nn.Module, image: Tensor) -> Tensor | None:
+        """Compute the tile's part of the output; None where it has none.
+
+        ``image`` covers what the layout says the tile holds of the input.
+        """
+        values: dict[int, Tensor | None] = {}
+        for node in self.graph.nodes:
+            if node.kind == "input":
+                values[0] = image
+            elif node.kind == "constant":
+                assert node.call is not None
+                values[node.index] = node.call.run(root, values)
+            elif node.kind == "local":
+                values[node.index] = self._local(root, node, values)
+            else:
+                values[node.index] = self._joined(root, node, values)
+            for i in {*node.inputs, *node.constants}:
+                if self.graph.last_use[i] == node.index:
+                    del values[i]
+        result, rects = values[self.graph.output], self.frames[self.graph.output]
+        if result is None or not rects.new.area:
+            return None
+        return crop(result, rects.whole, rects.new)
+
+    def _inputs(self, node: Node, values: Values, want: Rect) -> dict[int, Tensor]:
+        """Return the values that a node reads, each cropped to the cells ``want``."""
+        result: dict[int, Tensor] = {}
+        for i in (*node.constants, *node.inputs):
+            value = values[i]
+            assert value is not None
+            result[i] = value
+        for i in node.inputs:
+            result[i] = crop(result[i], self.frames[i].whole, want, self.graph.nodes[i].dims)
+        return result
+
+    def _local(self, root: nn.Module, node: Node, values: Values) -> Tensor | None:
+        whole = self.frames[node.index].whole
+        if not whole.area:
+            return None
+        assert node.call is not None
+        source = node.inputs[0]
+        if node.overwrites and self.frames[source].whole == whole:
+            value = values[source]
+            assert value is not None
+            return torch.relu_(value)
+        result: Tensor = node.call.run(root, self._inputs(node, values, whole))
+        return result
+
+    def _joined(self, root: nn.Module, node: Node, values: Values) -> Tensor | None:
+        """Compute the new part of a window's or a join's value; assemble it with its seams."""
+        rects = self.frames[node.index]
+        new, have = self._new(root, node, rects, values)
+        if rects.alone:
+            return None if new is None else crop(new, have, rects.new, node.dims)
+        if self.anchor is not None and self.live[node.index]:
+            value, token = join(self.seams, node, self.at, rects, new, have, self.anchor)
+            if token is not None:
+                self.tokens.append(token)
+            return value
+        value = self.seams.assemble(node, self.at, rects, new, have)
+        if self.anchor is None:
+            self.seams.keep(node, self.at, rects, value)
+        return value
+
+    def _new(
+        self, root: nn.Module, node: Node, rects: Frame, values: Values
+    ) -> tuple[Tensor | None, Rect]:
+        if not rects.new.area:
+            return None, rects.new
+        if node.window is None:
+            assert node.call is not None
+            return node.call.run(root, self._inputs(node, values, rects.new)), rects.new
+        i = node.inputs[0]
+        source = values[i]
+        assert source is not None
+        size = (self.rows.size[i], self.columns.size[i])
+        weights = node.window_weights(root, values)
+        return node.window.run(source, self.frames[i].whole, rects.new, size, weights)
+
+
+def frames(
+    graph: LocalGraph, rows: AxisLayout, columns: AxisLayout, at: tuple[int, int]
+) -> dict[int, Frame]:
+    """Return the rectangles of every streamed node in one tile."""
+    return {node.index: frame(rows, columns, node.index, *at) for node in graph.streamed}
