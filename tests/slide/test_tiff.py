@@ -82,7 +82,8 @@ def test_sixteen_bit_rgb_and_grey(tmp_path):
     deep = np.linspace(1000, 3000, 300 * 420).reshape(300, 420).astype(np.uint16)
     tifffile.imwrite(path, deep, photometric="minisblack", rowsperstrip=10, compression="zlib")
     pixels, _ = read_all(path)
-    assert (pixels[0, 0], pixels[-1, -1]) == pytest.approx(([0] * 3, [255] * 3))
+    assert pixels[0, 0].tolist() == [0, 0, 0]
+    assert pixels[-1, -1].tolist() == [255, 255, 255]
     assert (np.diff(pixels[:, 0, 0].astype(int)) >= 0).all()
 
 
@@ -159,7 +160,7 @@ def test_print_resolutions_are_not_mpp(tmp_path, dpi, tile):
 
 def test_a_missing_tile_is_white_in_colour(tmp_path):
     path = tmp_path / "sparse.tif"
-    tiles = [None if i == 1 else np.full((64, 64, 3), 10 * i, np.uint8).tobytes() for i in range(4)]
+    tiles = [None if i == 1 else np.full((64, 64, 3), 10 * i, np.uint8) for i in range(4)]
     tifffile.imwrite(
         path,
         iter(tiles),
@@ -167,7 +168,7 @@ def test_a_missing_tile_is_white_in_colour(tmp_path):
         dtype=np.uint8,
         tile=(64, 64),
         photometric="rgb",
-        compression=None,
+        compression="zlib",
     )
     with open_slide(path, backend="tifffile") as slide:
         pixels = slide.read(Box(0, 0, 128, 128))

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from slidelens.errors import SlideError
 
-__all__ = ["check_complete"]
+__all__ = ["TIFF_MAGIC", "check_complete"]
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _OFFSETS, _COUNTS, _SUB_IFDS = (273, 324), (279, 325), 330
 _NDPI = 65420  # Hamamatsu's classic TIFF reaches over 4 GB with offsets of its own making
@@ -39,7 +41,7 @@ class _Layout(NamedTuple):
 def check_complete(path: Path) -> None:
     """Make sure that all directories, tiles and strips of a TIFF lie within the file.
 
-    Only directories are read. Hamamatsu's NDPI is not judged.
+    Only directories are read. Hamamatsu's NDPI, and what is no TIFF, is not judged.
 
     Raises
     ------
@@ -49,6 +51,8 @@ def check_complete(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
+        if not head.startswith(TIFF_MAGIC):
+            return
         order = "<" if head[:2] == b"II" else ">"
         layout = _Layout(order, big=b"+" in head[2:4])
         todo = [int(_numbers(head[8:16] if layout.big else head[4:8], layout.word)[0])]

@@ -44,6 +44,8 @@ class OpenSlideReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_file():
+            check_complete(path)
         try:
             self._slide = openslide.OpenSlide(_instance(path) if path.is_dir() else path)
         except openslide.OpenSlideUnsupportedFormatError as error:
@@ -53,8 +55,6 @@ class OpenSlideReader(Reader):
         try:
             vendor = self._slide.properties[openslide.PROPERTY_NAME_VENDOR]
             self._has_tiles = vendor in ("aperio", "generic-tiff")
-            if self._has_tiles:
-                check_complete(path)
             self.facts = _facts(self._slide)
         except BaseException:
             self._slide.close()

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.channels import Composer
-from slidelens.slide.complete import check_complete
+from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
 from slidelens.slide.tiff_facts import tiff_facts
 
 __all__ = ["TiffReader", "is_plain_rgb"]
 
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OVERVIEW = 2048
+_OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
 
 # tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
 # sentence that our own error is.
@@ -59,7 +60,7 @@ class TiffReader(Reader):
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # the content is enough
         """Accept TIFF and BigTIFF of either byte order."""
-        return head.startswith(_MAGIC)
+        return head.startswith(TIFF_MAGIC)
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level, channels composed."""
@@ -117,6 +118,7 @@ def is_plain_rgb(path: Path) -> bool:
         return bool(
             not (file.is_ome or file.is_qpi or file.is_imagej)
             and page.is_tiled
+            and int(page.compression) in _OPENSLIDE_DECODES
             and page.dtype == np.uint8
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
@@ -134,6 +136,11 @@ def _refuse_vsi(path: Path) -> None:
 
 
 def _check_kind(path: Path, page: Any) -> None:
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        raise UnsupportedSlideError(
+            f"{path}: its pixels are compressed by TIFF method {int(page.compression)}, which no "
+            "backend decodes; convert it to OME-TIFF or another tiled TIFF."
+        )
     kind = page.dtype
     if kind is None or kind.kind not in "buif" or page.photometric not in (0, 1, 2, 3, 6):
         raise UnsupportedSlideError(

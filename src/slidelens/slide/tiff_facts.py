@@ -78,7 +78,8 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, str | None, float | None, 
     root = ElementTree.fromstring(file.ome_metadata)
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     images = root.findall(f"{space}Image")
-    image = images[min(series.index or 0, len(images) - 1)] if images else None
+    number = next(i for i, other in enumerate(file.series) if other is series)
+    image = images[number] if number < len(images) else None
     pixels = image.find(f"{space}Pixels") if image is not None else None
     if image is None or pixels is None:
         return None, None, None, ()

@@ -1,0 +1,175 @@
+"""Choosing a backend, plugins, resolution from outside, the cache."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from threading import Barrier, Thread
+
+import numpy as np
+import pytest
+
+import slidelens.slide.open as opening
+from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open_slide
+from slidelens.geometry import Mpp
+from slidelens.registry import Registry
+from slidelens.slide.array import ArrayReader
+from slidelens.slide.base import slide_id
+from slidelens.slide.cache import TileCache
+from slidelens.slide.reader import Facts, levels_of
+from slidelens.slide.resolution import resolve_mpp
+
+MAGIC = b"TOYSLIDE"
+
+
+class ToyReader(ArrayReader):
+    """What a plugin brings: a format of its own."""
+
+    backend = "toy"
+
+    def __init__(self, path):
+        super().__init__(
+            np.full((8, 9, 3), 7, np.uint8),
+            facts=Facts(levels_of([(9, 8)]), objective_power=20.0),
+        )
+
+    @classmethod
+    def sniff(cls, path, head):
+        return head.startswith(MAGIC)
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    entry = EntryPoint("toy", f"{__name__}:ToyReader", "slidelens.slides")
+    monkeypatch.setattr("slidelens.registry.entry_points", lambda group: [entry])
+    fresh = Registry(opening.READERS.group, opening.READERS._kind, opening.READERS._builtins)
+    monkeypatch.setattr(opening, "READERS", fresh)
+    path = tmp_path / "slide.toy"
+    path.write_bytes(MAGIC + b"\0")
+    return path
+
+
+def test_a_plugin_adds_a_backend(toy):
+    with open_slide(toy) as slide:
+        assert (slide.backend, slide.size, slide.mpp) == ("toy", (9, 8), None)
+        assert (slide.read(Box(0, 0, 9, 8)) == 7).all()
+    with open_slide(toy, backend="toy", mpp="from-objective") as slide:
+        assert (slide.mpp, slide.mpp_source) == ((0.5, 0.5), "objective power 20x")
+
+
+def test_a_backend_can_be_named_and_must_exist(toy):
+    with pytest.raises(SlideError, match="no slide backend 'x'; there are: omezarr, openslide"):
+        open_slide(toy, backend="x")
+    with pytest.raises(SlideError, match="cannot be opened as TIFF"):
+        open_slide(toy, backend="tifffile")
+    with pytest.raises(SlideError, match="does not know this format"):
+        open_slide(toy, backend="openslide")
+
+
+def test_paths_that_are_no_slides(tmp_path):
+    with pytest.raises(SlideNotFoundError, match="no such file or folder"):
+        open_slide(tmp_path / "missing.svs")
+    with pytest.raises(FileNotFoundError):
+        open_slide(tmp_path / "missing.svs")
+    with pytest.raises(SlideError, match="folder that holds no DICOM or OME-Zarr"):
+        open_slide(tmp_path)
+    (tmp_path / "empty.svs").touch()
+    with pytest.raises(SlideError, match="empty file"):
+        open_slide(tmp_path / "empty.svs")
+    (tmp_path / "noise.svs").write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(SlideError, match="not a slide format"):
+        open_slide(tmp_path / "noise.svs")
+
+
+FACTS = Facts(levels_of([(9, 8)]), Mpp(0.25, 0.25), "test header", 40.0)
+
+
+def test_a_number_wins_over_the_header_and_the_objective_does_not(tmp_path):
+    path = tmp_path / "a.svs"
+    assert resolve_mpp(FACTS, path, "a", None) == ((0.25, 0.25), "test header")
+    assert resolve_mpp(FACTS, path, "a", 0.5) == ((0.5, 0.5), "given")
+    assert resolve_mpp(FACTS, path, "a", (0.5, 0.6)) == ((0.5, 0.6), "given")
+    assert resolve_mpp(FACTS, path, "a", "from-objective") == ((0.25, 0.25), "test header")
+    with pytest.raises(ValueError, match="above 0"):
+        resolve_mpp(FACTS, path, "a", -1.0)
+    with pytest.raises(ValueError, match="'from-objective', not '20x'"):
+        resolve_mpp(FACTS, path, "a", "20x")
+    with pytest.raises(MissingMppError, match="neither a resolution nor an objective"):
+        resolve_mpp(Facts(FACTS.levels), path, "a", "from-objective")
+
+
+def test_a_table_of_resolutions(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("slide,mpp,note\na.svs,0.3,x\nb,0.4,y\n", encoding="utf-8-sig")
+    assert resolve_mpp(FACTS, tmp_path / "a.svs", "a", table) == ((0.3, 0.3), "table t.csv")
+    assert resolve_mpp(FACTS, tmp_path / "b.svs", "b", table) == ((0.4, 0.4), "table t.csv")
+    assert resolve_mpp(FACTS, tmp_path / "c.svs", "c", table) == ((0.25, 0.25), "test header")
+    table.write_text("slide,mpp\nb,fine\n")
+    with pytest.raises(SlideError, match=r"t\.csv, line 2: mpp of b must be a number above 0"):
+        resolve_mpp(FACTS, tmp_path / "b.svs", "b", table)
+    table.write_text("name,um\nb,1\n")
+    with pytest.raises(SlideError, match="columns `slide,mpp`"):
+        resolve_mpp(FACTS, tmp_path / "b.svs", "b", table)
+    with pytest.raises(SlideError, match="cannot be read as a CSV"):
+        resolve_mpp(FACTS, tmp_path / "b.svs", "b", tmp_path / "missing.csv")
+
+
+def test_ids(tmp_path):
+    assert slide_id(tmp_path / "TCGA-1.2.svs") == "TCGA-1.2"
+    assert slide_id(tmp_path / "a.ome.tif") == "a"
+    assert slide_id(tmp_path / "a.OME.TIFF") == "a"
+    folder = tmp_path / "1.2.840"
+    folder.mkdir()
+    assert slide_id(folder) == "1.2.840"
+    zarr = tmp_path / "b.ome.zarr"
+    zarr.mkdir()
+    assert slide_id(zarr) == "b"
+
+
+def test_the_cache_is_bounded_and_forgets_the_oldest():
+    made = []
+
+    def tile(i):
+        made.append(i)
+        return np.zeros(100, np.uint8)
+
+    cache = TileCache(250)
+    for i in (0, 1, 0, 2, 0):  # 2 drives 1 out: 0 was used after it
+        cache.get(("slide", i), lambda i=i: tile(i))
+    assert made == [0, 1, 2]
+    assert (cache.used, len(cache)) == (200, 2)
+    cache.get(("other", 0), lambda: np.zeros(300, np.uint8))  # too large to keep
+    assert cache.used == 200
+    cache.drop("slide")
+    assert (cache.used, len(cache)) == (0, 0)
+    with pytest.raises(ValueError, match="read-only"):
+        cache.get(("slide", 9), lambda: tile(9))[0] = 1
+
+
+def test_decoding_does_not_hold_the_cache():
+    """Two threads decode at the same time, or this would wait for ever."""
+    cache, both = TileCache(1000), Barrier(2, timeout=20)
+
+    def decode():
+        both.wait()
+        return np.zeros(10, np.uint8)
+
+    threads = [Thread(target=cache.get, args=((i,), decode)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(cache) == 2
+
+
+@pytest.mark.realdata
+def test_an_svs_loads_nothing_heavy(data):
+    code = (
+        "import sys\n"
+        "from slidelens import open_slide\n"
+        "from slidelens.slide.describe import describe\n"
+        f"describe(open_slide({str(data / 'wsi/CMU-1-Small-Region.svs')!r}))\n"
+        "heavy = {'zarr', 'tifffile', 'scipy', 'skimage', 'torch', 'napari', 'matplotlib'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
