@@ -49,13 +49,15 @@ def write_maps(folder: Path, maps: Iterable[Map]) -> dict[str, str]:
 
     chosen = list(maps)
     places = {m.name: f"labels/{m.name}" if m.kind == "labels" else m.name for m in chosen}
-    root = zarr.create_group(folder, zarr_format=3)
-    root.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
     images = [m.name for m in chosen if m.kind != "labels"]
-    root.create_group("OME").attrs["ome"] = {"version": "0.5", "series": images}
     labels = [m.name for m in chosen if m.kind == "labels"]
+    about: dict[str, dict[str, Any]] = {"OME": {"series": images}}
     if labels:
-        root.create_group("labels").attrs["ome"] = {"version": "0.5", "labels": labels}
+        about["labels"] = {"labels": labels}
+    layout = {"ome": {"version": "0.5", "bioformats2raw.layout": 3}}
+    root = zarr.create_group(folder, zarr_format=3, attributes=layout)
+    for name, content in about.items():
+        root.create_group(name, attributes={"ome": {"version": "0.5", **content}})
     for one in chosen:
         write_map(folder / places[one.name], one)
     return places
