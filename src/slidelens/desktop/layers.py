@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from slidelens.desktop.outlines import polygon_to_path
+from slidelens.desktop.polygons import polygon_to_path
 from slidelens.desktop.world import World, describe
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size

@@ -10,10 +10,12 @@ from slidelens.desktop.world import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    import napari
     from napari.components import ViewerModel
 
-__all__ = ["dress", "magnification", "notify", "open_viewer", "slide_layers"]
+__all__ = ["dress", "magnification", "notify", "open_viewer", "photograph", "slide_layers"]
 
 _log = logging.getLogger(__name__)
 _dressed: WeakSet[Any] = WeakSet()
@@ -29,25 +31,45 @@ def magnification(um_per_pixel: float) -> str:
 
 def dress(viewer: ViewerModel) -> None:
     """Show a scale bar, and the magnification as it changes; harmless when called again."""
-    viewer.scale_bar.visible = True
-    viewer.scale_bar.box = True
-    overlay = viewer.text_overlay
-    overlay.visible = True
-    overlay.position = "bottom_left"
-    overlay.box = True
+    bar, text = _overlays(viewer)
+    bar.visible = bar.box = True
+    text.position, text.box = "bottom_left", True
     _show_magnification(viewer)
-    if viewer not in _dressed:
-        _dressed.add(viewer)
-        weak = ref(viewer)
+    if viewer in _dressed:
+        return
+    _dressed.add(viewer)
+    weak = ref(viewer)
 
-        def on_change() -> None:
-            alive = weak()
-            if alive is not None:
-                _show_magnification(alive)
+    def on_change() -> None:
+        alive = weak()
+        if alive is not None:
+            _show_magnification(alive)
 
-        viewer.camera.events.zoom.connect(on_change)
-        viewer.layers.events.inserted.connect(on_change)
-        viewer.layers.events.removed.connect(on_change)
+    _camera(viewer).events.zoom.connect(on_change)
+    viewer.layers.events.inserted.connect(on_change)
+    viewer.layers.events.removed.connect(on_change)
+
+
+def photograph(viewer: napari.Viewer, path: Path, size: tuple[int, int] = (1280, 800)) -> None:
+    """Write a picture of a viewer's whole window, all layers in view.
+
+    Parameters
+    ----------
+    viewer
+        With a window that is shown: hidden ones have no pixels.
+    path
+        PNG file to write.
+    size
+        Of the window, in px.
+    """
+    from qtpy.QtWidgets import QApplication
+
+    viewer.window.resize(*size)
+    for _ in range(2):  # the canvas takes its new size, then draws in it
+        QApplication.processEvents()
+        viewer.reset_view()
+    QApplication.processEvents()
+    viewer.screenshot(str(path), canvas_only=False, flash=False)
 
 
 def slide_layers(viewer: ViewerModel) -> Iterator[Any]:
@@ -75,7 +97,19 @@ def notify(message: str, *, error: bool = False) -> None:
 
 
 def _show_magnification(viewer: ViewerModel) -> None:
-    in_um = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
+    _, text = _overlays(viewer)
+    text.visible = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
     # napari's zoom is screen pixels per world unit.
-    viewer.text_overlay.text = magnification(1 / viewer.camera.zoom) if in_um else ""
-    viewer.text_overlay.visible = in_um
+    text.text = magnification(1 / _camera(viewer).zoom) if text.visible else ""
+
+
+def _camera(viewer: ViewerModel) -> Any:
+    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera  # napari < 0.9
+
+
+def _overlays(viewer: ViewerModel) -> tuple[Any, Any]:
+    """Return scale bar and text."""
+    if hasattr(viewer, "scene"):
+        overlays = viewer.canvas.overlays
+        return overlays.scale_bar, overlays.text
+    return viewer.scale_bar, viewer.text_overlay  # napari < 0.9

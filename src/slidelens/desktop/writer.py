@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from slidelens.desktop.outlines import path_to_polygon
+from slidelens.desktop.polygons import path_to_polygon
 from slidelens.desktop.world import World, world_of
 from slidelens.errors import LabelError
 from slidelens.geometry import Mpp
