@@ -121,9 +121,7 @@ class NextBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, padding=kernel // 2, groups=channels
-        )
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.expand = nn.Linear(channels, 2 * channels)
         self.reduce = nn.Linear(2 * channels, channels)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, networks
 from torch import nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.streaming import StreamingTrunk
-from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, networks
 
 
 @settings(
@@ -43,12 +43,12 @@ def test_any_network_any_size_any_tile(
         assume(False)  # PyTorch itself refuses: too small for the network
     tile = tuple(max(2, round(n * share)) for n, share in zip(size, cut, strict=True))
     trunk = StreamingTrunk(module, tile, scheme=scheme)
-    try:
-        plan = trunk.plan(*size)
-    except StreamingError as error:
-        assert scheme == "halo"
-        assert "smallest tile that works" in str(error)
-        assume(False)
+    if scheme == "halo":
+        try:
+            trunk.plan(*size)
+        except StreamingError:
+            assume(False)  # smaller than the halo
+    plan = trunk.plan(*size)
     assert plan.output == expected.output.shape[1:]
     found = errors(gradients(trunk, module, image), expected)
     assert max(found.values()) <= TOLERANCE, (plan, found)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from slidelens.nn.noise import PositionNoise
     from slidelens.nn.windows import Rect
 
 __all__ = ["LazyImage", "Source"]
@@ -52,6 +53,8 @@ class Source:
         Of the normalisation, per channel for values from 0 to 1.
     mask
         ``(h, w)`` bool over the whole image at any resolution; background (False) is painted white.
+    noise
+        Added to the normalised image.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class Source:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         mask: Tensor | None = None,
+        noise: PositionNoise | None = None,
     ) -> None:
         self.image, self.device, self.dtype = image, device, dtype
-        self.mean, self.std, self.mask = mean, std, mask
+        self.mean, self.std, self.mask, self.noise = mean, std, mask, noise
         if isinstance(image, Tensor):
             if image.dim() != 4:
                 raise StreamingError(
@@ -120,12 +124,12 @@ class Source:
             return piece
         return piece.masked_fill(~self._tissue(rect).to(piece.device), WHITE)
 
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """Return a piece as the network takes it: on the device, normalised."""
+    def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:
+        """Return a piece as the network takes it: on the device, normalised, with its noise."""
         pixels = pixels.to(self.device)
-        if pixels.dtype != torch.uint8:
-            return pixels
-        return normalize(pixels, self.mean, self.std).to(self.dtype)
+        if pixels.dtype == torch.uint8:
+            pixels = normalize(pixels, self.mean, self.std).to(self.dtype)
+        return pixels if self.noise is None else pixels + self.noise(rect, pixels)
 
     def _tissue(self, rect: Rect) -> Tensor:
         """Mask of one piece: each pixel takes the cell it lies in."""
@@ -136,7 +140,8 @@ class Source:
 
     def empty(self) -> Tensor:
         """Return a prepared piece without pixels."""
-        return self.prepare(torch.zeros((*self.shape[:2], 0, 0), dtype=self._stored))
+        dtype = self._stored if self._stored.is_floating_point else self.dtype
+        return torch.zeros((*self.shape[:2], 0, 0), dtype=dtype, device=self.device)
 
     @property
     def _stored(self) -> torch.dtype:

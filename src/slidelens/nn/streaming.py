@@ -23,6 +23,8 @@ from slidelens.nn.trace import trace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slidelens.nn.noise import PositionNoise
+
 __all__ = ["StreamingPlan", "StreamingReport", "StreamingTrunk"]
 
 # Share of the free memory that tile_size="auto" plans with: the plan is an estimate, and the head,
@@ -129,8 +131,12 @@ class StreamingTrunk(nn.Module):
         Tensor
             ``(N, C', H', W')``.
         """
-        tape = self.tape(image, mask)
+        source = self.source(image, mask)
         tensors = self.tensors()
+        input_grad = isinstance(image, Tensor) and image.requires_grad
+        needed = input_grad or any(tensor.requires_grad for tensor in tensors.values())
+        record = torch.is_grad_enabled() and needed
+        tape = self.tape(source, record=record, input_grad=input_grad)
         if tape.record:
             given = image if isinstance(image, Tensor) else None
             result: Tensor = _Stream.apply(tape, list(tensors), given, *tensors.values())
@@ -143,29 +149,35 @@ class StreamingTrunk(nn.Module):
         """Parameters and buffers of the module by name."""
         return dict((*self.module.named_parameters(), *self.module.named_buffers()))
 
-    def tape(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tape:
-        """Prepare the forward and backward pass of one image."""
+    def source(
+        self,
+        image: Tensor | LazyImage,
+        mask: Tensor | None = None,
+        noise: PositionNoise | None = None,
+    ) -> Source:
+        """Return the reader of an image for this trunk."""
+        return Source(
+            image, device=self._device, dtype=self._dtype, mean=self.mean, std=self.std,
+            mask=mask, noise=noise,
+        )  # fmt: skip
+
+    def tape(self, source: Source, *, record: bool, input_grad: bool) -> Tape:
+        """Prepare the forward and backward pass of one image.
+
+        Raises
+        ------
+        StreamingError
+            As `plan`; and where layers have changed between train and eval mode.
+        """
         if self._modes != [layer.training for layer in self.module.modules()]:
             raise StreamingError(
                 "the mode (train or eval) of the module's layers has changed since the trunk was "
                 "made; make a new StreamingTrunk, or leave the mode alone"
             )
-        source = Source(
-            image, device=self._device, dtype=self._dtype, mean=self.mean, std=self.std, mask=mask
-        )
-        batch, channels, height, width = source.shape
-        plan = self.plan(height, width, channels=channels, batch=batch)
-        planner = self._planner((height, width), channels, batch)
-        input_grad = isinstance(image, Tensor) and image.requires_grad
-        needed = input_grad or any(t.requires_grad for t in self.tensors().values())
-        return Tape(
-            self.graph,
-            self.module,
-            planner.layout(plan.scheme, plan.tile),
-            source,
-            record=torch.is_grad_enabled() and needed,
-            input_grad=input_grad,
-        )
+        batch, channels, *size = source.shape
+        plan = self.plan(size[0], size[1], channels=channels, batch=batch)
+        layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
+        return Tape(self.graph, self.module, layout, source, record=record, input_grad=input_grad)
 
     def _planner(self, size: tuple[int, int], channels: int, batch: int) -> Planner:
         itemsize = self._dtype.itemsize

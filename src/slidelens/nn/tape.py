@@ -116,7 +116,8 @@ class Tape:
         with torch.no_grad(), self._autocast():
             for at in self.tiles:
                 pixels = self.source.pixels(self._input(at))
-                key = self._keys[at] = repeats.key(at, pixels)
+                key = repeats.key(at, pixels) if self.source.noise is None else None
+                self._keys[at] = key
                 if self.record and at == self.tiles[-1]:
                     # The backward pass begins with the last tile: keep its graph.
                     self._kept = self._run_with_graph(at, pixels, tensors)
@@ -169,7 +170,7 @@ class Tape:
     # One tile ---------------------------------------------------------------------------------
 
     def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:
-        image = self.source.prepare(pixels)
+        image = self.source.prepare(pixels, self._input(at))
         walk = Walk(self.graph, self.rows, self.columns, self.seams, at)
         return call_with(self.module, weights, lambda root: walk.run(root, image))
 
@@ -179,7 +180,7 @@ class Tape:
             name: value.detach().requires_grad_(value.requires_grad)
             for name, value in tensors.items()
         }
-        image = self.source.prepare(pixels).requires_grad_(self.input_grad)
+        image = self.source.prepare(pixels, self._input(at)).requires_grad_(self.input_grad)
         anchor = torch.zeros((), device=image.device, requires_grad=True)
         walk = Walk(self.graph, self.rows, self.columns, self.seams, at, anchor, self.live)
         with torch.enable_grad():
