@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slidelens import files
-from slidelens.files import staged_folder, write_atomic
+from slidelens.files import make_scratch, remove_scratch, staged_folder, write_atomic
 
 
 def fill(folder: Path, text: str) -> None:
@@ -147,3 +147,16 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
         write_atomic(path, "newest")
     assert names(tmp_path / "deep") == ["a.json"]
     assert path.read_text() == "new"
+
+
+def test_scratch_folders_of_dead_runs_are_cleared_and_ours_stay(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from slidelens.files import make_scratch\n"
+    code += "(make_scratch(Path(sys.argv[1])) / 'x').write_text('x')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert len(names(tmp_path)) == 1
+    first = make_scratch(tmp_path)
+    second = make_scratch(tmp_path)
+    assert names(tmp_path) == sorted([first.name, second.name])
+    remove_scratch(first)
+    remove_scratch(second)
+    assert names(tmp_path) == []

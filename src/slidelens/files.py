@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["staged_folder", "write_atomic"]
+__all__ = ["make_scratch", "remove_scratch", "staged_folder", "write_atomic"]
 
 _active: set[Path] = set()  # what this process is writing now
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
@@ -62,6 +62,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def make_scratch(parent: Path) -> Path:
+    """Make a hidden folder for temporary files in ``parent``; those of dead runs are cleared."""
+    target = parent / "slidelens"
+    _clear_leftovers(target)
+    scratch = _beside(target, "tmp")
+    _active.add(scratch)
+    scratch.mkdir(0o700)
+    return scratch
+
+
+def remove_scratch(scratch: Path) -> None:
+    """Remove what :func:`make_scratch` made."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    _active.discard(scratch)
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -114,7 +130,10 @@ def _dead(leftover: Path, name: str) -> str:
         return ""
     kind, host, pid = match[1], match[2], int(match[3])
     if host != _host() or os.name == "nt":
-        alive = time.time() - leftover.stat().st_mtime < _ABANDONED_S
+        try:
+            alive = time.time() - leftover.stat().st_mtime < _ABANDONED_S
+        except FileNotFoundError:  # another run has just cleared it, or finished
+            return ""
     else:
         alive = pid != os.getpid() and _runs(pid)
     return "" if alive else kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slidelens.errors import ResultError
+from slidelens.files import make_scratch, remove_scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class BlockSums:
         self, planes: int, height: int, width: int, folder: Path | None, buffer_mb: float
     ) -> None:
         self.shape = (planes, height, width)
-        self._folder = folder
+        self._parent = folder or Path(tempfile.gettempdir())
         self._capacity = max(1, int(buffer_mb * 2**20 / (planes * BLOCK * BLOCK * 8)))
         self._blocks: OrderedDict[tuple[int, int], NDArray[np.float64]] = OrderedDict()
         self._spilled: dict[tuple[int, int], NDArray[np.float64]] = {}  # key -> its coarse sums
@@ -172,15 +172,14 @@ class BlockSums:
         try:
             np.save(self._place() / f"{i}-{j}.npy", block)
         except OSError as error:
-            where = self._folder or tempfile.gettempdir()
             raise ResultError(
-                f"{where}: cannot write the map under construction ({error}). "
+                f"{self._parent}: cannot write the map under construction ({error}). "
                 "Free some space, or set TMPDIR to a disk that has it."
             ) from error
         self._spilled[i, j] = self._reduce(block)
 
     def _place(self) -> Path:
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix=".slidelens.tmp-", dir=self._folder))
-            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+            self._scratch = make_scratch(self._parent)
+            weakref.finalize(self, remove_scratch, self._scratch)
         return self._scratch
