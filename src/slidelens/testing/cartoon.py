@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["BENIGN", "TUMOR", "Canvas", "GlandStyle", "draw_fat", "draw_glands", "draw_stroma"]
 
 
+_SOFT, _SOFT_PX = 0.35, 0.4
+"""Softness of a nucleus's edge (of its squared radius): always, and more where pixels are large."""
+
 _BEND_UM = 170.0
 """Scale on which collagen bundles bend."""
 
@@ -100,7 +103,7 @@ def _stroma_cells(canvas: Canvas, inflamed: Callable[..., Any]) -> None:
     """Spindle nuclei on a jittered lattice; where it is inflamed, lymphocytes in crowds."""
     window, seed = canvas.window, canvas.seed
     for salt, spacing, lymph in ((31, 17.0, False), (37, 8.6, True)):
-        i, j = window.cells(spacing, 10.0)
+        i, j = window.cells(spacing, 10.0 + window.mpp)
         x = (i + 0.1 + 0.8 * hash01(seed, i, j, salt)) * spacing
         y = (j + 0.1 + 0.8 * hash01(seed, i, j, salt + 1)) * spacing
         chance = hash01(seed, i, j, salt + 2)
@@ -153,7 +156,7 @@ def draw_glands(
     """Glands of one kind on a staggered lattice, wherever ``allowed(x, y, reach)`` says so."""
     window, seed = canvas.window, canvas.seed
     sway = 0.7 * style.spacing  # bends the lattice's rows, which no tissue has
-    farthest = style.radius[1] * (1 + sum(style.waves)) + 4
+    farthest = style.radius[1] * (1 + sum(style.waves)) + 6 + window.mpp
     i, j = window.cells(style.spacing, farthest + 1.25 * sway + style.spacing)
     x = (i + 0.5 * (j & 1) + 0.22 * (hash01(seed, i, j, style.salt) - 0.5)) * style.spacing
     y = (j + 0.22 * (hash01(seed, i, j, style.salt + 1) - 0.5)) * style.spacing
@@ -265,7 +268,10 @@ def _stamp(
     weight: NDArray[Any],
 ) -> Plane:  # fmt: skip
     """Draw many soft ellipses at once; where they overlap, the stronger one shows (order-free)."""
-    padded_side = int(np.ceil((np.max(long, initial=1) + 1.5) / window.mpp))
+    long, short = np.broadcast_to(long, x.shape), np.broadcast_to(short, x.shape)
+    # The soft edge ends at q = 1 + soft; a smaller window would cut it at borders of what is drawn.
+    reach = long * np.sqrt(1 + _SOFT + _SOFT_PX * window.mpp / short)
+    padded_side = int(np.ceil(np.max(reach, initial=1.0) / window.mpp)) + 1
     plane = np.zeros((window.h + 4 * padded_side, window.w + 4 * padded_side), np.float32)
     side = np.arange(-padded_side, padded_side + 1)
     column = np.floor(x / window.mpp).astype(np.int64)
@@ -274,7 +280,6 @@ def _stamp(
         (column >= window.x - padded_side) & (column < window.x + window.w + padded_side)
         & (row >= window.y - padded_side) & (row < window.y + window.h + padded_side)
     )  # fmt: skip
-    long, short = np.broadcast_to(long, x.shape), np.broadcast_to(short, x.shape)
     chosen = np.flatnonzero(near)
     for start in range(0, len(chosen), 1024):
         n = chosen[start : start + 1024]
@@ -285,7 +290,7 @@ def _stamp(
         u = (c * a * dx)[:, None, :] + (s * a * dy)[:, :, None]
         v = (-s * b * dx)[:, None, :] + (c * b * dy)[:, :, None]
         q = u * u + v * v
-        soft = np.float32(0.35) + np.float32(window.mpp) * np.float32(0.4) * b[:, :, None]
+        soft = np.float32(_SOFT) + np.float32(window.mpp * _SOFT_PX) * b[:, :, None]
         value = np.clip((1 + soft - q) / (2 * soft), 0, 1)
         value *= (0.68 + 0.36 * np.minimum(q, 1)) * weight[n].astype(np.float32)[:, None, None]
         rows = (row[n] - window.y + 2 * padded_side)[:, None] + side

@@ -61,6 +61,10 @@ _PENS = {"blue": (28, 52, 160), "green": (20, 120, 60), "black": (32, 32, 36), "
 _DRAW = 512  # px drawn at once: bounds the memory of the planes, and they stay in the cache
 
 
+_EDGE_UM = 1.0
+"""Half the width over which tissue fades into the glass."""
+
+
 def draw(spec: PhantomSpec, box: Box | None = None) -> NDArray[np.uint8]:
     """Draw any part of a phantom: ``(h, w, 3)`` uint8 RGB, the same pixels in every box.
 
@@ -99,7 +103,7 @@ def _draw_window(spec: PhantomSpec, window: Window) -> NDArray[np.uint8]:
     zero = np.zeros(shape, np.float32)
     canvas = Canvas(window, layout.key, zero, zero.copy())
     tissue = _inside(window, layout.pieces)
-    if (tissue > 0).any():
+    if (tissue > -_EDGE_UM).any():
         _draw_tissue(canvas, layout, tissue)
     shading = 0.035 + 0.012 * window.noise(layout.key + 90, 900.0) + 0.004 * grain(window, 7)
     rgb = _to_rgb(canvas, shading, layout.stain)
@@ -142,7 +146,7 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     def shade(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         return 1.1 + 0.7 * cloud_at(key + 85, x, y, 300.0)
 
-    edge = smoothstep(-1.0, 1.0, tissue)
+    edge = smoothstep(-_EDGE_UM, _EDGE_UM, tissue)
     draw_stroma(canvas, edge, inflamed)
     draw_fat(canvas, window.interpolate(lambda i, j: fat(i * 8.0, j * 8.0), 8.0))
     draw_glands(canvas, BENIGN, benign, shade)
@@ -152,9 +156,9 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
         draw_glands(canvas, pale, tumor, shade)
     # Staining varies over a section more than tissues differ, and a tumour's loose, swollen stroma
     # is pale: mean colour must not give the tumour away, only its architecture.
-    lesion = smoothstep(-20.0, 40.0, _inside(window, layout.lesions))
-    canvas.h *= edge * (1 - 0.28 * lesion) * (1 + 0.3 * window.cloud(key + 95, 240.0))
-    canvas.e *= edge * (1 - 0.05 * lesion) * (1 + 0.25 * window.cloud(key + 96, 300.0))
+    lesion = smoothstep(0.0, 40.0, _inside(window, layout.lesions))
+    canvas.h *= edge * (1 - 0.30 * lesion) * (1 + 0.3 * window.cloud(key + 95, 240.0))
+    canvas.e *= edge * (1 - 0.17 * lesion) * (1 + 0.25 * window.cloud(key + 96, 300.0))
 
 
 def _to_rgb(canvas: Canvas, shading: Plane, stain: tuple[float, float]) -> NDArray[np.uint8]:
