@@ -65,6 +65,15 @@ def test_our_files_are_read_as_annotations_too(tmp_path: Path, result: Result) -
     assert json.loads(path.read_text())["type"] == "FeatureCollection"
 
 
+def test_regions_without_measurements_are_kept_without(tmp_path: Path) -> None:
+    path = tmp_path / "r.geojson"
+    write_features(path, [feature(SHAPE, "a", (1, 2, 3))])
+    (region,) = read_regions(path)
+    assert region.area_mm2 != region.area_mm2  # NaN: unknown
+    (one,) = region_features([region], ["a"])
+    assert one["properties"]["measurements"] == {}
+
+
 def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path) -> None:
     features = region_features([Region(SHAPE, "other", 1, 1)], ["a", "b"])
     assert len(features[0]["properties"]["classification"]["color"]) == 3

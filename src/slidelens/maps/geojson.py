@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
@@ -60,10 +61,16 @@ def region_features(regions: Iterable[Region], classes: Sequence[str]) -> list[d
             region.polygon,
             region.label,
             colors.get(region.label, TISSUE),
-            measurements={_AREA: region.area_mm2, _MEAN: region.probability},
+            measurements=_measured(region),
         )
         for region in regions
     ]
+
+
+def _measured(region: Region) -> dict[str, float]:
+    """Return what is known; a file that others wrote may have no measurements."""
+    values = {_AREA: region.area_mm2, _MEAN: region.probability}
+    return {name: value for name, value in values.items() if isfinite(value)}
 
 
 def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> None:
