@@ -9,7 +9,10 @@ from sklearn import metrics as oracle
 
 from slidelens.engine.evaluate import EvaluationOptions, evaluate, parse_rule
 from slidelens.engine.measure import Resampling, Rule
+from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
+from slidelens.slide.array import from_array
+from slidelens.tiling.tissue import TissueSettings
 
 QUICK = Resampling(resamples=300)
 CLASSES = ("normal", "tumor")
@@ -446,3 +449,15 @@ def test_annotated_tiles_of_the_cohort_are_found(tmp_path, data: Path):
     assert (one["n"], one["n_positive"], one["auc"]) == (20, 10, 1.0)
     assert one["tiles"]["auc"] == 1.0
     assert one["tiles"]["n_positive"] > 20
+
+
+def test_the_threshold_of_a_model_travels_with_its_results(tiny, tmp_path):
+    """What ``train`` stores in ``model.json``, ``predict`` writes and ``evaluate`` applies."""
+    tiny.card["threshold"] = 0.25
+    colours = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+    for i, image in enumerate(colours):
+        with from_array(image, mpp=1.0, name=f"s{i}") as slide:
+            predict(slide, tiny, out=tmp_path / "results", tissue=TissueSettings(method="whole"))
+    write_labels(tmp_path / "labels.csv", [(f"s{i}", i % 2) for i in range(4)])
+    one = run(tmp_path).metrics["models"]["tiny-model"]
+    assert (one["threshold"], one["threshold_source"], one["n"]) == (0.25, "model", 4)

@@ -135,7 +135,10 @@ def _number(value: float | None, interval: Sequence[float | None] | None = None)
     if value is None:
         return "-"
     low, high = interval if interval is not None else (None, None)
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
+    if low is None or high is None:
+        return f"{value:.3f}"
+    to = "-" if low >= 0 else " to "
+    return f"{value:.3f} ({low:.3f}{to}{high:.3f})"
 
 
 def _p(value: float | None) -> str:

@@ -93,7 +93,7 @@ def calibration_picture(measured: Mapping[str, Measured]) -> bytes:
     axes.set_ylabel("share that is right" if multiclass else "share that is positive")
     below.set_xlabel("probability of the predicted class" if multiclass else "score")
     below.set_ylabel("cases")
-    below.yaxis.set_major_locator(MaxNLocator(integer=True))
+    below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_title("Calibration", loc="left", fontsize=12)
     _legend(figure, axes)
     return _png(figure)
