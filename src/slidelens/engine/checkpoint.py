@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
-    from torch.optim import Optimizer
+    from torch import Tensor
 
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
-    "optimizer_state",
+    "average_weights",
     "random_state",
-    "restore_optimizer",
     "restore_random",
 ]
 
@@ -148,34 +146,6 @@ class CheckpointStore:
             ) from error
 
 
-def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return an optimiser's tensors (``<parameter>.<name>``) and its groups without parameters."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state["state"].items()
-        for name, value in values.items()
-        if value is not None
-    }
-    return tensors, state["param_groups"]
-
-
-def restore_optimizer(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    """Give an optimiser of the same parameters its state back."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                # The same layout in memory, so that the same instructions do the next step.
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state of torch's (CPU and CUDA), numpy's and Python's global generators."""
     tensors = {"torch": torch.get_rng_state()}
@@ -200,11 +170,6 @@ def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> 
     np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002  # reason: as above
     version, internal, gauss = record["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def load_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a module of the same form, keeping its layout in memory."""
-    module.load_state_dict(dict(weights))
 
 
 def average_weights(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,46 +7,42 @@ iteration; closing the iterator saves and stops.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from slidelens.engine.checkpoint import (
     Checkpoint,
     CheckpointStore,
     average_weights,
-    optimizer_state,
     random_state,
-    restore_optimizer,
     restore_random,
 )
-from slidelens.engine.metrics import auc, threshold_of_max_accuracy
+from slidelens.engine.history import Score, judge, scores_of, write_history
+from slidelens.engine.metrics import threshold_of_max_accuracy
+from slidelens.engine.optimiser import make_optimizer, optimizer_state, restore_optimizer
 from slidelens.engine.selection import Window, best_window, wanted_epochs
 from slidelens.errors import ModelError
-from slidelens.files import write_atomic
 from slidelens.nn.backbones import freeze_norm_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from lightning.fabric import Fabric
-    from torch.optim import Optimizer
 
     from slidelens.families.base import Model
     from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work
 
 __all__ = ["TrainLoop", "TrainProgress"]
 
-_Score = tuple[int, float, list[float]]
-"""Label, loss and class probabilities of a tuning slide."""
+SAVE_SECONDS = 60.0
+"""Within an epoch, a checkpoint is written whenever this time has passed,"""
+SAVE_SHARE = 20.0
+"""but so much longer than writing one takes that it costs a twentieth of the time at most."""
 
 Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
 
@@ -84,7 +80,7 @@ class _Position:
     """Works of the epoch that are done."""
     updates: int = 0
     train_losses: list[float] = field(default_factory=list)
-    tune: dict[str, _Score] = field(default_factory=dict)
+    tune: dict[str, Score] = field(default_factory=dict)
     """Tuning slides that are scored in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per epoch."""
@@ -105,8 +101,6 @@ class TrainLoop:
         Where checkpoints go.
     settings
         JSON values that must be the same when the run is resumed.
-    save_seconds
-        A checkpoint is written after each epoch, and within one whenever this time has passed.
     """
 
     def __init__(
@@ -116,8 +110,6 @@ class TrainLoop:
         config: TrainConfig,
         store: CheckpointStore,
         settings: Mapping[str, Any],
-        *,
-        save_seconds: float = 60.0,
     ) -> None:
         self.fabric = fabric
         self.task = task
@@ -129,7 +121,6 @@ class TrainLoop:
         """Of the final weights, on the tuning split; filled at the end, as is the threshold."""
         self.threshold: float | None = None
         """Of highest accuracy on the tuning split; for two classes."""
-        self._save_seconds = save_seconds
         self._at = _Position()
         self._optimizer: Any  # Fabric wraps it, and then it is no Optimizer by type
         self._accumulated: list[str] = []
@@ -205,14 +196,7 @@ class TrainLoop:
         learning = {id(p) for _, parameters in groups for p in parameters}
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(id(parameter) in learning)
-        made = [{"params": parameters, "lr": lr, "full_lr": lr} for lr, parameters in groups]
-        decay = self.config.weight_decay
-        optimizer: Optimizer
-        if self.config.optimizer == "sgd":
-            momentum = self.config.momentum
-            optimizer = torch.optim.SGD(made, momentum=momentum, weight_decay=decay)
-        else:
-            optimizer = torch.optim.AdamW(made, weight_decay=decay)
+        optimizer = make_optimizer(groups, self.config)
         self._optimizer = self.fabric.setup_optimizers(optimizer)
 
     def _next_stage(self) -> None:
@@ -241,8 +225,8 @@ class TrainLoop:
 
     @property
     def _pause(self) -> float:
-        """Seconds between checkpoints: writing them takes at most a twentieth of the time."""
-        return max(self._save_seconds, 20 * self._save_took)
+        """Seconds to the next checkpoint within an epoch."""
+        return max(SAVE_SECONDS, SAVE_SHARE * self._save_took)
 
     def _do(self, work: Work, epoch: int) -> None:
         training = work.phase == "train"
@@ -254,7 +238,7 @@ class TrainLoop:
                 outcome = self.task.step(work, epoch, _no_backward)
             self._check(work, outcome)
             if work.phase == "tune":
-                self._at.tune |= _scores(work, outcome)
+                self._at.tune |= scores_of(work, outcome)
             return
         outcome = self.task.step(work, epoch, self._backward)
         self._check(work, outcome)
@@ -302,7 +286,7 @@ class TrainLoop:
 
     def _end_epoch(self) -> TrainProgress:
         at = self._at
-        loss, area = _judge(at.tune)
+        loss, area = judge(at.tune)
         row = {
             "epoch": at.epoch + 1,
             "stage": at.stage + 1,
@@ -330,15 +314,15 @@ class TrainLoop:
         weights = [self.store.load_weights(self._at.first + epoch) for epoch in chosen]
         self.model.module.load_state_dict(average_weights(weights))
         self._set_mode(False)
-        scores: dict[str, _Score] = {}
+        scores: dict[str, Score] = {}
         total = len(self.task.data.tune)
         for number, work in enumerate(self.task.evaluation(), start=1):
             with torch.inference_mode():
                 outcome = self.task.step(work, self._at.epoch, _no_backward)
             self._check(work, outcome)
-            scores |= _scores(work, outcome)
+            scores |= scores_of(work, outcome)
             yield self._progress("score", number, total, work.slides[0])
-        loss, area = _judge(scores)
+        loss, area = judge(scores)
         if len(self.model.classes) == 2:
             labels = [label for label, _, _ in scores.values()]
             positive = [probs[1] for _, _, probs in scores.values()]
@@ -408,29 +392,5 @@ class TrainLoop:
         restore_random(checkpoint.part("random."), record["random"])
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write one CSV row per epoch."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(history)
-    write_atomic(path, text.getvalue())
-
-
 def _no_backward(loss: torch.Tensor) -> None:  # noqa: ARG001  # reason: stands in for backward
     raise AssertionError("a scan or tune step asked for gradients")
-
-
-def _scores(work: Work, outcome: Outcome) -> dict[str, _Score]:
-    parts = zip(work.slides, work.labels, outcome.losses, outcome.probabilities, strict=True)
-    return {slide: (label, loss, list(probs)) for slide, label, loss, probs in parts}
-
-
-def _judge(scores: Mapping[str, _Score]) -> tuple[float, float | None]:
-    """Return the mean loss and the AUC: with more than two classes, each against the rest."""
-    labels = np.array([label for label, _, _ in scores.values()])
-    probabilities = np.array([probs for _, _, probs in scores.values()])
-    loss = float(np.mean([loss for _, loss, _ in scores.values()]))
-    classes = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = [auc(labels == c, probabilities[:, c]) for c in classes]
-    return loss, float(np.mean(areas)) if np.isfinite(areas).all() else None

@@ -53,7 +53,7 @@ class MilTraining(TrainConfig):
         "default": {
             "stages": (
                 Stage(epochs=2, lr=1e-4, head_lr=1e-3, trains="head"),
-                Stage(epochs=22, lr=1e-4, head_lr=1e-3, schedule="cosine", start="last"),
+                Stage(epochs=18, lr=1e-4, head_lr=1e-3, schedule="cosine", start="last"),
             ),
         },
         "paper": {
