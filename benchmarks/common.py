@@ -13,11 +13,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 DATA = Path(
     os.environ.get("SLIDELENS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import random
 import statistics
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openslide
 from common import DATA, Claim, at_least, interleaved, main, ratio
 
 from slidelens import Box, open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 SLIDES = {
     "SVS, JPEG": "wsi/CMU-1-Small-Region.svs",

@@ -52,6 +52,9 @@ def test_making_one_reads_nothing_and_the_coarsest_costs_its_own_pixels(tmp_path
     assert reader.read_px[2] < 1.1 * 2500 * 1875
     np.asarray(levels[-1])
     assert reader.read_px[2] < 1.1 * 2500 * 1875  # kept
+    assert len(levels[-1]._tiles) == 20
+    slide.close()
+    assert len(levels[-1]._tiles) == 0
 
 
 @pytest.mark.parametrize(

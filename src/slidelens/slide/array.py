@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slidelens.geometry import Mpp
 from slidelens.slide.base import Slide
 from slidelens.slide.reader import Facts, Reader, levels_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ArrayReader", "from_array"]
 

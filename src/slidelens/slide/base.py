@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box, Mpp, Size
@@ -16,6 +12,12 @@ from slidelens.slide.reader import Facts, Level, Reader
 from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
     from slidelens.slide.pyramid import LazyLevel
 
 __all__ = ["Facts", "Level", "Reader", "Slide", "slide_id"]
@@ -204,6 +206,8 @@ class Slide:
     def close(self) -> None:
         """Close the file; harmless when called twice."""
         self._closed = True
+        for level in self._pyramid or ():
+            level.forget()
         self._pyramid = None
         self._reader.close()
 

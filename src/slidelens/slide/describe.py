@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slidelens.slide.base import Slide
+if TYPE_CHECKING:
+    from slidelens.slide.base import Slide
 
 __all__ = ["describe"]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.geometry import Mpp
@@ -16,6 +14,11 @@ from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.channels import Composer
 from slidelens.slide.reader import Facts, Reader, levels_of, unreadable
 from slidelens.slide.units import micrometres
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 __all__ = ["OmeZarrReader"]
 

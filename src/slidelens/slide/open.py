@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slidelens.errors import SlideError, SlideNotFoundError, UnsupportedSlideError
 from slidelens.registry import Registry
 from slidelens.slide.base import Slide, slide_id
-from slidelens.slide.reader import Reader
 from slidelens.slide.resolution import GivenMpp, resolve_mpp
+
+if TYPE_CHECKING:
+    import os
+
+    from slidelens.slide.reader import Reader
 
 __all__ = ["READERS", "GivenMpp", "is_slide", "open_slide"]
 

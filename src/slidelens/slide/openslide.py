@@ -8,14 +8,12 @@ levels whose downsample is not a whole number, where OpenSlide interpolates.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openslide
-from numpy.typing import NDArray
 
 from slidelens.errors import SlideError
 from slidelens.geometry import Mpp, Size
@@ -27,6 +25,9 @@ from slidelens.slide.reader import Facts, Level, Reader, unreadable
 from slidelens.slide.resolution import PRINT_MPP
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
     from PIL import Image
 
     from slidelens.slide.segments import TiffPixels

@@ -13,7 +13,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from slidelens.geometry import Size
 from slidelens.settings import get_settings
@@ -22,6 +21,8 @@ from slidelens.slide.cache import TileCache, new_owner, tile_cache
 from slidelens.slide.resample import WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
     from slidelens.slide.base import Slide
 
 __all__ = ["COARSEST", "LazyLevel", "make_pyramid"]
@@ -49,13 +50,18 @@ class LazyLevel:
     chunks = (_CHUNK, _CHUNK, 3)
 
     def __init__(self, size: Size) -> None:
-        self.size = size
+        self.extent = size
         self.shape = (size.height, size.width, 3)
+
+    @property
+    def size(self) -> int:
+        """Number of samples, as of any array."""
+        return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole level, were it in memory."""
-        return int(np.prod(self.shape))
+        return self.size
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -63,6 +69,9 @@ class LazyLevel:
     def read(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read whole pixels of this level, white outside it."""
         raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what is kept in memory, if anything is."""
 
     def __getitem__(self, key: Index | tuple[Any, ...]) -> NDArray[np.uint8]:
         rows, columns, channels = _expand(key)
@@ -124,14 +133,14 @@ class SynthesisedLevel(LazyLevel):
     """
 
     def __init__(self, finer: LazyLevel, tiles: TileCache) -> None:
-        super().__init__(Size(-(-finer.size.width // 2), -(-finer.size.height // 2)))
+        super().__init__(Size(-(-finer.extent.width // 2), -(-finer.extent.height // 2)))
         self._finer = finer
         self._tiles = tiles
         self._owner = new_owner()
 
     def read(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read whole pixels of this level, white outside it."""
-        width, height = self.size
+        width, height = self.extent
         x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
         if (x0, y0, x1, y1) == (x, y, x + w, y + h):
             return read_blocks(self._block, (_CHUNK, _CHUNK), (x, y, w, h))
@@ -149,12 +158,12 @@ class SynthesisedLevel(LazyLevel):
 
     def _make(self, row: int, column: int) -> NDArray[np.uint8]:
         x, y = column * _CHUNK, row * _CHUNK
-        w, h = min(_CHUNK, self.size.width - x), min(_CHUNK, self.size.height - y)
-        step_x = self._finer.size.width / self.size.width
-        step_y = self._finer.size.height / self.size.height
+        w, h = min(_CHUNK, self.extent.width - x), min(_CHUNK, self.extent.height - y)
+        step_x = self._finer.extent.width / self.extent.width
+        step_y = self._finer.extent.height / self.extent.height
         return sample(
             self._finer.read,
-            self._finer.size,
+            self._finer.extent,
             pixel_edges(x * step_x, step_x, w, 1),
             pixel_edges(y * step_y, step_y, h, 1),
         )
@@ -167,11 +176,11 @@ def make_pyramid(slide: Slide) -> list[LazyLevel]:
     """
     levels: list[LazyLevel] = []
     for index, stored in enumerate(slide.levels):
-        while levels and max(levels[-1].size) / max(stored.size) > _GAP:
+        while levels and max(levels[-1].extent) / max(stored.size) > _GAP:
             levels.append(SynthesisedLevel(levels[-1], tile_cache()))
         levels.append(StoredLevel(slide, index))
-    while max(levels[-1].size) > COARSEST:
-        coarsest = max(levels[-1].size) <= 2 * COARSEST
+    while max(levels[-1].extent) > COARSEST:
+        coarsest = max(levels[-1].extent) <= 2 * COARSEST
         tiles = TileCache(4 * COARSEST * COARSEST) if coarsest else tile_cache()
         levels.append(SynthesisedLevel(levels[-1], tiles))
     return levels

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slidelens.geometry import Size
+if TYPE_CHECKING:
+    from slidelens.geometry import Size
 
 __all__ = ["ENLARGE_BELOW", "WHITE", "pixel_edges", "sample"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Mpp
-from slidelens.slide.reader import Facts
+
+if TYPE_CHECKING:
+    from slidelens.slide.reader import Facts
 
 __all__ = ["PRINT_MPP", "GivenMpp", "resolve_mpp"]
 

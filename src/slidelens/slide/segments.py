@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from slidelens.errors import SlideError
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.reader import Level, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 __all__ = ["TiffPixels", "main_series", "open_tiff"]
 
@@ -125,7 +128,8 @@ class TiffPixels:
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
         """Read ``(h, w, C)`` as stored; the box lies inside the level."""
         store = self._stores[level]
-        assert store is not None
+        if store is None:
+            raise SlideError(f"{self._path}: was closed while it was read.")
         if store.array is not None:
             return np.array(store.array[y : y + h, x : x + w])
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.channels import Composer
@@ -16,6 +14,11 @@ from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
 from slidelens.slide.tiff_facts import tiff_facts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 __all__ = ["TiffReader", "is_plain_rgb"]
 
