@@ -151,23 +151,17 @@ class Canvas:
             return
         edges = self._edges(where)
         heavy = None if weights is None else np.asarray(weights, np.float64)
-        spans = np.ceil(edges[:, 2:]) - np.floor(edges[:, :2])
-        if (
-            given.ndim == 2
-            and spans.prod(1).max() <= _SPREAD
-            and (heavy is None or heavy.ndim == 1)
-        ):
+        spans = (np.ceil(edges[:, 2:]) - np.floor(edges[:, :2])).prod(1)
+        if given.ndim == 2 and spans.max() <= _SPREAD and (heavy is None or heavy.ndim == 1):
             self._spread(edges, self._planes(given, heavy))
             return
         rasters = given[:, :, None, None] if given.ndim == 2 else given
-        if heavy is not None and heavy.ndim == 1:
-            heavy = heavy[:, None, None]
-        for k, raster in enumerate(rasters):
-            weight = heavy[k] if heavy is not None and heavy.ndim == 3 else heavy
-            full = None if weight is None else np.broadcast_to(weight, raster.shape[1:])
-            self._paste(
-                edges[k], self._planes(raster[None], full if full is None else full[None])[0]
-            )
+        if heavy is not None:
+            heavy = heavy[:, None, None] if heavy.ndim == 1 else heavy
+            heavy = np.broadcast_to(heavy, (len(rasters), *rasters.shape[2:]))
+        for k, edge in enumerate(edges):
+            weight = None if heavy is None else heavy[k : k + 1]
+            self._paste(edge, self._planes(rasters[k : k + 1], weight)[0])
 
     def peek(self) -> Map:
         """Return the map as it is now, while others go on adding; reads see the newest values."""

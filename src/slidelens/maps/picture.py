@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_overlay", "overview", "scale_bar_um"]
 
 _MARGIN = 24
+_SMOOTH = 1  # PIL.Image.Resampling.LANCZOS, without importing it here
 
 
 def overview(
@@ -71,20 +72,20 @@ def overview(
     source = _choose(result, map_name)
     name = channel or source.channels[-1]
     layout = _Layout.of(size, panel)
-    plain = np.asarray(Image.fromarray(thumbnail).convert("RGB").resize(layout.panel, 1))
+    plain = np.asarray(Image.fromarray(thumbnail).convert("RGB").resize(layout.panel, _SMOOTH))
     drawn = draw_overlay(plain, size, source, name, tissue=result.maps.get("tissue"))
     page = Image.new("RGB", layout.page, "white")
     page.paste(Image.fromarray(plain), layout.first)
     heat = Image.fromarray(drawn)
-    if regions:
-        _outline_regions(heat, size, result.regions, result.classes)
+    outlined = result.regions if regions else ()
+    _outline_regions(heat, size, outlined, result.classes)
     page.paste(heat, layout.second)
     draw = ImageDraw.Draw(page)
     for at in (layout.first, layout.second):
         _frame(draw, at, layout.panel)
     _title(draw, layout, result)
     _colour_bar(page, draw, layout, source, name)
-    _legend(draw, layout, result, regions=regions and bool(result.regions))
+    _legend(draw, layout, result, {region.label for region in outlined})
     _scale_bar(draw, layout, size, mpp)
     return page
 
@@ -241,7 +242,7 @@ def _colour_bar(
     table = colormap(source.kind)
     color = table[:, :3] * table[:, 3:] + (1 - table[:, 3:])  # as it looks on white
     strip = np.rint(255 * color[::-1, None]).astype(np.uint8)
-    page.paste(Image.fromarray(strip).resize((right - left, bottom - top), 1), (left, top))
+    page.paste(Image.fromarray(strip).resize((right - left, bottom - top), _SMOOTH), (left, top))
     draw.rectangle((left - 1, top - 1, right, bottom), outline=(160, 160, 160))
     font = _font(layout.font)
     ends = ("1", "0.5", "0") if source.kind == "probability" else ("max", "", "0")
@@ -252,12 +253,10 @@ def _colour_bar(
     draw.text((left, top - round(1.8 * layout.font)), name, OUTLINE, font)
 
 
-def _legend(draw: ImageDraw.ImageDraw, layout: _Layout, result: Result, *, regions: bool) -> None:
+def _legend(draw: ImageDraw.ImageDraw, layout: _Layout, result: Result, labels: set[str]) -> None:
+    colors = class_colors(result.classes)
     entries = [("tissue", TISSUE)] if "tissue" in result.maps else []
-    if regions:
-        colors = class_colors(result.classes)
-        labels = {region.label for region in result.regions}
-        entries += [(f"{name} region", colors[name]) for name in result.classes if name in labels]
+    entries += [(f"{name} region", colors[name]) for name in result.classes if name in labels]
     x, font = _MARGIN, _font(layout.font)
     middle = layout.foot + layout.font // 2
     for text, color in entries:
@@ -291,4 +290,4 @@ def _outline_regions(
         for ring in (region.polygon.exterior, *region.polygon.interiors):
             line = [tuple(p) for p in (np.asarray(ring.coords)[:, :2] * factor).tolist()]
             draw.line(line, "white", 4, joint="curve")
-            draw.line(line, colors[region.label], 2, joint="curve")
+            draw.line(line, colors.get(region.label, TISSUE), 2, joint="curve")
