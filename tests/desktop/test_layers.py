@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import shapely
-from conftest import CELL, SQUARE, make_result, make_slide
+from known_slides import CELL, make_result, make_slide
 from napari.components import ViewerModel
 from napari.layers import Layer
 
@@ -40,8 +40,8 @@ def test_every_layer_states_um_and_covers_the_slide(case):
         assert [str(u) for u in layer.units] == ["micrometer", "micrometer"]
     assert [layer.visible for layer in viewer.layers] == [True, True, True, False]
     extent = viewer.layers["square"].extent.world
-    np.testing.assert_allclose(extent[0], [-0.2527 / 2] * 2)
-    np.testing.assert_allclose(extent[1], [799.5 * 0.2527, 999.5 * 0.2527])
+    # From the first pixel's centre to the last one's.
+    np.testing.assert_allclose(extent, [[0, 0], [799 * 0.2527, 999 * 0.2527]])
 
 
 def test_slide_is_multiscale_and_not_read(case):
@@ -90,9 +90,9 @@ def test_attention_is_scaled_to_its_own_largest_value():
 
 def test_label_map_has_class_colours_and_names():
     cells = np.arange(80).reshape(8, 10) % 3
-    source = Map.from_array("labels", "labels", ["a", "b"], cells, Affine(100, 100), Mpp(0.5, 0.5))
+    source = Map.from_array("classes", "labels", ["a", "b"], cells, Affine(100, 100), Mpp(0.5, 0.5))
     viewer = add(result_layers(result_with(source)))
-    layer = viewer.layers["m: labels"]
+    layer = viewer.layers["m: classes"]
     assert layer._type_string == "labels"
     blue, vermillion = class_colors(["a", "b"]).values()
     np.testing.assert_allclose(layer.get_color(1)[:3], np.array(blue) / 255)
@@ -129,13 +129,13 @@ def test_many_polygons_are_drawn_as_labels(monkeypatch):
     layer = Layer.create(data, options, kind)
     for x, label in [(25, 1), (75, 0), (125, 2), (975, 2)]:
         assert layer.get_value((150 * 0.2527, x * 0.2527), world=True) == label
-    extent = layer.extent.world / 0.2527 + 0.5
-    np.testing.assert_allclose(extent, [[0, 0], [800, 1000]], atol=1e-6)
+    # napari's extent of an image reaches from the first pixel's centre to the last one's.
+    np.testing.assert_allclose(layer.extent.world / 0.2527, [[0, 0], [799, 999]], atol=1e-4)
 
 
 def test_few_polygons_are_shapes():
     areas = [Annotation(shapely.box(10, 20, 30, 40), "a", (1, 2, 3), "n", "i")]
-    ((data, options, kind),) = annotation_layers(areas, World.of(None), name="n")
+    ((_, options, kind),) = annotation_layers(areas, World.of(None), name="n")
     assert kind == "shapes"
     assert options["features"] == {"class": ["a"], "name": ["n"], "id": ["i"]}
     np.testing.assert_allclose(options["edge_color"][0][:3], np.array([1, 2, 3]) / 255)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SQUARE, make_result, make_slide
+from known_slides import SQUARE, make_result, make_slide
 from napari.components import ViewerModel
 from napari.layers import Layer
 

@@ -26,7 +26,8 @@ def magnification(um_per_pixel: float) -> str:
 
     The magnification is that of the objective that gives the same resolution, at 10 µm/px for 1x.
     """
-    return f"{10 / um_per_pixel:.2g}x · {um_per_pixel:.2g} µm/px"
+    times, um = (f"{float(f'{v:.2g}'):g}" for v in (10 / um_per_pixel, um_per_pixel))
+    return f"{times}x · {um} µm/px"
 
 
 def dress(viewer: ViewerModel) -> None:

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import shapely
+from napari.layers import Layer, Shapes
+from npe2 import io_utils
+
+from slidelens.desktop.annotate import annotation_options
+from slidelens.desktop.layers import annotation_layers
+from slidelens.desktop.world import World, describe
+from slidelens.desktop.writer import write_geojson
+from slidelens.errors import LabelError
+from slidelens.geometry import Mpp
+from slidelens.tiling.annotations import Annotation, read_annotations
+
+WORLD = World.of(Mpp(0.2527, 0.31))
+HOLED = shapely.Polygon(
+    [(10.5, 20), (210, 25), (200, 180), (12, 170)], [[(50, 50), (90, 50), (90, 90), (50, 90)]]
+)
+
+
+def save(path, *layers):
+    """Save as napari's menu does."""
+    io_utils.write(str(path), list(layers), plugin_name="slidelens")
+    return read_annotations(path)
+
+
+def test_annotations_survive_there_and_back(tmp_path):
+    given = [
+        Annotation(HOLED, "tumor", (213, 94, 0), "one", "id-1"),
+        Annotation(shapely.MultiPolygon([HOLED, shapely.box(300, 0, 310, 10)]), "", None, "two"),
+    ]
+    (layer,) = annotation_layers(given, WORLD, name="n", size=(1000, 800))
+    again = save(tmp_path / "a.geojson", Layer.create(*layer))
+    assert (again[0].label, again[0].name, again[0].id) == ("tumor", "one", "id-1")
+    assert again[0].color == (213, 94, 0)
+    assert (again[1].label, again[1].name) == ("", "two")
+    for a, b in zip(again, given, strict=True):
+        # napari keeps vertices as float32.
+        assert a.polygon.symmetric_difference(b.polygon).area < 1e-3
+        assert len(shapely.get_coordinates(a.polygon)) == len(shapely.get_coordinates(b.polygon))
+
+
+def test_qupath_gets_class_colour_and_area(tmp_path):
+    (layer,) = annotation_layers([Annotation(HOLED, "tumor")], WORLD, name="n")
+    save(tmp_path / "a.geojson", Layer.create(*layer))
+    (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    properties = feature["properties"]
+    assert properties["objectType"] == "annotation"
+    assert properties["classification"] == {"name": "tumor", "color": [213, 94, 0]}
+    area = HOLED.area * 0.2527 * 0.31 * 1e-6
+    assert properties["measurements"]["Area mm^2"] == pytest.approx(area, rel=1e-6)
+
+
+def test_layer_drawn_by_hand_on_new_annotations(tmp_path):
+    slide = describe(WORLD, "slide", "s", size=(1000, 800))
+    layer = Shapes(None, **annotation_options(slide))
+    corner = np.array([100.0, 200.0])  # y, x in level-0 px
+    world = (corner - 0.5) * (0.31, 0.2527)
+    start = np.array(layer.world_to_data(world))
+    layer.add_rectangles([start + np.array([[0, 0], [0, 40], [30, 40], [30, 0]])])
+    (made,) = save(tmp_path / "a.geojson", layer)
+    assert made.label == "tumor"
+    np.testing.assert_allclose(made.polygon.bounds, (200, 100, 240, 130), atol=1e-3)
+
+
+def test_napari_own_new_layer_lies_on_the_pixels(tmp_path):
+    # napari's button makes a layer with the slide's scale and unit and no shift.
+    layer = Shapes(
+        [np.array([[9.5, 19.5], [9.5, 29.5], [19.5, 29.5], [19.5, 19.5]])],
+        shape_type="rectangle",
+        scale=(0.31, 0.2527),
+        units=("um", "um"),
+    )
+    (made,) = save(tmp_path / "a.geojson", layer)
+    np.testing.assert_allclose(made.polygon.bounds, (20, 10, 30, 20), atol=1e-4)
+    assert made.label == ""
+
+
+def test_layer_that_was_moved_and_turned(tmp_path):
+    (data, options, kind) = annotation_layers(
+        [Annotation(shapely.box(0, 0, 40, 20))], World.of(Mpp(0.5, 0.5)), name="n"
+    )[0]
+    layer = Layer.create(data, {**options, "rotate": 90}, kind)
+    layer.affine = np.array([[1, 0, 50.0], [0, 1, 100.0], [0, 0, 1]])
+    want = np.array([layer.data_to_world(v) for v in layer.data[0]])[:, ::-1] / 0.5 + 0.5
+    (made,) = save(tmp_path / "a.geojson", layer)
+    np.testing.assert_allclose(made.polygon.bounds, (*want.min(0), *want.max(0)), atol=1e-3)
+    assert made.polygon.bounds[0] > 100
+
+
+def test_ellipses_lines_and_shapes_without_area(tmp_path):
+    layer = Shapes(ndim=2, metadata=describe(World.of(Mpp(1, 1)), "annotations", "s"))
+    layer.add_ellipses([np.array([[0, 0], [0, 100], [60, 100], [60, 0]])])
+    layer.add_paths([np.array([[0, 0], [10, 10], [20, 0]])])
+    layer.add_polygons([np.array([[5, 5], [5, 5], [5, 5]])])
+    path = tmp_path / "a.geojson"
+    (ellipse,) = save(path, layer)
+    assert ellipse.polygon.area == pytest.approx(np.pi * 50 * 30, rel=1e-3)
+    kinds = [f["geometry"]["type"] for f in json.loads(path.read_text())["features"]]
+    assert kinds == ["Polygon", "LineString"]
+
+
+def test_several_layers_go_into_one_file(tmp_path):
+    layers = [
+        Layer.create(*annotation_layers([Annotation(HOLED, label)], WORLD, name=label)[0])
+        for label in "ab"
+    ]
+    assert [a.label for a in save(tmp_path / "a.geojson", *layers)] == ["a", "b"]
+
+
+def test_folder_that_does_not_exist_is_one_sentence(tmp_path):
+    with pytest.raises(LabelError, match="cannot be written"):
+        write_geojson(str(tmp_path / "no" / "a.geojson"), [])
