@@ -171,9 +171,10 @@ def test_error_is_a_message_in_a_window(tmp_path, monkeypatch, notices):
         ("TCGA-CR-7395-01A-01-TS1.svs", 4443, "pixel"),
     ],
 )
-def test_real_slides_through_npe2(data, name, width, mpp, notices):
+def test_real_slides_through_npe2(data, name, width, mpp, notices, npe2pm):
     path = data / "wsi" / name
-    ((levels, options, kind),) = io_utils.read([str(path)], stack=False, plugin_name="slidelens")
+    with npe2pm.tmp_plugin(package="slidelens"):
+        ((levels, options, kind),) = io_utils.read([str(path)], stack=False)
     assert kind == "image"
     assert max(levels[-1].shape) <= 2048
     assert np.asarray(levels[-1]).any()

@@ -20,6 +20,12 @@ HOLED = shapely.Polygon(
 )
 
 
+@pytest.fixture(autouse=True)
+def _plugin(npe2pm):
+    with npe2pm.tmp_plugin(package="slidelens"):
+        yield
+
+
 def save(path, *layers):
     """Save as napari's menu does."""
     io_utils.write(str(path), list(layers), plugin_name="slidelens")
@@ -110,6 +116,7 @@ def test_several_layers_go_into_one_file(tmp_path):
     assert [a.label for a in save(tmp_path / "a.geojson", *layers)] == ["a", "b"]
 
 
-def test_folder_that_does_not_exist_is_one_sentence(tmp_path):
-    with pytest.raises(LabelError, match="cannot be written"):
-        write_geojson(str(tmp_path / "no" / "a.geojson"), [])
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LabelError, match=r"a\.geojson: cannot be written"):
+        write_geojson(str(tmp_path / "file" / "a.geojson"), [])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from slidelens.desktop.window import notify, slide_layers
 from slidelens.desktop.world import World, describe, described, world_of
 from slidelens.maps.palette import class_colors
@@ -34,11 +36,12 @@ def annotation_options(slide_metadata: dict[str, Any]) -> dict[str, Any]:
     """
     world = world_of(slide_metadata) or World.of(None)
     slide = described(slide_metadata)
+    none = np.array([], dtype=object)  # columns of text, though still empty
     red, green, blue = class_colors([_CLASS])[_CLASS]
     return {
         "ndim": 2,
         "name": f"{slide['slide']} annotations",
-        "features": {"class": [], "name": [], "id": []},
+        "features": {"class": none, "name": none, "id": none},
         "feature_defaults": {"class": [_CLASS], "name": [""], "id": [""]},
         "edge_color": f"#{red:02x}{green:02x}{blue:02x}",
         "face_color": "transparent",

@@ -264,24 +264,27 @@ def _drawn(
     # Whole cells: what is drawn then fills its box exactly.
     whole = affine.box(0, 0, np.ceil(box.w / affine.sx), np.ceil(box.h / affine.sy))
     labels = rasterize(areas, whole, world.mpp, cell, classes)
-    return _label_image(labels, classes, {**common, **world.place(affine)})
+    return _label_image([labels], classes, {**common, **world.place(affine)})
 
 
-def _label_image(levels: Any, classes: Sequence[str], common: dict[str, Any]) -> LayerData:
+def _label_image(
+    levels: Sequence[Any], classes: Sequence[str], common: dict[str, Any]
+) -> LayerData:
     from napari.utils.colormaps import DirectLabelColormap
 
+    several = len(levels) > 1  # napari's labels take no pyramid of one level
     nothing = (0.0, 0.0, 0.0, 0.0)
     colors: dict[int | None, tuple[float, ...]] = {None: nothing, 0: nothing}
     for k, color in enumerate(class_colors(classes).values(), 1):
         colors[k] = (*(c / 255 for c in color), 1.0)
     options = {
-        "multiscale": isinstance(levels, list),
+        "multiscale": several,
         "colormap": DirectLabelColormap(color_dict=colors),
         "features": {"index": list(range(len(classes) + 1)), "class": ["", *classes]},
         "opacity": 0.5,
         **common,
     }
-    return levels, options, "labels"
+    return levels if several else np.asarray(levels[0]), options, "labels"
 
 
 def _extent(areas: Sequence[Annotation], size: Size | None) -> Box:
