@@ -135,7 +135,7 @@ def test_real_imagenet_weights_load(data):
 
 
 def test_unknown_backbone_lists_the_known():
-    with pytest.raises(ModelError, match="resnet18.*convnext_tiny"):
+    with pytest.raises(ModelError, match=r"resnet18.*convnext_tiny"):
         build_features("resnet999")
 
 

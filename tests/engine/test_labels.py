@@ -1,0 +1,159 @@
+"""The labels table: what is read, and every fault said at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from slidelens.engine.labels import find_slides, read_labels, split_by_patient
+from slidelens.errors import LabelError
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a CSV of these lines and read it."""
+
+    def write(*lines, classes=None, encoding="utf-8"):
+        path = tmp_path / "labels.csv"
+        path.write_text("\n".join(lines) + "\n", encoding=encoding)
+        return read_labels(path, classes)
+
+    return write
+
+
+def _rows(table):
+    return [(r.slide_id, r.label, r.split, r.patient) for r in table.rows]
+
+
+def test_reads_names_splits_and_patients_and_ignores_other_columns(table):
+    read = table(
+        "slide_id,age,label,split,patient",
+        "a,61,tumour,train,p1",
+        "b,59,normal,validation,p2",
+        "c,70,tumour,TEST,",
+    )
+    assert read.classes == ("normal", "tumour")
+    assert _rows(read) == [
+        ("a", 1, "train", "p1"),
+        ("b", 0, "tune", "p2"),
+        ("c", 1, "test", None),
+    ]
+    assert [r.slide_id for r in read.of("tune")] == ["b"]
+
+
+def test_numbers_are_indices_in_numeric_order(table):
+    read = table("slide_id,label", *(f"s{i},{i}" for i in range(11)))
+    assert read.classes == tuple(map(str, range(11)))
+    assert [r.label for r in read.rows] == list(range(11))
+
+
+def test_known_classes_take_names_and_indices(table):
+    read = table("slide_id,label", "a,0", "b,tumour", classes=("normal", "tumour"))
+    assert [r.label for r in read.rows] == [0, 1]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spreadsheet_flavours(table, delimiter):
+    lines = [" slide_id,label ", "a, 0", "b,1 "]
+    read = table(*(x.replace(",", delimiter) for x in lines), encoding="utf-8-sig")
+    assert _rows(read) == [("a", 0, None, None), ("b", 1, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["slide,label", "a,0"], "no column slide_id; expected .*found slide, label"),
+        (["slide_id,label"], "a header and no slides"),
+        ([""], "found nothing"),
+        (["slide_id,label", "a,0", "b,", ",1"], "rows without slide_id or label: line 3, line 4"),
+        (["slide_id,label", "a,0", "b,1", "a,1", "b,1"], r"a \(2 times\), b \(2 times\)"),
+        (["slide_id,label", "a,1", "b,1"], "0-based class indices, but no slide has 0"),
+        (["slide_id,label", "a,x", "b,x"], "all 2 slides are labelled 'x'"),
+        (["slide_id,label", "a,x"], "all 1 slides are labelled 'x'"),
+        (["slide_id,label,split", "a,x,train", "b,y,tain"], r"b \('tain'\)"),
+        (
+            ["slide_id,label,split,patient", "a,x,train,p", "b,y,tune,p", "c,y,tune,q"],
+            r"more than one split.*p \(train, tune\)\.",
+        ),
+    ],
+)
+def test_faults_are_named(table, lines, message):
+    with pytest.raises(LabelError, match=message):
+        table(*lines)
+
+
+def test_faults_against_known_classes(table):
+    with pytest.raises(LabelError, match=r"a \('benign'\), b \('7'\)"):
+        table("slide_id,label", "a,benign", "b,7", "c,1", classes=("normal", "tumour"))
+    with pytest.raises(LabelError, match="classes without a slide: normal"):
+        table("slide_id,label", "c,1", classes=("normal", "tumour"))
+
+
+def test_missing_and_unreadable_tables(tmp_path):
+    with pytest.raises(LabelError, match="cannot read labels"):
+        read_labels(tmp_path / "none.csv")
+    (tmp_path / "latin.csv").write_bytes("slide_id,label\nä,1\n".encode("latin-1"))
+    with pytest.raises(LabelError, match="UTF-8"):
+        read_labels(tmp_path / "latin.csv")
+
+
+def test_split_is_stratified_seeded_and_keeps_patients_together(table):
+    lines = [f"s{i},{i % 2},p{i // 4}" for i in range(80)]  # 20 patients, each of both classes
+    lines += [f"n{i},0,q{i}" for i in range(20)]
+    read = table("slide_id,label,patient", *lines)
+    split = split_by_patient(read, seed=3)
+    assert split == split_by_patient(read, seed=3)
+    assert split != split_by_patient(read, seed=4)
+    patients = {name: {r.patient for r in split.of(name)} for name in ("train", "tune")}
+    assert not patients["train"] & patients["tune"]
+    tuned = patients["tune"]
+    assert sum(p.startswith("p") for p in tuned) == 4  # a fifth of the 20 with a positive slide
+    assert sum(p.startswith("q") for p in tuned) == 4
+
+
+def test_too_few_patients_to_split(table):
+    read = table("slide_id,label", "a,0", "b,1")
+    with pytest.raises(LabelError, match="too few"):
+        read.split(0)
+
+
+def test_given_splits_are_checked(table):
+    header = "slide_id,label,split"
+    with pytest.raises(LabelError, match="without a split, where others have one: c"):
+        table(header, "a,0,train", "b,1,tune", "c,1,").split(0)
+    with pytest.raises(LabelError, match="classes without a slide in split train: 1"):
+        table(header, "a,0,train", "b,1,tune").split(0)
+    with pytest.raises(LabelError, match="no slide in split tune"):
+        table(header, "a,0,train", "b,1,train").split(0)
+
+
+def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("a.svs", "b.ome.tif", "c.mrxs", "notes.txt", "a.geojson", ".hidden.svs"):
+        (folder / name).touch()
+    for name in ("c", "d.zarr"):
+        (folder / name).mkdir()
+    files = find_slides(folder)
+    assert {k: p.name for k, p in files.items()} == {
+        "a": "a.svs",
+        "b": "b.ome.tif",
+        "c": "c.mrxs",
+        "d": "d.zarr",
+    }
+    read = table("slide_id,label", "a.svs,0", "b,1", "c.mrxs,0").with_files(files)
+    assert [r.slide_id for r in read.rows] == ["a", "b", "c"]
+    with pytest.raises(LabelError, match=r"no slide for x, y\.ndpi; the folder holds 4"):
+        table("slide_id,label", "a,0", "x,1", "y.ndpi,1").with_files(files)
+    with pytest.raises(LabelError, match=r"a \(2 times\)"):
+        table("slide_id,label", "a,0", "a.svs,1").with_files(files)
+
+
+def test_folders_that_hold_no_clear_slides(tmp_path):
+    with pytest.raises(LabelError, match="no such folder"):
+        find_slides(tmp_path / "none")
+    with pytest.raises(LabelError, match="no slide in this folder"):
+        find_slides(tmp_path)
+    (tmp_path / "a.svs").touch()
+    (tmp_path / "a.ndpi").touch()
+    with pytest.raises(LabelError, match=r"a\.ndpi and a\.svs"):
+        find_slides(tmp_path)
