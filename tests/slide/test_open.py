@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
@@ -159,6 +160,31 @@ def test_decoding_does_not_hold_the_cache():
     for thread in threads:
         thread.join()
     assert len(cache) == 2
+
+
+def test_a_tile_that_is_being_decoded_is_waited_for():
+    cache, made, begun, go = TileCache(1000), [], Event(), Event()
+
+    def decode():
+        made.append(1)
+        begun.set()
+        assert go.wait(20)
+        return np.arange(10)
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(cache.get, ("a",), decode)
+        assert begun.wait(20)
+        others = [pool.submit(cache.get, ("a",), decode) for _ in range(3)]
+        go.set()
+        assert all(other.result(20) is first.result(20) for other in others)
+    assert made == [1]
+
+
+def test_a_failed_decoding_is_told_and_tried_again():
+    cache = TileCache(1000)
+    with pytest.raises(ZeroDivisionError):
+        cache.get(("a",), lambda: np.zeros(1 // 0))
+    assert cache.get(("a",), lambda: np.ones(3)).sum() == 3
 
 
 @pytest.mark.realdata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import Future
 from functools import cache
 from itertools import count
 from threading import Lock
@@ -30,8 +31,8 @@ def new_owner() -> int:
 class TileCache:
     """Least-recently-used arrays, by key, up to a number of bytes.
 
-    Decoding happens outside the lock: two threads that miss the same tile at once both decode it,
-    which costs less than making every other thread wait.
+    Decoding happens outside the lock. A tile that another thread is decoding is waited for, not
+    decoded twice: neighbouring reads share tiles, so this is the common case, not the rare one.
 
     Parameters
     ----------
@@ -43,6 +44,7 @@ class TileCache:
         self.capacity = capacity
         self.used = 0
         self._tiles: OrderedDict[tuple[Hashable, ...], Tile] = OrderedDict()
+        self._pending: dict[tuple[Hashable, ...], Future[Tile]] = {}
         self._lock = Lock()
 
     def get(self, key: tuple[Hashable, ...], make: Callable[[], Tile]) -> Tile:
@@ -52,14 +54,23 @@ class TileCache:
             if tile is not None:
                 self._tiles.move_to_end(key)
                 return tile
-        tile = make()
-        tile.flags.writeable = False
+            elsewhere = self._pending.get(key)
+            if elsewhere is None:
+                mine = self._pending[key] = Future()
+        if elsewhere is not None:
+            return elsewhere.result()
+        try:
+            tile = make()
+            tile.flags.writeable = False
+        except BaseException as error:
+            with self._lock:
+                del self._pending[key]
+            mine.set_exception(error)
+            raise
         with self._lock:
-            if key not in self._tiles and tile.nbytes <= self.capacity:
-                self._tiles[key] = tile
-                self.used += tile.nbytes
-                while self.used > self.capacity:
-                    self.used -= self._tiles.popitem(last=False)[1].nbytes
+            del self._pending[key]
+            self._keep(key, tile)
+        mine.set_result(tile)
         return tile
 
     def drop(self, owner: Hashable) -> None:
@@ -67,6 +78,14 @@ class TileCache:
         with self._lock:
             for key in [key for key in self._tiles if key[0] == owner]:
                 self.used -= self._tiles.pop(key).nbytes
+
+    def _keep(self, key: tuple[Hashable, ...], tile: Tile) -> None:
+        if tile.nbytes > self.capacity:
+            return
+        self._tiles[key] = tile
+        self.used += tile.nbytes
+        while self.used > self.capacity:
+            self.used -= self._tiles.popitem(last=False)[1].nbytes
 
     def __len__(self) -> int:
         return len(self._tiles)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenSlideReader"]
 
 _BLOCK = 512
+_OPAQUE = 0xFF000000  # alpha is the highest byte of R, G, B, A read as one number
 _DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
 
 
@@ -84,7 +85,7 @@ class OpenSlideReader(Reader):
         fast = self._tiles()
         if fast is not None and fast.has(level):
             return fast.read(level, x, y, w, h)
-        downsample = self._slide.level_downsamples[level]
+        downsample = self.facts.levels[level].downsample
         if abs(downsample - round(downsample)) < 1e-9:
             return self._region(level, x, y, w, h)
 
@@ -145,7 +146,7 @@ class OpenSlideReader(Reader):
         return self._region(level, x, y, min(_BLOCK, width - x), min(_BLOCK, height - y))
 
     def _region(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        downsample = self._slide.level_downsamples[level]
+        downsample = self.facts.levels[level].downsample
         at = (round(x * downsample), round(y * downsample))
         try:
             return self._rgb(self._slide.read_region(at, level, (w, h)))
@@ -156,7 +157,7 @@ class OpenSlideReader(Reader):
         """Drop alpha, laying what is transparent on the slide's background colour."""
         rgba = np.asarray(image)
         out = np.empty((*rgba.shape[:2], 3), np.uint8)
-        opaque = bool(rgba[..., 3].min() == 255)
+        opaque = bool(rgba.view("<u4").min() >= _OPAQUE)
         alpha = None if opaque else rgba[..., 3].astype(np.uint16)
         for channel in range(3):  # three strided copies: twice as fast as PIL's convert("RGB")
             out[..., channel] = rgba[..., channel]
