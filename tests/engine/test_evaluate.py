@@ -56,6 +56,18 @@ TRUTH = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
 
 
 @pytest.fixture
+def pictures():
+    """Asked for by tests that look at the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def _figures_only(request, monkeypatch):
+    """Drawing takes ten times as long as all the rest; it is left out where nobody looks."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
+
+
+@pytest.fixture
 def cohort(tmp_path):
     """Six slides of two models, one of them with a stored threshold."""
     binary(tmp_path / "results", "good", SCORES, threshold=0.5)
@@ -120,7 +132,7 @@ def test_models_are_compared_on_the_same_slides(cohort):
     assert 0 < test["p"] == test["p_holm"] < 1
 
 
-def test_what_is_written_is_complete_and_holds_no_nan(cohort):
+def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
     found = run(cohort)
     folder = cohort / "eval"
     assert json.loads((folder / "metrics.json").read_text()) == found.metrics
@@ -141,7 +153,7 @@ def test_what_is_written_is_complete_and_holds_no_nan(cohort):
     assert "p (DeLong)" in text
 
 
-def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort):
+def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort, pictures):
     run(cohort)
     folder = cohort / "eval"
     (folder / "review.sqlite").write_bytes(b"decisions")
@@ -202,7 +214,7 @@ def test_a_split_takes_its_slides_only(cohort):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_class_has_no_auc_and_the_reason_is_told(cohort, label):
+def test_one_class_has_no_auc_and_the_reason_is_told(cohort, label, pictures):
     write_labels(cohort / "labels.csv", [(k, label) for k in TRUTH])
     found = run(cohort)
     one = found.metrics["models"]["good"]
@@ -322,7 +334,7 @@ def three_classes(tmp_path, models=("m",), seed=0):
     return labels
 
 
-def test_more_classes_are_measured_one_against_the_rest(tmp_path):
+def test_more_classes_are_measured_one_against_the_rest(tmp_path, pictures):
     labels = three_classes(tmp_path, ("m", "other"))
     found = run(tmp_path)
     one = found.metrics["models"]["m"]
@@ -348,6 +360,7 @@ def test_more_classes_are_measured_one_against_the_rest(tmp_path):
     assert [row["kind"] for row in rows].count("fp") == wrong
     assert all(row["class"] == row["label"] for row in rows if row["kind"] == "fn")
     assert all(row["class"] == row["predicted"] for row in rows if row["kind"] == "fp")
+    assert (tmp_path / "eval" / "roc.png").is_file()
 
 
 def test_a_threshold_needs_two_classes(tmp_path):
