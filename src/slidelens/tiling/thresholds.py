@@ -29,6 +29,9 @@ _VOID = 24
 _NUCLEI_UM = 24.0
 """Scale at which nuclei of a fluorescence slide blur into tissue."""
 
+_STRIP = 512
+"""Rows of an overview that are worked on at once: bounds memory on slides of gigapixels."""
+
 _INK_GROW_UM = 20.0
 _INK_MIN_UM2 = 6_000.0
 
@@ -56,30 +59,52 @@ def classify(
     if method == "intensity" or (method == "auto" and _is_dark(image)):
         return "intensity", _lit(image, cell)
     void = image.max(axis=2) <= _VOID
-    density = _density(image, void)
-    if method == "otsu":
-        measure, bounds, ran = density.mean(axis=2), _DENSITY, "otsu"
-    else:
-        measure, bounds, ran = density.max(axis=2) - density.min(axis=2), _CHROMA, "stain"
+    white = _white(image[~void])
+    measure, inky = np.empty(void.shape, np.float32), np.zeros_like(void)
+    for rows in _strips(len(image)):  # whole, the densities of a large slide take gigabytes
+        density = _density(image[rows], void[rows], white)
+        if method == "otsu":
+            measure[rows] = density.mean(axis=2)
+        else:
+            measure[rows] = density.max(axis=2) - density.min(axis=2)
+        if pen:
+            inky[rows] = _looks_inky(density)
+    bounds = _DENSITY if method == "otsu" else _CHROMA
     tissue = (measure > _threshold(measure[~void], bounds)) & ~void
     if pen:
-        tissue &= ~_ink(density, cell)
-    return ("otsu" if ran == "otsu" else "stain"), tissue
+        tissue &= ~_ink(inky, cell)
+    return ("otsu" if method == "otsu" else "stain"), tissue
 
 
 def clean(mask: Mask, radius: float, min_cells: float, max_hole_cells: float) -> Mask:
     """Close gaps up to ``2 * radius`` cells, drop specks, fill holes (sizes in cells)."""
     grown = mask
     if radius > 0 and mask.any() and not mask.all():
-        # Distances to the mask, then to the outside of the grown mask: closing by a true disc.
+        # What is near the mask, less what is near the outside of that: closing by a true disc.
         # The border is mirrored, so that tissue is not eaten where the slide ends.
         margin = min(int(np.ceil(radius)) + 1, *mask.shape)
         padded = np.pad(mask, margin, mode="symmetric")
-        far = ndimage.distance_transform_edt(~padded) <= radius
-        closed = ndimage.distance_transform_edt(far) > radius if not far.all() else far
+        closed = ~_near(~_near(padded, radius), radius)
         grown = (closed[margin:-margin, margin:-margin]) | mask
     kept = _drop_small(grown, min_cells)
     return ~_drop_small(~kept, max_hole_cells, touching=True)
+
+
+def _near(mask: Mask, radius: float) -> Mask:
+    """Cells at most ``radius`` cells from the mask (centre to centre), strip by strip."""
+    halo = int(np.ceil(radius))
+    out = np.zeros_like(mask)
+    for rows in _strips(len(mask)):
+        top = max(0, rows.start - halo)
+        part = mask[top : rows.stop + halo]
+        if part.any():
+            near = ndimage.distance_transform_edt(~part) <= radius
+            out[rows] = near[rows.start - top : rows.stop - top]
+    return out
+
+
+def _strips(rows: int) -> list[slice]:
+    return [slice(top, min(top + _STRIP, rows)) for top in range(0, rows, _STRIP)]
 
 
 def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
@@ -114,10 +139,10 @@ def _lit(image: NDArray[np.uint8], cell: float) -> Mask:
     return np.asarray(above > _threshold(above, _LIGHT))
 
 
-def _density(image: NDArray[np.uint8], void: Mask) -> Plane:
+def _density(image: NDArray[np.uint8], void: Mask, white: Plane) -> Plane:
     """Optical density ``(h, w, 3)`` against the slide's own white, 0 where nothing was scanned."""
     light = np.maximum(image, 1).astype(np.float32)
-    density = np.maximum(-np.log(light / _white(image[~void])), 0)
+    density = np.maximum(-np.log(light / white), 0)
     density[void] = 0
     return np.asarray(density, np.float32)
 
@@ -147,8 +172,8 @@ def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
     return float(np.clip(found, low, high))
 
 
-def _ink(density: Plane, cell: float) -> Mask:
-    """Find pen ink, grown over its faint edges.
+def _looks_inky(density: Plane) -> Mask:
+    """Say which cells have the colour of pen ink.
 
     Blue and green ink pass less red than green light, which no tissue stain does at this size;
     black absorbs all alike; red is purer and denser than eosin or blood.
@@ -158,7 +183,9 @@ def _ink(density: Plane, cell: float) -> Mask:
     cool = (red > green + 0.15) & (red > 0.35)
     black = (total > 3.0) & (density.max(axis=2) - density.min(axis=2) < 0.15 * total)
     scarlet = (green > 1.1) & (blue > 0.75 * green) & (red < 0.3 * green)
-    ink = _drop_small(cool | black | scarlet, _INK_MIN_UM2 / cell**2)
-    if not ink.any():
-        return ink
-    return np.asarray(ndimage.distance_transform_edt(~ink) <= _INK_GROW_UM / cell)
+    return np.asarray(cool | black | scarlet)
+
+
+def _ink(inky: Mask, cell: float) -> Mask:
+    """Keep what is large enough for a pen, grown over its faint edges."""
+    return _near(_drop_small(inky, _INK_MIN_UM2 / cell**2), _INK_GROW_UM / cell)

@@ -107,9 +107,10 @@ class TissueMask:
         return float(np.count_nonzero(self.array)) * cell / 1e6
 
     @cached_property
-    def _integral(self) -> NDArray[np.int64]:
-        total = np.zeros((self.array.shape[0] + 1, self.array.shape[1] + 1), np.int64)
-        total[1:, 1:] = self.array.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    def _integral(self) -> NDArray[np.int32]:
+        total = np.zeros((self.array.shape[0] + 1, self.array.shape[1] + 1), np.int32)
+        np.cumsum(self.array, axis=0, dtype=np.int32, out=total[1:, 1:])
+        np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
         return total
 
     def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
