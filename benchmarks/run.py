@@ -30,7 +30,9 @@ def main() -> int:
     unknown = sorted(set(options.names) - set(known))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
-    failed = [] if options.render else [n for n in options.names or known if not run(n, options.quick)]
+    failed = (
+        [] if options.render else [n for n in options.names or known if not run(n, options.quick)]
+    )
     PAGE.write_text(page())
     print(f"wrote {PAGE.relative_to(HERE.parent)}", file=sys.stderr)
     for name in failed:

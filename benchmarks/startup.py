@@ -14,7 +14,7 @@ from typing import Any
 
 import common
 
-LIGHT = "torch napari openslide zarr numpy".split()
+LIGHT = ["torch", "napari", "openslide", "zarr", "numpy"]
 
 
 def run(*command: str) -> None:
@@ -37,10 +37,14 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
     claims = [
-        common.at_most("import slidelens, above the interpreter", least["import"] - least["python"], 0.15, "s"),
+        common.at_most(
+            "import slidelens, above the interpreter", least["import"] - least["python"], 0.15, "s"
+        ),
         common.at_most("slidelens --help", least["help"], 0.4, "s"),
         common.at_most("slidelens info of a small SVS", least["info"], 0.6, "s"),
-        common.Claim(f"import slidelens loads none of {', '.join(LIGHT)}", loaded, "", "[]", loaded == "[]"),
+        common.Claim(
+            f"import slidelens loads none of {', '.join(LIGHT)}", loaded, "", "[]", loaded == "[]"
+        ),
     ]
     return claims, {"seconds": seconds}
 

@@ -116,8 +116,10 @@ def pretrain(tiles: np.ndarray, labels: np.ndarray, path: Path, epochs: int = 14
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        say(f"backbone epoch {epoch + 1}/{epochs}: loss {np.mean(losses):.3f}, "
-            f"{perf_counter() - start:.0f} s")
+        say(
+            f"backbone epoch {epoch + 1}/{epochs}: loss {np.mean(losses):.3f}, "
+            f"{perf_counter() - start:.0f} s"
+        )
     tensors = {
         key.removeprefix("trunk."): value.contiguous()
         for key, value in features.state_dict().items()

@@ -7,10 +7,12 @@ Level-0 pixel ``(i, j)`` covers the square ``[i, i + 1) x [j, j + 1)`` (x to the
 from __future__ import annotations
 
 from math import ceil, floor
-from typing import NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Affine", "Box", "Mpp", "Size"]
 
@@ -58,12 +60,12 @@ class Box(NamedTuple):
 
     @property
     def right(self) -> float:
-        """x of the right edge."""
+        """X of the right edge."""
         return self.x + self.w
 
     @property
     def bottom(self) -> float:
-        """y of the bottom edge."""
+        """Y of the bottom edge."""
         return self.y + self.h
 
     @property

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import SlideLensError
 
 __all__ = ["Settings", "get_settings"]
 
 
-class Settings(BaseModel):
-    """What holds for the whole process; a run's own options live in its configuration."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for the whole process; a run's own options live in its configuration.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Attributes
+    ----------
+    cache_mb
+        Decoded slide tiles kept in memory, in MB (``SLIDELENS_CACHE_MB``).
+    threads
+        Reader threads; 0 picks by the machine's cores (``SLIDELENS_THREADS``).
+    models
+        A folder of model packages that is searched first (``SLIDELENS_MODELS``).
+    """
 
-    cache_mb: int = Field(256, ge=0, description="decoded slide tiles kept in memory, in MB")
-    threads: int = Field(0, ge=0, description="reader threads; 0 picks by the machine's cores")
-    models: Path | None = Field(None, description="a folder of model packages, searched first")
+    cache_mb: int = 256
+    threads: int = 0
+    models: Path | None = None
 
     @property
     def reader_threads(self) -> int:
@@ -37,15 +45,18 @@ def get_settings() -> Settings:
     SlideLensError
         A variable that cannot be used, by name.
     """
-    prefix = "SLIDELENS_"
-    given = {
-        name: os.environ[prefix + name.upper()]
-        for name in Settings.model_fields
-        if os.environ.get(prefix + name.upper())
-    }
-    try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = prefix + str(first["loc"][0]).upper()
-        raise SlideLensError(f"environment variable {name}: {first['msg']}.") from error
+    models = os.environ.get("SLIDELENS_MODELS")
+    return Settings(
+        cache_mb=_whole("SLIDELENS_CACHE_MB", 256),
+        threads=_whole("SLIDELENS_THREADS", 0),
+        models=Path(models) if models else None,
+    )
+
+
+def _whole(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise SlideLensError(f"environment variable {name} is {text!r}: expected a whole number.")
+    return int(text)

@@ -32,7 +32,9 @@ DeviceOption = Annotated[
 ]
 
 
-def parse_mpp(text: str | None) -> float | tuple[float, float] | Path | Literal["from-objective"] | None:
+def parse_mpp(
+    text: str | None,
+) -> float | tuple[float, float] | Path | Literal["from-objective"] | None:
     """Read ``--mpp``: a number, ``X,Y`` for oblong pixels, ``from-objective`` or a CSV file.
 
     Raises

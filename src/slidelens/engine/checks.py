@@ -6,13 +6,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TYPE_CHECKING
 
 from slidelens.errors import SlideLensError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Check", "run_checks"]
 
@@ -121,10 +123,11 @@ def _models() -> Check:
 
 
 def _plugins() -> Iterator[Check]:
+    from slidelens.export import EXPORTERS
     from slidelens.families import FAMILIES
-    from slidelens.slide.open import BACKENDS
+    from slidelens.slide.open import READERS
 
-    for registry in (FAMILIES, BACKENDS):
+    for registry in (FAMILIES, READERS, EXPORTERS):
         for name, reason in registry.broken().items():
             yield Check(f"Plugin {name}", "broken", reason)
 
@@ -146,9 +149,7 @@ def _trainer() -> Check:
 def _napari() -> Check:
     found = _version("napari")
     if found is None:
-        return Check(
-            "napari", "optional", "not installed", "pip install 'slidelens[desktop]'"
-        )
+        return Check("napari", "optional", "not installed", "pip install 'slidelens[desktop]'")
     return Check("napari", "ok", f"{found}, npe2 {_version('npe2')}")
 
 
