@@ -1,8 +1,8 @@
 """Run every benchmark and write ``docs/benchmarks.md`` from what they print.
 
-Usage: ``python benchmarks/run.py [--quick] [NAME ...]``. Each ``benchmarks/<name>.py --json`` prints
-one JSON object with ``environment``, ``claims`` and raw figures. The JSON of a benchmark that was not
-run this time is kept, so that the page can be made on machines with and without a GPU.
+Usage: ``python benchmarks/run.py [--quick] [NAME ...]``. Each ``benchmarks/<name>.py --json``
+prints one JSON object with ``environment``, ``claims`` and raw figures. The JSON of a benchmark
+that was not run this time is kept, so the page can be made on machines with and without a GPU.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench` from what the scripts in `benchmarks/` print. A claim that does not hold",
-        "stays in the table. Timings are medians of interleaved runs; ratios are within one run.",
+        "Made by `make bench` from what the scripts in `benchmarks/` print. A claim that does not",
+        "hold stays in the table. Timings are interleaved; ratios are within one run.",
     ]
     for path in sorted(FIGURES.glob("*.json")):
         lines += section(path.stem, json.loads(path.read_text()))

@@ -36,15 +36,12 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
+    added = least["import"] - least["python"]
     claims = [
-        common.at_most(
-            "import slidelens, above the interpreter", least["import"] - least["python"], 0.15, "s"
-        ),
+        common.at_most("import slidelens, above the interpreter", added, 0.15, "s"),
         common.at_most("slidelens --help", least["help"], 0.4, "s"),
         common.at_most("slidelens info of a small SVS", least["info"], 0.6, "s"),
-        common.Claim(
-            f"import slidelens loads none of {', '.join(LIGHT)}", loaded, "", "[]", loaded == "[]"
-        ),
+        common.Claim("import slidelens loads nothing heavy", loaded, "", "[]", loaded == "[]"),
     ]
     return claims, {"seconds": seconds}
 

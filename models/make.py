@@ -1,11 +1,11 @@
 """Train the bundled model packages anew: ``make models``.
 
-They learn from phantom slides that ``slidelens.testing.phantom`` draws, from random weights, so that
-anyone can make them from this repository alone; the demonstration's slides come from another seed.
+They learn from phantom slides that ``slidelens.testing.phantom`` draws, from random weights, so
+that anyone can make them from this repository alone; the demonstration's slides have another seed.
 
-A network with random weights cannot find top tiles, so its backbone first learns to tell phantom tiles
-apart by their exact truth, as ImageNet weights would bring it features; the family then trains as it
-does for anybody, by ``slidelens.engine.train``, from slide labels alone.
+A network with random weights cannot find top tiles, so its backbone first learns to tell phantom
+tiles apart by their exact truth, as ImageNet weights would bring it features; the family then
+trains as it does for anybody, by ``slidelens.engine.train``, from slide labels alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TILE, MPP, BACKBONE = 112, 1.0, "squeezenet1_1"
 
 CARD = {
     "licence": "Apache-2.0",
-    "intended_use": "Demonstration of SlideLens on its own phantom slides. Not for tissue of any kind.",
+    "intended_use": "Demonstration on SlideLens's own phantom slides. Not for tissue of any kind.",
     "about": "Trained on synthetic slides (slidelens.testing.phantom) by models/make.py.",
 }
 PACKAGES: dict[str, tuple[str, dict[str, Any]]] = {

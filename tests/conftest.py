@@ -1,4 +1,4 @@
-"""Shared fixtures. Real slides are read from ``SLIDELENS_TEST_DATA`` (default ``../shared/data``)."""
+"""Shared fixtures. Real slides come from ``SLIDELENS_TEST_DATA`` (default ``../shared/data``)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """One world: boxes in level-0 pixels, lengths in micrometres, floats until the last step.
 
-Level-0 pixel ``(i, j)`` covers the square ``[i, i + 1) x [j, j + 1)`` (x to the right, y down), so a
-:class:`Box` is exactly the area it names and two boxes that touch share no pixel.
+Level-0 pixel ``(i, j)`` covers the square ``[i, i + 1) x [j, j + 1)`` (x to the right, y down), so
+a :class:`Box` is exactly the area it names and two boxes that touch share no pixel.
 """
 
 from __future__ import annotations
 
 from math import ceil, floor
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -102,8 +102,8 @@ class Box(NamedTuple):
 class Affine(NamedTuple):
     """Scale and shift from the cells of an array to level-0 pixels.
 
-    The cell in column ``j`` and row ``i`` covers ``[tx + j*sx, tx + (j+1)*sx)`` along x and the same
-    with ``i``, ``sy`` and ``ty`` along y.
+    The cell in column ``j`` and row ``i`` covers ``[tx + j*sx, tx + (j+1)*sx)`` along x and the
+    same with ``i``, ``sy`` and ``ty`` along y.
     """
 
     sx: float
@@ -126,7 +126,7 @@ class Affine(NamedTuple):
         )
 
     def centred(self, mpp: Mpp) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return ``(scale, translate)``, each (y, x) in µm, for viewers that put pixel centres at integers.
+        """Return ``(scale, translate)``, each (y, x) in µm, as viewers want them.
 
         napari draws an array's cell 0 from -0.5 to 0.5 cells, so a coarse map lies exactly on the
         slide only with a shift of half the difference of the two cell sizes (notes/formats).

@@ -51,7 +51,8 @@ Made in {out}/
 Next
   slidelens view {first} --results {out}/results
   slidelens predict YOUR_SLIDE.svs --model demo-mil --out results
-  slidelens train mil --slides {out}/cohort/slides --labels {out}/cohort/labels.csv --out my-model"""
+  slidelens train mil --slides {out}/cohort/slides --labels {out}/cohort/labels.csv \\
+      --backbone squeezenet1_1 --out my-model"""
     )
     if view:
         from slidelens.cli.view import view as open_viewer

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check OpenSlide, PyTorch, GPU, Qt, OpenGL, models and plugins; exit 1 if the core is broken."""
+    """Check OpenSlide, PyTorch, GPU, Qt, models and plugins; exit 1 if the core is broken."""
     from slidelens.engine.checks import Check, run_checks
 
     checks: list[Check] = []

@@ -38,10 +38,9 @@ def _text(facts: dict[str, Any]) -> str:
         resolution = "not stated (give --mpp X to commands that need it)"
     else:
         pair = mpp if isinstance(mpp, list) else [mpp, mpp]
-        resolution = (
-            f"{pair[0]:g} µm/px" if pair[0] == pair[1] else f"{pair[0]:g} x {pair[1]:g} µm/px"
-        )
-        resolution += f" (from {facts['mpp_source']})"
+        sides = pair if pair[0] != pair[1] else pair[:1]
+        resolution = " x ".join(f"{side:g}" for side in sides)
+        resolution += f" µm/px (from {facts['mpp_source']})"
         size = [facts["width"] * pair[0] / 1000, facts["height"] * pair[1] / 1000]
         resolution += f", {size[0]:.1f} x {size[1]:.1f} mm"
     power = facts["objective_power"]

@@ -37,12 +37,9 @@ def models(as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     for model in found:
-        typer.echo(
-            f"{model.name:<18}{model.family:<12}{model.mpp:g} µm/px  {', '.join(model.classes)}"
-        )
+        facts = f"{model.mpp:g} µm/px  {', '.join(model.classes)}"
+        typer.echo(f"{model.name:<18}{model.family:<12}{facts}")
         typer.echo(f"{'':18}{model.path}")
     if not found:
-        typer.echo(
-            "no model packages found; train one with `slidelens train`, or run `make models`"
-        )
+        typer.echo("no model packages found; make one with `slidelens train` or `make models`")
     typer.echo(f"families: {', '.join(FAMILIES.names())}")

@@ -9,7 +9,7 @@ import sys
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Literal, NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from slidelens.errors import SlideLensError
 
@@ -22,7 +22,7 @@ State = Literal["ok", "optional", "broken"]
 
 
 class Check(NamedTuple):
-    """One finding: ``optional`` is missing but not needed for slides and models; ``fix`` says how."""
+    """One finding; ``optional`` is missing but slides and models work, ``fix`` says what to do."""
 
     name: str
     state: State

@@ -1,4 +1,4 @@
-"""The demonstration: a phantom cohort, a bundled model over it, and what one does with the results."""
+"""The demonstration: a phantom cohort, a bundled model over it, and pictures of what it saw."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class DemoStep:
 def demo(out: str | Path, *, model: str = "demo-mil", n_slides: int = 4) -> Iterator[DemoStep]:
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
-    Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does, and per slide
-    ``geojson/<slide>.geojson`` for QuPath and ``overview/<slide>.png``.
+    Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does, and per
+    slide ``geojson/<slide>.geojson`` for QuPath and ``overview/<slide>.png``.
 
     Parameters
     ----------

@@ -6,20 +6,20 @@ A family never opens a slide, writes a file or drives a loop. It *pulls* from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from slidelens.geometry import Box, Mpp, Size
-
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
+    from slidelens.geometry import Box, Mpp, Size
     from slidelens.tiling.grid import Grid, GridSpec
 
 __all__ = [
