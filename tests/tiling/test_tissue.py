@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
@@ -51,6 +51,7 @@ def _paint(background: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray,
 # --- the mask -------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(*[st.floats(-20, 90)] * 2, *[st.floats(0.1, 90)] * 2), min_size=1),
     st.tuples(st.floats(1, 20), st.floats(1, 20), st.floats(-9, 9), st.floats(-9, 9)),

@@ -116,6 +116,7 @@ class Layout:
     lesions: tuple[Blob, ...]
     pen: tuple[Any, ...]  # shapely polygons
     stain: tuple[float, float]
+    hue: tuple[float, float, float]  # density of stain in R, G, B, about 1
     pale: float  # how light the tumour's nuclei are: mean colour must not tell
 
 
@@ -132,14 +133,17 @@ def layout_of(spec: PhantomSpec) -> Layout:
         centre = ((n + 0.5) * w, height / 2) if along else (width / 2, (n + 0.5) * h)
         radii = (w * rng.uniform(0.40, 0.46), h * rng.uniform(0.38, 0.46))
         pieces.append(Blob.random(rng, centre, radii, rough=0.22, orders=40))
-    stain = spec.stain or (float(rng.uniform(0.8, 1.25)), float(rng.uniform(0.75, 1.25)))
+    # Staining has its own stream: a slide with and without lesions differs only by the lesions.
+    dye = np.random.default_rng([spec.seed, 7])
+    stain = (float(dye.uniform(0.8, 1.25)), float(dye.uniform(0.75, 1.25)))
     return Layout(
         key=(spec.seed + 1) * 1_000_003,
         pieces=tuple(pieces),
         lesions=_place_lesions(rng, spec, pieces),
         pen=(_pen_area(spec, pieces[0]),) if spec.pen else (),
-        stain=stain,
-        pale=float(rng.uniform(0.55, 1.1)),
+        stain=spec.stain or stain,
+        hue=(float(dye.uniform(0.92, 1.08)), 1.0, float(dye.uniform(0.9, 1.1))),
+        pale=float(dye.uniform(0.55, 1.1)),
     )
 
 

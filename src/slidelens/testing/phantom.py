@@ -106,7 +106,7 @@ def _draw_window(spec: PhantomSpec, window: Window) -> NDArray[np.uint8]:
     if (tissue > -_EDGE_UM).any():
         _draw_tissue(canvas, layout, tissue)
     shading = 0.035 + 0.012 * window.noise(layout.key + 90, 900.0) + 0.004 * grain(window, 7)
-    rgb = _to_rgb(canvas, shading, layout.stain)
+    rgb = _to_rgb(canvas, shading, layout)
     if spec.pen:
         _draw_pen(rgb, spec, window, layout)
     return rgb
@@ -161,13 +161,19 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     canvas.e *= edge * (1 - 0.17 * lesion) * (1 + 0.25 * window.cloud(key + 96, 300.0))
 
 
-def _to_rgb(canvas: Canvas, shading: Plane, stain: tuple[float, float]) -> NDArray[np.uint8]:
-    """Beer-Lambert: light that passes falls exponentially with the stains' density."""
+def _to_rgb(canvas: Canvas, shading: Plane, layout: Layout) -> NDArray[np.uint8]:
+    """Beer-Lambert: light that passes falls exponentially with the stains' density.
+
+    Hue drifts from slide to slide and over a section, as dyes and thickness do.
+    """
     rgb = np.empty((*canvas.h.shape, 3), np.uint8)
-    h, e = canvas.h * np.float32(stain[0]), canvas.e * np.float32(stain[1])
+    h, e = (
+        plane * np.float32(s) for plane, s in zip((canvas.h, canvas.e), layout.stain, strict=False)
+    )
     for k, (a, b) in enumerate(zip(_HAEMATOXYLIN, _EOSIN, strict=True)):
-        density = np.float32(a * 2.3) * h + np.float32(b) * e + shading
-        rgb[..., k] = np.clip(255 * np.exp(-density), 0, 255) + np.float32(0.5)
+        density = np.float32(a * 2.3) * h + np.float32(b) * e
+        density *= layout.hue[k] + 0.1 * canvas.window.cloud(layout.key + 110 + k, 200.0)
+        rgb[..., k] = np.clip(255 * np.exp(-density - shading), 0, 255) + np.float32(0.5)
     return rgb
 
 

@@ -223,15 +223,16 @@ def rasterize(
         than 255 classes.
         0 is not annotated.
     """
-    scale = np.array([mpp0.x / mpp, mpp0.y / mpp])
-    width, height = (max(1, round(side)) for side in np.array([box.w, box.h]) * scale)
+    # The very arithmetic of Slide.read, so that the two never differ by a row.
+    step = np.array([mpp / mpp0.x, mpp / mpp0.y])
+    width, height = max(1, round(box.w / step[0])), max(1, round(box.h / step[1]))
     wide = classes is not None and len(classes) > np.iinfo(np.uint8).max
     mask = np.zeros((height, width), np.uint16 if wide else np.uint8)
     values = None if classes is None else {name: k + 1 for k, name in enumerate(classes)}
     for annotation in annotations:
         value = 1 if values is None else values.get(annotation.label)
         if value is not None:
-            _paint(mask, annotation.polygon, np.array([box.x, box.y]), scale, value)
+            _paint(mask, annotation.polygon, np.array([box.x, box.y]), 1 / step, value)
     return mask
 
 
