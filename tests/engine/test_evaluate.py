@@ -409,6 +409,11 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     assert wider["tiles"]["n_positive"] == 1
 
 
+def test_a_tile_overlap_is_a_share():
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\], not 0"):
+        EvaluationOptions(tile_overlap=0)
+
+
 def test_annotations_that_are_not_there_are_named(cohort):
     with pytest.raises(LabelError, match="no such folder of annotations"):
         run(cohort, annotations=cohort / "nowhere")

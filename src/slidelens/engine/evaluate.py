@@ -35,7 +35,7 @@ from slidelens.engine.measure import (
 )
 from slidelens.engine.scores import join, read_scores
 from slidelens.engine.tile_metrics import measure_tiles, read_annotated
-from slidelens.errors import LabelError, ResultError
+from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class EvaluationOptions:
     annotations: Path | None = None
     tile_overlap: float = 0.5
     resampling: Resampling = RESAMPLING
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tile_overlap <= 1:
+            raise ValueError(f"tile overlap must be in (0, 1], not {self.tile_overlap:g}")
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,6 @@ def evaluate(
         Labels or annotations that cannot be used, or that are not of the same slides.
     """
     options = options or EvaluationOptions()
-    if not 0 < options.tile_overlap <= 1:
-        raise LabelError(
-            f"tile overlap must be above 0 and at most 1, not {options.tile_overlap:g}."
-        )
     results, labels, out = Path(results), Path(labels), Path(out)
     scored = read_scores(results)
     classes = next(iter(scored.values())).classes
@@ -136,7 +136,7 @@ def evaluate(
         "comparison.md": f"# Evaluation\n\n{text}",
         "errors.csv": errors_csv(cases, measured),
         "metrics.json": _json(metrics),
-        "evaluation.json": _json(record),  # the last: a folder with it is complete
+        "evaluation.json": _json(record),  # last, when all that it stands for is there
     }
     _write(out, files)
     return Evaluation(out, metrics, text)
