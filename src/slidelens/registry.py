@@ -93,7 +93,7 @@ class Registry(Generic[T]):
         kind = _resolve(self._kind)
         if not (isinstance(thing, kind) or (isinstance(thing, type) and issubclass(thing, kind))):
             raise PluginError(f"{where} is a {type(thing).__name__}, expected {kind.__name__}.")
-        return thing  # type: ignore[no-any-return]
+        return thing  # type: ignore[return-value]
 
 
 def _resolve(target: str):  # type: ignore[no-untyped-def]  # reason: any object of any module

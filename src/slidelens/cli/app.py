@@ -12,18 +12,25 @@ import slidelens
 from slidelens.cli import demo, doctor, evaluate, export, info, models, predict, train, view
 from slidelens.errors import SlideLensError
 
-__all__ = ["app", "run"]
+__all__ = ["program", "run"]
 
-app = typer.Typer(
-    name="slidelens",
-    help="Whole-slide images, what models see on them, and a review of every error.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (info, doctor, demo, models, predict, train, evaluate, export, view):
-    module.register(app)
+_COMMANDS = (info, doctor, demo, models, predict, train, evaluate, export, view)
+
+
+def program() -> typer.Typer:
+    """Put the program together from its commands."""
+    app = typer.Typer(
+        name="slidelens",
+        help="Whole-slide images, what models see on them, and a review of every error.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for command in _COMMANDS:
+        command.register(app)
+    return app
 
 
 def _version(value: bool) -> None:
@@ -32,9 +39,8 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
-    version: Annotated[  # reason: read by its callback
+    version: Annotated[  # noqa: ARG001  # reason: read by its callback
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
@@ -44,7 +50,7 @@ def _root(
 def run() -> None:
     """Run the program; a user's mistake is one sentence on stderr, never a traceback."""
     try:
-        app()
+        program()()
     except SlideLensError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,14 +36,13 @@ def predict(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Tiles per step.")] = None,
     precision: Annotated[
-        str, typer.Option(help="auto, fp32 or bf16 (auto: bf16 where the hardware has it).")
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto is bf16 where the hardware multiplies it natively."),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Run again what is there already.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run models over slides; what is there already, from the same settings, is skipped."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise typer.BadParameter(f"--precision {precision!r}: expected auto, fp32 or bf16")
     box, resolution = parse_region(region), parse_mpp(mpp)
     from slidelens.engine.cohort import Outcome, predict_cohort
 
@@ -59,7 +58,7 @@ def predict(
         overwrite=overwrite,
     )
     outcomes = []
-    with closing(run), Bar(quiet=as_json) as bar:  # type: ignore[type-var]
+    with closing(run), Bar(quiet=as_json) as bar:
         for event in run:
             if isinstance(event, Outcome):
                 outcomes.append(event)

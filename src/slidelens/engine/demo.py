@@ -17,7 +17,7 @@ from slidelens.slide.open import open_slide
 from slidelens.testing.phantom import write_cohort
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from slidelens.maps.result import Result
 
@@ -40,7 +40,7 @@ class DemoStep:
     result: Result | None = None
 
 
-def demo(out: str | Path, *, model: str = "demo-mil", n_slides: int = 4) -> Iterator[DemoStep]:
+def demo(out: str | Path, *, model: str = "demo-mil", n_slides: int = 4) -> Generator[DemoStep]:
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
     Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does, and per

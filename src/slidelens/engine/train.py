@@ -13,7 +13,7 @@ from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -39,7 +39,7 @@ def train(
     *,
     resume: bool = False,
     **options: Any,
-) -> Iterator[TrainProgress]:
+) -> Generator[TrainProgress]:
     """Train a model and write its package to ``out``; iterate to run it.
 
     Faults of the input are raised at once, before the first step. Closing the iterator saves a
@@ -67,7 +67,7 @@ def train(
     return _run(plan_training(family_name, slides_dir, labels_csv, out, **options), resume)
 
 
-def _run(plan: TrainPlan, resume: bool) -> Iterator[TrainProgress]:
+def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
     """Check the folder now, and give the iterator that does the rest."""
     from slidelens.engine.checkpoint import CheckpointStore
 
@@ -84,7 +84,7 @@ def _run(plan: TrainPlan, resume: bool) -> Iterator[TrainProgress]:
     return _steps(plan, store)
 
 
-def _steps(plan: TrainPlan, store: CheckpointStore) -> Iterator[TrainProgress]:
+def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
     from slidelens.engine.loop import TrainLoop, TrainProgress
 
     start = perf_counter()

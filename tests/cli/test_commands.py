@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from slidelens.testing.phantom import PhantomSpec, write_cohort, write_phantom
+
+COMMANDS = ["info", "doctor", "demo", "models", "predict", "evaluate", "export", "view"]
+INFO_KEYS = {
+    "path",
+    "backend",
+    "width",
+    "height",
+    "mpp",
+    "mpp_source",
+    "objective_power",
+    "levels",
+    "properties",
+    "associated_images",
+}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("phantom") / "slide.tif"
+    write_phantom(path, PhantomSpec(size=(1024, 896), seed=5, lesions=1, tumor_fraction=0.3))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(slidelens, command):
+    done = slidelens(command, "--help")
+    assert done.code == 0
+    assert f"Example: slidelens {command}" in done.out
+
+
+def test_train_offers_every_field_of_the_family(slidelens):
+    done = slidelens("train", "mil", "--help")
+    assert done.code == 0
+    for option in ("--slides", "--pooling", "--backbone", "--tile", "--from", "--resume"):
+        assert option in done.out
+
+
+def test_wrong_usage_exits_with_2(slidelens):
+    assert slidelens("info").code == 2
+    assert slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--region", "1,2").code == 2
+    assert slidelens("info", "x.svs", "--mpp", "wide").code == 2
+
+
+def test_version(slidelens):
+    import slidelens as package
+
+    assert slidelens("--version").out.strip() == f"slidelens {package.__version__}"
+
+
+@pytest.mark.realdata
+def test_info_json_has_the_keys_of_the_contract(slidelens, data):
+    done = slidelens("info", data / "wsi" / "CMU-1-Small-Region.svs", "--json")
+    facts = json.loads(done.out)
+    assert set(facts) == INFO_KEYS
+    assert (facts["width"], facts["height"]) == (2220, 2967)
+    assert facts["mpp"] == pytest.approx(0.499)
+    assert facts["levels"] == [{"downsample": 1.0, "width": 2220, "height": 2967}]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wsi/openslide_fixtures/unreadable.svs",
+        "wsi/openslide_fixtures/unopenable.tiff",
+        "wsi/vsi-ets-test-jpg2k.vsi",
+        "wsi/missing.svs",
+        "annotations",
+    ],
+)
+def test_bad_slides_are_one_sentence_and_exit_1(slidelens, data, name):
+    done = slidelens("info", data / name)
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert Path(name).name in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_text_and_truncated_files_are_errors(slidelens, tmp_path, phantom):
+    text = tmp_path / "notes.svs"
+    text.write_text("not a slide")
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(phantom.read_bytes()[: phantom.stat().st_size // 2])
+    for path in (text, cut):
+        done = slidelens("info", path)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert path.name in done.err
+
+
+@pytest.mark.realdata
+def test_a_slide_without_mpp_asks_for_it_and_works_with_it(slidelens, data, tmp_path):
+    slide = data / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
+    out = tmp_path / "results"
+    arguments = ("predict", slide, "--model", "demo-mil", "--out", out, "--device", "cpu")
+    done = slidelens(*arguments)
+    assert done.code == 1
+    assert "--mpp" in done.err
+    assert slide.name in done.err
+    done = slidelens(*arguments, "--mpp", "0.25", "--region", "1000,1000,1200,1200")
+    assert done.code == 0, done.err
+    result = json.loads((out / "demo-mil" / slide.stem / "result.json").read_text())
+    assert result["slide"]["mpp"] == 0.25
+    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, tmp_path):
+    out = tmp_path / "results"
+    bad = tmp_path / "bad.svs"
+    bad.write_text("not a slide")
+    arguments = ("predict", phantom, bad, "--model", "demo-mil", "--out", out, "--device", "cpu")
+    done = slidelens(*arguments)
+    assert done.code == 1
+    assert "bad: failed: " in done.err
+    done = slidelens(*arguments)
+    assert "slide: skipped" in done.err.splitlines()
+    with (out / "demo-mil" / "predictions.csv").open() as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert rows["slide"]["status"] == "skipped"
+    assert rows["bad"]["status"] == "failed"
+    assert "bad.svs" in rows["bad"]["error"]
+    assert float(rows["slide"]["prob_tumor"]) > 0.5
+    done = slidelens("predict", phantom, *arguments[3:], "--overwrite", "--json")
+    assert json.loads(done.out)[0]["status"] == "done"
+
+
+@pytest.mark.parametrize("to", ["geojson", "ome-zarr", "wsinfer-csv", "camelyon16-csv"])
+def test_export(slidelens, phantom, tmp_path, to):
+    out = tmp_path / "results"
+    slidelens("predict", phantom, "--model", "demo-mil", "--out", out, "--device", "cpu")
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    done = slidelens("export", out / "demo-mil" / "slide", "--to", to, "--out", folder)
+    assert done.code == 0
+    assert Path(done.out.strip()).exists()
+    assert slidelens("export", out, "--to", to, "--out", folder).code == 1
+    assert slidelens("export", out, "--to", "word", "--out", folder).code == 2
+
+
+def test_models_and_doctor_report_json(slidelens):
+    rows = json.loads(slidelens("models", "--json").out)
+    demo = next(row for row in rows if row["name"] == "demo-mil")
+    assert set(demo) == {"name", "family", "path", "classes", "mpp", "sha256"}
+    assert demo["classes"] == ["normal", "tumor"]
+    assert "demo-mil" in slidelens("models").out
+    done = slidelens("doctor", "--json")
+    states = {check["name"]: check["state"] for check in json.loads(done.out)}
+    assert done.code == 0
+    assert states["OpenSlide"] == states["PyTorch"] == states["Models"] == "ok"
+
+
+def test_unknown_model_names_those_at_hand(slidelens, phantom, tmp_path):
+    done = slidelens("predict", phantom, "--model", "demo-nil", "--out", tmp_path)
+    assert done.code == 1
+    assert "demo-mil" in done.err
+
+
+def test_train_then_predict_with_the_new_model(slidelens, tmp_path):
+    cohort = tmp_path / "cohort"
+    write_cohort(cohort, 6, 1, size=(512, 512), tune=0.34)
+    model = tmp_path / "my-model"
+    config = tmp_path / "fields.yaml"
+    config.write_text("tile: 64\nbatch_size: 16\n")
+    arguments = (
+        *("train", "mil", "--slides", cohort / "slides", "--labels", cohort / "labels.csv"),
+        *("--out", model, "--from", "demo-mil", "--epochs", 1, "--device", "cpu"),
+        *("--config", config, "--set", "flips=false"),
+    )
+    done = slidelens(*arguments)
+    assert done.code == 0, done.err
+    card = json.loads((model / "model.json").read_text())
+    assert card["config"]["tile"] == 64
+    assert card["training"]["flips"] is False
+    slide = cohort / "slides" / "phantom_001.tif"
+    done = slidelens("predict", slide, "--model", model, "--out", tmp_path / "results")
+    assert done.code == 0, done.err
+    again = slidelens(*arguments)
+    assert again.code == 1
+    assert "already holds a model" in again.err
+
+
+def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_path, monkeypatch):
+    monkeypatch.setattr("slidelens.engine.demo._SIZE", (1024, 896))
+    out = tmp_path / "demo"
+    done = slidelens("demo", "--out", out)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("phantom_")]
+    assert [row[1] for row in rows] == ["normal", "tumor", "normal", "tumor"]
+    assert all((float(row[2]) > 0.5) == (row[1] == "tumor") for row in rows)
+    for name in ("overview/phantom_001.png", "geojson/phantom_001.geojson"):
+        assert (out / name).stat().st_size > 100
+    before = (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns
+    assert slidelens("demo", "--out", out).code == 0
+    assert (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns == before
