@@ -195,7 +195,7 @@ def test_annotations_are_drawn_and_saved(viewer, tmp_path):
     corners = [(SQUARE.y, SQUARE.x), (SQUARE.bottom, SQUARE.x), (SQUARE.bottom, SQUARE.right)]
     layer.add_polygons([np.array(corners)])
     path = tmp_path / "drawn.geojson"
-    viewer.layers.save(str(path), plugin="slidelens")
+    viewer.layers.save(str(path), selected=True, plugin="slidelens")
     (made,) = read_annotations(path)
     assert made.label == "tumor"
     bounds = (SQUARE.x, SQUARE.y, SQUARE.right, SQUARE.bottom)

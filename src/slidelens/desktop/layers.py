@@ -158,6 +158,7 @@ def _map_layers(source: Map, result: Result, world: World) -> list[LayerData]:
             "contrast_limits": (0.0, _top(source, levels[-1])),
             "interpolation2d": "nearest",
             "blending": "translucent",
+            "opacity": 0.7,
             "metadata": describe(world, "map", result.slide.id, channel=name, **facts),
             **world.place(source.affine),
         }
@@ -168,7 +169,7 @@ def _map_layers(source: Map, result: Result, world: World) -> list[LayerData]:
 def _colormap(source: Map) -> Any:
     from napari.utils.colormaps import Colormap
 
-    return Colormap(colormap(source.kind), name=f"slidelens {source.kind}")
+    return Colormap(colormap(source.kind), name=source.kind)
 
 
 def _top(source: Map, coarsest: Any) -> float:
