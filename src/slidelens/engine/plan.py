@@ -202,12 +202,11 @@ def _training(
 
 
 def _of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
-    """Share ``epochs`` among stages as they are shared now, each at least one."""
-    if epochs < len(stages):
-        raise ModelError(
-            f"--epochs {epochs} is too few: the schedule has {len(stages)} stages of at least one "
-            "epoch each."
-        )
+    """Share ``epochs`` among stages as they are shared now, each at least one.
+
+    Where there are fewer epochs than stages, the first stages are left out.
+    """
+    stages = stages[max(0, len(stages) - epochs) :]
     full, shares, left = sum(s.epochs for s in stages), [], epochs
     for rest, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
         share = min(max(1, round(epochs * stage.epochs / full)), left - rest)
