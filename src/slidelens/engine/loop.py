@@ -213,8 +213,9 @@ class TrainLoop:
         slower = (1 + math.cos(math.pi * share)) / 2 if self._stage.schedule == "cosine" else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = group["full_lr"] * slower
-        total = self.task.length() + len(self.task.data.tune)
-        for number, work in enumerate(chain(self.task.epoch(epoch), self.task.evaluation())):
+        total = self.task.length(self._stage) + len(self.task.data.tune)
+        works = chain(self.task.epoch(epoch, self._stage), self.task.evaluation())
+        for number, work in enumerate(works):
             if number < self._at.done:
                 continue
             self._do(work, epoch)

@@ -152,7 +152,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
         device=device,
     )
     if plan.from_model is None:
-        origin = task_of(plan.family).initialize(model, plan.weights, plan.seed)
+        origin = task_of(plan.family).initialize(model, plan.weights)
     else:
         base = load_model(plan.from_model, "cpu")
         model.mean, model.std = base.mean, base.std

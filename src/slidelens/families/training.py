@@ -5,7 +5,7 @@ The loop itself (seeds, optimiser, checkpoints, early stopping, devices) is one 
 :meth:`TrainTask.epoch` and then of :meth:`TrainTask.evaluation`, each by one
 :meth:`TrainTask.step`. A checkpoint may fall between any two steps, so
 
-- the works of an epoch depend on nothing but the epoch's number, the seed and the task's
+- the works of an epoch depend on nothing but its number, its stage, the seed and the task's
   :meth:`~TrainTask.state`: on resuming, the loop counts past those already done;
 - what a step leaves for later steps of its epoch goes into that state.
 """
@@ -117,11 +117,15 @@ class TrainData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One step to do: ``slides`` are those it reads; ``labels`` are theirs."""
+    """One step to do: ``slides`` are those it reads; ``labels`` are theirs.
+
+    ``detail`` is whatever else the family's step must know.
+    """
 
     phase: Phase
     slides: tuple[str, ...]
     labels: tuple[int, ...]
+    detail: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class TrainTask(ABC, Generic[ConfigT]):
     def __init__(
         self,
         model: Model[ConfigT],
-        network: Callable[[torch.Tensor], torch.Tensor],
+        network: Callable[..., torch.Tensor],
         data: TrainData,
         config: TrainConfig,
         seed: int,
@@ -167,7 +171,7 @@ class TrainTask(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def initialize(cls, model: Model[ConfigT], weights: str, seed: int) -> Mapping[str, Any]:
+    def initialize(cls, model: Model[ConfigT], weights: str) -> Mapping[str, Any]:
         """Give a new model its first weights; return what the card should say of them.
 
         ``weights`` is ``"imagenet"``, ``"none"`` or a file.
@@ -182,12 +186,12 @@ class TrainTask(ABC, Generic[ConfigT]):
         self.data.view(slide_id)
 
     @abstractmethod
-    def epoch(self, epoch: int) -> Iterator[Work]:
+    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield the scan and train works of an epoch (0-based, counted over all stages)."""
 
     @abstractmethod
-    def length(self) -> int:
-        """Return the number of works that :meth:`epoch` yields."""
+    def length(self, stage: Stage) -> int:
+        """Return the number of works that :meth:`epoch` yields in a stage."""
 
     def evaluation(self) -> Iterator[Work]:
         """Yield one tune work per slide of the tuning split."""

@@ -6,6 +6,7 @@ probability is the slide's, and the tile is the one with the highest.
 
 from __future__ import annotations
 
+from math import log
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from slidelens.nn.backbones import Features
 
-__all__ = ["TileClassifier", "class_probabilities", "slide_loss"]
+__all__ = ["TileClassifier", "class_probabilities", "slide_loss", "soft_maximum"]
 
 
 class TileClassifier(nn.Module):
@@ -31,10 +32,10 @@ class TileClassifier(nn.Module):
         self.features = features
         self.head = nn.Linear(features.dim, 1 if n_classes == 2 else n_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of each tile."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+    def forward(self, images: Tensor, *, vectors: bool = False) -> Tensor:
+        """Return the logits of each tile, or with ``vectors`` what the head makes them of."""
+        features: Tensor = self.features(images)
+        return features if vectors else self.head(features)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
@@ -44,6 +45,15 @@ def class_probabilities(logits: Tensor) -> Tensor:
         positive = torch.sigmoid(logits)
         return torch.cat((1 - positive, positive), -1)
     return torch.softmax(logits, -1)
+
+
+def soft_maximum(logits: Tensor, sharpness: float) -> Tensor:
+    """Pool logits ``(tiles, K)`` to ``(K,)``: from the mean (sharpness to 0) to the maximum.
+
+    The log-mean-exp of Pinheiro & Collobert 2015. Unlike the maximum it has a gradient in every
+    tile, so that a network that knows nothing yet does not settle on an arbitrary one.
+    """
+    return (torch.logsumexp(sharpness * logits, 0) - log(len(logits))) / sharpness
 
 
 def slide_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
