@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Arguments for four slides of one model that errs once."""
+    for slide_id, p in {"a": 0.2, "b": 0.6, "c": 0.7, "d": 0.9}.items():
+        folder = tmp_path / "results" / "m" / slide_id
+        folder.mkdir(parents=True)
+        content = {
+            "slide": {"id": slide_id},
+            "model": {"name": "m"},
+            "probabilities": {"normal": 1 - p, "tumor": p},
+        }
+        (folder / "result.json").write_text(json.dumps(content))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label\na,0\nb,0\nc,1\nd,1\n")
+    return [
+        *("evaluate", tmp_path / "results", "--labels", labels, "--out", tmp_path / "eval"),
+        *("--resamples", 200),
+    ]
+
+
+def test_json_is_the_file_and_notes_go_to_stderr(slidelens, given, tmp_path):
+    done = slidelens(*given, "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert "no threshold is stored" in done.err
+
+
+def test_text_is_the_table_of_models(slidelens, given):
+    assert slidelens(*given).out.splitlines()[2].startswith("| m | 4 | 1.000")
+
+
+def test_options_reach_the_evaluation(slidelens, given, tmp_path):
+    metrics = json.loads(slidelens(*given, "--operating-point=0.65", "--seed=7", "--json").out)
+    assert metrics["interval"] == {"resamples": 200, "seed": 7, "level": 0.95}
+    assert metrics["models"]["m"]["accuracy"] == 1.0
+    assert metrics["models"]["m"]["threshold"] == 0.65
+
+    (tmp_path / "labels.csv").write_text("slide_id,label,split\na,0,test\nb,0,tune\nc,1,test\n")
+    refused = slidelens(*given)
+    assert refused.code == 1
+    assert "m: results without a label: d" in refused.err
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/c.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    more = ["--annotations", tmp_path / "annotations", "--tile-overlap=0.2", "--json"]
+    done = slidelens(*given, "--allow-missing", "--split=test", *more)
+    one = json.loads(done.out)["models"]["m"]
+    assert one["n"] == 2
+    assert one["tiles"]["overlap"] == 0.2
+
+
+def test_bad_usage_is_two_and_a_mistake_in_the_input_is_one(slidelens, given):
+    refused = slidelens(*given, "--operating-point", "best")
+    assert refused.code == 2
+    assert "expected stored, max-accuracy" in " ".join(refused.err.split())
+    given[1] = "nowhere"
+    refused = slidelens(*given)
+    assert refused.code == 1
+    assert "error: nowhere: no such folder" in refused.err
