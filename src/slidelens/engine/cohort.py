@@ -26,7 +26,7 @@ from slidelens.slide.open import GivenMpp, open_slide
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from concurrent.futures import Future
 
     import torch
@@ -73,7 +73,7 @@ def predict_cohort(
     device: str | torch.device = "auto",
     mpp: GivenMpp = None,
     **options: Unpack[RunOptions],
-) -> Iterator[Progress | Outcome]:
+) -> Generator[Progress | Outcome, None, None]:
     """Run models over slides, slide by slide.
 
     Results go to ``out/<model>/<slide id>/``, and ``out/<model>/predictions.csv`` (slide_id,
@@ -134,7 +134,7 @@ class _Cohort:
         self.device, self.mpp, self.options = device, mpp, options
         self.tables = {model.name: _Table(out / model.name, model.classes) for model in models}
 
-    def run(self, paths: list[Path]) -> Iterator[Progress | Outcome]:
+    def run(self, paths: list[Path]) -> Generator[Progress | Outcome, None, None]:
         """Go through the slides, one ahead of the model."""
         with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
             waiting = deque([ahead.submit(self._prepare, paths[0])])

@@ -45,6 +45,7 @@ def settings_sha256(
         "model": [model.name, model.family, weights_sha256(model), model.classes],
         "config": model.config.model_dump(mode="json"),
         "normalisation": [model.mean, model.std],
+        "threshold": model.card.get("threshold"),  # regions are drawn at it
         "region": region,
         "precision": precision,
         "tissue": _tissue(tissue),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
@@ -147,8 +148,9 @@ class Result:
                 raise ResultError(
                     f"{path}: is there and is no result; it is not replaced. Choose another --out."
                 )
+            start = perf_counter()
             with staged_folder(path) as staging:
-                content = self._write(staging)
+                content = self._write(staging, start)
         except OSError as error:
             raise ResultError(
                 f"{path}: cannot write the result ({error.strerror or error}). "
@@ -163,7 +165,7 @@ class Result:
         mpp = self.slide.resolution
         self.maps = {e.name: open_map(path / e.path, e.name, e.kind, mpp) for e in entries}
 
-    def _write(self, staging: Path) -> ResultFile:
+    def _write(self, staging: Path, start: float) -> ResultFile:
         from slidelens.maps.geojson import region_features, write_features
         from slidelens.maps.ngff import write_maps
 
@@ -178,6 +180,7 @@ class Result:
         if tiles is not None:
             tiles.write(staging / _TILES)
         write_features(staging / _REGIONS, region_features(regions, self.classes))
+        self.timings.setdefault("write", perf_counter() - start)
         try:
             content = ResultFile(
                 slide=self.slide,
