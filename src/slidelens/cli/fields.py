@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 __all__ = ["given_fields", "parse_assignments", "with_field_options"]
 
@@ -88,6 +89,6 @@ def _option_type(field: FieldInfo) -> Any:
 
 def _help(field: FieldInfo) -> str:
     text = field.description or ""
-    if field.default is PydanticUndefined or field.default is None:
+    if field.is_required() or field.default is None:
         return text
     return f"{text} [default: {field.default}]"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from slidelens.geometry import Box
+if TYPE_CHECKING:
+    from slidelens.geometry import Box
 
 __all__ = [
     "DeviceOption",
@@ -77,4 +78,6 @@ def parse_region(text: str | None) -> Box | None:
         ) from None
     if w <= 0 or h <= 0:
         raise typer.BadParameter(f"--region {text!r}: width and height must be above 0")
+    from slidelens.geometry import Box  # here: numpy comes with it, and --help does without
+
     return Box(x, y, w, h)
