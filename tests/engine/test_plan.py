@@ -1,0 +1,75 @@
+"""From a request to a frozen plan: presets, overrides, lengths, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from slidelens.engine.plan import plan_training
+from slidelens.errors import ModelError
+
+
+@pytest.fixture
+def plan(tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    rows = ["slide_id,label"]
+    for number in range(10):
+        (slides / f"s{number}.tif").touch()
+        rows.append(f"s{number},{number % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+
+    def make(family="mil", **options):
+        return plan_training(family, slides, tmp_path / "labels.csv", tmp_path / "m", **options)
+
+    return make
+
+
+def test_defaults_are_those_of_the_contract(plan):
+    made = plan()
+    assert (made.config.tile, made.config.mpp, made.config.pooling) == (224, 0.5, "top1")
+    assert made.weights == "imagenet"
+    assert {r.split for r in made.labels.rows} == {"train", "tune"}
+    assert set(made.files) == {f"s{i}" for i in range(10)}
+
+
+def test_paper_preset_is_the_papers_schedule(plan):
+    training = plan(preset="paper").training
+    assert [(s.epochs, s.lr, s.head_lr) for s in training.stages] == [
+        (100, 1e-5, 1e-5),
+        (100, 3e-6, 3e-6),
+    ]
+    assert (training.optimizer, training.momentum, training.train_batch) == ("sgd", 0.9, 16)
+    assert (training.window, training.average, training.stages[1].start) == (5, True, "centre")
+    assert training.patience == 0
+
+
+def test_text_overrides_fields_of_both_configurations(plan):
+    made = plan(config={"tile": 128, "stain": 0.5}, overrides={"tile": "64", "average": "false"})
+    assert made.config.tile == 64
+    assert made.training.stain == 0.5
+    assert made.training.average is False
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares"), [(15, [1, 14]), (45, [3, 42]), (2, [1, 1]), (3, [1, 2]), (1, [1])]
+)
+def test_epochs_are_shared_among_stages(plan, epochs, shares):
+    assert [s.epochs for s in plan(epochs=epochs).training.stages] == shares
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "nonesuch"}, "nonesuch"),
+        ({"preset": "fast"}, "no preset 'fast': choose one of default, paper"),
+        ({"overrides": {"tiel": "5"}}, "unknown tiel; the fields are backbone, tile, "),
+        ({"overrides": {"tile": "5"}}, "tile: .*greater than or equal to 32, not 5"),
+        ({"overrides": {"stages": '[{"epochs": 0}]'}}, r"stages\.0\.epochs"),
+        ({"overrides": {"overlap": "224"}}, "overlap 224 px must be below"),
+        ({"backbone": "vgg"}, "backbone: .*'vgg'"),
+        ({"annotations": "a"}, "learns from slide labels alone"),
+    ],
+)
+def test_what_is_refused(plan, options, message):
+    with pytest.raises(ModelError, match=message):
+        plan(**options)

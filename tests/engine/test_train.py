@@ -1,0 +1,233 @@
+"""The training engine end to end, on a cohort of tiny slides: resumes exactly, fails well."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_cohort import make_cohort, request
+
+from slidelens.engine import loop
+from slidelens.engine.package import load_model
+from slidelens.engine.train import train
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+
+STEPS = 8  # per epoch: 4 scans, 2 batches, 2 tuning slides
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def save_always(monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def reference(cohort, tmp_path_factory):
+    """A model trained without interruption, and its progress."""
+    out = tmp_path_factory.mktemp("reference") / "my model"
+    return out, list(train(**request(cohort, out)))
+
+
+def _weights(out: Path) -> bytes:
+    return (out / "weights.safetensors").read_bytes()
+
+
+def test_learns_and_writes_a_package_that_runs(reference):
+    out, progress = reference
+    model = load_model(out, "cpu")
+    assert model.name == "my-model"
+    assert model.classes == ("normal", "tumour")
+    assert model.card["training_data"]["slides"]["train"] == {"normal": 2, "tumour": 2}
+    assert model.card["training"]["seed"] == 1
+    assert model.card["metrics"]["slides"] == 2
+    assert progress[-1].doing == "done"
+    assert progress[-1].tune_auc == model.card["metrics"]["auc"]
+    assert 0 <= model.card["threshold"] <= 1
+    rows = list(csv.DictReader((out / "training" / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["stage"] for row in rows] == ["1", "2", "2"]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert sorted(p.name for p in (out / "training").iterdir()) == ["history.csv"]
+
+
+def test_progress_counts_every_step(reference):
+    _, progress = reference
+    steps = [p for p in progress if p.doing in ("scan", "train", "tune")]
+    assert [p.done for p in steps] == [*range(1, STEPS + 1)] * 3
+    assert {p.total for p in steps} == {STEPS}
+    assert [p.epoch for p in steps] == [1] * STEPS + [2] * STEPS + [3] * STEPS
+    assert {p.epochs for p in steps} == {3}
+    assert [p.doing for p in progress[:6]] == ["open"] * 6
+    assert [p.doing for p in progress[-3:]] == ["score", "score", "done"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort, reference, tmp_path):
+    list(train(**request(cohort, tmp_path / "same")))
+    list(train(**request(cohort, tmp_path / "other", seed=2)))
+    assert _weights(tmp_path / "same") == _weights(reference[0])
+    assert _weights(tmp_path / "other") != _weights(reference[0])
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"accumulate": "3", "train_batch": "1", "optimizer": "sgd"}]
+)
+def test_resumes_to_the_same_weights_from_any_step(cohort, save_always, tmp_path, overrides):
+    whole = tmp_path / "whole"
+    for number, _ in enumerate(train(**request(cohort, whole, overrides=overrides))):
+        if (whole / "training" / "checkpoint.json").exists():  # what a kill here would leave
+            shutil.copytree(whole / "training", tmp_path / f"killed-{number}" / "training")
+    killed = sorted(tmp_path.glob("killed-*"), key=lambda p: int(p.name.split("-")[1]))
+    assert len(killed) > 20
+    for out in {*killed[::4], killed[-1]}:
+        list(train(**request(cohort, out, overrides=overrides), resume=True))
+        assert _weights(out) == _weights(whole), out.name
+        history = "training/history.csv"
+        assert (out / history).read_text() == (whole / history).read_text()
+
+
+_CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from train_cohort import request
+from slidelens.engine import loop
+from slidelens.engine.train import train
+loop.SAVE_SECONDS = loop.SAVE_SHARE = 0.0
+for step in train(**request(Path({cohort!r}), Path({out!r}))):
+    print(step.doing, flush=True)
+"""
+
+
+def test_sigkill_at_a_random_moment_then_resume(cohort, reference, tmp_path):
+    out = tmp_path / "killed"
+    code = _CHILD.format(tests=str(Path(__file__).parent), cohort=str(cohort), out=str(out))
+    survived = random.randint(7, 6 + 3 * STEPS)  # lines until the kill, 6 of them from opening
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for _ in range(survived):
+        assert child.stdout.readline()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    child.stdout.close()
+    list(train(**request(cohort, out), resume=True))
+    assert _weights(out) == _weights(reference[0]), f"killed after {survived} lines"
+
+
+def test_closing_the_iterator_saves(cohort, reference, tmp_path):
+    out = tmp_path / "closed"
+    steps = train(**request(cohort, out))
+    for _ in range(6 + STEPS + 3):
+        next(steps)
+    steps.close()
+    record = json.loads((out / "training" / "checkpoint.json").read_text())
+    assert (record["position"]["epoch"], record["position"]["done"]) == (1, 2)
+    assert not (out / "model.json").exists()
+    with pytest.raises(ModelError, match="unfinished training; continue it with --resume"):
+        train(**request(cohort, out))
+    with pytest.raises(ModelError, match=r"other settings \(seed\)"):
+        list(train(**request(cohort, out, seed=9), resume=True))
+    list(train(**request(cohort, out), resume=True))
+    assert _weights(out) == _weights(reference[0])
+
+
+def test_a_finished_model_is_not_overwritten(cohort, reference):
+    for resume in (False, True):
+        with pytest.raises(ModelError, match="already holds a model"):
+            train(**request(cohort, reference[0]), resume=resume)
+
+
+def test_a_loss_that_is_not_finite_names_the_slide_and_keeps_the_checkpoint(cohort, tmp_path):
+    out = tmp_path / "nan"
+    stages = json.dumps(
+        [{"epochs": 1, "lr": 1e-3, "head_lr": 1e-3}, {"epochs": 1, "lr": 1e30, "head_lr": 1e30}]
+    )
+    with pytest.raises(ModelError, match=r"epoch 2: the \w+ of slides? s\d.*not.*finite.*training"):
+        list(train(**request(cohort, out, overrides={"stages": stages})))
+    record = json.loads((out / "training" / "checkpoint.json").read_text())
+    assert record["position"]["epoch"] == 1
+    tensors = load_file(out / "training" / record["tensors"])
+    assert all(t.isfinite().all() for k, t in tensors.items() if k.startswith("model."))
+
+
+def test_a_full_disk_stops_with_what_to_do(cohort, tmp_path, monkeypatch):
+    out = tmp_path / "full"
+    steps = train(**request(cohort, out))
+    while next(steps).doing != "epoch":
+        pass
+    before = (out / "training" / "checkpoint.json").read_text()
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ResultError, match=r"No space left.*--resume"):
+        list(steps)
+    monkeypatch.undo()
+    assert (out / "training" / "checkpoint.json").read_text() == before
+    list(train(**request(cohort, out), resume=True))
+    assert (out / "model.json").exists()
+
+
+def test_bad_slides_are_all_named_before_training(tmp_path):
+    cohort = make_cohort(tmp_path / "c")
+    (cohort / "slides" / "s1.tif").write_text("this is no slide")
+    whole = (cohort / "slides" / "s4.tif").read_bytes()
+    (cohort / "slides" / "s4.tif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SlideError, match=r"(?s)2 of 6 slides.*s1: .*s4: ") as caught:
+        list(train(**request(cohort, tmp_path / "m")))
+    assert "s0" not in str(caught.value)
+    assert not (tmp_path / "m" / "training" / "checkpoint.json").exists()
+
+
+def test_labels_without_slides_are_all_named(cohort, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label\ns0,a\nnowhere,b\ngone.svs,a\n")
+    with pytest.raises(LabelError, match=r"nowhere, gone\.svs|gone\.svs, nowhere"):
+        train(**{**request(cohort, tmp_path / "m"), "labels_csv": labels})
+
+
+def test_fine_tuning_starts_from_the_package(cohort, reference, tmp_path):
+    base = load_file(reference[0] / "weights.safetensors")
+    stage = '[{"epochs": 1, "lr": 0.1, "head_lr": 0.001, "trains": "head"}]'
+    tuned = request(cohort, tmp_path / "m", from_model=reference[0], overrides={"stages": stage})
+    list(train(**tuned))
+    weights = load_file(tmp_path / "m" / "weights.safetensors")
+    changed = {k for k in base if not torch.equal(base[k], weights[k])}
+    assert changed == {"head.weight", "head.bias"}
+    model = load_model(tmp_path / "m", "cpu")
+    assert model.config.backbone == "squeezenet1_1"
+    assert model.card["training_data"]["from"] == "my-model"
+    with pytest.raises(ModelError, match="brings its own weights"):
+        train(**request(cohort, tmp_path / "n", from_model=reference[0], weights="none"))
+    with pytest.raises(ModelError, match="do not fit the changed configuration"):
+        list(train(**request(cohort, tmp_path / "n", from_model=reference[0], backbone="resnet18")))
+
+
+def test_statistics_of_batch_norm_stay_frozen(cohort, tmp_path):
+    stage = '[{"epochs": 1, "lr": 0.01, "head_lr": 0.01}]'
+    asked = request(cohort, tmp_path / "m", backbone="resnet18", overrides={"stages": stage})
+    list(train(**asked))
+    weights = load_file(tmp_path / "m" / "weights.safetensors")
+    means = [v for k, v in weights.items() if k.endswith("running_mean")]
+    assert means
+    assert all((v == 0).all() for v in means)
+    assert (weights["features.trunk.bn1.weight"] != 1).any()
+
+
+def test_small_cache_reads_tiles_again_with_the_same_outcome(cohort, reference, tmp_path):
+    list(train(**request(cohort, tmp_path / "m", overrides={"cache_mb": "0"})))
+    assert _weights(tmp_path / "m") == _weights(reference[0])
