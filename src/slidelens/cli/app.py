@@ -40,7 +40,7 @@ def _version(value: bool) -> None:
 
 
 def _root(
-    version: Annotated[  # noqa: ARG001  # reason: read by its callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
