@@ -170,7 +170,7 @@ class Prediction:
         self._batch_size = batch_size
         self._overwrite = overwrite
         self._assembly: Assembly | None = None
-        self._timings = dict.fromkeys(("open", "tissue", "read", "infer", "write"), 0.0)
+        self._timings = dict.fromkeys(("open", "tissue", "read", "infer"), 0.0)
         self._steps = self._run()
 
     def __iter__(self) -> Self:
