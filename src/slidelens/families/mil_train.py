@@ -99,7 +99,7 @@ class MilTask(TrainTask[MilConfig]):
     A stage that trains the head alone (ours, not the paper's) scans each slide once for its tiles'
     feature vectors and learns from these, pooled by a soft maximum that sharpens from nearly the
     mean to nearly the maximum. Without it, top-1 learning from a random head depends on which tiles
-    that head happens to prefer: on 48 slides one seed in three settled on a constant answer.
+    that head happens to prefer: on 48 slides one seed of three settled on a constant answer.
     """
 
     training: ClassVar[type[TrainConfig]] = MilTraining
