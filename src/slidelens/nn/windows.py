@@ -155,7 +155,8 @@ class WindowOp:
         if fit_y.both == fit_x.both == 0:
             return True
         if self.kind == "max":
-            return fit_y.both <= self.y.span // 2 and fit_x.both <= self.x.span // 2
+            # torch allows half of the dilated kernel, but its shape inference half of the plain one.
+            return fit_y.both <= self.y.kernel // 2 and fit_x.both <= self.x.kernel // 2
         if self.kind == "conv" and self.y.mode == "constant":
             # Padding on the side that has none makes outputs that are thrown away.
             surplus = fit_y.both > fit_y.end, fit_x.both > fit_x.end
