@@ -158,7 +158,7 @@ def test_result_of_another_slide_is_refused(case):
 
 def test_result_of_another_file_of_the_same_name_is_refused(case):
     other = result_with(size=(500, 400))
-    with pytest.raises(ResultError, match=r"500 x 400 px, but .* has 1000 x 800 px"):
+    with pytest.raises(ResultError, match=r"500 x 400 px, but slide 'square' has 1000 x 800 px"):
         result_layers(other, case.slide)
 
 

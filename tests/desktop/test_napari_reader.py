@@ -106,6 +106,33 @@ def test_result_in_a_viewer_that_shows_the_slide(tmp_path, monkeypatch, notices)
     assert not notices
 
 
+def test_result_on_a_slide_in_pixels_lies_in_pixels(tmp_path, monkeypatch, notices):
+    from napari.components import ViewerModel
+    from napari.layers import Layer
+
+    from slidelens.desktop.layers import slide_layer
+
+    viewer = ViewerModel()
+    viewer.add_layer(Layer.create(*slide_layer(make_slide(None))))
+    monkeypatch.setattr(reader_module, "open_viewer", lambda: viewer)
+    make_result(make_slide(0.5), Mpp(0.5, 0.5)).save(tmp_path / "r")
+    layers = get_result_reader(str(tmp_path / "r"))(str(tmp_path / "r"))
+    for layer in layers:
+        viewer.add_layer(Layer.create(*layer))
+    outline = viewer.layers["oracle: regions"].extent.world + 0.5
+    want = [[SQUARE.y, SQUARE.x], [SQUARE.bottom, SQUARE.right]]
+    np.testing.assert_allclose(outline, want, atol=1e-4)
+
+    # The same name, another slide.
+    other = make_result(make_slide(0.5), Mpp(0.5, 0.5))
+    other.slide = other.slide.model_copy(update={"width": 500})
+    other.save(tmp_path / "o")
+    assert get_result_reader(str(tmp_path / "o"))(str(tmp_path / "o")) == [(None,)]
+    ((message, error),) = notices
+    assert "another file of the same name" in message
+    assert error
+
+
 def collection(*boxes):
     features = []
     for x, y, w, h in boxes:

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
 
-__all__ = ["MAX_POLYGONS", "LayerData", "annotation_layers", "result_layers", "slide_layer"]
+__all__ = [
+    "MAX_POLYGONS",
+    "LayerData",
+    "annotation_layers",
+    "check_same_slide",
+    "result_layers",
+    "slide_layer",
+]
 
 LayerData = tuple[Any, dict[str, Any], str]
 """napari's (data, keywords, layer type)."""
@@ -56,7 +63,12 @@ def slide_layer(slide: Slide) -> LayerData:
 
 
 def result_layers(
-    result: Result, slide: Slide | None = None, *, visible: bool = True, tissue: bool = True
+    result: Result,
+    slide: Slide | None = None,
+    *,
+    world: World | None = None,
+    visible: bool = True,
+    tissue: bool = True,
 ) -> list[LayerData]:
     """Return a result's layers, lowest first: maps, regions, outline of the tissue.
 
@@ -68,7 +80,9 @@ def result_layers(
     result
         Maps lie where the result says, in level-0 px.
     slide
-        The slide it is of, if it is shown too; its resolution then is the world's.
+        The slide that it is shown on; its resolution then is the world's.
+    world
+        The world to lie in, where the slide is not at hand; by default the result's own.
     visible
         Whether the first map and the regions are shown.
     tissue
@@ -80,18 +94,42 @@ def result_layers(
         A result of another slide, or a damaged one.
     """
     if slide is not None:
-        _check_same_slide(result, slide)
-    world = World.of(slide.mpp if slide is not None else _resolution(result))
+        check_same_slide(result, slide.id, slide.size)
+        world = World.of(slide.mpp)
+    place = world or World.of(_resolution(result))
     layers: list[LayerData] = []
     for source in result.maps.values():
         if source.name != _TISSUE_MAP:
-            layers += _map_layers(source, result, world)
+            layers += _map_layers(source, result, place)
     for number, (_, options, _) in enumerate(layers):
         options["visible"] = visible and number == 0
-    layers += _region_layers(result, world, visible)
+    layers += _region_layers(result, place, visible)
     if tissue and _TISSUE_MAP in result.maps:
-        layers += _tissue_layers(result, world)
+        layers += _tissue_layers(result, place)
     return layers
+
+
+def check_same_slide(result: Result, slide_id: str, size: tuple[int, int] | None) -> None:
+    """Refuse a result of another slide than the one it is shown on.
+
+    Raises
+    ------
+    ResultError
+        The id or the size in level-0 px differ.
+    """
+    where = result.path or "this result"
+    if result.slide.id != slide_id:
+        raise ResultError(
+            f"{where}: is of slide {result.slide.id!r}, not of {slide_id!r}; "
+            "open it with its own slide."
+        )
+    made_on = result.slide.size
+    if made_on is not None and size is not None and tuple(made_on) != tuple(size):
+        have, want = ("{} x {} px".format(*s) for s in (size, made_on))
+        raise ResultError(
+            f"{where}: was made on a slide of {want}, but slide {slide_id!r} has {have}; "
+            "that is another file of the same name, so run the prediction again."
+        )
 
 
 def annotation_layers(
@@ -300,18 +338,3 @@ def _resolution(result: Result) -> Mpp | None:
     if result.slide.resolution is not None:
         return result.slide.resolution
     return next((m.slide_mpp for m in result.maps.values()), None)
-
-
-def _check_same_slide(result: Result, slide: Slide) -> None:
-    where = result.path or "this result"
-    if result.slide.id != slide.id:
-        raise ResultError(
-            f"{where}: is of slide {result.slide.id!r}, not of {slide.id!r}; "
-            "open it with its own slide."
-        )
-    if result.slide.size is not None and result.slide.size != slide.size:
-        have, want = ("{} x {} px".format(*size) for size in (slide.size, result.slide.size))
-        raise ResultError(
-            f"{where}: was made on a slide of {want}, but {slide.path} has {have}; "
-            "that is another file of the same name, so run the prediction again."
-        )

@@ -12,7 +12,12 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slidelens.desktop.layers import annotation_layers, result_layers, slide_layer
+from slidelens.desktop.layers import (
+    annotation_layers,
+    check_same_slide,
+    result_layers,
+    slide_layer,
+)
 from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
 from slidelens.desktop.world import World, described, world_of
 from slidelens.errors import SlideError, SlideLensError
@@ -92,9 +97,11 @@ def read_result(path: Path) -> list[LayerData]:
 
     result = Result.load(_folder(path))
     viewer = open_viewer()
-    shown = [] if viewer is None else list(slide_layers(viewer))
-    if any(described(layer.metadata)["slide"] == result.slide.id for layer in shown):
-        return result_layers(result) or _NOTHING
+    for layer in [] if viewer is None else slide_layers(viewer):
+        shown = described(layer.metadata)
+        if shown["slide"] == result.slide.id:
+            check_same_slide(result, shown["slide"], shown["size"])
+            return result_layers(result, world=world_of(layer.metadata)) or _NOTHING
     slide = _slide_of(result)
     below = [] if slide is None else [slide_layer(slide)]
     return [*below, *result_layers(result, slide)] or _NOTHING

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.window import dress, open_viewer
+from slidelens.slide.array import from_array
+from slidelens.testing.phantom import PhantomSpec, draw
 
 if TYPE_CHECKING:
     from slidelens.desktop.layers import LayerData
     from slidelens.slide.base import Slide
 
-__all__ = ["SAMPLE_MODEL", "phantom", "phantom_with_heatmap"]
+__all__ = ["SAMPLE_MODEL", "SAMPLE_SLIDE", "phantom", "phantom_with_heatmap"]
 
 SAMPLE_MODEL = "demo-mil"
-_SIZE, _MPP = (3072, 2304), 0.5
+SAMPLE_SLIDE = PhantomSpec(size=(3072, 2304), seed=7, lesions=2, tumor_fraction=0.2)
 
 
 def phantom() -> list[LayerData]:
@@ -40,11 +42,7 @@ def phantom_with_heatmap() -> list[LayerData]:
 
 
 def _phantom() -> Slide:
-    from slidelens.slide.array import from_array
-    from slidelens.testing.phantom import PhantomSpec, draw
-
-    spec = PhantomSpec(size=_SIZE, mpp=_MPP, seed=7, lesions=2, tumor_fraction=0.2)
-    return from_array(draw(spec), mpp=_MPP, name="phantom")
+    return from_array(draw(SAMPLE_SLIDE), mpp=SAMPLE_SLIDE.mpp, name="phantom")
 
 
 def _dress() -> None:
