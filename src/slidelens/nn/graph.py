@@ -121,13 +121,18 @@ class Node:
         """Axes of rows and columns."""
         return self.roles.index("h"), self.roles.index("w")
 
-    def window_weights(self, root: nn.Module, values: Values) -> tuple[Tensor | None, ...]:
-        """Weight and bias of a convolution; nothing for other windows."""
+    def window_weights(self, root: nn.Module, values: Values) -> tuple[Any, ...]:
+        """Weight and bias of a convolution; nothing for other windows.
+
+        A module that was not traced stands for its own weights.
+        """
+        if self.window is not None and self.window.kind == "opaque":
+            return (root,)
         if self.window is None or self.window.kind != "conv":
             return ()
         if self.module is not None:
             layer = root.get_submodule(self.module)
-            return layer.weight, layer.bias  # type: ignore[return-value]
+            return layer.weight, layer.bias
         return tuple(None if ref is None else values[ref.node] for ref in self.weights)
 
 

@@ -58,18 +58,19 @@ class PositionNoise:
 
 def _mix(x: Tensor) -> Tensor:
     """Hash 64-bit whole numbers, wrapping: the finaliser of SplitMix64 (Steele et al., 2014)."""
-    x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * -4658895280553007687
-    x = (x ^ _shift(x, 27)) * -7723592293110705685
-    return torch.bitwise_xor(x, _shift(x, 31))
+    x = x.add(_GOLDEN)
+    x = x.bitwise_xor(_shift(x, 30)).mul(-4658895280553007687)
+    x = x.bitwise_xor(_shift(x, 27)).mul(-7723592293110705685)
+    return x.bitwise_xor(_shift(x, 31))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Shift right without the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return x.bitwise_right_shift(bits).bitwise_and((1 << (64 - bits)) - 1)
 
 
 @cache
 def _quantiles() -> Tensor:
     places = (torch.arange(_LEVELS, dtype=torch.float64) + 0.5) / _LEVELS
-    return torch.special.ndtri(places)
+    quantiles: Tensor = torch.special.ndtri(places)
+    return quantiles

@@ -6,19 +6,16 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slidelens.errors import StreamingError
-from slidelens.nn.graph import LocalGraph, Node, call_with
 from slidelens.nn.layout import AxisLayout, halo_layout, seam_layout
-from slidelens.nn.windows import Rect, crop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from slidelens.nn.costs import Costs
+    from slidelens.nn.graph import LocalGraph, Node
 
 __all__ = ["Planner", "StreamingPlan", "free_memory"]
 
@@ -69,83 +66,28 @@ class StreamingPlan:
         return self.multiply_adds / max(self.multiply_adds_whole, 1)
 
 
-class Costs(NamedTuple):
-    """By node: channels of its value, and multiply-adds per cell."""
-
-    channels: list[int]
-    multiply_adds: list[int]
-
-
-def count_costs(
-    graph: LocalGraph, module: nn.Module, channels: int, size: tuple[int, int]
-) -> Costs:
-    """Count channels and multiply-adds by running the graph on tensors without data."""
-    named = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in (*module.named_parameters(), *module.named_buffers())
-    }
-    dtype = next((v.dtype for v in named.values() if v.is_floating_point()), torch.float32)
-    sizes = tuple(zip(graph.sizes(0, size[0]), graph.sizes(1, size[1]), strict=True))
-    result = Costs([], [])
-
-    def walk(root: nn.Module) -> None:
-        values: dict[int, Tensor] = {}
-        for node in graph.nodes:
-            i, weights = node.index, node.window_weights(root, values)
-            if node.kind == "input":
-                values[i] = torch.empty((1, channels, *size), device="meta", dtype=dtype)
-            elif node.window is not None:
-                source, whole = node.inputs[0], Rect(0, sizes[i][0], 0, sizes[i][1])
-                have = Rect(0, sizes[source][0], 0, sizes[source][1])
-                value, covers = node.window.run(values[source], have, whole, sizes[source], weights)
-                values[i] = crop(value, covers, whole)
-            else:
-                assert node.call is not None
-                value = node.call.run(root, values)
-                values[i] = value.to("meta") if isinstance(value, Tensor) else value
-            result.channels.append(
-                0 if node.kind == "constant" else values[i].shape[node.roles.index("c")]
-            )
-            result.multiply_adds.append(_per_cell(node, root, values, weights))
-
-    with torch.no_grad():
-        call_with(module, named, walk)
-    return result
-
-
-def _per_cell(
-    node: Node, root: nn.Module, values: dict[int, Tensor], weights: Sequence[Tensor | None]
-) -> int:
-    """Multiply-adds of one cell: those of convolutions and linear layers, which are nearly all."""
-    if weights and weights[0] is not None:
-        return weights[0].numel()
-    if node.kind != "local" or node.call is None:
-        return 0
-    if node.call.target is F.linear:
-        return values[node.constants[0]].numel()
-    layer = root.get_submodule(node.module) if node.module is not None else None
-    return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
-
-
 class Planner:
     """Plans images of any size for one trunk.
 
     Parameters
     ----------
-    graph, module
+    graph
         The trunk.
-    channels
-        Of the image.
+    costs
+        Channels and multiply-adds per cell, by node.
+    size
+        Height and width of the image.
     itemsize
         Bytes of a value of the feature maps.
+    batch
+        Images at once.
     """
 
     def __init__(
-        self, graph: LocalGraph, module: nn.Module, size: tuple[int, int], channels: int,
-        itemsize: int, batch: int = 1,
-    ) -> None:  # fmt: skip
+        self, graph: LocalGraph, costs: Costs, size: tuple[int, int], itemsize: int, batch: int = 1
+    ) -> None:
         self.graph, self.size, self.itemsize, self.batch = graph, size, itemsize, batch
-        self.costs = count_costs(graph, module, channels, size)
+        self.costs = costs
         self.sizes = (graph.sizes(0, size[0]), graph.sizes(1, size[1]))
         self.whole = sum(
             h * w * cost for h, w, cost in zip(*self.sizes, self.costs.multiply_adds, strict=True)

@@ -222,7 +222,14 @@ class _Join(Function):
         seams.hand_back(node, at, frame, grads)
         if not ctx.computes:
             return nothing
-        result = _empty_like(grads[0][0], have, node.dims).zero_()
+        result = _empty_like(grads[0][0], have, node.dims)
+        if grad is None or have != frame.new:
+            result.zero_()
+        if grad is not None:
+            # Never into the gradient that came in: others may hold it.
+            inner = crop(grad, frame.whole, frame.new, node.dims)
+            crop(result, have, frame.new, node.dims).copy_(inner)
+            del grads[0]
         _add(result, have, frame.new, grads, node.dims)
         return result, *nothing[1:]
 

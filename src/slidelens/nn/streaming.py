@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from slidelens.errors import StreamingError
+from slidelens.nn.costs import count_costs, image_channels
+from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
+from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.source import LazyImage, Source
 from slidelens.nn.tape import StreamingReport, Tape
 from slidelens.nn.trace import trace
@@ -60,6 +63,9 @@ class StreamingTrunk(nn.Module):
         free when an image comes. Only ``tile_size="auto"`` reads it.
     mean, std
         Normalisation of uint8 images, per channel for values from 0 to 1.
+    field
+        Receptive field (along y and x) of a module of three-channel images that torch.fx cannot
+        trace. It is taken at its word, and the module is streamed by halo.
 
     Raises
     ------
@@ -77,11 +83,11 @@ class StreamingTrunk(nn.Module):
         memory: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        field: ReceptiveField | tuple[ReceptiveField, ReceptiveField] | None = None,
     ) -> None:
         super().__init__()
         if scheme not in ("auto", "seam", "halo"):
             raise StreamingError(f"scheme {scheme!r}: expected 'auto', 'seam' or 'halo'")
-        self.graph = trace(module)
         self.module = module if device is None else module.to(device)
         self.tile_size = _tile(tile_size)
         self.scheme: Literal["auto", "seam", "halo"] = scheme
@@ -89,6 +95,21 @@ class StreamingTrunk(nn.Module):
         self.report: StreamingReport | None = None
         """What was done for the last image, and what could be skipped."""
         self._modes = [layer.training for layer in module.modules()]
+        if field is None:
+            self.graph = trace(module)
+            # Counted now, not in the first forward pass, which may run under someone's profiler.
+            channels = image_channels(self.graph, module)
+            self._costs = {channels: count_costs(self.graph, module, channels)}
+        else:
+            if scheme == "seam" or self.tile_size is None:
+                raise StreamingError(
+                    "with a stated receptive field the module is not looked into: give "
+                    "scheme='halo' and a tile_size"
+                )
+            self.scheme = "halo"
+            fields = (field, field) if isinstance(field, ReceptiveField) else field
+            self.graph, costs = opaque_graph(module, fields, channels=3)
+            self._costs = {3: costs}
         self._planners: dict[tuple[int, ...], Planner] = {}
 
     def train(self, mode: bool = True) -> StreamingTrunk:
@@ -186,9 +207,10 @@ class StreamingTrunk(nn.Module):
             itemsize = min(itemsize, torch.get_autocast_dtype(kind).itemsize)
         key = (*size, channels, batch, itemsize)
         if key not in self._planners:
-            self._planners = {
-                key: Planner(self.graph, self.module, size, channels, itemsize, batch)
-            }
+            costs = self._costs.get(channels)
+            if costs is None:
+                costs = self._costs[channels] = count_costs(self.graph, self.module, channels)
+            self._planners = {key: Planner(self.graph, costs, size, itemsize, batch)}
         return self._planners[key]
 
     def _scheme(self) -> Scheme:

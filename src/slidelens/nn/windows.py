@@ -88,7 +88,7 @@ class WindowOp:
     ``count_padding`` and ``divisor`` are for average pooling, as in PyTorch.
     """
 
-    kind: Literal["conv", "max", "average", "pad"]
+    kind: Literal["conv", "max", "average", "pad", "opaque"]
     y: Window
     x: Window
     groups: int = 1
@@ -155,7 +155,7 @@ class WindowOp:
         if fit_y.both == fit_x.both == 0:
             return True
         if self.kind == "max":
-            # torch allows half of the dilated kernel, but its shape inference half of the plain one.
+            # PyTorch takes half of the dilated kernel; its shape inference, half of the plain one.
             return fit_y.both <= self.y.kernel // 2 and fit_x.both <= self.x.kernel // 2
         if self.kind == "conv" and self.y.mode == "constant":
             # Padding on the side that has none makes outputs that are thrown away.
