@@ -176,7 +176,13 @@ class WindowOp:
     ) -> Tensor:
         """Make exactly the padded piece that the outputs ``out`` read."""
         if self.y.mode == "constant":
-            sides = [fit_x.start, fit_x.end, fit_y.start, fit_y.end]
+            sides: list[int] = []
+            for dim, fit in ((3, fit_x), (2, fit_y)):
+                start, end, length = fit.start, fit.end, values.shape[dim]
+                if min(start, end) <= -length:  # the outputs read padding alone
+                    values = values.narrow(dim, 0, 0)
+                    start, end = length + start + end, 0
+                sides += [start, end]
             return F.pad(values, sides, value=self.fill)
         spans = (self.y.span_of(out.top, out.bottom), self.x.span_of(out.left, out.right))
         lows, ends = (need.top, need.left), (need.bottom, need.right)
