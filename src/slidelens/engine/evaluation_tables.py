@@ -61,7 +61,7 @@ def comparison_rows(
     measured: Mapping[str, Measured],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and rows of the table of models."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, one in measured.items():
         f = one.figures
         rows.append(
