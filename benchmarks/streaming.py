@@ -1,0 +1,331 @@
+"""Streaming against un-streamed training and against lightstream 1.0.7: time, memory, work.
+
+Every way runs in a process of its own, forward and backward in turns with the others, on the same
+network, image and tile. lightstream has its own environment: the interpreter named by
+LIGHTSTREAM_PYTHON, or one that is made in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import common
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LIGHTSTREAM = ["lightstream==1.0.7", "lightning", "numpy", "torchvision"]
+
+
+class Case(NamedTuple):
+    """A network, streamed up to a layer, with an image and a tile."""
+
+    network: str
+    upto: str
+    size: int
+    tile: int
+    faster: float
+    """How much faster than lightstream it is to be."""
+    memory: float
+    """Largest peak memory relative to lightstream."""
+
+
+CASES = {
+    "ResNet-18 to layer3": Case("resnet18", "layer3", 2048, 1024, 1.6, 1.05),
+    "ResNet-18 to layer2": Case("resnet18", "layer2", 2048, 512, 1.8, 1.1),
+}
+LARGE = Case("resnet34", "layer4[0]", 3072, 2048, 1.6, 1.05)
+TILES = (256, 512, 1024)
+
+
+# In the processes that are measured -----------------------------------------------------------
+
+
+def trunk_of(network: str, upto: str) -> nn.Module:
+    """Return a torchvision ResNet up to a layer, in eval mode."""
+    import torch
+    import torchvision
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = getattr(torchvision.models, network)(weights=None).eval()
+    parts = [net.conv1, net.bn1, net.relu, net.maxpool]
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        layer = getattr(net, name)
+        if upto == f"{name}[0]":
+            return nn.Sequential(*parts, layer[0])
+        parts.append(layer)
+        if upto == name:
+            return nn.Sequential(*parts)
+    raise SystemExit(f"no layer {upto}")
+
+
+def child(way: str, network: str, upto: str, size: int, tile: int) -> None:
+    """Answer each line of the input with the seconds of one step and the peak memory so far."""
+    import torch
+
+    module = trunk_of(network, upto)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    answers, sys.stdout = sys.stdout, sys.stderr  # lightstream prints
+    step = _lightstream(module, image, tile) if way == "lightstream" else _own(module, image, tile)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "peak_mb": peak}), file=answers, flush=True)
+
+
+def _own(module: nn.Module, image: Any, tile: int) -> Any:
+    from slidelens.nn.streaming import StreamingTrunk
+
+    net = StreamingTrunk(module, tile) if tile else module
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        net(image).sum().backward()
+
+    return step
+
+
+def _lightstream(module: nn.Module, image: Any, tile: int) -> Any:
+    from lightstream.core.scnn.scnn import StreamingCNN
+
+    net = StreamingCNN(module, tile_shape=(1, 3, tile, tile), copy_to_gpu=False)
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        features = net.forward(image).requires_grad_()
+        features.sum().backward()
+        net.backward(image, features.grad)
+
+    return step
+
+
+# In the process that measures -----------------------------------------------------------------
+
+
+class Worker:
+    """A process that runs one way of taking a training step."""
+
+    def __init__(self, python: str, way: str, case: Case, tile: int) -> None:
+        command = [python, __file__, "--child", way, case.network, case.upto, str(case.size)]
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed with the process)
+        self.process = subprocess.Popen(
+            [*command, str(tile)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+        )  # fmt: skip
+        self.peak_mb = 0.0
+
+    def step(self) -> float:
+        """Take one step; return its seconds."""
+        pipe, answers = _pipe(self.process.stdin), _pipe(self.process.stdout)
+        pipe.write("\n")
+        pipe.flush()
+        line = answers.readline()
+        if not line:
+            self.process.wait()
+            self.errors.seek(0)
+            error = self.errors.read().strip().splitlines()
+            raise RuntimeError(error[-1] if error else "the process ended")
+        answer = json.loads(line)
+        self.peak_mb = answer["peak_mb"]
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def lightstream_python() -> str | None:
+    """Return an interpreter that has lightstream, made if need be; None where it cannot be."""
+    given = os.environ.get("LIGHTSTREAM_PYTHON")
+    if given:
+        return given
+    folder = Path(tempfile.gettempdir()) / "slidelens-lightstream"
+    python = folder / "bin" / "python"
+    uv = shutil.which("uv")
+    if uv:
+        make = [uv, "venv", "--quiet", "--python", sys.executable, str(folder)]
+        install = [uv, "pip", "install", "--quiet", "--python", str(python), *LIGHTSTREAM]
+    else:
+        make = [sys.executable, "-m", "venv", str(folder)]
+        install = [str(python), "-m", "pip", "install", "--quiet", *LIGHTSTREAM]
+    for command in [install] if python.exists() else [make, install]:
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            return None
+    return str(python)
+
+
+def compare(case: Case, rounds: int, python: str | None) -> dict[str, Any]:
+    """Time plain, lightstream and streaming at several tiles, in turns."""
+    tiles = [t for t in dict.fromkeys((*TILES, case.tile)) if t <= case.tile]
+    workers = {f"tile {t}": Worker(sys.executable, "streaming", case, t) for t in tiles}
+    workers["plain"] = Worker(sys.executable, "plain", case, 0)
+    if python:
+        workers["lightstream"] = Worker(python, "lightstream", case, case.tile)
+    failed: dict[str, str] = {}
+    for name, worker in list(workers.items()):
+        try:
+            worker.step()  # first run: allocator, kernels
+        except RuntimeError as error:
+            failed[name] = str(error)
+            workers.pop(name).close()
+    seconds = common.interleaved({n: w.step for n, w in workers.items()}, rounds, warm=0)
+    peaks = {name: round(worker.peak_mb) for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return {
+        "case": case._asdict(), "seconds": seconds, "peak_mb": peaks, "failed": failed,
+        "median": {name: round(statistics.median(s), 3) for name, s in seconds.items()},
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def judge(name: str, found: dict[str, Any]) -> list[common.Claim]:
+    """Make the claims of one case."""
+    case, seconds, peaks = Case(**found["case"]), found["seconds"], found["peak_mb"]
+    own = f"tile {case.tile}"
+    claims = []
+    if "lightstream" in seconds:
+        theirs = seconds["lightstream"]
+        fits = [n for n in seconds if n.startswith("tile") and peaks[n] <= peaks["lightstream"]]
+        best = max((common.ratio(theirs, seconds[n]) for n in fits), default=0.0)
+        claims += [
+            common.at_least(f"{name}, {case.size} px, {own}: faster than lightstream",
+                            common.ratio(theirs, seconds[own]), case.faster, "x"),
+            common.at_most(f"{name}, {own}: peak memory relative to lightstream",
+                           peaks[own] / peaks["lightstream"], case.memory),
+            common.at_least(f"{name}: times faster than lightstream within its peak memory",
+                            best, 1.8 if case.size < LARGE.size else case.faster, "x"),
+        ]  # fmt: skip
+    else:
+        why = found["failed"].get("lightstream", "it could not be installed")
+        claims.append(common.Claim(f"{name}: times faster than lightstream", why, "", "", None))
+    claims += [
+        common.at_most(f"{name}, {n}: time relative to un-streamed",
+                       common.ratio(seconds[n], seconds["plain"]), 1.15)
+        for n in seconds if n.startswith("tile") and "plain" in seconds
+    ]  # fmt: skip
+    return claims
+
+
+def work() -> tuple[list[common.Claim], dict[str, Any]]:
+    """Count multiply-adds that run, and the least memory for large images by plan."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from slidelens.nn.streaming import StreamingTrunk
+
+    case = CASES["ResNet-18 to layer3"]
+    module = trunk_of(case.network, case.upto)
+    image = torch.randn(1, 3, 1024, 1024)
+    counts = {}
+    for tile in (0, *TILES[:2]):
+        net = StreamingTrunk(module, tile) if tile else module
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(image)
+        counts[tile] = counter.get_total_flops()
+    claims = [
+        common.at_most(f"forward multiply-adds relative to un-streamed, tile {tile}, 1024 px",
+                       counts[tile] / counts[0], 1.02)
+        for tile in counts if tile
+    ]  # fmt: skip
+    module = trunk_of("resnet34", "layer4[0]")
+    plans = {}
+    for size in (8192, 16384):
+        least = min(
+            (StreamingTrunk(module, tile).plan(size, size) for tile in range(128, 2049, 128)),
+            key=lambda plan: plan.bytes,
+        )
+        plans[size] = least._asdict() if hasattr(least, "_asdict") else vars(least)
+        claims.append(
+            common.at_most(f"ResNet-34 to layer4[0], {size} px: least memory of a training step, "
+                           f"by plan (tile {least.tile[0]}, float32)", least.bytes / 1e9, 11, "GB")
+        )  # fmt: skip
+    return claims, {"multiply_adds": counts, "plans": plans}
+
+
+def gpu_step(size: int, tile: int | str, *, half: bool, device: str) -> dict[str, Any]:
+    """Take one training step of ResNet-34 to layer4[0] on a white and random image."""
+    import torch
+
+    from slidelens.nn.streaming import StreamingTrunk
+
+    module = trunk_of("resnet34", "layer4[0]")
+    trunk = StreamingTrunk(module, tile, device=device)
+    image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    cuda = device == "cuda"
+    seconds = []
+    for _ in range(2):  # the first one chooses kernels
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            trunk(image).amax((2, 3)).sum().backward()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "size": size, "tile": tile, "precision": "bfloat16" if half else "float32",
+        "seconds": seconds[-1], "megapixels_per_second": size * size / seconds[-1] / 1e6,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
+    }  # fmt: skip
+
+
+def gpu(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
+    """Train on the image of the paper on a GPU; without one, prove the script on a small image."""
+    import torch
+
+    if not torch.cuda.is_available():
+        found = [gpu_step(256, 128, half=half, device="cpu") for half in (False, True)]
+        claim = "ResNet-34, 16384 px: peak memory of a training step on a GPU"
+        return [common.Claim(claim, "no GPU here", "", "<= 11", None)], {"gpu_script": found}
+    size = 4096 if quick else 16384
+    found = [gpu_step(size, tile, half=h, device="cuda") for h in (False, True)
+             for tile in (1024, 2048)]  # fmt: skip
+    claims = [
+        common.at_most(f"ResNet-34, {f['size']} px, tile {f['tile']}, {f['precision']}: peak",
+                       f["peak_gb"], 11, "GB")
+        for f in found
+    ]  # fmt: skip
+    return claims, {"gpu": found}
+
+
+def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
+    """Run all cases; ``quick`` leaves out the large one and most rounds."""
+    python = lightstream_python()
+    claims, figures = work()
+    cases = dict(CASES) if quick else {**CASES, "ResNet-34 to layer4[0]": LARGE}
+    for name, case in cases.items():
+        rounds = 1 if case is LARGE else 2 if quick else 5
+        figures[name] = compare(case, rounds, python)
+        claims += judge(name, figures[name])
+    more, found = gpu(quick)
+    return claims + more, figures | found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        way, network, upto, size, tile = sys.argv[2:]
+        child(way, network, upto, int(size), int(tile))
+    else:
+        common.main(__doc__, measure)
