@@ -130,9 +130,12 @@ class Worker:
     def step(self) -> float:
         """Take one step; return its seconds."""
         pipe, answers = _pipe(self.process.stdin), _pipe(self.process.stdout)
-        pipe.write("\n")
-        pipe.flush()
-        line = answers.readline()
+        try:
+            pipe.write("\n")
+            pipe.flush()
+            line = answers.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
             self.process.wait()
             self.errors.seek(0)

@@ -18,6 +18,7 @@ import torch
 
 from slidelens.engine.assemble import Assembly
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
+from slidelens.engine.heap import HeapTrimmer
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.provenance import is_done, settings_sha256
@@ -239,6 +240,7 @@ class Prediction:
             with view:
                 yield clock.progress("tissue", view)
                 self._tissue = view.tissue  # kept for the next try
+                HeapTrimmer.now()
                 self._timings["tissue"] += view.tissue_seconds
                 try:
                     return view, (yield from self._pass(view, model, clock))
@@ -256,7 +258,7 @@ class Prediction:
         self._assembly = assembly = Assembly(family, model, view)
         bf16 = uses_bf16(view.device, self._precision)
         model.module.eval()
-        spent = 0.0
+        spent, trim = 0.0, HeapTrimmer()
         events = family.infer(model, view)
         while True:
             start = perf_counter()
@@ -266,6 +268,7 @@ class Prediction:
             if event is None:
                 break
             assembly.add(event)
+            trim()
             yield clock.progress("infer", view)
         self._timings |= {"read": view.waited, "infer": spent - view.waited}
         return assembly

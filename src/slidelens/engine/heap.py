@@ -1,0 +1,44 @@
+"""Give memory back to the system while a long run goes on."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from time import monotonic
+from typing import Any
+
+__all__ = ["HeapTrimmer"]
+
+
+class HeapTrimmer:
+    """Returns free heap pages to the system twice a second.
+
+    Feature maps of a few megabytes come and go between small objects that stay, and glibc's heap
+    grows around the holes: by 1.2 GB over 1800 tiles, of which 0.2 GB are in use. Mapping such
+    blocks one by one instead (``M_MMAP_THRESHOLD``) costs 10 % of a run's time, this less than 1 %.
+    """
+
+    def __init__(self, seconds: float = 0.5) -> None:
+        self._every = seconds
+        self._last = monotonic()
+
+    def __call__(self) -> None:
+        """Trim, if the last time was long enough ago."""
+        if monotonic() - self._last >= self._every:
+            self.now()
+            self._last = monotonic()
+
+    @staticmethod
+    def now() -> None:
+        """Trim; does nothing where the C library is not glibc."""
+        trim = _malloc_trim()
+        if trim is not None:
+            trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # Windows: no handle of the process itself
+        return None
