@@ -38,9 +38,11 @@ check: $(READY)  ## lint, types, layers, manifest, docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 test: $(READY)  ## all quick tests
+	@bash .ci/system-packages test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests that take minutes
+	@bash .ci/system-packages test
 	$(BIN)/python -m pytest -m "slow"
 
 demo: $(READY)  ## a cohort, a model, heatmaps: the main job on embedded data
