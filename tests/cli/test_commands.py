@@ -201,3 +201,15 @@ def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_pat
     before = (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns
     assert slidelens("demo", "--out", out).code == 0
     assert (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns == before
+
+
+def test_predict_sets_fields_of_the_run(slidelens, phantom, tmp_path):
+    run = ("predict", phantom, "--model", "demo-mil", "--region", "0,0,512,512")
+    assert slidelens(*run, "--out", tmp_path / "a", "--set", "min_tissue=0").code == 0
+    tiles = tmp_path / "a" / "demo-mil" / "slide" / "tiles.csv"
+    assert slidelens(*run, "--out", tmp_path / "b", "--set", "min_tissue=0.99").code == 0
+    fewer = tmp_path / "b" / "demo-mil" / "slide" / "tiles.csv"
+    assert len(fewer.read_text().splitlines()) < len(tiles.read_text().splitlines())
+    wrong = slidelens(*run, "--out", tmp_path / "c", "--set", "tile=64")
+    assert wrong.code == 1
+    assert "its options are" in wrong.err

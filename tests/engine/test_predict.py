@@ -225,6 +225,7 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
         {"mpp": 0.9},
         {"region": Box(0, 0, 64, 64)},
         {"precision": "bf16"},
+        {"options": {"overlap": 8}},
         {"tissue": TissueSettings(method="otsu")},
         {"tissue": TissueMask(np.ones((10, 15), bool), sl.Affine(16, 16), WHOLE)},
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,8 @@ class TinyConfig(FamilyConfig):
     overlap: int = 0
     min_tissue: float = 0.5
     batch_size: int = 4
+
+    run_fields: ClassVar[frozenset[str]] = frozenset({"overlap", "batch_size"})
 
 
 class MeanColour(nn.Module):

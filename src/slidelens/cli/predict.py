@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from slidelens.cli.fields import parse_assignments
 from slidelens.cli.options import DeviceOption, JsonOption, MppOption, parse_mpp, parse_region
 from slidelens.cli.progress import Bar
 
@@ -39,12 +40,18 @@ def predict(
         Literal["auto", "fp32", "bf16"],
         typer.Option(help="auto is bf16 where the hardware multiplies it natively."),
     ] = "auto",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's run."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Run again what is there already.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run models over slides; what is there already, from the same settings, is skipped."""
     box, resolution = parse_region(region), parse_mpp(mpp)
+    given = parse_assignments(assignments or [])
     from slidelens.engine.cohort import Outcome, predict_cohort
+    from slidelens.engine.fields import read_value
 
     run = predict_cohort(
         slides,
@@ -55,6 +62,7 @@ def predict(
         region=box,
         batch_size=batch_size,
         precision=precision,
+        options={name: read_value(text) for name, text in given.items()},
         overwrite=overwrite,
     )
     outcomes = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
@@ -26,7 +27,7 @@ from slidelens.slide.open import GivenMpp, open_slide
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     import torch
@@ -72,7 +73,8 @@ def predict_cohort(
     *,
     device: str | torch.device = "auto",
     mpp: GivenMpp = None,
-    **options: Unpack[RunOptions],
+    options: Mapping[str, Any] | None = None,
+    **run: Unpack[RunOptions],
 ) -> Generator[Progress | Outcome, None, None]:
     """Run models over slides, slide by slide.
 
@@ -90,8 +92,8 @@ def predict_cohort(
         Names, folders or loaded models; loaded once, on ``device``.
     out
         Results folder.
-    device, mpp, options
-        As for :func:`~slidelens.engine.predict.predict`.
+    device, mpp, options, run
+        As for :func:`~slidelens.engine.predict.predict`; ``options`` hold for every model.
 
     Yields
     ------
@@ -103,20 +105,23 @@ def predict_cohort(
     SlideError
         No slides, or two of one id (before anything runs).
     ModelError
-        A model that cannot be loaded, or two of one name (before anything runs).
+        A model that cannot be loaded or lacks an option, or two of one name (before anything runs).
     ResultError
         A table that cannot be written.
     """
     paths = [Path(slide) for slide in slides]
     _check_ids(paths)
-    loaded = [m if isinstance(m, Model) else load_model(m, device) for m in models]
+    loaded = [
+        with_options(m if isinstance(m, Model) else load_model(m, device), options or {})
+        for m in models
+    ]
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(
             f"models {names}: expected one or more, each of its own name, since results go to "
             "a folder of that name."
         )
-    return _Cohort(loaded, Path(out), device, mpp, options).run(paths)
+    return _Cohort(loaded, Path(out), device, mpp, run).run(paths)
 
 
 class _Cohort:

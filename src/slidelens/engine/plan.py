@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
-
+from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
 from slidelens.errors import ModelError
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from slidelens.slide.open import GivenMpp
 
 __all__ = ["TrainPlan", "plan_training", "task_of"]
-
-BaseModelT = TypeVar("BaseModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def plan_training(
         )
     if from_model is not None and weights is not None:
         raise ModelError("--from brings its own weights: leave --weights out.")
-    given = dict(config or {}) | {k: _value(v) for k, v in (overrides or {}).items()}
+    given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
     own = {k: v for k, v in given.items() if k in family.config.model_fields}
@@ -137,7 +133,7 @@ def plan_training(
     table = table.with_files(files)
     return TrainPlan(
         family=family_name,
-        config=_validated(family.config, own),
+        config=validated(family.config, own),
         training=training,
         labels=table,
         files={row.slide_id: files[row.slide_id] for row in table.rows},
@@ -166,14 +162,6 @@ def task_of(family: str) -> type[TrainTask[Any]]:
     return task
 
 
-def _value(text: str) -> Any:
-    """Read the text of an option: JSON where it is, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _package_config(folder: str | Path, family: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return configuration and classes of the package to start from."""
     base = load_model(folder, "cpu")
@@ -195,7 +183,7 @@ def _training(
     if unknown:
         known = [*config.model_fields, *kind.model_fields]
         raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
-    training = _validated(kind, {**kind.presets[preset], **given})
+    training = validated(kind, {**kind.presets[preset], **given})
     if epochs is None:
         return training
     return training.model_copy(update={"stages": _of_length(training.stages, epochs)})
@@ -215,12 +203,3 @@ def _of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
     return tuple(
         stage.model_copy(update={"epochs": n}) for stage, n in zip(stages, shares, strict=True)
     )
-
-
-def _validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ModelError(f"{where}: {first['msg']}, not {first['input']!r}.") from error

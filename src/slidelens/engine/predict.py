@@ -18,6 +18,7 @@ import torch
 
 from slidelens.engine.assemble import Assembly
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
+from slidelens.engine.fields import with_options
 from slidelens.engine.heap import HeapTrimmer
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
@@ -30,7 +31,7 @@ from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from slidelens.engine.device import Precision
     from slidelens.geometry import Box
@@ -72,6 +73,7 @@ def predict(
     mpp: GivenMpp = None,
     tissue: TissueSettings | TissueMask | None = None,
     batch_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Run a model over a slide.
@@ -100,6 +102,9 @@ def predict(
         How to find tissue, or a mask of your own.
     batch_size
         Tiles per step, instead of what the model's configuration says.
+    options
+        Other values for fields of the model's configuration that its weights do not depend on
+        (:attr:`~slidelens.families.base.FamilyConfig.run_fields`).
     overwrite
         Compute and write even if the same result is there.
 
@@ -108,7 +113,7 @@ def predict(
     SlideError
         A slide that cannot be read, or that states no resolution when ``mpp`` is not given.
     ModelError
-        A model that cannot be used.
+        A model that cannot be used, or an option that it does not have.
     ResultError
         A result that cannot be written.
     """
@@ -122,6 +127,7 @@ def predict(
         mpp=mpp,
         tissue=tissue,
         batch_size=batch_size,
+        options=options,
         overwrite=overwrite,
     )
     for _ in run:
@@ -156,6 +162,7 @@ class Prediction:
         mpp: GivenMpp = None,
         tissue: TissueSettings | TissueMask | None = None,
         batch_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -169,6 +176,7 @@ class Prediction:
         self._region = region
         self._tissue = tissue or TissueSettings()
         self._batch_size = batch_size
+        self._options = options or {}
         self._overwrite = overwrite
         self._assembly: Assembly | None = None
         self._timings = dict.fromkeys(("open", "tissue", "read", "infer"), 0.0)
@@ -191,7 +199,7 @@ class Prediction:
     def _run(self) -> Generator[Progress, None, None]:
         clock = _Clock()
         given = self._slide
-        model = self._on_device(self._model)
+        model = with_options(self._on_device(self._model), self._options)
         # A slide that the caller opened is the caller's to close.
         with (
             nullcontext(given)

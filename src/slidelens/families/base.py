@@ -7,7 +7,7 @@ A family never opens a slide, writes a file or drives a loop. It *pulls* from a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -46,6 +46,10 @@ class FamilyConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may be changed when a model is run (``predict --set field=value``): its weights
+    do not depend on them."""
 
 
 ConfigT = TypeVar("ConfigT", bound=FamilyConfig)

@@ -6,7 +6,7 @@ Source: streaming-prostate-2020, section IV.B, after Campanella et al. 2019. Tra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -44,6 +44,8 @@ class MilConfig(FamilyConfig):
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
     pooling: Literal["top1"] = Field("top1", description="how tiles make a slide score")
     batch_size: int = Field(32, ge=1, le=4096, description="tiles per forward pass")
+
+    run_fields: ClassVar[frozenset[str]] = frozenset({"overlap", "min_tissue", "batch_size"})
 
     @model_validator(mode="after")
     def _overlap_below_tile(self) -> MilConfig:

@@ -1,0 +1,71 @@
+"""Fields of configurations that a user gives: read from text, checked, put in place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from slidelens.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slidelens.families.base import Model
+
+__all__ = ["read_value", "validated", "with_options"]
+
+BaseModelT = TypeVar("BaseModelT", bound=BaseModel)
+
+
+def read_value(text: str) -> Any:
+    """Read the text of an option: JSON where it is, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
+    """Make a configuration.
+
+    Raises
+    ------
+    ModelError
+        A value that does not fit, naming its field.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        raise ModelError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
+
+
+def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:
+    """Return the model with other values of fields that may change from run to run.
+
+    Parameters
+    ----------
+    options
+        Values of fields that the family's configuration lists in
+        :attr:`~slidelens.families.base.FamilyConfig.run_fields`.
+
+    Raises
+    ------
+    ModelError
+        A field that is none of these, or a value that does not fit.
+    """
+    if not options:
+        return model
+    kind = type(model.config)
+    fixed = sorted(options.keys() - kind.run_fields)
+    if fixed:
+        allowed = ", ".join(name for name in kind.model_fields if name in kind.run_fields)
+        raise ModelError(
+            f"{', '.join(fixed)}: not an option of running {model.family} model {model.name!r}; "
+            f"its options are: {allowed or 'none'}."
+        )
+    return replace(model, config=validated(kind, {**model.config.model_dump(), **options}))

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from test_predict import WHOLE, picture
+from tiny_family import make_model
+
+from slidelens.engine.cohort import predict_cohort
+from slidelens.engine.fields import read_value, with_options
+from slidelens.engine.predict import predict
+from slidelens.errors import ModelError
+from slidelens.slide.array import from_array
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("0.5", 0.5), ("true", True), ("none", "none"), ("[1]", [1])]
+)
+def test_text_is_read_as_json_where_it_is(text, value):
+    assert read_value(text) == value
+
+
+def test_an_option_changes_the_run_and_not_the_model(tiny):
+    with from_array(picture(), mpp=1.0) as slide:
+        plain = predict(slide, tiny, tissue=WHOLE)
+        denser = predict(slide, tiny, tissue=WHOLE, options={"overlap": 8})
+    assert len(denser.tiles) > 3 * len(plain.tiles)
+    assert denser.maps["probability"].mpp == 8
+    assert denser.model.sha256 == plain.model.sha256
+    assert tiny.config.overlap == 0
+
+
+def test_a_field_that_weights_depend_on_is_refused(tiny):
+    with pytest.raises(ModelError, match=r"tile: not an option .* its options are: overlap, batch"):
+        with_options(tiny, {"tile": 32, "overlap": 8})
+
+
+def test_a_value_that_does_not_fit_is_named(tiny):
+    with pytest.raises(ModelError, match=r"overlap: .*integer.*'wide'"):
+        with_options(tiny, {"overlap": "wide"})
+
+
+def test_a_cohort_refuses_options_before_it_runs(tiny, tmp_path):
+    with pytest.raises(ModelError, match="colour"):
+        predict_cohort(
+            [tmp_path / "x.tif"], [tiny, make_model("b")], tmp_path, options={"colour": 1}
+        )
+    assert not list(tmp_path.iterdir())
