@@ -75,6 +75,14 @@ def test_saving_replaces_whole_and_leaves_nothing_beside(tmp_path):
     )
 
 
+def test_every_file_of_a_package_may_be_read_by_whom_the_folder_is_for(tiny, tmp_path):
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    folder = save_model(tiny, tmp_path / "m", golden=picture)
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 3
+    assert len(set(modes.values())) == 1, {name: oct(mode) for name, mode in modes.items()}
+
+
 def test_failed_saving_keeps_the_old_package(tmp_path, tiny):
     save_model(tiny, tmp_path / "m")
     bad = make_model(name="no/good")

@@ -152,10 +152,10 @@ def save_model(
         (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
         if golden is not None:
             import torch
-            from safetensors.torch import save_file
 
             kept = {"input": torch.from_numpy(golden.copy()), **_replay(staging, golden)}
-            save_file(kept, staging / _GOLDEN)
+            # Bytes, not save_file: that makes a file that only its owner may read.
+            (staging / _GOLDEN).write_bytes(save(kept))
     return folder
 
 
