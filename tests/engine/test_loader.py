@@ -12,6 +12,7 @@ from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.grid import GridSpec
+from slidelens.tiling.stain import StainNormalizer, Stains, slide_stains
 from slidelens.tiling.tissue import TissueSettings
 
 WHOLE = TissueSettings(method="whole")
@@ -163,3 +164,17 @@ def test_batches_arrive_whole_on_the_gpu():
         with SlideView(slide, tissue=WHOLE, device=device) as view:
             got = [b.images.float() for b in view.batches(view.grid(GridSpec(64, 1.0)), 16)]
         assert torch.equal(torch.cat(got).cpu(), expected.float())
+
+
+def test_stains_are_normalised_in_every_way_of_reading():
+    amounts = np.random.default_rng(0).beta(0.4, 0.8, (512, 512, 2)) * (1.4, 0.9)
+    stains = Stains.of([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], [1.4, 0.9])
+    pixels = np.clip(256 * np.exp(-amounts @ stains.colours) - 0.5, 0, 255).astype(np.uint8)
+    slide = from_array(pixels, mpp=1.0)
+    with SlideView(slide, tissue=WHOLE, stain="macenko") as view:
+        plain = slide.read(Box(0, 0, 128, 128), 1.0)
+        expected = StainNormalizer(slide_stains(slide, view.tissue))(plain)
+        assert np.abs(expected.astype(int) - plain).mean() > 5
+        assert np.array_equal(view.read(Box(0, 0, 128, 128), 1.0), expected)
+        batch = next(view.batches(view.grid(GridSpec(128, 1.0)), 1))
+        assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)

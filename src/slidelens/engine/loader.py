@@ -17,6 +17,7 @@ from slidelens.families.base import Batch
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.settings import get_settings
 from slidelens.tiling.grid import Grid, GridSpec, make_grid
+from slidelens.tiling.stain import StainNormalizer, slide_stains
 from slidelens.tiling.tissue import TissueMask, TissueSettings, tissue_mask
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.slide.base import Slide
+    from slidelens.tiling.stain import StainMethod
 
 __all__ = ["SlideView", "find_tissue"]
 
@@ -66,13 +68,16 @@ class SlideView:
         Overrides what the model asks for.
     threads
         Reader threads; ``None`` takes ``SLIDELENS_THREADS`` or one per core, 2 to 8.
+    stain
+        Stain normalisation of every pixel that is read: a method, for which the slide's stains are
+        estimated here, or a normaliser that was made before.
 
     Raises
     ------
     MissingMppError
         The slide has no resolution.
     SlideError
-        A region outside the slide.
+        A region outside the slide; no tissue to estimate stains from.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class SlideView:
         device: torch.device | None = None,
         batch_size: int | None = None,
         threads: int | None = None,
+        stain: StainMethod | StainNormalizer = "none",
     ) -> None:
         self.slide = slide
         self.size: Size = slide.size
@@ -105,6 +111,11 @@ class SlideView:
         """Seconds that the model waited for tiles."""
         self.tissue_seconds = 0.0
         self._tissue = tissue or TissueSettings()
+        self.normalizer: StainNormalizer | None = None
+        if isinstance(stain, StainNormalizer):
+            self.normalizer = stain
+        elif stain == "macenko":
+            self.normalizer = StainNormalizer(slide_stains(slide, self.tissue))
         self._threads = threads or get_settings().reader_threads
         self._readers = ThreadPoolExecutor(self._threads, thread_name_prefix="slidelens-read")
         self._copies: torch.cuda.Stream | None = None
@@ -137,7 +148,8 @@ class SlideView:
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""
-        return self.slide.read(box, mpp)
+        pixels = self.slide.read(box, mpp)
+        return pixels if self.normalizer is None else self.normalizer(pixels)
 
     def grid(self, spec: GridSpec) -> Grid:
         """Lay a grid over the region's tissue; the run records it in :attr:`grids`."""
@@ -196,7 +208,7 @@ class SlideView:
 
     def _read_tile(self, box: Box, mpp: float, row: NDArray[np.uint8]) -> None:
         try:
-            row[...] = self.slide.read(box, mpp)
+            row[...] = self.read(box, mpp)
         except Exception as error:  # reason: any backend's error must name slide and place
             raise SlideError(
                 f"{self.slide.path}: cannot read the tile at x={box.x:.0f}, y={box.y:.0f} "

@@ -244,6 +244,7 @@ class Prediction:
                 region=self._region,
                 device=model.device,
                 batch_size=batch_size,
+                stain=model.config.stain_normalization,
             )
             with view:
                 yield clock.progress("tissue", view)

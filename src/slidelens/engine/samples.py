@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
     from slidelens.tiling.grid import Grid, GridSpec
+    from slidelens.tiling.stain import StainMethod, StainNormalizer
 
 __all__ = ["TrainSlides"]
 
@@ -47,6 +48,8 @@ class TrainSlides:
         an epoch goes round all slides, so that making room would throw out what comes next.
     mpp
         As for :func:`~slidelens.slide.open.open_slide`.
+    stain
+        Stain normalisation, as for :class:`~slidelens.engine.loader.SlideView`.
     """
 
     def __init__(
@@ -58,12 +61,15 @@ class TrainSlides:
         device: torch.device,
         cache_bytes: int,
         mpp: GivenMpp = None,
+        stain: StainMethod = "none",
     ) -> None:
         self.train = tuple(train)
         self.tune = tuple(tune)
         self._files = files
         self._device = device
         self._mpp = mpp
+        self._stain = stain
+        self._normalizers: dict[str, StainNormalizer] = {}
         self._tiles = _TileStore(cache_bytes)
         self._grids: dict[tuple[str, GridSpec], Grid] = {}
         self._open: OrderedDict[str, _TrainView] = OrderedDict()
@@ -81,10 +87,13 @@ class TrainSlides:
             return self._open[slide_id]
         slide = open_slide(self._files[slide_id], mpp=self._mpp)
         try:
-            view = _TrainView(slide, slide_id, self._tiles, self._grids, self._device)
+            stain = self._normalizers.get(slide_id, self._stain)
+            view = _TrainView(slide, slide_id, self._tiles, self._grids, self._device, stain)
         except BaseException:
             slide.close()
             raise
+        if view.normalizer is not None:
+            self._normalizers[slide_id] = view.normalizer
         self._open[slide_id] = view
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)[1].close()
@@ -106,8 +115,9 @@ class _TrainView(SlideView):
         tiles: _TileStore,
         grids: dict[tuple[str, GridSpec], Grid],
         device: torch.device,
+        stain: StainMethod | StainNormalizer,
     ) -> None:
-        super().__init__(slide, device=device)
+        super().__init__(slide, device=device, stain=stain)
         self._id = slide_id
         self._tiles = tiles
         self._found = grids

@@ -176,7 +176,15 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
         for split in ("train", "tune")
     )
     budget = plan.training.cache_mb << 20
-    return TrainSlides(train, tune, plan.files, device=device, cache_bytes=budget, mpp=plan.mpp)
+    return TrainSlides(
+        train,
+        tune,
+        plan.files,
+        device=device,
+        cache_bytes=budget,
+        mpp=plan.mpp,
+        stain=plan.config.stain_normalization,
+    )
 
 
 def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[TrainProgress]:

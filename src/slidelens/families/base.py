@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +50,10 @@ class FamilyConfig(BaseModel):
     run_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may be changed when a model is run (``predict --set field=value``): its weights
     do not depend on them."""
+
+    stain_normalization: Literal["none", "macenko"] = Field(
+        "none", description="bring the slide's stains to a reference, in training and after"
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
