@@ -277,6 +277,7 @@ def _record(
         "positive_class": metrics["positive_class"],
         "models": {
             name: {key: one[key] for key in ("threshold", "threshold_source", "threshold_rule")}
+            | {"stored_threshold": cases[name].scored.threshold}
             for name, one in metrics["models"].items()
         },
         "slides": list(slides.values()),

@@ -7,12 +7,15 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from slidelens.engine.measure import Measured
     from slidelens.engine.scores import Cases
 
-__all__ = ["comparison_rows", "errors_csv", "markdown"]
+__all__ = ["comparison_rows", "errors_csv", "find_errors", "markdown"]
 
 _COLUMNS = (
     "model",
@@ -52,9 +55,41 @@ def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> 
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for name, one in cases.items():
-        found = list(_errors(one, measured[name]))
-        writer.writerows(sorted(found, key=lambda row: (-row["margin"], row["slide_id"])))
+        found = find_errors(one, measured[name].predictions, measured[name].figures["threshold"])
+        writer.writerows(found)
     return text.getvalue()
+
+
+def find_errors(
+    cases: Cases, predictions: NDArray[np.int64], threshold: float | None
+) -> list[dict[str, Any]]:
+    """Return the rows of ``errors.csv`` of one model, the most confident first."""
+    classes = cases.scored.classes
+    found = []
+    for row, called, p in zip(cases.rows, predictions, cases.probabilities, strict=True):
+        if called == row.label:
+            continue
+        if threshold is None:
+            margin = float(p[called] - p[row.label])
+            kinds = [("fn", row.label), ("fp", called)]
+        else:
+            margin = abs(float(p[1]) - threshold)
+            kinds = [("fp" if called else "fn", 1)]
+        found += [
+            {
+                "model": cases.scored.name,
+                "slide_id": row.slide_id,
+                "label": classes[row.label],
+                "kind": kind,
+                "score": float(p[k]),
+                "margin": margin,
+                "class": classes[k],
+                "predicted": classes[called],
+                "patient": row.patient or "",
+            }
+            for kind, k in kinds
+        ]
+    return sorted(found, key=lambda error: (-error["margin"], error["slide_id"]))
 
 
 def comparison_rows(
@@ -103,32 +138,6 @@ def markdown(
         head = ("a", "b", "n", "AUC a - AUC b", f"p ({comparisons[0]['test']})", "p (Holm)")
         lines += ["", *_table(head, tests)]
     return "\n".join(lines) + "\n"
-
-
-def _errors(cases: Cases, measured: Measured) -> Iterator[dict[str, Any]]:
-    classes = cases.scored.classes
-    threshold = measured.figures["threshold"]
-    for row, called, p in zip(cases.rows, measured.predictions, cases.probabilities, strict=True):
-        if called == row.label:
-            continue
-        if threshold is None:
-            margin = float(p[called] - p[row.label])
-            kinds = [("fn", row.label), ("fp", called)]
-        else:
-            margin = abs(float(p[1]) - threshold)
-            kinds = [("fp" if called else "fn", 1)]
-        for kind, k in kinds:
-            yield {
-                "model": cases.scored.name,
-                "slide_id": row.slide_id,
-                "label": classes[row.label],
-                "kind": kind,
-                "score": float(p[k]),
-                "margin": margin,
-                "class": classes[k],
-                "predicted": classes[called],
-                "patient": row.patient or "",
-            }
 
 
 def _number(value: float | None, interval: Sequence[float | None] | None = None) -> str:

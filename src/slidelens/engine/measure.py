@@ -25,10 +25,12 @@ __all__ = [
     "FPR",
     "RESAMPLING",
     "STORED",
+    "Calls",
     "Measured",
     "Resampling",
     "Rule",
     "by_patient",
+    "call",
     "measure",
 ]
 
@@ -75,6 +77,26 @@ class Resampling(NamedTuple):
     resamples: int = 10_000
     seed: int = 0
     level: float = 0.95
+
+
+class Calls(NamedTuple):
+    """What a model calls its cases at an operating point.
+
+    Attributes
+    ----------
+    predictions
+        ``(n,)`` class indices.
+    threshold
+        Least score of the positive class that is called positive; ``None`` for more than two
+        classes, of which the most probable one counts.
+    source, rule
+        Where the threshold comes from, as a word and as a sentence.
+    """
+
+    predictions: NDArray[np.int64]
+    threshold: float | None
+    source: str
+    rule: str
 
 
 STORED = Rule()
@@ -141,6 +163,26 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     return Measured(_told(figures), predictions, calibration=quality, **curves)
 
 
+def call(cases: Cases, rule: Rule) -> Calls:
+    """Call every case positive or negative, or by its most probable class.
+
+    Raises
+    ------
+    LabelError
+        A rule that these cases cannot satisfy.
+    """
+    if len(cases.scored.classes) != 2:
+        if rule.kind != "stored":
+            raise LabelError(
+                f"operating point {rule.kind!r}: a threshold needs two classes, and these models "
+                f"have {len(cases.scored.classes)}; the most probable class counts."
+            )
+        return Calls(cases.probabilities.argmax(1), None, "argmax", _SENTENCE["argmax"])
+    threshold, source = _threshold(cases, rule)
+    called = (cases.probabilities[:, 1] >= threshold).astype(np.int64)
+    return Calls(called, threshold, source, _SENTENCE[source].format(value=rule.value))
+
+
 def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
     """Measure patients instead of slides; ``None`` where no slide names its patient.
 
@@ -177,29 +219,26 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
 
 def _binary(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
     positive, scores = cases.labels == 1, cases.probabilities[:, 1]
-    threshold, source = _threshold(cases, rule)
-    point = metrics.at_threshold(positive, scores, threshold)
+    calls = call(cases, rule)
+    assert calls.threshold is not None
+    point = metrics.at_threshold(positive, scores, calls.threshold)
     clustered = _clustered(cases)
     figures: dict[str, Any] = {
         "n_positive": int(positive.sum()),
-        "threshold": threshold,
-        "threshold_source": source,
-        "threshold_rule": _SENTENCE[source].format(value=rule.value),
+        "threshold": calls.threshold,
+        "threshold_source": calls.source,
+        "threshold_rule": calls.rule,
         **_rates(point),
         "sensitivity_ci": None if clustered else wilson(point.tp, point.tp + point.fn),
         "specificity_ci": None if clustered else wilson(point.tn, point.tn + point.fp),
         "operating_points": _points(cases),
     }
-    return figures, (scores >= threshold).astype(np.int64)
+    return figures, calls.predictions
 
 
 def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    if rule.kind != "stored":
-        raise LabelError(
-            f"operating point {rule.kind!r}: a threshold needs two classes, and these models have "
-            f"{len(cases.scored.classes)}; the most probable class counts."
-        )
-    predictions = cases.probabilities.argmax(1)
+    calls = call(cases, rule)
+    predictions = calls.predictions
     per_class = {}
     for k, name in enumerate(cases.scored.classes):
         point = metrics.at_threshold(cases.labels == k, predictions == k, 0.5)
@@ -207,9 +246,9 @@ def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.in
         del rates["accuracy"]  # one-vs-rest accuracy misleads: most cases are "rest"
         per_class[name] = rates
     figures: dict[str, Any] = {
-        "threshold": None,
-        "threshold_source": "argmax",
-        "threshold_rule": _SENTENCE["argmax"],
+        "threshold": calls.threshold,
+        "threshold_source": calls.source,
+        "threshold_rule": calls.rule,
         "accuracy": float((predictions == cases.labels).mean()),
         "sensitivity": float(np.mean([rates["sensitivity"] for rates in per_class.values()])),
         "specificity": float(np.mean([rates["specificity"] for rates in per_class.values()])),
