@@ -207,3 +207,15 @@ def test_models_of_one_name_or_none_are_refused(tiny, tmp_path):
         predict_cohort([slide], [], tmp_path / "out")
     with pytest.raises(SlideError, match="no slides given"):
         predict_cohort([], [tiny], tmp_path / "out")
+
+
+def test_steps_of_a_cohort_show_the_map_so_far(tiny, tmp_path):
+    slide = write_slide(tmp_path, "s.tif")
+    filled = [
+        np.isfinite(event.peek()["probability"].read()).mean()
+        for event in predict_cohort([slide], [tiny], tmp_path / "out", mpp=1.0, tissue=WHOLE)
+        if isinstance(event, Progress) and event.stage == "infer"
+    ]
+    assert len(filled) > 2
+    assert filled == sorted(filled)
+    assert filled[0] < filled[-1]

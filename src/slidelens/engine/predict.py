@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -31,7 +31,7 @@ from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from slidelens.engine.device import Precision
     from slidelens.geometry import Box
@@ -60,6 +60,8 @@ class Progress:
     seconds: float = 0.0
     eta: float | None = None
     """Seconds that are left, estimated from the pace so far; ``None`` before there is one."""
+    peek: Callable[[], dict[str, Map]] = field(default=dict, repr=False, compare=False)
+    """The run's :meth:`Prediction.peek`: the maps as they are now."""
 
 
 def predict(
@@ -197,7 +199,7 @@ class Prediction:
         return {} if self._assembly is None else self._assembly.peek()
 
     def _run(self) -> Generator[Progress, None, None]:
-        clock = _Clock()
+        clock = _Clock(self.peek)
         given = self._slide
         model = with_options(self._on_device(self._model), self._options)
         # A slide that the caller opened is the caller's to close.
@@ -296,7 +298,8 @@ class Prediction:
 class _Clock:
     """Makes the :class:`Progress` of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, peek: Callable[[], dict[str, Map]]) -> None:
+        self._peek = peek
         self._start = perf_counter()
         self._inferring: float | None = None
         self._names = ("", "")
@@ -315,7 +318,7 @@ class _Clock:
         eta = None
         if self._inferring is not None and 0 < done <= total:
             eta = (now - self._inferring) / done * (total - done)
-        return Progress(*self._names, stage, done, total, now - self._start, eta)
+        return Progress(*self._names, stage, done, total, now - self._start, eta, self._peek)
 
 
 def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:
