@@ -191,15 +191,16 @@ def test_train_then_predict_with_the_new_model(slidelens, tmp_path):
 def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_path, monkeypatch):
     monkeypatch.setattr("slidelens.engine.demo._SIZE", (1024, 896))
     out = tmp_path / "demo"
-    done = slidelens("demo", "--out", out)
+    arguments = ("demo", "--model", "demo-mil", "--out", out)
+    done = slidelens(*arguments)
     assert done.code == 0, done.err
     rows = [line.split() for line in done.out.splitlines() if line.startswith("phantom_")]
     assert [row[1] for row in rows] == ["normal", "tumor", "normal", "tumor"]
-    assert all((float(row[2]) > 0.5) == (row[1] == "tumor") for row in rows)
-    for name in ("overview/phantom_001.png", "geojson/phantom_001.geojson"):
+    assert all((float(row[3]) > 0.5) == (row[1] == "tumor") for row in rows)
+    for name in ("overview/phantom_001.png", "geojson/demo-mil/phantom_001.geojson"):
         assert (out / name).stat().st_size > 100
     before = (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns
-    assert slidelens("demo", "--out", out).code == 0
+    assert slidelens(*arguments).code == 0
     assert (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns == before
 
 

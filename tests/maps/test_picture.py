@@ -78,6 +78,18 @@ def test_an_overview_holds_both_panels(result: Result, name: str | None) -> None
     assert page.tobytes() != plain.tobytes()
 
 
+def test_several_results_stand_side_by_side(result: Result) -> None:
+    one, two = (overview([result] * n, GREY, panel=240) for n in (1, 2))
+    six = overview([result] * 5, GREY, panel=240)
+    assert one.height == two.height < six.height
+    assert one.width < two.width == six.width
+    other = Result(SlideInfo(id="other"), result.model, result.probabilities)
+    with pytest.raises(ResultError, match="results of one slide"):
+        overview([result, other], GREY)
+    with pytest.raises(ResultError, match="none"):
+        overview([], GREY)
+
+
 def test_a_long_slide_stands_above_its_heatmap(result: Result) -> None:
     slide = result.slide.model_copy(update={"width": 3000, "height": 800})
     long = Result(slide, result.model, result.probabilities, maps=list(result.maps.values()))

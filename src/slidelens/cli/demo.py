@@ -20,14 +20,17 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("demo"),
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to run; again for more. Default: all demo-...")
+    ] = None,
     view: Annotated[bool, typer.Option(help="Then open slides and layers in napari.")] = False,
 ) -> None:
-    """Draw a small cohort, run the bundled model over it, write heatmaps and pictures."""
+    """Draw a small cohort, run the bundled models over it, write heatmaps and pictures."""
     from slidelens.engine.demo import demo as steps
 
     slides = []
-    typer.echo(f"{'slide':<16}{'truth':<10}{'P(tumor)':>9}  regions   seconds")
-    with closing(steps(out)) as run, Bar() as bar:
+    typer.echo(f"{'slide':<14}{'truth':<8}{'model':<18}{'P(tumor)':>9}  regions   seconds")
+    with closing(steps(out, models=model or ())) as run, Bar() as bar:
         for step in run:
             if step.result is None:
                 bar.update(step.doing, step.done, step.total, step.slide_id)
@@ -37,14 +40,14 @@ def demo(
             score = list(result.probabilities.values())[-1]
             seconds = sum(result.timings.values())
             typer.echo(
-                f"{step.slide_id:<16}{step.label:<10}{score:>9.3f}  "
+                f"{step.slide_id:<14}{step.label:<8}{result.model.name:<18}{score:>9.3f}  "
                 f"{len(result.regions):>7}   {seconds:>7.1f}"
             )
     first = f"{out}/cohort/slides/{slides[-1]}.tif"
     typer.echo(
         f"""
 Made in {out}/
-  overview/   a picture of each slide beside its heatmap: open {out}/overview/{slides[-1]}.png
+  overview/   a picture of each slide beside its heatmaps: open {out}/overview/{slides[-1]}.png
   geojson/    the regions above threshold, for QuPath
   results/    maps (OME-Zarr), tiles (CSV) and scores, one folder per slide
 

@@ -1,4 +1,4 @@
-"""The demonstration: a phantom cohort, a bundled model over it, and pictures of what it saw."""
+"""The demonstration: a phantom cohort, the bundled models over it, and pictures of both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from slidelens.engine.package import load_model
+from slidelens.engine.package import find_models, load_model
 from slidelens.engine.predict import Prediction
+from slidelens.errors import ModelError
 from slidelens.export import export_result
 from slidelens.files import write_atomic
 from slidelens.maps.picture import overview
@@ -17,8 +18,10 @@ from slidelens.slide.open import open_slide
 from slidelens.testing.phantom import write_cohort
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+    from typing import Any
 
+    from slidelens.families.base import Model
     from slidelens.maps.result import Result
 
 __all__ = ["DemoStep", "demo"]
@@ -28,9 +31,13 @@ _SEED = 2026
 """Of the cohort's phantoms: none of these slides is among those that the models learnt from."""
 
 
+_BUNDLED = "demo-"
+"""The names of the bundled models begin so."""
+
+
 @dataclass(frozen=True, slots=True)
 class DemoStep:
-    """Where the demonstration stands; ``result`` is set when a slide is finished."""
+    """Where the demonstration stands; ``result`` is set when a model has finished a slide."""
 
     doing: Literal["drawing slides", "running the model", "slide done"]
     done: int
@@ -40,53 +47,75 @@ class DemoStep:
     result: Result | None = None
 
 
-def demo(out: str | Path, *, model: str = "demo-mil", n_slides: int = 4) -> Generator[DemoStep]:
+def demo(
+    out: str | Path, *, models: Sequence[str | Path] = (), n_slides: int = 4
+) -> Generator[DemoStep]:
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
-    Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does, and per
-    slide ``geojson/<slide>.geojson`` for QuPath and ``overview/<slide>.png``.
+    Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does,
+    ``geojson/<model>/<slide>.geojson`` for QuPath, and per slide ``overview/<slide>.png`` with all
+    models side by side.
 
     Parameters
     ----------
     out
         Made where it does not exist.
-    model
-        Name or folder of the model to run.
+    models
+        Names or folders of the models to run; default: all bundled ones (``demo-...``).
     n_slides
         Size of the cohort; every second slide has tumour.
 
     Raises
     ------
     ModelError, ResultError
-        As for :func:`slidelens.predict`.
+        As for :func:`slidelens.predict`; or no bundled model is there.
     """
     out = Path(out)
-    loaded = load_model(model)
+    loaded = [load_model(model) for model in models or _bundled()]
     cohort = out / "cohort"
     if not (cohort / "labels.csv").exists():
         yield DemoStep("drawing slides", 0, n_slides)
         write_cohort(cohort, n_slides, _SEED, size=_SIZE)
     with (cohort / "labels.csv").open(newline="", encoding="utf-8") as file:
         labels = {row["slide_id"]: row["label"] for row in csv.DictReader(file)}
-    for name in ("geojson", "overview"):
-        (out / name).mkdir(exist_ok=True)
     for slide_id, label in labels.items():
         path = cohort / "slides" / f"{slide_id}.tif"
-        with closing(Prediction(path, loaded, out=out / "results")) as run:
-            for step in run:
-                yield DemoStep("running the model", step.done, step.total, slide_id)
-        assert run.result is not None
-        _draw(path, run.result, out)
-        yield DemoStep("slide done", 1, 1, slide_id, label, run.result)
+        results = []
+        for model in loaded:
+            result = yield from _predict(path, model, out)
+            results.append(result)
+            yield DemoStep("slide done", 1, 1, slide_id, label, result)
+        _draw(path, results, out)
 
 
-def _draw(path: Path, result: Result, out: Path) -> None:
-    """Write the regions for QuPath and the overview picture of one slide."""
+def _bundled() -> list[str]:
+    names = [info.name for info in find_models() if info.name.startswith(_BUNDLED)]
+    if not names:
+        raise ModelError(
+            f"no bundled model ({_BUNDLED}...) is found; make them with `make models`, or name one "
+            "of yours: slidelens demo --model MODEL"
+        )
+    return names
+
+
+def _predict(path: Path, model: Model[Any], out: Path) -> Generator[DemoStep, None, Result]:
+    """Run one model over one slide and write its regions for QuPath."""
+    with closing(Prediction(path, model, out=out / "results")) as run:
+        for step in run:
+            yield DemoStep("running the model", step.done, step.total, path.stem)
+    assert run.result is not None
+    folder = out / "geojson" / model.name
+    folder.mkdir(parents=True, exist_ok=True)
+    export_result(run.result, "geojson", folder)
+    return run.result
+
+
+def _draw(path: Path, results: list[Result], out: Path) -> None:
+    """Write the overview picture of one slide."""
     from io import BytesIO
 
-    export_result(result, "geojson", out / "geojson")
     with open_slide(path) as slide:
-        picture = overview(result, slide.thumbnail(1440))
+        picture = overview(results, slide.thumbnail(1440))
     data = BytesIO()
     picture.save(data, "PNG")
-    write_atomic(out / "overview" / f"{result.slide.id}.png", data.getvalue())
+    write_atomic(out / "overview" / f"{path.stem}.png", data.getvalue())

@@ -11,6 +11,7 @@ import numpy as np
 
 from slidelens.errors import ResultError
 from slidelens.maps.palette import COLORMAPS, OUTLINE, TISSUE, class_colors, colormap
+from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
     from slidelens.geometry import Mpp, Size
     from slidelens.maps.map import Map
     from slidelens.maps.regions import Region
-    from slidelens.maps.result import Result
 
 __all__ = ["draw_overlay", "overview", "scale_bar_um"]
 
 _MARGIN = 24
+_GREY = (80, 80, 80)
 _SMOOTH = 1  # PIL.Image.Resampling.LANCZOS, without importing it here
 
 
 def overview(
-    result: Result,
+    results: Result | Sequence[Result],
     thumbnail: NDArray[np.uint8],
     map_name: str | None = None,
     *,
@@ -38,12 +39,13 @@ def overview(
     panel: int = 720,
     regions: bool = True,
 ) -> Image.Image:
-    """Draw a slide, and beside it the slide under its heatmap.
+    """Draw a slide, and beside it the slide under the heatmap of each result.
 
     Parameters
     ----------
-    result
-        With its maps; ``slide`` must state size and resolution.
+    results
+        One, or several of the same slide, with their maps; ``slide`` must state size and
+        resolution.
     thumbnail
         ``(H, W, 3)`` uint8: the whole slide, of any size.
     map_name
@@ -57,35 +59,37 @@ def overview(
 
     Returns
     -------
-    RGB picture with title, colour bar, tissue outline and a scale bar in µm or mm.
+    RGB picture with scores, colour bars, tissue outlines and a scale bar in µm or mm.
 
     Raises
     ------
     ResultError
-        No such map, or a slide of unknown size or resolution.
+        No such map, a slide of unknown size or resolution, or results of different slides.
     """
     from PIL import Image, ImageDraw
 
-    size, mpp = result.slide.size, result.slide.resolution
-    if size is None or mpp is None:
-        raise ResultError(f"{result.slide.id}: needs the slide's width, height and mpp to draw it.")
-    source = _choose(result, map_name)
-    name = channel or source.channels[-1]
-    layout = _Layout.of(size, panel)
+    several = (results,) if isinstance(results, Result) else tuple(results)
+    size, mpp = _world_of(several)
+    sources = [_choose(result, map_name) for result in several]
+    layout = _Layout.of(size, panel, 1 + len(several))
     plain = np.asarray(Image.fromarray(thumbnail).convert("RGB").resize(layout.panel, _SMOOTH))
-    drawn = draw_overlay(plain, size, source, name, tissue=result.maps.get("tissue"))
     page = Image.new("RGB", layout.page, "white")
-    page.paste(Image.fromarray(plain), layout.first)
-    heat = Image.fromarray(drawn)
-    outlined = result.regions if regions else ()
-    _outline_regions(heat, size, outlined, result.classes)
-    page.paste(heat, layout.second)
     draw = ImageDraw.Draw(page)
-    for at in (layout.first, layout.second):
-        _frame(draw, at, layout.panel)
-    _title(draw, layout, result)
-    _colour_bar(page, draw, layout, source, name)
-    _legend(draw, layout, result, {region.label for region in outlined})
+    page.paste(Image.fromarray(plain), layout.places[0])
+    extent = f"{_length(size.width * mpp.x)} x {_length(size.height * mpp.y)}"
+    _caption(draw, layout, layout.places[0], several[0].slide.id, extent)
+    for result, source, place in zip(several, sources, layout.places[1:], strict=True):
+        name = channel or source.channels[-1]
+        heat = Image.fromarray(
+            draw_overlay(plain, size, source, name, tissue=result.maps.get("tissue"))
+        )
+        _outline_regions(heat, size, result.regions if regions else (), result.classes)
+        page.paste(heat, place)
+        _caption(draw, layout, place, result.model.name, _scores(result))
+        _colour_bar(page, draw, layout, place, source, name)
+    for place in layout.places:
+        _frame(draw, place, layout.panel)
+    _legend(draw, layout, several, regions)
     _scale_bar(draw, layout, size, mpp)
     return page
 
@@ -138,6 +142,18 @@ def scale_bar_um(width_um: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= target * (1 + 1e-9)))
 
 
+def _world_of(results: Sequence[Result]) -> tuple[Size, Mpp]:
+    """Return size and resolution of the one slide that results are of."""
+    if len({result.slide.id for result in results}) != 1:
+        ids = ", ".join(sorted({result.slide.id for result in results})) or "none"
+        raise ResultError(f"an overview shows results of one slide; these are of: {ids}.")
+    for result in results:
+        size, mpp = result.slide.size, result.slide.resolution
+        if size is not None and mpp is not None:
+            return size, mpp
+    raise ResultError(f"{results[0].slide.id}: needs the slide's width, height and mpp to draw it.")
+
+
 def _choose(result: Result, name: str | None) -> Map:
     names = [n for n, one in result.maps.items() if one.kind != "labels"] or list(result.maps)
     if not names or (name is not None and name not in result.maps):
@@ -184,28 +200,25 @@ class _Layout:
 
     panel: tuple[int, int]
     page: tuple[int, int]
-    first: tuple[int, int]
-    second: tuple[int, int]
-    bar: tuple[int, int, int, int]  # left, top, right, bottom of the colour bar
+    places: tuple[tuple[int, int], ...]  # left, top of each panel; its caption is above
     foot: int  # top of the line of legend and scale bar
     font: int
 
     @classmethod
-    def of(cls, size: Size, longest: int) -> _Layout:
+    def of(cls, size: Size, longest: int, count: int) -> _Layout:
         factor = longest / max(size)
         w, h = max(1, round(size.width * factor)), max(1, round(size.height * factor))
+        wide = w > 1.6 * h
+        columns = (1 if count <= 3 else 2) if wide else (2 if count in (2, 4) else 3)
         font = max(12, longest // 42)
-        top = _MARGIN + 3 * font
-        first = (_MARGIN, top)
-        if w > 1.6 * h:
-            second = (_MARGIN, top + h + _MARGIN // 2)
-        else:
-            second = (_MARGIN + w + _MARGIN // 2, top)
-        right, bottom = second[0] + w, second[1] + h
-        height = min(h, 16 * font)
-        bar = (right + _MARGIN, bottom - height, right + _MARGIN + font, bottom)
-        page = (bar[2] + 6 * font, bottom + _MARGIN + 3 * font)
-        return cls((w, h), page, first, second, bar, bottom + _MARGIN, font)
+        head, gap = round(3.4 * font), _MARGIN // 2
+        places = tuple(
+            (_MARGIN + n % columns * (w + gap), _MARGIN // 2 + head + n // columns * (h + head))
+            for n in range(count)
+        )
+        foot = places[-1][1] + h + gap
+        right = max(left for left, _ in places) + w
+        return cls((w, h), (right + _MARGIN, foot + font + _MARGIN), places, foot, font)
 
 
 @cache
@@ -222,44 +235,61 @@ def _frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], panel: tuple[int, int
     draw.rectangle((x - 1, y - 1, x + panel[0], y + panel[1]), outline=(160, 160, 160))
 
 
-def _title(draw: ImageDraw.ImageDraw, layout: _Layout, result: Result) -> None:
-    scores = "   ".join(f"{name} {p:.3f}" for name, p in result.probabilities.items())
-    draw.text((_MARGIN, _MARGIN), result.slide.id, OUTLINE, _font(round(layout.font * 1.2)))
-    second = _MARGIN + round(1.6 * layout.font)
-    draw.text(
-        (_MARGIN, second), f"{result.model.name}:  {scores}", (80, 80, 80), _font(layout.font)
-    )
+def _caption(
+    draw: ImageDraw.ImageDraw, layout: _Layout, place: tuple[int, int], title: str, below: str
+) -> None:
+    left, top = place
+    size = layout.font
+    draw.text((left, top - round(1.7 * size)), title, OUTLINE, _font(round(1.15 * size)), "ls")
+    draw.text((left, top - size // 2), below, _GREY, _font(size), "ls")
+
+
+def _scores(result: Result) -> str:
+    """Name the most probable classes; three fit beside the colour bar."""
+    names = sorted(result.probabilities, key=lambda name: -result.probabilities[name])[:3]
+    return "   ".join(f"{n} {p:.3f}" for n, p in result.probabilities.items() if n in names)
 
 
 def _colour_bar(
-    page: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, source: Map, name: str
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    layout: _Layout,
+    place: tuple[int, int],
+    source: Map,
+    name: str,
 ) -> None:
+    """Draw the colours of a map above the right end of its panel."""
     from PIL import Image
 
+    font, size = _font(layout.font), layout.font
+    right, low = place[0] + layout.panel[0], place[1] - size // 2
+    draw.text((right, low - round(1.3 * size)), f"{source.name}: {name}", _GREY, font, "rs")
     if source.kind not in COLORMAPS:
         return
-    left, top, right, bottom = layout.bar
+    end = "1" if source.kind == "probability" else "max"
+    draw.text((right, low), end, OUTLINE, font, "rs")
+    right -= round(draw.textlength(end, font)) + size // 3
+    width, height = layout.panel[0] // 5, round(0.7 * size)
     table = colormap(source.kind)
     color = table[:, :3] * table[:, 3:] + (1 - table[:, 3:])  # as it looks on white
-    strip = np.rint(255 * color[::-1, None]).astype(np.uint8)
-    page.paste(Image.fromarray(strip).resize((right - left, bottom - top), _SMOOTH), (left, top))
-    draw.rectangle((left - 1, top - 1, right, bottom), outline=(160, 160, 160))
-    font = _font(layout.font)
-    ends = ("1", "0.5", "0") if source.kind == "probability" else ("max", "", "0")
-    for i, text in enumerate(ends):
-        y = top + (bottom - top) * i // 2
-        draw.text((right + 6, y), text, OUTLINE, font, anchor="lm")
-    draw.text((left, top - round(3 * layout.font)), f"{source.name}", (80, 80, 80), font)
-    draw.text((left, top - round(1.8 * layout.font)), name, OUTLINE, font)
+    strip = Image.fromarray(np.rint(255 * color[None]).astype(np.uint8))
+    page.paste(strip.resize((width, height), _SMOOTH), (right - width, low - height))
+    box = (right - width - 1, low - height - 1, right, low)
+    draw.rectangle(box, outline=(160, 160, 160))
+    draw.text((right - width - size // 3, low), "0", OUTLINE, font, "rs")
 
 
-def _legend(draw: ImageDraw.ImageDraw, layout: _Layout, result: Result, labels: set[str]) -> None:
-    colors = class_colors(result.classes)
-    entries = [("tissue", TISSUE)] if "tissue" in result.maps else []
-    entries += [(f"{name} region", colors[name]) for name in result.classes if name in labels]
+def _legend(
+    draw: ImageDraw.ImageDraw, layout: _Layout, results: Sequence[Result], regions: bool
+) -> None:
+    entries = {"tissue": TISSUE} if any("tissue" in r.maps for r in results) else {}
+    for result in results:
+        colors = class_colors(result.classes)
+        drawn = {region.label for region in result.regions} if regions else set()
+        entries |= {f"{name} region": colors[name] for name in result.classes if name in drawn}
     x, font = _MARGIN, _font(layout.font)
     middle = layout.foot + layout.font // 2
-    for text, color in entries:
+    for text, color in entries.items():
         draw.line((x, middle, x + 2 * layout.font, middle), color, 3)
         x += round(2.5 * layout.font)
         draw.text((x, middle), text, OUTLINE, font, anchor="lm")
@@ -269,13 +299,16 @@ def _legend(draw: ImageDraw.ImageDraw, layout: _Layout, result: Result, labels: 
 def _scale_bar(draw: ImageDraw.ImageDraw, layout: _Layout, size: Size, mpp: Mpp) -> None:
     um = scale_bar_um(size.width * mpp.x)
     length = round(um / (size.width * mpp.x) * layout.panel[0])
-    right = layout.second[0] + layout.panel[0]
+    right = layout.page[0] - _MARGIN
     thick = max(3, layout.font // 5)
     middle = layout.foot + layout.font // 2
     draw.rectangle((right - length, middle - thick // 2, right, middle + thick // 2), OUTLINE)
-    text = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
     place = (right - length - layout.font // 2, middle)
-    draw.text(place, text, OUTLINE, _font(layout.font), anchor="rm")
+    draw.text(place, _length(um), OUTLINE, _font(layout.font), anchor="rm")
+
+
+def _length(um: float) -> str:
+    return f"{um / 1000:.3g} mm" if um >= 1000 else f"{um:.3g} µm"
 
 
 def _outline_regions(
