@@ -12,7 +12,7 @@ import torch
 import slidelens
 from slidelens.engine.provenance import weights_sha256
 from slidelens.errors import ModelError
-from slidelens.families.base import Patch, SlideScore
+from slidelens.families.base import Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
 from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
@@ -49,6 +49,7 @@ class Assembly:
         }
         self._instances: list[Patch] = []
         self._score: SlideScore | None = None
+        self._trajectory: Trajectory | None = None
 
     def add(self, event: Event) -> None:
         """Take the next event of the family.
@@ -60,6 +61,9 @@ class Assembly:
         """
         if isinstance(event, SlideScore):
             self._score = event
+            return
+        if isinstance(event, Trajectory):
+            self._trajectory = event
             return
         if event.map not in self._specs:
             raise ModelError(
@@ -96,6 +100,7 @@ class Assembly:
             maps=[*maps.values(), _tissue_map(self._view)],
             tiles=self._tiles(),
             regions=self._regions(maps),
+            trajectory=self._trajectory,
             settings_sha256=digest,
             software={
                 "slidelens": slidelens.__version__,

@@ -214,7 +214,7 @@ def _replay(folder: Path, image: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
 
     from slidelens.engine.device import evaluating
     from slidelens.engine.loader import SlideView
-    from slidelens.families.base import Patch
+    from slidelens.families.base import Patch, SlideScore
     from slidelens.slide.array import from_array
     from slidelens.tiling.tissue import TissueSettings
 
@@ -228,7 +228,7 @@ def _replay(folder: Path, image: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
     for event in events:
         if isinstance(event, Patch):
             values.setdefault(event.map, []).append(np.asarray(event.values, np.float32))
-        else:
+        elif isinstance(event, SlideScore):
             outputs["probabilities"] = torch.tensor(event.probabilities, dtype=torch.float32)
     for name, parts in values.items():
         outputs[f"map.{name}"] = torch.from_numpy(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Positive regions as QuPath annotations."""
+"""Positive regions as QuPath annotations, the windows of a trajectory as detections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.export.base import Exporter
 from slidelens.maps.geojson import region_features, write_features
+from slidelens.maps.trajectory import window_features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +17,16 @@ __all__ = ["EXPORTER"]
 
 
 def _write(result: Result, path: Path) -> None:
-    write_features(path, region_features(result.regions, result.classes))
+    features = region_features(result.regions, result.classes)
+    if result.trajectory is not None:
+        features += window_features(result.trajectory)
+    write_features(path, features)
 
 
 EXPORTER = Exporter(
     "geojson",
-    "Positive regions as polygons with class, area and mean probability, for QuPath.",
+    "Positive regions with class, area and mean probability, and where a MagNet looked, "
+    "for QuPath.",
     ".geojson",
     _write,
 )

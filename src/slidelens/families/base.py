@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from slidelens.maps.trajectory import Trajectory
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -32,6 +34,7 @@ __all__ = [
     "Model",
     "Patch",
     "SlideScore",
+    "Trajectory",
     "View",
 ]
 
@@ -100,8 +103,8 @@ class SlideScore:
     probabilities: tuple[float, ...]
 
 
-Event = Patch | SlideScore
-"""What ``infer`` yields. (MagNet adds its trajectory event when it lands.)"""
+Event = Patch | Trajectory | SlideScore
+"""What ``infer`` yields: patches, at most one trajectory (where it looked), last the score."""
 
 
 @dataclass(frozen=True, slots=True)

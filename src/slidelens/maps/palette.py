@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from slidelens.maps.map import Kind
 
-__all__ = ["COLORMAPS", "OUTLINE", "TISSUE", "class_colors", "colormap", "hex_color"]
+__all__ = [
+    "COLORMAPS",
+    "OUTLINE",
+    "TISSUE",
+    "class_colors",
+    "colormap",
+    "depth_color",
+    "hex_color",
+]
 
 RGB = tuple[int, int, int]
 
@@ -75,6 +83,20 @@ def colormap(kind: Kind, *, alpha: bool = True) -> NDArray[np.float32]:
     if alpha:
         table[:, 3] = np.linspace(0, 0.8, 256)
     return table
+
+
+_DEPTHS: tuple[RGB, ...] = (
+    (90, 90, 90),  # the whole slide
+    (0, 114, 178),  # blue
+    (0, 158, 115),  # bluish green
+    (230, 159, 0),  # orange
+    (213, 94, 0),  # vermillion
+)
+
+
+def depth_color(layer: int) -> RGB:
+    """Return the colour of nested windows of a layer; 0 is the whole slide, deeper is warmer."""
+    return _DEPTHS[min(layer, len(_DEPTHS) - 1)]
 
 
 def hex_color(color: RGB) -> str:

@@ -6,6 +6,7 @@
              maps.ome.zarr/       every map and the tissue mask (see ngff)
              tiles.csv            the table of tiles (see tiles)
              regions.geojson      positive regions, for QuPath (see geojson)
+             trajectory.json      where the network looked, if it chose that itself (see trajectory)
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from slidelens.maps.regions import Region
+    from slidelens.maps.trajectory import Trajectory
 
 __all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "Tiles", "find_results"]
 
 _FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
+_TRAJECTORY = "trajectory.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RESERVED = frozenset({"OME", "labels", "zarr.json"})
 
@@ -46,6 +49,8 @@ class Result:
         The maps; the one named "tissue" (kind labels) is the tissue mask.
     tiles, regions
         The table of tiles (``None``: there is none) and the positive regions.
+    trajectory
+        Where the network looked; ``None`` for models that look everywhere.
     timings
         Seconds by stage.
     settings_sha256
@@ -68,6 +73,7 @@ class Result:
         maps: Sequence[Map] = (),
         tiles: Tiles | None = None,
         regions: Sequence[Region] | None = None,
+        trajectory: Trajectory | None = None,
         timings: Mapping[str, float] | None = None,
         settings_sha256: str | None = None,
         software: Mapping[str, str] | None = None,
@@ -82,6 +88,7 @@ class Result:
         self.path: Path | None = None
         self._tiles = tiles
         self._regions = None if regions is None else tuple(regions)
+        self._trajectory = trajectory
         bad = [n for n in self.maps if not _NAME.fullmatch(n) or n in _RESERVED]
         if bad:
             raise ValueError(f"map names {bad}: use letters, digits, '_', '-' and '.'")
@@ -109,9 +116,20 @@ class Result:
                 self._regions = tuple(read_regions(self.path / _REGIONS))
         return self._regions
 
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """Where the network looked; read from the folder when first asked for."""
+        if self._trajectory is None and self.path is not None:
+            path = self.path / _TRAJECTORY
+            if path.exists():
+                from slidelens.maps.trajectory import read_trajectory
+
+                self._trajectory = read_trajectory(path)
+        return self._trajectory
+
     @classmethod
     def load(cls, folder: str | Path) -> Result:
-        """Open a result folder; maps, tiles and regions are read when they are asked for.
+        """Open a result folder; what is in it is read when it is asked for.
 
         Raises
         ------
@@ -168,8 +186,10 @@ class Result:
     def _write(self, staging: Path, start: float) -> ResultFile:
         from slidelens.maps.geojson import region_features, write_features
         from slidelens.maps.ngff import write_maps
+        from slidelens.maps.trajectory import write_trajectory
 
-        tiles, regions = self.tiles, self.regions  # read before a folder that is replaced goes
+        # Read before a folder that is replaced goes.
+        tiles, regions, trajectory = self.tiles, self.regions, self.trajectory
         entries: list[MapEntry] = []
         if self.maps:
             places = write_maps(staging / _MAPS, self.maps.values())
@@ -180,6 +200,8 @@ class Result:
         if tiles is not None:
             tiles.write(staging / _TILES)
         write_features(staging / _REGIONS, region_features(regions, self.classes))
+        if trajectory is not None:
+            write_trajectory(staging / _TRAJECTORY, trajectory)
         self.timings.setdefault("write", perf_counter() - start)
         try:
             content = ResultFile(
