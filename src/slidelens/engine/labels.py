@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["LabelTable", "LabelledSlide", "Split", "find_slides", "read_labels", "split_by_patient"]
+__all__ = [
+    "LabelTable",
+    "LabelledSlide",
+    "Split",
+    "find_slides",
+    "listed",
+    "read_labels",
+    "split_by_patient",
+]
 
 Split = Literal["train", "tune", "test"]
 
@@ -97,7 +105,7 @@ class LabelTable:
         missing = [r.slide_id for r in self.rows if r.slide_id not in known]
         if missing:
             raise LabelError(
-                f"{self.path}: no slide for {_listed(missing)}; the folder holds {len(files)} "
+                f"{self.path}: no slide for {listed(missing)}; the folder holds {len(files)} "
                 "slides. Give slide_id as the file name, with or without its extension."
             )
         rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
@@ -218,7 +226,7 @@ def find_slides(folder: Path) -> dict[str, Path]:
     double = [" and ".join(p.name for p in paths) for paths in files.values() if len(paths) > 1]
     if double:
         raise LabelError(
-            f"{folder}: slides of one name cannot be told apart: {_listed(double)}; rename them."
+            f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
         )
     return {name: paths[0] for name, paths in files.items()}
 
@@ -263,7 +271,7 @@ def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
         if empty:
             raise LabelError(
                 f"{path}: labels that are numbers are 0-based class indices, but no slide has "
-                f"{_listed(empty)}. Number the classes from 0, or write names (such as grade3)."
+                f"{listed(empty)}. Number the classes from 0, or write names (such as grade3)."
             )
         names.sort(key=int)
     if len(names) < 2:
@@ -299,11 +307,12 @@ def _refuse_shared_patients(path: Path, rows: Sequence[LabelledSlide]) -> None:
 
 
 def _refuse(path: Path, found: Iterable[str], what: str) -> None:
-    listed = list(found)
-    if listed:
-        raise LabelError(f"{path}: {what}: {_listed(listed)}.")
+    faults = list(found)
+    if faults:
+        raise LabelError(f"{path}: {what}: {listed(faults)}.")
 
 
-def _listed(things: Sequence[str]) -> str:
+def listed(things: Sequence[str]) -> str:
+    """Return things as a list for a message; of very many, the first ones and how many more."""
     more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
     return ", ".join(things[:_SHOWN]) + more

@@ -192,6 +192,7 @@ class TrainLoop:
 
     def _use(self, stage: Stage) -> None:
         """Make the optimiser of a stage; what does not learn needs no gradient."""
+        self.task.stage = stage
         groups = self.task.groups(stage)
         learning = {id(p) for _, parameters in groups for p in parameters}
         for parameter in self.model.module.parameters():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.annotations import find_annotations
 from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
@@ -38,6 +39,8 @@ class TrainPlan:
     seed: int = 0
     device: str = "auto"
     mpp: GivenMpp = None
+    annotations: Mapping[str, Path] = field(default_factory=dict)
+    """Slide id to file, for the families that learn from annotations."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -48,6 +51,7 @@ class TrainPlan:
             "training": self.training.model_dump(mode="json"),
             "classes": list(self.labels.classes),
             "slides": [[r.slide_id, r.label, r.split] for r in self.labels.rows],
+            "annotations": sorted(self.annotations),
             "weights": self.weights,
             "from_model": self.from_model,
             "seed": self.seed,
@@ -97,7 +101,8 @@ def plan_training(
     overrides
         The same as text (numbers, JSON or plain), over ``config``.
     annotations
-        For families that learn from them; no family does yet.
+        Folder of annotations, for a family that learns from them; see
+        :func:`~slidelens.engine.annotations.find_annotations`.
     from_model
         A package to fine-tune: its configuration, classes and weights are the start.
     device, mpp
@@ -112,10 +117,7 @@ def plan_training(
     """
     family = family_of(family_name)
     task = task_of(family_name)
-    if annotations is not None:
-        raise ModelError(
-            f"family {family_name!r} learns from slide labels alone: leave annotations out."
-        )
+    _check_annotated(family_name, task, annotations)
     if from_model is not None and weights is not None:
         raise ModelError("--from brings its own weights: leave --weights out.")
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
@@ -127,13 +129,14 @@ def plan_training(
     if from_model is not None:
         base, classes = _package_config(from_model, family_name)
         own = base | own
-    training = _training(task.training, preset, other, family.config, epochs)
+    model_config = validated(family.config, own)
+    training = _training(task.training, preset, other, model_config, epochs)
     table = read_labels(Path(labels_csv), classes).split(seed).without("test")
     files = find_slides(Path(slides_dir))
     table = table.with_files(files)
     return TrainPlan(
         family=family_name,
-        config=validated(family.config, own),
+        config=model_config,
         training=training,
         labels=table,
         files={row.slide_id: files[row.slide_id] for row in table.rows},
@@ -143,7 +146,22 @@ def plan_training(
         seed=seed,
         device=device,
         mpp=mpp,
+        annotations={} if annotations is None else find_annotations(Path(annotations), table),
     )
+
+
+def _check_annotated(
+    family: str, task: type[TrainTask[Any]], annotations: str | Path | None
+) -> None:
+    if annotations is None and task.annotated:
+        raise ModelError(
+            f"family {family!r} learns from annotations: say which folder holds them, with "
+            "--annotations DIR (one GeoJSON, JSON or XML file per positive slide)."
+        )
+    if annotations is not None and not task.annotated:
+        raise ModelError(
+            f"family {family!r} learns from slide labels alone: leave annotations out."
+        )
 
 
 def task_of(family: str) -> type[TrainTask[Any]]:
@@ -174,16 +192,16 @@ def _training(
     kind: type[TrainConfig],
     preset: str,
     given: Mapping[str, Any],
-    config: type[FamilyConfig],
+    config: FamilyConfig,
     epochs: int | None,
 ) -> TrainConfig:
     if preset not in kind.presets:
         raise ModelError(f"no preset {preset!r}: choose one of {', '.join(kind.presets)}.")
     unknown = [name for name in given if name not in kind.model_fields]
     if unknown:
-        known = [*config.model_fields, *kind.model_fields]
+        known = [*type(config).model_fields, *kind.model_fields]
         raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
-    training = validated(kind, {**kind.presets[preset], **given})
+    training = validated(kind, {**kind.presets[preset], **given}).suited(config)
     if epochs is None:
         return training
     return training.model_copy(update={"stages": _of_length(training.stages, epochs)})

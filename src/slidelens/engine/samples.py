@@ -13,6 +13,7 @@ from slidelens.engine.loader import SlideView
 from slidelens.families.base import Batch
 from slidelens.families.training import take
 from slidelens.slide.open import open_slide
+from slidelens.tiling.annotations import Annotations, read_annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ class TrainSlides:
         As for :func:`~slidelens.slide.open.open_slide`.
     stain
         Stain normalisation, as for :class:`~slidelens.engine.loader.SlideView`.
+    annotations
+        Slide id to the file of its annotations, of the slides that have one.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class TrainSlides:
         cache_bytes: int,
         mpp: GivenMpp = None,
         stain: StainMethod = "none",
+        annotations: Mapping[str, Path] | None = None,
     ) -> None:
         self.train = tuple(train)
         self.tune = tuple(tune)
@@ -73,6 +77,18 @@ class TrainSlides:
         self._tiles = _TileStore(cache_bytes)
         self._grids: dict[tuple[str, GridSpec], Grid] = {}
         self._open: OrderedDict[str, _TrainView] = OrderedDict()
+        self._annotations = annotations or {}
+
+    def annotations(self, slide_id: str) -> Annotations:
+        """Read what is drawn on a slide; empty where it has no file.
+
+        Raises
+        ------
+        LabelError
+            A file that cannot be read.
+        """
+        path = self._annotations.get(slide_id)
+        return Annotations() if path is None else read_annotations(path)
 
     def view(self, slide_id: str) -> _TrainView:
         """Return the view of a slide, opening it if need be.

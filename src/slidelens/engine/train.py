@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
-from slidelens.errors import ModelError, SlideError
+from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
         model.mean, model.std = base.mean, base.std
         origin = {"from": base.name, "from_sha256": base.card.get("weights_sha256")}
         try:
-            model.module.load_state_dict(base.module.state_dict())
+            task_of(plan.family).inherit(model, base)
         except RuntimeError as error:
             raise ModelError(
                 f"the weights of {plan.from_model} do not fit the changed configuration: {error}"
@@ -184,6 +184,7 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
         cache_bytes=budget,
         mpp=plan.mpp,
         stain=plan.config.stain_normalization,
+        annotations=plan.annotations,
     )
 
 
@@ -195,7 +196,7 @@ def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[Train
     for number, slide_id in enumerate(slides, start=1):
         try:
             task.check(slide_id)
-        except SlideError as error:
+        except (LabelError, SlideError) as error:
             faults.append(f"{slide_id}: {error}")
         yield TrainProgress("open", number, len(slides), slide_id)
     if faults:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from slidelens.families.base import Model, View
+    from slidelens.families.base import FamilyConfig, Model, View
+    from slidelens.tiling.annotations import Annotations
     from slidelens.tiling.grid import Grid
 
 __all__ = [
@@ -91,6 +92,13 @@ class TrainConfig(BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset name to field values; ``default`` is used when none is named."""
 
+    def suited(self, config: FamilyConfig) -> Self:  # noqa: ARG002  # reason: for families
+        """Return the training of a model of this configuration.
+
+        A family whose configuration says which parts there are leaves out the stages of the others.
+        """
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -113,6 +121,13 @@ class TrainData(Protocol):
 
     def view(self, slide_id: str) -> View:
         """Return the view of a slide; its tiles come from memory when they were read before."""
+
+    def annotations(self, slide_id: str) -> Annotations:
+        """Read what is drawn on a slide; empty for a negative slide that has no file.
+
+        Raises ``LabelError`` for a file that cannot be read. For a task that is
+        :attr:`TrainTask.annotated` every positive slide has a file.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +169,8 @@ class TrainTask(ABC, Generic[ConfigT]):
     """
 
     training: ClassVar[type[TrainConfig]]
+    annotated: ClassVar[bool] = False
+    """Whether it learns from annotations: the user must then say where they are."""
 
     def __init__(
         self,
@@ -168,6 +185,8 @@ class TrainTask(ABC, Generic[ConfigT]):
         self.data = data
         self.config = config
         self.seed = seed
+        self.stage = config.stages[0]
+        """The stage that runs; the loop sets it, on resuming too."""
 
     @classmethod
     @abstractmethod
@@ -177,12 +196,23 @@ class TrainTask(ABC, Generic[ConfigT]):
         ``weights`` is ``"imagenet"``, ``"none"`` or a file.
         """
 
+    @classmethod
+    def inherit(cls, model: Model[ConfigT], base: Model[ConfigT]) -> None:
+        """Give a new model the weights of one to start from.
+
+        Raises ``RuntimeError`` where they do not fit.
+        """
+        model.module.load_state_dict(base.module.state_dict())
+
     @abstractmethod
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
         """Return what learns in a stage: pairs of learning rate and parameters."""
 
     def check(self, slide_id: str) -> None:
-        """Raise ``SlideError`` for a slide that cannot be learnt from; done before all else."""
+        """Raise ``SlideError`` or ``LabelError`` for a slide that cannot be learnt from.
+
+        Done for every slide before all else.
+        """
         self.data.view(slide_id)
 
     @abstractmethod

@@ -1,0 +1,60 @@
+"""Which file holds the annotations of which slide."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from slidelens.engine.labels import listed
+from slidelens.errors import LabelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slidelens.engine.labels import LabelTable
+
+__all__ = ["ANNOTATION_SUFFIXES", "annotation_files", "find_annotations"]
+
+ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml")
+
+
+def annotation_files(folder: Path) -> dict[str, Path]:
+    """Return slide id (file name without extension) to annotation file.
+
+    Raises
+    ------
+    LabelError
+        No such folder, or two files for one slide.
+    """
+    if not folder.is_dir():
+        raise LabelError(f"{folder}: no such folder of annotations.")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
+            found[path.stem].append(path)
+    double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]
+    if double:
+        raise LabelError(f"{folder}: two annotation files for one slide: {listed(double)}.")
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def find_annotations(folder: Path, table: LabelTable) -> dict[str, Path]:
+    """Return slide id to annotation file, of the table's slides that have one.
+
+    A file is named as its slide, with ``.geojson``, ``.json`` or ``.xml`` in place of the slide's
+    extension. Slides of the first (negative) class need none.
+
+    Raises
+    ------
+    LabelError
+        Positive slides without a file, all at once; see also :func:`annotation_files`.
+    """
+    files = annotation_files(folder)
+    lacking = [row.slide_id for row in table.rows if row.label and row.slide_id not in files]
+    if lacking:
+        raise LabelError(
+            f"{folder}: no annotations for {len(lacking)} positive slides: {listed(lacking)}. "
+            f"Expected files of these names with {', '.join(ANNOTATION_SUFFIXES)}; slides of class "
+            f"{table.classes[0]!r} need none."
+        )
+    return {row.slide_id: files[row.slide_id] for row in table.rows if row.slide_id in files}
