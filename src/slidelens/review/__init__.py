@@ -1,0 +1,1 @@
+"""Review of false positives and false negatives: errors, evidence, decisions, report."""

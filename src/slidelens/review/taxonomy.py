@@ -1,0 +1,98 @@
+"""Categories of errors: those of the streaming paper, or an edited file of one's own."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slidelens.errors import ResultError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["TAXONOMY", "TAXONOMY_FILE", "Kind", "Taxonomy", "read_taxonomy", "write_taxonomy"]
+
+Kind = Literal["fp", "fn"]
+Taxonomy = dict[Kind, tuple[str, ...]]
+
+TAXONOMY_FILE = "taxonomy.toml"
+
+TAXONOMY: Mapping[Kind, tuple[str, ...]] = {
+    "fp": (
+        "Normal mimicking tumor",
+        "Inflammation",
+        "Tissue artefacts",
+        "Bladder epithelium",
+        "Colon epithelium",
+    ),
+    "fn": (
+        "Little amount of tumor",
+        "Tissue artefacts",
+        "Low-grade tumor",
+        "Inflammation-like",
+        "Unclear reason",
+    ),
+}
+"""Possible sources of errors (streaming-prostate-2020, Table III)."""
+
+_KEYS: Mapping[str, Kind] = {"false_positives": "fp", "false_negatives": "fn"}
+_HEAD = """\
+# Categories of errors, in the order in which they are listed. Edit them as your organ asks.
+# Decisions that name a category which is no longer here keep it, and are still counted.
+"""
+
+
+def read_taxonomy(folder: str | Path) -> Taxonomy:
+    """Read ``taxonomy.toml`` of an evaluation folder; without one, :data:`TAXONOMY`.
+
+    Raises
+    ------
+    ResultError
+        A file that is damaged, or lacks one of its two lists.
+    """
+    path = Path(folder) / TAXONOMY_FILE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return dict(TAXONOMY)
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read ({error}); mend or delete it.") from error
+    return {kind: _names(path, key, content.get(key)) for key, kind in _KEYS.items()}
+
+
+def write_taxonomy(folder: str | Path) -> Path:
+    """Write the default categories to be edited; a file that is there is left as it is.
+
+    Raises
+    ------
+    ResultError
+        A folder that cannot be written.
+    """
+    path = Path(folder) / TAXONOMY_FILE
+    if path.exists():
+        return path
+    lists = "".join(f"\n{key} = [\n{_lines(kind)}]\n" for key, kind in _KEYS.items())
+    try:
+        write_atomic(path, _HEAD + lists)
+    except OSError as error:
+        raise ResultError(
+            f"{path}: cannot be written ({error.strerror or error}); copy the evaluation folder to "
+            "a place where you may write."
+        ) from error
+    return path
+
+
+def _lines(kind: Kind) -> str:
+    return "".join(f'    "{name}",\n' for name in TAXONOMY[kind])
+
+
+def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    good = isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+    if not good or not value:
+        raise ResultError(f'{path}: {key} must be a list of names, such as {key} = ["..."].')
+    names = tuple(v.strip() for v in value)
+    if len(set(names)) < len(names):
+        raise ResultError(f"{path}: {key} names a category twice.")
+    return names
