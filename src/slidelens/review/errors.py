@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+_TIE = 1e-9  # a score that is the mean itself must not fall below it by rounding
+
+
 class Verdict(NamedTuple):
     """What one method says of a slide.
 
@@ -252,7 +255,7 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     for name, one in saved.cases.items():
         called = calls[name].predictions
         margins = _margins(one.probabilities, calls[name].threshold)
-        sure = one.probabilities[np.arange(len(called)), called] >= _usual(one)[called]
+        sure = one.probabilities[np.arange(len(called)), called] >= _usual(one)[called] - _TIE
         for i, row in enumerate(one.rows):
             said = _Said(
                 name,
