@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slidelens.errors import ModelError
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,7 @@ BackboneName = Literal[
     "mobilenet_v3_large",
     "efficientnet_b0",
     "convnext_tiny",
+    "googlenet",
 ]
 BACKBONES: tuple[BackboneName, ...] = get_args(BackboneName)
 
@@ -93,12 +96,14 @@ def build_features(name: BackboneName) -> Features:
     if name not in BACKBONES:
         raise ModelError(f"no backbone {name!r}: choose one of {', '.join(BACKBONES)}.")
     network = _torchvision(name)
-    if name.startswith("resnet"):
-        parts = OrderedDict((k, m) for k, m in network.named_children() if k not in _RESNET_HEAD)
+    if hasattr(network, "fc"):
+        parts = OrderedDict((k, m) for k, m in network.named_children() if k not in _HEAD)
         dim = network.fc.in_features
     else:
         parts = OrderedDict(features=network.features)
         dim = _width(network)
+    if name in _TRANSFORMED:
+        parts = OrderedDict(transform=_TransformInput(), **parts)
     norm = network.classifier[0] if name == "convnext_tiny" else nn.Identity()
     return Features(name, nn.Sequential(parts), norm, int(dim))
 
@@ -149,13 +154,33 @@ def freeze_norm_statistics(module: nn.Module) -> None:
             part.eval()
 
 
-_RESNET_HEAD = ("avgpool", "fc")
+_HEAD = ("avgpool", "dropout", "fc", "aux1", "aux2")
+_TRANSFORMED = ("googlenet",)
+_OPTIONS: Mapping[str, Mapping[str, bool]] = {
+    "googlenet": {"init_weights": False, "aux_logits": True}  # as in the weights file
+}
+
+
+class _TransformInput(nn.Module):
+    """From ImageNet's normalisation to -1..1, in which torchvision's GoogLeNet was trained."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        scale = torch.tensor(IMAGENET_STD).view(3, 1, 1, 1) / 0.5
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", (torch.tensor(IMAGENET_MEAN) - 0.5) / 0.5, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, self.scale, self.shift, groups=3)
 
 
 def _torchvision(name: BackboneName) -> Any:  # reason: parts differ by network
     from torchvision import models  # a second to import: only who builds a network pays
 
-    return models.get_model(name, weights=None)
+    return models.get_model(name, weights=None, **_OPTIONS.get(name, {}))
 
 
 @cache
