@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,9 @@ __all__ = ["CLASSES", "Layout", "Pen", "PhantomSpec", "PhantomTruth", "layout_of
 
 CLASSES = ("normal", "tumor")
 """Slide labels, in label order."""
+
+_FOLLICLE_TONE = (0.895, 0.805)
+"""What brings a follicle's haematoxylin and eosin, on the mean, to those of tumour areas."""
 
 _LESION_UM = 140.0
 """Lesions are not planned smaller than this radius: a few tumour glands must fit."""
@@ -43,6 +46,11 @@ class PhantomSpec:
         Number of tumour areas; 0 makes a normal slide.
     tumor_fraction
         Share of the tissue that the tumour areas take together (less where they do not fit).
+    follicles
+        Number of lymphoid follicles: benign crowds of lymphocytes, as large and as dark as tumour
+        areas. From afar the two look alike; only glands and nuclei tell them apart.
+    section
+        Width and height of the tissue as a share of what fits; below 1 its place is random.
     pen
         Colour of a pen stroke beside the tissue, or none.
     stain
@@ -59,6 +67,8 @@ class PhantomSpec:
     seed: int = 0
     lesions: int = 0
     tumor_fraction: float = 0.12
+    follicles: int = 0
+    section: float = 1.0
     pen: Pen | None = None
     stain: tuple[float, float] | None = None
     quality: int = 85
@@ -71,6 +81,8 @@ class PhantomSpec:
             raise ValueError(f"mpp must be above 0 µm/px, not {self.mpp}")
         if self.lesions < 0 or not 0 < self.tumor_fraction < 1:
             raise ValueError("lesions must be at least 0 and tumor_fraction between 0 and 1")
+        if self.follicles < 0 or not 0 < self.section <= 1:
+            raise ValueError("follicles must be at least 0 and section above 0, at most 1")
 
     @property
     def slide_size(self) -> Size:
@@ -114,10 +126,12 @@ class Layout:
     key: int
     pieces: tuple[Blob, ...]
     lesions: tuple[Blob, ...]
+    follicles: tuple[Blob, ...]
     pen: tuple[Any, ...]  # shapely polygons
     stain: tuple[float, float]
     hue: tuple[float, float, float]  # density of stain in R, G, B, about 1
     pale: float  # how light the tumour's nuclei are: mean colour must not tell
+    tones: tuple[tuple[float, float], ...]  # density of stains in each lesion, then each follicle
 
 
 @lru_cache(maxsize=16)
@@ -133,43 +147,84 @@ def layout_of(spec: PhantomSpec) -> Layout:
         centre = ((n + 0.5) * w, height / 2) if along else (width / 2, (n + 0.5) * h)
         radii = (w * rng.uniform(0.40, 0.46), h * rng.uniform(0.38, 0.46))
         pieces.append(Blob.random(rng, centre, radii, rough=0.22, orders=40))
+    if spec.section < 1:
+        pieces = _shrunk(pieces, spec, (width, height))
     # Staining has its own stream: a slide with and without lesions differs only by the lesions.
     dye = np.random.default_rng([spec.seed, 7])
     stain = (float(dye.uniform(0.8, 1.25)), float(dye.uniform(0.75, 1.25)))
+    lesions = _place_areas(rng, spec, pieces, spec.lesions)
+    # Follicles have their own stream too: without any, a slide is what it was.
+    other = np.random.default_rng([spec.seed, 8])
+    follicles = _place_areas(other, spec, pieces, spec.follicles, lesions)
     return Layout(
         key=(spec.seed + 1) * 1_000_003,
         pieces=tuple(pieces),
-        lesions=_place_lesions(rng, spec, pieces),
+        lesions=lesions,
+        follicles=follicles,
         pen=(_pen_area(spec, pieces[0]),) if spec.pen else (),
         stain=spec.stain or stain,
         hue=(float(dye.uniform(0.92, 1.08)), 1.0, float(dye.uniform(0.9, 1.1))),
         pale=float(dye.uniform(0.55, 1.1)),
+        tones=_tones(other, len(lesions), len(follicles)),
     )
 
 
-def _place_lesions(
-    rng: np.random.Generator, spec: PhantomSpec, pieces: list[Blob]
+def _tones(
+    rng: np.random.Generator, lesions: int, follicles: int
+) -> tuple[tuple[float, float], ...]:
+    """Draw how dark areas are; without follicles a lesion has no other area to be told from."""
+    means = [(1.0, 1.0)] * lesions
+    if not follicles:
+        return tuple(means)
+    means += [_FOLLICLE_TONE] * follicles
+    return tuple((h * rng.uniform(0.88, 1.12), e * rng.uniform(0.88, 1.12)) for h, e in means)
+
+
+def _shrunk(pieces: list[Blob], spec: PhantomSpec, extent: tuple[float, float]) -> list[Blob]:
+    """Make the tissue smaller and put it anywhere on the slide."""
+    rng = np.random.default_rng([spec.seed, 9])
+    part = spec.section
+    shift = [float(rng.uniform(0, (1 - part) * length)) for length in extent]
+    return [
+        replace(
+            piece,
+            x=piece.x * part + shift[0],
+            y=piece.y * part + shift[1],
+            rx=piece.rx * part,
+            ry=piece.ry * part,
+        )
+        for piece in pieces
+    ]
+
+
+def _place_areas(
+    rng: np.random.Generator,
+    spec: PhantomSpec,
+    pieces: list[Blob],
+    count: int,
+    taken: tuple[Blob, ...] = (),
 ) -> tuple[Blob, ...]:
-    """Put lesions inside tissue, apart from each other; they shrink until they fit."""
+    """Put lesions or follicles inside tissue, apart from all others; they shrink until they fit."""
     areas = np.array([p.rx * p.ry for p in pieces])
-    lesions: list[Blob] = []
-    for _ in range(spec.lesions):
-        radius = float(np.sqrt(areas.sum() * spec.tumor_fraction / spec.lesions))
+    placed: list[Blob] = []
+    for _ in range(count):
+        radius = float(np.sqrt(areas.sum() * spec.tumor_fraction / max(spec.lesions, 1)))
         radius = max(radius, _LESION_UM)
         while True:
             home = pieces[rng.choice(len(pieces), p=areas / areas.sum())]
             turn, out = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform()) * 0.9
             x, y = home.x + home.rx * out * np.cos(turn), home.y + home.ry * out * np.sin(turn)
             ring = np.exp(2j * np.pi * np.arange(24) / 24) * radius * 1.25
-            apart = all(np.hypot(x - b.x, y - b.y) > 1.3 * (radius + b.rx) for b in lesions)
+            others = (*taken, *placed)
+            apart = all(np.hypot(x - b.x, y - b.y) > 1.3 * (radius + b.rx) for b in others)
             if apart and float(home.gap(x + ring.real, y + ring.imag).min()) > 0:
                 break
             radius *= 0.97
         stretch = float(rng.uniform(0.8, 1.0))
-        lesions.append(
+        placed.append(
             Blob.random(rng, (x, y), (radius, radius * stretch), rough=0.3, orders=6, within=False)
         )
-    return tuple(lesions)
+    return tuple(placed)
 
 
 def truth(spec: PhantomSpec) -> PhantomTruth:

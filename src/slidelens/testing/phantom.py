@@ -61,6 +61,9 @@ _PENS = {"blue": (28, 52, 160), "green": (20, 120, 60), "black": (32, 32, 36), "
 _DRAW = 512  # px drawn at once: bounds the memory of the planes, and they stay in the cache
 
 
+_CROWD = 0.75
+"""Share of places where lymphocytes can be that are taken in a follicle."""
+
 _EDGE_UM = 1.0
 """Half the width over which tissue fades into the glass."""
 
@@ -126,18 +129,21 @@ def _inside(window: Window, blobs: tuple[Blob, ...]) -> Plane:
 
 def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     window, key = canvas.window, layout.key
+    areas = layout.lesions + layout.follicles
 
     def fat(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         inner = np.minimum(1, gap(layout.pieces, x, y) / 60 - 1)
-        away = np.minimum(1, -gap(layout.lesions, x, y) / 60 - 1)
+        away = np.minimum(1, -gap(areas, x, y) / 60 - 1)
         return np.minimum(np.minimum(inner, away), cloud_at(key + 60, x, y, 520.0) - 0.55)
 
     def inflamed(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
         patches = cloud_at(key + 70, x, y, 260.0) + 0.3 * cloud_at(key + 71, x, y, 60.0)
-        return np.clip(0.06 + 2.2 * (patches - 0.2), 0.04, 0.95)
+        amount = np.clip(0.06 + 2.2 * (patches - 0.2), 0.04, 0.95)
+        crowd = np.clip(gap(layout.follicles, x, y) / 40, 0, _CROWD)
+        return np.maximum(amount, crowd)
 
     def benign(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
-        here = (gap(layout.pieces, x, y) > reach) & (gap(layout.lesions, x, y) < -1.15 * reach)
+        here = (gap(layout.pieces, x, y) > reach) & (gap(areas, x, y) < -1.15 * reach)
         return here & (fat(x, y) < -0.1) & (cloud_at(key + 80, x, y, 420.0) > -0.45)
 
     def tumor(x: NDArray[Any], y: NDArray[Any], reach: NDArray[Any]) -> NDArray[np.bool_]:
@@ -157,8 +163,19 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
     # Staining varies over a section more than tissues differ, and a tumour's loose, swollen stroma
     # is pale: mean colour must not give the tumour away, only its architecture.
     lesion = smoothstep(0.0, 40.0, _inside(window, layout.lesions))
+    _tone(canvas, layout)
     canvas.h *= edge * (1 - 0.30 * lesion) * (1 + 0.3 * window.cloud(key + 95, 240.0))
     canvas.e *= edge * (1 - 0.17 * lesion) * (1 + 0.25 * window.cloud(key + 96, 300.0))
+
+
+def _tone(canvas: Canvas, layout: Layout) -> None:
+    """Stain lesions and follicles so that neither is darker than the other on the mean."""
+    areas = layout.lesions + layout.follicles
+    for area, (h, e) in zip(areas, layout.tones, strict=True):
+        if (h, e) != (1.0, 1.0):
+            inside = smoothstep(0.0, 40.0, _inside(canvas.window, (area,)))
+            canvas.h *= 1 + np.float32(h - 1) * inside
+            canvas.e *= 1 + np.float32(e - 1) * inside
 
 
 def _to_rgb(canvas: Canvas, shading: Plane, layout: Layout) -> NDArray[np.uint8]:
