@@ -62,7 +62,12 @@ def test_learns_and_writes_a_package_that_runs(reference):
     assert [row["stage"] for row in rows] == ["1", "2", "2"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    assert sorted(p.name for p in (out / "training").iterdir()) == ["history.csv"]
+    assert sorted(p.name for p in (out / "training").iterdir()) == [
+        "config.yaml",
+        "history.csv",
+        "tensorboard",
+        "tune.csv",
+    ]
 
 
 def test_progress_counts_every_step(reference):

@@ -104,8 +104,9 @@ class TrainBars(Bar):
 
     def show(self, step: TrainProgress) -> None:
         """Show one step."""
+        fold = f"fold {step.fold}/{step.folds}, " if step.folds else ""
         if step.doing == "epoch":
-            parts = [f"epoch {step.epoch}/{step.epochs}"]
+            parts = [f"{fold}epoch {step.epoch}/{step.epochs}"]
             parts += [
                 f"{name} {value:.3f}"
                 for name, value in (
@@ -118,4 +119,4 @@ class TrainBars(Bar):
             self.line("  ".join([*parts, f"{step.seconds:.0f} s"]))
         elif step.doing in _VERBS:
             where = f"epoch {step.epoch}/{step.epochs}: " if step.epoch else ""
-            self.update(where + _VERBS[step.doing], step.done, step.total, step.slide_id)
+            self.update(fold + where + _VERBS[step.doing], step.done, step.total, step.slide_id)

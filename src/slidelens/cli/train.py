@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
-from slidelens.cli.options import DeviceOption, JsonOption, parse_mpp
+from slidelens.cli.options import JsonOption, parse_mpp
 from slidelens.cli.progress import TrainBars
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from slidelens.engine.loop import TrainProgress
 
 __all__ = ["register"]
@@ -62,86 +64,133 @@ def _add_families(group: typer.Typer) -> None:
 
 def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
     def train(
-        slides: Annotated[Path, typer.Option(help="Folder of slides.")],
+        slides: Annotated[Path | None, typer.Option(help="Folder of slides.")] = None,
         labels: Annotated[
-            Path, typer.Option(help="CSV: slide_id,label and, if wanted, split and patient.")
-        ],
-        out: Annotated[Path, typer.Option(help="Folder of the model package to write.")],
+            Path | None,
+            typer.Option(help="CSV: slide_id,label and, if wanted, split and patient."),
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Folder of the model package to write.")
+        ] = None,
         annotations: Annotated[
             Path | None, typer.Option(help="Folder of annotations, for families that learn them.")
         ] = None,
         weights: Annotated[
             str | None,
-            typer.Option(help="Initial weights: imagenet, none, or a safetensors file."),
+            typer.Option(
+                help="Initial weights: imagenet, none, or a safetensors file. [default: imagenet]"
+            ),
         ] = None,
         from_model: Annotated[
             str | None, typer.Option("--from", help="Fine-tune this model (name or folder).")
         ] = None,
-        preset: Annotated[str, typer.Option(help="Named schedule: default or paper.")] = "default",
+        preset: Annotated[
+            str | None,
+            typer.Option(help="Named schedule: default or paper. [default: default]"),
+        ] = None,
         epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs.")] = None,
-        seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+        seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+        fraction: Annotated[
+            float | None,
+            typer.Option(help="Part of the training slides to learn from. [default: 1]"),
+        ] = None,
+        folds: Annotated[
+            int | None, typer.Option(min=2, help="Cross-validate: a model per fold.")
+        ] = None,
         resume: Annotated[bool, typer.Option(help="Go on with a training that stopped.")] = False,
-        config: Annotated[Path | None, typer.Option(help="YAML or JSON file of fields.")] = None,
+        config: Annotated[
+            Path | None,
+            typer.Option(help="YAML file of options and fields; options given here come first."),
+        ] = None,
         assignments: Annotated[
             list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field.")
         ] = None,
         slide_mpp: Annotated[
             str | None, typer.Option(help="Resolution of slides that state none, as predict --mpp.")
         ] = None,
-        device: DeviceOption = "auto",
+        device: Annotated[
+            str | None,
+            typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", metavar="D"),
+        ] = None,
+        devices: Annotated[
+            int | None, typer.Option(min=1, help="GPUs (or processes) of a node. [default: 1]")
+        ] = None,
+        nodes: Annotated[
+            int | None, typer.Option(min=1, help="Machines of a cluster job. [default: 1]")
+        ] = None,
         as_json: JsonOption = False,
         **fields: Any,
     ) -> None:
-        from slidelens.engine.train import train as run
-
-        given = _read_config(config)
+        named = {
+            "slides": slides,
+            "labels": labels,
+            "out": out,
+            "annotations": annotations,
+            "weights": weights,
+            "from": from_model,
+            "preset": preset,
+            "epochs": epochs,
+            "seed": seed,
+            "fraction": fraction,
+            "folds": folds,
+            "slide_mpp": slide_mpp,
+            "device": device,
+            "devices": devices,
+            "nodes": nodes,
+        }
+        options, given = _merged(name, config, named)
         for kind in configs:
             given |= given_fields(fields, kind)
-        steps = run(
-            name,
-            slides,
-            labels,
-            out,
-            annotations=annotations,
-            weights=weights,
-            from_model=from_model,
-            preset=preset,
-            epochs=epochs,
-            seed=seed,
-            resume=resume,
-            config=given,
-            overrides=parse_assignments(assignments or []),
-            mpp=parse_mpp(slide_mpp),
-            device=device,
-        )
+        steps = _begin(name, options, resume, given, parse_assignments(assignments or []))
         with closing(steps), TrainBars(quiet=as_json) as bars:
             last = None
             for last in steps:
                 bars.show(last)
-        assert last is not None
-        _conclude(out, last, as_json)
+        if last is not None:  # a second process of the same training says nothing
+            _conclude(Path(options["out"]), last, as_json)
 
     return train
 
 
-def _read_config(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise typer.BadParameter(f"--config {path}: {error.strerror}") from error
-    try:
-        import yaml
+def _merged(
+    family: str, file: Path | None, named: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put the options of the command line over those of a file; return the file's fields too."""
+    from slidelens.engine.train_file import read_train_file
 
-        fields = yaml.safe_load(text)
-    except ImportError:
-        fields = json.loads(text)
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise typer.BadParameter(f"--config {path}: expected a mapping of fields to values")
-    return fields
+    options, fields = ({}, {}) if file is None else read_train_file(file, family)
+    options |= {key: value for key, value in named.items() if value is not None}
+    lacking = [f"--{key}" for key in ("slides", "labels", "out") if key not in options]
+    if lacking:
+        raise typer.BadParameter(f"missing {', '.join(lacking)}")
+    return options, fields
+
+
+def _begin(
+    family: str,
+    options: dict[str, Any],
+    resume: bool,
+    fields: dict[str, Any],
+    overrides: dict[str, str],
+) -> Generator[TrainProgress]:
+    request = dict(options)
+    places = [request.pop(key) for key in ("slides", "labels", "out")]
+    resolution = request.pop("slide_mpp", None)
+    if isinstance(resolution, list):
+        resolution = ",".join(map(str, resolution))
+    if "from" in request:
+        request["from_model"] = request.pop("from")
+    if "fold" in request:
+        request["fold"] = tuple(request["fold"])
+    request |= {"config": fields, "overrides": overrides, "resume": resume}
+    request["mpp"] = None if resolution is None else parse_mpp(str(resolution))
+    if "folds" in request:
+        from slidelens.engine.folds import train_folds
+
+        return train_folds(family, *places, **request)
+    from slidelens.engine.train import train
+
+    return train(family, *places, **request)
 
 
 def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
@@ -155,6 +204,10 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
         }
         typer.echo(json.dumps(facts, indent=2))
         return
-    auc = "" if last.tune_auc is None else f", AUC {last.tune_auc:.3f} on the tuning split"
+    split = f"mean of {last.folds} folds" if last.folds else "on the tuning split"
+    auc = "" if last.tune_auc is None else f", AUC {last.tune_auc:.3f} {split}"
     typer.echo(f"{out}: trained in {last.seconds / 60:.1f} minutes{auc}")
+    if last.folds:
+        typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; a model lies in each fold")
+        return
     typer.echo(f"next: slidelens predict SLIDE --model {out} --out results")

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch.utils.tensorboard import SummaryWriter
+
     from slidelens.families.training import Outcome, Work
 
-__all__ = ["Score", "judge", "scores_of", "write_history"]
+__all__ = ["TUNE_TABLE", "History", "Score", "judge", "scores_of", "write_scores"]
+
+TUNE_TABLE = "tune.csv"
+"""Name of the table that :func:`write_scores` makes, beside the history."""
 
 Score = tuple[int, float, list[float]]
 """Label, loss and class probabilities of a tuning slide."""
@@ -39,10 +44,49 @@ def judge(scores: Mapping[str, Score]) -> tuple[float, float | None]:
     return loss, float(np.mean(areas)) if np.isfinite(areas).all() else None
 
 
-def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write one CSV row per epoch."""
+class History:
+    """The rows of a run's epochs: ``history.csv`` and TensorBoard's logs, in one folder.
+
+    The logs are opened at the first epoch that is added; an epoch that a resumed run does again
+    replaces itself in them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write all rows so far; the last one is new."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomic(self._folder / "history.csv", text.getvalue())
+        self._log(rows[-1])
+
+    def close(self) -> None:
+        """Close the logs."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = str(self._folder / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=row["epoch"])
+        for name, value in row.items():
+            if name not in ("epoch", "stage") and value is not None:
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+
+def write_scores(path: Path, scores: Mapping[str, Score], classes: Sequence[str]) -> None:
+    """Write one CSV row per tuning slide: slide_id, label, loss, prob_<class>..."""
     text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(history)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["slide_id", "label", "loss", *(f"prob_{name}" for name in classes)])
+    for slide, (label, loss, probabilities) in sorted(scores.items()):
+        table.writerow([slide, classes[label], loss, *probabilities])
     write_atomic(path, text.getvalue())

@@ -54,6 +54,11 @@ class LabelledSlide:
     split: Split | None = None
     patient: str | None = None
 
+    @property
+    def patient_key(self) -> str:
+        """Who the slide is of; a slide without a patient is one of its own."""
+        return f"patient {self.patient}" if self.patient else f"slide {self.slide_id}"
+
 
 @dataclass(frozen=True)
 class LabelTable:
@@ -187,8 +192,7 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
     random = np.random.default_rng(seed)
     label_of: dict[str, int] = {}
     for row in table.rows:  # a patient counts for the highest class among its slides
-        patient = _patient(row)
-        label_of[patient] = max(row.label, label_of.get(patient, 0))
+        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
     held: set[str] = set()
     for label in range(len(table.classes)):
         patients = sorted(p for p, found in label_of.items() if found == label)
@@ -199,7 +203,7 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
             f"{table.path}: {len(label_of)} patients of {len(table.classes)} classes are too few "
             "to split into train and tune; label more slides, or add a column 'split'."
         )
-    rows = (replace(r, split="tune" if _patient(r) in held else "train") for r in table.rows)
+    rows = (replace(r, split="tune" if r.patient_key in held else "train") for r in table.rows)
     return replace(table, rows=tuple(rows))
 
 
@@ -284,10 +288,6 @@ def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
 
 def _unknown_split(row: Mapping[str, str]) -> bool:
     return bool(row["split"]) and row["split"].lower() not in _SPLITS
-
-
-def _patient(row: LabelledSlide) -> str:
-    return f"patient {row.patient}" if row.patient else f"slide {row.slide_id}"
 
 
 def _refuse_duplicates(path: Path, ids: Sequence[str]) -> None:

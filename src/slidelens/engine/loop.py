@@ -8,10 +8,11 @@ iteration; closing the iterator saves and stops.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,10 +23,12 @@ from slidelens.engine.checkpoint import (
     random_state,
     restore_random,
 )
-from slidelens.engine.history import Score, judge, scores_of, write_history
+from slidelens.engine.history import TUNE_TABLE, History, judge, scores_of, write_scores
 from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.optimiser import make_optimizer, optimizer_state, restore_optimizer
+from slidelens.engine.replicas import Replicas
 from slidelens.engine.selection import Window, best_window, wanted_epochs
+from slidelens.engine.train_state import Position, TrainProgress
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import freeze_norm_statistics
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
+    from slidelens.engine.replicas import Round
+    from slidelens.engine.train_state import Doing
     from slidelens.families.base import Model
     from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work
 
@@ -43,47 +48,6 @@ SAVE_SECONDS = 60.0
 """Within an epoch, a checkpoint is written whenever this time has passed,"""
 SAVE_SHARE = 20.0
 """but so much longer than writing one takes that it costs a twentieth of the time at most."""
-
-Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainProgress:
-    """Where a training run stands: ``done`` of ``total`` steps of what it is ``doing``.
-
-    ``open`` goes once over all slides; ``scan``, ``train`` and ``tune`` are steps of epoch
-    ``epoch`` (from 1) of at most ``epochs``; ``epoch`` says that one ended, with its losses;
-    ``score`` runs the final weights over the tuning slides; ``done`` comes once, last.
-    """
-
-    doing: Doing
-    done: int = 0
-    total: int = 0
-    slide_id: str = ""
-    epoch: int = 0
-    epochs: int = 0
-    train_loss: float | None = None
-    tune_loss: float | None = None
-    tune_auc: float | None = None
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class _Position:
-    """How far the run is: all of it goes into the checkpoint."""
-
-    stage: int = 0
-    first: int = 0
-    """Epoch in which the stage began."""
-    epoch: int = 0
-    done: int = 0
-    """Works of the epoch that are done."""
-    updates: int = 0
-    train_losses: list[float] = field(default_factory=list)
-    tune: dict[str, Score] = field(default_factory=dict)
-    """Tuning slides that are scored in this epoch."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One row per epoch."""
 
 
 class TrainLoop:
@@ -112,6 +76,7 @@ class TrainLoop:
         settings: Mapping[str, Any],
     ) -> None:
         self.fabric = fabric
+        self.replicas = Replicas(fabric)
         self.task = task
         self.model: Model[Any] = task.model
         self.config = config
@@ -121,11 +86,14 @@ class TrainLoop:
         """Of the final weights, on the tuning split; filled at the end, as is the threshold."""
         self.threshold: float | None = None
         """Of highest accuracy on the tuning split; for two classes."""
-        self._at = _Position()
+        self._at = Position()
+        self._logs = History(store.folder)
         self._optimizer: Any  # Fabric wraps it, and then it is no Optimizer by type
         self._accumulated: list[str] = []
         """Slides whose gradients wait for the optimiser."""
         self._works_accumulated = 0
+        self._scanned: set[str] = set()
+        """Slides that this process scanned since the replicas' states were merged."""
         self._training: bool | None = None
         self._start = self._saved = perf_counter()
         self._save_took = 0.0
@@ -155,6 +123,7 @@ class TrainLoop:
         if resume:
             self._restore()
         else:
+            self.replicas.equalise(self.model.module)
             self._use(self._stage)
         try:
             while True:
@@ -168,6 +137,8 @@ class TrainLoop:
             if not self._accumulated:
                 self._save()
             raise
+        finally:
+            self._logs.close()
         yield from self._finish()
 
     @property
@@ -216,10 +187,11 @@ class TrainLoop:
             group["lr"] = group["full_lr"] * slower
         total = self.task.length(self._stage) + len(self.task.data.tune)
         works = chain(self.task.epoch(epoch, self._stage), self.task.evaluation())
-        for number, work in enumerate(works):
+        for ready in self.replicas.rounds(works):
+            number, work = ready[-1]
             if number < self._at.done:
                 continue
-            self._do(work, epoch)
+            self._do(ready, epoch)
             self._at.done = number + 1
             if not self._accumulated and perf_counter() - self._saved > self._pause:
                 self._save()
@@ -230,25 +202,34 @@ class TrainLoop:
         """Seconds to the next checkpoint within an epoch."""
         return max(SAVE_SECONDS, SAVE_SHARE * self._save_took)
 
-    def _do(self, work: Work, epoch: int) -> None:
-        training = work.phase == "train"
+    def _do(self, ready: Round, epoch: int) -> None:
+        """Do a round of works of one phase: this process its own; all learn every outcome."""
+        phase = ready[0][1].phase
+        training = phase == "train"
         if not training and self._accumulated:
             self._update()  # what is left of an accumulation
+        if phase != "scan" and self._scanned:
+            self.task.load_state(self.replicas.merge(self.task.state(), self._scanned))
+            self._scanned = set()
         self._set_mode(training)
-        if not training:
-            with torch.inference_mode():
-                outcome = self.task.step(work, epoch, _no_backward)
-            self._check(work, outcome)
-            if work.phase == "tune":
-                self._at.tune |= scores_of(work, outcome)
-            return
-        outcome = self.task.step(work, epoch, self._backward)
-        self._check(work, outcome)
-        self._at.train_losses += outcome.losses
-        self._accumulated += work.slides
-        self._works_accumulated += 1
-        if self._works_accumulated == self.config.accumulate:
-            self._update()
+        work = self.replicas.mine(ready)
+        outcome = None
+        if work is not None:
+            with nullcontext() if training else torch.inference_mode():
+                outcome = self.task.step(work, epoch, self._backward if training else _no_backward)
+            if phase == "scan" and self.replicas.count > 1:
+                self._scanned.update(work.slides)
+        for (_, done), found in zip(ready, self.replicas.share(outcome, ready), strict=True):
+            self._check(done, found)
+            if phase == "tune":
+                self._at.tune |= scores_of(done, found)
+            elif training:
+                self._at.train_losses += found.losses
+                self._accumulated += done.slides
+        if training:
+            self._works_accumulated += 1
+            if self._works_accumulated == self.config.accumulate:
+                self._update()
 
     def _set_mode(self, training: bool) -> None:
         if training != self._training:
@@ -267,6 +248,7 @@ class TrainLoop:
     def _update(self) -> None:
         """Average the gradients over the slides they came from and let the optimiser step."""
         parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
+        self.replicas.sum_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_div_(gradients, float(len(self._accumulated)))
         limit = self.config.clip_norm or math.inf
@@ -298,15 +280,18 @@ class TrainLoop:
             "tune_auc": area,
         }
         at.history.append(row)
-        self.store.save_weights(at.epoch, self.model.module.state_dict())
+        if self.replicas.is_first:
+            self.store.save_weights(at.epoch, self.model.module.state_dict())
         at.epoch += 1
         at.done, at.train_losses, at.tune = 0, [], {}
         self._save()
         first = at.first
-        self.store.keep_weights(
-            {first + e for e in wanted_epochs(self._losses, self.config.window)}
-        )
-        write_history(self.store.folder / "history.csv", at.history)
+        if self.replicas.is_first:
+            self.store.keep_weights(
+                {first + e for e in wanted_epochs(self._losses, self.config.window)}
+            )
+            self._logs.add(at.history)
+        self.replicas.wait()  # the weights of the epoch are there to be read
         return self._progress("epoch", at.epoch - first, self._stage.epochs)
 
     def _finish(self) -> Iterator[TrainProgress]:
@@ -315,15 +300,15 @@ class TrainLoop:
         chosen = list(window.epochs) if self.config.average else [window.centre]
         weights = [self.store.load_weights(self._at.first + epoch) for epoch in chosen]
         self.model.module.load_state_dict(average_weights(weights))
-        self._set_mode(False)
-        scores: dict[str, Score] = {}
         total = len(self.task.data.tune)
-        for number, work in enumerate(self.task.evaluation(), start=1):
-            with torch.inference_mode():
-                outcome = self.task.step(work, self._at.epoch, _no_backward)
-            self._check(work, outcome)
-            scores |= scores_of(work, outcome)
-            yield self._progress("score", number, total, work.slides[0])
+        self._at.tune = {}
+        for ready in self.replicas.rounds(self.task.evaluation()):
+            self._do(ready, self._at.epoch)
+            number, work = ready[-1]
+            yield self._progress("score", number + 1, total, work.slides[0])
+        scores = self._at.tune
+        if self.replicas.is_first:
+            write_scores(self.store.folder / TUNE_TABLE, scores, self.model.classes)
         loss, area = judge(scores)
         if len(self.model.classes) == 2:
             labels = [label for label, _, _ in scores.values()]
@@ -354,6 +339,8 @@ class TrainLoop:
         )
 
     def _save(self) -> None:
+        if not self.replicas.is_first:
+            return
         start = perf_counter()
         optimizer, groups = optimizer_state(self._optimizer)
         generators, generator_record = random_state()
@@ -386,7 +373,7 @@ class TrainLoop:
                 f"the checkpoint in {self.store.folder} was made with other settings "
                 f"({', '.join(changed)}); resume with the same ones, or train into another folder."
             )
-        self._at = _Position(**record["position"])
+        self._at = Position(**record["position"])
         self.model.module.load_state_dict(checkpoint.part("model."))
         self._use(self._stage)
         restore_optimizer(self._optimizer, checkpoint.part("optimizer."), record["optimizer"])

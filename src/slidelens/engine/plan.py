@@ -11,6 +11,7 @@ from slidelens.engine.annotations import find_annotations
 from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
+from slidelens.engine.splits import fold_table, take_fraction
 from slidelens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,8 +40,19 @@ class TrainPlan:
     seed: int = 0
     device: str = "auto"
     mpp: GivenMpp = None
+    devices: int = 1
+    """Processes on each node, every one with a device of its own."""
+    nodes: int = 1
     annotations: Mapping[str, Path] = field(default_factory=dict)
     """Slide id to file, for the families that learn from annotations."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """The options that were asked for, by the names of :mod:`slidelens.engine.train_file`."""
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """The whole training as :func:`~slidelens.engine.train_file.write_train_file` writes it."""
+        fields = self.config.model_dump(mode="json") | self.training.model_dump(mode="json")
+        return {"family": self.family, **self.request, **fields}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,6 +67,7 @@ class TrainPlan:
             "weights": self.weights,
             "from_model": self.from_model,
             "seed": self.seed,
+            "processes": self.devices * self.nodes,
         }
 
 
@@ -73,7 +86,11 @@ def plan_training(
     overrides: Mapping[str, str] | None = None,
     annotations: str | Path | None = None,
     from_model: str | Path | None = None,
+    fraction: float = 1.0,
+    fold: tuple[int, int] | None = None,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     mpp: GivenMpp = None,
 ) -> TrainPlan:
     """Resolve a request to train.
@@ -105,8 +122,17 @@ def plan_training(
         :func:`~slidelens.engine.annotations.find_annotations`.
     from_model
         A package to fine-tune: its configuration, classes and weights are the start.
+    fraction
+        Part of the training slides to learn from, above 0; see
+        :func:`~slidelens.engine.splits.take_fraction`.
+    fold
+        Number (from 1) and count of the folds of a cross-validation: this fold tunes, the others
+        train; see :func:`~slidelens.engine.splits.fold_table`.
     device, mpp
         As for :func:`slidelens.predict`.
+    devices, nodes
+        Processes on each machine, and machines: the steps of an epoch are shared among them, and
+        an update averages over as many times more slides; see :mod:`slidelens.engine.replicas`.
 
     Raises
     ------
@@ -131,7 +157,11 @@ def plan_training(
         own = base | own
     model_config = validated(family.config, own)
     training = _training(task.training, preset, other, model_config, epochs)
-    table = read_labels(Path(labels_csv), classes).split(seed).without("test")
+    if not 0 < fraction <= 1:
+        raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
+    table = read_labels(Path(labels_csv), classes)
+    table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
+    table = take_fraction(table.without("test"), fraction, seed)
     files = find_slides(Path(slides_dir))
     table = table.with_files(files)
     return TrainPlan(
@@ -146,6 +176,22 @@ def plan_training(
         seed=seed,
         device=device,
         mpp=mpp,
+        devices=devices,
+        nodes=nodes,
+        request={
+            "slides": str(slides_dir),
+            "labels": str(labels_csv),
+            "annotations": None if annotations is None else str(annotations),
+            "weights": None if weights is None else str(weights),
+            "from": None if from_model is None else str(from_model),
+            "seed": seed,
+            "fraction": fraction,
+            "fold": None if fold is None else list(fold),
+            "slide_mpp": str(mpp) if isinstance(mpp, Path) else mpp,
+            "device": device,
+            "devices": devices,
+            "nodes": nodes,
+        },
         annotations={} if annotations is None else find_annotations(Path(annotations), table),
     )
 

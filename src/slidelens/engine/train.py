@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import closing
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
-from slidelens.errors import LabelError, ModelError, SlideError
+from slidelens.engine.replicas import replica_strategy
+from slidelens.engine.train_file import write_train_file
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
@@ -85,10 +88,20 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
 
 
 def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
+    """Train; of several processes the first one tells how it goes."""
+    fabric, device = _fabric(plan)
+    with closing(_work(plan, store, fabric, device)) as steps:
+        for step in steps:
+            if fabric.global_rank == 0:
+                yield step
+
+
+def _work(
+    plan: TrainPlan, store: CheckpointStore, fabric: Fabric, device: torch.device
+) -> Generator[TrainProgress]:
     from slidelens.engine.loop import TrainLoop, TrainProgress
 
     start = perf_counter()
-    fabric, device = _fabric(plan)
     model, origin = _initial_model(plan, device)
     network = fabric.setup_module(model.module)
     slides = _open(plan, device)
@@ -96,12 +109,15 @@ def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
         yield from _check_slides(task, [row.slide_id for row in plan.labels.rows])
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
+        if loop.replicas.is_first:
+            _keep_request(plan)
         yield from loop.run(resume=store.exists)
     finally:
         slides.close()
-    model.card = _card(plan, loop, origin)
-    _publish(model, plan.out)
-    store.clear()
+    if loop.replicas.is_first:
+        model.card = _card(plan, loop, origin)
+        _publish(model, plan.out)
+        store.clear()
     last = loop.history[-1]
     yield TrainProgress(
         "done",
@@ -114,8 +130,18 @@ def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
     )
 
 
+def _keep_request(plan: TrainPlan) -> None:
+    """Leave the used configuration beside the history, so that it can be run again."""
+    path = plan.out / _STATE / "config.yaml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_train_file(path, plan.file)
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
 def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
-    """Start Fabric on the plan's device and seed every generator."""
+    """Start Fabric on the plan's devices and seed every generator."""
     from slidelens.engine.device import pick_device, uses_bf16
 
     try:
@@ -126,16 +152,34 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
             "pip install 'slidelens[train]'."
         ) from error
     device = pick_device(plan.device)
+    _check_devices(plan, device)
+    processes = plan.devices * plan.nodes
     bf16 = uses_bf16(device, plan.training.precision)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces its precision
+    only = [device.index or 0] if device.type == "cuda" and processes == 1 else plan.devices
     fabric = Fabric(
         accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
+        devices=only,
+        num_nodes=plan.nodes,
+        strategy=replica_strategy(processes),
         precision="bf16-mixed" if bf16 else "32-true",
     )
     fabric.launch()
     seed_everything(plan.seed, verbose=False)
-    return fabric, device
+    return fabric, device if processes == 1 else fabric.device
+
+
+def _check_devices(plan: TrainPlan, device: torch.device) -> None:
+    import torch
+
+    if plan.devices < 1 or plan.nodes < 1:
+        raise ModelError("training needs at least one device and one node.")
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type)
+    if there is not None and plan.devices > there:
+        raise ModelError(
+            f"--devices {plan.devices}: this machine has {there} of {device.type}; give at most "
+            "so many, or --nodes for several machines."
+        )
 
 
 def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:

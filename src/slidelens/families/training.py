@@ -238,7 +238,10 @@ class TrainTask(ABC, Generic[ConfigT]):
         """
 
     def state(self) -> dict[str, Any]:
-        """Return what later steps of the same epoch need, as JSON values."""
+        """Return what later steps of the same epoch need: by name, a mapping from slide id to JSON.
+
+        Where several processes train, each entry is taken from the one that scanned the slide.
+        """
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

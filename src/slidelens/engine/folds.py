@@ -1,0 +1,137 @@
+"""Cross-validation: a training per fold; each slide is scored by the model it was held from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.engine.history import TUNE_TABLE
+from slidelens.engine.labels import read_labels
+from slidelens.engine.metrics import auc
+from slidelens.engine.splits import fold_table
+from slidelens.engine.train import train
+from slidelens.errors import ModelError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from slidelens.engine.loop import TrainProgress
+
+__all__ = ["train_folds"]
+
+
+def train_folds(
+    family_name: str,
+    slides_dir: str | Path,
+    labels_csv: str | Path,
+    out: str | Path,
+    *,
+    folds: int,
+    resume: bool = False,
+    **options: Any,
+) -> Generator[TrainProgress]:
+    """Train one model per fold into ``out/fold-1``, ``out/fold-2``, ...; iterate to run it.
+
+    At the end ``out/folds.json`` has the AUC of each fold, its mean and standard deviation, and
+    ``out/out_of_fold.csv`` the probabilities of every slide by the model of the fold that it was
+    held out from. Both come from epochs that the held-out slides chose, as the tuning split does.
+
+    Parameters
+    ----------
+    folds
+        At least 2; see :func:`~slidelens.engine.splits.fold_table`.
+    family_name, slides_dir, labels_csv, out, resume, options
+        As for :func:`~slidelens.engine.train.train`. With ``resume``, finished folds are kept and
+        an unfinished one goes on.
+
+    Raises
+    ------
+    LabelError, ModelError, SlideError, ResultError
+        As :func:`~slidelens.engine.train.train`, the first of them at once.
+    """
+    if folds < 2:
+        raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
+    fold_table(read_labels(Path(labels_csv)), 1, folds, options.get("seed", 0))
+    request = (family_name, slides_dir, labels_csv)
+    places = [Path(out) / f"fold-{n}" for n in range(1, folds + 1)]
+    done = [(place / "model.json").exists() for place in places]
+    if any(done) and not resume:
+        raise ModelError(
+            f"{out} holds finished folds; continue with --resume, or give another folder."
+        )
+    first = done.index(False) if not all(done) else None
+    begun = None
+    if first is not None:  # so that faults of the input are raised now
+        begun = train(*request, places[first], fold=(first + 1, folds), resume=resume, **options)
+    return _steps(request, places, first, begun, resume, options)
+
+
+def _steps(
+    request: tuple[str, str | Path, str | Path],
+    places: Sequence[Path],
+    first: int | None,
+    begun: Generator[TrainProgress] | None,
+    resume: bool,
+    options: Mapping[str, Any],
+) -> Generator[TrainProgress]:
+    count = len(places)
+    last = None
+    for number, place in enumerate(places, start=1):
+        if (place / "model.json").exists():
+            continue
+        steps = begun if number - 1 == first else None
+        if steps is None:
+            steps = train(*request, place, fold=(number, count), resume=resume, **options)
+        for step in steps:
+            if step.doing != "done":
+                yield replace(step, fold=number, folds=count)
+            last = step
+    summary = _summarise(places)
+    if last is not None:
+        yield replace(last, doing="done", fold=count, folds=count, tune_auc=summary["auc_mean"])
+
+
+def _summarise(places: Sequence[Path]) -> dict[str, Any]:
+    """Put the folds' tables together and write what they came to."""
+    rows: list[dict[str, str]] = []
+    per_fold = []
+    for number, place in enumerate(places, start=1):
+        with (place / "training" / TUNE_TABLE).open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+        rows += [{"fold": str(number), **row} for row in table]
+        card = json.loads((place / "model.json").read_text(encoding="utf-8"))
+        metrics = card["metrics"]
+        per_fold.append({"fold": number, "n": len(table), "auc": metrics["auc"]})
+    areas = [fold["auc"] for fold in per_fold if fold["auc"] is not None]
+    summary: dict[str, Any] = {
+        "folds": per_fold,
+        "auc_mean": float(np.mean(areas)) if areas else None,
+        "auc_sd": float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
+        "auc_pooled": _pooled(rows),
+        "note": "held-out slides also chose the epochs: expect less on unseen slides",
+    }
+    root = places[0].parent
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(root / "out_of_fold.csv", text.getvalue())
+    write_atomic(root / "folds.json", json.dumps(summary, indent=2))
+    return summary
+
+
+def _pooled(rows: Sequence[Mapping[str, str]]) -> float | None:
+    """Return the AUC of all held-out scores together; for two classes."""
+    columns = [name for name in rows[0] if name.startswith("prob_")]
+    if len(columns) != 2:
+        return None
+    positive = columns[-1].removeprefix("prob_")
+    labels = [row["label"] == positive for row in rows]
+    return float(auc(labels, [float(row[columns[-1]]) for row in rows]))

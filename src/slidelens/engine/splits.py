@@ -1,0 +1,85 @@
+"""Other ways to divide a labels table: part of the training slides, and cross-validation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slidelens.errors import LabelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.engine.labels import LabelledSlide, LabelTable
+
+__all__ = ["fold_table", "take_fraction"]
+
+
+def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTable:
+    """Return the table with one fold for tuning and the others for training.
+
+    Folds are stratified by class, and a patient is in one of them only. Slides in split ``test``
+    stay out; other splits of the table are dropped.
+
+    Parameters
+    ----------
+    fold
+        1-based.
+    seed
+        The same seed gives the same folds.
+
+    Raises
+    ------
+    LabelError
+        A class with fewer patients than folds.
+    """
+    rows = [row for row in table.rows if row.split != "test"]
+    by_class = _patients_by_class(table, rows)
+    few = [table.classes[label] for label, names in by_class.items() if len(names) < folds]
+    if few:
+        raise LabelError(
+            f"{table.path}: class {', '.join(few)} has fewer patients than {folds} folds; label "
+            "more slides, or take fewer folds."
+        )
+    random = np.random.default_rng(seed)
+    order = [name for label in sorted(by_class) for name in random.permutation(by_class[label])]
+    held = set(order[fold - 1 :: folds])
+    return replace(
+        table,
+        rows=tuple(replace(r, split="tune" if r.patient_key in held else "train") for r in rows),
+    )
+
+
+def take_fraction(table: LabelTable, fraction: float, seed: int) -> LabelTable:
+    """Return the table with only a part of its training slides, for learning curves.
+
+    Whole patients are taken, stratified by class, at least one of each; a smaller fraction is a
+    part of a larger one. The tuning split stays as it is. Source:
+    streaming-prostate-2020, Table II.
+    """
+    if fraction == 1:
+        return table
+    rows = table.of("train")
+    random = np.random.default_rng(seed)
+    kept: set[str] = set()
+    for _, names in sorted(_patients_by_class(table, rows).items()):
+        count = max(1, round(fraction * len(names)))
+        kept.update(random.permutation(names)[:count].tolist())
+    return replace(
+        table,
+        rows=tuple(r for r in table.rows if r.split != "train" or r.patient_key in kept),
+    )
+
+
+def _patients_by_class(table: LabelTable, rows: Sequence[LabelledSlide]) -> dict[int, list[str]]:
+    """Return the patients of each class, sorted; one counts for the highest class it has."""
+    label_of: dict[str, int] = {}
+    for row in rows:
+        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
+    found: dict[int, list[str]] = defaultdict(list)
+    for label in range(len(table.classes)):
+        found[label] = sorted(name for name, own in label_of.items() if own == label)
+    return found

@@ -1,0 +1,89 @@
+"""A training in a YAML file: what ``train --config`` reads, and what every training leaves behind.
+
+Keys are the options of ``slidelens train`` (``slides``, ``labels``, ``seed``, ...) and the fields
+of the family's and the training's configuration, side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slidelens.errors import ModelError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["OPTIONS", "read_train_file", "write_train_file"]
+
+OPTIONS = (
+    "family",
+    "slides",
+    "labels",
+    "out",
+    "annotations",
+    "weights",
+    "from",
+    "preset",
+    "epochs",
+    "seed",
+    "fraction",
+    "fold",
+    "folds",
+    "slide_mpp",
+    "device",
+    "devices",
+    "nodes",
+)
+"""Keys that are options; all others are fields."""
+
+
+def read_train_file(path: Path, family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options and the fields of a YAML (or JSON) file.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read, is no mapping, or is of another family.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ModelError(
+            f"reading {path} needs PyYAML, which is not installed: pip install 'slidelens[train]'."
+        ) from error
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path}: expected a mapping of options and fields, such as 'seed: 0', not "
+            f"{type(content).__name__}."
+        )
+    given = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if given.get("family", family) != family:
+        raise ModelError(
+            f"{path} is a training of family {given['family']!r}; run slidelens train "
+            f"{given['family']} with it."
+        )
+    options = {key: given.pop(key) for key in OPTIONS if key in given}
+    options.pop("family", None)
+    return options, given
+
+
+def write_train_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write options and fields; those that are ``None`` are left out.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    import yaml
+
+    known = {key: value for key, value in content.items() if value is not None}
+    write_atomic(path, yaml.safe_dump(known, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,55 @@
+"""Where a training run stands: for the user, and for its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from slidelens.engine.history import Score
+
+__all__ = ["Doing", "Position", "TrainProgress"]
+
+Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """Where a training run stands: ``done`` of ``total`` steps of what it is ``doing``.
+
+    ``open`` goes once over all slides; ``scan``, ``train`` and ``tune`` are steps of epoch
+    ``epoch`` (from 1) of at most ``epochs``; ``epoch`` says that one ended, with its losses;
+    ``score`` runs the final weights over the tuning slides; ``done`` comes once, last.
+    """
+
+    doing: Doing
+    done: int = 0
+    total: int = 0
+    slide_id: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    train_loss: float | None = None
+    tune_loss: float | None = None
+    tune_auc: float | None = None
+    seconds: float = 0.0
+    fold: int = 0
+    """Of a cross-validation, from 1; 0 is none."""
+    folds: int = 0
+
+
+@dataclass(slots=True)
+class Position:
+    """How far the run is: all of it goes into the checkpoint."""
+
+    stage: int = 0
+    first: int = 0
+    """Epoch in which the stage began."""
+    epoch: int = 0
+    done: int = 0
+    """Works of the epoch that are done."""
+    updates: int = 0
+    train_losses: list[float] = field(default_factory=list)
+    tune: dict[str, Score] = field(default_factory=dict)
+    """Tuning slides that are scored in this epoch."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per epoch."""

@@ -1,0 +1,155 @@
+"""Cross-validation, trainings from files, several processes: each end to end on tiny slides."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from train_cohort import make_cohort, request
+
+from slidelens.engine.folds import train_folds
+from slidelens.engine.metrics import auc
+from slidelens.engine.package import load_model
+from slidelens.engine.train import train
+from slidelens.engine.train_file import read_train_file
+from slidelens.errors import ModelError
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"), train=6, tune=2)
+
+
+def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
+    asked = request(cohort, tmp_path / "cv")
+    steps = train_folds(**asked, folds=2)
+    for step in steps:
+        if step.fold == 2 and step.doing == "train":
+            break
+    steps.close()
+    assert not (tmp_path / "cv" / "folds.json").exists()
+    with pytest.raises(ModelError, match="finished folds"):
+        train_folds(**asked, folds=2)
+    first = (tmp_path / "cv" / "fold-1" / "weights.safetensors").stat().st_mtime_ns
+    rest = list(train_folds(**asked, folds=2, resume=True))
+    assert {step.fold for step in rest} == {2}
+    assert first == (tmp_path / "cv" / "fold-1" / "weights.safetensors").stat().st_mtime_ns
+
+    summary = json.loads((tmp_path / "cv" / "folds.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "cv" / "out_of_fold.csv").open()))
+    assert sorted(row["slide_id"] for row in rows) == [f"s{i}" for i in range(8)]
+    for fold in summary["folds"]:
+        own = [row for row in rows if row["fold"] == str(fold["fold"])]
+        assert fold["auc"] == auc(
+            [row["label"] == "tumour" for row in own], [float(row["prob_tumour"]) for row in own]
+        )
+    assert rest[-1].doing == "done"
+    assert rest[-1].tune_auc == summary["auc_mean"]
+    assert load_model(tmp_path / "cv" / "fold-2", "cpu").card["training_data"]["slides"]
+
+
+def test_less_than_two_folds_are_refused(cohort, tmp_path):
+    with pytest.raises(ModelError, match="at least 2 folds"):
+        train_folds(**request(cohort, tmp_path / "cv"), folds=1)
+
+
+def test_the_configuration_that_is_kept_trains_the_same_model(cohort, tmp_path):
+    list(train(**request(cohort, tmp_path / "first", fraction=0.5)))
+    kept = tmp_path / "first" / "training" / "config.yaml"
+    content = yaml.safe_load(kept.read_text())
+    assert content["fraction"] == 0.5
+    assert content["stages"][0]["trains"] == "head"
+    options, fields = read_train_file(kept, "mil")
+    places = {"slides_dir": options.pop("slides"), "labels_csv": options.pop("labels")}
+    list(train("mil", out=tmp_path / "again", config=fields, **places, **options))
+    one, two = ((tmp_path / n / "weights.safetensors").read_bytes() for n in ("first", "again"))
+    assert one == two
+
+
+def test_the_program_trains_from_a_file_and_the_command_line_comes_first(cohort, tmp_path):
+    file = tmp_path / "train.yaml"
+    asked = request(cohort, tmp_path / "unused")
+    stages = json.loads(asked["overrides"].pop("stages"))
+    numbers = {k: json.loads(v) for k, v in asked["overrides"].items() if k != "precision"}
+    content = {"slides": str(cohort / "slides"), "labels": str(cohort / "labels.csv"), "seed": 5}
+    content |= {"out": str(tmp_path / "unused"), "weights": "none", "backbone": "squeezenet1_1"}
+    file.write_text(yaml.safe_dump({**content, **numbers, "precision": "fp32", "stages": stages}))
+    out = tmp_path / "m"
+    command = ["train", "mil", "--config", file, "--out", out, "--seed", "1", "--device", "cpu"]
+    done = _run(command)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "unused").exists()
+    assert load_model(out, "cpu").card["training"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a mapping"),
+        ("family: local\nseed: 1", "run slidelens train local"),
+        ("a: [", "is not YAML"),
+        ("slides: s\nlabels: l\nout: o\ntiel: 3", "tiel"),
+    ],
+)
+def test_a_file_that_is_no_training_is_named(cohort, tmp_path, text, message):
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    done = _run(["train", "mil", "--config", file, "--out", tmp_path / "m"])
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_neither_file_nor_command_line_gives_is_asked_for(tmp_path):
+    done = _run(["train", "mil", "--out", tmp_path / "m"])
+    assert done.returncode == 2
+    assert "missing --slides, --labels" in done.stderr
+
+
+def test_two_processes_train_the_model_that_one_trains_with_twice_the_steps_per_update(
+    cohort, tmp_path
+):
+    """A round of two processes adds the gradients of two steps, as accumulation over two does."""
+    asked = {"train_batch": "1", "optimizer": "sgd", "average": "false"}
+    single = tmp_path / "single"
+    list(train(**request(cohort, single, overrides={**asked, "accumulate": "2"})))
+    fields = request(cohort, single, overrides={**asked, "accumulate": "1"})["overrides"]
+    out = tmp_path / "double"
+    done = _run(
+        [
+            *("train", "mil", "--slides", cohort / "slides", "--labels", cohort / "labels.csv"),
+            *("--out", out, "--backbone", "squeezenet1_1", "--weights", "none", "--seed", "1"),
+            *("--device", "cpu", "--devices", "2", "--json"),
+            *(part for k, v in fields.items() for part in ("--set", f"{k}={v}")),
+        ]
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 3  # one process speaks
+    mine, theirs = (load_file(place / "weights.safetensors") for place in (single, out))
+    for name, value in mine.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
+    one, two = (
+        (place / "training" / "tune.csv").read_text().splitlines() for place in (single, out)
+    )
+    assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in two]
+
+
+def _run(arguments: list[object]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    program = Path(sys.executable).with_name("slidelens")
+    return subprocess.run(
+        [str(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
