@@ -1,0 +1,142 @@
+"""Labels of patches from annotations: tumour, normal, or none.
+
+Source: multi-stage-segmentation-2019, section 4.1 (pre-processing).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from slidelens.errors import LabelError
+from slidelens.tiling.annotations import fraction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.geometry import Size
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["NOLABEL", "NORMAL", "TUMOUR", "PatchRules", "check_drawn"]
+
+NOLABEL, NORMAL, TUMOUR = -1, 0, 1
+
+
+@dataclass(frozen=True)
+class PatchRules:
+    """What makes a patch tumour or normal.
+
+    Attributes
+    ----------
+    tumour
+        Annotation classes that are tumour. Empty: a class that is called like the slides' positive
+        class, or else the only one there is.
+    normal
+        Annotation classes that are normal tissue. Empty: all that nothing is drawn on, as in
+        CAMELYON.
+    positive
+        What the labels call a positive slide.
+    tumour_share, normal_share
+        A patch is tumour if more than the one is tumour, else normal if more than the other is
+        normal (paper: 20 % and 80 %), else it has no label.
+    """
+
+    tumour: tuple[str, ...] = ()
+    normal: tuple[str, ...] = ()
+    positive: str = "tumour"
+    tumour_share: float = 0.2
+    normal_share: float = 0.8
+
+    def label(
+        self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size
+    ) -> NDArray[np.int8]:
+        """Label the patches of a positive slide.
+
+        Parameters
+        ----------
+        annotations
+            What is drawn on the slide.
+        boxes
+            ``(N, 4)`` x, y, w, h in level-0 px; what of them lies outside the slide does not count.
+        size
+            Of the slide.
+
+        Returns
+        -------
+        ``(N,)`` of :data:`TUMOUR`, :data:`NORMAL` or :data:`NOLABEL`.
+
+        Raises
+        ------
+        LabelError
+            See :meth:`tumour_of`.
+        """
+        inside = boxes.copy()
+        inside[:, 2:] = np.minimum(boxes[:, :2] + boxes[:, 2:], tuple(size)) - boxes[:, :2]
+        tumour = fraction(self.tumour_of(annotations), inside)
+        if self.normal:
+            normal = fraction([a for a in annotations if _is(a, self.normal)], inside)
+        else:
+            normal = 1 - fraction(annotations, inside)
+        labels = np.full(len(boxes), NOLABEL, np.int8)
+        labels[normal > self.normal_share] = NORMAL
+        labels[tumour > self.tumour_share] = TUMOUR
+        return labels
+
+    def tumour_of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
+        """Return the annotations that are tumour.
+
+        Raises
+        ------
+        LabelError
+            Classes of which none is known to be tumour.
+        """
+        others = [a for a in annotations if not _is(a, self.normal)]
+        wanted = self.tumour or (self.positive,)
+        found = [a for a in others if _is(a, wanted)]
+        names = sorted({a.label for a in others})
+        if found or not others:
+            return found
+        if not self.tumour and len(names) == 1:
+            return others
+        listed = ", ".join(repr(name) for name in names)
+        if self.tumour:
+            raise LabelError(
+                f"no annotation of class {' or '.join(self.tumour)}; there are {listed}. Name the "
+                "classes that are tumour with --set tumour=NAME."
+            )
+        raise LabelError(
+            f"annotations of the classes {listed}: say which are tumour with --set tumour=NAME "
+            '(of several: --set tumour=\'["A", "B"]\').'
+        )
+
+
+def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:
+    """Refuse annotations that cannot be of a slide of this size.
+
+    Raises
+    ------
+    LabelError
+        One that lies wholly outside the slide: it is of another slide, or not in level-0 px.
+    """
+    slide = shapely.box(0, 0, *size)
+    for annotation in annotations:
+        if not annotation.polygon.intersects(slide):
+            raise LabelError(
+                f"annotation {annotation.name or annotation.id or annotation.label!r} at "
+                f"{_place(annotation.polygon)} lies outside the slide of {size.width} x "
+                f"{size.height} px; expected level-0 px of this slide."
+            )
+
+
+def _is(annotation: Annotation, names: Sequence[str]) -> bool:
+    return annotation.label.casefold() in {name.casefold() for name in names}
+
+
+def _place(polygon: Any) -> str:
+    left, top, right, bottom = polygon.bounds
+    return f"x={left:.0f}..{right:.0f}, y={top:.0f}..{bottom:.0f}"
