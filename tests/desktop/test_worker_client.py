@@ -1,0 +1,156 @@
+"""The worker as a process: real predictions, cancelled, killed, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from slidelens.desktop.worker.client import WorkerClient
+from slidelens.desktop.worker.preview import Growing
+from slidelens.maps.result import Result
+from slidelens.testing.phantom import PhantomSpec, write_phantom
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "phantom.tif"
+    write_phantom(path, PhantomSpec(size=(2048, 1536), mpp=0.5, seed=5, lesions=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(qapp):
+    """One process for all tests of this file: importing torch takes seconds."""
+    client = WorkerClient()
+    yield client
+    client.close()
+
+
+def events(job) -> dict[str, list]:
+    """Collect what a job sends, by event; ``ended`` holds status and error."""
+    heard: dict[str, list] = {"ended": []}
+    job.event.connect(lambda message: heard.setdefault(message.name, []).append(message))
+    job.ended.connect(lambda *end: heard["ended"].append(end))
+    return heard
+
+
+def finish(qtbot, job) -> dict[str, list]:
+    heard = events(job)
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=60_000)
+    return heard
+
+
+def request(slide, out, **more):
+    return {
+        "slides": [str(slide)],
+        "models": [{"path": "demo-mil", "options": {}}],
+        "out": str(out),
+        "device": "cpu",
+        **more,
+    }
+
+
+def test_catalogue_lists_models_with_options_families_devices(client, qtbot, tmp_path):
+    (message,) = finish(qtbot, client.submit("catalogue", {"folders": [str(tmp_path / "gone")]}))[
+        "catalogue"
+    ]
+    models = {model["name"]: model for model in message.facts["models"]}
+    demo = models["demo-mil"]
+    assert demo["error"] is None
+    assert demo["intended_use"].startswith("Demonstration")
+    options = {option["name"]: option for option in demo["options"]}
+    assert set(options) >= {"overlap", "min_tissue", "batch_size"}
+    assert options["min_tissue"]["maximum"] == 1
+    assert options["batch_size"]["value"] == 64
+    mil = next(f for f in message.facts["families"] if f["name"] == "mil")
+    assert mil["trains"]
+    assert {"stages", "patience"} <= {field["name"] for field in mil["training"]}
+    assert message.facts["devices"][0]["name"] == "auto"
+
+
+def test_prediction_with_growing_map(client, qtbot, slide, tmp_path):
+    models = [{"path": "demo-mil", "options": {"overlap": 56, "batch_size": 8}}]
+    heard = finish(qtbot, client.submit("predict", request(slide, tmp_path, models=models)))
+    assert heard["ended"] == [("done", "")]
+    (outcome,) = heard["outcome"]
+    assert outcome.facts["status"] == "done"
+    result = Result.load(outcome.facts["folder"])
+    assert result.probabilities == outcome.facts["probabilities"]
+    stages = [m.facts["stage"] for m in heard["progress"]]
+    assert [stages[0], stages[-1]] == ["load", "done"]
+    assert any(m.facts["eta"] for m in heard["progress"] if m.facts["stage"] == "infer")
+    grown = Growing.of(heard["cells"][0])
+    for message in heard["cells"]:
+        assert message.facts["model"] == "demo-mil"
+        grown.add(message)
+    final = result.maps["probability"]
+    np.testing.assert_allclose(grown.values, final.read(), atol=1e-6)
+    assert grown.map.affine == final.affine
+
+
+def test_a_mistake_is_one_sentence(client, qtbot, slide, tmp_path):
+    bad = request(slide, tmp_path, models=[{"path": "no-such-model", "options": {}}])
+    ((status, error),) = finish(qtbot, client.submit("predict", bad))["ended"]
+    assert status == "failed"
+    assert error.startswith("no model 'no-such-model'")
+    odd = request(slide, tmp_path, models=[{"path": "demo-mil", "options": {"tile": 3}}])
+    ((_, error),) = finish(qtbot, client.submit("predict", odd))["ended"]
+    assert "its options are" in error
+
+
+def test_options_reach_the_model(client, qtbot, slide, tmp_path):
+    region = (512, 384, 1024, 768)
+    tiles = {}
+    for overlap in (0, 56):
+        models = [{"path": "demo-mil", "options": {"overlap": overlap, "min_tissue": 0}}]
+        out = tmp_path / str(overlap)
+        heard = finish(
+            qtbot, client.submit("predict", request(slide, out, models=models, region=region))
+        )
+        tiles[overlap] = len(Result.load(heard["outcome"][0].facts["folder"]).tiles)
+    assert tiles[56] > 2 * tiles[0] > 0
+
+
+def test_cancel_leaves_nothing_and_the_next_job_runs(client, qtbot, slide, tmp_path):
+    models = [{"path": "demo-mil", "options": {"overlap": 84, "batch_size": 4}}]
+    job = client.submit("predict", request(slide, tmp_path, models=models))
+    heard = events(job)
+    waiting = events(client.submit("catalogue", {"folders": []}))
+    qtbot.waitUntil(lambda: "cells" in heard, timeout=60_000)
+    job.cancel()
+    qtbot.waitUntil(lambda: bool(heard["ended"] and waiting["ended"]), timeout=20_000)
+    assert heard["ended"] == [("cancelled", "")]
+    assert waiting["ended"] == [("done", "")]
+    assert not list(tmp_path.glob("*/*/result.json"))
+
+
+def test_a_killed_worker_is_reported_and_replaced(client, qtbot, slide, tmp_path):
+    models = [{"path": "demo-mil", "options": {"overlap": 84, "batch_size": 4}}]
+    heard = events(client.submit("predict", request(slide, tmp_path, models=models)))
+    qtbot.waitUntil(lambda: "cells" in heard, timeout=60_000)
+    os.kill(client.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=5_000)
+    ((status, error),) = heard["ended"]
+    assert status == "died"
+    assert "was killed" in error
+    assert not list(tmp_path.glob("*/*/result.json"))
+    again = finish(qtbot, client.submit("predict", request(tmp_path / "gone.svs", tmp_path)))
+    assert [o.facts["status"] for o in again["outcome"]] == ["failed"]  # but the worker works
+    assert "gone.svs" in again["outcome"][0].facts["error"]
+
+
+def test_closing_ends_the_process_and_cancels(qtbot, slide, tmp_path):
+    client = WorkerClient()
+    models = [{"path": "demo-mil", "options": {"overlap": 84, "batch_size": 4}}]
+    heard = events(client.submit("predict", request(slide, tmp_path, models=models)))
+    qtbot.waitUntil(lambda: "progress" in heard, timeout=60_000)
+    pid = client.pid
+    client.close()
+    assert heard["ended"] == [("cancelled", "")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
