@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evaluated import evaluated
 
-TRUTH = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
-GOOD = {"a": 0.1, "b": 0.7, "c": 0.35, "d": 0.4, "e": 0.8, "f": 0.9}
-WEAK = {"a": 0.3, "b": 0.9, "c": 0.6, "d": 0.45, "e": 0.2, "f": 0.55}
+from sample_evaluation import SCORES, TRUTH, evaluated
 
 
 @pytest.fixture
@@ -21,4 +18,4 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def evaluation(tmp_path: Path, _no_pictures: None) -> Path:
     """Folder of an evaluation whose errors are few enough to be counted by hand."""
-    return evaluated(tmp_path, TRUTH, {"good": GOOD, "weak": WEAK})
+    return evaluated(tmp_path, TRUTH, SCORES)

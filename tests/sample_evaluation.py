@@ -8,7 +8,13 @@ from pathlib import Path
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
 from slidelens.engine.measure import Resampling, Rule
 
-CLASSES = ("normal", "tumor")
+TRUTH = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
+SCORES = {
+    "good": {"a": 0.1, "b": 0.7, "c": 0.35, "d": 0.4, "e": 0.8, "f": 0.9},
+    "weak": {"a": 0.3, "b": 0.9, "c": 0.6, "d": 0.45, "e": 0.2, "f": 0.55},
+}
+"""Two methods whose errors at 0.5 are few enough to be counted by hand: good errs on b and d, weak
+on b, c, d and e."""
 
 
 def write_result(

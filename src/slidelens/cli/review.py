@@ -1,0 +1,387 @@
+"""``slidelens review``: list errors, decide on them, carry decisions in and out."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from slidelens.cli.options import JsonOption
+from slidelens.cli.review_text import decision_json, error_json, error_row, print_table, told
+from slidelens.errors import SlideLensError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.engine.measure import Rule
+    from slidelens.review.evaluation import SavedEvaluation
+    from slidelens.review.store import CaseKey, ReviewStore
+
+__all__ = ["OperatingPoints", "read_points", "register"]
+
+OperatingPoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--operating-point",
+        metavar="[MODEL:]RULE",
+        help="stored, max-accuracy, sensitivity=S or a threshold, for all models or one; may be "
+        "repeated. Default: as evaluated.",
+    ),
+]
+_ReviewerOption = Annotated[
+    str | None, typer.Option("--reviewer", help="Who decides. Default: your login name.")
+]
+_ModelOption = Annotated[str | None, typer.Option("--model", help="Only errors of this model.")]
+_KindOption = Annotated[
+    Literal["fp", "fn"] | None, typer.Option("--kind", help="Only false positives or negatives.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its parts to the program."""
+    group = typer.Typer(
+        help="Review the errors of an evaluation.",
+        epilog="Example: slidelens review eval list",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        subcommand_metavar="COMMAND",
+    )
+    group.callback()(_folder)
+    parts = (
+        ("list", list_, "slidelens review eval list --kind fn --open"),
+        ("set", set_, 'slidelens review eval set slide_7 --category "Inflammation" --note dense'),
+        ("export", export, "slidelens review eval export --out decisions.csv --labels labels.csv"),
+        ("import", import_, "slidelens review eval import decisions.csv"),
+        ("history", history, "slidelens review eval history slide_7"),
+        ("agreement", agreement, "slidelens review eval agreement"),
+        ("taxonomy", taxonomy, "slidelens review eval taxonomy --edit"),
+    )
+    for name, part, example in parts:
+        group.command(name, epilog=f"Example: {example}")(part)
+    app.add_typer(group, name="review")
+
+
+def read_points(texts: Sequence[str] | None, saved: SavedEvaluation) -> dict[str, Rule] | None:
+    """Read ``--operating-point``.
+
+    Raises
+    ------
+    typer.BadParameter
+        No rule, or no model of the evaluation.
+    """
+    from slidelens.review.errors import choose_rules
+
+    try:
+        return choose_rules(texts or (), saved.models)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--operating-point") from error
+
+
+def _folder(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that `slidelens evaluate` wrote.", metavar="EVAL_DIR")
+    ],
+) -> None:
+    context.obj = folder
+
+
+def list_(
+    context: typer.Context,
+    model: _ModelOption = None,
+    kind: _KindOption = None,
+    only_open: Annotated[bool, typer.Option("--open", help="Only what nobody decided.")] = False,
+    suspects: Annotated[
+        bool, typer.Option("--suspects", help="Only where all models contradict the label.")
+    ] = False,
+    near: Annotated[
+        int, typer.Option("--near", min=0, help="List this many near misses per class too.")
+    ] = 0,
+    operating_point: OperatingPoints = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List errors with score, margin, other models' verdicts and decisions."""
+    from slidelens.review.errors import list_errors, list_near_misses
+    from slidelens.review.pseudonyms import slide_pseudonyms
+
+    saved, store = _open(context)
+    rules = read_points(operating_point, saved)
+    if model is not None:
+        _known_model(model, saved)
+    names = slide_pseudonyms(saved.labels)
+    decisions = store.decisions()
+    decided = {d.key for d in decisions if d.decided}
+    errors = [
+        e
+        for e in list_errors(saved, rules)
+        if (model is None or e.model == model)
+        and (kind is None or e.kind == kind)
+        and (e.suspect or not suspects)
+        and not (only_open and e.key in decided)
+    ]
+    misses = list_near_misses(saved, rules, near) if near else []
+    misses = [m for m in misses if model is None or m.model == model]
+    if as_json:
+        found = {
+            "errors": [error_json(e, names, decisions) for e in errors],
+            "near_misses": [m._asdict() | {"pseudonym": names[m.slide_id]} for m in misses],
+        }
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    rows = [error_row(e, names, decisions) for e in errors]
+    print_table(
+        ("model", "slide", "in reports", "", "score", "margin", "others", "decisions"), rows
+    )
+    done = sum(e.key in decided for e in errors)
+    typer.echo(f"{len(errors)} errors, {done} decided")
+    if misses:
+        typer.echo("near misses:")
+        near_rows = [
+            (m.model, m.slide_id, names[m.slide_id], m.label, f"{m.score:.3f}", f"{m.margin:.3f}")
+            for m in misses
+        ]
+        print_table(("model", "slide", "in reports", "label", "score", "margin"), near_rows)
+
+
+def set_(
+    context: typer.Context,
+    slide: Annotated[str, typer.Argument(help="Slide id, or its name in reports (S-001).")],
+    category: Annotated[
+        str | None, typer.Option("--category", help="Source of the error; see `taxonomy`.")
+    ] = None,
+    note: Annotated[str | None, typer.Option("--note", help="Free text; '' clears it.")] = None,
+    label_wrong: Annotated[
+        bool, typer.Option("--label-wrong", help="The label is wrong, the other class is right.")
+    ] = False,
+    true_label: Annotated[
+        str | None,
+        typer.Option("--true-label", metavar="CLASS", help="The label is wrong, this is right."),
+    ] = None,
+    reviewer: _ReviewerOption = None,
+    model: _ModelOption = None,
+    kind: _KindOption = None,
+    operating_point: OperatingPoints = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decide on a slide's errors; what is not given stays as it is."""
+    saved, store = _open(context, write=True)
+    rules = read_points(operating_point, saved)
+    keys = _keys(saved, rules, _meant(slide, saved), model, kind)
+    if label_wrong:
+        true_label = _other_class(saved, keys[0].slide_id, true_label)
+    if true_label and true_label not in saved.classes:
+        raise typer.BadParameter(
+            f"no class {true_label!r}; {', '.join(saved.classes)}", param_hint="--true-label"
+        )
+    if category is None and note is None and true_label is None:
+        raise typer.BadParameter("give --category, --note, --label-wrong or --true-label")
+    if category:
+        _check_category(category, keys, saved)
+    made = store.set_all(keys, _reviewer(reviewer), category, note, true_label)
+    if as_json:
+        typer.echo(json.dumps([decision_json(d) for d in made], indent=2, ensure_ascii=False))
+        return
+    for one in made:
+        typer.echo(f"{one.slide_id} {one.model} {one.kind}: {told(one)} ({one.reviewer})")
+
+
+def export(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV of decisions to write.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV of corrected labels to write.")
+    ] = None,
+    changes: Annotated[
+        bool, typer.Option("--history", help="Every change, not only what is in force.")
+    ] = False,
+) -> None:
+    """Write decisions, or labels corrected by them, as CSV."""
+    from slidelens.review.exchange import correct_labels, decisions_csv
+
+    if out is None and labels is None:
+        raise typer.BadParameter("give --out, --labels or both")
+    saved, store = _open(context)
+    if out is not None:
+        decisions = store.history() if changes else store.decisions()
+        _write(out, decisions_csv(decisions))
+        typer.echo(f"{out}: {len(decisions)} decisions")
+    if labels is not None:
+        corrected = correct_labels(saved, store.decisions())
+        _write(labels, corrected.text)
+        typer.echo(f"{labels}: {len(corrected.changed)} labels corrected")
+        for slide_id in corrected.disputed:
+            typer.echo(f"note: {slide_id}: reviewers do not agree; it keeps its label", err=True)
+        if not corrected.original:
+            typer.echo(
+                "note: the labels table that was evaluated is gone or was changed since; the new "
+                "one holds the evaluated slides only",
+                err=True,
+            )
+
+
+def import_(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="CSV as `export` writes it.", metavar="CSV")],
+) -> None:
+    """Take decisions over from a CSV file; of one case and reviewer the newest counts."""
+    from slidelens.review.exchange import read_decisions
+    from slidelens.review.taxonomy import read_taxonomy
+
+    saved, store = _open(context, write=True)
+    found = read_decisions(path, saved, read_taxonomy(saved.folder))
+    typer.echo(f"{store.add_all(found)} of {len(found)} decisions are new")
+
+
+def history(
+    context: typer.Context,
+    slide: Annotated[str | None, typer.Argument(help="Slide id; default: all.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every change, oldest first."""
+    saved, store = _open(context)
+    wanted = None if slide is None else _meant(slide, saved)
+    found = [d for d in store.history() if wanted in (None, d.slide_id)]
+    if as_json:
+        typer.echo(json.dumps([decision_json(d) for d in found], indent=2, ensure_ascii=False))
+        return
+    rows = [(d.time[:19], d.reviewer, d.slide_id, d.model, d.kind, told(d)) for d in found]
+    print_table(("time (UTC)", "reviewer", "slide", "model", "", "decision"), rows)
+
+
+def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Compare reviewers who decided the same errors: Cohen's kappa."""
+    from slidelens.review.tally import agreement as compare
+
+    found = compare(_open(context)[1].decisions())
+    if as_json:
+        typer.echo(json.dumps([a._asdict() for a in found], indent=2, ensure_ascii=False))
+        return
+    rows = [
+        (
+            *(a.first, a.second, a.about, str(a.cases), str(a.same)),
+            "-" if a.kappa is None else f"{a.kappa:.2f}",
+        )
+        for a in found
+    ]
+    print_table(("reviewer", "reviewer", "on the", "errors", "same", "kappa"), rows)
+
+
+def taxonomy(
+    context: typer.Context,
+    edit: Annotated[
+        bool, typer.Option("--edit", help="Write the file of categories, to be edited.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the categories of errors, and where they can be edited."""
+    from slidelens.review.taxonomy import TAXONOMY_FILE, read_taxonomy, write_taxonomy
+
+    saved, _ = _open(context)
+    path = write_taxonomy(saved.folder) if edit else saved.folder / TAXONOMY_FILE
+    found = read_taxonomy(saved.folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    typer.echo("\n  ".join(["false positives", *found["fp"]]))
+    typer.echo("\n  ".join(["false negatives", *found["fn"]]))
+    typer.echo(f"edit {path}" if path.exists() else "default categories; --edit writes a file")
+
+
+def _open(context: typer.Context, *, write: bool = False) -> tuple[SavedEvaluation, ReviewStore]:
+    from slidelens.review.evaluation import read_evaluation
+    from slidelens.review.store import STORE_FILE, ReviewStore
+
+    saved = read_evaluation(context.obj)
+    return saved, ReviewStore(saved.folder / STORE_FILE, read_only=not write)
+
+
+def _meant(slide: str, saved: SavedEvaluation) -> str:
+    """Return the id of a slide given by id or by its name in reports."""
+    from slidelens.review.pseudonyms import slide_pseudonyms
+
+    if slide in saved.labels:
+        return slide
+    of_name = {name: slide_id for slide_id, name in slide_pseudonyms(saved.labels).items()}
+    if slide not in of_name:
+        raise SlideLensError(
+            f"no slide {slide!r} in {saved.folder}; `slidelens review {saved.folder} list` lists "
+            "the errors."
+        )
+    return of_name[slide]
+
+
+def _keys(
+    saved: SavedEvaluation,
+    rules: dict[str, Rule] | None,
+    slide_id: str,
+    model: str | None,
+    kind: str | None,
+) -> list[CaseKey]:
+    from slidelens.review.errors import list_errors
+
+    if model is not None:
+        _known_model(model, saved)
+    keys = [
+        e.key
+        for e in list_errors(saved, rules)
+        if e.slide_id == slide_id and model in (None, e.model) and kind in (None, e.kind)
+    ]
+    if not keys:
+        whose = "any model" if model is None else model
+        raise SlideLensError(
+            f"slide {slide_id!r} is no {kind or 'error'} of {whose} at this operating point; give "
+            "the --operating-point that it is an error at."
+        )
+    return keys
+
+
+def _known_model(model: str, saved: SavedEvaluation) -> None:
+    if model not in saved.models:
+        raise typer.BadParameter(
+            f"no model {model!r}; {', '.join(saved.models)}", param_hint="--model"
+        )
+
+
+def _other_class(saved: SavedEvaluation, slide_id: str, true_label: str | None) -> str:
+    if true_label is not None:
+        raise typer.BadParameter("give --label-wrong or --true-label, not both")
+    other = saved.other(saved.labels[slide_id])
+    if other is None:
+        raise typer.BadParameter("there are more than two classes; give --true-label CLASS")
+    return other
+
+
+def _check_category(category: str, keys: Sequence[CaseKey], saved: SavedEvaluation) -> None:
+    from slidelens.review.taxonomy import read_taxonomy
+
+    known = read_taxonomy(saved.folder)
+    for kind in sorted({key.kind for key in keys}):
+        if category not in known[kind]:
+            raise typer.BadParameter(
+                f"no category {category!r} of {kind}: {', '.join(known[kind])}; `slidelens review "
+                f"{saved.folder} taxonomy --edit` writes the file to add one to",
+                param_hint="--category",
+            )
+
+
+def _reviewer(name: str | None) -> str:
+    if name is not None and name.strip():
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container without users
+        raise typer.BadParameter("your login name is not known; give --reviewer") from error
+
+
+def _write(path: Path, text: str) -> None:
+    from slidelens.files import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise SlideLensError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place."
+        ) from error

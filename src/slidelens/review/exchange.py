@@ -1,0 +1,202 @@
+"""Decisions as CSV, to and from other programs, and the labels that they correct."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import astuple, fields
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+from slidelens.errors import LabelError, ResultError
+from slidelens.review.store import Decision
+from slidelens.review.tally import label_votes
+from slidelens.review.taxonomy import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from slidelens.review.evaluation import SavedEvaluation
+    from slidelens.review.taxonomy import Taxonomy
+
+__all__ = ["CorrectedLabels", "correct_labels", "decisions_csv", "read_decisions"]
+
+_COLUMNS = tuple(field.name for field in fields(Decision))
+_NEEDED = _COLUMNS[:4]
+_SHOWN = 20
+
+
+class CorrectedLabels(NamedTuple):
+    """A labels table with the labels that reviewers found wrong replaced.
+
+    Attributes
+    ----------
+    text
+        The CSV file: that of the evaluation, with all its columns; or, where it is gone or has been
+        changed since, a new one of the evaluated slides.
+    changed
+        Slide id to the new label.
+    disputed
+        Slides whose label some reviewers, but not most, find wrong; they keep it.
+    original
+        Whether ``text`` is the evaluation's own table.
+    """
+
+    text: str
+    changed: dict[str, str]
+    disputed: list[str]
+    original: bool
+
+
+def decisions_csv(decisions: Iterable[Decision]) -> str:
+    """Write decisions as CSV, a row each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(astuple(d) for d in decisions)
+    return text.getvalue()
+
+
+def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy) -> list[Decision]:
+    """Read decisions from a CSV file with the columns of :func:`decisions_csv`.
+
+    Only slide_id, model, kind and reviewer must be there; a row without a time is of now.
+
+    Raises
+    ------
+    ResultError
+        A file or rows that cannot be used, all at once; slides, models, categories or labels that
+        the evaluation and its taxonomy do not know.
+    """
+    path = Path(path)
+    try:
+        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
+        if missing:
+            raise ResultError(
+                f"{path}: no column {', '.join(missing)}; expected {','.join(_COLUMNS)}."
+            )
+        found, faults = [], []
+        for row in rows:
+            one, fault = _decision(row, saved, taxonomy)
+            found.append(one)
+            if fault:
+                faults.append(f"  line {rows.line_num}: {fault}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ResultError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
+    if faults:
+        more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ResultError(f"{path}: nothing is imported:\n" + "\n".join(faults[:_SHOWN]) + more)
+    return found
+
+
+def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> CorrectedLabels:
+    """Replace the labels that more than half of a slide's reviewers find wrong."""
+    votes = label_votes(decisions)
+    labels = saved.labels
+    changed = {
+        slide_id: vote.label
+        for slide_id, vote in votes.items()
+        if vote.label and slide_id in labels and vote.label != labels[slide_id]
+    }
+    disputed = sorted(slide_id for slide_id, vote in votes.items() if vote.disputed)
+    original = _original(saved)
+    text = _evaluated(saved, changed) if original is None else _replaced(original, saved, changed)
+    return CorrectedLabels(text, changed, disputed, original is not None)
+
+
+def _decision(
+    row: dict[str, str | None], saved: SavedEvaluation, taxonomy: Taxonomy
+) -> tuple[Decision, str]:
+    """Return a row's decision and what is wrong with it."""
+    cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+    time, fault = _time(cells["time"])
+    kind: Kind = "fn" if cells["kind"] == "fn" else "fp"
+    known = taxonomy[kind]
+    if cells["kind"] not in get_args(Kind):
+        fault = f"kind {cells['kind']!r} is neither fp nor fn"
+    elif not cells["reviewer"]:
+        fault = "no reviewer"
+    elif cells["model"] not in saved.models:
+        fault = f"model {cells['model']!r} is none of {', '.join(saved.models)}"
+    elif cells["slide_id"] not in saved.labels:
+        fault = f"slide {cells['slide_id']!r} was not evaluated"
+    elif cells["category"] and cells["category"] not in known:
+        fault = f"category {cells['category']!r} is none of {', '.join(known)}"
+    elif cells["true_label"] and cells["true_label"] not in saved.classes:
+        fault = f"true_label {cells['true_label']!r} is none of {', '.join(saved.classes)}"
+    one = Decision(
+        slide_id=cells["slide_id"],
+        model=cells["model"],
+        kind=kind,
+        reviewer=cells["reviewer"],
+        category=cells["category"],
+        note=cells["note"],
+        true_label=cells["true_label"],
+        time=time,
+    )
+    return one, fault
+
+
+def _time(text: str) -> tuple[str, str]:
+    try:
+        when = datetime.fromisoformat(text) if text else datetime.now(UTC)
+    except ValueError:
+        return "", f"time {text!r} is not ISO 8601, such as 2026-01-31T12:00:00+00:00"
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return when.astimezone(UTC).isoformat(timespec="microseconds"), ""
+
+
+def _original(saved: SavedEvaluation) -> str | None:
+    """Return the labels table that was evaluated; ``None`` if it is gone or another by now."""
+    path = saved.folder / str(saved.record.get("labels", ""))
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if sha256(content).hexdigest() != saved.record.get("labels_sha256"):
+        return None
+    return content.decode("utf-8-sig")
+
+
+def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    patients = saved.patients
+    named = any(patients.values())
+    writer.writerow(["slide_id", "label", *(["patient"] if named else [])])
+    for slide_id, label in saved.labels.items():
+        patient = [patients[slide_id] or ""] if named else []
+        writer.writerow([slide_id, changed.get(slide_id, label), *patient])
+    return text.getvalue()
+
+
+def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
+    """Replace labels in a table, each written as there: as class name or as index."""
+    header = original.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    rows = csv.DictReader(
+        io.StringIO(original, newline=""), delimiter=delimiter, skipinitialspace=True
+    )
+    columns = [(name or "").strip() for name in rows.fieldnames or ()]
+    rows.fieldnames = columns
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    found = set()
+    for row in rows:
+        kept = {name: row[name] or "" for name in columns}
+        given = kept["slide_id"].strip()
+        meant = given if given in saved.labels else PurePath(given).stem
+        if meant in changed:
+            found.add(meant)
+            by_name = kept["label"].strip() in saved.classes
+            new = changed[meant]
+            kept["label"] = new if by_name else str(saved.classes.index(new))
+        writer.writerow(kept)
+    lost = sorted(changed.keys() - found)
+    if lost:
+        raise LabelError(f"the labels table has no row of {', '.join(lost)}; evaluate again.")
+    return text.getvalue()

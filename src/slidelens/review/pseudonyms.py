@@ -1,0 +1,22 @@
+"""Names under which slides and reviewers go into a report that leaves the house."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["slide_pseudonyms"]
+
+
+def slide_pseudonyms(ids: Iterable[str]) -> dict[str, str]:
+    """Call slides ``S-001``, ``S-002``, ... in an order that tells nothing of their ids.
+
+    The same slides always get the same numbers, so whoever holds the evaluation can tell which
+    slide is meant (``slidelens review EVAL_DIR list``); a reader who does not know the ids cannot.
+    """
+    order = sorted(set(ids), key=lambda name: sha256(name.encode()).digest())
+    width = max(3, len(str(len(order))))
+    return {name: f"S-{number:0{width}}" for number, name in enumerate(order, 1)}

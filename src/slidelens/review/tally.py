@@ -1,0 +1,204 @@
+"""What decisions add up to: sources of errors by method, agreement of reviewers, wrong labels."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from slidelens.engine import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from slidelens.review.errors import ErrorCase
+    from slidelens.review.store import CaseKey, Decision
+    from slidelens.review.taxonomy import Kind, Taxonomy
+
+__all__ = [
+    "DISAGREED",
+    "LABEL_WRONG",
+    "NOT_REVIEWED",
+    "Agreement",
+    "CauseTable",
+    "LabelVote",
+    "agreement",
+    "cause_tables",
+    "consensus",
+    "label_votes",
+]
+
+LABEL_WRONG = "Label is wrong"
+"""The source of an error where a reviewer finds the label wrong and chooses no category."""
+DISAGREED = "Reviewers disagree"
+NOT_REVIEWED = "Not reviewed"
+
+
+@dataclass(frozen=True)
+class CauseTable:
+    """Sources of the false positives or negatives of every method (Table III of the paper).
+
+    Attributes
+    ----------
+    kind
+        Which.
+    totals
+        Method to its number of errors; the sum of its column.
+    rows
+        Source of error to the count of each method, in the order of the taxonomy.
+    wrong_labels
+        Method to how many of its errors are on slides whose label was found wrong.
+    """
+
+    kind: Kind
+    totals: Mapping[str, int]
+    rows: Mapping[str, Mapping[str, int]]
+    wrong_labels: Mapping[str, int]
+
+
+class Agreement(NamedTuple):
+    """How far two reviewers agree on the cases that both decided.
+
+    Attributes
+    ----------
+    first, second
+        Their names.
+    about
+        The source of the error, or the slide's label.
+    cases, same
+        How many both decided, and how many alike.
+    kappa
+        Cohen's; ``None`` where it is not defined: no case, or both said one thing only.
+    """
+
+    first: str
+    second: str
+    about: Literal["source", "label"]
+    cases: int
+    same: int
+    kappa: float | None
+
+
+class LabelVote(NamedTuple):
+    """What reviewers hold of a slide's label.
+
+    Attributes
+    ----------
+    label
+        The class that more than half of those who reviewed the slide find right, in the place of
+        its label; ``None``: there is none.
+    disputed
+        Some find the label wrong, but not more than half for one other class.
+    """
+
+    label: str | None
+    disputed: bool
+
+
+def consensus(decisions: Iterable[Decision]) -> dict[CaseKey, str]:
+    """Return the source of error that most reviewers chose, by case; a tie is :data:`DISAGREED`."""
+    votes: dict[CaseKey, Counter[str]] = defaultdict(Counter)
+    for one in decisions:
+        if one.decided:
+            votes[one.key][_source(one)] += 1
+    return {key: _winner(count) for key, count in votes.items()}
+
+
+def cause_tables(
+    errors: Sequence[ErrorCase],
+    decisions: Sequence[Decision],
+    taxonomy: Taxonomy,
+    models: Sequence[str],
+) -> list[CauseTable]:
+    """Count the sources of errors of every method: false positives, then false negatives.
+
+    Every error counts once, so a column adds up to the errors of its method. Decisions on what is
+    no error (any longer, at this operating point) do not count.
+    """
+    decisions = list(decisions)
+    agreed = consensus(decisions)
+    wrong = {slide_id for slide_id, vote in label_votes(decisions).items() if vote.label}
+    tables = []
+    kinds: tuple[Kind, ...] = ("fp", "fn")
+    for kind in kinds:
+        of_kind = [e for e in errors if e.kind == kind]
+        chosen = [(e.model, agreed.get(e.key, NOT_REVIEWED)) for e in of_kind]
+        counts = Counter(chosen)
+        used = {source for _, source in chosen}
+        special = (LABEL_WRONG, DISAGREED, NOT_REVIEWED)
+        gone = sorted(used - {*taxonomy[kind], *special})  # of a taxonomy edited since
+        names = [*taxonomy[kind], *gone, *(s for s in special if s in used)]
+        tables.append(
+            CauseTable(
+                kind,
+                {m: sum(e.model == m for e in of_kind) for m in models},
+                {name: {m: counts[m, name] for m in models} for name in names},
+                {m: sum(e.model == m and e.slide_id in wrong for e in of_kind) for m in models},
+            )
+        )
+    return tables
+
+
+def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
+    """Compare every pair of reviewers."""
+    of_reviewer: dict[str, dict[CaseKey, Decision]] = defaultdict(dict)
+    for one in decisions:
+        if one.decided:
+            of_reviewer[one.reviewer][one.key] = one
+    found = []
+    for first, second in combinations(sorted(of_reviewer), 2):
+        a, b = of_reviewer[first], of_reviewer[second]
+        both = sorted(a.keys() & b.keys())
+        sources = [(_source(a[key]), _source(b[key])) for key in both]
+        labels = [(a[key].true_label, b[key].true_label) for key in both]
+        found += [
+            Agreement(first, second, "source", *_compare(sources)),
+            Agreement(first, second, "label", *_compare(labels)),
+        ]
+    return found
+
+
+def label_votes(decisions: Iterable[Decision]) -> dict[str, LabelVote]:
+    """Return what reviewers hold of the label of each slide that was reviewed.
+
+    Each reviewer has one vote per slide: the newest class given on any method's error there, or
+    that the label is right.
+    """
+    views: dict[str, dict[str, Decision]] = defaultdict(dict)
+    for one in decisions:
+        if one.decided:
+            before = views[one.slide_id].get(one.reviewer)
+            if before is None or (one.label_is_wrong, one.time) > (
+                before.label_is_wrong,
+                before.time,
+            ):
+                views[one.slide_id][one.reviewer] = one
+    votes = {}
+    for slide_id, view in views.items():
+        count = Counter(d.true_label for d in view.values())
+        label, number = count.most_common(1)[0]
+        won = bool(label) and 2 * number > len(view)
+        disputed = not won and any(name for name in count)
+        votes[slide_id] = LabelVote(label if won else None, disputed)
+    return votes
+
+
+def _source(decision: Decision) -> str:
+    return decision.category or LABEL_WRONG
+
+
+def _compare(pairs: Sequence[tuple[str, str]]) -> tuple[int, int, float | None]:
+    """Return the number of pairs, of equal pairs, and kappa."""
+    number = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
+    first, second = ([number[pair[i]] for pair in pairs] for i in (0, 1))
+    matrix = metrics.confusion(first, second, max(1, len(number)))
+    kappa = metrics.kappa(matrix)
+    return len(pairs), int(np.trace(matrix)), None if np.isnan(kappa) else float(kappa)
+
+
+def _winner(count: Counter[str]) -> str:
+    best = count.most_common(2)
+    return DISAGREED if len(best) == 2 and best[0][1] == best[1][1] else best[0][0]

@@ -1,0 +1,118 @@
+import csv
+import json
+import sqlite3
+
+import pytest
+
+from sample_evaluation import SCORES, TRUTH, evaluated
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
+    return evaluated(tmp_path, TRUTH, SCORES)
+
+
+@pytest.fixture
+def review(slidelens, folder):
+    return lambda *arguments: slidelens("review", folder, *arguments)
+
+
+def test_list_tells_errors_decisions_and_near_misses(review):
+    done = review("list", "--near", "1")
+    assert done.code == 0
+    assert done.out.count("\nweak ") == 4 + 2
+    assert "6 errors, 0 decided" in done.out
+    found = json.loads(review("list", "--json", "--model", "good", "--kind", "fp").out)
+    (one,) = found["errors"]
+    assert (one["slide_id"], one["score"], one["label_suspect"]) == ("b", 0.7, True)
+    assert one["pseudonym"].startswith("S-00")
+    assert {v["model"]: v["right"] for v in one["verdicts"]} == {"good": False, "weak": False}
+    assert len(json.loads(review("list", "--suspects", "--json").out)["errors"]) == 2
+    at = ("--operating-point", "weak:0.95", "--operating-point", "good:0.75", "--json")
+    errors = json.loads(review("list", *at).out)["errors"]
+    assert {(e["model"], e["slide_id"]) for e in errors} == {
+        *(("weak", s) for s in "def"),
+        ("good", "d"),
+    }
+
+
+def test_set_decides_for_all_models_or_one_and_keeps_what_is_not_given(review, folder):
+    assert review("set", "b", "--category", "Inflammation", "--reviewer", "ann").code == 0
+    review("set", "b", "--note", "dense", "--reviewer", "ann", "--model", "good")
+    name = json.loads(review("list", "--json").out)["errors"][0]["pseudonym"]
+    made = json.loads(review("set", name, "--label-wrong", "--reviewer", "bob", "--json").out)
+    assert {(d["slide_id"], d["true_label"]) for d in made} == {("b", "tumor")}
+    with sqlite3.connect(folder / "review.sqlite") as db:
+        rows = db.execute("SELECT model, reviewer, category, note, true_label FROM decision")
+        assert sorted(rows) == [
+            ("good", "ann", "Inflammation", "", ""),
+            ("good", "ann", "Inflammation", "dense", ""),
+            ("good", "bob", "", "", "tumor"),
+            ("weak", "ann", "Inflammation", "", ""),
+            ("weak", "bob", "", "", "tumor"),
+        ]
+    assert "6 errors, 2 decided" in review("list").out
+    assert "4 errors, 0 decided" in review("list", "--open").out
+    assert len(json.loads(review("history", "b", "--json").out)) == 5
+    assert "dense" in review("history").out
+    compared = json.loads(review("agreement", "--json").out)
+    assert [(a["about"], a["cases"], a["same"]) for a in compared] == [
+        ("source", 2, 0),
+        ("label", 2, 0),
+    ]
+    assert "ann" in review("agreement").out
+
+
+def test_export_and_import_carry_decisions_between_reviews(review, tmp_path, folder):
+    review("set", "b", "--true-label", "tumor", "--reviewer", "ann", "--note", "see, IHC")
+    out, labels = tmp_path / "out.csv", tmp_path / "corrected.csv"
+    done = review("export", "--out", out, "--labels", labels)
+    assert "2 decisions" in done.out
+    assert "1 labels corrected" in done.out
+    assert "b,1\n" in labels.read_text()
+    (folder / "review.sqlite").unlink()
+    assert "2 of 2 decisions are new" in review("import", out).out
+    assert "0 of 2 decisions are new" in review("import", out).out
+    review("set", "b", "--note", "", "--reviewer", "ann")
+    review("export", "--out", out, "--history")
+    with out.open(newline="") as file:
+        assert [r["note"] for r in csv.DictReader(file)] == ["see, IHC"] * 2 + [""] * 2
+
+
+def test_an_edited_taxonomy_is_in_force(review, folder):
+    refused = review("set", "b", "--category", "Floaters", "--reviewer", "ann")
+    assert refused.code == 2
+    assert "taxonomy --edit" in " ".join(refused.err.split())
+    review("taxonomy", "--edit")
+    path = folder / "taxonomy.toml"
+    path.write_text(path.read_text().replace("Colon epithelium", "Floaters"))
+    assert review("set", "b", "--category", "Floaters", "--reviewer", "ann").code == 0
+    assert "Floaters" in review("taxonomy").out
+    assert "Floaters" in json.loads(review("taxonomy", "--json").out)["fp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("set", "q", "--note", "x"), 1, "no slide 'q'"),
+        (("set", "a", "--note", "x"), 1, "slide 'a' is no error of any model"),
+        (("set", "b"), 2, "give --category, --note"),
+        (("set", "b", "--true-label", "x"), 2, "no class 'x'; normal, tumor"),
+        (("set", "b", "--true-label", "tumor", "--label-wrong"), 2, "not both"),
+        (("list", "--model", "x"), 2, "no model 'x'; good, weak"),
+        (("list", "--operating-point", "best"), 2, "expected stored, max-accuracy"),
+        (("export",), 2, "give --out"),
+        (("import", "gone.csv"), 1, "gone.csv: cannot be read"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(review, arguments, code, said):
+    done = review(*arguments)
+    assert done.code == code
+    assert said in " ".join(done.err.split())
+
+
+def test_a_folder_that_is_no_evaluation_is_named(slidelens, tmp_path):
+    done = slidelens("review", tmp_path, "list")
+    assert done.code == 1
+    assert "expected a folder written by `slidelens evaluate --out`" in done.err

@@ -1,0 +1,117 @@
+import csv
+import io
+
+import pytest
+
+from slidelens.errors import ResultError
+from slidelens.review.evaluation import read_evaluation
+from slidelens.review.exchange import correct_labels, decisions_csv, read_decisions
+from slidelens.review.store import CaseKey, Decision, ReviewStore
+from slidelens.review.taxonomy import TAXONOMY
+
+NOTE = 'a "note", of\ntwo lines; <b>ünïcode</b>'
+
+
+@pytest.fixture
+def saved(evaluation):
+    return read_evaluation(evaluation)
+
+
+def test_decisions_come_back_from_csv_as_they_were(saved, tmp_path):
+    store = ReviewStore(saved.folder / "review.sqlite")
+    store.set(CaseKey("b", "good", "fp"), reviewer="ann", category="Inflammation", note=NOTE)
+    store.set(CaseKey("d", "weak", "fn"), reviewer="bob", true_label="normal")
+    path = tmp_path / "decisions.csv"
+    path.write_text(decisions_csv(store.decisions()), newline="")
+    found = read_decisions(path, saved, dict(TAXONOMY))
+    assert found == store.decisions()
+    assert store.add_all(found) == 0
+
+
+def test_a_table_written_elsewhere_needs_four_columns_and_any_time_zone(saved, tmp_path):
+    path = tmp_path / "decisions.csv"
+    path.write_text(
+        "reviewer,kind,model,slide_id,time,category\n"
+        "ann,fp,good,b,2026-01-31T12:00:00+02:00,Inflammation\n"
+        "ann,fn,good,d,,\n"
+    )
+    first, second = read_decisions(path, saved, dict(TAXONOMY))
+    assert first.time == "2026-01-31T10:00:00.000000+00:00"
+    assert second.time > "2026-"
+
+
+def test_all_faults_are_told_at_once(saved, tmp_path):
+    path = tmp_path / "decisions.csv"
+    rows = [
+        "b,good,tp,ann,,,,",
+        "b,good,fp,,,,,",
+        "b,other,fp,ann,,,,",
+        "q,good,fp,ann,,,,",
+        "b,good,fp,ann,Low-grade tumor,,,",
+        "b,good,fp,ann,,,cancer,",
+        "b,good,fp,ann,,,,yesterday",
+        "b,good,fp,ann,,fine,,",
+    ]
+    header = "slide_id,model,kind,reviewer,category,note,true_label,time"
+    path.write_text("\n".join([header, *rows]))
+    with pytest.raises(ResultError) as refused:
+        read_decisions(path, saved, dict(TAXONOMY))
+    text = str(refused.value)
+    for number in range(2, 9):
+        assert f"line {number}:" in text
+    assert "line 9" not in text
+    path.write_text("slide_id,kind\n")
+    with pytest.raises(ResultError, match="no column model, reviewer"):
+        read_decisions(path, saved, dict(TAXONOMY))
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_decisions(tmp_path / "gone.csv", saved, dict(TAXONOMY))
+
+
+def test_corrected_labels_keep_the_table_and_change_what_is_wrong(saved, tmp_path):
+    (tmp_path / "labels.csv").read_text()
+    decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
+    corrected = correct_labels(saved, decisions)
+    assert corrected.original
+    assert corrected.changed == {"b": "tumor"}
+    assert corrected.text == (tmp_path / "labels.csv").read_text().replace("b,0", "b,1")
+    rows = list(csv.DictReader(io.StringIO(corrected.text)))
+    assert {r["slide_id"]: r["label"] for r in rows}["b"] == "1"
+
+
+def test_without_the_evaluated_table_the_evaluated_slides_are_written(saved, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace("a,0", "a,1"))  # edited since: not to be trusted
+    decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
+    corrected = correct_labels(saved, decisions)
+    assert not corrected.original
+    rows = {r["slide_id"]: r["label"] for r in csv.DictReader(io.StringIO(corrected.text))}
+    assert rows["a"] == "normal"
+    assert rows["b"] == "tumor"
+    assert len(rows) == 6
+
+
+def test_a_disputed_label_stays(saved):
+    decisions = [
+        Decision("b", "good", "fp", "ann", true_label="tumor", time="1"),
+        Decision("b", "good", "fp", "bob", "Inflammation", time="1"),
+    ]
+    corrected = correct_labels(saved, decisions)
+    assert (corrected.changed, corrected.disputed) == ({}, ["b"])
+
+
+def test_other_columns_separators_and_names_with_extension_stay(evaluation, tmp_path):
+    from slidelens.engine.evaluate import EvaluationOptions, evaluate
+
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        'slide_id;grade;label\na;"x;y";normal\nb.svs;2;normal\nc;;0\nd;;1\ne;;tumor\n'
+    )
+    evaluate(tmp_path / "results", labels, tmp_path / "eval", EvaluationOptions(allow_missing=True))
+    decisions = [
+        Decision("b", "good", "fp", "ann", true_label="tumor", time="1"),
+        Decision("d", "good", "fn", "ann", true_label="normal", time="1"),
+    ]
+    corrected = correct_labels(read_evaluation(tmp_path / "eval"), decisions)
+    assert corrected.text == (
+        'slide_id;grade;label\na;"x;y";normal\nb.svs;2;tumor\nc;;0\nd;;0\ne;;tumor\n'
+    )
