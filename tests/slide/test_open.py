@@ -12,13 +12,15 @@ import pytest
 import slidelens.slide.open as opening
 from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open_slide
 from slidelens.geometry import Mpp
-from slidelens.registry import Registry
+from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader
 from slidelens.slide.base import slide_id
 from slidelens.slide.cache import TileCache
+from slidelens.slide.openslide import _on_ground
 from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import resolve_mpp
 
+SLIDELENS_API = API_VERSION
 MAGIC = b"TOYSLIDE"
 
 
@@ -126,6 +128,20 @@ def test_ids(tmp_path):
     assert slide_id(zarr) == "b"
 
 
+def test_premultiplied_pixels_are_laid_on_the_ground():
+    argb = np.array([[0xFF102030, 0x00000000, 0x80403020, 0x80808080]], np.uint32)
+    white, grey = ((n, n, n) for n in (255, 200))
+    assert _on_ground(argb[:, :1], white).tolist() == [[[16, 32, 48]]]
+    assert _on_ground(argb, white)[0].tolist() == [
+        [16, 32, 48],
+        [255, 255, 255],
+        [64 + 127, 48 + 127, 32 + 127],
+        [255, 255, 255],
+    ]
+    assert _on_ground(argb, grey)[0, 1].tolist() == [200, 200, 200]
+    assert _on_ground(argb, grey).flags.writeable
+
+
 def test_the_cache_is_bounded_and_forgets_the_oldest():
     made = []
 
@@ -178,6 +194,28 @@ def test_a_tile_that_is_being_decoded_is_waited_for():
         go.set()
         assert all(other.result(20) is first.result(20) for other in others)
     assert made == [1]
+
+
+def test_what_another_thread_decodes_comes_last():
+    cache, begun, go = TileCache(1000), Event(), Event()
+
+    def slow():
+        begun.set()
+        assert go.wait(20)
+        return np.zeros(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.get, (1,), slow)
+        assert begun.wait(20)
+        got = []
+        for (i,), tile in cache.each([(0,), (1,), (2,)], lambda key: np.full(1, key[0])):
+            got.append(i)
+            if i == 2:  # without having waited for 1
+                assert not first.done()
+                go.set()
+            elif i == 1:
+                assert tile is first.result(20)
+    assert got == [0, 2, 1]
 
 
 def test_a_failed_decoding_is_told_and_tried_again():

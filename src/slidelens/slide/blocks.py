@@ -7,24 +7,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from numpy.typing import NDArray
+
+    from slidelens.slide.cache import TileCache
 
 __all__ = ["read_blocks"]
 
 
 def read_blocks(
-    block: Callable[[int, int], NDArray[Any]],
+    tiles: TileCache,
+    name: tuple[Hashable, ...],
+    make: Callable[[int, int], NDArray[Any]],
     block_size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> NDArray[Any]:
-    """Assemble ``(h, w, C)`` from the blocks that a box touches.
+    """Assemble ``(h, w, C)`` from the blocks that a box touches, by way of a cache.
 
     Parameters
     ----------
-    block
-        ``block(row, column)`` gives ``(bh, bw, C)``, at the border perhaps smaller.
+    tiles, name
+        The cache, and the owner and level that its keys begin with.
+    make
+        ``make(row, column)`` decodes one block, ``(bh, bw, C)``, at the border perhaps smaller.
     block_size
         (width, height) of a block.
     box
@@ -32,16 +38,17 @@ def read_blocks(
     """
     x, y, w, h = box
     bw, bh = block_size
+    rows, columns = range(y // bh, (y + h - 1) // bh + 1), range(x // bw, (x + w - 1) // bw + 1)
+    places = {(*name, row, column): (row, column) for row in rows for column in columns}
     out: NDArray[Any] | None = None
-    for row in range(y // bh, (y + h - 1) // bh + 1):
+    for key, pixels in tiles.each(places, lambda key: make(*places[key])):
+        row, column = places[key]
+        if out is None:
+            out = np.empty((h, w, *pixels.shape[2:]), pixels.dtype)
         top, bottom = max(y, row * bh), min(y + h, (row + 1) * bh)
-        for column in range(x // bw, (x + w - 1) // bw + 1):
-            left, right = max(x, column * bw), min(x + w, (column + 1) * bw)
-            pixels = block(row, column)
-            if out is None:
-                out = np.empty((h, w, *pixels.shape[2:]), pixels.dtype)
-            out[top - y : bottom - y, left - x : right - x] = pixels[
-                top - row * bh : bottom - row * bh, left - column * bw : right - column * bw
-            ]
+        left, right = max(x, column * bw), min(x + w, (column + 1) * bw)
+        out[top - y : bottom - y, left - x : right - x] = pixels[
+            top - row * bh : bottom - row * bh, left - column * bw : right - column * bw
+        ]
     assert out is not None
     return out

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from concurrent.futures import Future
 from functools import cache
 from itertools import count
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["TileCache", "new_owner", "tile_cache"]
 
-Tile = NDArray[np.generic]
+Key = tuple[Hashable, ...]
+Tile = NDArray[Any]
 _owners = count()
 
 
@@ -43,32 +44,54 @@ class TileCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.used = 0
-        self._tiles: OrderedDict[tuple[Hashable, ...], Tile] = OrderedDict()
-        self._pending: dict[tuple[Hashable, ...], Future[Tile]] = {}
+        self._tiles: OrderedDict[Key, Tile] = OrderedDict()
+        self._pending: dict[Key, Future[Tile]] = {}
         self._lock = Lock()
 
-    def get(self, key: tuple[Hashable, ...], make: Callable[[], Tile]) -> Tile:
+    def get(self, key: Key, make: Callable[[], Tile]) -> Tile:
         """Return the tile of ``key``, made and kept if it is not there."""
+        ((_, tile),) = self.each((key,), lambda _: make())
+        return tile
+
+    def each(self, keys: Iterable[Key], make: Callable[[Key], Tile]) -> Iterator[tuple[Key, Tile]]:
+        """Yield every key with its tile, made and kept if it is not there.
+
+        Tiles that other threads are decoding come last: threads that read neighbouring boxes
+        decode one part each instead of standing in line.
+        """
+        elsewhere = []
+        for key in keys:
+            found = self._find(key)
+            if isinstance(found, Future):
+                elsewhere.append((key, found))
+            else:
+                yield key, self._make(key, make) if found is None else found
+        for key, pending in elsewhere:
+            yield key, pending.result()
+
+    def _find(self, key: Key) -> Tile | Future[Tile] | None:
+        """Return a tile, or the promise of one; ``None`` leaves it to the caller to make it."""
         with self._lock:
             tile = self._tiles.get(key)
             if tile is not None:
                 self._tiles.move_to_end(key)
                 return tile
-            elsewhere = self._pending.get(key)
-            if elsewhere is None:
-                mine = self._pending[key] = Future()
-        if elsewhere is not None:
-            return elsewhere.result()
+            pending = self._pending.get(key)
+            if pending is None:
+                self._pending[key] = Future()
+            return pending
+
+    def _make(self, key: Key, make: Callable[[Key], Tile]) -> Tile:
         try:
-            tile = make()
+            tile = make(key)
             tile.flags.writeable = False
         except BaseException as error:
             with self._lock:
-                del self._pending[key]
+                mine = self._pending.pop(key)
             mine.set_exception(error)
             raise
         with self._lock:
-            del self._pending[key]
+            mine = self._pending.pop(key)
             self._keep(key, tile)
         mine.set_result(tile)
         return tile
@@ -79,7 +102,7 @@ class TileCache:
             for key in [key for key in self._tiles if key[0] == owner]:
                 self.used -= self._tiles.pop(key).nbytes
 
-    def _keep(self, key: tuple[Hashable, ...], tile: Tile) -> None:
+    def _keep(self, key: Key, tile: Tile) -> None:
         if tile.nbytes > self.capacity:
             return
         self._tiles[key] = tile

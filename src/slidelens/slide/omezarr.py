@@ -79,12 +79,13 @@ class OmeZarrReader(Reader):
         tile_cache().drop(self._owner)
 
     def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
-        def block(row: int, column: int) -> NDArray[Any]:
-            return tile_cache().get(
-                (self._owner, level, row, column), lambda: self._read_block(level, row, column)
-            )
-
-        return read_blocks(block, self._blocks[level], (x, y, w, h))
+        return read_blocks(
+            tile_cache(),
+            (self._owner, level),
+            lambda row, column: self._read_block(level, row, column),
+            self._blocks[level],
+            (x, y, w, h),
+        )
 
     def _read_block(self, level: int, row: int, column: int) -> NDArray[Any]:
         """Read whole chunks, as ``(h, w, C)``."""

@@ -143,7 +143,8 @@ class SynthesisedLevel(LazyLevel):
         width, height = self.extent
         x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
         if (x0, y0, x1, y1) == (x, y, x + w, y + h):
-            return read_blocks(self._block, (_CHUNK, _CHUNK), (x, y, w, h))
+            chunk = (_CHUNK, _CHUNK)
+            return read_blocks(self._tiles, (self._owner,), self._make, chunk, (x, y, w, h))
         out = np.full((h, w, 3), WHITE, np.uint8)
         if x0 < x1 and y0 < y1:
             out[y0 - y : y1 - y, x0 - x : x1 - x] = self.read(x0, y0, x1 - x0, y1 - y0)
@@ -152,9 +153,6 @@ class SynthesisedLevel(LazyLevel):
     def forget(self) -> None:
         """Drop all blocks."""
         self._tiles.drop(self._owner)
-
-    def _block(self, row: int, column: int) -> NDArray[Any]:
-        return self._tiles.get((self._owner, row, column), lambda: self._make(row, column))
 
     def _make(self, row: int, column: int) -> NDArray[np.uint8]:
         x, y = column * _CHUNK, row * _CHUNK

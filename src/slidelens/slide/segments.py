@@ -133,12 +133,13 @@ class TiffPixels:
         if store.array is not None:
             return np.array(store.array[y : y + h, x : x + w])
 
-        def block(row: int, column: int) -> NDArray[Any]:
-            return tile_cache().get(
-                (self._owner, level, row, column), lambda: self._decode(store, row, column)
-            )
-
-        return read_blocks(block, store.block, (x, y, w, h))
+        return read_blocks(
+            tile_cache(),
+            (self._owner, level),
+            lambda row, column: self._decode(store, row, column),
+            store.block,
+            (x, y, w, h),
+        )
 
     def close(self) -> None:
         """Close the file and forget its tiles."""
