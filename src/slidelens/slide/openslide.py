@@ -1,7 +1,7 @@
 """OpenSlide: SVS, NDPI, MRXS, SCN, BIF, DICOM WSI and tiled RGB TIFF.
 
 OpenSlide reads the headers. Where a level is plain TIFF tiles (SVS, generic TIFF), tifffile decodes
-them: the same pixels, 1.4 to 5 times as fast (``benchmarks/read.py``), and at exact positions on
+them: the same pixels, 1.1 to 3 times as fast (``benchmarks/read.py``), and at exact positions on
 levels whose downsample is not a whole number, where OpenSlide interpolates.
 """
 
