@@ -1,10 +1,15 @@
-"""Named things that slidelens brings and that plugins add: loaded when asked for, never before."""
+"""Named things that slidelens brings and that plugins add: loaded when asked for, never before.
+
+A plugin is an installed package with entry points in one of the groups; the module that an entry
+point names declares ``SLIDELENS_API``, the version of the extension points that it was written for.
+"""
 
 from __future__ import annotations
 
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from sys import modules
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from slidelens.errors import PluginError
@@ -12,7 +17,10 @@ from slidelens.errors import PluginError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Registry"]
+__all__ = ["API_VERSION", "Registry"]
+
+API_VERSION = 1
+"""Of the extension points; it grows when plugins written for the one before must change."""
 
 T = TypeVar("T")
 
@@ -66,6 +74,10 @@ class Registry(Generic[T]):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def plugins(self) -> list[str]:
+        """Return the names that plugins bring; nothing is loaded."""
+        return sorted(self._plugins)
+
     def broken(self) -> dict[str, str]:
         """Load every plugin and return name to reason for those that do not load."""
         reasons = {}
@@ -90,10 +102,25 @@ class Registry(Generic[T]):
                 f"{where} does not load: {type(error).__name__}: {error}. "
                 "Update or uninstall the package that brings it."
             ) from error
+        _check_version(modules.get(entry.module), where)
         kind = _resolve(self._kind)
         if not (isinstance(thing, kind) or (isinstance(thing, type) and issubclass(thing, kind))):
             raise PluginError(f"{where} is a {type(thing).__name__}, expected {kind.__name__}.")
         return thing  # type: ignore[return-value]
+
+
+def _check_version(module: object, where: str) -> None:
+    declared = getattr(module, "SLIDELENS_API", None)
+    if declared is None:
+        raise PluginError(
+            f"{where} declares no SLIDELENS_API; its module must say for which version of the "
+            f"extension points it was written (this slidelens has {API_VERSION})."
+        )
+    if declared != API_VERSION:
+        raise PluginError(
+            f"{where} was written for version {declared!r} of the extension points, this slidelens "
+            f"has {API_VERSION}. Update the package that brings it, or slidelens."
+        )
 
 
 def _resolve(target: str):  # type: ignore[no-untyped-def]  # reason: any object of any module

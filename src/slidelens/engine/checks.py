@@ -128,8 +128,24 @@ def _plugins() -> Iterator[Check]:
     from slidelens.slide.open import READERS
 
     for registry in (FAMILIES, READERS, EXPORTERS):
-        for name, reason in registry.broken().items():
-            yield Check(f"Plugin {name}", "broken", reason)
+        broken = registry.broken()
+        for name in registry.plugins():
+            reason = broken.get(name) or (_try_family(name) if registry is FAMILIES else "")
+            fix = "update or uninstall the package that brings it" if reason else ""
+            detail = reason or f"loads ({registry.group})"
+            yield Check(f"Plugin {name}", "broken" if reason else "ok", detail, fix)
+
+
+def _try_family(name: str) -> str:
+    """Run a plugin's family on a small phantom; return why it does not work, or nothing."""
+    from slidelens.engine.package import family_of
+    from slidelens.testing.trial import trial_model, trial_predict
+
+    try:
+        trial_predict(trial_model(family_of(name)))
+    except Exception as error:  # noqa: BLE001  # reason: a plugin may raise anything
+        return f"its trial run failed: {type(error).__name__}: {error}"
+    return ""
 
 
 def _trainer() -> Check:

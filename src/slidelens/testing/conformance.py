@@ -1,0 +1,196 @@
+"""What a plugin must hold: suites for its tests to subclass, and the trial that ``doctor`` makes.
+
+A plugin's test file subclasses a suite, says what is to be tested, and pytest runs the rest::
+
+    from slidelens.testing.conformance import FamilyConformance
+
+    class TestMine(FamilyConformance):
+        family = FAMILY
+        config = {"tile": 64, "mpp": 1.0}
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+
+from slidelens.geometry import Box
+from slidelens.testing.trial import trial_model, trial_predict, trial_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slidelens.export.base import Exporter
+    from slidelens.families.base import Family, Model
+    from slidelens.slide.reader import Reader
+
+__all__ = ["ExporterConformance", "FamilyConformance", "ReaderConformance"]
+
+
+class FamilyConformance:
+    """Runs a family as ``predict`` and ``train`` run it, on a small phantom."""
+
+    family: ClassVar[Family[Any]]
+    config: ClassVar[Mapping[str, Any]] = {}
+    """Fields of a configuration that is small enough for a test."""
+    training: ClassVar[Mapping[str, str]] = {}
+    """Fields of a training that is short enough for a test, as ``train --set`` takes them."""
+
+    @pytest.fixture
+    def model(self) -> Model[Any]:
+        """A model with random weights."""
+        return trial_model(self.family, self.config)
+
+    def test_every_field_is_described_and_has_a_default(self) -> None:
+        for name, field in self.family.config.model_fields.items():
+            assert field.description, f"{name} has no description: forms and help show it"
+            assert not field.is_required(), f"{name} has no default"
+        unknown = self.family.config.run_fields - set(self.family.config.model_fields)
+        assert not unknown, f"run_fields names {unknown}"
+
+    def test_runs_and_what_it_draws_is_what_it_declares(self, model: Model[Any]) -> None:
+        trial_predict(model)
+
+    def test_gives_the_same_answer_twice(self, model: Model[Any]) -> None:
+        one, two = trial_predict(model), trial_predict(model)
+        assert one.probabilities == two.probabilities
+        for name, map_ in one.maps.items():
+            np.testing.assert_array_equal(map_.read(), two.maps[name].read())
+
+    def test_a_package_gives_the_answer_of_the_model(
+        self, model: Model[Any], tmp_path: Path
+    ) -> None:
+        from slidelens.engine.package import load_model, save_model
+
+        again = load_model(save_model(model, tmp_path / model.name), "cpu")
+        assert again.config == model.config
+        assert trial_predict(again).probabilities == pytest.approx(
+            trial_predict(model).probabilities, abs=1e-5
+        )
+
+    def test_a_result_is_saved_and_read_back(self, model: Model[Any], tmp_path: Path) -> None:
+        from slidelens.maps.result import Result
+
+        result = trial_predict(model)
+        result.save(tmp_path / "result")
+        again = Result.load(tmp_path / "result")
+        assert again.probabilities == pytest.approx(result.probabilities)
+        assert set(again.maps) == set(result.maps)
+
+    def test_learns_from_slide_labels(self, tmp_path: Path) -> None:
+        """One short training: a package comes out whose weights are not those that went in."""
+        if self.family.trainer is None:
+            pytest.skip(f"family {self.family.name} only runs")
+        from slidelens.engine.package import load_model
+        from slidelens.engine.plan import task_of
+        from slidelens.engine.train import train
+        from slidelens.testing.phantom import write_cohort
+
+        write_cohort(tmp_path / "cohort", 8, size=(768, 640))
+        annotated = task_of(self.family.name).annotated
+        steps = train(
+            self.family.name,
+            tmp_path / "cohort" / "slides",
+            tmp_path / "cohort" / "labels.csv",
+            tmp_path / "model",
+            weights="none",
+            epochs=1,
+            config=dict(self.config),
+            overrides={"precision": "fp32", **self.training},
+            annotations=tmp_path / "cohort" / "annotations" if annotated else None,
+            device="cpu",
+        )
+        seen = [step.doing for step in steps]
+        assert seen[-1] == "done"
+        assert "train" in seen
+        trial_predict(load_model(tmp_path / "model", "cpu"))
+
+
+class ReaderConformance:
+    """Reads a sample file as :class:`~slidelens.slide.base.Slide` does."""
+
+    reader: ClassVar[type[Reader]]
+
+    @pytest.fixture
+    def sample(self, tmp_path: Path) -> Path:
+        """A file of the format; override it."""
+        raise NotImplementedError("override the fixture 'sample' with a file of the format")
+
+    @pytest.fixture
+    def opened(self, sample: Path) -> Any:
+        """The reader of the sample, closed at the end."""
+        reader = self.reader(sample)
+        yield reader
+        reader.close()
+        reader.close()  # harmless twice
+
+    def test_knows_its_own_files_and_no_others(self, sample: Path, tmp_path: Path) -> None:
+        head = b"" if sample.is_dir() else sample.read_bytes()[:4096]
+        assert self.reader.sniff(sample, head)
+        other = tmp_path / f"text{sample.suffix}"
+        other.write_text("no slide\n" * 100)
+        assert not self.reader.sniff(other, other.read_bytes())
+
+    def test_its_name_is_set(self) -> None:
+        assert self.reader.backend
+
+    def test_levels_are_finest_first_and_begin_at_one(self, opened: Reader) -> None:
+        downsamples = [level.downsample for level in opened.facts.levels]
+        assert downsamples[0] == 1
+        assert downsamples == sorted(downsamples)
+        assert all(w > 0 and h > 0 for _, (w, h) in opened.facts.levels)
+
+    def test_boxes_are_crops_of_one_picture(self, opened: Reader) -> None:
+        for number, (_, (width, height)) in enumerate(opened.facts.levels):
+            w, h = min(width, 257), min(height, 129)
+            whole = opened.read(number, width - w, height - h, w, h)
+            assert whole.shape == (h, w, 3)
+            assert whole.dtype == np.uint8
+            part = opened.read(number, width - w // 2, height - h // 2, w // 2, h // 2)
+            np.testing.assert_array_equal(part, whole[h - h // 2 :, w - w // 2 :])
+
+    def test_many_threads_read_the_same_pixels(self, opened: Reader) -> None:
+        _, (width, height) = opened.facts.levels[0]
+        w, h = min(width, 64), min(height, 64)
+        expected, found = opened.read(0, 0, 0, w, h), []
+        threads = [
+            threading.Thread(target=lambda: found.append(opened.read(0, 0, 0, w, h)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == len(threads)
+        assert all(np.array_equal(pixels, expected) for pixels in found)
+
+    def test_opens_as_a_slide(self, sample: Path, opened: Reader) -> None:
+        from slidelens.slide.base import Slide
+
+        slide = Slide(opened, sample)
+        w, h = slide.size
+        pixels = slide.read(Box(0, 0, min(w, 64), min(h, 64)))
+        assert pixels.shape == (min(h, 64), min(w, 64), 3)
+
+
+class ExporterConformance:
+    """Writes the result of a trial run."""
+
+    exporter: ClassVar[Exporter]
+
+    def test_writes_one_file_or_folder(self, tmp_path: Path) -> None:
+        from slidelens.families import FAMILIES
+
+        result = trial_predict(trial_model(FAMILIES.get("mil"), {"backbone": "squeezenet1_1"}))
+        target = tmp_path / f"{trial_slide().id}{self.exporter.suffix}"
+        self.exporter.write(result, target)
+        assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+    def test_says_what_it_is(self) -> None:
+        assert self.exporter.name
+        assert self.exporter.about
+        assert self.exporter.suffix
