@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from slidelens.errors import ResultError
-from slidelens.geometry import Affine, Mpp, Size
+from slidelens.geometry import Affine, Box, Mpp, Size
 from slidelens.maps.map import Map, MapData
+from slidelens.maps.overlay import draw_overlay, scale_bar_um
 from slidelens.maps.palette import TISSUE, class_colors, colormap, hex_color
-from slidelens.maps.picture import draw_overlay, overview, scale_bar_um
+from slidelens.maps.picture import overview
 from slidelens.maps.result import ModelInfo, Result, SlideInfo
 
 MPP = Mpp(0.5, 0.5)
@@ -132,3 +133,24 @@ def test_colormaps_are_uniform_and_grow_opaque() -> None:
         assert (colormap(kind, alpha=False)[:, 3] == 1).all()
         luminance = table[:, :3] @ (0.2126, 0.7152, 0.0722)
         assert (np.diff(luminance) > -1e-3).all()
+
+
+def test_the_overlay_of_a_part_is_the_part_of_the_overlay() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    for kind in ("probability", "saliency", "labels"):
+        values = rng.random((20, 40)) * (3 if kind != "probability" else 1)
+        channels = ("t", "u", "v") if kind == "labels" else ("t",)
+        one = Map.from_array("x", kind, channels, values, Affine(10, 10), Mpp(1, 1))
+        whole = draw_overlay(picture, Size(400, 200), one)
+        part = draw_overlay(picture[20:60, 40:], Size(400, 200), one, box=Box(80, 40, 320, 80))
+        np.testing.assert_array_equal(part, whole[20:60, 40:])
+    outside = draw_overlay(picture, Size(400, 200), one, box=Box(500, 0, 400, 200))
+    np.testing.assert_array_equal(outside, picture)
+
+
+def test_opacity_weakens_the_overlay() -> None:
+    one = Map.from_array("x", "probability", ("t",), np.ones((20, 40)), Affine(10, 10), Mpp(1, 1))
+    full = draw_overlay(GREY, Size(400, 200), one).astype(int)
+    half = draw_overlay(GREY, Size(400, 200), one, opacity=0.5).astype(int)
+    np.testing.assert_allclose(half - GREY, (full - GREY) / 2, atol=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slidelens.errors import ResultError
+from slidelens.maps.overlay import draw_overlay, scale_bar_um
 from slidelens.maps.palette import COLORMAPS, OUTLINE, TISSUE, class_colors, colormap
 from slidelens.maps.result import Result
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from slidelens.maps.map import Map
     from slidelens.maps.regions import Region
 
-__all__ = ["draw_overlay", "overview", "scale_bar_um"]
+__all__ = ["overview"]
 
 _MARGIN = 24
 _GREY = (80, 80, 80)
@@ -94,54 +95,6 @@ def overview(
     return page
 
 
-def draw_overlay(
-    picture: NDArray[np.uint8],
-    size: Size,
-    source: Map,
-    channel: str | None = None,
-    *,
-    tissue: Map | None = None,
-) -> NDArray[np.uint8]:
-    """Blend a map over a picture of the whole slide, cell by cell, exactly in its place.
-
-    Parameters
-    ----------
-    picture
-        ``(H, W, 3)`` uint8 of the whole slide of ``size`` level-0 px.
-    source, channel
-        The map and which class of it; saliency and attention are scaled to their largest value.
-        A label map takes the colours of its classes.
-    tissue
-        The tissue mask, to be outlined.
-    """
-    height, width = picture.shape[:2]
-    if source.kind == "labels":
-        table = np.zeros((len(source.channels) + 1, 4), np.float32)
-        table[1:, :3] = np.array(list(class_colors(source.channels).values())) / 255
-        table[1:, 3] = 0.6
-        index = _sample(source, 0, (height, width), size).astype(np.intp)
-    else:
-        table = colormap(source.kind)
-        values = _sample(source, source.channel(channel or -1), (height, width), size)
-        top = 1.0 if source.kind == "probability" else float(np.nanmax(values, initial=0)) or 1.0
-        index = (np.nan_to_num(values / top).clip(0, 1) * 255).astype(np.intp)
-        table[0, 3] = 0.0
-    color = table[index]
-    out = picture * (1 - color[..., 3:]) + 255 * color[..., :3] * color[..., 3:]
-    drawn = np.rint(out).astype(np.uint8)
-    if tissue is not None:
-        mask = _sample(tissue, 0, (height, width), size) > 0
-        drawn[_border(mask)] = TISSUE
-    return drawn
-
-
-def scale_bar_um(width_um: float) -> float:
-    """Return the length 1, 2 or 5 times a power of ten that is nearest below a fifth of a width."""
-    target = width_um / 5
-    power = 10.0 ** np.floor(np.log10(target))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= target * (1 + 1e-9)))
-
-
 def _world_of(results: Sequence[Result]) -> tuple[Size, Mpp]:
     """Return size and resolution of the one slide that results are of."""
     if len({result.slide.id for result in results}) != 1:
@@ -161,37 +114,6 @@ def _choose(result: Result, name: str | None) -> Map:
             f"{result.slide.id}: no map {name or 'to draw'!r}; it has {', '.join(result.maps)}."
         )
     return result.maps[name or names[0]]
-
-
-def _sample(source: Map, channel: int, shape: tuple[int, int], size: Size) -> NDArray[Any]:
-    """Return the values under the centres of a picture's pixels, from the level nearest to them."""
-    height, width = shape
-    levels = source.levels
-    across = size.width / width  # level-0 px per picture px
-    full = levels[0].shape
-    chosen = levels[0]
-    for level in levels:
-        if source.affine.sx * full[2] / level.shape[2] <= across:
-            chosen = level
-    plane = np.asarray(chosen[channel : channel + 1, :, :])[0]
-    fy, fx = full[1] / plane.shape[0], full[2] / plane.shape[1]
-    a = source.affine
-    columns = ((np.arange(width) + 0.5) * across - a.tx) / (a.sx * fx)
-    rows = ((np.arange(height) + 0.5) * size.height / height - a.ty) / (a.sy * fy)
-    out = np.full(shape, 0 if source.kind == "labels" else np.nan, plane.dtype)
-    j, i = np.floor(columns).astype(int), np.floor(rows).astype(int)
-    in_x, in_y = (j >= 0) & (j < plane.shape[1]), (i >= 0) & (i < plane.shape[0])
-    out[np.ix_(in_y, in_x)] = plane[np.ix_(i[in_y], j[in_x])]
-    return out
-
-
-def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark the inner edge of a mask; the picture's own edge counts as outside."""
-    inside = np.pad(mask, 1)
-    core = inside.copy()
-    for shift in (-1, 1):
-        core &= np.roll(inside, shift, 0) & np.roll(inside, shift, 1)
-    return np.asarray((inside & ~core)[1:-1, 1:-1])
 
 
 @dataclass(frozen=True)
