@@ -30,6 +30,7 @@ __all__ = [
     "LayerData",
     "annotation_layers",
     "check_same_slide",
+    "map_layers",
     "result_layers",
     "slide_layer",
 ]
@@ -100,7 +101,13 @@ def result_layers(
     layers: list[LayerData] = []
     for source in result.maps.values():
         if source.name != _TISSUE_MAP:
-            layers += _map_layers(source, result, place)
+            layers += map_layers(
+                source,
+                place,
+                slide_id=result.slide.id,
+                model=result.model.name,
+                path=None if result.path is None else str(result.path),
+            )
     for number, (_, options, _) in enumerate(layers):
         options["visible"] = visible and number == 0
     layers += _region_layers(result, place, visible)
@@ -170,18 +177,33 @@ def annotation_layers(
     )
 
 
-def _map_layers(source: Map, result: Result, world: World) -> list[LayerData]:
-    title = f"{result.model.name}: {source.name}"
+def map_layers(
+    source: Map, world: World, *, slide_id: str, model: str, path: str | None = None
+) -> list[LayerData]:
+    """Return the layers of one map: one for labels, else one for each class but the first.
+
+    Parameters
+    ----------
+    source
+        The map.
+    world
+        Of the slide.
+    slide_id, model
+        Of what, and by what.
+    path
+        Result folder; ``None`` for a map that is not saved (yet).
+    """
+    title = f"{model}: {source.name}"
     classes = source.channels
     facts = {
-        "model": result.model.name,
+        "model": model,
         "map": source.name,
         "kind": source.kind,
         "classes": classes,
-        "path": None if result.path is None else str(result.path),
+        "path": path,
     }
     if source.kind == "labels":
-        metadata = describe(world, "map", result.slide.id, **facts)
+        metadata = describe(world, "map", slide_id, **facts)
         common = {"name": title, "metadata": metadata, **world.place(source.affine)}
         return [_label_image(source.planes(), classes, common)]
     chosen = classes if len(classes) == 1 else classes[1:]
@@ -197,7 +219,7 @@ def _map_layers(source: Map, result: Result, world: World) -> list[LayerData]:
             "interpolation2d": "nearest",
             "blending": "translucent",
             "opacity": 0.7,
-            "metadata": describe(world, "map", result.slide.id, channel=name, **facts),
+            "metadata": describe(world, "map", slide_id, channel=name, **facts),
             **world.place(source.affine),
         }
         layers.append((levels, options, "image"))

@@ -1,0 +1,125 @@
+"""Results on disk, as the Run panel lists them; deleting one can be undone."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from slidelens.errors import ResultError
+from slidelens.maps.result import find_results
+from slidelens.maps.schema import read_result_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = ["Entry", "Trash", "entries"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result in a list; of one that cannot be read, ``error`` says why."""
+
+    folder: Path
+    slide: str
+    model: str
+    probabilities: dict[str, float]
+    slide_path: str | None
+    time: float
+    """When it was made, seconds since 1970."""
+    error: str = ""
+
+    @property
+    def score(self) -> str:
+        """The positive class and its probability."""
+        if not self.probabilities:
+            return ""
+        name = list(self.probabilities)[-1]
+        return f"{name} {self.probabilities[name]:.1%}"
+
+
+def entries(folders: Iterable[Path]) -> list[Entry]:
+    """List the results in some folders, newest first.
+
+    A folder that does not exist yet holds none.
+    """
+    found: dict[Path, Entry] = {}
+    for folder in folders:
+        if folder.is_dir():
+            for path in find_results(folder):
+                found[path.resolve()] = _entry(path)
+    return sorted(found.values(), key=lambda e: e.time, reverse=True)
+
+
+class Trash:
+    """Results that were deleted and can still be brought back.
+
+    A deleted result is renamed in its place, so that neither costs time nor can fail half-way.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Path, Path] | None = None
+
+    @property
+    def last(self) -> Path | None:
+        """What :meth:`restore` would bring back."""
+        return None if self._last is None else self._last[0]
+
+    def delete(self, folder: Path) -> None:
+        """Take a result out of its list; what was deleted before is gone for good.
+
+        Raises
+        ------
+        ResultError
+            It cannot be deleted.
+        """
+        self.empty()
+        hidden = folder.with_name(f".deleted-{folder.name}-{uuid4().hex[:8]}")
+        try:
+            folder.rename(hidden)
+        except OSError as error:
+            raise ResultError(
+                f"{folder}: cannot be deleted ({error.strerror or error}); check its permissions."
+            ) from error
+        self._last = (folder, hidden)
+
+    def restore(self) -> Path:
+        """Bring back what was deleted last.
+
+        Raises
+        ------
+        ResultError
+            Nothing was deleted, or another result has taken its place.
+        """
+        if self._last is None:
+            raise ResultError("no result to bring back: none was deleted since the window opened.")
+        folder, hidden = self._last
+        if folder.exists():
+            raise ResultError(f"{folder}: a newer result lies there; delete that one first.")
+        hidden.rename(folder)
+        self._last = None
+        return folder
+
+    def empty(self) -> None:
+        """Remove what was deleted."""
+        if self._last is not None:
+            shutil.rmtree(self._last[1], ignore_errors=True)
+            self._last = None
+
+
+def _entry(path: Path) -> Entry:
+    file = path / "result.json"
+    try:
+        content, time = read_result_file(file), file.stat().st_mtime
+    except (ResultError, OSError) as error:
+        return Entry(path, path.name, path.parent.name, {}, None, 0.0, str(error))
+    return Entry(
+        path,
+        content.slide.id,
+        content.model.name,
+        dict(content.probabilities),
+        content.slide.path,
+        time,
+    )

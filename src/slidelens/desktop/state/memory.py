@@ -1,0 +1,145 @@
+"""What the workbench remembers from day to day, in one small JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Bookmark", "Memory", "memory_file"]
+
+_RECENT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """A place on a slide: centre in µm (px without a resolution), and µm (px) per screen pixel."""
+
+    name: str
+    x: float
+    y: float
+    scale: float
+
+
+def memory_file() -> Path:
+    """Return where the file lies: in the person's folder of settings."""
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming"))
+    else:
+        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return base / "slidelens" / "desktop.json"
+
+
+class Memory:
+    """Recent slides, bookmarks, trained models, unfinished trainings, the reviewer's name.
+
+    Each change reads the file anew and writes it at once, so two windows do not forget for each
+    other. A file that is damaged is begun anew: nothing in it is worth an error.
+
+    Parameters
+    ----------
+    path
+        The file; made by the first change.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or memory_file()
+
+    def recent_slides(self) -> list[Path]:
+        """Return the slides opened last, newest first; those that are gone are left out."""
+        return [path for path in map(Path, self._list("slides")) if path.exists()]
+
+    def opened(self, slide: Path) -> None:
+        """Put a slide in front of the recent ones."""
+        name = str(slide.absolute())
+        self._set("slides", [name, *(s for s in self._list("slides") if s != name)][:_RECENT])
+
+    def forget_slides(self) -> list[str]:
+        """Empty the list of recent slides; return it, to be given to :meth:`restore_slides`."""
+        before = self._list("slides")
+        self._set("slides", [])
+        return before
+
+    def restore_slides(self, slides: Sequence[str]) -> None:
+        """Undo :meth:`forget_slides`."""
+        self._set("slides", [*self._list("slides"), *slides][:_RECENT])
+
+    def bookmarks(self, slide: str) -> list[Bookmark]:
+        """Return a slide's bookmarks in the order in which they were made."""
+        found = self._read().get("bookmarks", {})
+        rows = found.get(slide, []) if isinstance(found, dict) else []
+        return [mark for row in rows if (mark := _bookmark(row)) is not None]
+
+    def set_bookmarks(self, slide: str, marks: Iterable[Bookmark]) -> None:
+        """Replace a slide's bookmarks."""
+        content = self._read()
+        kept = content.get("bookmarks")
+        kept = dict(kept) if isinstance(kept, dict) else {}
+        kept[slide] = [asdict(mark) for mark in marks]
+        self._set("bookmarks", {name: rows for name, rows in kept.items() if rows})
+
+    def models(self) -> list[Path]:
+        """Return folders of models beside those that every installation knows."""
+        return [Path(name) for name in self._list("models") if Path(name).is_dir()]
+
+    def add_model(self, folder: Path) -> None:
+        """Remember a model's folder, such as that of one just trained."""
+        self._add("models", str(folder.absolute()))
+
+    def trainings(self) -> list[Path]:
+        """Return folders of trainings that were begun and not ended."""
+        return [Path(name) for name in self._list("trainings") if Path(name).is_dir()]
+
+    def training_began(self, folder: Path) -> None:
+        """Remember a training."""
+        self._add("trainings", str(folder.absolute()))
+
+    def training_ended(self, folder: Path) -> None:
+        """Forget a training: it is done or was given up."""
+        name = str(folder.absolute())
+        self._set("trainings", [t for t in self._list("trainings") if t != name])
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return a text that was remembered: a folder chosen last, the reviewer's name."""
+        value = self._read().get(name, default)
+        return value if isinstance(value, str) else default
+
+    def set_text(self, name: str, value: str) -> None:
+        """Remember a text."""
+        self._set(name, value)
+
+    def _add(self, name: str, item: str) -> None:
+        self._set(name, [*(i for i in self._list(name) if i != item), item])
+
+    def _list(self, name: str) -> list[str]:
+        found = self._read().get(name)
+        return [i for i in found if isinstance(i, str)] if isinstance(found, list) else []
+
+    def _set(self, name: str, value: Any) -> None:
+        content = self._read()
+        content[name] = value
+        write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def _bookmark(row: Any) -> Bookmark | None:
+    try:
+        return Bookmark(str(row["name"]), float(row["x"]), float(row["y"]), float(row["scale"]))
+    except (KeyError, TypeError, ValueError):
+        return None

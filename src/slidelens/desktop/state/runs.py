@@ -1,0 +1,172 @@
+"""A run as the Run panel sees it: what is asked for, how far it is, what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from slidelens.desktop.worker.messages import Message
+    from slidelens.geometry import Box
+
+__all__ = ["Finding", "RunRequest", "RunState", "time_text"]
+
+_STAGES = {
+    "load": "Loading the model",
+    "open": "Opening the slide",
+    "tissue": "Looking for tissue",
+    "infer": "Predicting",
+    "write": "Saving the result",
+    "done": "Done",
+}
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a person asked for.
+
+    Attributes
+    ----------
+    slides
+        Files.
+    models
+        Folder of each model, and the options that were changed for it.
+    out
+        Results folder.
+    region
+        In level-0 px; ``None`` is the whole slide.
+    mpp
+        The slide's resolution where its file states none, in µm/px.
+    """
+
+    slides: tuple[Path, ...]
+    models: tuple[tuple[Path, Mapping[str, Any]], ...]
+    out: Path
+    device: str = "auto"
+    region: Box | None = None
+    mpp: float | None = None
+    overwrite: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return the request as the worker takes it."""
+        return {
+            "slides": [str(slide) for slide in self.slides],
+            "models": [{"path": str(p), "options": dict(options)} for p, options in self.models],
+            "out": str(self.out),
+            "device": self.device,
+            "region": None if self.region is None else tuple(self.region),
+            "mpp": self.mpp,
+            "overwrite": self.overwrite,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one slide and model ended; ``error`` is empty unless ``status`` is ``failed``."""
+
+    slide: str
+    model: str
+    status: str
+    error: str
+    probabilities: Mapping[str, float]
+    folder: str
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        if self.status == "failed":
+            return f"{self.model}: {self.error}"
+        positive = list(self.probabilities)[-1]
+        again = ", as computed before" if self.status == "skipped" else ""
+        return f"{self.model}: {positive} {self.probabilities[positive]:.1%}{again}"
+
+
+@dataclass
+class RunState:
+    """How far a run is; :meth:`feed` it with the worker's messages."""
+
+    request: RunRequest
+    findings: list[Finding] = field(default_factory=list)
+    stage: str = ""
+    slide: str = ""
+    model: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    eta: float | None = None
+
+    @property
+    def parts(self) -> int:
+        """How many pairs of slide and model there are."""
+        return len(self.request.slides) * len(self.request.models)
+
+    @property
+    def fraction(self) -> float | None:
+        """How much is done, 0..1; ``None`` while that is not known."""
+        if not self.stage or (self.stage != "infer" and not self.findings):
+            return None
+        here = self.done / self.total if self.stage == "infer" and self.total else 0.0
+        return min(1.0, (len(self.findings) + here) / self.parts)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, as far as can be said: later parts count like this one."""
+        if self.eta is None or self.stage != "infer":
+            return None
+        after = self.parts - len(self.findings) - 1
+        return self.eta + after * (self.seconds + self.eta)
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        if not self.stage:
+            return "Starting the worker…"
+        line = _STAGES[self.stage]
+        if self.stage == "infer" and self.total:
+            line += f" {self.done} of {self.total}"
+        if self.model and self.parts > 1:
+            many = f" on {self.slide}" if self.slide and len(self.request.slides) > 1 else ""
+            number = min(len(self.findings) + 1, self.parts)
+            line = f"{self.model}{many} ({number} of {self.parts}): {line}"
+        if self.left is not None:
+            line += f", {time_text(self.left)} left"
+        return line
+
+    def feed(self, message: Message) -> Finding | None:
+        """Take a message; return the finding if it was one."""
+        facts = message.facts
+        if message.name == "progress":
+            for name in ("stage", "slide", "model", "done", "total"):
+                setattr(self, name, facts[name])
+            self.seconds, self.eta = facts.get("seconds", 0.0), facts.get("eta")
+        elif message.name == "outcome":
+            names = ("slide", "model", "status", "error", "probabilities", "folder")
+            finding = Finding(**{name: facts[name] for name in names})
+            self.findings.append(finding)
+            self.stage, self.done, self.total, self.eta = "done", 0, 0, None
+            return finding
+        return None
+
+    def summary(self, status: str, error: str) -> str:
+        """Say how the run ended."""
+        failed = sum(f.status == "failed" for f in self.findings)
+        good = len(self.findings) - failed
+        if status in ("failed", "died"):
+            return error
+        if status == "cancelled":
+            return f"Stopped; {good} of {self.parts} finished and kept." if good else "Stopped."
+        if failed and self.parts == 1:
+            return self.findings[0].error
+        return f"{good} done, {failed} failed." if failed else "Done."
+
+
+def time_text(seconds: float) -> str:
+    """Say how long, as one says it: ``5 s``, ``about 3 min``, ``about 2.5 h``."""
+    if seconds < 55:
+        return f"{max(1, round(seconds / 5) * 5) if seconds > 8 else max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"

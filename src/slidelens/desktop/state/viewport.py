@@ -1,0 +1,114 @@
+"""Where one looks: the part of the slide in the window, places, magnifications.
+
+Places are in the world's unit: µm, or px where no resolution is known. The slide's corner is
+(0, 0), as pathologists count, not half a pixel before it as napari does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from slidelens.geometry import Box
+
+if TYPE_CHECKING:
+    from slidelens.desktop.world import World
+    from slidelens.geometry import Size
+
+__all__ = ["OBJECTIVES", "Look", "fit", "parse_place", "place_text", "um_per_pixel"]
+
+OBJECTIVES = (5, 10, 20, 40)
+"""Magnifications of the usual objectives."""
+
+_NUMBER = r"([-+]?\d+(?:\.\d+)?)\s*(mm|µm|um|μm|px)?"
+_PLACE = re.compile(rf"\s*(?:x\s*=?\s*)?{_NUMBER}\s*[,;\s]\s*(?:y\s*=?\s*)?{_NUMBER}\s*", re.I)
+
+
+class Look(NamedTuple):
+    """What napari's camera shows.
+
+    Attributes
+    ----------
+    y, x
+        Centre in napari's world.
+    zoom
+        Screen pixels per unit of the world.
+    """
+
+    y: float
+    x: float
+    zoom: float
+
+    @classmethod
+    def at(cls, x: float, y: float, scale: float, world: World) -> Look:
+        """Look at a place, at ``scale`` units per screen pixel."""
+        return cls(y - world.mpp.y / 2, x - world.mpp.x / 2, 1 / scale)
+
+    def place(self, world: World) -> tuple[float, float]:
+        """Return the place in the middle, x and y."""
+        return self.x + world.mpp.x / 2, self.y + world.mpp.y / 2
+
+    def box(self, canvas: tuple[float, float], world: World) -> Box:
+        """Return what is seen in level-0 px.
+
+        Parameters
+        ----------
+        canvas
+            Height and width of the canvas in screen pixels.
+        """
+        height, width = (side / self.zoom for side in canvas)
+        x, y = self.place(world)
+        mpp = world.mpp
+        return Box((x - width / 2) / mpp.x, (y - height / 2) / mpp.y, width / mpp.x, height / mpp.y)
+
+
+def fit(box: Box, canvas: tuple[float, float], world: World, margin: float = 0.1) -> Look:
+    """Look so that a box of level-0 px fills the canvas but for a margin."""
+    mpp = world.mpp
+    room = 1 - margin
+    zoom = min(canvas[1] * room / (box.w * mpp.x), canvas[0] * room / (box.h * mpp.y))
+    x, y = (box.x + box.w / 2) * mpp.x, (box.y + box.h / 2) * mpp.y
+    return Look.at(x, y, 1 / zoom, world)
+
+
+def um_per_pixel(objective: float) -> float:
+    """Return the resolution that an objective's magnification stands for: 0.5 µm/px for 20x."""
+    return 10 / objective
+
+
+def parse_place(text: str, world: World, size: Size | tuple[int, int]) -> tuple[float, float]:
+    """Read a place that a person typed: ``1250, 3400``, ``1.2 mm 3.4 mm``, ``x=100px y=200px``.
+
+    Numbers without a unit are in the world's unit.
+
+    Raises
+    ------
+    ValueError
+        Not two numbers, a length on a slide without resolution, or a place outside the slide.
+    """
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r}: expected two numbers, such as 1250, 3400")
+    x_text, x_unit, y_text, y_unit = found.groups()
+    unit = x_unit or y_unit
+    place = [
+        _length(float(number), (own or unit or "").lower(), mpp, world)
+        for number, own, mpp in ((x_text, x_unit, world.mpp.x), (y_text, y_unit, world.mpp.y))
+    ]
+    ends = (size[0] * world.mpp.x, size[1] * world.mpp.y)
+    if not all(0 <= value <= end for value, end in zip(place, ends, strict=True)):
+        raise ValueError(f"outside the slide, which ends at {place_text(*ends, world)}")
+    return place[0], place[1]
+
+
+def place_text(x: float, y: float, world: World) -> str:
+    """Write a place."""
+    return f"{x:.0f}, {y:.0f} {'px' if world.unit == 'pixel' else 'µm'}"
+
+
+def _length(number: float, unit: str, mpp: float, world: World) -> float:
+    if unit == "px":
+        return number * mpp
+    if unit and world.unit == "pixel":
+        raise ValueError("the slide states no resolution: give the place in px")
+    return number * 1000 if unit == "mm" else number

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from known_slides import make_result, make_slide
+
+from slidelens.desktop.state.library import Trash, entries
+from slidelens.desktop.state.runs import RunRequest, RunState, time_text
+from slidelens.desktop.worker.messages import Message
+from slidelens.errors import ResultError
+from slidelens.geometry import Box, Mpp
+
+
+def state(slides: int = 1, models: int = 1) -> RunState:
+    return RunState(
+        RunRequest(
+            tuple(Path(f"s{i}.svs") for i in range(slides)),
+            tuple((Path(f"m{i}"), {"overlap": i}) for i in range(models)),
+            Path("out"),
+            region=Box(1, 2, 3, 4),
+        )
+    )
+
+
+def progress(stage: str, done: int = 0, total: int = 0, **more) -> Message:
+    facts = {"stage": stage, "slide": "s0", "model": "m0", "done": done, "total": total}
+    return Message(1, "progress", facts | more)
+
+
+def outcome(status: str = "done", error: str = "") -> Message:
+    facts = {"slide": "s0", "model": "m0", "status": status, "error": error, "folder": "out/m0/s0"}
+    return Message(1, "outcome", facts | {"probabilities": {"normal": 0.1, "tumor": 0.9}})
+
+
+def test_request_reaches_the_worker_as_json_values():
+    facts = state(1, 2).request.facts()
+    assert facts["models"] == [
+        {"path": "m0", "options": {"overlap": 0}},
+        {"path": "m1", "options": {"overlap": 1}},
+    ]
+    assert facts["region"] == (1, 2, 3, 4)
+
+
+def test_fraction_and_time_left_over_several_parts():
+    run = state(models=2)
+    assert run.fraction is None
+    run.feed(progress("infer", 25, 100, seconds=10, eta=30))
+    assert run.fraction == pytest.approx(0.125)
+    assert run.left == pytest.approx(30 + 40)
+    assert run.text == "m0 (1 of 2): Predicting 25 of 100, about 1 min left"
+    finding = run.feed(outcome())
+    assert finding.text == "m0: tumor 90.0%"
+    assert run.fraction == pytest.approx(0.5)
+    run.feed(progress("infer", 50, 100, seconds=20, eta=20))
+    assert run.fraction == pytest.approx(0.75)
+
+
+def test_how_it_ended_in_one_sentence():
+    run = state(models=2)
+    run.feed(outcome())
+    assert run.summary("cancelled", "") == "Stopped; 1 of 2 finished and kept."
+    run.feed(outcome("failed", "no tissue"))
+    assert run.summary("done", "") == "1 done, 1 failed."
+    assert run.findings[1].text == "m0: no tissue"
+    assert run.summary("died", "The worker was killed") == "The worker was killed"
+    assert state().summary("cancelled", "") == "Stopped."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "3 s"), (23, "25 s"), (170, "about 3 min"), (9000, "about 2.5 h")]
+)
+def test_times_as_one_says_them(seconds, text):
+    assert time_text(seconds) == text
+
+
+@pytest.fixture
+def results(tmp_path):
+    for model in ("m1", "m2"):
+        slide = make_slide(0.5, "a")
+        make_result(slide, Mpp(0.5, 0.5), model).save(tmp_path / model / "a")
+    (tmp_path / "m2" / "bad").mkdir()
+    (tmp_path / "m2" / "bad" / "result.json").write_text("{")
+    return tmp_path
+
+
+def test_results_are_listed_newest_first_damaged_ones_with_the_reason(results):
+    found = entries([results, results / "m1", results / "gone"])
+    assert [(e.model, e.slide) for e in found] == [("m2", "a"), ("m1", "a"), ("m2", "bad")]
+    assert found[0].score.endswith("%")
+    assert "not JSON" in found[2].error
+
+
+def test_a_deleted_result_can_be_brought_back(results):
+    trash = Trash()
+    folder = results / "m1" / "a"
+    trash.delete(folder)
+    assert not folder.exists()
+    assert len(entries([results])) == 2
+    assert trash.restore() == folder
+    assert len(entries([results])) == 3
+    with pytest.raises(ResultError, match="none was deleted"):
+        trash.restore()
+
+
+def test_deleting_another_or_closing_is_for_good(results):
+    trash = Trash()
+    trash.delete(results / "m1" / "a")
+    trash.delete(results / "m2" / "a")
+    assert trash.last == results / "m2" / "a"
+    assert not list((results / "m1").iterdir())
+    trash.empty()
+    assert [p.name for p in (results / "m2").iterdir()] == ["bad"]
+
+
+def test_a_newer_result_is_not_replaced(results):
+    trash = Trash()
+    folder = results / "m1" / "a"
+    trash.delete(folder)
+    folder.mkdir()
+    with pytest.raises(ResultError, match="newer result"):
+        trash.restore()
