@@ -101,10 +101,14 @@ def test_cells_are_means_of_pixels(
 def test_progress_and_cancel(network: tuple[nn.Module, nn.Module], image: Tensor) -> None:
     trunk = StreamingTrunk(network[0], 32)
     parts = iter_smoothgrad(trunk, network[1], image, 0, samples=4)
+    tiles = trunk.plan(*SIZE).tiles
     first = next(parts)
-    assert (first.sample, first.samples) == (0, 4)
+    assert (first.sample, first.done, first.steps) == (0, 1, 2 * 4 * tiles)
     parts.close()
     assert all(p.grad is None for p in network[0].parameters())
+    done = [p.done for p in iter_smoothgrad(trunk, network[1], image, 0, samples=2)]
+    assert done == sorted(set(done))
+    assert done[-1] == 2 * 2 * tiles
 
 
 def test_lazy_uint8_image_equals_its_tensor(network: tuple[nn.Module, nn.Module]) -> None:

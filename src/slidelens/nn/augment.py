@@ -52,15 +52,29 @@ class TileAugment:
 
         ``keys`` holds one sequence of non-negative integers per image.
         """
-        draws = np.stack([np.random.default_rng(key).random(_DRAWS) for key in keys])
+        draws = _draws(keys)
         images = images.contiguous()
         if self.flips:
             images = _turn(images, (draws[:, 9] * 8).astype(int))
-        jitter = torch.from_numpy(2 * draws[:, :9] - 1).float().to(images.device)
+        shift, stain, colour = (m.to(images.device) for m in self._matrices(draws))
         density = images.to(torch.float32).clamp_(min=0.5).div_(255).log_().neg_().flatten(2)
-        stained = torch.baddbmm(*self._stain(jitter[:, :6]), density)
-        colours = torch.bmm(self._colour(jitter[:, 6:]), stained.neg_().exp_())
+        stained = torch.baddbmm(shift, stain, density)
+        colours = torch.bmm(colour, stained.neg_().exp_())
         return colours.clamp_(0, 1).view(images.shape)
+
+    def matrices(self, keys: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the jitter of each key does to colours.
+
+        A shift ``(N, 3, 1)`` and a matrix ``(N, 3, 3)`` on optical densities, and a matrix
+        ``(N, 3, 3)`` on the RGB that they make.
+        """
+        return self._matrices(_draws(keys))
+
+    def _matrices(
+        self, draws: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        jitter = torch.from_numpy(2 * draws[:, :9] - 1).float()
+        return *self._stain(jitter[:, :6]), self._colour(jitter[:, 6:])
 
     def _stain(self, jitter: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift ``(N, 3, 1)`` and matrix ``(N, 3, 3)`` on optical densities."""
@@ -83,6 +97,12 @@ class TileAugment:
         yiq = torch.tensor(_YIQ, device=jitter.device)
         matrix: Tensor = torch.linalg.inv(yiq) @ turn @ yiq
         return matrix
+
+
+def _draws(
+    keys: Sequence[Sequence[int]],
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    return np.stack([np.random.default_rng(key).random(_DRAWS) for key in keys])
 
 
 def _turn(images: Tensor, orientations: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:

@@ -17,12 +17,13 @@ from slidelens.nn.noise import PositionNoise
 from slidelens.nn.windows import Rect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from torch import Tensor
 
     from slidelens.nn.source import LazyImage, Source
     from slidelens.nn.streaming import StreamingTrunk
+    from slidelens.nn.tape import Tape
 
 __all__ = ["SaliencyPart", "image_sd", "iter_smoothgrad", "smoothgrad"]
 
@@ -33,12 +34,14 @@ _STRIP = 1024
 class SaliencyPart(NamedTuple):
     """A contribution to a saliency map, to be added to what is there.
 
-    ``values`` ``(h, w)`` are for the map's rows from ``top`` on, over its full width. ``sample`` of
-    ``samples`` is under way: progress.
+    ``values`` ``(h, w)`` are for the map's rows from ``top`` on, over its full width; without rows
+    after a tile of the forward pass. ``done`` of ``steps`` tiles, forward and backward, are through
+    for all samples, of which ``sample`` (from 0) is under way.
     """
 
     sample: int
-    samples: int
+    done: int
+    steps: int
     top: int
     values: Tensor
 
@@ -98,7 +101,10 @@ def iter_smoothgrad(
     for sample in range(samples):
         field = PositionNoise(noise * sd, seed, sample) if noise and sd else None
         tape = trunk.tape(trunk.source(image, mask, noise=field), record=True, input_grad=True)
-        features = tape.forward(tensors).requires_grad_()
+        steps = 2 * samples * len(tape.tiles)
+        done = 2 * sample * len(tape.tiles)
+        features = (yield from _forward(tape, tensors, sample, done, steps)).requires_grad_()
+        done += len(tape.tiles)
         with torch.enable_grad():
             logits = head(features)
         if logits.dim() != 2 or not 0 <= target < logits.shape[1]:
@@ -108,9 +114,9 @@ def iter_smoothgrad(
             )
         (grad,) = torch.autograd.grad(logits[0, target], features)
         for band in tape.backward(tensors, grad, {}):
+            done += tape.columns.tiles
             values = _quantity(quantity, band.values, band.top, clean) / samples
-            if values.numel():
-                yield SaliencyPart(sample, samples, *_pool(values, band.top, cell, clean))
+            yield SaliencyPart(sample, done, steps, *_pool(values, band.top, cell, clean))
 
 
 def smoothgrad(
@@ -138,8 +144,23 @@ def smoothgrad(
         trunk, head, image, target, samples=samples, noise=noise, quantity=quantity,
         cell=cell, seed=seed, sd=sd, mask=mask,
     ):  # fmt: skip
-        result[part.top : part.top + part.values.shape[0]] += part.values.to(result)
+        if part.values.numel():
+            result[part.top : part.top + part.values.shape[0]] += part.values.to(result)
     return result
+
+
+def _forward(
+    tape: Tape, tensors: dict[str, Tensor], sample: int, done: int, steps: int
+) -> Generator[SaliencyPart, None, Tensor]:
+    """Compute the trunk's output, with a part without rows after each tile."""
+    nothing = torch.zeros((0, 0), device=tape.source.device)
+    forward = tape.iter_forward(tensors)
+    while True:
+        try:
+            yield SaliencyPart(sample, done + next(forward), steps, 0, nothing)
+        except StopIteration as stop:
+            output: Tensor = stop.value
+            return output
 
 
 def image_sd(source: Source) -> float:

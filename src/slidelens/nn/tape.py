@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -109,12 +109,23 @@ class Tape:
 
     def forward(self, tensors: Tensors) -> Tensor:
         """Compute the trunk's output with the weights and buffers ``tensors``."""
+        steps = self.iter_forward(tensors)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                output: Tensor = stop.value
+                return output
+
+    def iter_forward(self, tensors: Tensors) -> Generator[int, None, Tensor]:
+        """Do what `forward` does; yield the number of tiles done after each, return the output."""
         repeats = Repeats(self.graph, self.rows, self.columns)
         done: dict[Hashable, _Repeat] = {}
         weights = {name: value.detach() for name, value in tensors.items()}
         output: Tensor | None = None
-        with torch.no_grad(), self._autocast():
-            for at in self.tiles:
+        for number, at in enumerate(self.tiles, start=1):
+            # Entered per tile: whoever iterates must not find gradients switched off.
+            with torch.no_grad(), self._autocast():
                 pixels = self.source.pixels(self._input(at))
                 key = repeats.key(at, pixels) if self.source.noise is None else None
                 self._keys[at] = key
@@ -131,6 +142,7 @@ class Tape:
                 if values is not None:
                     output = self._place(output, at, values)
                 self.seams.passed(at)
+            yield number
         assert output is not None
         return output
 
