@@ -206,6 +206,24 @@ def test_truth_repeats_too():
     assert (masks[0] == masks[1]).all()
 
 
+def test_a_giant_ends_in_a_small_level(tmp_path: Path):
+    """The levels that are drawn stop at 2304 px here; the next is made of their tiles."""
+    path = tmp_path / "giant.tif"
+
+    def paint(box: Box):
+        stripes = np.zeros((int(box.h), int(box.w), 3), np.uint8)
+        stripes[:, : stripes.shape[1] // 2] = (200, 80, 120)
+        return stripes
+
+    write_pyramid(path, Size(4096, 4096), Mpp(0.5, 0.5), paint, repeat=(9, 1))
+    with open_slide(path) as slide:
+        assert [lv.size[0] for lv in slide.levels] == [36864, 9216, 2304, 576]
+        coarse = slide.read_level(3, 0, 0, 576, 64)
+    stripes = coarse.reshape(64, 9, 64, 3).astype(int)
+    np.testing.assert_allclose(stripes[:, :, 4:28] - (200, 80, 120), 0, atol=4)
+    np.testing.assert_allclose(stripes[:, :, 36:60], 0, atol=4)
+
+
 def test_levels_are_drawn_block_by_block(tmp_path: Path):
     """A slide wider and higher than one block: no call draws more than a block."""
     calls: list[Box] = []

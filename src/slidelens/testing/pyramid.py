@@ -20,11 +20,12 @@ __all__ = ["write_pyramid"]
 
 _TILE = 256
 _FACTOR = 4
-_LEVELS = 3
-BLOCK = _TILE * _FACTOR ** (_LEVELS - 1)
-"""Level-0 px that hold whole tiles of every level."""
+_DRAWN = 3
+"""Levels that are made of drawn pixels; coarser ones are made of the tiles of the level before."""
 
-_Tiles = dict[tuple[int, int, int], bytes]
+_COARSEST = 2048  # px, the longer side; programs read the coarsest level whole
+BLOCK = _TILE * _FACTOR ** (_DRAWN - 1)
+"""Level-0 px that hold whole tiles of every drawn level."""
 
 
 def write_pyramid(
@@ -36,7 +37,7 @@ def write_pyramid(
     quality: int = 85,
     repeat: tuple[int, int] = (1, 1),
 ) -> None:
-    """Write levels 1, 1/4 and 1/16 (fewer for small slides), each the area mean of the one above.
+    """Write levels 1, 1/4, 1/16, ... until one is small, each the area mean of the one above.
 
     Parameters
     ----------
@@ -60,25 +61,14 @@ def write_pyramid(
     """
     if repeat != (1, 1) and (size.width % BLOCK or size.height % BLOCK):
         raise ValueError(f"a slide of {size} px does not repeat: need multiples of {BLOCK} px")
-    whole = Size(size.width * repeat[0], size.height * repeat[1])
-    levels = 1
-    while levels < _LEVELS and max(whole) > _TILE * _FACTOR ** (levels - 1):
-        levels += 1
-    store: _Tiles = {}
-    with tifffile.TiffWriter(path, bigtiff=whole.width * whole.height > 4e9) as tif:
-        for level in range(levels):
+    pyramid = _Pyramid(size, repeat, quality, draw)
+    width, height = pyramid.whole
+    with tifffile.TiffWriter(path, bigtiff=width * height > 4e9) as tif:
+        for level in range(pyramid.levels):
             scale = _FACTOR**level
-            shape = (-(-whole.height // scale), -(-whole.width // scale), 3)
-            if level == 0 and repeat == (1, 1):
-                tiles = _draw_bands(size, draw, quality, levels, store)
-            else:
-                if level == 0:
-                    for _ in _draw_bands(size, draw, quality, levels, store, keep=True):
-                        pass
-                tiles = _stored(store, level, size, repeat)
             tif.write(
-                tiles,
-                shape=shape,
+                pyramid.tiles(level),
+                shape=(-(-height // scale), -(-width // scale), 3),
                 dtype=np.uint8,
                 tile=(_TILE, _TILE),
                 photometric="ycbcr",
@@ -92,46 +82,98 @@ def write_pyramid(
             )
 
 
-def _draw_bands(
-    size: Size,
-    draw: Callable[[Box], NDArray[np.uint8]],
-    quality: int,
-    levels: int,
-    store: _Tiles,
-    keep: bool = False,
-) -> Iterator[bytes]:
-    """Draw band after band of blocks; yield level-0 tiles in order, store those of other levels."""
-    columns = -(-size.width // _TILE)
-    for top in range(0, size.height, BLOCK):
-        for left in range(0, size.width, BLOCK):
-            w, h = min(BLOCK, size.width - left), min(BLOCK, size.height - top)
-            _encode_block(draw(Box(left, top, w, h)), left, top, quality, levels, store)
-        bottom = min(top + BLOCK, size.height)
-        for row in range(top // _TILE, -(-bottom // _TILE)):
-            for column in range(columns):
-                key = (0, row, column)
-                yield store[key] if keep else store.pop(key)
+class _Pyramid:
+    """Encoded tiles of all levels; :meth:`tiles` must be asked for them in order."""
 
+    def __init__(
+        self,
+        size: Size,
+        repeat: tuple[int, int],
+        quality: int,
+        draw: Callable[[Box], NDArray[np.uint8]],
+    ) -> None:
+        self._size, self._repeat, self._quality, self._draw = size, repeat, quality, draw
+        self._kept: dict[tuple[int, int, int], bytes] = {}
+        self.whole = Size(size.width * repeat[0], size.height * repeat[1])
+        self._drawn = 1
+        while self._drawn < _DRAWN and max(self.whole) > _TILE * _FACTOR ** (self._drawn - 1):
+            self._drawn += 1
+        self.levels = self._drawn
+        while max(self.whole) > _COARSEST * _FACTOR ** (self.levels - 1):
+            self.levels += 1
 
-def _encode_block(
-    image: NDArray[np.uint8], left: int, top: int, quality: int, levels: int, store: _Tiles
-) -> None:
-    for level in range(levels):
-        if level:
-            image = _shrink(image)
-        row0, column0 = (v // (_TILE * _FACTOR**level) for v in (top, left))
-        for y in range(0, image.shape[0], _TILE):
-            for x in range(0, image.shape[1], _TILE):
-                part = image[y : y + _TILE, x : x + _TILE]
-                pad = [(0, _TILE - part.shape[0]), (0, _TILE - part.shape[1]), (0, 0)]
-                encoded = imagecodecs.jpeg8_encode(
-                    np.pad(part, pad, mode="edge"),
-                    level=quality,
-                    colorspace="rgb",
-                    outcolorspace="ycbcr",
-                    subsampling="420",
-                )
-                store[level, row0 + y // _TILE, column0 + x // _TILE] = bytes(encoded)
+    def tiles(self, level: int) -> Iterator[bytes]:
+        """Yield all tiles of a level, row by row."""
+        if level == 0:
+            bands = self._bands(keep=self._repeat != (1, 1))
+            if self._repeat == (1, 1):
+                yield from bands
+                return
+            for _ in bands:  # all must be drawn before the first row ends
+                pass
+        scale = _TILE * _FACTOR**level
+        for row in range(-(-self.whole.height // scale)):
+            for column in range(-(-self.whole.width // scale)):
+                if level >= self._drawn:
+                    image = _shrink(self._region(level - 1, row, column))
+                    self._kept[level, row, column] = self._encode(image)
+                yield self._kept[self._key(level, row, column)]
+
+    def _key(self, level: int, row: int, column: int) -> tuple[int, int, int]:
+        """Say where a tile is kept; of a drawn level only the part that is drawn is."""
+        if level < self._drawn:
+            scale = _TILE * _FACTOR**level
+            row %= -(-self._size.height // scale)
+            column %= -(-self._size.width // scale)
+        return level, row, column
+
+    def _bands(self, keep: bool) -> Iterator[bytes]:
+        """Draw band after band of blocks; yield level-0 tiles in order, keep the other levels'."""
+        width, height = self._size
+        for top in range(0, height, BLOCK):
+            for left in range(0, width, BLOCK):
+                w, h = min(BLOCK, width - left), min(BLOCK, height - top)
+                self._encode_block(self._draw(Box(left, top, w, h)), left, top)
+            for row in range(top // _TILE, -(-min(top + BLOCK, height) // _TILE)):
+                for column in range(-(-width // _TILE)):
+                    key = (0, row, column)
+                    yield self._kept[key] if keep else self._kept.pop(key)
+
+    def _encode_block(self, image: NDArray[np.uint8], left: int, top: int) -> None:
+        for level in range(self._drawn):
+            if level:
+                image = _shrink(image)
+            row0, column0 = (v // (_TILE * _FACTOR**level) for v in (top, left))
+            for y in range(0, image.shape[0], _TILE):
+                for x in range(0, image.shape[1], _TILE):
+                    encoded = self._encode(image[y : y + _TILE, x : x + _TILE])
+                    self._kept[level, row0 + y // _TILE, column0 + x // _TILE] = encoded
+
+    def _encode(self, image: NDArray[np.uint8]) -> bytes:
+        pad = [(0, _TILE - n) for n in image.shape[:2]]
+        encoded = imagecodecs.jpeg8_encode(
+            np.pad(image, [*pad, (0, 0)], mode="edge"),
+            level=self._quality,
+            colorspace="rgb",
+            outcolorspace="ycbcr",
+            subsampling="420",
+        )
+        return bytes(encoded)
+
+    def _region(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
+        """Decode the pixels of a level that one tile of the next one shows."""
+        scale, side = _FACTOR**level, _TILE * _FACTOR
+        x, y = column * side, row * side
+        w, h = (min(side, -(-n // scale) - at) for n, at in zip(self.whole, (x, y), strict=True))
+        image = np.empty((h, w, 3), np.uint8)
+        for top in range(0, h, _TILE):
+            for left in range(0, w, _TILE):
+                key = self._key(level, (y + top) // _TILE, (x + left) // _TILE)
+                part = image[top : top + _TILE, left : left + _TILE]
+                part[:] = imagecodecs.jpeg8_decode(self._kept[key])[
+                    : part.shape[0], : part.shape[1]
+                ]
+        return image
 
 
 def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -143,11 +185,3 @@ def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     sums = rows.reshape(h, w, _FACTOR, 3).sum(axis=2, dtype=np.uint16)
     half = _FACTOR * _FACTOR // 2
     return np.asarray((sums + half) // (_FACTOR * _FACTOR), np.uint8)
-
-
-def _stored(store: _Tiles, level: int, size: Size, repeat: tuple[int, int]) -> Iterator[bytes]:
-    scale = _TILE * _FACTOR**level
-    columns, rows = -(-size.width // scale), -(-size.height // scale)
-    for row in range(rows * repeat[1]):
-        for column in range(columns * repeat[0]):
-            yield store[level, row % rows, column % columns]
