@@ -1,0 +1,70 @@
+"""Memory that a run has let go of goes back to the system while the run goes on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slidelens.engine import predict as predicting
+from slidelens.engine.heap import HeapTrimmer
+from slidelens.slide.array import from_array
+
+linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap is trimmed")
+
+
+def resident() -> float:
+    """Resident memory of this process in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def holes(mb: int) -> list[bytes]:
+    """Fill the heap with blocks of 64 kB, free them, and return what keeps it from shrinking."""
+    between, blocks = [], []
+    for _ in range(mb * 16):
+        blocks.append(np.ones(1 << 16, np.uint8))
+        between.append(bytes(1 << 10))
+    return between
+
+
+@linux
+def test_free_pages_between_kept_objects_are_given_back():
+    HeapTrimmer.now()
+    kept = holes(200)
+    before = resident()
+    HeapTrimmer.now()
+    assert before - resident() > 150
+    assert sum(map(len, kept)) == 200 * 16 << 10
+
+
+@linux
+def test_trimming_waits_for_its_time():
+    trim = HeapTrimmer(seconds=60)
+    kept = holes(100)
+    before = resident()
+    trim()
+    assert before - resident() < 20
+    trim = HeapTrimmer(seconds=0)
+    trim()
+    assert before - resident() > 75
+    assert kept
+
+
+def test_a_run_trims_at_every_step(tiny, monkeypatch):
+    calls = []
+
+    class Counting(HeapTrimmer):
+        def __call__(self) -> None:
+            calls.append(1)
+            super().__call__()
+
+    monkeypatch.setattr(predicting, "HeapTrimmer", Counting)
+    tissue = np.full((128, 128, 3), (200, 80, 150), np.uint8)
+    with from_array(tissue, mpp=1.0) as slide:
+        result = predicting.predict(slide, tiny, device=torch.device("cpu"), batch_size=1)
+    assert result.tiles is not None
+    assert len(calls) >= len(result.tiles)
