@@ -128,3 +128,19 @@ def test_doctor_names_broken_plugins_and_everything_else_works(tmp_path):
     assert "trial run failed" in told["shapes"]
     assert "PyTorch" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_train_goes_on_beside_a_broken_plugin(tmp_path):
+    install(tmp_path, "raises", "raise RuntimeError('no licence')")
+    program = Path(sys.executable).with_name("slidelens")
+    done = subprocess.run(
+        [program, "train", "--help"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "mil " in done.stdout
+    assert "warning: plugin 'raises'" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,9 @@ class Settings:
 
     Attributes
     ----------
+    cache_dir
+        Folder for what can be fetched or computed again, such as models from the network and
+        feature bags (``SLIDELENS_CACHE``; by default in the system's place for caches).
     cache_mb
         Decoded slide tiles kept in memory, in MB (``SLIDELENS_CACHE_MB``).
     threads
@@ -26,6 +30,7 @@ class Settings:
         A folder of model packages that is searched first (``SLIDELENS_MODELS``).
     """
 
+    cache_dir: Path
     cache_mb: int = 256
     threads: int = 0
     models: Path | None = None
@@ -47,10 +52,21 @@ def get_settings() -> Settings:
     """
     models = os.environ.get("SLIDELENS_MODELS")
     return Settings(
+        cache_dir=_cache_dir(),
         cache_mb=_whole("SLIDELENS_CACHE_MB", 256),
         threads=_whole("SLIDELENS_THREADS", 0),
         models=Path(models) if models else None,
     )
+
+
+def _cache_dir() -> Path:
+    given = os.environ.get("SLIDELENS_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slidelens"
+    local = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return Path(local or Path.home() / ".cache") / "slidelens"
 
 
 def _whole(name: str, default: int) -> int:

@@ -9,12 +9,38 @@ from typing import Annotated
 import typer
 
 import slidelens
-from slidelens.cli import demo, doctor, evaluate, export, info, models, predict, review, train, view
+from slidelens.cli import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    info,
+    models,
+    new_plugin,
+    package,
+    predict,
+    review,
+    train,
+    view,
+)
 from slidelens.errors import SlideLensError
 
 __all__ = ["program", "run"]
 
-_COMMANDS = (info, doctor, demo, models, predict, train, evaluate, review, export, view)
+_COMMANDS = (
+    info,
+    doctor,
+    demo,
+    models,
+    predict,
+    train,
+    evaluate,
+    review,
+    export,
+    view,
+    package,
+    new_plugin,
+)
 
 
 def program() -> typer.Typer:

@@ -13,6 +13,7 @@ import typer
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
 from slidelens.cli.options import JsonOption, parse_mpp
 from slidelens.cli.progress import TrainBars
+from slidelens.errors import PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -46,11 +47,17 @@ def _group() -> None:
 
 
 def _add_families(group: typer.Typer) -> None:
+    """Add the family that is asked for, or all of them where none is, as for ``--help``."""
     from slidelens.engine.plan import task_of
     from slidelens.families import FAMILIES
 
-    for name in FAMILIES:
-        family = FAMILIES.get(name)
+    asked = [name for name in sys.argv[2:3] if name in FAMILIES]
+    for name in asked or FAMILIES:
+        try:
+            family = FAMILIES.get(name)
+        except PluginError as error:
+            typer.echo(f"warning: {error}", err=True)
+            continue
         if family.trainer is None:
             continue
         configs = (family.config, task_of(name).training)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 import slidelens
+from slidelens.engine.fetch import fetch_model, is_reference
 from slidelens.engine.manifest import (
     MANIFEST,
     WEIGHTS,
@@ -33,17 +34,20 @@ if TYPE_CHECKING:
     from slidelens.families.base import Family, FamilyConfig, Model
 
 __all__ = [
+    "GOLDEN",
     "Manifest",
     "ModelInfo",
     "family_of",
     "find_models",
     "load_model",
+    "locate_model",
     "read_manifest",
     "save_model",
     "verify",
+    "write_golden",
 ]
 
-_GOLDEN = "golden.safetensors"
+GOLDEN = "golden.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     ----------
     name_or_folder
         A folder, or a name that ``find_models`` lists. Names are looked up in ``SLIDELENS_MODELS``,
-        then in ``models/`` of a source checkout, then in the models that came with the wheel.
+        then in ``models/`` of a source checkout, then in the models that came with the wheel. A
+        reference to a model on the network (see :mod:`slidelens.engine.fetch`) is fetched once.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
@@ -90,7 +95,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     from slidelens.engine.device import pick_device
     from slidelens.families.base import Model
 
-    folder = _locate(name_or_folder)
+    folder = locate_model(name_or_folder)
     manifest = read_manifest(folder)
     config = _config(manifest, folder)
     module = family_of(manifest.family).build(config, len(manifest.classes))
@@ -151,12 +156,18 @@ def save_model(
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
         if golden is not None:
-            import torch
-
-            kept = {"input": torch.from_numpy(golden.copy()), **_replay(staging, golden)}
-            # Bytes, not save_file: that makes a file that only its owner may read.
-            (staging / _GOLDEN).write_bytes(save(kept))
+            write_golden(staging, golden)
     return folder
+
+
+def write_golden(folder: Path, picture: NDArray[np.uint8]) -> None:
+    """Run a package on ``(H, W, 3)`` uint8 RGB at its resolution; keep both in its golden file."""
+    import torch
+    from safetensors.torch import save
+
+    kept = {"input": torch.from_numpy(picture.copy()), **_replay(folder, picture)}
+    # Bytes, not save_file: that makes a file that only its owner may read.
+    (folder / GOLDEN).write_bytes(save(kept))
 
 
 def verify(name_or_folder: str | Path) -> float:
@@ -171,8 +182,8 @@ def verify(name_or_folder: str | Path) -> float:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = _locate(name_or_folder)
-    path = folder / _GOLDEN
+    folder = locate_model(name_or_folder)
+    path = folder / GOLDEN
     try:
         kept = load_file(path)
         image = kept.pop("input").numpy()
@@ -313,7 +324,10 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
     module.load_state_dict(weights)
 
 
-def _locate(name_or_folder: str | Path) -> Path:
+def locate_model(name_or_folder: str | Path) -> Path:
+    """Return the folder of a model package; arguments and errors as :func:`load_model`."""
+    if is_reference(name_or_folder):
+        return fetch_model(str(name_or_folder))
     folder = Path(name_or_folder)
     if (folder / MANIFEST).is_file():
         return folder

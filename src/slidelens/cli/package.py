@@ -1,0 +1,104 @@
+"""``slidelens package``: make, check, show and fetch model packages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slidelens.cli.options import JsonOption
+from slidelens.cli.progress import Bar
+
+__all__ = ["register"]
+
+_Model = Annotated[str, typer.Argument(help="Name, folder, hf:// or https:// reference.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    group = typer.Typer(
+        name="package",
+        help="Model packages: pack for others, verify, show, fetch.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        epilog="Example: slidelens package pack my-model --out upload --licence Apache-2.0",
+    )
+    group.command(
+        epilog="Example: slidelens package pack my-model --out upload --evaluation evaluation"
+    )(pack)
+    group.command(epilog="Example: slidelens package verify demo-mil")(verify)
+    group.command(epilog="Example: slidelens package show demo-mil")(show)
+    group.command(epilog="Example: slidelens package fetch hf://lab/model@v1")(fetch)
+    app.add_typer(group)
+
+
+def pack(
+    model: _Model,
+    out: Annotated[Path, typer.Option(help="Folder to write, ready to upload.")],
+    name: Annotated[str | None, typer.Option(help="Another name for the model.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Output of evaluate, whose figures go into the card.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Such as Apache-2.0.")] = None,
+    intended_use: Annotated[
+        str | None, typer.Option(help="For whom and what it is, and what not.")
+    ] = None,
+) -> None:
+    """Write a package with card, golden tensors and checksums; logs and paths stay behind."""
+    from slidelens.engine.publish import pack as write
+
+    folder = write(
+        model,
+        out,
+        name=name,
+        evaluation=evaluation,
+        licence=licence,
+        intended_use=intended_use,
+    )
+    for path in sorted(folder.iterdir()):
+        typer.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    typer.echo(f"read the card {folder / 'README.md'}, then upload the folder as it is")
+
+
+def verify(model: _Model) -> None:
+    """Check every file of a package, load it, and replay its golden tensors."""
+    from slidelens.engine.publish import check_package
+
+    for line in check_package(model):
+        typer.echo(line)
+
+
+def show(model: _Model, as_json: JsonOption = False) -> None:
+    """Show the card of a package."""
+    from slidelens.engine.card import model_card
+    from slidelens.engine.manifest import read_manifest
+    from slidelens.engine.package import locate_model
+
+    manifest = read_manifest(locate_model(model))
+    if as_json:
+        typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    else:
+        typer.echo(model_card(manifest), nl=False)
+
+
+def fetch(
+    reference: Annotated[
+        str, typer.Argument(help="hf://owner/repository[@revision] or https://..., [#sha256=...]")
+    ],
+    refresh: Annotated[bool, typer.Option(help="Fetch again what is in the cache.")] = False,
+) -> None:
+    """Fetch a package into the cache; `predict --model REFERENCE` does so by itself."""
+    from slidelens.engine.fetch import fetching
+
+    steps = fetching(reference, refresh=refresh)
+    with Bar() as bar:
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                folder = end.value
+                break
+            bar.update(reference, done, total, "bytes")
+    typer.echo(str(folder))

@@ -1,0 +1,179 @@
+"""Models from the network: fetched once into the cache, checked by sha256, never unpickled.
+
+A reference is ``hf://owner/repository``, with ``@revision`` where wanted, or the ``https://``
+address of a package's folder; ``#sha256=...`` pins the weights. Nothing is sent but the request.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
+
+from slidelens.engine.manifest import MANIFEST, WEIGHTS, read_manifest
+from slidelens.errors import ModelError
+from slidelens.files import staged_folder
+from slidelens.settings import get_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+__all__ = ["Reference", "fetch_model", "fetching", "is_reference", "read_reference"]
+
+_OPTIONAL = ("golden.safetensors", "README.md", "SHA256SUMS")
+_SCHEMES = ("hf://", "https://", "http://")
+_CHUNK = 1 << 20
+_SECONDS = 30.0
+"""Without a byte for so long, a transfer has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a package's files lie: ``base`` is their folder's address, without the last slash."""
+
+    text: str
+    base: str
+    pinned: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept in the cache."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.base.rsplit("/", 1)[-1]).strip("-._")
+        digest = sha256(self.base.encode()).hexdigest()[:12]
+        return get_settings().cache_dir / "models" / f"{name or 'model'}-{digest}"
+
+
+def is_reference(text: str | Path) -> bool:
+    """Whether this names a model on the network."""
+    return isinstance(text, str) and text.startswith(_SCHEMES)
+
+
+def read_reference(text: str) -> Reference:
+    """Read a reference.
+
+    Raises
+    ------
+    ModelError
+        It has another form than those above; ``http://`` to another machine than this one.
+    """
+    address, _, fragment = text.partition("#")
+    pinned = None
+    if fragment:
+        match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+        if match is None:
+            raise ModelError(f"{text}: after '#' expected sha256= and 64 hexadecimal digits.")
+        pinned = match[1].lower()
+    if address.startswith("hf://"):
+        match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
+        if match is None:
+            raise ModelError(f"{text}: expected hf://owner/repository or ...@revision.")
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        return Reference(text, f"{hub}/{match[1]}/resolve/{quote(match[2] or 'main')}", pinned)
+    parts = urlsplit(address)
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ModelError(f"{text}: models are fetched over https:// only.")
+    return Reference(text, address.rstrip("/"), pinned)
+
+
+def fetch_model(text: str, *, refresh: bool = False) -> Path:
+    """Return the cached folder of a package, fetching it if need be; see :func:`fetching`."""
+    steps = fetching(text, refresh=refresh)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            folder: Path = end.value
+            return folder
+
+
+def fetching(text: str, *, refresh: bool = False) -> Generator[tuple[int, int], None, Path]:
+    """Fetch a package, yielding bytes done and bytes in all (0 if unknown) of its weights.
+
+    Parameters
+    ----------
+    text
+        A reference.
+    refresh
+        Fetch again what is in the cache.
+
+    Returns
+    -------
+    Path
+        The package's folder. It appears whole or not at all.
+
+    Raises
+    ------
+    ModelError
+        No network, no such package, no manifest, weights of another checksum than stated.
+    """
+    reference = read_reference(text)
+    folder = reference.folder
+    if refresh or not (folder / MANIFEST).is_file():
+        try:
+            with staged_folder(folder) as staging:
+                yield from _download(reference, staging)
+        except OSError as error:
+            raise ModelError(
+                f"{folder}: cannot be written ({error.strerror or error}); make room or set "
+                "SLIDELENS_CACHE to another folder."
+            ) from error
+    digest = read_manifest(folder).weights_sha256
+    if reference.pinned not in (None, digest):
+        raise ModelError(
+            f"{text}: the package's weights have sha256 {digest}; it has changed since it was "
+            "pinned, or is another one."
+        )
+    return folder
+
+
+def _download(reference: Reference, staging: Path) -> Generator[tuple[int, int], None, None]:
+    for _ in _save(reference, MANIFEST, staging):
+        pass
+    stated = read_manifest(staging).weights_sha256
+    digest = yield from _save(reference, WEIGHTS, staging)
+    if digest != stated:
+        raise ModelError(
+            f"{reference.text}: {WEIGHTS} arrived with sha256 {digest[:12]}…, {MANIFEST} states "
+            f"{stated[:12]}…: it was altered or cut short; fetch it again."
+        )
+    for name in _OPTIONAL:
+        for _ in _save(reference, name, staging, optional=True):
+            pass
+
+
+def _save(
+    reference: Reference, name: str, staging: Path, *, optional: bool = False
+) -> Generator[tuple[int, int], None, str]:
+    """Fetch one file; return its sha256, or nothing for an optional one that is not there."""
+    url = f"{reference.base}/{name}"
+    digest, done = sha256(), 0
+    try:
+        # The scheme was checked: https, or http on this machine.
+        request = Request(url, headers={"User-Agent": "slidelens"})  # noqa: S310
+        with urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+            total = int(answer.headers.get("Content-Length") or 0)
+            with (staging / name).open("wb") as file:
+                while chunk := answer.read(_CHUNK):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    yield done, total
+    except HTTPError as error:
+        if optional and error.code == 404:
+            return ""
+        raise ModelError(f"{url}: the server answered {error.code} {error.reason}.") from error
+    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ModelError(
+            f"{url}: cannot be fetched ({reason}); check the address and the network."
+        ) from error
+    if done < total:
+        raise ModelError(f"{url}: only {done} of {total} bytes arrived; fetch it again.")
+    return digest.hexdigest()

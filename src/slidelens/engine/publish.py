@@ -1,0 +1,162 @@
+"""Make a model package ready to be given away, and check one that was received."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from slidelens.engine.card import model_card
+from slidelens.engine.manifest import MANIFEST, WEIGHTS, Manifest, first_fault, read_manifest
+from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
+from slidelens.errors import ModelError
+from slidelens.files import staged_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["CARD", "SUMS", "check_package", "pack"]
+
+CARD, SUMS = "README.md", "SHA256SUMS"
+
+
+def pack(
+    model: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    evaluation: str | Path | None = None,
+    licence: str | None = None,
+    intended_use: str | None = None,
+) -> Path:
+    """Write a package with card, golden tensors and checksums into ``out``, ready to upload.
+
+    Parameters
+    ----------
+    model
+        Name or folder of a package; what else lies in its folder (logs, checkpoints, the paths in
+        a training's configuration) stays behind.
+    name
+        Another name for it.
+    evaluation
+        Folder of ``slidelens evaluate`` whose figures of this model go into the card.
+    licence, intended_use
+        For a package that does not state them yet.
+
+    Raises
+    ------
+    ModelError
+        No licence or intended use; an evaluation that lacks this model.
+    """
+    folder, out = locate_model(model), Path(out)
+    stated = read_manifest(folder)
+    changes: dict[str, Any] = {"name": name or stated.name}
+    if evaluation is not None:
+        figures = _figures(evaluation, stated.name)
+        changes["metrics"] = {**stated.metrics, "evaluation": figures}
+    for key, given in (("licence", licence), ("intended_use", intended_use)):
+        changes[key] = given or getattr(stated, key)
+        if not changes[key]:
+            raise ModelError(
+                f"{folder} states no {key.replace('_', ' ')}, without which nobody can use it: "
+                f"give --{key.replace('_', '-')}."
+            )
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise ModelError(f"{out} holds other files; give an empty or a new folder.")
+    try:
+        manifest = Manifest.model_validate({**stated.model_dump(), **changes})
+    except ValidationError as error:
+        raise ModelError(f"cannot pack {folder}: {first_fault(error)}.") from error
+    with staged_folder(out) as staging:
+        shutil.copyfile(folder / WEIGHTS, staging / WEIGHTS)
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_golden(staging, _picture(folder, manifest))  # loads the package: it is sound
+        (staging / CARD).write_text(model_card(manifest), encoding="utf-8")
+        (staging / SUMS).write_text(_sums(staging), encoding="utf-8")
+    return out
+
+
+def check_package(model: str | Path) -> list[str]:
+    """Check a package and return what was found to hold, a line each.
+
+    Raises
+    ------
+    ModelError
+        A file that is not the one that was packed, weights that do not load, or another output
+        than the golden one.
+    """
+    folder = locate_model(model)
+    manifest = read_manifest(folder)
+    held = []
+    if (folder / SUMS).is_file():
+        _compare(folder)
+        held.append(f"{SUMS}: every file is the one that was packed")
+    load_model(folder, "cpu")
+    held.append(f"{WEIGHTS}: sha256 {manifest.weights_sha256}, loads as {manifest.family}")
+    if (folder / GOLDEN).is_file():
+        held.append(f"{GOLDEN}: replayed, largest deviation {verify(folder):.1g}")
+    else:
+        held.append(f"no {GOLDEN}: its output cannot be compared with that of its maker")
+    return held
+
+
+def _figures(evaluation: str | Path, name: str) -> dict[str, Any]:
+    path = Path(evaluation) / "metrics.json"
+    try:
+        models: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is no metrics.json of slidelens evaluate ({error}); give its --out folder."
+        ) from error
+    if name not in models:
+        raise ModelError(f"{path} has no model {name!r}; it has {', '.join(models)}.")
+    figures = models[name]
+    return {key: value for key, value in figures.items() if not isinstance(value, list | dict)} | {
+        key: figures[key] for key in ("auc_ci",) if key in figures
+    }
+
+
+def _picture(folder: Path, manifest: Manifest) -> NDArray[np.uint8]:
+    """Return the picture that the package replays, or a phantom's if it has none."""
+    from safetensors.numpy import load_file
+
+    if (folder / GOLDEN).is_file():
+        picture: NDArray[np.uint8] = load_file(folder / GOLDEN)["input"]
+        return picture
+    from slidelens.testing.phantom import PhantomSpec, draw
+
+    side = min(2 * (manifest.tile_size or 256), 1024)
+    return draw(PhantomSpec(size=(side, side), mpp=manifest.mpp, seed=7, lesions=1))
+
+
+def _sums(folder: Path) -> str:
+    return "".join(
+        f"{sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+        if path.name != SUMS
+    )
+
+
+def _compare(folder: Path) -> None:
+    listed: dict[str, str] = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\]+)", line)
+        if match is None:
+            raise ModelError(f"{folder / SUMS}: not a line of checksums: {line[:80]!r}.")
+        listed[match[2]] = match[1]
+    for name, stated in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path} is missing; fetch the package again.")
+        if sha256(path.read_bytes()).hexdigest() != stated:
+            raise ModelError(
+                f"{path} is not the file that was packed: it has another sha256 than {SUMS} "
+                "states. Fetch the package again, or ask its maker."
+            )

@@ -1,0 +1,183 @@
+"""Packages for others: packed, verified, fetched from a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from slidelens.engine.fetch import fetch_model, fetching, read_reference
+from slidelens.engine.package import load_model, save_model
+from slidelens.engine.publish import check_package, pack
+from slidelens.errors import ModelError
+from slidelens.settings import get_settings
+
+
+@pytest.fixture
+def package(tiny, tmp_path):
+    folder = save_model(tiny, tmp_path / "own" / tiny.name)
+    (folder / "training").mkdir()
+    (folder / "training" / "config.yaml").write_text("slides: /home/somebody/patients\n")
+    return folder
+
+
+@pytest.fixture
+def packed(package, tmp_path):
+    return pack(package, tmp_path / "up", licence="Apache-2.0", intended_use="Tests.")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIDELENS_CACHE", str(tmp_path / "cache"))
+    get_settings.cache_clear()
+    yield tmp_path / "cache"
+    get_settings.cache_clear()
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        super().do_GET()
+
+
+@pytest.fixture
+def server(tmp_path):
+    root = tmp_path / "www"
+    root.mkdir()
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
+    httpd.asked = []
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    httpd.root, httpd.url = root, f"http://127.0.0.1:{httpd.server_address[1]}"
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def test_a_packed_package_is_complete_and_tells_nothing_of_this_machine(package, packed):
+    assert {path.name for path in packed.iterdir()} == {
+        "README.md",
+        "SHA256SUMS",
+        "golden.safetensors",
+        "model.json",
+        "weights.safetensors",
+    }
+    assert (packed / "weights.safetensors").read_bytes() == (
+        package / "weights.safetensors"
+    ).read_bytes()
+    text = "".join(path.read_text(errors="replace") for path in packed.iterdir())
+    assert "somebody" not in text
+    assert str(package) not in text
+    card = (packed / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "Tests." in card
+    held = check_package(packed)
+    assert any("replayed" in line for line in held)
+    assert any("every file" in line for line in held)
+
+
+@pytest.mark.parametrize("missing", ["licence", "intended_use"])
+def test_without_licence_or_use_nothing_is_packed(package, tmp_path, missing):
+    given = {"licence": "MIT", "intended_use": "Tests."}
+    del given[missing]
+    with pytest.raises(ModelError, match=f"give --{missing.replace('_', '-')}"):
+        pack(package, tmp_path / "up", **given)
+    assert not (tmp_path / "up").exists()
+
+
+def test_other_files_are_not_replaced(package, tmp_path):
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "thesis.txt").write_text("years")
+    with pytest.raises(ModelError, match="holds other files"):
+        pack(package, tmp_path / "up", licence="MIT", intended_use="Tests.")
+    assert (tmp_path / "up" / "thesis.txt").read_text() == "years"
+
+
+def test_figures_of_an_evaluation_are_in_the_card(package, tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    figures = {"n": 20, "auc": 0.931, "auc_ci": [0.84, 0.99], "roc": [[0, 1]], "kappa": None}
+    (folder / "metrics.json").write_text(json.dumps({"models": {package.name: figures}}))
+    given = {"licence": "MIT", "intended_use": "Tests."}
+    out = pack(package, tmp_path / "up", evaluation=folder, **given)
+    card = (out / "README.md").read_text()
+    assert "| AUC | 0.931 |" in card
+    assert "| AUC, 95 % interval | 0.840, 0.990 |" in card
+    (folder / "metrics.json").write_text(json.dumps({"models": {"other": figures}}))
+    with pytest.raises(ModelError, match="has no model"):
+        pack(package, tmp_path / "up2", evaluation=folder, **given)
+
+
+@pytest.mark.parametrize("name", ["README.md", "weights.safetensors", "model.json"])
+def test_a_file_that_was_changed_is_named(packed, name):
+    (packed / name).write_bytes((packed / name).read_bytes() + b" ")
+    with pytest.raises(ModelError, match=name):
+        check_package(packed)
+
+
+def test_a_model_is_fetched_once_and_runs(server, packed, cache):
+    packed.rename(server.root / "model")
+    reference = f"{server.url}/model"
+    steps = list(fetching(reference))
+    assert steps[-1][0] == steps[-1][1] > 0
+    first = len(server.asked)
+    model = load_model(reference, "cpu")
+    assert len(server.asked) == first
+    assert model.classes == load_model(server.root / "model", "cpu").classes
+    assert fetch_model(reference).parent == cache / "models"
+    fetch_model(reference, refresh=True)
+    assert len(server.asked) == 2 * first
+
+
+def test_a_hub_reference_names_repository_and_revision(server, packed, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    place = server.root / "lab" / "model" / "resolve" / "v1"
+    place.parent.mkdir(parents=True)
+    packed.rename(place)
+    load_model("hf://lab/model@v1", "cpu")
+    with pytest.raises(ModelError, match="answered 404"):
+        load_model("hf://lab/model", "cpu")
+
+
+def test_pinned_weights_must_be_those(server, packed):
+    packed.rename(server.root / "model")
+    digest = json.loads((server.root / "model" / "model.json").read_text())["weights_sha256"]
+    fetch_model(f"{server.url}/model#sha256={digest}")
+    with pytest.raises(ModelError, match="has changed since it was pinned"):
+        fetch_model(f"{server.url}/model#sha256={'0' * 64}")
+
+
+def test_altered_or_cut_weights_leave_nothing_in_the_cache(server, packed, cache):
+    place = packed.rename(server.root / "model")
+    weights = place / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(ModelError, match="altered or cut short"):
+        fetch_model(f"{server.url}/model")
+    assert list((cache / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hf://lab", "expected hf://owner/repository"),
+        ("https://host/model#md5=1", "sha256="),
+        ("http://example.org/model", "https:// only"),
+    ],
+)
+def test_references_of_another_form_are_refused(text, message):
+    with pytest.raises(ModelError, match=message):
+        read_reference(text)
+
+
+def test_no_server_is_said_in_one_sentence(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ModelError, match=r"cannot be fetched .*check the address and the network"):
+        fetch_model(f"{server.url}/model")
