@@ -1,9 +1,9 @@
-"""Pictures of an evaluation. Each function returns a PNG; matplotlib keeps no state of ours."""
+"""Pictures of an evaluation, as PNG or SVG files; matplotlib keeps no state of ours."""
 
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +26,12 @@ _STYLES = ("-", "--", "-.", ":")
 _GREY = "#666666"
 
 
-def roc_picture(measured: Mapping[str, Measured], level: float) -> bytes:
+FileFormat = Literal["png", "svg"]
+
+
+def roc_picture(
+    measured: Mapping[str, Measured], level: float, file_format: FileFormat = "png"
+) -> bytes:
     """Draw the ROC curve of every model, its pointwise interval band and its operating point."""
     figure = _figure(6.4, 6.9 + 0.2 * len(measured))
     axes = figure.add_subplot()
@@ -62,10 +67,10 @@ def roc_picture(measured: Mapping[str, Measured], level: float) -> bytes:
     circle = "" if multiclass else "; circle: operating point"
     note = f"1 - specificity\n(band: pointwise {level:.0%} bootstrap interval{circle})"
     axes.set_xlabel(note, fontsize=9)
-    return _png(figure)
+    return _file(figure, file_format)
 
 
-def calibration_picture(measured: Mapping[str, Measured]) -> bytes:
+def calibration_picture(measured: Mapping[str, Measured], file_format: FileFormat = "png") -> bytes:
     """Draw how often scores are right, with the number of cases behind each point."""
     figure = _figure(6.4, 7.0 + 0.2 * len(measured))
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -96,7 +101,7 @@ def calibration_picture(measured: Mapping[str, Measured]) -> bytes:
     below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_title("Calibration", loc="left", fontsize=12)
     _legend(figure, axes)
-    return _png(figure)
+    return _file(figure, file_format)
 
 
 def table_picture(header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> bytes:
@@ -118,7 +123,7 @@ def table_picture(header: Sequence[str], rows: Sequence[Sequence[str]], note: st
     for y, width in ((-1.0, 1.0), (0.0, 1.6), (-float(len(texts)), 1.6)):
         axes.plot([0, total], [y, y], color="black", linewidth=width, clip_on=False)
     axes.text(0, -len(texts) - 0.6, note, ha="left", va="center", fontsize=8, color=_GREY)
-    return _png(figure)
+    return _file(figure)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -151,8 +156,13 @@ def _short(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
-def _png(figure: Figure) -> bytes:
+def _file(figure: Figure, file_format: FileFormat = "png") -> bytes:
+    """Write a figure; the same input gives the same bytes."""
+    from matplotlib import rc_context
+
     FigureCanvasAgg(figure)
     stream = BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})  # same input, same bytes
+    unsaid = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[file_format]
+    with rc_context({"svg.hashsalt": "slidelens"}):
+        figure.savefig(stream, format=file_format, metadata=unsaid)
     return stream.getvalue()
