@@ -3,7 +3,8 @@
 Trains with ``slidelens train mil`` and no option but backbone, weights and seed, predicts the
 tuning slides with ``slidelens predict`` and scores slides (``predictions.csv``) and tiles
 (``tiles.csv`` against the annotated tumour tiles, all tuning slides pooled). The tuning split also
-decided when to stop, so expect less on unseen slides. ``--quick`` is one seed and five epochs.
+decided when to stop, so expect less on unseen slides. ``--quick`` is one seed and a schedule
+shortened to six epochs; its claims say so, and estimate the time of the whole from its pace.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import numpy as np
 from common import DATA, Claim, at_least, at_most, main
 
 from slidelens.engine.metrics import auc
+from slidelens.families.mil_train import MilTraining
+from slidelens.families.training import Stage
 from slidelens.tiling.annotations import fraction, read_annotations
 
 COHORT = DATA / "crc_mosaic"
+SHORT = 6  # epochs; --quick
 WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
 
 
@@ -34,13 +38,16 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     runs = []
     for seed in [0] if quick else [0, 1, 2]:
         with tempfile.TemporaryDirectory() as folder:
-            runs.append(one_seed(Path(folder), seed, ["--epochs", "5"] if quick else []))
+            runs.append(one_seed(Path(folder), seed, ["--epochs", SHORT] if quick else []))
             print(runs[-1], file=sys.stderr)
-    of = f"mean of {len(runs)} seeds" if len(runs) > 1 else "seed 0, 5 epochs"
+    whole = sum(Stage.model_validate(s).epochs for s in MilTraining.presets["default"]["stages"])
+    minutes = max(r["train_seconds"] / (SHORT / whole if quick else 1) for r in runs) / 60
+    of = f"seed 0, {SHORT} epochs instead of {whole}" if quick else "mean of 3 seeds"
+    long = f"training, estimated for {whole} epochs from {SHORT}" if quick else "longest training"
     claims = [
         at_least(f"slide AUC on the tuning split, {of}", mean(runs, "slide_auc"), 0.95),
         at_least(f"tile AUC on the tuning split, {of}", mean(runs, "tile_auc"), 0.85),
-        at_most("longest training", max(r["train_seconds"] for r in runs) / 60, 15, "minutes"),
+        at_most(long, minutes, 15, "minutes"),
     ]
     return claims, {"runs": runs}
 
