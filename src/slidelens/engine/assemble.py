@@ -138,9 +138,11 @@ class Assembly:
 
     def _regions(self, maps: dict[str, Map]) -> list[Region]:
         """Outline what is at or above the operating point in the first map of probabilities."""
-        threshold = self._model.card.get("threshold")
         for spec in self._specs.values():
             if spec.kind == "probability":
+                threshold = spec.threshold
+                if threshold is None:
+                    threshold = self._model.card.get("threshold")
                 return positive_regions(
                     maps[spec.name], threshold=_THRESHOLD if threshold is None else threshold
                 )

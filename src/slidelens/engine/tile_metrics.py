@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from slidelens.engine.scores import Cases
     from slidelens.tiling.annotations import Annotation
 
-__all__ = ["AnnotatedSlides", "measure_tiles", "read_annotated"]
+__all__ = ["SUFFIXES", "AnnotatedSlides", "isolated", "measure_tiles", "read_annotated"]
 
-_SUFFIXES = (".geojson", ".json", ".xml")
+SUFFIXES = (".geojson", ".json", ".xml")
+"""Of files of annotations, in the order in which they are looked for."""
 
 
 class AnnotatedSlides(NamedTuple):
@@ -66,7 +67,7 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
     of_slide: dict[str, list[Annotation]] = {}
     faults = []
     for slide_id in ids:
-        files = [folder / f"{slide_id}{suffix}" for suffix in _SUFFIXES]
+        files = [folder / f"{slide_id}{suffix}" for suffix in SUFFIXES]
         for path in [path for path in files if path.is_file()][:1]:
             try:
                 of_slide[slide_id] = list(read_annotations(path))
@@ -79,7 +80,7 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
     if not of_slide:
         raise LabelError(
             f"{folder}: no annotations of the evaluated slides; expected <slide_id>"
-            f"{' or '.join(_SUFFIXES)}."
+            f"{' or '.join(SUFFIXES)}."
         )
     labels = {a.label.casefold() for found in of_slide.values() for a in found}
     return AnnotatedSlides(folder, of_slide, bool(labels & {c.casefold() for c in classes}))
@@ -115,6 +116,40 @@ def measure_tiles(
         classes[k]: _figures(_truth(cases, tables, annotated, k, overlap), level) for k in columns
     }
     return {**figures, "per_class": per_class} if multiclass else figures | per_class[classes[1]]
+
+
+def isolated(
+    boxes: NDArray[np.float64], wanted: NDArray[np.bool_], neighbours: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Find tiles that stand alone.
+
+    With the falsely positive tiles as ``wanted`` and those that are tumour or are called so as
+    ``neighbours``, these are the "tumour points" of multi-stage-segmentation-2019, section 4.2.1:
+    each costs a pathologist a look.
+
+    Parameters
+    ----------
+    boxes
+        ``(N, 4)`` x, y, w, h in level-0 px, all of one size.
+    wanted
+        ``(N,)`` which tiles count.
+    neighbours
+        ``(N,)`` which tiles are company.
+
+    Returns
+    -------
+    ``(N,)``: wanted, and no other tile that is company touches it, not even at a corner.
+    """
+    from scipy.spatial import cKDTree
+
+    alone = np.zeros(len(boxes), bool)
+    at, others = np.flatnonzero(wanted), np.flatnonzero(neighbours)
+    if len(at):
+        corners = boxes[:, :2] / boxes[0, 2:]
+        tree = cKDTree(corners[others])
+        near = tree.query_ball_point(corners[at], 1 + 1e-6, p=np.inf)
+        alone[at] = [not set(others[found]) - {tile} for tile, found in zip(at, near, strict=True)]
+    return alone
 
 
 def _tables(

@@ -11,5 +11,6 @@ __all__ = ["FAMILIES"]
 FAMILIES: Registry[Any] = Registry(
     "slidelens.families",
     "slidelens.families.base:Family",
-    {"mil": "slidelens.families.mil:FAMILY"},
+    {"mil": "slidelens.families.mil:FAMILY",
+        "multistage": "slidelens.families.multistage:FAMILY",},
 )

@@ -75,6 +75,8 @@ class MapSpec:
     channels: tuple[str, ...]
     mpp: float
     instances: bool = False
+    threshold: float | None = None
+    """Cells at or above it make regions; ``None``: the model's operating point (for slides)."""
 
 
 @dataclass(frozen=True, slots=True)

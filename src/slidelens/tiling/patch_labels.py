@@ -55,7 +55,7 @@ class PatchRules:
     def label(
         self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size
     ) -> NDArray[np.int8]:
-        """Label the patches of a positive slide.
+        """Label the patches of a positive slide; those of a negative one are all normal.
 
         Parameters
         ----------
@@ -73,11 +73,17 @@ class PatchRules:
         Raises
         ------
         LabelError
-            See :meth:`tumour_of`.
+            Nothing is drawn that is tumour; see also :meth:`tumour_of`.
         """
+        drawn = self.tumour_of(annotations)
+        if not drawn:
+            raise LabelError(
+                f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
+                "it out of the labels."
+            )
         inside = boxes.copy()
         inside[:, 2:] = np.minimum(boxes[:, :2] + boxes[:, 2:], tuple(size)) - boxes[:, :2]
-        tumour = fraction(self.tumour_of(annotations), inside)
+        tumour = fraction(drawn, inside)
         if self.normal:
             normal = fraction([a for a in annotations if _is(a, self.normal)], inside)
         else:
@@ -113,6 +119,21 @@ class PatchRules:
             f"annotations of the classes {listed}: say which are tumour with --set tumour=NAME "
             '(of several: --set tumour=\'["A", "B"]\').'
         )
+
+    def check_negative(self, annotations: Sequence[Annotation], name: str) -> None:
+        """Refuse tumour on a slide that the labels call ``name``.
+
+        Raises
+        ------
+        LabelError
+            Annotation and label contradict each other.
+        """
+        found = [a for a in annotations if _is(a, self.tumour or (self.positive,))]
+        if found:
+            raise LabelError(
+                f"labelled {name!r}, but {len(found)} annotations of it are "
+                f"{found[0].label!r}; correct the label or the annotations."
+            )
 
 
 def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:

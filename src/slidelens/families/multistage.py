@@ -1,0 +1,274 @@
+"""Multi-stage segmentation: patches become vectors, a U-Net reads the map of a slide's vectors.
+
+Source: multi-stage-segmentation-2019. Training is in :mod:`slidelens.families.multistage_train`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from slidelens.errors import ModelError, SlideError
+from slidelens.families.base import (
+    Event,
+    Family,
+    FamilyConfig,
+    MapSpec,
+    Model,
+    Patch,
+    SlideScore,
+    View,
+)
+from slidelens.families.training import take
+from slidelens.geometry import Box
+from slidelens.nn.backbones import BackboneName
+from slidelens.nn.multistage import Method, MultiStage, arrange
+from slidelens.nn.pixels import normalize
+from slidelens.tiling.grid import GridSpec
+from slidelens.tiling.lumps import find_lumps, split_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.tiling.grid import Grid
+
+__all__ = [
+    "FAMILY",
+    "MultistageConfig",
+    "grid_spec",
+    "map_logits",
+    "no_patches",
+    "picture_logits",
+    "pieces",
+]
+
+_WINDOW = 32
+"""``segmentation`` sees so many patches along an edge at once: 1024 px in the paper (section 4.2.1:
+reduced to an eighth, where a patch of 256 px is 32 px)."""
+
+_THRESHOLD = 0.5
+"""Of tumour (section 4.1, evaluation)."""
+
+
+class MultistageConfig(FamilyConfig):
+    """What defines a multi-stage model; training has its own (:class:`~.MultistageTraining`)."""
+
+    method: Method = Field(
+        "multistage",
+        description="multistage: the paper's; for comparison classifier (each patch alone), "
+        "segmentation (U-Net on the reduced picture), imagenet (U-Net on an untrained backbone)",
+    )
+    backbone: BackboneName = Field("googlenet", description="torchvision network, ImageNet-trained")
+    tile: int = Field(256, ge=32, le=4096, description="patch side in px")
+    mpp: float = Field(0.5, gt=0, le=100, description="resolution of the patches in µm/px")
+    min_tissue: float = Field(0.8, ge=0, le=1, description="least tissue fraction of a patch")
+    fine: int = Field(
+        1, ge=1, le=8, description="shifted grids along each axis: 4 draws cells of a quarter patch"
+    )
+    lumps: Literal["together", "separate"] = Field(
+        "together", description="lumps of tissue on one feature map, or each on its own"
+    )
+    vector: int = Field(16, ge=1, le=4096, description="length of a patch's feature vector")
+    width: int = Field(32, ge=1, le=512, description="channels of the U-Net's first level")
+    depth: int = Field(3, ge=0, le=6, description="how often the U-Net halves its map")
+    reduce: int = Field(8, ge=1, le=64, description="segmentation: how much coarser its picture is")
+    batch_size: int = Field(32, ge=1, le=4096, description="patches per forward pass")
+
+    run_fields: ClassVar[frozenset[str]] = frozenset({"min_tissue", "fine", "lumps", "batch_size"})
+
+    @model_validator(mode="after")
+    def _divisible(self) -> MultistageConfig:
+        if self.tile % self.fine:
+            raise ValueError(f"a patch of {self.tile} px cannot be shifted by 1/{self.fine} of it")
+        if self.method == "segmentation" and self.tile % self.reduce:
+            raise ValueError(f"a patch of {self.tile} px cannot be reduced by {self.reduce}")
+        return self
+
+
+def grid_spec(config: MultistageConfig, fine: int = 1) -> GridSpec:
+    """Return the grid of patches: edge to edge in training; ``fine`` of them per patch in use."""
+    overlap = config.tile - config.tile // fine
+    return GridSpec(config.tile, config.mpp, overlap, config.min_tissue)
+
+
+def no_patches(config: MultistageConfig) -> str:
+    """Say that a slide has nothing to look at."""
+    return (
+        f"no patch of {config.tile} px at {config.mpp} µm/px holds {config.min_tissue:.0%} tissue; "
+        "check the tissue mask, lower min_tissue or give a larger region."
+    )
+
+
+def build(config: MultistageConfig, n_classes: int) -> MultiStage:
+    """Build the networks, with random weights.
+
+    Raises
+    ------
+    ModelError
+        Not two classes.
+    """
+    if n_classes != 2:
+        raise ModelError(
+            "multi-stage segmentation tells tumour from normal patches, so slides are of two "
+            f"classes, negative first; the labels have {n_classes}."
+        )
+    return MultiStage(config.method, config.backbone, config.vector, config.width, config.depth)
+
+
+def pieces(config: MultistageConfig, index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Group patches (``(N, 2)`` column, row) into those that share a map."""
+    groups = find_lumps(index) if config.lumps == "separate" else [np.arange(len(index))]
+    if config.method != "segmentation":
+        return groups
+    return [rows[part] for rows in groups for part in split_windows(index[rows], _WINDOW)]
+
+
+def map_logits(
+    network: Callable[..., torch.Tensor],
+    config: MultistageConfig,
+    vectors: torch.Tensor,
+    index: NDArray[np.int64],
+) -> torch.Tensor:
+    """Segment one slide's vectors ``(N, D)`` at ``index`` ``(N, 2)``: a logit ``(N,)`` each."""
+    logits = vectors.new_zeros(len(index), dtype=torch.float32)
+    for rows in pieces(config, index):
+        some = torch.from_numpy(rows).to(vectors.device)
+        laid, cells = arrange(vectors[some], index[rows])
+        segmented = network(laid, "segment").float().flatten()[cells]
+        logits = logits.index_copy(0, some, segmented)
+    return logits
+
+
+def picture_logits(
+    network: Callable[..., torch.Tensor],
+    config: MultistageConfig,
+    view: View,
+    grid: Grid,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Segment a slide's reduced picture, patch by patch averaged: ``(N,)`` logits.
+
+    ``prepare`` turns ``(1, 3, H, W)`` uint8 RGB into what the network takes, on its device. The
+    paper does not say how this method judges patches; the mean over a patch is ours.
+    """
+    logits = torch.zeros(len(grid))
+    for rows in pieces(config, grid.index):
+        index = grid.index[rows] - grid.index[rows].min(0)
+        width, height = (index.max(0) + 1).tolist()
+        left, top = grid.boxes[rows, :2].min(0).tolist()
+        box = Box(left, top, width * grid.boxes[0, 2], height * grid.boxes[0, 3])
+        pixels = torch.from_numpy(view.read(box, config.mpp * config.reduce))
+        segmented = network(prepare(pixels.permute(2, 0, 1)[None]), "segment").float()
+        means = torch.nn.functional.adaptive_avg_pool2d(segmented, (height, width)).flatten()
+        cells = torch.from_numpy(index[:, 1] * width + index[:, 0]).to(means.device)
+        some = torch.from_numpy(rows).to(means.device)
+        logits = logits.to(means.device).index_copy(0, some, means[cells])
+    return logits
+
+
+def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
+    """Draw the probability of tumour per patch, and where it is at least one half.
+
+    With ``fine`` above 1 the grid is laid ``fine * fine`` times, each time shifted and segmented as
+    the network has learnt it; a cell is the mean of the patches over it, those that it lies in the
+    middle of counting most. The slide's score is its highest cell (our choice: the paper leaves
+    slides to a random forest; see :mod:`slidelens.engine.staging`).
+
+    Raises
+    ------
+    SlideError
+        No patch holds enough tissue.
+    """
+    config = model.config
+    grid = view.grid(grid_spec(config, config.fine))
+    if len(grid) == 0:
+        raise SlideError(no_patches(config))
+    view.total(len(grid))
+    logits = _all_logits(model, view, grid)
+    boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)
+    yield Patch("probability", boxes, np.stack([1 - tumour, tumour], 1))
+    yield Patch("segmentation", boxes, (tumour >= _THRESHOLD).astype(np.float32)[:, None])
+    highest = float(tumour.max())
+    yield SlideScore((1 - highest, highest))
+
+
+def maps(config: MultistageConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
+    """Return the map of probabilities and the label map of tumour, a cell per step of the grid."""
+    cell = config.tile // config.fine * config.mpp
+    return (
+        MapSpec("probability", "probability", tuple(classes), cell, True, _THRESHOLD),
+        MapSpec("segmentation", "labels", tuple(classes[1:]), cell),
+    )
+
+
+def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch.Tensor:
+    """Return the logit of each patch of a grid, of whatever method."""
+    config, network = model.config, model.module
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return normalize(images.to(model.device), model.mean, model.std)
+
+    outputs = []
+    if config.method != "segmentation":
+        part = "classify" if config.method == "classifier" else "vectors"
+        for batch in view.batches(grid, config.batch_size):
+            outputs.append(network(prepare(batch.images), part).float())
+            view.step(len(batch.boxes))
+        if config.method == "classifier":
+            return torch.cat(outputs)[:, 0]
+    logits = torch.zeros(len(grid), device=model.device)
+    for rows in _shifts(grid.index, config.fine):
+        some = torch.from_numpy(rows).to(logits.device)
+        shifted = replace(take(grid, rows), index=grid.index[rows] // config.fine)
+        if config.method == "segmentation":
+            found = picture_logits(network, config, view, shifted, prepare)
+            view.step(len(rows))
+        else:
+            found = map_logits(network, config, torch.cat(outputs)[some], shifted.index)
+        logits = logits.index_copy(0, some, found)
+    return logits
+
+
+def _shifts(index: NDArray[np.int64], fine: int) -> list[NDArray[np.int64]]:
+    """Split patches into grids whose patches lie edge to edge."""
+    shift = index % fine
+    kinds = np.unique(shift, axis=0)
+    return [np.flatnonzero((shift == kind).all(1)) for kind in kinds]
+
+
+def _cells(
+    grid: Grid, values: NDArray[np.float32], fine: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Blend overlapping patches: boxes ``(M, 4)`` and values ``(M,)`` of the cells they cover."""
+    if fine == 1:
+        return grid.boxes, values
+    shape = (grid.shape[0] + fine - 1, grid.shape[1] + fine - 1)
+    total, weight = np.zeros(shape), np.zeros(shape)
+    column, row = grid.index.T
+    window = np.sin(np.pi * (np.arange(fine) + 0.5) / fine) ** 2
+    for dy, dx in np.ndindex(fine, fine):
+        total[row + dy, column + dx] += window[dy] * window[dx] * values
+        weight[row + dy, column + dx] += window[dy] * window[dx]
+    y, x = np.nonzero(weight)
+    side = grid.boxes[0, 2:] / fine
+    corner = grid.boxes[0, :2] + (np.stack([x, y], 1) - grid.index[0]) * side
+    boxes = np.concatenate([corner, np.broadcast_to(side, corner.shape)], 1)
+    return boxes, (total[y, x] / weight[y, x]).astype(np.float32)
+
+
+FAMILY = Family(
+    name="multistage",
+    title="Multi-stage segmentation",
+    about="Describes each patch by a vector; a U-Net segments the map of all vectors of the slide.",
+    config=MultistageConfig,
+    build=build,
+    infer=infer,
+    maps=maps,
+    trainer="slidelens.families.multistage_train:MultistageTask",
+)

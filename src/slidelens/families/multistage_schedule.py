@@ -1,0 +1,138 @@
+"""How a multi-stage model learns: schedule, labels of patches, sampling and augmentation.
+
+Source: multi-stage-segmentation-2019, sections 3.2 and 4.1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator
+
+from slidelens.errors import ModelError
+from slidelens.families.multistage import MultistageConfig
+from slidelens.families.training import Stage, TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slidelens.families.base import FamilyConfig
+
+__all__ = ["MapStage", "MultistageTraining"]
+
+
+class MapStage(Stage):
+    """A stage of the schedule.
+
+    ======== ======== ==========================================================================
+    on       trains   what learns
+    ======== ======== ==========================================================================
+    patches  head     the layers behind the backbone, from labelled patches (ours: a warm-up)
+    patches  all      the patch classifier, from labelled patches (Separate Learning, section 3.2.1)
+    map      head     the U-Net, on the maps of vectors of the classifier as it is (the same)
+    map      all      U-Net and what makes the vectors, together (End-to-End, section 3.2.2)
+    ======== ======== ==========================================================================
+
+    The head's learning rate is that of the layers behind the backbone, or of the U-Net.
+    """
+
+    on: Literal["patches", "map"] = Field("patches", description="what the loss is of")
+
+
+_WARM = MapStage(on="patches", trains="head", epochs=2, lr=1e-4, head_lr=1e-3)
+_PATCHES = MapStage(on="patches", epochs=20, lr=1e-4, head_lr=3e-4, schedule="cosine", start="last")
+_MAP = MapStage(on="map", trains="head", epochs=40, lr=1e-4, head_lr=1e-3, schedule="cosine")
+_BOTH = MapStage(on="map", epochs=5, lr=1e-6, head_lr=1e-5)
+
+
+class MultistageTraining(TrainConfig):
+    """How a multi-stage model learns. The default preset is ours, for tens to hundreds of slides.
+
+    Presets ``separate`` and ``end-to-end`` are its parts: train a model with the first, then start
+    from it (``--from``) with the second. Stages that a method has no part for are left out.
+    """
+
+    stages: tuple[MapStage, ...] = Field(min_length=1, description="the schedule")
+    train_batch: int = Field(32, ge=1, le=4096, description="patches per step on patches")
+    map_batch: int = Field(8, ge=1, le=4096, description="slides per step on maps")
+    tumour: tuple[str, ...] = Field(
+        (),
+        description="annotation classes that are tumour; default: the one called like the positive "
+        "class, or the only one",
+    )
+    normal: tuple[str, ...] = Field(
+        (), description="annotation classes that are normal; default: all that is not annotated"
+    )
+    tumour_share: float = Field(
+        0.2, ge=0, lt=1, description="a patch is tumour if more of it than this is"
+    )
+    normal_share: float = Field(
+        0.8, ge=0, lt=1, description="else normal if more of it than this is; else it has no label"
+    )
+    balanced: bool = Field(True, description="as many normal patches per epoch as tumour ones")
+    patches: int = Field(
+        0, ge=0, description="balanced patches per epoch; 0 is every tumour patch once"
+    )
+    variants: int = Field(
+        4, ge=1, le=100, description="augmented copies of a slide's vectors that the U-Net sees"
+    )
+    crop: float = Field(0.875, gt=0, le=1, description="side of the random crop of a patch")
+    flips: bool = Field(True, description="random flips and quarter turns of patches and maps")
+    stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
+    colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
+    contrast: float = Field(0.1, ge=0, lt=1, description="contrast jitter")
+    sharpness: float = Field(0.1, ge=0, lt=1, description="sharpness jitter")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {"stages": (_WARM, _PATCHES, _MAP, _BOTH)},
+        "separate": {"stages": (_WARM, _PATCHES, _MAP)},
+        "map": {"stages": (_MAP,)},
+        "end-to-end": {"stages": (_BOTH,)},
+        "paper": {
+            "stages": (
+                MapStage(on="patches", epochs=30, lr=1e-4, head_lr=1e-4),
+                MapStage(on="map", trains="head", epochs=50, lr=1e-4, head_lr=1e-4),
+                MapStage(on="map", epochs=10, lr=1e-9, head_lr=1e-7),
+            ),
+            "weight_decay": 0.0,
+            "train_batch": 128,
+            "map_batch": 32,
+            "patience": 0,
+            "variants": 1,
+            "stain": 0.0,
+            "colour": 0.25,
+            "contrast": 0.25,
+            "sharpness": 0.25,
+        },
+    }
+    """``paper`` is the paper's schedule; ``map`` continues a classifier (``--from``)."""
+
+    @field_validator("tumour", "normal", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | int) and value != "" else value or ()
+
+    def suited(self, config: FamilyConfig) -> Self:
+        """Return the training without the stages that the method has no part for.
+
+        Raises
+        ------
+        ModelError
+            No stage is left.
+        """
+        assert isinstance(config, MultistageConfig)
+        stages = tuple(stage for stage in self.stages if _applies(stage, config.method))
+        if not stages:
+            raise ModelError(
+                f"no stage of this schedule teaches method {config.method!r} anything; "
+                "use another preset, or other stages."
+            )
+        return self.model_copy(update={"stages": stages})
+
+
+def _applies(stage: MapStage, method: str) -> bool:
+    if method == "multistage":
+        return True
+    if method == "classifier":
+        return stage.on == "patches"
+    return stage.on == "map" and stage.trains == "head"  # the U-Net is all that learns

@@ -1,0 +1,377 @@
+"""Training of multi-stage segmentation: Separate Learning, then End-to-End Learning.
+
+Source: multi-stage-segmentation-2019, sections 3.2 and 4.1.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from slidelens.errors import LabelError, ModelError, SlideError
+from slidelens.families.multistage import (
+    MultistageConfig,
+    grid_spec,
+    map_logits,
+    no_patches,
+    picture_logits,
+)
+from slidelens.families.multistage_schedule import MapStage, MultistageTraining
+from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, take
+from slidelens.nn.augment import TileAugment
+from slidelens.nn.backbones import load_weights
+from slidelens.nn.multistage import MultiStage, backward_by_parts, turned
+from slidelens.nn.patch_augment import PatchAugment
+from slidelens.nn.pixels import normalize
+from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import Model
+    from slidelens.families.training import TrainData
+    from slidelens.tiling.grid import Grid
+
+__all__ = ["MultistageTask"]
+
+
+class _Patches(NamedTuple):
+    """The patches of a slide and the label ``(N,)`` of each."""
+
+    grid: Grid
+    labels: NDArray[np.int8]
+
+
+class MultistageTask(TrainTask[MultistageConfig]):
+    """The four kinds of stage (see :class:`~.multistage_schedule.MapStage`).
+
+    A slide's loss is the mean over its labelled patches, so that a large slide does not outweigh a
+    small one; the tuning loss is that of what the stage learns. In End-to-End Learning the vectors
+    are made in eval mode: both passes over a patch must be the same function.
+    """
+
+    training: ClassVar[type[TrainConfig]] = MultistageTraining
+    annotated: ClassVar[bool] = True
+    config: MultistageTraining
+    stage: MapStage
+
+    def __init__(
+        self,
+        model: Model[MultistageConfig],
+        network: Callable[..., torch.Tensor],
+        data: TrainData,
+        config: TrainConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, network, data, config, seed)
+        assert isinstance(config, MultistageTraining)
+        self.colours = TileAugment(False, config.stain, config.colour)
+        self.augment = PatchAugment(
+            TileAugment(config.flips, config.stain, config.colour),
+            config.crop,
+            config.contrast,
+            config.sharpness,
+        )
+        self.rules = PatchRules(
+            config.tumour,
+            config.normal,
+            model.classes[1],
+            config.tumour_share,
+            config.normal_share,
+        )
+        self._labels = {s.slide_id: s.label for s in (*data.train, *data.tune)}
+        self._patches: dict[str, _Patches] = {}
+        self._vectors: dict[tuple[str, int], torch.Tensor] = {}
+        """Slide and variant (0: not augmented) to the vectors of its patches, while what makes them
+        does not learn. They follow from the weights, so a resumed run makes them anew."""
+
+    @classmethod
+    def initialize(cls, model: Model[MultistageConfig], weights: str) -> Mapping[str, Any]:
+        """Load the backbone's weights."""
+        method = model.config.method
+        if method == "segmentation":
+            if weights not in ("imagenet", "none"):
+                raise ModelError("method segmentation has no backbone: leave --weights out.")
+            return {"backbone_weights": "no backbone"}
+        if weights == "none":
+            if method == "imagenet":
+                raise ModelError("method imagenet needs ImageNet weights, not --weights none.")
+            return {"backbone_weights": "random"}
+        report = load_weights(_module(model).features, weights)
+        return {
+            "backbone_weights": Path(report.source).name,
+            "ignored_tensors": list(report.ignored),
+        }
+
+    @classmethod
+    def inherit(cls, model: Model[MultistageConfig], base: Model[MultistageConfig]) -> None:
+        """Take all weights; a multi-stage model may start from a classifier, with a new U-Net."""
+        kept = base.module.state_dict()
+        if (base.config.method, model.config.method) == ("classifier", "multistage"):
+            fresh = model.module.state_dict()
+            kept |= {k: v for k, v in fresh.items() if k.startswith("unet.")}
+        model.module.load_state_dict(kept)
+
+    def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
+        """Return what a stage trains, see :class:`~.multistage_schedule.MapStage`."""
+        assert isinstance(stage, MapStage)
+        module = _module(self.model)
+        if stage.on == "map":
+            head = [(stage.head_lr, list(module.unet.parameters()))]
+            return [*head, (stage.lr, module.extractor())] if stage.trains == "all" else head
+        layers = [*module.vector.parameters(), *module.final.parameters()]
+        head = [(stage.head_lr, layers)]
+        if stage.trains == "head":
+            return head
+        return [*head, (stage.lr, list(module.features.parameters()))]
+
+    def check(self, slide_id: str) -> None:
+        """Refuse a slide without patches, or whose annotations do not fit slide or label."""
+        self._patches_of(slide_id)
+
+    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
+        """Yield batches of labelled patches, or scans for vectors and batches of slides."""
+        assert isinstance(stage, MapStage)
+        if _learns_vectors(stage):
+            self._vectors = {}
+        if stage.on == "patches":
+            yield from self._patch_works(epoch)
+            return
+        if self._keeps_vectors(stage):
+            for sample in self.data.train:
+                yield Work("scan", (sample.slide_id,), (sample.label,))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data.train))
+        for start in range(0, len(order), self.config.map_batch):
+            batch = [self.data.train[i] for i in order[start : start + self.config.map_batch]]
+            yield Work("train", tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
+
+    def length(self, stage: Stage) -> int:
+        """Return the number of scans and batches in an epoch."""
+        assert isinstance(stage, MapStage)
+        if stage.on == "patches":
+            return ceil(len(self._draw(0)) / self.config.train_batch)
+        scans = len(self.data.train) if self._keeps_vectors(stage) else 0
+        return scans + ceil(len(self.data.train) / self.config.map_batch)
+
+    def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
+        """Learn from patches or from slides, make a slide's vectors, or score a tuning slide."""
+        if work.phase == "scan":
+            self._kept_vectors(work.slides[0], epoch % self.config.variants)
+            return Outcome()
+        if work.phase == "tune":
+            return self._score(work.slides[0])
+        if self.stage.on == "patches":
+            losses = self._patch_losses(work, epoch)
+            backward(losses.sum())
+            return Outcome(tuple(losses.detach().tolist()))
+        learn = self._learn_both if _learns_vectors(self.stage) else self._learn_map
+        return Outcome(tuple(float(learn(slide, epoch, backward)) for slide in work.slides))
+
+    def _keeps_vectors(self, stage: MapStage) -> bool:
+        return not _learns_vectors(stage) and self.model.config.method != "segmentation"
+
+    # --- patches ----------------------------------------------------------------------------------
+
+    def _patches_of(self, slide_id: str) -> _Patches:
+        """Return a slide's patches with their labels (section 4.1, pre-processing)."""
+        if slide_id not in self._patches:
+            view, config = self.data.view(slide_id), self.model.config
+            grid = view.grid(grid_spec(config))
+            if len(grid) == 0:
+                raise SlideError(no_patches(config))
+            drawn = self.data.annotations(slide_id)
+            check_drawn(drawn, view.size)
+            if self._labels[slide_id]:
+                labels = self.rules.label(drawn, grid.boxes, view.size)
+            else:
+                self.rules.check_negative(drawn, self.model.classes[0])
+                labels = np.full(len(grid), NORMAL, np.int8)
+            self._patches[slide_id] = _Patches(grid, labels)
+        return self._patches[slide_id]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        """Draw an epoch's patches ``(M, 2)``: slide number, row; as many of each class."""
+        found = [self._patches_of(s.slide_id).labels for s in self.data.train]
+        number = np.repeat(np.arange(len(found)), [len(f) for f in found])
+        row = np.concatenate([np.arange(len(f)) for f in found])
+        labels, every = np.concatenate(found), np.stack([number, row], 1)
+        random = np.random.default_rng([self.seed, epoch])
+        if not self.config.balanced:
+            return random.permutation(every[labels != NOLABEL])
+        classes = [np.flatnonzero(labels == wanted) for wanted in (TUMOUR, NORMAL)]
+        for rows, name in zip(classes, ("tumour", "normal"), strict=True):
+            if not len(rows):
+                raise LabelError(
+                    f"no patch of the training slides is {name}: none of {self.model.config.tile} "
+                    f"px at {self.model.config.mpp} µm/px is covered enough; use smaller patches, "
+                    f"or another {name}_share."
+                )
+        count = self.config.patches // 2 or len(classes[0])
+        drawn = [np.resize(random.permutation(rows), count) for rows in classes]
+        picked: NDArray[np.int64] = every[random.permutation(np.concatenate(drawn))]
+        return picked
+
+    def _patch_works(self, epoch: int) -> Iterator[Work]:
+        """Yield batches of patches; ``detail`` holds their rows in their slides' grids."""
+        drawn = self._draw(epoch)
+        for start in range(0, len(drawn), self.config.train_batch):
+            batch = drawn[start : start + self.config.train_batch]
+            batch = batch[np.argsort(batch[:, 0], kind="stable")]  # a slide's patches in one go
+            slides = tuple(self.data.train[i].slide_id for i in batch[:, 0])
+            rows = batch[:, 1].tolist()
+            labels = (int(self._patches_of(s).labels[r]) for s, r in zip(slides, rows, strict=True))
+            yield Work("train", slides, tuple(labels), rows)
+
+    def _patch_losses(self, work: Work, epoch: int) -> torch.Tensor:
+        """Return the loss ``(B,)`` of each patch of a batch."""
+        images = []
+        picked = zip(work.slides, work.detail, strict=True)
+        for slide_id, group in groupby(picked, key=lambda pick: pick[0]):
+            grid = take(self._patches_of(slide_id).grid, [row for _, row in group])
+            images += list(self._images(slide_id, grid, epoch, len(grid)))
+        logits = self.network(torch.cat(images), "classify")[:, 0].float()
+        labels = torch.tensor(work.labels, dtype=torch.float32, device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+    def _images(
+        self, slide_id: str, grid: Grid, epoch: int | None, batch_size: int
+    ) -> Iterator[torch.Tensor]:
+        """Yield the patches of a grid, normalised; ``epoch`` None does not augment them."""
+        seen, name = 0, crc32(slide_id.encode())
+        for batch in self.data.view(slide_id).batches(grid, batch_size):
+            images = batch.images
+            if epoch is not None:
+                places = grid.index[seen : seen + len(images)].tolist()
+                keys = [(self.seed, epoch, name, *place) for place in places]
+                images = self.augment(images, keys)
+            seen += len(batch.boxes)
+            yield normalize(images, self.model.mean, self.model.std)
+
+    # --- maps -------------------------------------------------------------------------------------
+
+    def _vectors_of(self, slide_id: str, epoch: int | None) -> Iterator[torch.Tensor]:
+        """Yield the vectors of a slide's patches, by mini-batches, made in eval mode."""
+        _module(self.model).features.eval()
+        grid = self._patches_of(slide_id).grid
+        for images in self._images(slide_id, grid, epoch, self.model.config.batch_size):
+            yield self.network(images, "vectors").float()
+
+    def _kept_vectors(self, slide_id: str, variant: int) -> torch.Tensor:
+        key = (slide_id, variant)
+        if key not in self._vectors:
+            with torch.no_grad():
+                parts = list(self._vectors_of(slide_id, variant or None))
+            self._vectors[key] = torch.cat(parts).half()
+        return self._vectors[key].float()
+
+    def _learn_map(
+        self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Teach the U-Net one slide (section 3.2.1)."""
+        way = self._way(slide_id, epoch)
+        if self.model.config.method == "segmentation":
+            loss = self._loss(slide_id, self._picture_logits(slide_id, way, epoch))
+        else:
+            vectors = self._kept_vectors(slide_id, epoch % self.config.variants)
+            loss = self._map_loss(slide_id, vectors, way)
+        backward(loss)
+        return loss.detach()
+
+    def _learn_both(
+        self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Teach U-Net and extractor one slide, End-to-End (section 3.2.2)."""
+        way, config = self._way(slide_id, epoch), self.model.config
+        grid = self._patches_of(slide_id).grid
+        _module(self.model).features.eval()
+
+        def batches() -> Iterable[torch.Tensor]:
+            return self._images(slide_id, grid, epoch, config.batch_size)
+
+        return backward_by_parts(
+            lambda images: self.network(images, "vectors").float(),
+            batches,
+            lambda vectors: self._map_loss(slide_id, vectors, way),
+            backward,
+        )
+
+    def _way(self, slide_id: str, epoch: int) -> int:
+        """Draw one of the eight orientations of a slide's map."""
+        if not self.config.flips:
+            return 0
+        key = [self.seed, epoch, crc32(slide_id.encode())]
+        return int(np.random.default_rng(key).integers(8))
+
+    def _map_loss(self, slide_id: str, vectors: torch.Tensor, way: int) -> torch.Tensor:
+        index = turned(self._patches_of(slide_id).grid.index, way)
+        return self._loss(slide_id, map_logits(self.network, self.model.config, vectors, index))
+
+    def _picture_logits(self, slide_id: str, way: int, epoch: int | None) -> torch.Tensor:
+        """Segment the reduced picture in some orientation, with other colours each epoch."""
+
+        def network(picture: torch.Tensor, part: str) -> torch.Tensor:
+            logits = self.network(_turn(picture, way), part)
+            return _turn(logits, way, back=True)
+
+        def prepare(picture: torch.Tensor) -> torch.Tensor:
+            if epoch is not None:
+                picture = self.colours(picture, [(self.seed, epoch, crc32(slide_id.encode()))])
+            return normalize(picture.to(self.model.device), self.model.mean, self.model.std)
+
+        view, grid = self.data.view(slide_id), self._patches_of(slide_id).grid
+        return picture_logits(network, self.model.config, view, grid, prepare)
+
+    def _loss(self, slide_id: str, logits: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a slide's labelled patches; 0 where none has a label."""
+        labels = torch.from_numpy(self._patches_of(slide_id).labels).to(logits.device)
+        target = labels.clamp(min=0).to(logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        known = labels != NOLABEL
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+    def _score(self, slide_id: str) -> Outcome:
+        """Score a slide by what the stage learns: single patches, or the map."""
+        if self.model.config.method == "segmentation":
+            logits = self._picture_logits(slide_id, 0, None)
+        elif self.stage.on == "patches":
+            grid, size = self._patches_of(slide_id).grid, self.model.config.batch_size
+            images = self._images(slide_id, grid, None, size)
+            logits = torch.cat([self.network(x, "classify")[:, 0].float() for x in images])
+        else:
+            vectors = (
+                self._kept_vectors(slide_id, 0)
+                if self._keeps_vectors(self.stage)
+                else torch.cat(list(self._vectors_of(slide_id, None)))
+            )
+            index = self._patches_of(slide_id).grid.index
+            logits = map_logits(self.network, self.model.config, vectors, index)
+        highest = float(torch.sigmoid(logits.max()))
+        return Outcome((float(self._loss(slide_id, logits)),), ((1 - highest, highest),))
+
+
+def _learns_vectors(stage: MapStage) -> bool:
+    """Say whether what makes the vectors learns in a stage."""
+    return stage.on == "patches" or stage.trains == "all"
+
+
+def _turn(planes: torch.Tensor, way: int, *, back: bool = False) -> torch.Tensor:
+    """Bring ``(N, C, H, W)`` into one of the eight orientations, or back."""
+    if back and way & 4:
+        planes = planes.transpose(2, 3)
+    axes = [axis for bit, axis in ((1, 3), (2, 2)) if way & bit]
+    planes = planes.flip(axes) if axes else planes
+    return planes.transpose(2, 3) if way & 4 and not back else planes
+
+
+def _module(model: Model[MultistageConfig]) -> MultiStage:
+    assert isinstance(model.module, MultiStage)
+    return model.module

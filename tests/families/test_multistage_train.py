@@ -1,0 +1,348 @@
+"""Training of multi-stage segmentation: labels, sampling, stages, both ways of learning."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import shapely
+import torch
+
+from slidelens.engine.loader import SlideView
+from slidelens.errors import LabelError, ModelError, SlideError
+from slidelens.families.base import Model
+from slidelens.families.multistage import FAMILY, MultistageConfig
+from slidelens.families.multistage_schedule import MapStage, MultistageTraining
+from slidelens.families.multistage_train import MultistageTask
+from slidelens.families.training import Sample
+from slidelens.slide.array import from_array
+from slidelens.tiling.annotations import Annotation, Annotations
+from slidelens.tiling.tissue import TissueSettings
+
+TILE, ROWS, COLUMNS = 32, 3, 4
+STAGES = {
+    "warm": MapStage(on="patches", trains="head", epochs=1, lr=1e-3, head_lr=1e-2),
+    "patches": MapStage(on="patches", epochs=1, lr=1e-3, head_lr=1e-2),
+    "map": MapStage(on="map", trains="head", epochs=1, lr=1e-3, head_lr=1e-2),
+    "both": MapStage(on="map", epochs=1, lr=1e-3, head_lr=1e-2),
+}
+
+
+def _drawn(*cells, label="tumour"):
+    """Annotate whole patches by column and row."""
+    boxes = [shapely.box(TILE * c, TILE * r, TILE * c + TILE, TILE * r + TILE) for c, r in cells]
+    return Annotations([Annotation(box, label) for box in boxes])
+
+
+class Data:
+    """Slides in memory, as the engine would give them; every second one has two tumour patches."""
+
+    def __init__(self, train=4, tune=2):
+        self.train = [Sample(f"s{i}", i % 2) for i in range(train)]
+        self.tune = [Sample(f"t{i}", i % 2) for i in range(tune)]
+        self.views, self.drawn = {}, {}
+        for number, sample in enumerate([*self.train, *self.tune]):
+            random = np.random.default_rng(number)
+            pixels = random.integers(100, 200, (ROWS * TILE, COLUMNS * TILE, 3)).astype(np.uint8)
+            self.drawn[sample.slide_id] = _drawn((0, 0), (1, 2)) if sample.label else Annotations()
+            slide = from_array(pixels, mpp=0.5)
+            self.views[sample.slide_id] = SlideView(slide, tissue=TissueSettings(method="whole"))
+
+    def view(self, slide_id):
+        return self.views[slide_id]
+
+    def annotations(self, slide_id):
+        return self.drawn[slide_id]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Random weights of all parts, made once."""
+    torch.manual_seed(0)
+    config = MultistageConfig(tile=TILE, backbone="squeezenet1_1", width=4, depth=1, reduce=4)
+    made = {}
+    for method in ("multistage", "classifier", "imagenet", "segmentation"):
+        module = FAMILY.build(config.model_copy(update={"method": method}), 2)
+        made[method] = {k: v.clone() for k, v in module.state_dict().items()}
+    return made
+
+
+@pytest.fixture
+def make(weights):
+    """Return a function that makes a task in a stage."""
+
+    def task(stage="patches", method="multistage", data=None, **fields):
+        config = MultistageConfig(
+            tile=TILE,
+            backbone="squeezenet1_1",
+            width=4,
+            depth=1,
+            reduce=4,
+            min_tissue=0,
+            batch_size=5,
+            method=method,
+        )
+        module = FAMILY.build(config, 2).eval()
+        module.load_state_dict(weights[method])
+        cpu = torch.device("cpu")
+        model = Model("m", "multistage", config, ("normal", "tumour"), module, device=cpu)
+        values = {"stages": (STAGES[stage],), "train_batch": 3, "map_batch": 3, **fields}
+        training = MultistageTraining.model_validate(values)
+        return MultistageTask(model, module, data or Data(), training, seed=5)
+
+    return task
+
+
+def _works(task, epoch=0):
+    return list(task.epoch(epoch, task.stage))
+
+
+def test_an_epoch_draws_every_tumour_patch_and_as_many_normal_ones(make):
+    task = make()
+    seen = Counter()
+    for epoch in range(3):
+        works = _works(task, epoch)
+        labels = [label for work in works for label in work.labels]
+        patches = [p for w in works for p in zip(w.slides, w.detail, strict=True)]
+        assert Counter(labels) == {0: 4, 1: 4}
+        tumour = {p for p, label in zip(patches, labels, strict=True) if label}
+        assert tumour == {("s1", 0), ("s1", 9), ("s3", 0), ("s3", 9)}
+        seen.update(p for p, label in zip(patches, labels, strict=True) if not label)
+        assert works == _works(make(), epoch)
+    assert len(seen) > 8
+
+
+def test_more_patches_than_there_are_repeat_them_and_all_may_be_used(make):
+    labels = [label for w in _works(make(patches=40)) for label in w.labels]
+    assert Counter(labels) == {0: 20, 1: 20}
+    everything = [label for w in _works(make(balanced=False)) for label in w.labels]
+    assert Counter(everything) == {0: 2 * 12 + 2 * 10, 1: 4}
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [*((stage, "multistage") for stage in STAGES), ("map", "segmentation"), ("map", "imagenet")],
+)
+def test_length_counts_the_works_of_each_stage(make, stage, method):
+    task = make(stage, method)
+    assert task.length(task.stage) == len(_works(task))
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("multistage", ["warm", "patches", "map", "both"]),
+        ("classifier", ["warm", "patches"]),
+        ("imagenet", ["map"]),
+        ("segmentation", ["map"]),
+    ],
+)
+def test_suited_leaves_out_what_a_method_has_no_part_for(method, kept):
+    training = MultistageTraining(stages=tuple(STAGES.values()))
+    suited = training.suited(MultistageConfig(method=method, tile=256))
+    assert suited.stages == tuple(STAGES[name] for name in kept)
+
+
+def test_a_schedule_without_a_stage_for_the_method_is_refused():
+    training = MultistageTraining(stages=(STAGES["map"],))
+    with pytest.raises(ModelError, match="teaches method 'classifier' anything"):
+        training.suited(MultistageConfig(method="classifier"))
+
+
+def test_the_paper_preset_is_the_papers():
+    training = MultistageTraining.model_validate(MultistageTraining.presets["paper"])
+    stages = [(s.on, s.trains, s.epochs, s.lr, s.head_lr) for s in training.stages]
+    assert stages == [
+        ("patches", "all", 30, 1e-4, 1e-4),
+        ("map", "head", 50, 1e-4, 1e-4),
+        ("map", "all", 10, 1e-9, 1e-7),
+    ]
+    assert (training.train_batch, training.map_batch, training.crop) == (128, 32, 224 / 256)
+    assert (training.tumour_share, training.normal_share) == (0.2, 0.8)
+
+
+def test_each_stage_trains_its_part(make):
+    names = {}
+    for stage in STAGES:
+        task = make(stage)
+        learning = {id(p): lr for lr, ps in task.groups(task.stage) for p in ps}
+        parts = task.model.module.named_parameters()
+        names[stage] = {n.split(".")[0]: learning[id(p)] for n, p in parts if id(p) in learning}
+    assert names == {
+        "warm": {"vector": 1e-2, "final": 1e-2},
+        "patches": {"vector": 1e-2, "final": 1e-2, "features": 1e-3},
+        "map": {"unet": 1e-2},
+        "both": {"unet": 1e-2, "features": 1e-3, "vector": 1e-3},
+    }
+
+
+def _step_all(task, epoch=0):
+    """Do an epoch; return the losses of its training steps and what they left as gradients."""
+    task.model.module.train()
+    for parameter in task.model.module.parameters():
+        parameter.requires_grad_(True)
+    losses = []
+    for work in _works(task, epoch):
+        outcome = task.step(work, epoch, lambda loss: loss.backward())
+        losses += outcome.losses
+    gradients = {n: p.grad for n, p in task.model.module.named_parameters() if p.grad is not None}
+    return losses, gradients
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_reach_the_parts_of_their_stage_only(make, stage):
+    losses, gradients = _step_all(make(stage))
+    assert np.isfinite(losses).all()
+    reached = {name.split(".")[0] for name, g in gradients.items() if g.any()}
+    assert (
+        reached
+        == {
+            "warm": {"features", "vector", "final"},  # the loop lets the head learn alone
+            "patches": {"features", "vector", "final"},
+            "map": {"unet"},
+            "both": {"features", "vector", "unet"},
+        }[stage]
+    )
+
+
+def test_end_to_end_is_the_gradient_of_the_maps_loss(make):
+    """One step's gradients are those of autograd through all patches at once, augmented alike."""
+    task = make("both", data=Data(train=2), map_batch=2)
+    losses, gradients = _step_all(task, epoch=3)
+    other = make("both", data=Data(train=2))
+    module = other.model.module
+    total = 0.0
+    for slide_id in ("s0", "s1"):
+        grid = other._patches_of(slide_id).grid
+        images = torch.cat(list(other._images(slide_id, grid, 3, 50)))
+        vectors = module(images, "vectors")
+        loss = other._map_loss(slide_id, vectors, other._way(slide_id, 3))
+        loss.backward()
+        total += float(loss.detach())
+    assert sum(losses) == pytest.approx(total, rel=1e-5)
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_patches_without_a_label_carry_no_loss(make):
+    data = Data()
+    data.drawn["s1"] += _drawn((2, 1), label="other")
+    task = make("map", data=data)
+    labels = task._patches_of("s1").labels
+    assert labels[1 * COLUMNS + 2] == -1
+    logits = torch.zeros(len(labels), requires_grad=True)
+    task._loss("s1", logits).backward()
+    assert logits.grad[1 * COLUMNS + 2] == 0
+    assert int((logits.grad != 0).sum()) == len(labels) - 1
+
+
+def test_vectors_are_made_once_and_again_after_a_resume(make):
+    task, resumed = make("map", variants=2), make("map", variants=2)
+    works = _works(task)
+    scans = [w for w in works if w.phase == "scan"]
+    assert len(scans) == 4
+    for work in scans:
+        task.step(work, 0, None)
+    assert set(task._vectors) == {(f"s{i}", 0) for i in range(4)}
+    losses = [], []
+    for one, kept in zip((task, resumed), losses, strict=True):
+        one.step(works[-1], 0, lambda loss, kept=kept: kept.append(float(loss.detach())))
+    assert losses[0] == losses[1]
+    resumed.step(works[-1], 1, lambda _: None)
+    assert {variant for _, variant in resumed._vectors} == {0, 1}
+    assert not torch.equal(resumed._vectors["s0", 0], resumed._kept_vectors("s0", 1).half())
+
+
+@pytest.mark.parametrize("stage", ["patches", "map", "both"])
+def test_tuning_scores_are_those_of_infer(make, stage):
+    """What the loop sees on a tuning slide is what a user gets."""
+    method = "classifier" if stage == "patches" else "multistage"
+    task = make(stage, method)
+    with torch.inference_mode():
+        for work in task.evaluation():
+            outcome = task.step(work, 0, None)
+            *_, score = FAMILY.infer(task.model, task.data.view(work.slides[0]))
+            assert outcome.probabilities[0] == pytest.approx(score.probabilities, abs=2e-3)
+
+
+def test_pictures_are_turned_and_turned_back(make):
+    """A network that sees no neighbours gives the same at all orientations."""
+    task = make("map", "segmentation")
+    unet = task.model.module.unet
+    conv = torch.nn.Conv2d(3, 1, 1)
+    task.model.module.unet = conv
+    with torch.no_grad():
+        found = [task._picture_logits("s0", way, None) for way in range(8)]
+    assert all(torch.allclose(found[0], other, atol=1e-5) for other in found)
+    task.model.module.unet = unet
+
+
+def test_a_multistage_model_starts_from_a_classifier(make):
+    classifier, model = make(method="classifier").model, make().model
+    with torch.no_grad():
+        for parameter in classifier.module.parameters():
+            parameter.add_(1)
+    given = classifier.module.state_dict()
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    MultistageTask.inherit(model, classifier)
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, (before if name.startswith("unet.") else given)[name])
+    with pytest.raises(RuntimeError, match="unet"):
+        MultistageTask.inherit(make(method="imagenet").model, classifier)
+
+
+def test_weights_that_a_method_cannot_use_are_refused(make):
+    segmentation = make("map", "segmentation").model
+    with pytest.raises(ModelError, match="no backbone: leave --weights out"):
+        MultistageTask.initialize(segmentation, "w.safetensors")
+    assert MultistageTask.initialize(segmentation, "imagenet") == {
+        "backbone_weights": "no backbone"
+    }
+    with pytest.raises(ModelError, match="needs ImageNet weights"):
+        MultistageTask.initialize(make("map", "imagenet").model, "none")
+
+
+@pytest.mark.parametrize(
+    ("slide_id", "drawn", "message"),
+    [
+        ("s1", Annotations(), "labelled 'tumour', but no tumour is drawn"),
+        ("s1", _drawn((90, 2)), "lies outside the slide of 128 x 96 px"),
+        (
+            "s1",
+            _drawn((0, 0), label="a") + _drawn((1, 0), label="b"),
+            "classes 'a', 'b': say which",
+        ),
+        ("s0", _drawn((0, 0)), "labelled 'normal', but 1 annotations of it are 'tumour'"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused_before_training(make, slide_id, drawn, message):
+    data = Data()
+    task = make(data=data)
+    task.check(slide_id)
+    data.drawn[slide_id] = Annotations(drawn)
+    with pytest.raises(LabelError, match=message):
+        make(data=data).check(slide_id)
+
+
+def test_a_slide_without_patches_and_a_cohort_without_tumour_patches_are_refused(make):
+    data = Data()
+    white = from_array(np.full((96, 96, 3), 255, np.uint8), mpp=0.5)
+    data.views["s0"] = SlideView(white)
+    task = make(data=data)
+    task.model.config = task.model.config.model_copy(update={"min_tissue": 0.8})
+    with pytest.raises(SlideError, match="holds 80% tissue"):
+        task.check("s0")
+    data = Data()
+    for slide_id in ("s1", "s3"):
+        data.drawn[slide_id] = Annotations([Annotation(shapely.box(0, 0, 5, 5), "tumour")])
+    with pytest.raises(LabelError, match="no patch of the training slides is tumour"):
+        _works(make(data=data))
+
+
+def test_names_of_annotation_classes_are_one_or_several():
+    stages = (STAGES["map"],)
+    assert MultistageTraining(stages=stages, tumour="Tumor").tumour == ("Tumor",)
+    assert MultistageTraining(stages=stages, tumour=["_0", "_1"]).tumour == ("_0", "_1")
+    assert MultistageTraining(stages=stages).normal == ()

@@ -1,0 +1,121 @@
+"""Labels of patches on drawn squares whose shares are known; lumps of patches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slidelens.errors import LabelError
+from slidelens.geometry import Size
+from slidelens.tiling.annotations import Annotation
+from slidelens.tiling.lumps import find_lumps, split_windows
+from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
+
+SIZE = Size(100, 100)
+ONE = np.array([[0.0, 0.0, 10.0, 10.0]])
+
+
+def _area(label, share, left=0.0):
+    return Annotation(shapely.box(left, 0, left + 10 * share, 10), label)
+
+
+@pytest.mark.parametrize(
+    ("tumour", "expected"),
+    # Section 4.1: tumour above 20 %, else normal above 80 % normal, else nothing.
+    [(0.05, NORMAL), (0.19, NORMAL), (0.2, NOLABEL), (0.201, TUMOUR), (1.0, TUMOUR)],
+)
+def test_the_papers_rules_where_all_that_is_not_drawn_is_normal(tumour, expected):
+    rules = PatchRules()
+    assert rules.label([_area("tumour", tumour)], ONE, SIZE).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("tumour", "normal", "expected"),
+    [
+        (0.1, 0.9, NORMAL),
+        (0.1, 0.8, NOLABEL),
+        (0.1, 0.0, NOLABEL),
+        (0.3, 0.7, TUMOUR),
+        (0.15, 0.84, NORMAL),
+    ],
+)
+def test_the_papers_rules_where_normal_tissue_is_drawn(tumour, normal, expected):
+    rules = PatchRules(normal=("healthy",))
+    drawn = [_area("tumour", tumour), _area("Healthy", normal, left=10 * tumour)]
+    assert rules.label(drawn, ONE, SIZE).tolist() == [expected]
+
+
+def test_what_is_drawn_as_something_else_is_not_normal():
+    rules = PatchRules()
+    drawn = [_area("tumour", 0.1), _area("necrosis", 0.5, left=1)]
+    assert rules.label(drawn, ONE, SIZE).tolist() == [NOLABEL]
+
+
+def test_only_what_lies_inside_the_slide_counts():
+    half_outside = np.array([[95.0, 0.0, 10.0, 10.0]])
+    drawn = [Annotation(shapely.box(95, 0, 96.5, 10), "tumour")]
+    assert PatchRules().label(drawn, half_outside, SIZE).tolist() == [TUMOUR]
+
+
+@pytest.mark.parametrize(
+    ("rules", "labels", "found"),
+    [
+        (PatchRules(), ["Tumour", "necrosis"], ["Tumour"]),
+        (PatchRules(positive="1"), ["anything"], ["anything"]),
+        (PatchRules(positive="1", normal=("ok",)), ["a", "ok"], ["a"]),
+        (PatchRules(("_0", "_1")), ["_0", "_1", "x"], ["_0", "_1"]),
+    ],
+)
+def test_which_classes_are_tumour(rules, labels, found):
+    drawn = [_area(label, 0.5) for label in labels]
+    assert [a.label for a in rules.tumour_of(drawn)] == found
+
+
+def test_classes_that_may_or_may_not_be_tumour_are_asked_for():
+    with pytest.raises(LabelError, match=r"classes '_0', '_1': say which.*--set tumour=NAME"):
+        PatchRules().tumour_of([_area("_0", 0.1), _area("_1", 0.1)])
+    with pytest.raises(LabelError, match=r"no annotation of class cancer; there are 'Tumor'"):
+        PatchRules(("cancer",)).tumour_of([_area("Tumor", 0.1)])
+
+
+def test_a_label_without_a_drawing_and_a_drawing_against_the_label_are_refused():
+    for drawn in ([], [_area("healthy", 1.0)]):
+        with pytest.raises(LabelError, match="labelled 'tumour', but no tumour is drawn"):
+            PatchRules(normal=("healthy",)).label(drawn, ONE, SIZE)
+    PatchRules().check_negative([_area("fold", 0.2)], "normal")
+    with pytest.raises(LabelError, match="labelled 'normal', but 1 annotations of it are 'Tumour'"):
+        PatchRules().check_negative([_area("Tumour", 0.2)], "normal")
+
+
+def test_annotations_of_another_slide_are_refused():
+    inside = Annotation(shapely.box(90, 90, 300, 300), "tumour")
+    check_drawn([inside], SIZE)
+    outside = Annotation(shapely.box(500, 20, 600, 90), "tumour", name="lesion 3")
+    with pytest.raises(LabelError, match=r"'lesion 3' at x=500\.\.600, y=20\.\.90 lies outside"):
+        check_drawn([inside, outside], SIZE)
+
+
+def test_lumps_are_bridged_over_one_missing_patch_and_not_over_two():
+    index = np.array([[0, 0], [2, 1], [5, 1], [0, 9], [1, 8]])
+    assert [rows.tolist() for rows in find_lumps(index)] == [[0, 1], [2], [3, 4]]
+    assert find_lumps(np.empty((0, 2), np.int64)) == []
+
+
+@given(
+    st.sets(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=40),
+    st.integers(1, 6),
+)
+def test_groups_hold_every_patch_once_and_lie_apart(cells, side):
+    index = np.array(sorted(cells))
+    for groups in (find_lumps(index), split_windows(index, side)):
+        assert sorted(np.concatenate(groups).tolist()) == list(range(len(index)))
+        assert [g[0] for g in groups] == sorted(g[0] for g in groups)
+    lumps = find_lumps(index)
+    for a, b in ((a, b) for i, a in enumerate(lumps) for b in lumps[:i]):
+        gap = np.abs(index[a][:, None] - index[b][None]).max(2)
+        assert gap.min() > 2
+    windows = split_windows(index, side)
+    assert all(np.ptp(index[w], axis=0).max() < side for w in windows)
