@@ -29,7 +29,7 @@ Tile = tuple[int, int]
 
 
 class Band(NamedTuple):
-    """Gradient of full rows of the image: ``values`` ``(N, C, h, W)`` from row ``top`` on."""
+    """Full rows ``(N, C, h, W)`` from row ``top`` on, of the output or of the image's gradient."""
 
     top: int
     values: Tensor
@@ -119,32 +119,23 @@ class Tape:
 
     def iter_forward(self, tensors: Tensors) -> Generator[int, None, Tensor]:
         """Do what `forward` does; yield the number of tiles done after each, return the output."""
-        repeats = Repeats(self.graph, self.rows, self.columns)
-        done: dict[Hashable, _Repeat] = {}
-        weights = {name: value.detach() for name, value in tensors.items()}
         output: Tensor | None = None
-        for number, at in enumerate(self.tiles, start=1):
-            # Entered per tile: whoever iterates must not find gradients switched off.
-            with torch.no_grad(), self._autocast():
-                pixels = self.source.pixels(self._input(at))
-                key = repeats.key(at, pixels) if self.source.noise is None else None
-                self._keys[at] = key
-                if self.record and at == self.tiles[-1]:
-                    # The backward pass begins with the last tile: keep its graph.
-                    self._kept = self._run_with_graph(at, pixels, tensors)
-                    values = self._kept.output
-                elif key in done:
-                    values = self._reuse(at, done[key])
-                else:
-                    values = self._run(at, pixels, weights)
-                    if key is not None:
-                        done[key] = _Repeat(values, self.seams.strips(self._frames(at), at))
-                if values is not None:
-                    output = self._place(output, at, values)
-                self.seams.passed(at)
+        for number, (at, values) in enumerate(self._iter_tiles(tensors), start=1):
+            if values is not None:
+                output = self._place(output, at, values)
             yield number
         assert output is not None
         return output
+
+    def iter_bands(self, tensors: Tensors) -> Iterator[Band]:
+        """Compute the output in bands of full rows, from the top; nothing more of it is held."""
+        parts: list[Tensor] = []
+        for (row, column), values in self._iter_tiles(tensors):
+            if values is not None:
+                parts.append(values)
+            if parts and column + 1 == self.columns.tiles:
+                yield Band(self.rows.first[self.graph.output][row], torch.cat(parts, 3))
+                parts = []
 
     def backward(self, tensors: Tensors, grad: Tensor, into: dict[str, Tensor]) -> Iterator[Band]:
         """Backpropagate ``grad``, the gradient of the output.
@@ -180,6 +171,31 @@ class Tape:
         self.report.idle = idle - len(merged)
 
     # One tile ---------------------------------------------------------------------------------
+
+    def _iter_tiles(self, tensors: Tensors) -> Iterator[tuple[Tile, Tensor | None]]:
+        """Compute tile after tile; yield each one's part of the output, if it has any."""
+        repeats = Repeats(self.graph, self.rows, self.columns)
+        done: dict[Hashable, _Repeat] = {}
+        weights = {name: value.detach() for name, value in tensors.items()}
+        for at in self.tiles:
+            # Entered per tile: whoever iterates must not find gradients switched off.
+            with torch.no_grad(), self._autocast():
+                pixels = self.source.pixels(self._input(at))
+                key = repeats.key(at, pixels) if self.source.noise is None else None
+                self._keys[at] = key
+                if self.record and at == self.tiles[-1]:
+                    # The backward pass begins with the last tile: keep its graph.
+                    self._kept = self._run_with_graph(at, pixels, tensors)
+                    output = self._kept.output
+                    values = None if output is None else output.detach()
+                elif key in done:
+                    values = self._reuse(at, done[key])
+                else:
+                    values = self._run(at, pixels, weights)
+                    if key is not None:
+                        done[key] = _Repeat(values, self.seams.strips(self._frames(at), at))
+                self.seams.passed(at)
+            yield at, values
 
     def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:
         image = self.source.prepare(pixels, self._input(at))

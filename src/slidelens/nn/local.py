@@ -1,0 +1,328 @@
+"""Locally supervised learning: a network in modules, each with a loss of its own.
+
+A whole slide goes through module after module. Each learns from a classifier of its own, and from
+having to keep what it was given (:class:`~slidelens.nn.local_heads.Reconstruction`); no gradient
+crosses from one to the next, so that a training step needs the memory of one module.
+
+Source: Zhang et al., "Gigapixel whole-slide images classification using locally supervised
+learning" (MICCAI 2022), section 2. What the paper leaves open is said to be ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slidelens.errors import StreamingError
+from slidelens.nn.backbones import build_features
+from slidelens.nn.local_cuts import (
+    blocks_of,
+    cut_points,
+    first_convolution,
+    freeze_norms,
+    measure,
+)
+from slidelens.nn.local_heads import AttentionHead, Reconstruction
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
+from slidelens.nn.receptive import ReceptiveField
+from slidelens.nn.streaming import StreamingTrunk
+from slidelens.nn.trace import trace
+
+if TYPE_CHECKING:
+    from slidelens.nn.backbones import BackboneName
+    from slidelens.nn.source import LazyImage
+
+__all__ = ["LocalNetwork", "ModuleShape", "Relay", "module_shapes"]
+
+_PATCH_PX = 512
+"""Side of a patch that is reconstructed, in image px of a network with its own strides: the paper's
+128, 64 and 32 cells."""
+_FINE = 8
+"""Up to this stride a head's windows are 9 cells wide, above it 7 (the paper's code)."""
+_INNER = 128
+_STEM_TILE = 1024
+"""Px of the image that the stem sees at once: its output at full resolution is four times what it
+hands on."""
+
+
+class ModuleShape(NamedTuple):
+    """What a module of a network makes."""
+
+    channels: int
+    stride: int
+    """Image px per cell of its map."""
+    window: int
+    """Cells per side of a window of its head."""
+    side: int
+    """Of a patch to reconstruct, in cells."""
+
+    @property
+    def cell(self) -> int:
+        """Image px per side of a window: what the head tells apart."""
+        return self.stride * self.window
+
+
+def module_shapes(
+    backbone: BackboneName, modules: int, stem_stride: int | None = None
+) -> list[ModuleShape]:
+    """Tell what the modules of a network make, without building it.
+
+    ``stem_stride`` is that of the first convolution; None leaves it as it is.
+
+    Raises
+    ------
+    ModelError
+        More modules than the network has blocks.
+    """
+    measured = measure(backbone)
+    shapes, end = [], 0
+    for number, count in enumerate(cut_points(backbone, modules), start=1):
+        end += count
+        channels, stride, _ = measured.blocks[end - 1]
+        window = 5 if number == modules else 9 if stride <= _FINE else 7
+        scaled = stride * stem_stride // measured.first_stride if stem_stride else stride
+        shapes.append(ModuleShape(channels, scaled, window, max(_PATCH_PX // stride, 1)))
+    return shapes
+
+
+@dataclass
+class Relay:
+    """One slide on its way through the modules.
+
+    Attributes
+    ----------
+    image, mask
+        As :meth:`~slidelens.nn.streaming.StreamingTrunk.forward` takes them.
+    label
+        ``(N,)`` class indices.
+    alpha
+        Weight of the reconstruction (paper: 1).
+    tile
+        Each module's step is streamed by tiles of this side in image px; 0: the map is whole.
+    mean, std
+        Normalisation of uint8 images.
+    features
+        What the last module handed on, without a graph.
+    logits
+        Of the last module's classifier, ``(N, classes)``.
+    """
+
+    image: Tensor | LazyImage
+    label: Tensor
+    mask: Tensor | None = None
+    alpha: float = 1.0
+    tile: int = 0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class LocalNetwork(nn.Module):
+    """A backbone cut into modules, a classifier for each, a reconstruction for all but the last.
+
+    The stem is frozen, and so are all batch norms (paper: "all the batch normalization layers were
+    frozen as well"). The backbone stays in eval mode.
+
+    Parameters
+    ----------
+    backbone
+        Network of torchvision.
+    n_classes
+        Logits of each head.
+    modules
+        K; 1 is end-to-end training.
+    stem_stride
+        Of the first convolution (the paper took 3 for ResNet-34); None leaves it as it is.
+    patches
+        Patches to reconstruct per step; 0: no reconstruction.
+    head_width
+        Channels of the heads; None: as many as the module's map (the paper).
+
+    Raises
+    ------
+    ModelError
+        More modules than the network has blocks.
+
+    Examples
+    --------
+    One training step of all modules:
+
+    >>> network = LocalNetwork("resnet18", 2, modules=4)  # doctest: +SKIP
+    >>> relay = Relay(image, label)  # doctest: +SKIP
+    >>> for index in range(4):  # doctest: +SKIP
+    ...     network(relay, index).backward()
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneName,
+        n_classes: int,
+        modules: int = 4,
+        *,
+        stem_stride: int | None = None,
+        patches: int = 10,
+        head_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = build_features(backbone)
+        self.features.norm = nn.Identity()  # what ConvNeXt applies to the pooled vector
+        freeze_norms(self.features.trunk)
+        stem, blocks = blocks_of(self.features.trunk)
+        if stem_stride is not None:
+            first_convolution(self.features.trunk).stride = (stem_stride, stem_stride)
+        # Plain sequences over layers that `features` owns: lists, so that nothing is owned twice.
+        self._stem = [nn.Sequential(*stem).requires_grad_(False)]
+        self._parts: list[nn.Sequential] = []
+        for count in cut_points(backbone, modules):
+            self._parts.append(nn.Sequential(*(layer for b in blocks[:count] for layer in b)))
+            del blocks[:count]
+        self.shapes = module_shapes(backbone, modules, stem_stride)
+        self.heads = nn.ModuleList(
+            _head(shape, n_classes, head_width, last=shape is self.shapes[-1])
+            for shape in self.shapes
+        )
+        self._strides = [trace(self.stem.eval()).field[0].stride, *(s.stride for s in self.shapes)]
+        channels = [measure(backbone).stem.channels, *(s.channels for s in self.shapes)]
+        self.decoders = nn.ModuleList(
+            Reconstruction(
+                shape.channels,
+                channels[i],
+                scale=shape.stride // self._strides[i],
+                side=shape.side,
+                patches=patches,
+            )
+            for i, shape in enumerate(self.shapes[:-1])
+            if patches
+        )
+        self._trunks: dict[tuple[object, ...], StreamingTrunk] = {}
+        self.features.eval()
+
+    @property
+    def parts(self) -> list[nn.Sequential]:
+        """The modules, which share the weights of :attr:`features`."""
+        return list(self._parts)
+
+    @property
+    def stem(self) -> nn.Sequential:
+        """The frozen layers before the first module."""
+        return self._stem[0]
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether tiles of a map can be computed on their own.
+
+        Squeeze-and-excitation (MobileNetV3, EfficientNet) looks at the whole slide at once.
+        """
+        try:
+            for part in self._parts:
+                trace(part)
+        except StreamingError:
+            return False
+        return True
+
+    @cached_property
+    def fields(self) -> list[tuple[ReceptiveField, ReceptiveField]]:
+        """Receptive field of a cell of each module's map, along y and x, in image px.
+
+        Where a layer sees the whole slide, the field is that of a cell without neighbours.
+        """
+        if not self.streams:
+            return [(ReceptiveField(s.stride, 0, s.stride - 1),) * 2 for s in self.shapes]
+        layers = [*self.stem]
+        fields = []
+        for part in self._parts:
+            layers += [*part]
+            fields.append(trace(nn.Sequential(*layers)).field)
+        return fields
+
+    def train(self, mode: bool = True) -> LocalNetwork:
+        """Set the mode of the heads; the backbone stays in eval mode."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, relay: Relay, index: int) -> Tensor:
+        """Run module ``index`` on what the one before handed on; return its loss.
+
+        The relay then holds the module's map for the next. Call ``backward`` in between: the graph
+        of one module goes before that of the next is made.
+        """
+        if index == 0:
+            relay.features = self.stem_features(relay)
+        given = relay.features
+        assert given is not None
+        made = self._run(index, given, relay.tile)
+        logits = self.heads[index](made).to(_precise(made))
+        loss = F.cross_entropy(logits, relay.label)
+        if index < len(self.decoders):
+            loss = loss + relay.alpha * self.decoders[index](made, given)
+        relay.features, relay.logits = made.detach(), logits.detach()
+        return loss
+
+    def own_parameters(self, index: int) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the parameters that module ``index`` trains: its own, and its auxiliary ones."""
+        auxiliary = list(self.heads[index].parameters())
+        if index < len(self.decoders):
+            auxiliary += self.decoders[index].parameters()
+        return list(self._parts[index].parameters()), auxiliary
+
+    @torch.no_grad()
+    def stem_features(self, relay: Relay) -> Tensor:
+        """Return what the frozen stem makes of the image, ``(N, C, H, W)``."""
+        trunk = self.trunk(None, _STEM_TILE, relay.mean, relay.std)
+        features: Tensor = trunk(relay.image, relay.mask)
+        return features
+
+    def trunk(
+        self,
+        index: int | None,
+        tile: int,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> StreamingTrunk:
+        """Return module ``index`` (None: the stem), streamed; ``tile`` in px of its own input."""
+        key = (index, tile, mean, std)
+        if key not in self._trunks:
+            module = self.stem if index is None else self._parts[index]
+            trunk = StreamingTrunk(module.eval(), tile, scheme="seam", mean=mean, std=std)
+            self._trunks = {k: v for k, v in self._trunks.items() if k[0] != index}
+            self._trunks[key] = trunk
+        return self._trunks[key]
+
+    def tile_of(self, index: int, tile: int) -> int:
+        """Return the side of a tile of module ``index``'s input, in its cells.
+
+        ``tile`` is in image px; whole cells of what the module makes, for speed.
+        """
+        before, own = self._strides[index], self._strides[index + 1]
+        return max(tile // own, 1) * own // before
+
+    def _run(self, index: int, given: Tensor, tile: int) -> Tensor:
+        made: Tensor
+        if tile and self.streams:
+            made = self.trunk(index, self.tile_of(index, tile))(given)
+        else:
+            made = self._parts[index](given)
+        return made
+
+
+def _head(shape: ModuleShape, n_classes: int, width: int | None, *, last: bool) -> AttentionHead:
+    width = width or shape.channels
+    return AttentionHead(
+        shape.channels,
+        n_classes,
+        window=shape.window,
+        width=width,
+        hidden=max(width // (4 if last else 2), 1),
+        inner=width if last else _INNER,
+    )
+
+
+def _precise(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

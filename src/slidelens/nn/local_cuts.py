@@ -1,0 +1,219 @@
+"""Where to cut a convolutional network into modules that train on their own.
+
+Cuts are balanced by what a training step keeps: the step's memory is that of its largest module, so
+the best cut has the smallest largest module. (Multiply-adds would be the measure for modules on
+devices of their own; the paper's cut of ResNet-34 follows memory too: one block of ``layer1``
+weighs as much as three of ``layer3``.)
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import accumulate
+from math import log2
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from slidelens.errors import ModelError
+from slidelens.nn.backbones import build_features
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.nn.backbones import BackboneName
+
+__all__ = [
+    "Block",
+    "Measured",
+    "balanced_cuts",
+    "blocks_of",
+    "cut_points",
+    "first_convolution",
+    "freeze_norms",
+    "measure",
+]
+
+_SIDE = 512
+"""Px of the image that blocks are measured on, without data."""
+
+_RESNET34 = (1, 1, 1, 2, 2, 3, 3, 3)
+"""Residual blocks in each of the eight modules of the paper's ResNet-34."""
+
+
+class Block(NamedTuple):
+    """What can be measured of a block without data."""
+
+    channels: int
+    """Of its output."""
+    stride: int
+    """Image px per cell of its output."""
+    bytes: int
+    """Kept for its backward pass, in float32, of an image of 512 px."""
+
+
+class Measured(NamedTuple):
+    """What can be measured of a backbone without data."""
+
+    first_stride: int
+    """Of the first convolution."""
+    stem: Block
+    blocks: tuple[Block, ...]
+
+
+def blocks_of(trunk: nn.Sequential) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+    """Take a trunk apart.
+
+    Returns
+    -------
+    The layers of the stem (those before the first block: plain convolutions, norms, activations,
+    poolings), and the blocks behind it. A pooling or activation goes with the block before it, so
+    that what a block hands on is as small as can be.
+    """
+    layers = _layers(trunk)
+    first = next((i for i, layer in enumerate(layers) if not _is_plain(layer)), len(layers))
+    blocks: list[list[nn.Module]] = []
+    for layer in layers[first:]:
+        if blocks and not any(True for _ in layer.parameters()):
+            blocks[-1].append(layer)
+        else:
+            blocks.append([layer])
+    return layers[:first], blocks
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every batch norm by torchvision's frozen one, in place; names stay.
+
+    The paper froze "all the batch normalization layers". A frozen one is a scale and a shift
+    that keep nothing for the backward pass: half of what a ResNet keeps.
+    """
+    from torchvision.ops import FrozenBatchNorm2d
+
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            state = {k: v for k, v in child.state_dict().items() if k in frozen.state_dict()}
+            frozen.load_state_dict(state, assign=True)
+            setattr(module, name, frozen)
+        else:
+            freeze_norms(child)
+
+
+def first_convolution(trunk: nn.Module) -> nn.Conv2d:
+    """Return the first convolution of a trunk."""
+    return next(part for part in trunk.modules() if isinstance(part, nn.Conv2d))
+
+
+@cache
+def measure(backbone: BackboneName) -> Measured:
+    """Measure a backbone with its own strides, without data."""
+    with torch.device("meta"):
+        trunk = build_features(backbone).trunk.eval()
+        freeze_norms(trunk)
+        image = torch.empty(1, 3, _SIDE, _SIDE)
+    stem, blocks = blocks_of(trunk)
+    with torch.no_grad():
+        value: Tensor = nn.Sequential(*stem)(image)
+    kept = _Kept(trunk)
+    found = [_block(value, 0)]
+    for block in blocks:
+        before = kept.bytes
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+            value = nn.Sequential(*block)(value)
+        found.append(_block(value, kept.bytes - before))
+    return Measured(first_convolution(trunk).stride[0], found[0], tuple(found[1:]))
+
+
+def cut_points(backbone: BackboneName, modules: int) -> list[int]:
+    """Return the number of blocks in each of so many modules.
+
+    ResNet-34 in 4 or 8 is the paper's; all else is balanced.
+
+    Raises
+    ------
+    ModelError
+        More modules than blocks.
+    """
+    blocks = measure(backbone).blocks
+    if not 1 <= modules <= len(blocks):
+        raise ModelError(
+            f"{backbone} has {len(blocks)} blocks: it can be cut into 1 to {len(blocks)} modules, "
+            f"not {modules}."
+        )
+    if backbone == "resnet34" and modules in (4, 8):
+        group = len(_RESNET34) // modules
+        return [sum(_RESNET34[i : i + group]) for i in range(0, len(_RESNET34), group)]
+    return balanced_cuts([block.bytes for block in blocks], modules)
+
+
+def balanced_cuts(costs: Sequence[int], parts: int) -> list[int]:
+    """Cut a row of costs into parts of one or more, so that the largest part is smallest.
+
+    Among such cuts, that of the smallest sum of squares. Returns the length of each part.
+    """
+    total = [0, *accumulate(costs)]
+
+    @cache
+    def largest(start: int, left: int) -> int:
+        if left == 1:
+            return total[-1] - total[start]
+        return min(
+            max(total[stop] - total[start], largest(stop, left - 1))
+            for stop in range(start + 1, len(costs) - left + 2)
+        )
+
+    @cache
+    def evenest(start: int, left: int) -> tuple[float, tuple[int, ...]]:
+        if left == 1:
+            rest = total[-1] - total[start]
+            return (rest**2 if rest <= bound else float("inf")), (len(costs) - start,)
+        return min(
+            ((total[stop] - total[start]) ** 2 + squares, (stop - start, *lengths))
+            for stop in range(start + 1, len(costs) - left + 2)
+            if total[stop] - total[start] <= bound
+            for squares, lengths in [evenest(stop, left - 1)]
+        )
+
+    bound = largest(0, parts)
+    return list(evenest(0, parts)[1])
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """Return the parts of nested plain sequences, in the order they run.
+
+    A sequence of bare layers (ConvNeXt's norm and convolution between stages) stays together.
+    """
+    found: list[nn.Module] = []
+    for child in module.children():
+        nested = type(child) is nn.Sequential and any(any(c.children()) for c in child)
+        found += _layers(child) if nested else [child]
+    return found
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is no block: it holds one convolution at most."""
+    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in layer.modules()) <= 1
+
+
+def _block(value: Tensor, kept: int) -> Block:
+    # Rounded to a power of two: a network without padding makes 31 cells of 512 px.
+    return Block(value.shape[1], 2 ** round(log2(_SIDE / value.shape[2])), kept)
+
+
+class _Kept:
+    """Counts the bytes that autograd keeps, each memory once, weights not at all."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._own = [*module.parameters(), *module.buffers()]
+        self._seen = {tensor.untyped_storage()._cdata for tensor in self._own}
+        self._alive: list[Tensor] = []  # so that no address is used again
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self.bytes += storage.nbytes()
+        return tensor

@@ -1,0 +1,143 @@
+"""A slide of any size through all modules at once, rows after rows.
+
+Each module is streamed; its rows go to its head and to the next module as soon as they are done,
+and go when both have read them. No map is ever whole: memory is a band of rows per module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slidelens.nn.local_heads import whole_windows
+from slidelens.nn.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from slidelens.nn.local import LocalNetwork, Relay
+    from slidelens.nn.local_heads import AttentionHead, Reading
+    from slidelens.nn.streaming import StreamingTrunk
+    from slidelens.nn.tape import Band
+    from slidelens.nn.windows import Rect
+
+__all__ = ["read_slide"]
+
+
+@torch.no_grad()
+def read_slide(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:
+    """Run a slide through a network without training it.
+
+    Parameters
+    ----------
+    network
+        In eval mode.
+    relay
+        The slide; its ``tile`` is the side in image px of what is computed at once, 0 for the whole
+        image (and networks whose layers see the whole slide take it whole).
+
+    Yields
+    ------
+    float
+        Share of the slide that is done.
+
+    Returns
+    -------
+    What each head reads, in the order of the modules.
+    """
+    if not (relay.tile and network.streams):
+        return (yield from _read_whole(network, relay))
+    trunk = network.trunk(None, relay.tile, relay.mean, relay.std)
+    source = trunk.source(relay.image, relay.mask)
+    windows = [_Windows(head) for head in network.heads]
+    stem = _Rows(trunk, source)
+    rows: _Rows = stem
+    for index in range(len(network.parts)):
+        trunk = network.trunk(index, network.tile_of(index, relay.tile))
+        rows = _Rows(trunk, _Rolling(rows, source.device), windows[index])
+    for _ in rows:
+        yield stem.share
+    return [head.read(part.finish()) for head, part in zip(network.heads, windows, strict=True)]
+
+
+def _read_whole(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:
+    features = network.stem_features(relay)
+    readings = []
+    for number, (part, head) in enumerate(zip(network.parts, network.heads, strict=True), start=1):
+        features = part(features)
+        readings.append(head.read(head.embed(whole_windows(features, head.window))))
+        yield number / len(network.parts)
+    return readings
+
+
+class _Rows:
+    """The output of a trunk as bands of full rows, from the top; each is shown to a listener."""
+
+    def __init__(
+        self, trunk: StreamingTrunk, source: Source, listener: _Windows | None = None
+    ) -> None:
+        batch, channels, height, width = source.shape
+        self.shape = (batch, *trunk.plan(height, width, channels=channels, batch=batch).output)
+        self.share = 0.0
+        self._tape = trunk.tape(source, record=False, input_grad=False)
+        self._tensors = trunk.tensors()
+        self._listener = listener
+
+    def __iter__(self) -> Iterator[Band]:
+        for band in self._tape.iter_bands(self._tensors):
+            self.share = (band.top + band.values.shape[2]) / self.shape[2]
+            if self._listener is not None:
+                self._listener.feed(band.values)
+            yield band
+
+
+class _Rolling(Source):
+    """A map that another trunk is making: rows are made when asked for, and go when passed."""
+
+    def __init__(self, rows: _Rows, device: torch.device) -> None:
+        self.shape, self.device = rows.shape, device
+        self.noise = self.mask = None
+        self._bands = iter(rows)
+        self._top = 0
+        self._held: Tensor | None = None
+
+    def pixels(self, rect: Rect) -> Tensor:
+        """Return a piece; no later one may reach above it."""
+        held = next(self._bands).values if self._held is None else self._held
+        held = held[:, :, rect.top - self._top :]
+        while held.shape[2] < rect.height:
+            held = torch.cat([held, next(self._bands).values], 2)
+        self._held, self._top = held, rect.top
+        return held[:, :, : rect.height, rect.left : rect.right]
+
+    def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:  # noqa: ARG002  # reason: as it is
+        """Return a piece as the network takes it, which it is."""
+        return pixels
+
+
+class _Windows:
+    """The windows of a head's convolution, made of rows as they come."""
+
+    def __init__(self, head: AttentionHead) -> None:
+        self._head = head
+        self._rest: list[Tensor] = []
+        self._made: list[Tensor] = []
+
+    def feed(self, rows: Tensor) -> None:
+        """Take the next rows of the map."""
+        rows = torch.cat([*self._rest, rows], 2)
+        whole = rows.shape[2] // self._head.window * self._head.window
+        if whole:
+            self._made.append(self._embed(rows[:, :, :whole]))
+        self._rest = [rows[:, :, whole:].clone()] if whole < rows.shape[2] else []
+
+    def finish(self) -> Tensor:
+        """Return all windows ``(N, width, h, w)``."""
+        made = [*self._made, *(self._embed(rows) for rows in self._rest)]
+        return torch.cat(made, 2)
+
+    def _embed(self, rows: Tensor) -> Tensor:
+        windows: Tensor = self._head.embed(whole_windows(rows, self._head.window))
+        return windows
