@@ -1,0 +1,1 @@
+"""WSInfer model folders in SlideLens: a family that runs them, commands that read and write."""

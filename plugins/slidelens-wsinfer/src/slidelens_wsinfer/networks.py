@@ -1,0 +1,121 @@
+"""The networks behind a zoo folder: one by name, or a TorchScript program that is trusted."""
+
+from __future__ import annotations
+
+import io
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from slidelens.errors import ModelError
+from slidelens.files import write_atomic
+from slidelens.settings import get_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Network", "Script", "is_trusted", "trust"]
+
+
+class Network(nn.Module):
+    """``(N, 3, H, W)`` normalised RGB to ``(N, outputs)`` logits, by timm's or torchvision's name.
+
+    Raises
+    ------
+    ModelError
+        Neither library has it.
+    """
+
+    def __init__(self, architecture: str, outputs: int) -> None:
+        super().__init__()
+        self.network = _by_name(architecture, outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Classify tiles."""
+        logits: torch.Tensor = self.network(images)
+        return logits
+
+
+class Script(nn.Module):
+    """A TorchScript program, kept as bytes; it is loaded when it first runs, if it is trusted."""
+
+    program: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("program", torch.zeros(size, dtype=torch.uint8))
+        self._running: list[torch.jit.ScriptModule] = []  # a list: not a part of the state
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Classify tiles.
+
+        Raises
+        ------
+        ModelError
+            Nobody on this machine said that the program may run.
+        """
+        if not self._running:
+            content = self.program.cpu().numpy().tobytes()
+            if not is_trusted(content):
+                raise ModelError(
+                    "this model is a TorchScript program, which can do anything that you can. If "
+                    "you trust its maker: slidelens-wsinfer trust MODEL."
+                )
+            self._running.append(load_script(content).to(images.device))
+        logits: torch.Tensor = self._running[0](images)
+        return logits
+
+
+def load_script(content: bytes) -> torch.jit.ScriptModule:
+    """Load a trusted program.
+
+    Raises
+    ------
+    ModelError
+        It is none.
+    """
+    try:
+        script: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    except RuntimeError as error:
+        raise ModelError(f"not a TorchScript program: {error}") from error
+    return script.eval()
+
+
+def trust(content: bytes) -> None:
+    """Let a program run on this machine, for this user."""
+    known = _trusted()
+    known.add(sha256(content).hexdigest())
+    write_atomic(_list(), "\n".join(sorted(known)) + "\n")
+
+
+def is_trusted(content: bytes) -> bool:
+    """Whether :func:`trust` was called for a program."""
+    return sha256(content).hexdigest() in _trusted()
+
+
+def _trusted() -> set[str]:
+    return set(_list().read_text().split()) if _list().is_file() else set()
+
+
+def _list() -> Path:
+    return get_settings().cache_dir / "wsinfer-trusted.txt"
+
+
+def _by_name(architecture: str, outputs: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        timm = None
+    if timm is not None and timm.is_model(architecture):
+        made: nn.Module = timm.create_model(architecture, num_classes=outputs)
+        return made
+    from torchvision import models
+
+    try:
+        network: nn.Module = models.get_model(architecture, weights=None, num_classes=outputs)
+    except ValueError as error:
+        hint = "" if timm else "; timm is not installed, which may have it: pip install timm"
+        raise ModelError(f"no network is called {architecture!r}{hint}.") from error
+    return network
