@@ -14,14 +14,14 @@ import shutil
 import time
 from contextlib import contextmanager
 from glob import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["make_scratch", "remove_scratch", "staged_folder", "write_atomic"]
+__all__ = ["atomic_file", "make_scratch", "remove_scratch", "staged_folder", "write_atomic"]
 
 _active: set[Path] = set()  # what this process is writing now
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
@@ -52,11 +52,18 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; it takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(path, "tmp")
     try:
         with staging.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         staging.replace(path)

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.tiling.annotations import Annotation
 
-__all__ = ["Evidence", "Panel", "Picture", "Row", "make_evidence"]
+__all__ = ["OPACITY", "Evidence", "Panel", "Picture", "Row", "make_evidence"]
+
+OPACITY = 0.7
+"""Of overlays, as in the viewer."""
 
 _OVERVIEW_PX, _NEAR_PX, _AROUND_PX = 400, 384, 240
 _CONTEXT = 3.0  # what surrounds a field is shown to so many times its side
-_OPACITY = 0.7  # as in the viewer
 _SAME = 0.5  # fields that share so much, and whose sides differ by less, are one
 _ALIKE = 1.5
 
@@ -264,7 +266,7 @@ class _Sheet:
         target = self.target.get(model, next(iter(self.target.values())))
         (shown, base), channel = under, channel_of(source, target)
         try:
-            heat = draw_overlay(base, pixels.size, source, channel, box=shown, opacity=_OPACITY)
+            heat = draw_overlay(base, pixels.size, source, channel, box=shown, opacity=OPACITY)
             note = _value(source, target, None if box == shown else box)
         except ResultError:
             return Panel(model, "its map is damaged", None)
@@ -327,4 +329,4 @@ def _value(source: Map, target: str, box: Box | None) -> str:
         return "not looked at"
     if source.kind == "probability":
         return f"{name} {mean:.2f}"
-    return f"{source.name} {mean / scale_top(source, name):.0%} of its maximum"
+    return f"{source.name} {mean / scale_top(source, name):.2f} of max."

@@ -31,6 +31,7 @@ __all__ = ["Focus", "annotated_foci", "channel_of", "find_foci", "leading_map"]
 FIELD_UM = 192.0
 """Side of a field where the method itself has none: 384 px at 20x (0.5 µm/px)."""
 _LEAST_UM, _MOST_UM = 128.0, 512.0  # side of a field around a lesion
+_WORTH = 0.25  # a peak below this share of the highest shows nothing
 _CELLS = 2**22  # cells of a map that are held at once
 _OVERLAP = 0.25  # share of a field that another may cover
 
@@ -202,7 +203,7 @@ def _peaks(
     found: list[Focus] = []
     while mean.size and len(found) < count:
         i, j = np.unravel_index(int(np.argmax(mean)), mean.shape)
-        if mean[i, j] <= 0:
+        if mean[i, j] <= 0 or (found and mean[i, j] < _WORTH * (found[0].value or 0.0)):
             break
         centre = x + (j + 0.5) * sx, y + (i + 0.5) * sy
         box = Box(centre[0] - whole[0] / 2, centre[1] - whole[1] / 2, *whole)

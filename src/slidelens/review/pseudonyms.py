@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["slide_pseudonyms"]
+__all__ = ["reviewer_pseudonyms", "slide_pseudonyms"]
 
 
 def slide_pseudonyms(ids: Iterable[str]) -> dict[str, str]:
@@ -20,3 +20,9 @@ def slide_pseudonyms(ids: Iterable[str]) -> dict[str, str]:
     order = sorted(set(ids), key=lambda name: sha256(name.encode()).digest())
     width = max(3, len(str(len(order))))
     return {name: f"S-{number:0{width}}" for number, name in enumerate(order, 1)}
+
+
+def reviewer_pseudonyms(names: Iterable[str]) -> dict[str, str]:
+    """Call reviewers ``Reviewer 1``, ``Reviewer 2``, ... in the same manner."""
+    order = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
+    return {name: f"Reviewer {number}" for number, name in enumerate(order, 1)}

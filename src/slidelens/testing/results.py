@@ -38,6 +38,9 @@ _CELL_UM: dict[Method, float] = {
 }
 
 
+_SPREAD_UM = 90.0
+
+
 def make_result(
     truth: PhantomTruth,
     slide_id: str,
@@ -110,7 +113,7 @@ def _heat(
     seen = truth.mask(whole, cell).astype(np.float64)
     if not seen.any() and tissue.any():
         seen.flat[rng.choice(np.flatnonzero(tissue))] = 1.0
-    heat = gaussian_filter(seen, 60.0 / cell)
+    heat = gaussian_filter(seen, _SPREAD_UM / cell)
     return heat / (heat.max() or 1.0), tissue
 
 

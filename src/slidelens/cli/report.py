@@ -1,0 +1,89 @@
+"""``slidelens report``: the review of an evaluation's errors as one document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slidelens.cli.options import JsonOption
+from slidelens.cli.progress import Bar
+from slidelens.cli.review import OperatingPoints, read_points
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(
+        "report", epilog="Example: slidelens report eval --out report.html --pdf report.pdf"
+    )(report)
+
+
+def report(
+    evaluation: Annotated[
+        Path, typer.Argument(help="Folder that `slidelens evaluate` wrote.", metavar="EVAL_DIR")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write; needs nothing else.")],
+    pdf: Annotated[Path | None, typer.Option("--pdf", help="PDF file to write too.")] = None,
+    operating_point: OperatingPoints = None,
+    identify: Annotated[
+        bool,
+        typer.Option(
+            "--identify", help="Show slide ids, patients and reviewers instead of pseudonyms."
+        ),
+    ] = False,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", help="Count this reviewer's decisions only.")
+    ] = None,
+    slides: Annotated[
+        Path | None, typer.Option("--slides", help="Where the slides are now, if they moved.")
+    ] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Model package, for its card; may be repeated."),
+    ] = None,
+    fields: Annotated[
+        int, typer.Option("--fields", min=1, max=20, help="Places shown of each slide.")
+    ] = 3,
+    near: Annotated[
+        int, typer.Option("--near", min=0, help="Near misses listed per model and class.")
+    ] = 3,
+    title: Annotated[str, typer.Option("--title", help="Of the document.")] = "Review of errors",
+    as_json: JsonOption = False,
+) -> None:
+    """Write figures, sources of error, and every error with its evidence: HTML and PDF."""
+    from slidelens.review.evaluation import read_evaluation
+    from slidelens.review.report import ReportOptions, write_report
+
+    options = ReportOptions(
+        rules=read_points(operating_point, read_evaluation(evaluation)),
+        identify=identify,
+        fields=fields,
+        near_misses=near,
+        slides=slides,
+        packages=tuple(model or ()),
+        reviewer=reviewer,
+        title=title,
+    )
+    with Bar(quiet=as_json) as bar:
+        done = write_report(evaluation, out, pdf=pdf, options=options, progress=bar.update)
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        facts = {
+            "html": str(done.html),
+            "pdf": None if done.pdf is None else str(done.pdf),
+            "slides": done.slides,
+            "errors": done.errors,
+            "decided": done.decided,
+            "notes": done.notes,
+        }
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{done.errors} errors on {done.slides} slides, {done.decided} decided")
+    for path in (done.html, done.pdf):
+        if path is not None:
+            typer.echo(path)

@@ -1,0 +1,309 @@
+"""Everything that a report says, gathered before anything is drawn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import slidelens
+from slidelens.engine.labels import find_slides
+from slidelens.engine.measure import Measured, Resampling, Rule, measure
+from slidelens.engine.tile_metrics import SUFFIXES, read_annotated
+from slidelens.errors import LabelError
+from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
+from slidelens.review.errors import ErrorCase, list_errors, list_near_misses
+from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
+from slidelens.review.store import STORE_FILE, Decision, ReviewStore
+from slidelens.review.tally import Agreement, CauseTable, agreement, cause_tables, label_votes
+from slidelens.review.taxonomy import read_taxonomy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from slidelens.review.errors import NearMiss
+    from slidelens.review.evaluation import SavedEvaluation
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["Content", "ReportOptions", "SlideCase", "gather"]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    Attributes
+    ----------
+    rules
+        The operating point of all models, or of each; by default the evaluation's own.
+    identify
+        Show slide ids, patients and reviewers as they are, instead of pseudonyms.
+    fields
+        Places shown of each slide, at least one for each method that errs.
+    near_misses
+        So many per method and class.
+    slides
+        Folder of the slides, where they have moved since the run.
+    packages
+        Model packages that are not found by themselves, for their cards.
+    reviewer
+        Count this reviewer's decisions only; by default what most reviewers hold.
+    title
+        Of the document.
+    """
+
+    rules: Rule | Mapping[str, Rule] | None = None
+    identify: bool = False
+    fields: int = 3
+    near_misses: int = 3
+    slides: Path | None = None
+    packages: Sequence[Path] = ()
+    reviewer: str | None = None
+    title: str = "Review of errors"
+
+
+class SlideCase(NamedTuple):
+    """One slide with all its errors, as the report shows it.
+
+    Attributes
+    ----------
+    name
+        Its pseudonym, or its id.
+    key
+        Of its place in the document.
+    errors
+        One for each method that errs (two with more than two classes).
+    decisions
+        Of all of them.
+    new_label
+        The label that most reviewers find right instead, if any.
+    """
+
+    name: str
+    key: str
+    label: str
+    patient: str | None
+    errors: tuple[ErrorCase, ...]
+    decisions: tuple[Decision, ...]
+    new_label: str | None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of its errors: fp, fn or both."""
+        return tuple(kind for kind in ("fp", "fn") if any(e.kind == kind for e in self.errors))
+
+    @property
+    def wrong(self) -> set[str]:
+        """Methods that err."""
+        return {e.model for e in self.errors}
+
+    @property
+    def margin(self) -> float:
+        """The largest margin of its errors."""
+        return max(e.margin for e in self.errors)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether all methods contradict its label confidently."""
+        return any(e.suspect for e in self.errors)
+
+    @property
+    def decided(self) -> bool:
+        """Whether a source is given for each of its errors."""
+        done = {d.key for d in self.decisions if d.decided}
+        return all(e.key in done for e in self.errors)
+
+
+@dataclass
+class Content:
+    """What the templates print.
+
+    Attributes
+    ----------
+    measured
+        Figures and curves of every model at the operating point of the report.
+    cases
+        Slides with errors, the most confident error first.
+    names
+        Slide id to what the report calls it.
+    notes
+        What a reader must know of the figures.
+    """
+
+    saved: SavedEvaluation
+    options: ReportOptions
+    made: str
+    version: str
+    cohort: CohortCard
+    cards: list[ModelCard]
+    measured: dict[str, Measured]
+    cases: list[SlideCase]
+    errors: list[ErrorCase]
+    near_misses: list[NearMiss]
+    causes: list[CauseTable]
+    agreement: list[Agreement]
+    reviewers: list[str]
+    names: Mapping[str, str]
+    stray: int
+    notes: list[str] = field(default_factory=list)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    annotations: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In label order."""
+        return self.saved.classes
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the methods."""
+        return self.saved.models
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Tests between models, from the evaluation."""
+        return list(self.saved.metrics.get("comparisons", ()))
+
+    @property
+    def changed(self) -> dict[str, tuple[str, str]]:
+        """Slides whose label was found wrong: the label, and what is right."""
+        labels = self.saved.labels
+        return {
+            case.name: (labels[case.errors[0].slide_id], case.new_label)
+            for case in self.cases
+            if case.new_label
+        }
+
+
+def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
+    """Measure, list errors and read decisions and cards.
+
+    Raises
+    ------
+    SlideLensError
+        A review store, taxonomy, package or folder that cannot be used.
+    """
+    rules = _rules(saved, options.rules)
+    store = ReviewStore(saved.folder / STORE_FILE, read_only=True)
+    taxonomy = read_taxonomy(saved.folder)
+    decisions = store.decisions(options.reviewer)
+    errors = list_errors(saved, rules)
+    names = slide_pseudonyms(saved.labels)
+    people = reviewer_pseudonyms(store.reviewers())
+    if options.identify:
+        names, people = {name: name for name in names}, {name: name for name in people}
+    shown = [_renamed(d, people) for d in decisions]
+    keys = {e.key for e in errors}
+    content = Content(
+        saved=saved,
+        options=options,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=slidelens.__version__,
+        cohort=cohort_card(saved),
+        cards=model_cards(saved, options.packages),
+        measured=_measure(saved, rules),
+        cases=_cases(saved, errors, shown, names, options.identify),
+        errors=errors,
+        near_misses=list_near_misses(saved, rules, options.near_misses),
+        causes=cause_tables(errors, decisions, taxonomy, saved.models),
+        agreement=agreement(_renamed(d, people) for d in store.decisions()),
+        reviewers=sorted({d.reviewer for d in shown}),
+        names=names,
+        stray=len({d.key for d in decisions if d.decided} - keys),
+        files={} if options.slides is None else find_slides(options.slides),
+    )
+    content.notes += _notes(saved, content)
+    _annotate(saved, content)
+    return content
+
+
+def _rules(saved: SavedEvaluation, rules: Rule | Mapping[str, Rule] | None) -> dict[str, Rule]:
+    if rules is None or isinstance(rules, Rule):
+        return dict.fromkeys(saved.models, rules or saved.rule)
+    return {name: rules.get(name, saved.rule) for name in saved.models}
+
+
+def _measure(saved: SavedEvaluation, rules: Mapping[str, Rule]) -> dict[str, Measured]:
+    given = saved.metrics.get("interval") or {}
+    known = {key: given[key] for key in Resampling._fields if key in given}
+    resampling = Resampling(**known)
+    return {name: measure(one, rules[name], resampling) for name, one in saved.cases.items()}
+
+
+def _cases(
+    saved: SavedEvaluation,
+    errors: Sequence[ErrorCase],
+    decisions: Sequence[Decision],
+    names: Mapping[str, str],
+    identify: bool,
+) -> list[SlideCase]:
+    of_slide: dict[str, list[ErrorCase]] = defaultdict(list)
+    for error in errors:
+        of_slide[error.slide_id].append(error)
+    said: dict[str, list[Decision]] = defaultdict(list)
+    for decision in decisions:
+        said[decision.slide_id].append(decision)
+    votes = label_votes(decisions)
+    found = []
+    for slide_id, its in of_slide.items():
+        keys = {e.key for e in its}
+        vote = votes.get(slide_id)
+        found.append(
+            SlideCase(
+                name=names[slide_id],
+                key="",
+                label=saved.labels[slide_id],
+                patient=its[0].patient if identify else None,
+                errors=tuple(its),
+                decisions=tuple(d for d in said[slide_id] if d.key in keys),
+                new_label=None if vote is None else vote.label,
+            )
+        )
+    found.sort(key=lambda case: (-case.margin, case.name))
+    return [case._replace(key=f"case-{number}") for number, case in enumerate(found, 1)]
+
+
+def _renamed(decision: Decision, people: Mapping[str, str]) -> Decision:
+    return replace(decision, reviewer=people[decision.reviewer])
+
+
+def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
+    """Return the evaluation's warnings that hold here too, and what is new."""
+    as_evaluated = all(
+        one.figures["threshold"] == saved.record["models"][name]["threshold"]
+        for name, one in content.measured.items()
+    )
+    notes = [str(text) for text in saved.metrics.get("warnings", ())]
+    if not as_evaluated:
+        notes = [text for text in notes if "threshold" not in text]
+        notes += [
+            f"{name}: the threshold is {one.figures['threshold_rule']}."
+            for name, one in content.measured.items()
+            if one.figures["threshold"] != saved.record["models"][name]["threshold"]
+        ]
+    if content.stray:
+        notes.append(
+            f"{content.stray} decisions are on slides that are right at this operating point; they "
+            "are kept, and not counted here."
+        )
+    gone = [f"{card.name} {card.gone}" for card in content.cards if card.gone]
+    if gone:
+        notes.append(f"Results that are gone since the evaluation: {', '.join(gone)}.")
+    return notes
+
+
+def _annotate(saved: SavedEvaluation, content: Content) -> None:
+    """Read the annotations that the evaluation names, of the slides with errors."""
+    named = saved.record.get("annotations")
+    if not named:
+        return
+    folder = saved.folder / str(named)
+    ids = [case.errors[0].slide_id for case in content.cases]
+    drawn = [name for name in ids if any((folder / f"{name}{s}").is_file() for s in SUFFIXES)]
+    try:
+        if drawn or not folder.is_dir():
+            content.annotations = read_annotated(folder, drawn, saved.classes).of_slide
+    except LabelError:  # its text names paths, which a report must not
+        content.notes.append("The annotations of the evaluation cannot be read any longer.")

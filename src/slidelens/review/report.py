@@ -1,0 +1,267 @@
+"""The report: one HTML file that needs nothing else, and the same as PDF.
+
+Pictures are drawn one slide after another and wait on the disk; memory holds one slide's at a time.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slidelens.errors import ResultError, SlideLensError
+from slidelens.files import atomic_file, make_scratch, remove_scratch
+from slidelens.review.content import Content, ReportOptions, SlideCase, gather
+from slidelens.review.evaluation import read_evaluation
+from slidelens.review.evidence import Evidence, Picture, make_evidence
+from slidelens.review.tally import DISAGREED, LABEL_WRONG, NOT_REVIEWED
+from slidelens.review.wording import HELPERS, commands_of, legend_css, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jinja2 import Environment
+
+__all__ = ["Report", "ReportOptions", "write_report"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SPOOL = "spool:"  # scheme under which the PDF's pictures are found
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes
+    ----------
+    html, pdf
+        The files; ``pdf`` is ``None`` where none was asked for.
+    slides, errors
+        How many slides have errors, and how many errors there are of all methods.
+    decided
+        How many errors are decided.
+    notes
+        What is missing in the evidence, by slide, as the report says it.
+    """
+
+    html: Path
+    pdf: Path | None
+    slides: int
+    errors: int
+    decided: int
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(
+    evaluation: str | Path,
+    out: str | Path,
+    *,
+    pdf: str | Path | None = None,
+    options: ReportOptions | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Write the report of an evaluation folder, with the decisions of its review.
+
+    Parameters
+    ----------
+    evaluation
+        Folder of ``slidelens evaluate``.
+    out, pdf
+        Files to write; each appears whole or not at all.
+    progress
+        Called with what is being done, how far, of how much.
+
+    Raises
+    ------
+    ResultError
+        No evaluation, a damaged review, or a file that cannot be written.
+    SlideLensError
+        jinja2 or WeasyPrint is not installed; other input that cannot be used.
+    """
+    tell = progress or (lambda _what, _done, _total: None)
+    out, pdf = Path(out), None if pdf is None else Path(pdf)
+    environment = _environment()
+    if pdf is not None:
+        _weasyprint()
+    content = gather(read_evaluation(evaluation), options or ReportOptions())
+    with _scratch(out) as scratch:
+        drawn = list(_draw(content, scratch, tell))
+        _write_html(environment, content, drawn, scratch, out)
+        if pdf is not None:
+            tell("typesetting the PDF", 0, 1)
+            _write_pdf(environment, content, drawn, scratch, pdf)
+    notes = [f"{c.name}: {note}" for c, evidence in drawn for note in evidence.notes]
+    decided = {d.key for case in content.cases for d in case.decisions if d.decided}
+    return Report(out, pdf, len(content.cases), len(content.errors), len(decided), notes)
+
+
+def _draw(
+    content: Content, scratch: Path, tell: Callable[[str, int, int], None]
+) -> Iterator[tuple[SlideCase, Evidence]]:
+    """Draw slide after slide; the pictures wait in ``scratch``."""
+    count = 0
+
+    def keep(file: bytes) -> str:
+        nonlocal count
+        count += 1
+        name = f"{count}.jpg"
+        (scratch / name).write_bytes(file)
+        return name
+
+    for number, case in enumerate(content.cases):
+        tell("drawing evidence", number, len(content.cases))
+        yield (
+            case,
+            make_evidence(
+                content.saved,
+                case.errors,
+                keep,
+                fields=content.options.fields,
+                files=content.files,
+                annotations=content.annotations.get(case.errors[0].slide_id, ()),
+            ),
+        )
+
+
+def _write_html(
+    environment: Environment,
+    content: Content,
+    drawn: list[tuple[SlideCase, Evidence]],
+    scratch: Path,
+    out: Path,
+) -> None:
+    def src(picture: Picture) -> str:
+        return _data_uri((scratch / picture.name).read_bytes(), "image/jpeg")
+
+    parts = _render(environment, content, drawn, src, interactive=True)
+    with _writing(out), atomic_file(out) as file:
+        for part in parts:
+            file.write(part.encode())
+
+
+def _write_pdf(
+    environment: Environment,
+    content: Content,
+    drawn: list[tuple[SlideCase, Evidence]],
+    scratch: Path,
+    out: Path,
+) -> None:
+    weasyprint = _weasyprint()
+
+    class Spool(weasyprint.urls.URLFetcher):  # type: ignore[misc, name-defined]
+        """Finds the pictures in the scratch folder, and nothing else anywhere."""
+
+        def fetch(self, url: str, headers: dict[str, str] | None = None) -> Any:
+            if not url.startswith(_SPOOL):
+                return super().fetch(url, headers)
+            body = (scratch / Path(url.removeprefix(_SPOOL)).name).read_bytes()
+            return weasyprint.urls.URLFetcherResponse(url, body, {"Content-Type": "image/jpeg"})
+
+    text = "".join(
+        _render(environment, content, drawn, lambda p: _SPOOL + p.name, interactive=False)
+    )
+    document = weasyprint.HTML(string=text, url_fetcher=Spool(allowed_protocols=["data"]))
+    with _writing(out), atomic_file(out) as file:
+        document.write_pdf(file, pdf_tags=True, cache={})
+
+
+def _render(
+    environment: Environment,
+    content: Content,
+    drawn: list[tuple[SlideCase, Evidence]],
+    src: Callable[[Picture], str],
+    *,
+    interactive: bool,
+) -> Iterator[str]:
+    """Render piece by piece, so that no more than a slide's pictures are in memory."""
+    from markupsafe import Markup
+
+    css = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + legend_css()
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    interval = content.saved.metrics.get("interval") or {}
+    stream = environment.get_template("report.html.j2").stream(
+        c=content,
+        plates=drawn,
+        src=src,
+        interactive=interactive,
+        css=Markup(css),  # noqa: S704  # our own file
+        script=Markup(script),  # noqa: S704  # our own file
+        level=float(interval.get("level", 0.95)),
+        plots=_plots(content, float(interval.get("level", 0.95))),
+        suspects=[case for case in content.cases if case.suspect],
+        special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),
+        settings=settings_of(content),
+        commands=commands_of(content),
+    )
+    stream.enable_buffering(64)
+    return iter(stream)
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise SlideLensError(
+            f"the report needs jinja2 ({error}). Run: pip install 'slidelens[report]'"
+        ) from error
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(HELPERS)
+    return environment
+
+
+def _weasyprint() -> Any:
+    try:
+        import weasyprint
+    except (ImportError, OSError) as error:  # OSError: it lacks Pango
+        raise SlideLensError(
+            f"the PDF needs WeasyPrint and Pango ({error}). Run: pip install 'slidelens[report]', "
+            "or print the HTML file from a browser."
+        ) from error
+    return weasyprint
+
+
+def _plots(content: Content, level: float) -> list[dict[str, str]]:
+    from slidelens.engine.plots import calibration_picture, roc_picture
+
+    files = {
+        "ROC curves with interval bands and operating points": roc_picture(
+            content.measured, level, "svg"
+        ),
+        "Calibration curves with the number of slides behind each point": calibration_picture(
+            content.measured, "svg"
+        ),
+    }
+    return [{"src": _data_uri(file, "image/svg+xml"), "alt": alt} for alt, file in files.items()]
+
+
+def _data_uri(file: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{b64encode(file).decode()}"
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = make_scratch(out.parent)
+    try:
+        yield scratch
+    finally:
+        remove_scratch(scratch)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place."
+        ) from error
