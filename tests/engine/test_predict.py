@@ -359,3 +359,19 @@ def test_bf16_stays_close_to_fp32_on_real_tissue(data):
     )
     assert len(fp32) > 10
     assert 0 < np.abs(fp32 - bf16).max() < 0.05
+
+
+def test_a_family_without_patches_gets_tiles_from_its_map(tiny, monkeypatch):
+    """Contract: the map's mean over the default grid of 112 µm tiles with half tissue."""
+    whole = replace(
+        tiny_family.FAMILY,
+        maps=lambda config, classes: [
+            replace(spec, instances=False) for spec in tiny_family.maps(config, classes)
+        ],
+    )
+    monkeypatch.setitem(FAMILIES._loaded, "tiny", whole)
+    with from_array(picture(240, 352), mpp=1.0) as slide:
+        result = predict(slide, tiny, tissue=WHOLE)
+    assert result.tiles.boxes[:3].tolist() == [[112.0 * c, 0, 112, 112] for c in range(3)]
+    cells = result.maps["probability"].read()[:, :7, :7]
+    np.testing.assert_allclose(result.tiles.probabilities[0], cells.mean((1, 2)), rtol=1e-5)

@@ -17,6 +17,7 @@ from slidelens.maps.canvas import Canvas
 from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
 from slidelens.maps.tiles import Tiles
+from slidelens.tiling.grid import DEFAULT_GRID, make_grid
 
 if TYPE_CHECKING:
     from slidelens.engine.loader import SlideView
@@ -98,7 +99,7 @@ class Assembly:
             ),
             probabilities,
             maps=[*maps.values(), _tissue_map(self._view)],
-            tiles=self._tiles(),
+            tiles=self._tiles(maps),
             regions=self._regions(maps),
             trajectory=self._trajectory,
             settings_sha256=digest,
@@ -127,26 +128,41 @@ class Assembly:
             for name, p in zip(classes, score.probabilities, strict=True)
         }
 
-    def _tiles(self) -> Tiles | None:
+    def _tiles(self, maps: dict[str, Map]) -> Tiles | None:
+        """Make the table: of the family's patches, else the means of its map over a grid."""
         if not self._instances:
-            return None
+            return self._averaged(maps)
         return Tiles(
             np.concatenate([patch.boxes for patch in self._instances]),
             self._specs[self._instances[0].map].channels,
             np.concatenate([patch.values for patch in self._instances]),
         )
 
+    def _averaged(self, maps: dict[str, Map]) -> Tiles | None:
+        drawn = self._probability_map(maps)
+        if drawn is None or any(spec.instances for spec in self._specs.values()):
+            return None
+        view = self._view
+        boxes = make_grid(
+            view.size, view.mpp, DEFAULT_GRID, tissue=view.tissue, region=view.region
+        ).boxes
+        return Tiles(boxes, drawn.channels, drawn.mean(boxes))
+
     def _regions(self, maps: dict[str, Map]) -> list[Region]:
         """Outline what is at or above the operating point in the first map of probabilities."""
-        for spec in self._specs.values():
-            if spec.kind == "probability":
-                threshold = spec.threshold
-                if threshold is None:
-                    threshold = self._model.card.get("threshold")
-                return positive_regions(
-                    maps[spec.name], threshold=_THRESHOLD if threshold is None else threshold
-                )
-        return []
+        drawn = self._probability_map(maps)
+        if drawn is None:
+            return []
+        threshold = self._specs[drawn.name].threshold
+        if threshold is None:
+            threshold = self._model.card.get("threshold")
+        return positive_regions(drawn, threshold=_THRESHOLD if threshold is None else threshold)
+
+    def _probability_map(self, maps: dict[str, Map]) -> Map | None:
+        """Return the first map of probabilities that the family declares."""
+        kinds = (s.name for s in self._specs.values() if s.kind == "probability")
+        name = next(kinds, None)
+        return None if name is None else maps[name]
 
 
 def _slide_info(view: SlideView) -> SlideInfo:

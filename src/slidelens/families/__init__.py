@@ -11,6 +11,9 @@ __all__ = ["FAMILIES"]
 FAMILIES: Registry[Any] = Registry(
     "slidelens.families",
     "slidelens.families.base:Family",
-    {"mil": "slidelens.families.mil:FAMILY",
-        "multistage": "slidelens.families.multistage:FAMILY",},
+    {
+        "mil": "slidelens.families.mil:FAMILY",
+        "multistage": "slidelens.families.multistage:FAMILY",
+        "streaming": "slidelens.families.streaming:FAMILY",
+    },
 )

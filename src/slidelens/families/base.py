@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from slidelens.geometry import Box, Mpp, Size
     from slidelens.tiling.grid import Grid, GridSpec
+    from slidelens.tiling.tissue import TissueMask
 
 __all__ = [
     "Batch",
@@ -88,7 +89,8 @@ class Patch:
     map
         Name of the :class:`MapSpec`.
     boxes
-        ``(N, 4)`` float64: x, y, w, h in level-0 px.
+        ``(N, 4)`` float64: x, y, w, h in level-0 px. Without boxes, the patch only says that the
+        run goes on: progress is shown, and it can be cancelled here.
     values
         ``(N, C)`` one value per box and channel, or ``(N, C, h, w)`` a raster that fills each box.
     """
@@ -126,6 +128,10 @@ class View(Protocol):
     size: Size
     mpp: Mpp
     region: Box
+
+    @property
+    def tissue(self) -> TissueMask:
+        """Tissue of the whole slide, not only of the region."""
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""

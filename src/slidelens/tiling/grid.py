@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from slidelens.tiling.tissue import TissueMask
 
-__all__ = ["Grid", "GridSpec", "make_grid"]
+__all__ = ["DEFAULT_GRID", "Grid", "GridSpec", "make_grid"]
 
 _SLIVER = 1e-6
 """Level-0 px below which a strip is the rounding of a float, not a part of the slide."""
@@ -69,6 +69,10 @@ class GridSpec:
     def stride(self) -> int:
         """Px at ``mpp`` from one tile to the next."""
         return self.tile - self.overlap
+
+
+DEFAULT_GRID = GridSpec(tile=224, mpp=0.5)
+"""Tiles of 112 µm: the grid of tables of models that look at whole slides, not at tiles."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

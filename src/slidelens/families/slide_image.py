@@ -1,0 +1,185 @@
+"""A slide's tissue as one image at a model's resolution, read piece by piece."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slidelens.errors import SlideError
+from slidelens.geometry import Affine, Box
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import View
+    from slidelens.nn.receptive import ReceptiveField
+
+__all__ = ["Frame", "SlideImage", "frame_tissue"]
+
+log = logging.getLogger(__name__)
+
+_STRIP = 1024
+_SPECK = 1e-6
+"""Share of a cell below which its tissue is the rounding of a float."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a slide that a model sees as one image.
+
+    Attributes
+    ----------
+    height, width
+        In px of the image: whole cells of the network's feature map.
+    mpp
+        µm per px of the image.
+    place
+        Px of the image to level-0 px.
+    cells
+        Cells of the feature map to level-0 px: each is centred on its receptive field.
+    mask
+        ``(rows, columns)`` bool by cell: whether it has tissue (inside of the region).
+    blocks
+        The same by block of pixels of the image, which lie askew to the cells.
+    """
+
+    height: int
+    width: int
+    mpp: float
+    place: Affine
+    cells: Affine
+    mask: NDArray[np.bool_]
+    blocks: NDArray[np.bool_]
+
+
+class SlideImage:
+    """The pixels of a frame; read from the slide when asked for, or from memory after `load`.
+
+    Parameters
+    ----------
+    read
+        ``read(box, mpp)`` of the slide's view.
+    frame
+        Which part.
+    """
+
+    def __init__(self, read: Callable[[Box, float], NDArray[np.uint8]], frame: Frame) -> None:
+        self.frame = frame
+        self.shape = (frame.height, frame.width, 3)
+        self._read = read
+        self._pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return self.frame.height * self.frame.width * 3
+
+    def load(self) -> None:
+        """Keep all pixels in memory."""
+        if self._pixels is None:
+            pixels = np.empty(self.shape, np.uint8)
+            for top in range(0, self.frame.height, _STRIP):
+                rows = pixels[top : top + _STRIP]
+                rows[...] = self.read(Box(0, top, self.frame.width, len(rows)))
+            self._pixels = pixels
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """Pixels ``(h, w, 3)`` of a box in whole pixels of the image."""
+        x, y, w, h = (int(v) for v in box)
+        if self._pixels is not None:
+            return self._pixels[y : y + h, x : x + w]
+        return self._read(self.frame.place.box(x, y, w, h), self.frame.mpp)
+
+
+def frame_tissue(
+    view: View, mpp: float, field: tuple[ReceptiveField, ReceptiveField], limit: int
+) -> Frame:
+    """Frame the tissue of a view: its bounding box and a cell of margin, at most ``limit`` px.
+
+    The frame lies on a lattice of whole cells that begins at the slide's corner, so that the same
+    tissue is the same pixels whatever the region. Larger tissue is cut around its middle, which is
+    logged (paper, section IV.A: "padded or center-cropped"; 99 % of its biopsies fitted).
+
+    Parameters
+    ----------
+    view
+        Tissue outside of its region does not count.
+    mpp
+        Resolution of the image in µm/px.
+    field
+        Receptive field of a cell along y and x, in px of the image.
+    limit
+        Largest side in px.
+
+    Raises
+    ------
+    SlideError
+        No tissue.
+    """
+    (y_field, x_field), (mpp_x, mpp_y) = field, view.mpp
+    scale = Affine(mpp / mpp_x, mpp / mpp_y)
+    lattice = Affine(scale.sx * x_field.stride, scale.sy * y_field.stride)
+    shape = (ceil(view.size.height / lattice.sy), ceil(view.size.width / lattice.sx))
+    found = _tissue(view, lattice, shape)
+    if not found.any():
+        raise SlideError(
+            "no tissue was found to look at; check the tissue mask or give a larger region."
+        )
+    spans = [np.flatnonzero(found.any(1 - axis)) for axis in (0, 1)]
+    most = (max(limit // y_field.stride, 1), max(limit // x_field.stride, 1))
+    (top, rows), (left, columns) = (_span(s, n) for s, n in zip(spans, most, strict=True))
+    if rows < np.ptp(spans[0]) + 1 or columns < np.ptp(spans[1]) + 1:
+        log.warning(
+            "the tissue is larger than %d px at %g µm/px: what lies outside of the middle is not "
+            "seen; give the model a larger size", limit, mpp,
+        )  # fmt: skip
+    cells = Affine(lattice.sx, lattice.sy, left * lattice.sx, top * lattice.sy)
+    # A cell sees around the centre of its receptive field: the image is shifted so that this is
+    # the cell's own centre.
+    start = (left * x_field.stride - _off_centre(x_field)) * scale.sx
+    place = Affine(
+        scale.sx, scale.sy, start, (top * y_field.stride - _off_centre(y_field)) * scale.sy
+    )
+    blocks = Affine(lattice.sx, lattice.sy, place.tx, place.ty)
+    return Frame(
+        height=rows * y_field.stride,
+        width=columns * x_field.stride,
+        mpp=mpp,
+        place=place,
+        cells=cells,
+        mask=_tissue(view, cells, (rows, columns)),
+        blocks=_tissue(view, blocks, (rows, columns)),
+    )
+
+
+def _tissue(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Say of ``shape`` cells which have tissue in the view's region."""
+    found = np.zeros(shape, bool)
+    columns = np.arange(shape[1])
+    for row in range(shape[0]):
+        corners = np.stack([columns, np.full(shape[1], row)], 1)
+        low, high = cells.apply(corners), cells.apply(corners + 1)
+        low, high = (
+            v.clip(view.region[:2], (view.region.right, view.region.bottom)) for v in (low, high)
+        )
+        found[row] = view.tissue.fraction(np.concatenate([low, high - low], 1)) > _SPECK
+    return found
+
+
+def _span(where: NDArray[np.int64], most: int) -> tuple[int, int]:
+    """Return start and length of what covers positions with one of margin, cut to the middle."""
+    start, length = int(where[0]) - 1, int(where[-1] - where[0]) + 3
+    if length > most:
+        start, length = start + (length - most) // 2, most
+    return start, length
+
+
+def _off_centre(field: ReceptiveField) -> int:
+    """Px from a cell's centre back to the centre of what it sees, rounded."""
+    return round((field.first + field.last) / 2 - (field.stride - 1) / 2)

@@ -1,0 +1,230 @@
+"""Training of whole slides end to end, from slide labels.
+
+Source: streaming-prostate-2020, section IV.A. One slide is one image; gradients of several are
+accumulated to a step of the optimiser.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from slidelens.families.slide_image import SlideImage, frame_tissue
+from slidelens.families.streaming import StreamingConfig, streaming_of
+from slidelens.families.training import (
+    Outcome,
+    Stage,
+    TrainConfig,
+    TrainTask,
+    Work,
+    balanced_order,
+)
+from slidelens.geometry import Box
+from slidelens.nn.backbones import load_weights
+from slidelens.nn.mil import class_probabilities, slide_loss
+from slidelens.nn.slide_augment import SlideAugment
+from slidelens.nn.slide_classifier import SlideClassifier, split
+from slidelens.tiling.grid import GridSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import Model
+    from slidelens.families.slide_image import Frame
+    from slidelens.families.training import TrainData
+    from slidelens.nn.source import LazyImage
+
+__all__ = ["StreamingStage", "StreamingTask", "StreamingTraining"]
+
+_SAMPLE_PX, _SAMPLES = 64, 64
+"""Statistics of a slide's colours are those of at most so many squares of tissue."""
+
+
+class StreamingStage(Stage):
+    """A stage that may leave the first layers of the network as they are."""
+
+    freeze: str = Field("", description="last layer that does not learn, such as layer3")
+
+
+class StreamingTraining(TrainConfig):
+    """How a streaming model learns. The default preset is ours, for tens to hundreds of slides."""
+
+    stages: tuple[StreamingStage, ...] = Field(min_length=1, description="the schedule")
+    normalization: Literal["weights", "training"] = Field(
+        "weights", description="of pixels: as of the weights to start from, or of the training set"
+    )
+    rotation: Literal["none", "quarter", "free"] = Field(
+        "quarter", description="random rotation of slides: quarter turns, or any angle"
+    )
+    flips: bool = Field(True, description="random mirroring of slides")
+    stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
+    colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {
+            "stages": (StreamingStage(epochs=20, lr=1e-4, head_lr=3e-5, schedule="cosine"),),
+            "accumulate": 8,
+            "patience": 0,
+        },
+        "paper": {
+            "stages": (
+                StreamingStage(epochs=25, lr=2e-4, head_lr=2e-4, freeze="layer3"),
+                StreamingStage(epochs=50, lr=6e-5, head_lr=6e-5, start="centre"),
+            ),
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "accumulate": 16,
+            "window": 5,
+            "average": True,
+            "patience": 0,
+            "normalization": "training",
+            "rotation": "free",
+            "stain": 0.0,
+        },
+    }
+    """``paper`` is the paper's schedule for a ResNet. Its elastic deformation is not applied, and
+    its optimiser's weight decay is not stated (we take none)."""
+
+
+class StreamingTask(TrainTask[StreamingConfig]):
+    """One slide is one step: through the whole network and back, augmented anew in each epoch."""
+
+    training: ClassVar[type[TrainConfig]] = StreamingTraining
+    config: StreamingTraining
+
+    def __init__(
+        self,
+        model: Model[StreamingConfig],
+        network: Callable[..., torch.Tensor],
+        data: TrainData,
+        config: TrainConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, network, data, config, seed)
+        assert isinstance(config, StreamingTraining)
+        self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
+        self._images: dict[str, SlideImage] = {}
+        self._memory = config.cache_mb << 20
+        self._colours: dict[str, NDArray[np.float64]] = {}
+        """Training slide to count, sum and sum of squares of its colours, 0 to 1."""
+        self._learns = {sample.slide_id for sample in data.train}
+
+    @classmethod
+    def initialize(cls, model: Model[StreamingConfig], weights: str) -> Mapping[str, Any]:
+        """Load the backbone's weights; the head starts at zero, where no class is favoured."""
+        network = _network(model)
+        torch.nn.init.zeros_(network.head.weight)
+        torch.nn.init.zeros_(network.head.bias)
+        if weights == "none":
+            return {"backbone_weights": "random"}
+        report = load_weights(network.features, weights)
+        return {
+            "backbone_weights": Path(report.source).name,
+            "ignored_tensors": list(report.ignored),
+        }
+
+    def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
+        """Return the head's parameters, and those of the backbone that are not frozen."""
+        assert isinstance(stage, StreamingStage)
+        network = _network(self.model)
+        head = [(stage.head_lr, list(network.head.parameters()))]
+        if stage.trains == "head":
+            return head
+        learning: torch.nn.Module = network.features.trunk
+        if stage.freeze:
+            _, learning = split(network.features.trunk, stage.freeze)
+        trunk = [*learning.parameters(), *network.features.norm.parameters()]
+        return [*head, (stage.lr, trunk)]
+
+    def check(self, slide_id: str) -> None:
+        """Refuse a slide without tissue; look at the colours of one to learn from."""
+        frame = self._frame(slide_id)
+        if self.config.normalization == "training" and slide_id in self._learns:
+            self._colours[slide_id] = self._sampled(slide_id, frame)
+
+    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # reason: all alike
+        """Yield a step for each slide, in random order, rare classes repeated."""
+        for number, i in enumerate(balanced_order(self.data.train, self.seed, epoch)):
+            sample = self.data.train[i]
+            yield Work("train", (sample.slide_id,), (sample.label,), number)
+
+    def length(self, stage: Stage) -> int:  # noqa: ARG002  # reason: all stages alike
+        """Return the number of steps in an epoch."""
+        return len(balanced_order(self.data.train, self.seed, 0))
+
+    def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
+        """Learn from a slide, or score a tuning slide."""
+        self._normalize()
+        slide_id = work.slides[0]
+        image: LazyImage = self._image(slide_id)
+        blocks = self._images[slide_id].frame.blocks
+        learns = work.phase == "train"
+        if learns:
+            key = (self.seed, epoch, crc32(slide_id.encode()), work.detail)
+            image, blocks = self.augment(image, blocks, key, self.model.config.size)
+        painted = self.model.config.background == "white"
+        mask = torch.from_numpy(blocks.copy()) if painted else None
+        logits = self.network(image, mask, streaming_of(self.model))
+        labels = torch.tensor(work.labels, device=self.model.device)
+        losses = slide_loss(logits, labels, self.config.smoothing if learns else 0.0)
+        if learns:
+            backward(losses.sum())
+            return Outcome(tuple(losses.detach().tolist()))
+        probabilities = tuple(class_probabilities(logits)[0].tolist())
+        return Outcome(tuple(losses.tolist()), (probabilities,))
+
+    def _frame(self, slide_id: str) -> Frame:
+        view, config = self.data.view(slide_id), self.model.config
+        return frame_tissue(view, config.mpp, _network(self.model).field, config.size)
+
+    def _image(self, slide_id: str) -> SlideImage:
+        """Return a slide's image, whose pixels stay in memory as long as there is room."""
+        if slide_id not in self._images:
+            image = SlideImage(
+                # Not the view: it may be closed when many slides are open, and opened again.
+                lambda box, mpp: self.data.view(slide_id).read(box, mpp),
+                self._frame(slide_id),
+            )
+            if image.nbytes <= self._memory:
+                self._memory -= image.nbytes
+                image.load()
+            self._images[slide_id] = image
+        return self._images[slide_id]
+
+    def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:
+        """Return count, sums and sums of squares of the colours of some squares of tissue."""
+        view = self.data.view(slide_id)
+        grid = view.grid(GridSpec(_SAMPLE_PX, frame.mpp, min_tissue=0.0))
+        rows = np.flatnonzero(grid.tissue >= 0.99 * grid.tissue.max())
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLES)).round().astype(int)]
+        found = np.zeros(7)
+        for row in some:
+            pixels = view.read(Box(*grid.boxes[row]), frame.mpp).reshape(-1, 3) / 255
+            found += (len(pixels), *pixels.sum(0), *np.square(pixels).sum(0))
+        return found
+
+    def _normalize(self) -> None:
+        """Normalise by the training slides' colours, if so chosen."""
+        if not self._colours:
+            return
+        count, *sums = np.sum([self._colours[k] for k in sorted(self._colours)], 0)
+        means = [s / count for s in sums[:3]]
+        self.model.mean = (means[0], means[1], means[2])
+        spread = [sqrt(max(s / count - m * m, 1e-6)) for s, m in zip(sums[3:], means, strict=True)]
+        self.model.std = (spread[0], spread[1], spread[2])
+        self._colours = {}
+
+
+def _network(model: Model[StreamingConfig]) -> SlideClassifier:
+    assert isinstance(model.module, SlideClassifier)
+    return model.module
