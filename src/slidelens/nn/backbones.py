@@ -42,6 +42,7 @@ BackboneName = Literal[
     "efficientnet_b0",
     "convnext_tiny",
     "googlenet",
+    "inception_v3",
 ]
 BACKBONES: tuple[BackboneName, ...] = get_args(BackboneName)
 
@@ -154,15 +155,17 @@ def freeze_norm_statistics(module: nn.Module) -> None:
             part.eval()
 
 
-_HEAD = ("avgpool", "dropout", "fc", "aux1", "aux2")
-_TRANSFORMED = ("googlenet",)
+_HEAD = ("avgpool", "dropout", "fc", "aux1", "aux2", "AuxLogits")
+_TRANSFORMED = ("googlenet", "inception_v3")
 _OPTIONS: Mapping[str, Mapping[str, bool]] = {
-    "googlenet": {"init_weights": False, "aux_logits": True}  # as in the weights file
+    # As in the weights files.
+    "googlenet": {"init_weights": False, "aux_logits": True},
+    "inception_v3": {"init_weights": False, "aux_logits": True},
 }
 
 
 class _TransformInput(nn.Module):
-    """From ImageNet's normalisation to -1..1, in which torchvision's GoogLeNet was trained."""
+    """From ImageNet's normalisation to -1..1, in which torchvision's Inceptions were trained."""
 
     scale: Tensor
     shift: Tensor

@@ -1,0 +1,302 @@
+"""Magnifying networks: look at a whole slide, choose windows, look closer, and closer, then judge.
+
+Source: magnifying-networks-2023, section 3. Where the paper (as published, without its appendix) is
+silent the choice is ours, and the docstring says so.
+"""
+
+from __future__ import annotations
+
+from math import ceil, log, prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from slidelens.nn.sampling import inside, multi_sample
+from slidelens.nn.sparsemax import spatial_sparsemax
+from slidelens.nn.zoom import Attention, Centre, places, read_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Look = Callable[[Tensor, int, int], Tensor]
+
+__all__ = ["Judge", "MagNet", "Seen", "SmallFeatures", "WindowClassifier"]
+
+
+class SmallFeatures(nn.Module):
+    """Four strided convolutions with group norm: enough for textures, and quick on a CPU."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.dim = 4 * width
+        layers: list[nn.Module] = []
+        for number in range(4):
+            before = 3 if number == 0 else number * width
+            after = (number + 1) * width
+            size = 5 if number == 0 else 3
+            layers += [
+                nn.Conv2d(before, after, size, 2, size // 2),
+                nn.GroupNorm(4, after),
+                nn.ReLU(),
+            ]
+        self.trunk = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one feature vector per image: ``(N, 3, H, W)`` to ``(N, dim)``."""
+        vectors: Tensor = self.trunk(images).mean((2, 3))
+        return vectors
+
+
+class WindowClassifier(nn.Module):
+    """An auxiliary classifier: ``(N, 3, H, W)`` windows to ``(N, K)`` logits (section 3.3)."""
+
+    def __init__(self, features: nn.Module, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(dim, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Judge windows one by one."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class Judge(nn.Module):
+    """The classification layer: windows one by one through a GRU, a verdict after each.
+
+    Two hidden layers of 512 and 256 as in section 3.2; the state's size is not published (ours).
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        dim: int,
+        outputs: int,
+        state: int,
+        hidden: Sequence[int] = (512, 256),
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.memory = nn.GRU(dim, state, batch_first=True)
+        sizes = (state, *hidden)
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes, hidden, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.verdict = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge windows ``(B, T, 3, h, w)``.
+
+        Returns
+        -------
+        ``(B, T, K)`` logits after each window, and of each window as if it were the only one.
+        """
+        batch, count = images.shape[:2]
+        vectors = self.features(images.flatten(0, 1)).view(batch, count, -1)
+        states, _ = self.memory(vectors)
+        single, _ = self.memory(vectors.flatten(0, 1)[:, None])
+        return self.verdict(states), self.verdict(single).view(batch, count, -1)
+
+    def alone(self, images: Tensor) -> Tensor:
+        """Judge windows ``(N, 3, h, w)`` one by one, without memory: ``(N, K)`` logits."""
+        states, _ = self.memory(self.features(images)[:, None])
+        verdicts: Tensor = self.verdict(states)
+        return verdicts[:, 0]
+
+
+class Seen(NamedTuple):
+    """A pass through the network; B slides, N windows in a layer, T in the last.
+
+    Attributes
+    ----------
+    logits
+        ``(B, T, K)`` after each window of the last layer.
+    alone
+        ``(B, T, K)`` of each of these windows alone.
+    windows
+        Per layer ``(B, N, 3)``: scale and centre in the whole picture.
+    scores, attention
+        Per layer ``(B, N, h, w)``, in the window's parent, before and after sparsemax; even for a
+        frozen patch.
+    auxiliary
+        Layer (from 1) to ``(B, K)`` logits of its auxiliary classifier; empty in evaluation.
+    """
+
+    logits: Tensor
+    alone: Tensor
+    windows: tuple[Tensor, ...]
+    scores: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...]
+    auxiliary: Mapping[int, Tensor]
+
+
+class _Choice(NamedTuple):
+    """Windows that one layer chose in each parent: ``(B, N, P, ...)``."""
+
+    windows: Tensor
+    scores: Tensor
+    attention: Tensor
+
+    @classmethod
+    def join(cls, choices: Sequence[_Choice], dim: int) -> _Choice:
+        return cls(*(torch.stack(parts, dim) for parts in zip(*choices, strict=True)))
+
+
+class MagNet(nn.Module):
+    """Magnifying layers and a classification layer.
+
+    Parameters
+    ----------
+    judge
+        The classification layer.
+    auxiliary
+        Layer (from 1) to a classifier of single windows, ``(N, 3, h, w)`` to ``(N, K)``.
+    patches
+        Windows per window of the layer before, by layer.
+    glance, look
+        Side in px of what magnifying layers and the classification layer see.
+    width
+        Channels of the attention's convolutions.
+    frozen
+        The first patch of the second layer is its whole parent (section 4.3).
+    shared
+        One attention per layer for all parents, instead of one for each.
+    inhibition
+        What attention loses where an earlier patch of the same parent looks already. (Ours: without
+        inhibition of return patches tend to find the same place; 0 is the paper's.)
+    gain
+        Factor of the scores before sparsemax: low spreads attention, high gathers it.
+    least, reach, centre
+        See :func:`read_out`.
+    radius
+        See :func:`~slidelens.nn.sampling.multi_sample`.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        auxiliary: Mapping[int, nn.Module],
+        *,
+        patches: Sequence[int],
+        glance: int = 56,
+        look: int = 224,
+        width: int = 16,
+        frozen: bool = True,
+        shared: bool = False,
+        inhibition: float = 0.0,
+        gain: float = 1.0,
+        least: float = 0.05,
+        reach: float = 1.0,
+        centre: Centre = "exact",
+        radius: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.judge = judge
+        self.auxiliary = nn.ModuleDict({str(layer): part for layer, part in auxiliary.items()})
+        self.patches = tuple(patches)
+        self.glance, self.look = glance, look
+        self.frozen, self.shared, self.inhibition = frozen, shared, inhibition
+        self.gain, self.least, self.reach = gain, least, reach
+        self.centre, self.radius = centre, radius
+        self.attention = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    f"{parent}_{patch}": Attention(width)
+                    for parent in range(1 if shared else prod(self.patches[:layer]))
+                    for patch in range(count)
+                    if not self.is_frozen(layer, patch)
+                }
+            )
+            for layer, count in enumerate(self.patches)
+        )
+
+    def is_frozen(self, layer: int, patch: int) -> bool:
+        """Say whether a patch (both counted from 0) is its whole parent."""
+        return self.frozen and layer == 1 and patch == 0
+
+    def forward(self, overview: Tensor, look: Look, finest: Tensor | None = None) -> Seen:
+        """Look at B slides.
+
+        Parameters
+        ----------
+        overview
+            ``(B, 3, glance, glance)`` normalised pictures of the whole slides, padded to squares.
+        look
+            ``look(windows, size, margin)`` reads windows ``(B, N, 3)``, which have no gradient, as
+            ``(B, N, 3, side, side)`` with ``side = size + 2 * margin``: the windows at ``size`` px
+            and ``margin`` px more on each side, normalised. It is asked once per layer.
+        finest
+            ``(B,)``: no window gets a smaller scale, as there is nothing more to see.
+        """
+        windows = overview.new_tensor((1.0, 0.0, 0.0)).expand(len(overview), 1, 3)
+        pictures = overview[:, None]
+        places, chosen, auxiliary = [], [], {}
+        for layer in range(len(self.patches)):
+            choice = self._choose(layer, pictures)
+            windows = inside(windows[:, :, None], choice.windows).flatten(1, 2)
+            if finest is not None:
+                scale = torch.maximum(windows[..., :1], finest.view(-1, 1, 1))
+                windows = torch.cat((scale, windows[..., 1:]), -1)
+            places.append(windows)
+            chosen.append(choice)
+            last = layer + 1 == len(self.patches)
+            pictures = self._see(windows, self.look if last else self.glance, look)
+            name = str(layer + 1)
+            if self.training and name in self.auxiliary:
+                single = self.auxiliary[name](pictures.flatten(0, 1)).view(*pictures.shape[:2], -1)
+                auxiliary[layer + 1] = single.logsumexp(1) - log(single.shape[1])
+        logits, alone = self.judge(pictures)
+        scores = tuple(choice.scores.flatten(1, 2) for choice in chosen)
+        attention = tuple(choice.attention.flatten(1, 2) for choice in chosen)
+        return Seen(logits, alone, tuple(places), scores, attention, auxiliary)
+
+    def _choose(self, layer: int, pictures: Tensor) -> _Choice:
+        """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it."""
+        nets = self.attention[layer]
+        assert isinstance(nets, nn.ModuleDict)
+        found: list[_Choice] = []
+        for parent, picture in enumerate(pictures.unbind(1)):
+            choices: list[_Choice] = []
+            taken: list[Tensor] = []
+            for patch in range(self.patches[layer]):
+                if self.is_frozen(layer, patch):
+                    choices.append(_whole(picture))
+                    continue
+                scores = nets[f"{0 if self.shared else parent}_{patch}"](picture)
+                mass = spatial_sparsemax(self._inhibited(scores, taken) * self.gain)
+                window = read_out(mass, least=self.least, reach=self.reach, centre=self.centre)
+                choices.append(_Choice(window, scores, mass))
+                taken.append(window.detach())
+            found.append(_Choice.join(choices, 1))
+        return _Choice.join(found, 1)
+
+    def _inhibited(self, scores: Tensor, windows: Sequence[Tensor]) -> Tensor:
+        """Lower scores ``(B, h, w)`` where windows ``(B, 3)`` look already."""
+        if not self.inhibition:
+            return scores
+        x, y = places(scores.shape[-1], scores), places(scores.shape[-2], scores)
+        for window in windows:
+            scale, left, top = window[:, :, None].unbind(1)
+            across, down = (x - left).abs() < scale, (y - top).abs() < scale
+            scores = scores - self.inhibition * (down[:, :, None] & across[:, None, :])
+        return scores
+
+    def _see(self, windows: Tensor, size: int, look: Look) -> Tensor:
+        """Read windows ``(B, N, 3)``; what is seen in them has a gradient to where they are."""
+        fixed = windows.detach()
+        if not (torch.is_grad_enabled() and windows.requires_grad):
+            return look(fixed, size, 0)
+        margin = ceil(3 * self.radius)
+        source = look(fixed, size, margin)
+        extent = fixed[..., :1] * (1 + 2 * margin / size)
+        relative = torch.cat((windows[..., :1], windows[..., 1:] - fixed[..., 1:]), -1) / extent
+        seen = multi_sample(source.flatten(0, 1), relative.flatten(0, 1), size, radius=self.radius)
+        return seen.view(*source.shape[:3], size, size)
+
+
+def _whole(picture: Tensor) -> _Choice:
+    """Return the window that is the whole of ``(B, 3, h, w)``."""
+    even = torch.zeros_like(picture[:, 0])
+    window = picture.new_tensor((1.0, 0.0, 0.0)).expand(len(picture), 3)
+    return _Choice(window, even, even + 1 / even[0].numel())
