@@ -117,6 +117,19 @@ def test_fluorescence_is_found_by_light():
     assert _iou(_at(mask, Size(600, 500)), disc) > 0.85
 
 
+def test_a_thin_stroke_that_pales_in_places_is_pen_all_along():
+    image, disc = _paint((246, 246, 246))
+    ink = 0.8 + 0.35 * np.sin(np.arange(500) / 30)[:, None, None]
+    image[:, 32:44] = 246 * np.exp(-ink * (1.31, 1.15, 0.46))  # 24 µm wide
+    kept, found = (
+        _at(tissue_mask(from_array(image, mpp=2.0), TissueSettings(pen=pen)), Size(600, 500))
+        for pen in (False, True)
+    )
+    assert kept[4:-4, 32:44].all()
+    assert not found[:, :60].any()
+    assert _iou(found, disc) > 0.9
+
+
 @pytest.mark.parametrize("colour", ["blue", "green", "black", "red"])
 def test_pen_is_left_out(colour: str):
     spec = PhantomSpec(size=(1500, 1200), mpp=1.0, seed=6, pen=colour)
