@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from slidelens.errors import StreamingError
-from slidelens.nn.layout import AxisLayout, halo_layout, seam_layout
+from slidelens.nn.layout import AxisLayout, frame, halo_layout, seam_layout
+from slidelens.nn.repeats import Repeats
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from torch import Tensor
+
     from slidelens.nn.costs import Costs
     from slidelens.nn.graph import LocalGraph, Node
 
@@ -49,6 +54,8 @@ class StreamingPlan:
     """Of one forward pass."""
     multiply_adds_whole: int
     """Of one forward pass of the module on the whole image."""
+    computed: int
+    """Tiles that the forward pass computes: those that a mask paints white are computed once."""
 
     @property
     def tiles(self) -> int:
@@ -64,6 +71,16 @@ class StreamingPlan:
     def overhead(self) -> float:
         """Multiply-adds of the forward pass relative to the un-streamed one."""
         return self.multiply_adds / max(self.multiply_adds_whole, 1)
+
+    def work(self, *, training: bool) -> float:
+        """Multiply-adds of a step, without the background that the scheme does not compute.
+
+        A backward pass counts three times: it repeats the forward pass. Every tile is taken to have
+        a gradient, as below mean pooling; of background only independent tiles share theirs.
+        """
+        share = self.computed / self.tiles
+        backward = share if self.scheme == "halo" else 1.0
+        return self.multiply_adds * (share + 3 * backward * training)
 
 
 class Planner:
@@ -132,8 +149,10 @@ class Planner:
             axes.append(halo_layout(self.graph, axis, n, owned))
         return axes[0], axes[1]
 
-    def plan(self, scheme: Scheme, tile: tuple[int, int]) -> StreamingPlan:
-        """Plan one scheme and tile."""
+    def plan(
+        self, scheme: Scheme, tile: tuple[int, int], mask: Tensor | None = None
+    ) -> StreamingPlan:
+        """Plan one scheme and tile; ``mask`` tells background, as `Source` takes it."""
         if tile[0] >= self.size[0] and tile[1] >= self.size[1]:
             scheme = "whole"
         rows, columns = layout = self.layout(scheme, tile)
@@ -151,7 +170,23 @@ class Planner:
             bytes_output=2 * prod(output) * unit,
             multiply_adds=self._multiply_adds(layout),
             multiply_adds_whole=self.whole,
+            computed=rows.tiles * columns.tiles if mask is None else self._computed(layout, mask),
         )
+
+    def _computed(self, layout: Layout, mask: Tensor) -> int:
+        """Count the tiles with tissue, and the kinds of those without."""
+        repeats, (rows, columns) = Repeats(self.graph, *layout), layout
+        kinds: set[Hashable] = set()
+        count = 0
+        for at in ((r, c) for r in range(rows.tiles) for c in range(columns.tiles)):
+            piece, (height, width) = frame(rows, columns, 0, *at).whole, mask.shape
+            top, bottom = (n * height // self.size[0] for n in (piece.top, piece.bottom - 1))
+            left, right = (n * width // self.size[1] for n in (piece.left, piece.right - 1))
+            tissue = bool(mask[top : bottom + 1, left : right + 1].any())
+            key = repeats.key_of(at, None if tissue else (0.0,))
+            count += key is None
+            kinds.add(key)
+        return count + len(kinds - {None})
 
     def _seam_cells(self, layout: Layout) -> int:
         """Values in all seams: sum over nodes of C (h_y W (R - 1) + h_x H (C - 1))."""

@@ -50,7 +50,11 @@ class Repeats:
 
         Tiles are to be asked for in raster order; ``pixels`` are what the tile reads.
         """
-        colour = self._colours[at] = colour_of(pixels)
+        return self.key_of(at, colour_of(pixels))
+
+    def key_of(self, at: tuple[int, int], colour: Colour | None) -> Hashable | None:
+        """Return `key` of a tile of one ``colour``; None: of more than one."""
+        self._colours[at] = colour
         row, column = self._places[0][at[0]], self._places[1][at[1]]
         if colour is None or row is None or column is None:
             return None

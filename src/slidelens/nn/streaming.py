@@ -55,7 +55,7 @@ class StreamingTrunk(nn.Module):
     scheme
         ``"seam"``: tiles hand strips of their feature maps to their neighbours; nothing is computed
         twice, any tile works. ``"halo"``: each tile reads all that its output depends on.
-        ``"auto"`` takes the cheaper.
+        ``"auto"`` is seam, or what computes less where a mask tells background.
     device
         Where tiles are computed; the module is moved there. Default: where it is.
     memory
@@ -117,8 +117,19 @@ class StreamingTrunk(nn.Module):
         self.training = mode
         return self
 
-    def plan(self, height: int, width: int, *, channels: int = 3, batch: int = 1) -> StreamingPlan:
+    def plan(
+        self,
+        height: int,
+        width: int,
+        *,
+        channels: int = 3,
+        batch: int = 1,
+        mask: Tensor | None = None,
+        training: bool = True,
+    ) -> StreamingPlan:
         """Tell how an image would be streamed, and what a training step would take.
+
+        ``mask`` is that of `forward`; ``training`` says whether there will be a backward pass.
 
         Raises
         ------
@@ -127,12 +138,14 @@ class StreamingTrunk(nn.Module):
             tile.
         """
         planner = self._planner((height, width), channels, batch)
-        if self.tile_size is not None:
-            return planner.plan(self._scheme(), self.tile_size)
-        budget = self.memory
-        if budget is None:
-            budget = int(_SHARE * free_memory(self._device))
-        return _largest(planner, self._scheme(), budget)
+        if self.scheme != "auto" or mask is None:
+            return self._planned(planner, "seam" if self.scheme == "auto" else self.scheme, mask)
+        seam = self._planned(planner, "seam", mask)
+        try:
+            halo = self._planned(planner, "halo", mask)
+        except StreamingError:  # the tile is smaller than the halo
+            return seam
+        return min((seam, halo), key=lambda plan: plan.work(training=training))
 
     def forward(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tensor:
         """Compute ``module(image)``.
@@ -196,7 +209,9 @@ class StreamingTrunk(nn.Module):
                 "made; make a new StreamingTrunk, or leave the mode alone"
             )
         batch, channels, *size = source.shape
-        plan = self.plan(size[0], size[1], channels=channels, batch=batch)
+        plan = self.plan(
+            size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
+        )
         layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
         return Tape(self.graph, self.module, layout, source, record=record, input_grad=input_grad)
 
@@ -213,8 +228,14 @@ class StreamingTrunk(nn.Module):
             self._planners = {key: Planner(self.graph, costs, size, itemsize, batch)}
         return self._planners[key]
 
-    def _scheme(self) -> Scheme:
-        return "halo" if self.scheme == "halo" else "seam"
+    def _planned(self, planner: Planner, scheme: Scheme, mask: Tensor | None) -> StreamingPlan:
+        """Plan one scheme, with the tile that was given or fits into memory."""
+        if self.tile_size is not None:
+            return planner.plan(scheme, self.tile_size, mask)
+        budget = self.memory
+        if budget is None:
+            budget = int(_SHARE * free_memory(self._device))
+        return _largest(planner, scheme, budget, mask)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -270,7 +291,7 @@ def _tile(tile_size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int]
     return sides
 
 
-def _largest(planner: Planner, scheme: Scheme, budget: int) -> StreamingPlan:
+def _largest(planner: Planner, scheme: Scheme, budget: int, mask: Tensor | None) -> StreamingPlan:
     """Return the plan of the largest square tile that fits into ``budget`` bytes."""
     smallest, size = planner.smallest_tile(scheme), max(planner.size)
     step = max(planner.smallest_tile("seam"))
@@ -291,4 +312,4 @@ def _largest(planner: Planner, scheme: Scheme, budget: int) -> StreamingPlan:
             f"{planner.size[1]} px takes at least about {best.bytes:,} (tile {best.tile[0]}); "
             "give more memory, a smaller image, or autocast to bfloat16"
         )
-    return plans[-1]
+    return plans[-1] if mask is None else planner.plan(scheme, plans[-1].tile, mask)
