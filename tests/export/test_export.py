@@ -24,7 +24,13 @@ BARE = Result(SlideInfo(id="bare"), ModelInfo(name="m"), {"x": 1.0})
 
 
 def test_every_exporter_loads_and_is_named_as_it_calls_itself() -> None:
-    assert EXPORTERS.names() == ["geojson", "ome-zarr", "wsinfer-csv", "camelyon16-csv"]
+    assert EXPORTERS.names() == [
+        "geojson",
+        "ome-zarr",
+        "wsinfer-csv",
+        "camelyon16-csv",
+        "lesions-csv",
+    ]
     for name in EXPORTERS:
         exporter = EXPORTERS.get(name)
         assert isinstance(exporter, Exporter)

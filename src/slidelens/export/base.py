@@ -46,6 +46,7 @@ EXPORTERS: Registry[Exporter] = Registry(
         "ome-zarr": "slidelens.export.omezarr:EXPORTER",
         "wsinfer-csv": "slidelens.export.wsinfer:EXPORTER",
         "camelyon16-csv": "slidelens.export.camelyon:EXPORTER",
+        "lesions-csv": "slidelens.export.lesions:EXPORTER",
     },
 )
 

@@ -1,0 +1,54 @@
+"""``slidelens lesions``: lesions found against lesions annotated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slidelens.cli.options import JsonOption
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(
+        "lesions",
+        epilog="Example: slidelens lesions results/my-model --labels labels.csv "
+        "--annotations annotations --out lesions",
+    )(lesions)
+
+
+def lesions(
+    results: Annotated[
+        Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS_DIR")
+    ],
+    labels: Annotated[Path, typer.Option(help="CSV: slide_id,label: which slides have lesions.")],
+    annotations: Annotated[Path, typer.Option(help="Folder of annotations, one file per slide.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: froc.json, froc.png, detections.")],
+    tumour: Annotated[
+        list[str] | None,
+        typer.Option(help="Annotation class that is tumour; default: as in training."),
+    ] = None,
+    radius: Annotated[
+        float, typer.Option(min=0, help="No second detection within so many µm of a higher one.")
+    ] = 200.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure detections by a FROC curve (CAMELYON16); write each slide's as probability,X,Y."""
+    from slidelens.engine.lesion_evaluation import evaluate_lesions
+
+    found = evaluate_lesions(
+        results, labels, annotations, out, tumour=tuple(tumour or ()), radius_um=radius
+    )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(
+        f"FROC score {found['score']:.3f}: {found['lesions']} lesions on {found['slides']} slides"
+    )
+    for rate, sensitivity in found["sensitivity_at"].items():
+        typer.echo(f"  {sensitivity:.3f} of them at {rate} false detections per slide")

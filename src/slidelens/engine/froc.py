@@ -1,0 +1,149 @@
+"""Lesions found against lesions annotated: the free-response ROC curve of CAMELYON16.
+
+Source: Ehteshami Bejnordi et al. 2017 (JAMA 318, supplement) and the challenge's evaluation page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.geometry import Mpp
+    from slidelens.maps.lesions import Peak
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["RATES", "Froc", "TrueLesion", "froc", "true_lesions"]
+
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False positives per slide at which the sensitivity is averaged."""
+
+_GROWN_UM = 37.5
+_CELLS_UM = 275.0
+
+
+@dataclass(frozen=True)
+class TrueLesion:
+    """An annotated lesion as the evaluation sees it.
+
+    ``polygon`` is in level-0 px; a detection inside is a hit. Lesions of ``isolated_cells`` are
+    neither to be found nor false when found.
+    """
+
+    polygon: Any
+    isolated_cells: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Froc:
+    """The curve.
+
+    Attributes
+    ----------
+    rates
+        ``(K,)`` false positives per slide, ascending.
+    sensitivity
+        ``(K,)`` share of the lesions that are found.
+    at
+        Sensitivity at each of :data:`RATES`.
+    score
+        Their mean.
+    lesions, slides
+        How many were to be found, on how many slides (those without lesions too).
+    """
+
+    rates: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    at: tuple[float, ...]
+    score: float
+    lesions: int
+    slides: int
+
+
+def true_lesions(tumour: Sequence[Annotation], mpp: Mpp) -> list[TrueLesion]:
+    """Make an annotated slide's lesions.
+
+    Annotations grow by 37.5 µm, so that those within 75 µm are one lesion, and holes are filled.
+    Lesions with a major axis below 275 µm (200 µm before they grew) are isolated tumour cells.
+    """
+    import shapely
+
+    if not tumour:
+        return []
+    scale = (mpp.x, mpp.y)
+    in_um = [shapely.transform(a.polygon, lambda xy: xy * scale) for a in tumour]
+    grown = shapely.union_all(shapely.buffer(in_um, _GROWN_UM))
+    found = []
+    for part in shapely.get_parts(grown):
+        filled = shapely.Polygon(part.exterior)
+        small = _major_axis(shapely.get_coordinates(filled)) < _CELLS_UM
+        found.append(TrueLesion(shapely.transform(filled, lambda xy: xy / scale), small))
+    return found
+
+
+def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueLesion]]) -> Froc:
+    """Compare detections with lesions, by slide id.
+
+    A lesion counts as found at the highest probability of the detections inside; a detection
+    outside all lesions is false.
+
+    Raises
+    ------
+    ValueError
+        No lesion to be found (isolated cells do not count), or a slide with detections and no
+        entry in ``truth``.
+    """
+    import shapely
+
+    unknown = sorted(found.keys() - truth.keys())
+    if unknown:
+        raise ValueError(f"no truth for {', '.join(unknown)}")
+    false: list[float] = []
+    hits: list[float] = []
+    lesions = 0
+    for slide_id, of_slide in truth.items():
+        peaks = found.get(slide_id, ())
+        x, y = np.array([(p.x, p.y) for p in peaks]).reshape(-1, 2).T
+        scores = np.array([p.probability for p in peaks])
+        inside = np.zeros(len(peaks), bool)
+        for lesion in of_slide:
+            hit = shapely.intersects_xy(lesion.polygon, x, y)
+            inside |= hit
+            if not lesion.isolated_cells:
+                lesions += 1
+                hits += [float(scores[hit].max())] if hit.any() else []
+        false += scores[~inside].tolist()
+    if not lesions:
+        raise ValueError("no lesion to be found on any slide")
+    return _curve(np.array(false), np.array(hits), lesions, len(truth))
+
+
+def _curve(
+    false: NDArray[np.float64], hits: NDArray[np.float64], lesions: int, slides: int
+) -> Froc:
+    levels = np.unique(np.concatenate([false, hits]))[::-1]
+    rates = np.concatenate([[0.0], (false >= levels[:, None]).sum(1) / slides])
+    sensitivity = np.concatenate([[0.0], (hits >= levels[:, None]).sum(1) / lesions])
+    # Straight lines between the points, as the challenge's evaluation draws them.
+    at = tuple(np.interp(RATES, rates, sensitivity).tolist())
+    return Froc(rates, sensitivity, at, float(np.mean(at)), lesions, slides)
+
+
+def _major_axis(ring: NDArray[np.float64]) -> float:
+    """Return the major axis of the ellipse that has a closed ring's second moments."""
+    ring = ring - ring.mean(0)
+    (x, y), (u, v) = ring[:-1].T, ring[1:].T
+    cross = x * v - u * y
+    area = cross.sum() / 2
+    centre = np.array([((x + u) * cross).sum(), ((y + v) * cross).sum()]) / (6 * area)
+    xx = ((x * x + x * u + u * u) * cross).sum() / 12
+    yy = ((y * y + y * v + v * v) * cross).sum() / 12
+    xy = ((x * v + 2 * x * y + 2 * u * v + u * y) * cross).sum() / 24
+    covariance = np.array([[xx, xy], [xy, yy]]) / area - np.outer(centre, centre)
+    return float(4 * np.sqrt(np.linalg.eigvalsh(covariance)[-1]))

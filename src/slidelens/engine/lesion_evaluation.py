@@ -1,0 +1,151 @@
+"""Evaluate a model's lesions: detections per slide, the FROC curve, and a picture of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.engine.annotations import find_annotations
+from slidelens.engine.froc import RATES, froc, true_lesions
+from slidelens.engine.labels import LabelTable, read_labels
+from slidelens.engine.scores import join, read_scores
+from slidelens.errors import LabelError, ResultError
+from slidelens.files import staged_folder
+from slidelens.maps.lesions import find_peaks
+from slidelens.maps.result import Result
+from slidelens.tiling.annotations import read_annotations
+from slidelens.tiling.patch_labels import PatchRules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.engine.froc import Froc
+    from slidelens.engine.scores import Cases
+    from slidelens.maps.map import Map
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["evaluate_lesions"]
+
+
+def evaluate_lesions(
+    results: str | Path,
+    labels: str | Path,
+    annotations: str | Path,
+    out: str | Path,
+    *,
+    tumour: Sequence[str] = (),
+    radius_um: float = 200.0,
+) -> dict[str, Any]:
+    """Measure the peaks of a model's maps against annotated lesions.
+
+    Writes ``froc.json``, ``froc.png`` and ``detections/<slide>.csv`` (CAMELYON16's
+    ``probability,X,Y``) to the folder ``out``.
+
+    Parameters
+    ----------
+    results
+        Results of one model.
+    labels
+        Table of labels; slides of the first class have no lesion.
+    annotations
+        Folder of annotations; see :func:`~slidelens.engine.annotations.find_annotations`.
+    tumour
+        Annotation classes that are tumour, as in training.
+    radius_um
+        See :func:`~slidelens.maps.lesions.find_peaks`.
+
+    Returns
+    -------
+    What ``froc.json`` holds.
+
+    Raises
+    ------
+    LabelError, ResultError
+        Tables, annotations or results that cannot be read or do not fit.
+    """
+    scored = read_scores(results)
+    if len(scored) > 1:
+        raise ResultError(f"{results}: results of {', '.join(scored)}; give RESULTS/<model>.")
+    (one,) = scored.values()
+    table = read_labels(Path(labels), one.classes, every_class=False)
+    cases = join(scored, table)[0][one.name]
+    truth = _truth(cases, Path(annotations), tumour)
+    maps = {slide: _map_of(cases.scored.folders[slide]) for slide in truth}
+    label = one.classes[-1]
+    found = {s: find_peaks(source, label, radius_um=radius_um) for s, source in maps.items()}
+    lesions = {s: true_lesions(truth[s], source.slide_mpp) for s, source in maps.items()}
+    try:
+        curve = froc(found, lesions)
+    except ValueError as error:
+        raise LabelError(f"{annotations}: {error}.") from error
+    facts = {
+        "model": one.name,
+        "score": curve.score,
+        "sensitivity_at": _named(curve),
+        "lesions": curve.lesions,
+        "isolated_cells": sum(lesion.isolated_cells for of in lesions.values() for lesion in of),
+        "slides": curve.slides,
+        "detections": sum(map(len, found.values())),
+        "radius_um": radius_um,
+        "curve": np.stack([curve.rates, curve.sensitivity], 1).tolist(),
+    }
+    with staged_folder(Path(out)) as staging:
+        (staging / "froc.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (staging / "detections").mkdir()
+        for slide, peaks in found.items():
+            rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
+            (staging / "detections" / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
+        _draw(curve, one.name, staging / "froc.png")
+    return facts
+
+
+def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[Annotation]]:
+    """Read the tumour that is drawn on each labelled slide; list all that is wrong."""
+    table = LabelTable(folder, cases.scored.classes, cases.rows)
+    files = find_annotations(folder, table)
+    rules = PatchRules(tumour=tuple(tumour), positive=cases.scored.classes[-1])
+    truth: dict[str, list[Annotation]] = {}
+    faults = []
+    for row in cases.rows:
+        truth[row.slide_id] = []
+        if row.label:
+            try:
+                drawn = read_annotations(files[row.slide_id])
+                truth[row.slide_id] = rules.tumour_of(drawn)
+            except LabelError as error:
+                faults.append(f"{row.slide_id}: {error}")
+    if faults:
+        raise LabelError(f"{folder}: {len(faults)} files cannot be used:\n" + "\n".join(faults))
+    return truth
+
+
+def _map_of(folder: Path) -> Map:
+    result = Result.load(folder)
+    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
+    if source is None:
+        raise ResultError(f"{folder}: the result has no map of probabilities.")
+    return source
+
+
+def _named(curve: Froc) -> dict[str, float]:
+    return {f"{rate:g}": value for rate, value in zip(RATES, curve.at, strict=True)}
+
+
+def _draw(curve: Froc, name: str, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.step(curve.rates, curve.sensitivity, where="post", color="#0072b2")
+    axes.plot(*np.array([(float(r), s) for r, s in _named(curve).items()]).T, "o", color="#d55e00")
+    axes.set_xlabel("false detections per slide")
+    axes.set_ylabel("lesions found")
+    axes.set_xlim(0, 8.4)
+    axes.set_ylim(0, 1.02)
+    axes.set_title(f"{name}: FROC score {curve.score:.3f}")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,107 @@
+"""Lesions found against lesions annotated, on slides where every count is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from skimage.measure import regionprops
+
+from slidelens.engine.froc import RATES, froc, true_lesions
+from slidelens.engine.froc import _major_axis as major_axis
+from slidelens.geometry import Mpp
+from slidelens.maps.lesions import Peak
+from slidelens.tiling.annotations import Annotation
+
+MPP = Mpp(0.5, 0.5)
+
+
+def _square(x, y, side):
+    """An annotated square, all in µm."""
+    return Annotation(shapely.box(x, y, x + side, y + side).buffer(0), "tumour")
+
+
+def _in_px(annotations):
+    return [
+        Annotation(shapely.transform(a.polygon, lambda xy: xy / 0.5), a.label) for a in annotations
+    ]
+
+
+def test_annotations_within_75_um_are_one_lesion():
+    for gap, count in ((74, 1), (76, 2)):
+        drawn = _in_px([_square(0, 0, 300), _square(300 + gap, 0, 300)])
+        assert len(true_lesions(drawn, MPP)) == count
+    assert true_lesions([], MPP) == []
+
+
+def test_lesions_grow_by_half_of_that_and_have_no_holes():
+    ring = shapely.box(0, 0, 900, 900).difference(shapely.box(300, 300, 600, 600))
+    (lesion,) = true_lesions(_in_px([Annotation(ring, "tumour")]), MPP)
+    assert lesion.polygon.bounds == pytest.approx((-75, -75, 1875, 1875))
+    assert shapely.contains_xy(lesion.polygon, 900, 900)
+    assert not lesion.isolated_cells
+
+
+def test_small_lesions_are_isolated_cells():
+    """A disc of diameter d has the major axis d; it grows by 75 µm."""
+    for diameter, small in ((195, True), (205, False)):
+        disc = shapely.Point(0, 0).buffer(diameter / 2, quad_segs=32)
+        (lesion,) = true_lesions(_in_px([Annotation(disc, "tumour")]), MPP)
+        assert lesion.isolated_cells is small
+
+
+def test_the_major_axis_is_that_of_the_moments():
+    mask = np.zeros((300, 400), np.uint8)
+    mask[40:90, 30:350] = 1
+    mask[40:250, 30:80] = 1
+    (expected,) = regionprops(mask)
+    shape = shapely.union_all([shapely.box(30, 40, 350, 90), shapely.box(30, 40, 80, 250)])
+    ring = shapely.get_coordinates(shape)
+    assert major_axis(ring) == pytest.approx(expected.axis_major_length, rel=1e-4)
+    assert major_axis(ring[::-1] + 1e6) == pytest.approx(expected.axis_major_length, rel=1e-4)
+
+
+@pytest.fixture
+def truth():
+    """Three lesions and one of isolated cells on two of four slides."""
+    return {
+        "a": true_lesions(_in_px([_square(0, 0, 500), _square(2000, 0, 500)]), MPP),
+        "b": true_lesions(_in_px([_square(0, 0, 500), _square(2000, 0, 50)]), MPP),
+        "c": [],
+        "d": [],
+    }
+
+
+def test_the_curve_of_known_detections(truth):
+    found = {
+        "a": [Peak(0.9, 500, 500), Peak(0.4, 600, 600), Peak(0.7, 9000, 0), Peak(0.3, 4500, 500)],
+        "b": [Peak(0.8, 4050, 50), Peak(0.6, 500, 500)],  # the first hits isolated cells
+        "c": [Peak(0.95, 0, 0)],
+    }
+    curve = froc(found, truth)
+    assert (curve.lesions, curve.slides) == (3, 4)
+    # By falling probability: false (0.95), hit, false (0.7), hit (0.6), hit (0.3); the second
+    # detection in a lesion that is found already changes nothing.
+    points = [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (2, 3)]
+    assert curve.rates.tolist() == [f / 4 for f, _ in points]
+    assert curve.sensitivity.tolist() == pytest.approx([h / 3 for _, h in points])
+    assert curve.at == pytest.approx((1 / 3, 1, 1, 1, 1, 1))
+    assert curve.score == pytest.approx((1 / 3 + 5) / 6)
+
+
+def test_sensitivity_between_two_points_lies_on_a_line(truth):
+    found = {"a": [Peak(0.9, 500, 500), Peak(0.1, 4500, 500)], "b": [Peak(0.1, 500, 500)]}
+    found["c"] = [Peak(0.5, 100.0 * i, 0) for i in range(8)]
+    curve = froc(found, truth)
+    # A third at once; with two false detections per slide still a third, then all.
+    expected = (1 / 3, 1 / 3, 1 / 3, 1.0, 1.0, 1.0)
+    assert curve.at == pytest.approx(expected)
+    assert len(RATES) == len(curve.at)
+
+
+def test_what_cannot_be_measured_is_refused(truth):
+    with pytest.raises(ValueError, match="no truth for z"):
+        froc({"z": []}, truth)
+    with pytest.raises(ValueError, match="no lesion to be found"):
+        froc({}, {"c": []})
+    assert froc({}, truth).score == 0

@@ -1,0 +1,86 @@
+"""Lesions and peaks of maps that are drawn by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slidelens.geometry import Affine, Mpp
+from slidelens.maps.lesions import find_lesions, find_peaks, largest_diameter, peak_of
+from slidelens.maps.map import Map
+from slidelens.maps.regions import find_regions
+
+MPP = Mpp(0.5, 0.25)
+
+
+def _map(values, cell=200.0):
+    """A map whose cells are ``cell`` level-0 px wide and twice as many high: 100 x 100 µm."""
+    tumour = np.array(values, float)
+    planes = np.stack([1 - tumour, tumour])
+    affine = Affine(cell, 2 * cell)
+    return Map.from_array("p", "probability", ("normal", "tumour"), planes, affine, MPP)
+
+
+def _lesions(source, **options):
+    return find_lesions(find_regions(source, "tumour"), source, **options)
+
+
+def test_a_lesion_has_area_diameter_and_peak():
+    source = _map([[0.1, 0.0, 0.0, 0.0], [0.0, 0.6, 0.8, 0.7], [0.0, 0.0, 0.0, 0.0]])
+    (lesion,) = _lesions(source)
+    assert lesion.label == "tumour"
+    assert lesion.area_mm2 == pytest.approx(3 * 0.01)
+    assert lesion.diameter_mm == pytest.approx(np.hypot(0.3, 0.1))
+    assert lesion.probability == pytest.approx(0.7)
+    assert (lesion.peak.x, lesion.peak.y) == (500, 600)
+    assert lesion.peak.probability == pytest.approx(0.8)
+    assert lesion.polygon.bounds == (200, 400, 800, 800)
+
+
+def test_what_lies_closer_than_the_gap_is_one_lesion():
+    """Cells that touch at a corner are two regions; a free cell between them is 100 µm."""
+    source = _map([[0.9, 0, 0, 0.6, 0, 0.5], [0, 0.8, 0, 0, 0, 0]])
+    assert [round(x.diameter_mm, 4) for x in _lesions(source)] == [0.2828, 0.1414, 0.1414]
+    joined = _lesions(source, gap_um=101)
+    assert [round(x.area_mm2, 4) for x in joined] == [0.04]
+    assert joined[0].probability == pytest.approx((0.9 + 0.8 + 0.6 + 0.5) / 4)
+    assert joined[0].peak.probability == pytest.approx(0.9)
+    assert len(_lesions(source, gap_um=0)) == 3  # that they touch is close enough
+    assert [round(x.area_mm2, 4) for x in _lesions(source, min_area_mm2=0.015)] == [0.02]
+
+
+def test_a_map_without_tumour_has_no_lesion():
+    source = _map([[0.1, np.nan]])
+    assert _lesions(source) == []
+    assert find_peaks(source, "tumour", least=0.2) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9, unique=True)
+)
+def test_largest_diameter_is_that_of_the_farthest_corners(corners):
+    polygon = shapely.MultiPoint(corners).convex_hull.buffer(0.01, quad_segs=1)
+    points = shapely.get_coordinates(polygon) * (0.5e-3, 0.25e-3)
+    expected = max(np.hypot(*(a - b)) for a in points for b in points)
+    assert largest_diameter(polygon, MPP) == pytest.approx(expected)
+
+
+def test_the_peak_of_an_area_ignores_what_lies_outside_and_what_is_not_predicted():
+    source = _map([[0.2, np.nan, 0.9], [0.4, 0.3, 0.1]])
+    peak = peak_of(source, shapely.box(0, 0, 400, 800), "tumour")
+    assert peak.probability == pytest.approx(0.4)
+    assert (peak.x, peak.y) == (100, 600)
+
+
+def test_peaks_leave_out_what_a_higher_one_covers():
+    values = np.zeros((1, 12))
+    values[0, [0, 1, 4, 8]] = 0.9, 0.7, 0.8, 0.3
+    found = find_peaks(_map(values), "tumour", radius_um=200)
+    assert [round(p.probability, 4) for p in found] == [0.9, 0.8, 0.3]
+    assert [p.x for p in found] == [100, 900, 1700]
+    assert len(find_peaks(_map(values), "tumour", radius_um=0)) == 4
+    assert len(find_peaks(_map(values), "tumour", radius_um=500)) == 2
+    assert len(find_peaks(_map(values), "tumour", least=0.5)) == 2
