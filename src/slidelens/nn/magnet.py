@@ -121,6 +121,8 @@ class Seen(NamedTuple):
         frozen patch.
     auxiliary
         Layer (from 1) to ``(B, K)`` logits of its auxiliary classifier; empty in evaluation.
+    probed
+        ``(B, M, K)`` of each probe alone.
     """
 
     logits: Tensor
@@ -129,6 +131,7 @@ class Seen(NamedTuple):
     scores: tuple[Tensor, ...]
     attention: tuple[Tensor, ...]
     auxiliary: Mapping[int, Tensor]
+    probed: Tensor
 
 
 class _Choice(NamedTuple):
@@ -215,7 +218,14 @@ class MagNet(nn.Module):
         """Say whether a patch (both counted from 0) is its whole parent."""
         return self.frozen and layer == 1 and patch == 0
 
-    def forward(self, overview: Tensor, look: Look, finest: Tensor | None = None) -> Seen:
+    def forward(
+        self,
+        overview: Tensor,
+        look: Look,
+        *,
+        finest: Tensor | None = None,
+        probes: Tensor | None = None,
+    ) -> Seen:
         """Look at B slides.
 
         Parameters
@@ -228,17 +238,19 @@ class MagNet(nn.Module):
             and ``margin`` px more on each side, normalised. It is asked once per layer.
         finest
             ``(B,)``: no window gets a smaller scale, as there is nothing more to see.
+        probes
+            ``(B, M, 3)`` windows to judge as well, each alone.
         """
         windows = overview.new_tensor((1.0, 0.0, 0.0)).expand(len(overview), 1, 3)
         pictures = overview[:, None]
-        places, chosen, auxiliary = [], [], {}
+        found, chosen, auxiliary = [], [], {}
         for layer in range(len(self.patches)):
             choice = self._choose(layer, pictures)
             windows = inside(windows[:, :, None], choice.windows).flatten(1, 2)
             if finest is not None:
                 scale = torch.maximum(windows[..., :1], finest.view(-1, 1, 1))
                 windows = torch.cat((scale, windows[..., 1:]), -1)
-            places.append(windows)
+            found.append(windows)
             chosen.append(choice)
             last = layer + 1 == len(self.patches)
             pictures = self._see(windows, self.look if last else self.glance, look)
@@ -249,7 +261,11 @@ class MagNet(nn.Module):
         logits, alone = self.judge(pictures)
         scores = tuple(choice.scores.flatten(1, 2) for choice in chosen)
         attention = tuple(choice.attention.flatten(1, 2) for choice in chosen)
-        return Seen(logits, alone, tuple(places), scores, attention, auxiliary)
+        probed = alone[:, :0]
+        if probes is not None:
+            images = look(probes, self.look, 0)
+            probed = self.judge.alone(images.flatten(0, 1)).view(*images.shape[:2], -1)
+        return Seen(logits, alone, tuple(found), scores, attention, auxiliary, probed)
 
     def _choose(self, layer: int, pictures: Tensor) -> _Choice:
         """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it."""

@@ -1,0 +1,205 @@
+"""Magnifying networks: the model itself decides where on a slide to look closer.
+
+Source: magnifying-networks-2023. The network is in :mod:`slidelens.nn.magnet`, its training in
+:mod:`slidelens.families.magnet_train`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from slidelens.families.base import (
+    Event,
+    Family,
+    FamilyConfig,
+    MapSpec,
+    Model,
+    Patch,
+    SlideScore,
+    Trajectory,
+    View,
+)
+from slidelens.families.magnet_eye import Eye
+from slidelens.maps.trajectory import Window
+from slidelens.nn.backbones import BackboneName, build_features
+from slidelens.nn.magnet import Judge, MagNet, SmallFeatures, WindowClassifier
+from slidelens.nn.mil import class_probabilities
+from slidelens.nn.pixels import normalize
+from slidelens.nn.zoom import Centre, remove_grey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from slidelens.nn.magnet import Seen
+
+__all__ = ["FAMILY", "MagNetConfig", "Network", "prepare"]
+
+_MOST_WINDOWS = 256
+_RASTER = 32
+"""Cells along a window's side in which smaller windows within it are left out of the map."""
+
+Network = BackboneName | Literal["small"]
+
+
+class MagNetConfig(FamilyConfig):
+    """What defines a MagNet. Where the paper is explicit, the defaults are its 3-layer network."""
+
+    backbone: Network = Field(
+        "inception_v3", description="network of the classification layer; small is for CPUs"
+    )
+    auxiliary: Network = Field("resnet18", description="network of the auxiliary classifiers")
+    auxiliary_layers: tuple[int, ...] = Field(
+        (1, 3), description="layers whose windows an auxiliary classifier judges in training"
+    )
+    patches: tuple[int, ...] = Field(
+        (2, 3, 3), min_length=1, max_length=6, description="windows per window, layer by layer"
+    )
+    glance: int = Field(56, ge=16, le=512, description="side in px of what a layer chooses in")
+    look: int = Field(224, ge=32, le=1024, description="side in px of what is classified")
+    width: int = Field(16, ge=4, le=256, multiple_of=4, description="channels of the attention")
+    state: int = Field(256, ge=8, le=2048, description="state of the recurrent classifier")
+    frozen: bool = Field(True, description="patch 1 of layer 2 is its whole parent")
+    shared: bool = Field(False, description="one attention for all parents in a layer")
+    gain: float = Field(0.05, gt=0, le=100, description="how sharply attention gathers")
+    least: float = Field(0.05, gt=0, le=1, description="smallest scale of a window in its parent")
+    reach: float = Field(1.0, gt=0, le=4, description="scale of a window per spread of attention")
+    centre: Centre = Field("exact", description="centre of a window: expected position or its tanh")
+    inhibition: float = Field(
+        0.0, ge=0, description="what attention loses where an earlier patch looks already"
+    )
+    radius: float = Field(1.0, gt=0, le=8, description="reach of multi-sampling in output px")
+    mpp: float = Field(0.25, gt=0, le=100, description="finest resolution in µm/px")
+    map_mpp: float = Field(32.0, gt=0, description="cell of the maps in µm")
+
+    @model_validator(mode="after")
+    def _possible(self) -> MagNetConfig:
+        if min(self.patches) < 1 or prod(self.patches) > _MOST_WINDOWS:
+            raise ValueError(
+                f"patches {self.patches}: need 1 or more per layer and at most {_MOST_WINDOWS} "
+                "windows in the last"
+            )
+        if self.backbone == "inception_v3" and self.look < 75:
+            raise ValueError(f"look {self.look} px: inception_v3 needs 75 px or more")
+        return self
+
+
+def prepare(pictures: Tensor, model: Model[Any]) -> Tensor:
+    """Make ``(N, 3, H, W)`` uint8 RGB what the network takes: without grey, normalised."""
+    return normalize(remove_grey(pictures), model.mean, model.std)
+
+
+def build(config: MagNetConfig, n_classes: int) -> nn.Module:
+    """Build the network, with random weights; attention is even at first."""
+    outputs = 1 if n_classes == 2 else n_classes
+    auxiliary = {
+        layer: WindowClassifier(*_features(config.auxiliary), outputs)
+        for layer in config.auxiliary_layers
+        if layer <= len(config.patches)
+    }
+    names = "patches glance look width frozen shared gain least reach centre inhibition radius"
+    return MagNet(
+        Judge(*_features(config.backbone), outputs, config.state),
+        auxiliary,
+        **{name: getattr(config, name) for name in names.split()},
+    )
+
+
+def _features(name: Network) -> tuple[nn.Module, int]:
+    features = SmallFeatures() if name == "small" else build_features(name)
+    return features, features.dim
+
+
+def infer(model: Model[MagNetConfig], view: View) -> Iterator[Event]:
+    """Follow the network through one slide.
+
+    Draws ``probability``: what each window of the last layer is taken for on its own, in the place
+    of the window, smaller ones over larger ones; where nothing was looked at, nothing. And
+    ``attention``: that of the first layer, the mean of its patches. The trajectory has all windows.
+    """
+    eye, config = Eye(view), model.config
+    view.total(1 + sum(prod(config.patches[:n]) for n in range(1, len(config.patches) + 1)))
+
+    def look(windows: Tensor, size: int, margin: int) -> Tensor:
+        assert margin == 0  # only training looks beyond a window
+        pictures = [eye.read(window, size) for window in windows[0].tolist()]
+        view.step(len(pictures))
+        stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        return prepare(stacked.to(windows.device), model)[None]
+
+    first = torch.tensor([[[1.0, 0.0, 0.0]]], device=model.device)
+    finest = first.new_tensor([eye.finest(config.look, config.mpp)])
+    seen: Seen = model.module(look(first, config.glance, 0)[0], look, finest=finest)
+    probabilities = class_probabilities(seen.logits[0].float()).cpu().numpy()
+    yield from _drawn(seen, eye)
+    yield _trajectory(seen, eye, model, probabilities)
+    yield SlideScore(tuple(probabilities[-1].tolist()))
+
+
+def _drawn(seen: Seen, eye: Eye) -> Iterator[Patch]:
+    """Draw attention and the last layer's windows."""
+    heat = seen.attention[0][0].float().mean(0).cpu().numpy()
+    whole = np.array([eye.box((1.0, 0.0, 0.0))])
+    yield Patch("attention", whole, heat[None, None])
+    windows = seen.windows[-1][0].double().cpu().numpy()
+    values = class_probabilities(seen.alone[0].float()).cpu().numpy()
+    steps = (np.arange(_RASTER) * 2 + 1) / _RASTER - 1
+    for window, value in zip(windows, values, strict=True):
+        across, down = window[1] + window[0] * steps, window[2] + window[0] * steps
+        raster = np.broadcast_to(value[:, None, None], (len(value), _RASTER, _RASTER)).copy()
+        for scale, x, y in windows[windows[:, 0] < window[0]]:
+            columns, rows = np.abs(across - x) < scale, np.abs(down - y) < scale
+            raster[:, rows[:, None] & columns] = np.nan
+        yield Patch("probability", np.array([eye.box(window.tolist())]), raster[None])
+
+
+def _trajectory(
+    seen: Seen, eye: Eye, model: Model[MagNetConfig], probabilities: NDArray[np.float32]
+) -> Trajectory:
+    """Order the windows depth first, as the classifier takes in those of the last layer."""
+    config = model.config
+    layers = [np.array([[1.0, 0.0, 0.0]]), *(w[0].double().cpu().numpy() for w in seen.windows)]
+    windows: list[Window] = []
+    said: tuple[float, ...] | None = None
+
+    def visit(layer: int, number: int, parent: int | None) -> None:
+        nonlocal said
+        last = layer == len(config.patches)
+        if last:
+            said = tuple(probabilities[number].clip(0, 1).tolist())
+        place = layers[layer][number].tolist()
+        size = config.look if last else config.glance
+        windows.append(Window(layer, parent, eye.box(place), eye.mpp(place, size), said))
+        here = len(windows) - 1
+        for patch in range(0 if last else config.patches[layer]):
+            visit(layer + 1, number * config.patches[layer] + patch, here)
+
+    visit(0, 0, None)
+    return Trajectory(tuple(windows), model.classes, eye.view.mpp)
+
+
+def maps(config: MagNetConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
+    """Return what windows were taken for, and where the first layer's attention lay."""
+    return (
+        MapSpec("probability", "probability", tuple(classes), config.map_mpp),
+        MapSpec("attention", "attention", ("attention",), config.map_mpp),
+    )
+
+
+FAMILY = Family(
+    name="magnet",
+    title="Magnifying network",
+    about="Decides itself where to look closer, and reads no more of the slide than that.",
+    config=MagNetConfig,
+    build=build,
+    infer=infer,
+    maps=maps,
+    trainer="slidelens.families.magnet_train:MagNetTask",
+)
