@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.families.base import View
+    from slidelens.families.training import TrainData
     from slidelens.nn.receptive import ReceptiveField
 
-__all__ = ["Frame", "SlideImage", "frame_tissue"]
+__all__ = ["Frame", "SlideImage", "SlideImages", "frame_tissue", "tissue_cells"]
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,44 @@ class SlideImage:
         return self._read(self.frame.place.box(x, y, w, h), self.frame.mpp)
 
 
+class SlideImages:
+    """The images of a training's slides; pixels stay in memory as long as there is room.
+
+    Parameters
+    ----------
+    data
+        The slides.
+    frame
+        Which part of a slide is its image.
+    memory
+        Bytes for pixels.
+    """
+
+    def __init__(self, data: TrainData, frame: Callable[[View], Frame], memory: int) -> None:
+        self._data, self._frame, self._left = data, frame, memory
+        self._images: dict[str, SlideImage] = {}
+
+    def __getitem__(self, slide_id: str) -> SlideImage:
+        """Return a slide's image.
+
+        Raises
+        ------
+        SlideError
+            No tissue, or a slide that cannot be read.
+        """
+        if slide_id not in self._images:
+            image = SlideImage(
+                # Not the view: it may be closed when many slides are open, and opened again.
+                lambda box, mpp: self._data.view(slide_id).read(box, mpp),
+                self._frame(self._data.view(slide_id)),
+            )
+            if image.nbytes <= self._left:
+                self._left -= image.nbytes
+                image.load()
+            self._images[slide_id] = image
+        return self._images[slide_id]
+
+
 def frame_tissue(
     view: View, mpp: float, field: tuple[ReceptiveField, ReceptiveField], limit: int
 ) -> Frame:
@@ -126,7 +165,7 @@ def frame_tissue(
     scale = Affine(mpp / mpp_x, mpp / mpp_y)
     lattice = Affine(scale.sx * x_field.stride, scale.sy * y_field.stride)
     shape = (ceil(view.size.height / lattice.sy), ceil(view.size.width / lattice.sx))
-    found = _tissue(view, lattice, shape)
+    found = tissue_cells(view, lattice, shape)
     if not found.any():
         raise SlideError(
             "no tissue was found to look at; check the tissue mask or give a larger region."
@@ -153,13 +192,13 @@ def frame_tissue(
         mpp=mpp,
         place=place,
         cells=cells,
-        mask=_tissue(view, cells, (rows, columns)),
-        blocks=_tissue(view, blocks, (rows, columns)),
+        mask=tissue_cells(view, cells, (rows, columns)),
+        blocks=tissue_cells(view, blocks, (rows, columns)),
     )
 
 
-def _tissue(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Say of ``shape`` cells which have tissue in the view's region."""
+def tissue_cells(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Say of ``shape`` (rows, columns) cells which have tissue in the view's region."""
     found = np.zeros(shape, bool)
     columns = np.arange(shape[1])
     for row in range(shape[0]):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from slidelens.families.slide_image import SlideImage, frame_tissue
-from slidelens.families.streaming import StreamingConfig, streaming_of
+from slidelens.families.slide_image import SlideImages
+from slidelens.families.streaming import StreamingConfig, frame_of, streaming_of
 from slidelens.families.training import (
     Outcome,
     Stage,
@@ -113,8 +113,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         super().__init__(model, network, data, config, seed)
         assert isinstance(config, StreamingTraining)
         self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
-        self._images: dict[str, SlideImage] = {}
-        self._memory = config.cache_mb << 20
+        self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._colours: dict[str, NDArray[np.float64]] = {}
         """Training slide to count, sum and sum of squares of its colours, 0 to 1."""
         self._learns = {sample.slide_id for sample in data.train}
@@ -148,7 +147,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
 
     def check(self, slide_id: str) -> None:
         """Refuse a slide without tissue; look at the colours of one to learn from."""
-        frame = self._frame(slide_id)
+        frame = frame_of(self.model, self.data.view(slide_id))
         if self.config.normalization == "training" and slide_id in self._learns:
             self._colours[slide_id] = self._sampled(slide_id, frame)
 
@@ -166,8 +165,9 @@ class StreamingTask(TrainTask[StreamingConfig]):
         """Learn from a slide, or score a tuning slide."""
         self._normalize()
         slide_id = work.slides[0]
-        image: LazyImage = self._image(slide_id)
-        blocks = self._images[slide_id].frame.blocks
+        whole = self._images[slide_id]
+        image: LazyImage = whole
+        blocks = whole.frame.blocks
         learns = work.phase == "train"
         if learns:
             key = (self.seed, epoch, crc32(slide_id.encode()), work.detail)
@@ -182,24 +182,6 @@ class StreamingTask(TrainTask[StreamingConfig]):
             return Outcome(tuple(losses.detach().tolist()))
         probabilities = tuple(class_probabilities(logits)[0].tolist())
         return Outcome(tuple(losses.tolist()), (probabilities,))
-
-    def _frame(self, slide_id: str) -> Frame:
-        view, config = self.data.view(slide_id), self.model.config
-        return frame_tissue(view, config.mpp, _network(self.model).field, config.size)
-
-    def _image(self, slide_id: str) -> SlideImage:
-        """Return a slide's image, whose pixels stay in memory as long as there is room."""
-        if slide_id not in self._images:
-            image = SlideImage(
-                # Not the view: it may be closed when many slides are open, and opened again.
-                lambda box, mpp: self.data.view(slide_id).read(box, mpp),
-                self._frame(slide_id),
-            )
-            if image.nbytes <= self._memory:
-                self._memory -= image.nbytes
-                image.load()
-            self._images[slide_id] = image
-        return self._images[slide_id]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:
         """Return count, sums and sums of squares of the colours of some squares of tissue."""

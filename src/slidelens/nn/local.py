@@ -10,7 +10,6 @@ learning" (MICCAI 2022), section 2. What the paper leaves open is said to be our
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +27,17 @@ from slidelens.nn.local_cuts import (
     measure,
 )
 from slidelens.nn.local_heads import AttentionHead, Reconstruction
+from slidelens.nn.local_stream import finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.trace import trace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from slidelens.nn.backbones import BackboneName
+    from slidelens.nn.local_heads import Reading
     from slidelens.nn.source import LazyImage
 
 __all__ = ["LocalNetwork", "ModuleShape", "Relay", "module_shapes"]
@@ -90,37 +93,48 @@ def module_shapes(
     return shapes
 
 
-@dataclass
 class Relay:
     """One slide on its way through the modules.
 
-    Attributes
+    (No dataclass: trainers copy those when they are handed to a network.)
+
+    Parameters
     ----------
     image, mask
         As :meth:`~slidelens.nn.streaming.StreamingTrunk.forward` takes them.
     label
-        ``(N,)`` class indices.
+        ``(N,)`` class indices; to train.
     alpha
         Weight of the reconstruction (paper: 1).
     tile
-        Each module's step is streamed by tiles of this side in image px; 0: the map is whole.
+        Side in image px of what is computed at once, by streaming; 0: each map is whole.
     mean, std
         Normalisation of uint8 images.
+
+    Attributes
+    ----------
     features
         What the last module handed on, without a graph.
     logits
         Of the last module's classifier, ``(N, classes)``.
     """
 
-    image: Tensor | LazyImage
-    label: Tensor
-    mask: Tensor | None = None
-    alpha: float = 1.0
-    tile: int = 0
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    features: Tensor | None = None
-    logits: Tensor | None = None
+    def __init__(
+        self,
+        image: Tensor | LazyImage,
+        label: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        alpha: float = 1.0,
+        tile: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.image, self.label, self.mask = image, label, mask
+        self.alpha, self.tile = alpha, tile
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.features: Tensor | None = None
+        self.logits: Tensor | None = None
 
 
 class LocalNetwork(nn.Module):
@@ -141,6 +155,9 @@ class LocalNetwork(nn.Module):
         Of the first convolution (the paper took 3 for ResNet-34); None leaves it as it is.
     patches
         Patches to reconstruct per step; 0: no reconstruction.
+    patch_share
+        Part of a map that they cover together, at most; see
+        :class:`~slidelens.nn.local_heads.Reconstruction`.
     head_width
         Channels of the heads; None: as many as the module's map (the paper).
 
@@ -167,6 +184,7 @@ class LocalNetwork(nn.Module):
         *,
         stem_stride: int | None = None,
         patches: int = 10,
+        patch_share: float = 0.1,
         head_width: int | None = None,
     ) -> None:
         super().__init__()
@@ -196,6 +214,7 @@ class LocalNetwork(nn.Module):
                 scale=shape.stride // self._strides[i],
                 side=shape.side,
                 patches=patches,
+                share=patch_share,
             )
             for i, shape in enumerate(self.shapes[:-1])
             if patches
@@ -247,18 +266,39 @@ class LocalNetwork(nn.Module):
         self.features.eval()
         return self
 
-    def forward(self, relay: Relay, index: int) -> Tensor:
-        """Run module ``index`` on what the one before handed on; return its loss.
+    def forward(
+        self, relay: Relay, index: int | None = None, *, learns: bool = True
+    ) -> Tensor | list[Reading] | None:
+        """Train one module on what the one before handed on, or read a slide.
 
-        The relay then holds the module's map for the next. Call ``backward`` in between: the graph
-        of one module goes before that of the next is made.
+        All goes through here, where a trainer wraps the network.
+
+        Parameters
+        ----------
+        relay
+            The slide. It then holds the module's map for the next.
+        index
+            Of the module, from 0. Call ``backward`` before the next: the graph of one module goes
+            before that of the next is made. None: read the slide with all heads, without a graph.
+        learns
+            False: only hand on, without a graph.
+
+        Returns
+        -------
+        The module's loss, averaged over the batch; what each head reads; None for a module that
+        only hands on.
         """
-        if index == 0:
-            relay.features = self.stem_features(relay)
-        given = relay.features
+        if index is None:
+            return finish(read_slide(self, relay))
+        given = self.stem_features(relay) if index == 0 else relay.features
         assert given is not None
+        if not learns:
+            with torch.no_grad():
+                relay.features = self._run(index, given, relay.tile)
+            return None
         made = self._run(index, given, relay.tile)
         logits = self.heads[index](made).to(_precise(made))
+        assert relay.label is not None
         loss = F.cross_entropy(logits, relay.label)
         if index < len(self.decoders):
             loss = loss + relay.alpha * self.decoders[index](made, given)
@@ -274,7 +314,7 @@ class LocalNetwork(nn.Module):
 
     @torch.no_grad()
     def stem_features(self, relay: Relay) -> Tensor:
-        """Return what the frozen stem makes of the image, ``(N, C, H, W)``."""
+        """Return what the frozen stem makes of the image, ``(N, C, H, W)``, whole."""
         trunk = self.trunk(None, _STEM_TILE, relay.mean, relay.std)
         features: Tensor = trunk(relay.image, relay.mask)
         return features
@@ -283,8 +323,8 @@ class LocalNetwork(nn.Module):
         self,
         index: int | None,
         tile: int,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> StreamingTrunk:
         """Return module ``index`` (None: the stem), streamed; ``tile`` in px of its own input."""
         key = (index, tile, mean, std)

@@ -5,7 +5,7 @@ Source: locally-supervised-2022, section 2.1 and figure 1; gated attention after
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,8 +21,12 @@ _GROUPS = 32
 """Groups of the norms, at most (the paper does not say)."""
 
 
+_SMALLEST = 8
+"""Side in cells below which a patch is not made smaller for the sake of time."""
+
+
 class Reading(NamedTuple):
-    """What a head makes of a map; a cell is one window of the head's convolution."""
+    """What a head makes of a map, in float32 or better; a cell is a window of its convolution."""
 
     logits: Tensor
     """``(N, classes)``: of the slide."""
@@ -89,10 +93,11 @@ class AttentionHead(nn.Module):
         size = windows.shape[2:]
         cells, attention = self._attend(windows)
         instances: Tensor = self.classify(cells)
+        logits = self._logits(cells, attention)
         return Reading(
-            self._logits(cells, attention),
+            logits.to(_precise(logits)),
             attention.unflatten(1, size),
-            instances.movedim(1, 2).unflatten(2, size),
+            instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),
         )
 
     def _attend(self, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,13 +130,24 @@ class Reconstruction(nn.Module):
         Of a patch, in cells of the output; half the map at most.
     patches
         How many; two or more, since their batch norm is over them alone.
+    share
+        Part of a map that all patches cover together, at most: their sides are bounded by it too,
+        but not to below 8 cells. The paper's patches are 7 to 9 % of its smallest slide's maps; on
+        a small slide the reconstruction would cost more than all else (ours).
     """
 
     def __init__(
-        self, channels: int, given: int, *, scale: int, side: int, patches: int = 10
+        self,
+        channels: int,
+        given: int,
+        *,
+        scale: int,
+        side: int,
+        patches: int = 10,
+        share: float = 0.1,
     ) -> None:
         super().__init__()
-        self.scale, self.side, self.patches = scale, side, patches
+        self.scale, self.side, self.patches, self.share = scale, side, patches, share
         self.decode = nn.Sequential(
             nn.Conv2d(channels, given, 3, padding=1),
             # Statistics of these patches, always: a decoder only runs in training.
@@ -145,9 +161,9 @@ class Reconstruction(nn.Module):
 
         Places are drawn from torch's generator on the CPU.
         """
+        side = self.side_on(made.shape[2], made.shape[3])
         rows, columns = (
-            patch_starts(made.shape[axis], given.shape[axis], self.side, self.scale)
-            for axis in (2, 3)
+            patch_starts(made.shape[axis], given.shape[axis], side, self.scale) for axis in (2, 3)
         )
         ys = torch.randint(len(rows.made), (self.patches,)).tolist()
         xs = torch.randint(len(columns.made), (self.patches,)).tolist()
@@ -166,6 +182,11 @@ class Reconstruction(nn.Module):
                 source, size=target.shape[2:], mode="bilinear", align_corners=False
             )
         return F.l1_loss(self.decode(source).to(_precise(target)), target.to(_precise(target)))
+
+    def side_on(self, height: int, width: int) -> int:
+        """Return the side of a patch on a map of this size, before it is bounded by half of it."""
+        fair = isqrt(int(self.share * height * width / self.patches))
+        return min(self.side, max(fair, _SMALLEST))
 
 
 class Places(NamedTuple):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slidelens.nn.tape import Band
     from slidelens.nn.windows import Rect
 
-__all__ = ["read_slide"]
+__all__ = ["finish", "read_slide"]
 
 
 @torch.no_grad()
@@ -60,6 +60,16 @@ def read_slide(network: LocalNetwork, relay: Relay) -> Generator[float, None, li
     for _ in rows:
         yield stem.share
     return [head.read(part.finish()) for head, part in zip(network.heads, windows, strict=True)]
+
+
+def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
+    """Take all steps of :func:`read_slide`; return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            readings: list[Reading] = stop.value
+            return readings
 
 
 def _read_whole(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:

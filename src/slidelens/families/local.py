@@ -1,0 +1,223 @@
+"""Locally supervised learning: the whole slide through a network whose modules train on their own.
+
+Source: locally-supervised-2022. The networks are in :mod:`slidelens.nn.local`, training is in
+:mod:`slidelens.families.local_train`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from slidelens.errors import ModelError
+from slidelens.families.base import (
+    Event,
+    Family,
+    FamilyConfig,
+    MapSpec,
+    Model,
+    Patch,
+    SlideScore,
+    View,
+)
+from slidelens.families.slide_image import Frame, SlideImage, frame_tissue, tissue_cells
+from slidelens.geometry import Affine
+from slidelens.nn.backbones import BackboneName
+from slidelens.nn.local import LocalNetwork, ModuleShape, Relay, module_shapes
+from slidelens.nn.local_cuts import cut_points
+from slidelens.nn.local_stream import read_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from slidelens.nn.local_heads import Reading
+    from slidelens.nn.receptive import ReceptiveField
+    from slidelens.nn.source import LazyImage
+
+__all__ = ["FAMILY", "LocalConfig", "frame_of", "network_of", "relay_of"]
+
+_PAPER_STRIDE = 3
+
+
+class LocalConfig(FamilyConfig):
+    """What defines a locally supervised model, and how it is run."""
+
+    backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
+    modules: int = Field(
+        4, ge=1, le=64, description="modules that train on their own; 1 is end to end"
+    )
+    mpp: float = Field(2.0, gt=0, le=100, description="resolution of the image in µm/px")
+    size: int = Field(24576, ge=32, description="largest side of the image in px; more is cut off")
+    background: Literal["white", "kept"] = Field(
+        "white", description="white: all but tissue is painted white, which is computed once"
+    )
+    stem_stride: int = Field(
+        0, ge=0, le=4, description="of the first convolution; 0: 3 for ResNets, else as it is"
+    )
+    patches: int = Field(
+        10, ge=0, le=1000, description="patches of features to reconstruct per step; 0: none"
+    )
+    patch_share: float = Field(
+        0.1, gt=0, le=1, description="part of a map that the patches cover together, at most"
+    )
+    head_width: int = Field(0, ge=0, description="channels of the heads; 0: those of their modules")
+    tile: int = Field(
+        1024, ge=0, description="side in px of what is computed at once; 0: the whole image"
+    )
+
+    run_fields: ClassVar[frozenset[str]] = frozenset({"size", "background", "tile"})
+
+    @model_validator(mode="after")
+    def _cuts_exist(self) -> LocalConfig:
+        try:
+            cut_points(self.backbone, self.modules)
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+        if self.patches == 1:
+            raise ValueError("patches must be 0 or at least 2: they are normalised over each other")
+        return self
+
+    @property
+    def first_stride(self) -> int | None:
+        """Stride of the first convolution; None is the network's own."""
+        resnet = _PAPER_STRIDE if self.backbone.startswith("resnet") else None
+        return self.stem_stride or resnet
+
+
+def build(config: LocalConfig, n_classes: int) -> nn.Module:
+    """Build the network, with random weights."""
+    return LocalNetwork(
+        config.backbone,
+        n_classes,
+        config.modules,
+        stem_stride=config.first_stride,
+        patches=config.patches,
+        patch_share=config.patch_share,
+        head_width=config.head_width or None,
+    )
+
+
+def network_of(model: Model[LocalConfig]) -> LocalNetwork:
+    """Return the model's network."""
+    assert isinstance(model.module, LocalNetwork)
+    return model.module
+
+
+def frame_of(model: Model[LocalConfig], view: View) -> Frame:
+    """Return the part of a slide that a model sees.
+
+    Raises
+    ------
+    SlideError
+        No tissue.
+    """
+    field = network_of(model).fields[-1]
+    return frame_tissue(view, model.config.mpp, field, model.config.size)
+
+
+def relay_of(
+    model: Model[LocalConfig], image: LazyImage, blocks: NDArray[np.bool_], label: int | None = None
+) -> Relay:
+    """Return a slide at the start of its way; ``blocks`` tell where it has tissue."""
+    painted = model.config.background == "white"
+    return Relay(
+        image,
+        None if label is None else torch.tensor([label], device=model.device),
+        torch.from_numpy(blocks.copy()) if painted else None,
+        mean=model.mean,
+        std=model.std,
+    )
+
+
+def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
+    """Draw where each module looks, what the last one makes of each cell, and score the slide.
+
+    A cell's probabilities are what the last classifier makes of it alone: the score of a slide that
+    were this cell.
+
+    Raises
+    ------
+    SlideError
+        No tissue.
+    """
+    frame = frame_of(model, view)
+    relay = relay_of(model, SlideImage(view.read, frame), frame.blocks)
+    relay.tile = model.config.tile
+    view.total(frame.height)
+    rows = 0
+    steps = read_slide(network_of(model), relay)
+    while True:
+        try:
+            share = next(steps)
+        except StopIteration as stop:
+            readings: list[Reading] = stop.value
+            break
+        view.step(round(share * frame.height) - rows)
+        rows = round(share * frame.height)
+        yield Patch("probability", np.empty((0, 4)), np.empty((0, len(model.classes)), np.float32))
+    last = readings[-1]
+    yield _drawn(model, view, frame, len(readings) - 1, "probability", last.instances.softmax(1)[0])
+    for index, reading in enumerate(readings):
+        name = _attention_name(index, len(readings))
+        yield _drawn(model, view, frame, index, name, reading.attention)
+    yield SlideScore(tuple(last.logits.softmax(1)[0].tolist()))
+
+
+def maps(config: LocalConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
+    """Return the map of probabilities, and of each module's attention, the last one's first."""
+    shapes = module_shapes(config.backbone, config.modules, config.first_stride)
+    cells = [shape.cell * config.mpp for shape in shapes]
+    attention = [
+        MapSpec(_attention_name(i, len(cells)), "attention", ("attention",), cell)
+        for i, cell in enumerate(cells)
+    ]
+    probability = MapSpec("probability", "probability", tuple(classes), cells[-1])
+    return probability, attention[-1], *attention[:-1]
+
+
+def _attention_name(index: int, modules: int) -> str:
+    return "attention" if index + 1 == modules else f"attention-{index + 1}"
+
+
+def _drawn(
+    model: Model[LocalConfig],
+    view: View,
+    frame: Frame,
+    index: int,
+    name: str,
+    values: torch.Tensor,
+) -> Patch:
+    """Return a map ``(C, h, w)`` of module ``index``, NaN where there is no tissue."""
+    network = network_of(model)
+    shape, (y_field, x_field) = network.shapes[index], network.fields[index]
+    # A window begins where the first of its cells does, which lies around what that cell sees.
+    left, top = (_cell_start(f, shape) for f in (x_field, y_field))
+    place, side = frame.place, shape.cell
+    box = place.box(left, top, values.shape[2] * side, values.shape[1] * side)
+    cells = Affine(place.sx * side, place.sy * side, box.x, box.y)
+    tissue = tissue_cells(view, cells, (values.shape[1], values.shape[2]))
+    drawn = np.where(tissue, values.float().cpu().numpy(), np.float32("nan"))
+    return Patch(name, np.array([box]), drawn[None])
+
+
+def _cell_start(field: ReceptiveField, shape: ModuleShape) -> float:
+    """Return where a map's first cell begins, in px of the image."""
+    return (field.first + field.last + 1 - shape.stride) / 2
+
+
+FAMILY = Family(
+    name="local",
+    title="Locally supervised learning",
+    about="Classifies the whole slide by a network in modules that each train on their own.",
+    config=LocalConfig,
+    build=build,
+    infer=infer,
+    maps=maps,
+    trainer="slidelens.families.local_train:LocalTask",
+)
