@@ -12,6 +12,7 @@ FAMILIES: Registry[Any] = Registry(
     "slidelens.families",
     "slidelens.families.base:Family",
     {
+        "local": "slidelens.families.local:FAMILY",
         "magnet": "slidelens.families.magnet:FAMILY",
         "mil": "slidelens.families.mil:FAMILY",
         "multistage": "slidelens.families.multistage:FAMILY",
