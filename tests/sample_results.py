@@ -10,7 +10,7 @@ from slidelens.geometry import Affine, Mpp, Size
 from slidelens.maps.canvas import Canvas
 from slidelens.maps.map import Kind, Map
 from slidelens.maps.regions import positive_regions
-from slidelens.maps.result import ModelInfo, Result, SlideInfo, Tiles
+from slidelens.maps.result import ModelInfo, Result, SlideInfo, TileFeatures, Tiles
 
 SIZE, MPP = Size(3000, 2000), Mpp(0.2527, 0.2527)
 
@@ -60,6 +60,10 @@ def make_result() -> Result:
         {"normal": 0.25, "tumor": 0.75},
         maps=[probability, saliency, tissue],
         tiles=Tiles(boxes, ("normal", "tumor"), values, tumor**2),
+        features=TileFeatures(
+            rng.normal(size=(len(boxes), 4)).astype(np.float16),
+            {"tile": "256", "overlap": "0", "mpp": "0.5", "backbone": "resnet18"},
+        ),
         regions=positive_regions(probability),
         timings={"infer": 1.5},
         settings_sha256="abcd",

@@ -27,6 +27,7 @@ def test_every_exporter_loads_and_is_named_as_it_calls_itself() -> None:
     assert EXPORTERS.names() == [
         "geojson",
         "ome-zarr",
+        "clam-h5",
         "wsinfer-csv",
         "camelyon16-csv",
         "lesions-csv",
@@ -95,6 +96,7 @@ def test_camelyon16_csv(tmp_path: Path) -> None:
 def test_what_a_result_lacks_is_told(tmp_path: Path) -> None:
     for name, match in (
         ("ome-zarr", "no maps"),
+        ("clam-h5", "no feature vectors to export"),
         ("wsinfer-csv", "no table of tiles"),
         ("camelyon16-csv", "no probability map"),
         ("docx", "no format 'docx'; there are geojson, ome-zarr"),

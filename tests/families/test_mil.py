@@ -14,7 +14,7 @@ from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import FAMILY, MilConfig
 from slidelens.families.mil_train import MilTask, MilTraining
 from slidelens.families.training import Sample, Stage, balanced_order, take
-from slidelens.nn.mil import slide_loss, soft_maximum
+from slidelens.nn.mil import BagOutput, slide_loss, soft_maximum
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
 
@@ -32,9 +32,14 @@ class MeanColour(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(()))
         self.seen = []
 
-    def forward(self, images, *, vectors=False):
+    def forward(self, images=None, *, vectors=False, bag=None, label=None, smoothing=0.0):
+        if bag is not None:
+            return BagOutput(bag.amax(0))
         self.seen.append(images.detach().clone())
         return images.mean((2, 3))[:, : self.outputs] * self.scale
+
+    def instances(self, vectors):
+        return vectors
 
 
 def _slide(seed, tiles=3):
@@ -48,6 +53,7 @@ def _view(pixels):
 
 
 def _model(classes=2, module=None, **config):
+    config = {"keep_features": module is not None, **config}
     settings = MilConfig(tile=TILE, backbone="squeezenet1_1", min_tissue=0, **config)
     names = tuple("abcd"[:classes])
     network = module or MeanColour(1 if classes == 2 else classes)
@@ -58,8 +64,9 @@ def _model(classes=2, module=None, **config):
 def test_slide_score_is_that_of_the_top_tile(classes):
     pixels, model = _slide(0), _model(classes, batch_size=4)
     with torch.inference_mode():
-        *patches, score = FAMILY.infer(model, _view(pixels))
-    assert all(isinstance(p, Patch) and p.map == "probability" for p in patches)
+        *events, score = FAMILY.infer(model, _view(pixels))
+    patches = [event for event in events if isinstance(event, Patch)]
+    assert all(patch.map == "probability" for patch in patches)
     assert isinstance(score, SlideScore)
     boxes = np.concatenate([p.boxes for p in patches])
     values = np.concatenate([p.values for p in patches])

@@ -62,7 +62,13 @@ def test_everything_comes_back(tmp_path: Path, result: Result) -> None:
 
 def test_the_folder_is_as_promised(tmp_path: Path, result: Result) -> None:
     result.save(tmp_path / "a")
-    assert names(tmp_path / "a") == ["maps.ome.zarr", "regions.geojson", "result.json", "tiles.csv"]
+    assert names(tmp_path / "a") == [
+        "features.safetensors",
+        "maps.ome.zarr",
+        "regions.geojson",
+        "result.json",
+        "tiles.csv",
+    ]
     content = json.loads((tmp_path / "a" / "result.json").read_text())
     assert content["schema_version"] == 1
     assert content["slide"] == {
@@ -285,3 +291,19 @@ def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:
     assert list(find_results(tmp_path / "m" / "a")) == [tmp_path / "m" / "a"]
     with pytest.raises(ResultError, match="no such folder"):
         list(find_results(tmp_path / "x"))
+
+
+def test_features_are_read_when_asked_for(tmp_path: Path, result: Result) -> None:
+    given = result.features
+    assert given is not None
+    result.save(tmp_path / "a")
+    for one in (result, Result.load(tmp_path / "a")):
+        assert one.features is not None
+        np.testing.assert_array_equal(one.features.vectors, given.vectors)
+        assert one.features.vectors.dtype == np.float16
+        assert one.features.facts == given.facts
+    Result.load(tmp_path / "a").save(tmp_path / "b")
+    assert Result.load(tmp_path / "b").features is not None
+    (tmp_path / "a" / "features.safetensors").write_bytes(b"short")
+    with pytest.raises(ResultError, match="cannot read the tiles' features"):
+        _ = Result.load(tmp_path / "a").features

@@ -12,14 +12,17 @@ import torch
 import slidelens
 from slidelens.engine.provenance import weights_sha256
 from slidelens.errors import ModelError
-from slidelens.families.base import Patch, SlideScore, Trajectory
+from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
+from slidelens.maps.features import TileFeatures
 from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
 from slidelens.maps.tiles import Tiles
 from slidelens.tiling.grid import DEFAULT_GRID, make_grid
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from slidelens.engine.loader import SlideView
     from slidelens.families.base import Event, Family, MapSpec, Model
 
@@ -49,6 +52,8 @@ class Assembly:
             for name, spec in self._specs.items()
         }
         self._instances: list[Patch] = []
+        self._attention: list[Patch] = []
+        self._bags: list[Bag] = []
         self._score: SlideScore | None = None
         self._trajectory: Trajectory | None = None
 
@@ -66,14 +71,20 @@ class Assembly:
         if isinstance(event, Trajectory):
             self._trajectory = event
             return
+        if isinstance(event, Bag):
+            self._bags.append(event)
+            return
         if event.map not in self._specs:
             raise ModelError(
                 f"family {self._model.family!r} drew a map {event.map!r}; "
                 f"it declares {', '.join(self._specs)}."
             )
         self._canvases[event.map].add(event.boxes, event.values)
-        if self._specs[event.map].instances:
+        spec = self._specs[event.map]
+        if spec.instances:
             self._instances.append(event)
+        elif spec.kind == "attention" and np.ndim(event.values) == 2:
+            self._attention.append(event)
 
     def peek(self) -> dict[str, Map]:
         """Return the maps as they are now; NaN where nothing was predicted yet."""
@@ -100,6 +111,7 @@ class Assembly:
             probabilities,
             maps=[*maps.values(), _tissue_map(self._view)],
             tiles=self._tiles(maps),
+            features=self._features(),
             regions=self._regions(maps),
             trajectory=self._trajectory,
             settings_sha256=digest,
@@ -132,10 +144,32 @@ class Assembly:
         """Make the table: of the family's patches, else the means of its map over a grid."""
         if not self._instances:
             return self._averaged(maps)
+        boxes = np.concatenate([patch.boxes for patch in self._instances])
         return Tiles(
-            np.concatenate([patch.boxes for patch in self._instances]),
+            boxes,
             self._specs[self._instances[0].map].channels,
             np.concatenate([patch.values for patch in self._instances]),
+            self._tile_attention(boxes),
+        )
+
+    def _tile_attention(self, boxes: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """Return the tiles' attention, where the first such map has a value for each of them.
+
+        Of one per class it is that of the positive class; with more than two, of the likeliest.
+        """
+        patches = [patch for patch in self._attention if patch.map == self._attention[0].map]
+        if not patches or not np.array_equal(np.concatenate([p.boxes for p in patches]), boxes):
+            return None
+        values = np.concatenate([patch.values for patch in patches])
+        scores = list(self._probabilities().values())
+        one = -1 if len(scores) == 2 else int(np.argmax(scores))
+        return np.ascontiguousarray(values[:, 0 if values.shape[1] == 1 else one])
+
+    def _features(self) -> TileFeatures | None:
+        if not self._bags:
+            return None
+        return TileFeatures(
+            np.concatenate([bag.vectors for bag in self._bags]), self._bags[0].facts
         )
 
     def _averaged(self, maps: dict[str, Map]) -> Tiles | None:

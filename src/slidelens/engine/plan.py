@@ -154,7 +154,7 @@ def plan_training(
     classes: tuple[str, ...] | None = None
     if from_model is not None:
         base, classes = _package_config(from_model, family_name)
-        own = base | own
+        own = family.config.fine_tuned(base, own)
     model_config = validated(family.config, own)
     training = _training(task.training, preset, other, model_config, epochs)
     if not 0 < fraction <= 1:
@@ -241,13 +241,15 @@ def _training(
     config: FamilyConfig,
     epochs: int | None,
 ) -> TrainConfig:
-    if preset not in kind.presets:
-        raise ModelError(f"no preset {preset!r}: choose one of {', '.join(kind.presets)}.")
+    values = kind.preset(preset, config, given)
+    if values is None:
+        names = [name for name in kind.presets if kind.preset(name, config, given) is not None]
+        raise ModelError(f"no preset {preset!r}: choose one of {', '.join(names)}.")
     unknown = [name for name in given if name not in kind.model_fields]
     if unknown:
         known = [*type(config).model_fields, *kind.model_fields]
         raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
-    training = validated(kind, {**kind.presets[preset], **given}).suited(config)
+    training = validated(kind, {**values, **given}).suited(config)
     if epochs is None:
         return training
     return training.model_copy(update={"stages": _of_length(training.stages, epochs)})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["is_done", "settings_sha256", "weights_sha256"]
+__all__ = ["fingerprint", "is_done", "settings_sha256", "weights_sha256"]
 
 _ALGORITHM = 1
 """Raised when a new version of the engine gives other results from the same settings."""
@@ -41,7 +41,7 @@ def settings_sha256(
     """
     facts = {
         "algorithm": _ALGORITHM,
-        "slide": [slide.id, *slide.size, *slide.require_mpp(), _fingerprint(slide)],
+        "slide": [slide.id, *slide.size, *slide.require_mpp(), fingerprint(slide)],
         "model": [model.name, model.family, weights_sha256(model), model.classes],
         "config": model.config.model_dump(mode="json"),
         "normalisation": [model.mean, model.std],
@@ -79,7 +79,7 @@ def _tissue(tissue: TissueSettings | TissueMask) -> object:
     return tissue.model_dump(mode="json")
 
 
-def _fingerprint(slide: Slide) -> str:
+def fingerprint(slide: Slide) -> str:
     """Tell one slide from another of the same name without reading gigabytes.
 
     A file by its length and both ends (a TIFF keeps its index in one of them); a folder by the

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from slidelens.engine.bags import BagCache, bags_folder, read_bag
 from slidelens.engine.loader import SlideView
 from slidelens.families.base import Batch
 from slidelens.families.training import take
 from slidelens.slide.open import open_slide
 from slidelens.tiling.annotations import Annotations, read_annotations
+from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from slidelens.families.training import Sample
+    from slidelens.families.base import Bag
+    from slidelens.families.training import Encoder, Sample
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
     from slidelens.tiling.grid import Grid, GridSpec
@@ -78,6 +81,36 @@ class TrainSlides:
         self._grids: dict[tuple[str, GridSpec], Grid] = {}
         self._open: OrderedDict[str, _TrainView] = OrderedDict()
         self._annotations = annotations or {}
+        self._bags: dict[Path, BagCache] = {}
+
+    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoder) -> Bag:
+        """Return a slide's feature vectors from the cache; encode its tiles at first.
+
+        Raises
+        ------
+        SlideError, ResultError
+            See :meth:`~slidelens.engine.bags.BagCache.get`.
+        """
+        place = Path(encoder.place) if encoder.place else bags_folder()
+        cache = self._bags.setdefault(place, BagCache(place))
+        return cache.get(
+            slide_id,
+            lambda: self.view(slide_id),
+            spec,
+            encoder,
+            tissue=TissueSettings(),
+            stain=self._stain,
+        )
+
+    def given_bag(self, slide_id: str) -> Bag:
+        """Read a bag that was made elsewhere: the run's files are bags.
+
+        Raises
+        ------
+        SlideError
+            A file that is no bag.
+        """
+        return read_bag(self._files[slide_id])
 
     def annotations(self, slide_id: str) -> Annotations:
         """Read what is drawn on a slide; empty where it has no file.

@@ -44,6 +44,7 @@ EXPORTERS: Registry[Exporter] = Registry(
     {
         "geojson": "slidelens.export.geojson:EXPORTER",
         "ome-zarr": "slidelens.export.omezarr:EXPORTER",
+        "clam-h5": "slidelens.export.clam:EXPORTER",
         "wsinfer-csv": "slidelens.export.wsinfer:EXPORTER",
         "camelyon16-csv": "slidelens.export.camelyon:EXPORTER",
         "lesions-csv": "slidelens.export.lesions:EXPORTER",

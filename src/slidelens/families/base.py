@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from slidelens.maps.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.tissue import TissueMask
 
 __all__ = [
+    "Bag",
     "Batch",
     "Event",
     "Family",
@@ -59,6 +60,11 @@ class FamilyConfig(BaseModel):
         "none", description="bring the slide's stains to a reference, in training and after"
     )
 
+    @classmethod
+    def fine_tuned(cls, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a model that starts from one with the fields ``base``."""
+        return {**base, **given}
+
 
 ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
 
@@ -68,7 +74,8 @@ class MapSpec:
     """One map that a family draws.
 
     ``channels`` names the planes (class names for probabilities); ``mpp`` is the side of a map cell
-    in µm. ``instances`` marks the map whose values per patch go to ``tiles.csv`` as ``prob_*``.
+    in µm. ``instances`` marks the map whose values per patch go to ``tiles.csv`` as ``prob_*``; a
+    map of kind attention with one value for each of the same patches goes there as ``attention``.
     """
 
     name: str
@@ -107,8 +114,28 @@ class SlideScore:
     probabilities: tuple[float, ...]
 
 
-Event = Patch | Trajectory | SlideScore
-"""What ``infer`` yields: patches, at most one trajectory (where it looked), last the score."""
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """Feature vectors of tiles of one slide.
+
+    Attributes
+    ----------
+    boxes
+        ``(N, 4)`` float64: x, y, w, h in level-0 px.
+    vectors
+        ``(N, D)`` float16 or float32; may be mapped from a file.
+    facts
+        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``backbone``, ``backbone_sha256``.
+    """
+
+    boxes: NDArray[np.float64]
+    vectors: NDArray[np.float16] | NDArray[np.float32]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+Event = Patch | Bag | Trajectory | SlideScore
+"""What ``infer`` yields: patches, the vectors of the tiles that they show (in the same order), at
+most one trajectory (where it looked), last the score."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,23 @@
-"""Multiple-instance learning: each tile is classified, the slide is its most suspicious tile.
+"""Multiple-instance learning: what a slide's tiles say together, by one of eleven poolings.
 
-Source: streaming-prostate-2020, section IV.B, after Campanella et al. 2019. Training is in
-:mod:`slidelens.families.mil_train`.
+Sources: streaming-prostate-2020, section IV.B, after Campanella et al. 2019 (top-1); the papers of
+the other poolings are named where they are built (:mod:`slidelens.nn.mil_pooling`,
+:mod:`slidelens.nn.mil_transformer`). Training is in :mod:`slidelens.families.mil_train`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from safetensors.torch import save
 
-from slidelens.errors import SlideError
+from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import (
+    Bag,
     Event,
     Family,
     FamilyConfig,
@@ -23,35 +27,95 @@ from slidelens.families.base import (
     SlideScore,
     View,
 )
+from slidelens.families.mil_heads import (
+    HEAD_FIELDS,
+    PoolingName,
+    attention_channels,
+    build_network,
+)
 from slidelens.nn.backbones import BackboneName, build_features
-from slidelens.nn.mil import TileClassifier, class_probabilities
+from slidelens.nn.mil import MilNetwork, class_probabilities
 from slidelens.nn.pixels import normalize
 from slidelens.tiling.grid import GridSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["FAMILY", "MilConfig", "grid_spec", "no_tiles"]
+    from torch import nn
+
+__all__ = ["FAMILY", "MilConfig", "backbone_sha256", "grid_spec", "no_tiles"]
+
+_OWN = "; by default what the pooling's paper says"
 
 
 class MilConfig(FamilyConfig):
-    """What defines a MIL model; training has its own (:class:`~.mil_train.MilTraining`)."""
+    """What defines a MIL model; training has its own (:class:`~.mil_train.MilTraining`).
+
+    The fields from ``embed`` on belong to some poolings only (:data:`~.mil_heads.HEAD_FIELDS`):
+    they are ``None`` in a model that has no use for them.
+    """
 
     backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
     tile: int = Field(224, ge=32, le=4096, description="tile side in px")
     mpp: float = Field(0.5, gt=0, le=100, description="resolution of the tiles in µm/px")
     overlap: int = Field(0, ge=0, description="overlap of neighbouring tiles in px")
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
-    pooling: Literal["top1"] = Field("top1", description="how tiles make a slide score")
+    pooling: PoolingName = Field("top1", description="how tiles make a slide score")
     batch_size: int = Field(32, ge=1, le=4096, description="tiles per forward pass")
+    bag_dim: int = Field(
+        0, ge=0, description="length of feature vectors made elsewhere; 0: the backbone makes them"
+    )
+    keep_features: bool = Field(
+        True, description="write the tiles' feature vectors into the result, for export"
+    )
+    embed: int | None = Field(
+        None, ge=0, le=8192, description=f"width of the tiles' embedding, 0 for none{_OWN}"
+    )
+    hidden: int | None = Field(
+        None, ge=1, le=8192, description=f"width of the attention's layer or RNN's state{_OWN}"
+    )
+    dropout: float | None = Field(None, ge=0, lt=1, description=f"of the embedding{_OWN}")
+    top: int | None = Field(
+        None, ge=1, description=f"tiles that topk averages, rnn reads, clam clusters{_OWN}"
+    )
+    heads: int | None = Field(None, ge=1, description=f"attention heads of transmil{_OWN}")
+    landmarks: int | None = Field(None, ge=1, description=f"landmarks of transmil{_OWN}")
 
-    run_fields: ClassVar[frozenset[str]] = frozenset({"overlap", "min_tissue", "batch_size"})
+    run_fields: ClassVar[frozenset[str]] = frozenset(
+        {"overlap", "min_tissue", "batch_size", "keep_features"}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pooling_fields(cls, values: Any) -> Any:
+        """Fill in the pooling's own fields; refuse those of another."""
+        if not isinstance(values, Mapping) or values.get("pooling", "top1") not in HEAD_FIELDS:
+            return values
+        pooling = values.get("pooling", "top1")
+        own = HEAD_FIELDS[pooling]
+        given = {k: v for k, v in values.items() if v is not None}
+        strange = [k for k in given if k not in own and any(k in f for f in HEAD_FIELDS.values())]
+        if strange:
+            has = f"its own fields are {', '.join(own)}" if own else "it has no fields of its own"
+            raise ValueError(f"pooling {pooling} has no {', '.join(strange)}: {has}")
+        return {**own, **given}
 
     @model_validator(mode="after")
-    def _overlap_below_tile(self) -> MilConfig:
+    def _sizes_fit(self) -> MilConfig:
         if self.overlap >= self.tile:
             raise ValueError(f"overlap {self.overlap} px must be below the tile's {self.tile} px")
+        if self.heads and self.embed and self.embed % self.heads:
+            raise ValueError(f"embed {self.embed} does not divide into {self.heads} heads")
+        if self.pooling == "transmil" and not self.embed:
+            raise ValueError("pooling transmil needs embed, the width of its tokens")
         return self
+
+    @classmethod
+    def fine_tuned(cls, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``base`` changed by ``given``; another pooling starts from its own sizes."""
+        if given.get("pooling", base["pooling"]) != base["pooling"]:
+            base = {k: v for k, v in base.items() if not any(k in f for f in HEAD_FIELDS.values())}
+        return {**base, **given}
 
 
 def grid_spec(config: MilConfig) -> GridSpec:
@@ -67,45 +131,86 @@ def no_tiles(config: MilConfig) -> str:
     )
 
 
+def backbone_sha256(network: MilNetwork) -> str:
+    """Return the checksum of the backbone's weights, by which its feature vectors are known."""
+    assert network.features is not None
+    weights = network.features.state_dict()
+    return sha256(save({k: v.detach().cpu().contiguous() for k, v in weights.items()})).hexdigest()
+
+
 def build(config: MilConfig, n_classes: int) -> nn.Module:
-    """Build the tile network, with random weights."""
-    return TileClassifier(build_features(config.backbone), n_classes)
+    """Build the network, with random weights."""
+    features = config.bag_dim or build_features(config.backbone)
+    own = {name: getattr(config, name) for name in HEAD_FIELDS[config.pooling]}
+    return build_network(config.pooling, features, n_classes, own)
 
 
 def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
-    """Draw the probability of each class per tile; the slide's is that of its top-1 tile.
+    """Draw each tile's probabilities, then the attention; end with what the pooling says.
+
+    A tile's probabilities are those that the slide would have if it were the only tile (of the RNN:
+    those of its tile classifier). They are drawn as tiles are read; the rest needs all of them.
 
     Raises
     ------
     SlideError
         No tile holds enough tissue.
+    ModelError
+        A model on feature vectors that were made elsewhere.
     """
-    grid = view.grid(grid_spec(model.config))
+    config = model.config
+    network: Any = model.module
+    if config.bag_dim:
+        raise ModelError(
+            f"model {model.name!r} was trained on feature vectors made elsewhere and has no "
+            "backbone to make them of a slide."
+        )
+    grid = view.grid(grid_spec(config))
     if len(grid) == 0:
-        raise SlideError(no_tiles(model.config))
+        raise SlideError(no_tiles(config))
     view.total(len(grid))
-    best: torch.Tensor | None = None
-    for batch in view.batches(grid, model.config.batch_size):
-        logits = model.module(normalize(batch.images, model.mean, model.std)).float()
-        top = logits.amax(0)
-        best = top if best is None else torch.maximum(best, top)
-        values = class_probabilities(logits).cpu().numpy()
+    facts = _facts(model) if config.keep_features else {}
+    seen = []
+    for batch in view.batches(grid, config.batch_size):
+        vectors = network(normalize(batch.images, model.mean, model.std), vectors=True).float()
+        values = class_probabilities(network.instances(vectors)).cpu().numpy()
         yield Patch("probability", batch.boxes, values)
+        if config.keep_features:
+            yield Bag(batch.boxes, vectors.half().cpu().numpy(), facts)
+        seen.append(vectors)
         view.step(len(values))
-    assert best is not None
-    yield SlideScore(tuple(class_probabilities(best[None])[0].tolist()))
+    output = network(bag=torch.cat(seen))
+    if output.attention is not None:
+        yield Patch("attention", grid.boxes, output.attention.T.cpu().numpy())
+    yield SlideScore(tuple(class_probabilities(output.logits[None])[0].tolist()))
+
+
+def _facts(model: Model[MilConfig]) -> dict[str, str]:
+    """Say what makes the model's feature vectors."""
+    config = model.config
+    facts = {"tile": config.tile, "overlap": config.overlap, "mpp": config.mpp}
+    assert isinstance(model.module, MilNetwork)
+    return {
+        **{name: str(value) for name, value in facts.items()},
+        "backbone": config.backbone,
+        "backbone_sha256": backbone_sha256(model.module),
+    }
 
 
 def maps(config: MilConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
-    """Return the one map: a cell per step of the grid."""
+    """Return the tiles' probabilities and, if the pooling has one, their attention."""
     cell = (config.tile - config.overlap) * config.mpp
-    return (MapSpec("probability", "probability", tuple(classes), cell, instances=True),)
+    found = [MapSpec("probability", "probability", tuple(classes), cell, instances=True)]
+    channels = attention_channels(config.pooling, classes)
+    if channels:
+        found.append(MapSpec("attention", "attention", channels, cell))
+    return tuple(found)
 
 
 FAMILY = Family(
     name="mil",
-    title="Multiple-instance learning (top-1)",
-    about="Classifies each tile; the slide's score is that of its most suspicious tile.",
+    title="Multiple-instance learning",
+    about="Looks at each tile; a pooling (--pooling) makes the slide's score of what it sees.",
     config=MilConfig,
     build=build,
     infer=infer,

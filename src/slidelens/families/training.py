@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from slidelens.families.base import FamilyConfig, Model, View
+    from slidelens.families.base import Bag, FamilyConfig, Model, View
     from slidelens.tiling.annotations import Annotations
-    from slidelens.tiling.grid import Grid
+    from slidelens.tiling.grid import Grid, GridSpec
 
 __all__ = [
+    "Encoder",
     "Outcome",
     "Phase",
     "Sample",
@@ -92,6 +93,19 @@ class TrainConfig(BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset name to field values; ``default`` is used when none is named."""
 
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        config: FamilyConfig,  # noqa: ARG003  # reason: for families whose presets depend on it
+        given: Mapping[str, Any],  # noqa: ARG003  # reason: as above
+    ) -> Mapping[str, Any] | None:
+        """Return the values of a preset for a model of this configuration, or ``None``.
+
+        ``given`` are the fields of the training that the user set.
+        """
+        return cls.presets.get(name)
+
     def suited(self, config: FamilyConfig) -> Self:  # noqa: ARG002  # reason: for families
         """Return the training of a model of this configuration.
 
@@ -108,6 +122,32 @@ class Sample:
     label: int
 
 
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What makes feature vectors of tiles, for bags that are made once and kept.
+
+    Attributes
+    ----------
+    encode
+        Tiles ``(N, 3, H, W)`` uint8 RGB to vectors ``(N, D)``.
+    batch_size
+        Tiles per call.
+    facts
+        JSON values: whatever, beside slide, grid and precision, decides the vectors.
+    precision, dtype
+        In which they are computed, and kept.
+    place
+        Folder to keep bags in; ``None`` is the user's cache.
+    """
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    batch_size: int
+    facts: Mapping[str, Any]
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    place: str | None = None
+
+
 class TrainData(Protocol):
     """The slides of a training run, split; the engine makes it."""
 
@@ -121,6 +161,15 @@ class TrainData(Protocol):
 
     def view(self, slide_id: str) -> View:
         """Return the view of a slide; its tiles come from memory when they were read before."""
+
+    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoder) -> Bag:
+        """Return the vectors of a slide's tiles, mapped from a file that is made at first.
+
+        The bag is empty where no tile holds enough tissue.
+        """
+
+    def given_bag(self, slide_id: str) -> Bag:
+        """Read a bag that was made elsewhere, where the run's files are bags and not slides."""
 
     def annotations(self, slide_id: str) -> Annotations:
         """Read what is drawn on a slide; empty for a negative slide that has no file.

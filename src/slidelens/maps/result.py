@@ -5,6 +5,7 @@
     <folder>/result.json          what, by which model, with which settings (see schema)
              maps.ome.zarr/       every map and the tissue mask (see ngff)
              tiles.csv            the table of tiles (see tiles)
+             features.safetensors their feature vectors, of models that make some (see features)
              regions.geojson      positive regions, for QuPath (see geojson)
              trajectory.json      where the network looked, if it chose that itself (see trajectory)
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
 from slidelens.files import staged_folder
+from slidelens.maps.features import TileFeatures
 from slidelens.maps.map import Map
 from slidelens.maps.schema import MapEntry, ModelInfo, ResultFile, SlideInfo, read_result_file
 from slidelens.maps.tiles import Tiles
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
     from slidelens.maps.regions import Region
     from slidelens.maps.trajectory import Trajectory
 
-__all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "Tiles", "find_results"]
+__all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "TileFeatures", "Tiles", "find_results"]
 
 _FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
-_TRAJECTORY = "trajectory.json"
+_TRAJECTORY, _FEATURES = "trajectory.json", "features.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RESERVED = frozenset({"OME", "labels", "zarr.json"})
 
@@ -49,6 +51,8 @@ class Result:
         The maps; the one named "tissue" (kind labels) is the tissue mask.
     tiles, regions
         The table of tiles (``None``: there is none) and the positive regions.
+    features
+        Feature vectors of the tiles, one row for each; ``None`` for models that make none.
     trajectory
         Where the network looked; ``None`` for models that look everywhere.
     timings
@@ -73,6 +77,7 @@ class Result:
         maps: Sequence[Map] = (),
         tiles: Tiles | None = None,
         regions: Sequence[Region] | None = None,
+        features: TileFeatures | None = None,
         trajectory: Trajectory | None = None,
         timings: Mapping[str, float] | None = None,
         settings_sha256: str | None = None,
@@ -88,6 +93,7 @@ class Result:
         self.path: Path | None = None
         self._tiles = tiles
         self._regions = None if regions is None else tuple(regions)
+        self._features = features
         self._trajectory = trajectory
         bad = [n for n in self.maps if not _NAME.fullmatch(n) or n in _RESERVED]
         if bad:
@@ -115,6 +121,13 @@ class Result:
 
                 self._regions = tuple(read_regions(self.path / _REGIONS))
         return self._regions
+
+    @property
+    def features(self) -> TileFeatures | None:
+        """Feature vectors of the tiles; read from the folder when asked for, and not kept."""
+        if self._features is None and self.path is not None and (self.path / _FEATURES).exists():
+            return TileFeatures.read(self.path / _FEATURES)
+        return self._features
 
     @property
     def trajectory(self) -> Trajectory | None:
@@ -175,6 +188,7 @@ class Result:
                 "Free some space or choose another --out."
             ) from error
         self._attach(path, content.maps)
+        self._features = None
 
     def _attach(self, path: Path, entries: Sequence[MapEntry]) -> None:
         from slidelens.maps.ngff import open_map
@@ -190,6 +204,7 @@ class Result:
 
         # Read before a folder that is replaced goes.
         tiles, regions, trajectory = self.tiles, self.regions, self.trajectory
+        features = self.features
         entries: list[MapEntry] = []
         if self.maps:
             places = write_maps(staging / _MAPS, self.maps.values())
@@ -199,6 +214,8 @@ class Result:
             ]
         if tiles is not None:
             tiles.write(staging / _TILES)
+        if features is not None:
+            features.write(staging / _FEATURES)
         write_features(staging / _REGIONS, region_features(regions, self.classes))
         if trajectory is not None:
             write_trajectory(staging / _TRAJECTORY, trajectory)

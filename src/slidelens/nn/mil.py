@@ -1,4 +1,8 @@
-"""Multiple-instance learning on slides cut into tiles: the tile network and what pools its output.
+"""Multiple-instance learning on slides cut into tiles: networks, losses, linear poolings.
+
+A network has a backbone, which makes a feature vector of each tile, and a head, which makes an
+answer of the vectors of one slide, its bag. Here the head is a linear layer; in
+:mod:`slidelens.nn.mil_pooling` it learns how to pool.
 
 Method: Campanella et al. 2019 as described in streaming-prostate-2020, section IV.B: one tile's
 probability is the slide's, and the tile is the one with the highest.
@@ -6,8 +10,9 @@ probability is the slide's, and the tile is the one with the highest.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import log
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +21,183 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from slidelens.nn.backbones import Features
 
-__all__ = ["TileClassifier", "class_probabilities", "slide_loss", "soft_maximum"]
+__all__ = [
+    "BagClassifier",
+    "BagOutput",
+    "BagPooling",
+    "LinearPooling",
+    "MilNetwork",
+    "TileClassifier",
+    "bag_loss",
+    "class_probabilities",
+    "outputs",
+    "slide_loss",
+    "soft_maximum",
+]
+
+LinearPooling = Literal["top1", "topk", "mean", "max"]
 
 
-class TileClassifier(nn.Module):
-    """A backbone and one linear layer: ``(N, 3, H, W)`` normalised tiles to ``(N, K)`` logits.
+class BagOutput(NamedTuple):
+    """What a network says of one bag.
 
-    K is 1 for two classes (the logit of the last, the positive one), else one per class. The paper
-    is binary; with more classes a slide's logit of each class is the highest of its tiles, and the
-    softmax is taken over these (our choice).
+    Attributes
+    ----------
+    logits
+        ``(K,)`` of the slide; K = 1 is the logit of the last of two classes.
+    attention
+        ``(A, N)`` weights of the tiles, each row summing to 1; one row, or one per output. ``None``
+        for a pooling without.
+    loss
+        What to learn from, where a label was given.
     """
 
-    def __init__(self, features: Features, n_classes: int) -> None:
+    logits: Tensor
+    attention: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class BagPooling(nn.Module, ABC):
+    """From the vectors of a bag to its logits, and to those of each tile."""
+
+    @abstractmethod
+    def forward(
+        self, vectors: Tensor, label: Tensor | None = None, smoothing: float = 0.0
+    ) -> BagOutput:
+        """Pool ``(N, D)`` float32, N at least 1.
+
+        With ``label`` (0-dimensional, class index) the output has a loss; ``smoothing`` spreads
+        that part of the label evenly over the classes.
+        """
+
+    @abstractmethod
+    def instances(self, vectors: Tensor) -> Tensor:
+        """Return ``(N, K)``: the logits of each tile alone."""
+
+
+class MilNetwork(nn.Module, ABC):
+    """A backbone and a head.
+
+    Attributes
+    ----------
+    features
+        Normalised tiles ``(N, 3, H, W)`` to vectors ``(N, D)``; ``None`` for a network on vectors
+        that were made elsewhere.
+    head
+        Vectors to logits: what learns while the backbone is frozen.
+    """
+
+    def __init__(self, features: Features | None, head: nn.Module) -> None:
         super().__init__()
         self.features = features
-        self.head = nn.Linear(features.dim, 1 if n_classes == 2 else n_classes)
+        self.head = head
 
-    def forward(self, images: Tensor, *, vectors: bool = False) -> Tensor:
-        """Return the logits of each tile, or with ``vectors`` what the head makes them of."""
-        features: Tensor = self.features(images)
-        return features if vectors else self.head(features)
+    def forward(
+        self,
+        images: Tensor | None = None,
+        *,
+        vectors: bool = False,
+        bag: Tensor | None = None,
+        label: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor | BagOutput:
+        """Do one of three things; all go through here, where a trainer wraps the network.
+
+        - ``images``: return the logits ``(N, K)`` of each tile alone;
+        - ``images`` with ``vectors``: return their feature vectors ``(N, D)``;
+        - ``bag`` ``(N, D)``: return the :class:`BagOutput` of a slide, in float32 also under
+          autocast, with a loss if there is a ``label``.
+        """
+        if bag is not None:
+            with torch.autocast(bag.device.type, enabled=False):
+                return self._pool(bag.float(), label, smoothing)
+        assert images is not None
+        assert self.features is not None
+        found: Tensor = self.features(images)
+        return found if vectors else self.instances(found)
+
+    def instances(self, vectors: Tensor) -> Tensor:
+        """Return ``(N, K)`` float32, also under autocast: the logits of each tile alone."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self._instances(vectors.float())
+
+    @abstractmethod
+    def _instances(self, vectors: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _pool(self, vectors: Tensor, label: Tensor | None, smoothing: float) -> BagOutput: ...
+
+
+class TileClassifier(MilNetwork):
+    """One linear layer on each tile's vector, and a fixed rule that pools.
+
+    K, the number of logits, is 1 for two classes (the logit of the last, the positive one), else
+    one per class; each is pooled on its own and the softmax taken over these (our choice: the paper
+    is binary).
+
+    Parameters
+    ----------
+    features
+        The backbone, or the length of vectors that were made elsewhere.
+    n_classes
+        Number of classes.
+    pooling
+        ``top1`` and ``topk`` average the 1 or ``top`` highest logits; ``mean`` averages the
+        vectors, ``max`` takes each of their numbers where it is highest.
+    top
+        For ``topk``.
+    """
+
+    def __init__(
+        self,
+        features: Features | int,
+        n_classes: int,
+        pooling: LinearPooling = "top1",
+        top: int = 1,
+    ) -> None:
+        backbone = None if isinstance(features, int) else features
+        dim = features if isinstance(features, int) else features.dim
+        super().__init__(backbone, nn.Linear(dim, outputs(n_classes)))
+        self.pooling = pooling
+        self.top = top if pooling == "topk" else 1
+
+    def _instances(self, vectors: Tensor) -> Tensor:
+        logits: Tensor = self.head(vectors)
+        return logits
+
+    def _pool(self, vectors: Tensor, label: Tensor | None, smoothing: float) -> BagOutput:
+        if self.pooling == "mean":
+            logits = self.head(vectors.mean(0))
+        elif self.pooling == "max":
+            logits = self.head(vectors.amax(0))
+        else:
+            logits = self.highest(self.head(vectors))[0].mean(0)
+        return BagOutput(logits, None, bag_loss(logits, label, smoothing))
+
+    def highest(self, logits: Tensor) -> torch.return_types.topk:
+        """Return values and positions ``(min(top, N), K)`` of the highest logits of each output."""
+        return logits.topk(min(self.top, len(logits)), 0)
+
+
+class BagClassifier(MilNetwork):
+    """A pooling that learns, behind a backbone (or behind vectors that were made elsewhere)."""
+
+    head: BagPooling
+
+    def __init__(self, features: Features | None, head: BagPooling) -> None:
+        super().__init__(features, head)
+
+    def _instances(self, vectors: Tensor) -> Tensor:
+        return self.head.instances(vectors)
+
+    def _pool(self, vectors: Tensor, label: Tensor | None, smoothing: float) -> BagOutput:
+        output: BagOutput = self.head(vectors, label, smoothing)
+        return output
+
+
+def outputs(n_classes: int) -> int:
+    """Return the number of logits for so many classes: one for two."""
+    return 1 if n_classes == 2 else n_classes
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
@@ -66,3 +228,8 @@ def slide_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor
         target = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
     return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def bag_loss(logits: Tensor, label: Tensor | None, smoothing: float) -> Tensor | None:
+    """Return the cross entropy of one slide's logits ``(K,)``, if there is a label."""
+    return None if label is None else slide_loss(logits[None], label[None], smoothing)[0]

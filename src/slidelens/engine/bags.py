@@ -1,0 +1,234 @@
+"""Feature bags on disk: made once per slide, grid and network, and shared by all runs.
+
+A bag is known by its content: the key digests everything that its vectors depend on. It lies in
+``<cache>/bags/<2 digits>/<key>/`` as ``boxes.npy``, ``vectors.npy`` and ``bag.json`` (what was
+digested). The folder appears whole or not at all, so that runs side by side, and runs that are
+killed, never leave half a bag; what two make at once is the same. Any of it can be deleted at any
+time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from slidelens.engine.device import uses_bf16
+from slidelens.engine.provenance import fingerprint
+from slidelens.errors import LabelError, ResultError, SlideError
+from slidelens.export.clam import read_clam
+from slidelens.families.base import Bag
+from slidelens.files import staged_folder
+from slidelens.settings import get_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from slidelens.engine.loader import SlideView
+    from slidelens.families.training import Encoder
+    from slidelens.tiling.grid import Grid, GridSpec
+    from slidelens.tiling.tissue import TissueSettings
+
+__all__ = ["BagCache", "bags_folder", "find_bags", "read_bag"]
+
+_ALGORITHM = 1
+"""Raised when a new version encodes the same tiles to other vectors."""
+_BOXES, _VECTORS, _FACTS = "boxes.npy", "vectors.npy", "bag.json"
+log = logging.getLogger(__name__)
+
+
+def bags_folder() -> Path:
+    """Return the user's folder of feature bags."""
+    return get_settings().cache_dir / "bags"
+
+
+class BagCache:
+    """Bags in one folder.
+
+    Parameters
+    ----------
+    folder
+        Made when the first bag is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[tuple[object, ...], Path] = {}
+        """Bags of this run by what was asked for: their slides need not be opened again."""
+
+    def get(
+        self,
+        slide_id: str,
+        view: Callable[[], SlideView],
+        spec: GridSpec,
+        encoder: Encoder,
+        *,
+        tissue: TissueSettings,
+        stain: str,
+    ) -> Bag:
+        """Return a slide's bag, encoding its tiles if it is not there; vectors are mapped.
+
+        Parameters
+        ----------
+        slide_id, view
+            The slide, and what opens it.
+        spec
+            Its grid, which is laid only when it is needed.
+        encoder
+            What makes the vectors.
+        tissue, stain
+            How the view finds tissue and normalises stains.
+
+        Raises
+        ------
+        ResultError
+            The cache cannot be written.
+        SlideError
+            A slide that cannot be read; vectors too large for the type they are kept in.
+        """
+        asked = (slide_id, spec, _json(encoder.facts), encoder.precision, encoder.dtype)
+        if asked in self._known:
+            bag = _load(self._known[asked])
+            if bag is not None:
+                return bag
+        opened = view()
+        facts = _facts(opened, spec, encoder, tissue, stain)
+        key = sha256(_json(facts).encode()).hexdigest()
+        self._known[asked] = folder = self.folder / key[:2] / key
+        return _load(folder) or self._made(folder, opened, spec, encoder, facts)
+
+    def _made(
+        self,
+        folder: Path,
+        view: SlideView,
+        spec: GridSpec,
+        encoder: Encoder,
+        facts: dict[str, Any],
+    ) -> Bag:
+        reason = "it was removed at once"
+        try:
+            self._make(folder, view, view.grid(spec), encoder, facts)
+        except SlideError:  # an OSError too, but not of the cache
+            raise
+        except OSError as error:  # such as: another run has made the bag in the meantime
+            reason = str(error.strerror or error)
+        bag = _load(folder)
+        if bag is None:
+            raise ResultError(
+                f"cannot keep the feature bag {folder}: {reason}. Make room, or keep bags "
+                "elsewhere: --set bag_cache=DIR."
+            )
+        return bag
+
+    def _make(
+        self, folder: Path, view: SlideView, grid: Grid, encoder: Encoder, facts: dict[str, Any]
+    ) -> None:
+        """Encode a grid's tiles, a batch in memory at a time."""
+        with staged_folder(folder) as staging:
+            np.save(staging / _BOXES, grid.boxes)
+            (staging / _FACTS).write_text(_json(facts), encoding="utf-8")
+            vectors, seen = np.empty((0, 0), _type(encoder)), 0
+            for batch in view.batches(grid, encoder.batch_size):
+                found = encoder.encode(batch.images).float().cpu().numpy()
+                if seen == 0:
+                    vectors = np.lib.format.open_memmap(
+                        staging / _VECTORS,
+                        mode="w+",
+                        dtype=_type(encoder),
+                        shape=(len(grid), found.shape[1]),
+                    )
+                vectors[seen : seen + len(found)] = _narrowed(found, vectors.dtype, view)
+                seen += len(found)
+            if seen == 0:
+                np.save(staging / _VECTORS, vectors)
+            elif isinstance(vectors, np.memmap):
+                vectors.flush()
+
+
+def find_bags(folder: Path) -> dict[str, Path]:
+    """Return slide id to file, of every HDF5 file in a folder.
+
+    Raises
+    ------
+    LabelError
+        No such folder, or no such file in it.
+    """
+    found = {path.stem: path for path in sorted(folder.glob("*.h5"))}
+    if not found:
+        raise LabelError(f"{folder}: no folder of feature bags; expected files <slide id>.h5.")
+    return found
+
+
+def read_bag(path: Path) -> Bag:
+    """Read a bag of CLAM's format; see :func:`~slidelens.export.clam.read_clam`.
+
+    Raises
+    ------
+    SlideError
+        A file that is no such bag.
+    """
+    try:
+        found = read_clam(path)
+    except ResultError as error:
+        raise SlideError(str(error)) from error
+    return Bag(found.boxes, found.features, found.facts)
+
+
+def _facts(
+    view: SlideView, spec: GridSpec, encoder: Encoder, tissue: TissueSettings, stain: str
+) -> dict[str, Any]:
+    """Return everything that the vectors depend on."""
+    slide = view.slide
+    bf16 = uses_bf16(view.device, encoder.precision)
+    return {
+        "algorithm": _ALGORITHM,
+        "slide": [slide.id, *slide.size, *view.mpp, fingerprint(slide)],
+        "grid": [spec.tile, spec.mpp, spec.overlap, spec.min_tissue],
+        "tissue": tissue.model_dump(mode="json"),
+        "stain": stain,
+        "encoder": encoder.facts,
+        "precision": "bf16" if bf16 else "fp32",
+        "dtype": encoder.dtype,
+    }
+
+
+def _load(folder: Path) -> Bag | None:
+    """Map a bag; ``None`` where there is none, or one that is damaged."""
+    try:
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        boxes = np.load(folder / _BOXES, allow_pickle=False)
+        mode: Literal["r"] | None = "r" if len(boxes) else None  # nothing cannot be mapped
+        vectors = np.load(folder / _VECTORS, mmap_mode=mode, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: the feature bag is damaged and made anew (%s)", folder, error)
+        return None
+    tile, mpp, overlap, _ = facts["grid"]
+    return Bag(boxes, vectors, {"tile": str(tile), "mpp": str(mpp), "overlap": str(overlap)})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _type(encoder: Encoder) -> np.dtype[Any]:
+    return np.dtype(np.float16 if encoder.dtype == "fp16" else np.float32)
+
+
+def _narrowed(vectors: NDArray[np.float32], dtype: np.dtype[Any], view: SlideView) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        narrow = vectors.astype(dtype)
+    if not np.isfinite(narrow).all():
+        why = "are not finite" if not np.isfinite(vectors).all() else "exceed fp16"
+        raise SlideError(
+            f"{view.slide.path}: the feature vectors of its tiles {why}; check the weights, or "
+            "keep vectors in single precision: --set bag_dtype=fp32."
+        )
+    return narrow

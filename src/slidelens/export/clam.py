@@ -1,0 +1,183 @@
+"""Feature bags as CLAM and TRIDENT keep them: one HDF5 file per slide.
+
+``features`` is ``(N, D)`` and ``coords`` ``(N, 2)``, the upper left corners of the tiles in level-0
+px. What tools call ``patch_size`` differs, so the size in level-0 px and the resolution in µm are
+always written too, and ``boxes`` ``(N, 4)`` keeps corners and sizes that are no whole numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.errors import ResultError
+from slidelens.export.base import Exporter
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from slidelens.maps.result import Result
+
+__all__ = ["EXPORTER", "ClamBag", "read_clam", "write_clam"]
+
+_TENFOLD = 10.0
+"""µm/px at a magnification of 1: 20x is 0.5 µm/px."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClamBag:
+    """What such a file holds.
+
+    Attributes
+    ----------
+    boxes
+        ``(N, 4)`` float64 x, y, w, h in level-0 px; w and h are 0 where the file does not say.
+    features
+        ``(N, D)`` float16 or float32.
+    facts
+        ``tile``, ``overlap`` (px), ``mpp`` (µm/px), ``backbone``, ``backbone_sha256`` and other
+        attributes of the file, as text.
+    """
+
+    boxes: NDArray[np.float64]
+    features: NDArray[Any]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_clam(path: Path, bag: ClamBag, name: str, size: tuple[int, int], mpp: float) -> None:
+    """Write a file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    bag
+        Its ``facts`` should have ``tile``, ``overlap`` and ``mpp``.
+    name
+        Of the slide.
+    size, mpp
+        Width and height of the slide in level-0 px, and its resolution in µm/px (along x).
+
+    Raises
+    ------
+    ResultError
+        h5py is not installed.
+    """
+    import io
+
+    h5py = _h5py()
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        features = np.asarray(bag.features, np.float32)
+        file.create_dataset("features", data=features, chunks=True, compression="gzip")
+        corners = np.rint(bag.boxes[:, :2]).astype(np.int64)
+        coords = file.create_dataset("coords", data=corners)
+        file.create_dataset("boxes", data=bag.boxes)
+        coords.attrs.update(_attributes(bag, name, size, mpp))
+        file["features"].attrs.update({k: v for k, v in bag.facts.items() if "backbone" in k})
+    write_atomic(path, memory.getvalue())
+
+
+def read_clam(path: Path) -> ClamBag:
+    """Read a file, ours or of CLAM, TRIDENT and those who write alike.
+
+    Raises
+    ------
+    ResultError
+        h5py is not installed; no HDF5 file; datasets that are missing or do not fit.
+    """
+    h5py = _h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            lacking = [name for name in ("features", "coords") if name not in file]
+            if lacking:
+                raise ResultError(
+                    f"{path}: has no dataset {' and '.join(lacking)}; expected features (N, D) and "
+                    f"coords (N, 2), found {', '.join(file) or 'nothing'}."
+                )
+            features, coords = np.asarray(file["features"]), np.asarray(file["coords"])
+            attributes = {**file["features"].attrs, **file["coords"].attrs}
+            boxes = np.asarray(file["boxes"], np.float64) if "boxes" in file else None
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read as HDF5 ({error}).") from error
+    features = features[0] if features.ndim == 3 and len(features) == 1 else features
+    coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
+    if features.ndim != 2 or coords.shape != (len(features), 2) or len(features) == 0:
+        raise ResultError(
+            f"{path}: features {features.shape} and coords {coords.shape} are no bag; expected "
+            "(N, D) and (N, 2)."
+        )
+    if boxes is None or boxes.shape != (len(coords), 4):
+        side = float(attributes.get("patch_size_level0", 0))
+        boxes = np.concatenate([coords, np.full(coords.shape, side)], 1).astype(np.float64)
+    if features.dtype not in (np.float16, np.float32):
+        features = features.astype(np.float32)
+    return ClamBag(boxes, features, _facts(attributes))
+
+
+def _attributes(
+    bag: ClamBag, name: str, size: tuple[int, int], mpp: float
+) -> dict[str, str | int | float]:
+    side = round(float(bag.boxes[0, 2])) if len(bag.boxes) else 0
+    tile_mpp = float(bag.facts.get("mpp", mpp))
+    return {
+        "name": name,
+        "patch_size": int(bag.facts.get("tile", side)),
+        "patch_size_level0": side,
+        "patch_level": 0,
+        "overlap": int(bag.facts.get("overlap", 0)),
+        "spacing_um_px": tile_mpp,
+        "level0_mpp": mpp,
+        "level0_magnification": _TENFOLD / mpp,
+        "target_magnification": _TENFOLD / tile_mpp,
+        "level0_width": size[0],
+        "level0_height": size[1],
+    }
+
+
+def _facts(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Name the attributes as :class:`~slidelens.families.base.Bag` does."""
+    facts = {key: str(value) for key, value in attributes.items()}
+    for ours, theirs in (("tile", "patch_size"), ("mpp", "spacing_um_px")):
+        if theirs in attributes:
+            facts[ours] = str(attributes[theirs])
+    if "mpp" not in facts and "target_magnification" in attributes:
+        facts["mpp"] = str(_TENFOLD / float(attributes["target_magnification"]))
+    return facts
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ResultError(
+            "feature bags in HDF5 need h5py, which is not installed: pip install 'slidelens[bags]'."
+        ) from error
+    return h5py
+
+
+def _write(result: Result, path: Path) -> None:
+    slide, tiles, features = result.slide, result.tiles, result.features
+    if tiles is None or features is None or len(tiles) != len(features):
+        raise ResultError(
+            f"{slide.id}: the result has no feature vectors to export; they are written by MIL "
+            "models, unless run with --set keep_features=false."
+        )
+    if slide.size is None or slide.resolution is None:
+        raise ResultError(f"{slide.id}: the result does not say how large the slide is.")
+    bag = ClamBag(tiles.boxes, features.vectors, features.facts)
+    write_clam(path, bag, slide.id, slide.size, slide.resolution.x)
+
+
+EXPORTER = Exporter(
+    "clam-h5",
+    "Tiles and their feature vectors, for CLAM, TRIDENT and `slidelens train mil --bags`.",
+    ".h5",
+    _write,
+)

@@ -1,0 +1,206 @@
+"""Training on whole bags: from cached feature vectors, or end to end through every tile.
+
+On cached vectors the backbone is frozen and each tile is encoded once, for all runs. End to end,
+the gradient is exact and memory is that of one batch of tiles: a bag is encoded without a graph,
+the pooling gives the gradient of each vector, then tiles are encoded again, batch by batch, and
+their gradients sent on. Tiles that the pooling did not look at (most of them, for a maximum) are
+not encoded again.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from slidelens.errors import SlideError
+from slidelens.families.mil import backbone_sha256, grid_spec, no_tiles
+from slidelens.families.mil_tiles import MilTiles, evaluating, network_of, slide_key
+from slidelens.families.training import Encoder, Outcome, Work, balanced_order
+from slidelens.nn.mil import class_probabilities, slide_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from slidelens.families.base import Bag
+    from slidelens.families.mil_train import MilTraining
+    from slidelens.families.training import Stage
+
+__all__ = ["BagSteps"]
+
+
+class BagSteps:
+    """One phase per epoch: bags in balanced random order.
+
+    A training bag is one of the slide's cached copies, the plain one or an augmented one, drawn
+    anew each epoch; end to end it is augmented anew. A slide's tiles are augmented alike: stain
+    differs between slides, not between the tiles of one.
+    """
+
+    def __init__(self, tiles: MilTiles, config: MilTraining, seed: int) -> None:
+        self.tiles, self.config, self.seed = tiles, config, seed
+        self.train = tiles.data.train
+        self._learning = {sample.slide_id for sample in self.train}
+        self._sha = ""
+        """Of the backbone's weights, as long as they do not change."""
+
+    def check(self, slide_id: str) -> None:
+        """Refuse a slide without tiles; encode those of the others, unless that was done before."""
+        if self.config.bags:
+            self._check_given(slide_id)
+        elif self.config.features != "cached" and all(
+            stage.trains == "all" for stage in self.config.stages
+        ):
+            if len(self.tiles.grid(slide_id)) == 0:
+                raise SlideError(no_tiles(self.tiles.model.config))
+        else:
+            copies = self.config.copies if slide_id in self._learning else 0
+            for copy in range(copies + 1):
+                if len(self._cached(slide_id, copy).vectors) == 0:
+                    raise SlideError(no_tiles(self.tiles.model.config))
+
+    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
+        """Yield batches of slides in balanced order."""
+        if not self._frozen(stage.trains):
+            self._sha = ""
+        order = balanced_order(self.train, self.seed, epoch)
+        for start in range(0, len(order), self.config.train_batch):
+            batch = [self.train[i] for i in order[start : start + self.config.train_batch]]
+            yield Work("train", tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
+
+    def length(self, stage: Stage) -> int:  # noqa: ARG002  # reason: the same in all stages
+        """Return the number of batches in an epoch."""
+        return ceil(len(balanced_order(self.train, self.seed, 0)) / self.config.train_batch)
+
+    def step(
+        self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None], stage: Stage
+    ) -> Outcome:
+        """Learn from bags one after the other, or score a tuning slide."""
+        labels = torch.tensor(work.labels, device=self.tiles.model.device)
+        if work.phase == "tune":
+            output = self.tiles.pooled(self._scored(work.slides[0]))
+            loss = slide_loss(output.logits[None], labels)
+            probabilities = class_probabilities(output.logits[None])[0]
+            return Outcome(tuple(loss.tolist()), (tuple(probabilities.tolist()),))
+        frozen = self._frozen(stage.trains)
+        learn = self._learn_head if frozen else self._learn_all
+        return Outcome(
+            tuple(
+                learn(slide_id, label, epoch, backward)
+                for slide_id, label in zip(work.slides, labels, strict=True)
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: steps do not depend on each other."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take nothing back."""
+
+    def _frozen(self, trains: str) -> bool:
+        return self.config.features == "cached" or trains == "head"
+
+    def _learn_head(
+        self, slide_id: str, label: torch.Tensor, epoch: int, backward: Callable[..., None]
+    ) -> float:
+        """Backpropagate a cached bag's loss into the head; return it."""
+        draw = np.random.default_rng([self.seed, epoch, slide_key(slide_id)])
+        copy = int(draw.integers(self.config.copies + 1))
+        loss = self._loss(self._vectors(slide_id, copy), label)
+        backward(loss)
+        return float(loss.detach())
+
+    def _learn_all(
+        self, slide_id: str, label: torch.Tensor, epoch: int, backward: Callable[..., None]
+    ) -> float:
+        """Backpropagate a slide's loss into head and backbone; return it."""
+        key = (self.seed, epoch, slide_key(slide_id))
+        backbone = network_of(self.tiles.model).features
+        assert backbone is not None
+        backbone.eval()  # both passes must see the same network
+        with torch.no_grad():
+            vectors = self._encode(slide_id, key=key)
+        vectors = vectors.float().requires_grad_()
+        loss = self._loss(vectors, label)
+        backward(loss)
+        gradient = vectors.grad
+        assert gradient is not None
+        rows = gradient.abs().sum(1).nonzero()[:, 0]
+        if len(rows) == 0:
+            return float(loss.detach())
+        parts = torch.split(gradient[rows], self.tiles.model.config.batch_size)
+        batches = self.tiles.batches(slide_id, rows.tolist(), lambda _: key)
+        for images, part in zip(batches, parts, strict=True):
+            backward((self.tiles.vectors(images) * part).sum())
+        return float(loss.detach())
+
+    def _loss(self, vectors: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        loss = self.tiles.pooled(vectors, label, self.config.smoothing).loss
+        assert loss is not None
+        return loss
+
+    def _encode(self, slide_id: str, key: tuple[int, ...] | None) -> torch.Tensor:
+        batches = self.tiles.batches(slide_id, key=None if key is None else lambda _: key)
+        return torch.cat([self.tiles.vectors(images) for images in batches])
+
+    def _scored(self, slide_id: str) -> torch.Tensor:
+        """Return the vectors of a tuning slide, by the backbone as it is now."""
+        if self.config.features == "cached":
+            return self._vectors(slide_id, 0)
+        return self._encode(slide_id, None)
+
+    def _vectors(self, slide_id: str, copy: int) -> torch.Tensor:
+        given = self.config.bags
+        bag = self.tiles.data.given_bag(slide_id) if given else self._cached(slide_id, copy)
+        vectors = np.asarray(bag.vectors, np.float32)
+        return torch.from_numpy(vectors).to(self.tiles.model.device)
+
+    def _cached(self, slide_id: str, copy: int) -> Bag:
+        """Return a slide's bag, encoded now if it was not before; copy 0 is not augmented."""
+        model, augment = self.tiles.model, self.tiles.augment
+        self._sha = self._sha or backbone_sha256(network_of(model))
+        key = (copy, slide_key(slide_id))
+
+        def encode(images: torch.Tensor) -> torch.Tensor:
+            seen = augment(images, [key] * len(images)) if copy else images
+            with torch.no_grad(), evaluating(model.module):
+                return self.tiles.vectors(self.tiles.normalized(seen))
+
+        facts = {
+            "backbone": model.config.backbone,
+            "weights": self._sha,
+            "normalisation": [model.mean, model.std],
+            "augmented": [copy, augment.flips, augment.stain, augment.colour] if copy else [],
+        }
+        return self.tiles.data.bag(
+            slide_id,
+            grid_spec(model.config),
+            Encoder(
+                encode,
+                model.config.batch_size,
+                facts,
+                self.config.precision,
+                self.config.bag_dtype,
+                self.config.bag_cache,
+            ),
+        )
+
+    def _check_given(self, slide_id: str) -> None:
+        """Refuse vectors of another length, or of another backbone than the model's."""
+        bag, config = self.tiles.data.given_bag(slide_id), self.tiles.model.config
+        network = network_of(self.tiles.model)
+        dim = config.bag_dim if network.features is None else network.features.dim
+        if bag.vectors.shape[1] != dim:
+            raise SlideError(
+                f"its bag holds vectors of length {bag.vectors.shape[1]}, the model takes {dim}."
+            )
+        self._sha = self._sha or ("" if network.features is None else backbone_sha256(network))
+        made_by = bag.facts.get("backbone_sha256")
+        if network.features is not None and made_by != self._sha:
+            raise SlideError(
+                "its bag was made by another backbone than the model's; give that one's --weights "
+                f"or --from MODEL, or train on the vectors alone with --set bag_dim={dim}."
+            )

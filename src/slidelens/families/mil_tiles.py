@@ -1,0 +1,114 @@
+"""What both ways of training a MIL model share: the network, its tiles, keys of random choices."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from slidelens.families.mil import grid_spec
+from slidelens.families.training import take
+from slidelens.nn.backbones import freeze_norm_statistics
+from slidelens.nn.mil import MilNetwork
+from slidelens.nn.pixels import normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from slidelens.families.base import Model
+    from slidelens.families.mil import MilConfig
+    from slidelens.families.training import TrainData
+    from slidelens.nn.augment import TileAugment
+    from slidelens.nn.mil import BagOutput
+    from slidelens.tiling.grid import Grid
+
+__all__ = ["MilTiles", "evaluating", "network_of", "slide_key"]
+
+
+@dataclass(frozen=True)
+class MilTiles:
+    """The tiles of a run's slides, as its model reads them."""
+
+    model: Model[MilConfig]
+    network: Callable[..., Any]
+    """The model's network as the engine wraps it."""
+    data: TrainData
+    augment: TileAugment
+
+    def grid(self, slide_id: str) -> Grid:
+        """Return the grid over a slide's tissue."""
+        return self.data.view(slide_id).grid(grid_spec(self.model.config))
+
+    def batches(
+        self,
+        slide_id: str,
+        rows: Sequence[int] | None = None,
+        key: Callable[[int], Sequence[int]] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield normalised tiles ``(N, 3, H, W)`` of a slide's grid, in batches.
+
+        Parameters
+        ----------
+        rows
+            Positions in the grid; all of it if ``None``.
+        key
+            Position to the key of the tile's augmentation; ``None`` leaves tiles as they are.
+        """
+        grid = self.grid(slide_id)
+        wanted = range(len(grid)) if rows is None else rows
+        part = grid if rows is None else take(grid, rows)
+        seen = 0
+        for batch in self.data.view(slide_id).batches(part, self.model.config.batch_size):
+            images = batch.images
+            if key is not None:
+                some = wanted[seen : seen + len(images)]
+                images = self.augment(images, [key(row) for row in some])
+            seen += len(images)
+            yield self.normalized(images)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``(N, K)`` float32 of normalised tiles, each alone."""
+        found: torch.Tensor = self.network(images)
+        return found.float()
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the feature vectors ``(N, D)`` of normalised tiles."""
+        found: torch.Tensor = self.network(images, vectors=True)
+        return found
+
+    def pooled(
+        self, vectors: torch.Tensor, label: torch.Tensor | None = None, smoothing: float = 0.0
+    ) -> BagOutput:
+        """Return what the bag ``(N, D)`` says, with a loss if there is a label."""
+        found: BagOutput = self.network(bag=vectors, label=label, smoothing=smoothing)
+        return found
+
+    def normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise tiles as the backbone takes them."""
+        return normalize(images, self.model.mean, self.model.std)
+
+
+def slide_key(slide_id: str) -> int:
+    """Return the number that stands for a slide in the key of a random choice."""
+    return crc32(slide_id.encode())
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module in eval mode for a while: a resumed run makes vectors within a training step."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+        freeze_norm_statistics(module)
+
+
+def network_of(model: Model[MilConfig]) -> MilNetwork:
+    """Return the model's network by its type."""
+    assert isinstance(model.module, MilNetwork)
+    return model.module

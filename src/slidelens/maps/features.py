@@ -1,0 +1,63 @@
+"""The feature vectors of a slide's tiles, as a file beside their table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.errors import ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["TileFeatures"]
+
+_NAME = "features"
+
+
+@dataclass(frozen=True, eq=False)
+class TileFeatures:
+    """Feature vectors of N tiles, in the order of the table of tiles.
+
+    Attributes
+    ----------
+    vectors
+        ``(N, D)`` float16 or float32.
+    facts
+        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``backbone``, ``backbone_sha256``.
+    """
+
+    vectors: NDArray[Any]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def write(self, path: Path) -> None:
+        """Write a safetensors file."""
+        from safetensors.numpy import save
+
+        tensors = {_NAME: np.ascontiguousarray(self.vectors)}
+        path.write_bytes(save(tensors, metadata=dict(self.facts)))
+
+    @classmethod
+    def read(cls, path: Path) -> TileFeatures:
+        """Read the file.
+
+        Raises
+        ------
+        ResultError
+            A file that is damaged or holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                return cls(file.get_tensor(_NAME), dict(file.metadata() or {}))
+        except (OSError, SafetensorError) as error:
+            raise ResultError(f"{path}: cannot read the tiles' features ({error}).") from error

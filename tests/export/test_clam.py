@@ -1,0 +1,94 @@
+"""Feature bags in HDF5, as h5py itself and as other programs' files see them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from sample_results import MPP, SIZE
+from slidelens.errors import ResultError
+from slidelens.export import export_result
+from slidelens.export.clam import ClamBag, read_clam, write_clam
+from slidelens.maps.result import Result
+
+
+def test_a_result_becomes_a_bag(tmp_path: Path, result: Result) -> None:
+    path = export_result(result, "clam-h5", tmp_path)
+    assert path.name == "Fall 7 µ.h5"
+    with h5py.File(path, "r") as file:
+        features, coords = file["features"], file["coords"]
+        assert features.dtype == np.float32
+        assert coords.dtype == np.int64
+        np.testing.assert_array_equal(features[:], result.features.vectors)
+        np.testing.assert_array_equal(coords[:], np.rint(result.tiles.boxes[:, :2]))
+        assert dict(coords.attrs) == {
+            "name": "Fall 7 µ",
+            "patch_size": 256,
+            "patch_size_level0": round(result.tiles.boxes[0, 2]),
+            "patch_level": 0,
+            "overlap": 0,
+            "spacing_um_px": 0.5,
+            "level0_mpp": MPP.x,
+            "level0_magnification": pytest.approx(39.57, abs=0.01),
+            "target_magnification": 20,
+            "level0_width": SIZE.width,
+            "level0_height": SIZE.height,
+        }
+
+
+def test_what_was_written_reads_back_exactly(tmp_path: Path, result: Result) -> None:
+    bag = read_clam(export_result(result, "clam-h5", tmp_path))
+    np.testing.assert_array_equal(bag.boxes, result.tiles.boxes)
+    np.testing.assert_array_equal(bag.features, result.features.vectors)
+    assert bag.facts["backbone"] == "resnet18"
+    assert (bag.facts["tile"], bag.facts["mpp"], bag.facts["overlap"]) == ("256", "0.5", "0")
+
+
+def test_files_of_other_programs(tmp_path: Path) -> None:
+    """TRIDENT names magnifications, older ones add an axis, CLAM's own hold nothing but the two."""
+    features, coords = np.ones((1, 3, 5), np.float64), np.array([[[0, 0], [512, 0], [0, 512]]])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = features, coords
+        file["coords"].attrs.update(
+            patch_size=256, patch_size_level0=512, target_magnification=20, name="a"
+        )
+    bag = read_clam(tmp_path / "a.h5")
+    assert bag.boxes.tolist() == [[0, 0, 512, 512], [512, 0, 512, 512], [0, 512, 512, 512]]
+    assert bag.features.shape == (3, 5)
+    assert bag.features.dtype == np.float32
+    assert (bag.facts["tile"], bag.facts["mpp"]) == ("256", "0.5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["features"], file["coords"] = features[0], coords[0]
+    assert read_clam(tmp_path / "b.h5").boxes[:, 2:].max() == 0
+
+
+def test_what_is_no_bag_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("no")
+    with h5py.File(tmp_path / "patches.h5", "w") as file:
+        file["coords"] = np.zeros((3, 2))
+    with h5py.File(tmp_path / "unequal.h5", "w") as file:
+        file["coords"], file["features"] = np.zeros((3, 2)), np.zeros((4, 8))
+    for name, match in (
+        ("absent", "cannot be read as HDF5"),
+        ("text", "cannot be read as HDF5"),
+        ("patches", r"no dataset features; expected .*, found coords"),
+        ("unequal", r"features \(4, 8\) and coords \(3, 2\) are no bag"),
+    ):
+        with pytest.raises(ResultError, match=match):
+            read_clam(tmp_path / f"{name}.h5")
+
+
+def test_without_h5py_the_extra_is_named(
+    tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ResultError, match=r"pip install 'slidelens\[bags\]'"):
+        export_result(result, "clam-h5", tmp_path)
+    bag = ClamBag(np.zeros((1, 4)), np.zeros((1, 2)))
+    with pytest.raises(ResultError, match="h5py"):
+        write_clam(tmp_path / "a.h5", bag, "a", (1, 1), 0.5)
+    assert list(tmp_path.iterdir()) == []
