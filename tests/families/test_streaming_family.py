@@ -9,10 +9,14 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.engine.train_cohort import make_cohort
 from torch import nn
 
 from slidelens.engine.loader import SlideView
+from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, predict
+from slidelens.engine.train import train
 from slidelens.errors import ModelError, SlideError, StreamingError
 from slidelens.families.base import Model, Patch
 from slidelens.families.slide_image import SlideImage, frame_tissue
@@ -439,3 +443,30 @@ def test_colours_of_the_training_slides_become_the_normalization():
 def test_a_context_without_a_middle_is_refused():
     with pytest.raises(ValueError, match="context 4 must be odd"):
         StreamingConfig(context=4)
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
+    cohort = make_cohort(tmp_path / "cohort")
+
+    def steps(out, **options):
+        fields = {"accumulate": "2", "precision": "fp32", "normalization": "training"}
+        fields |= {"layers": "features.2", "tile": "32", "rotation": "free"}
+        folders = (cohort / "slides", cohort / "labels.csv", tmp_path / out)
+        return train(
+            "streaming", *folders, backbone="squeezenet1_1", weights="none", epochs=2, seed=1,
+            device="cpu", overrides=fields, **options,
+        )  # fmt: skip
+
+    def weights(out):
+        return load_file(tmp_path / out / "weights.safetensors")
+
+    list(steps("whole"))
+    stopped = steps("stopped")
+    while next(stopped).doing != "tune":  # in the middle of the first epoch
+        pass
+    stopped.close()
+    list(steps("stopped", resume=True))
+    assert weights("whole").keys() == weights("stopped").keys()
+    for name, value in weights("whole").items():
+        assert torch.equal(value, weights("stopped")[name]), name
+    assert load_model(tmp_path / "whole").mean == load_model(tmp_path / "stopped").mean
