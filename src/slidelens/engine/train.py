@@ -155,7 +155,8 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
     _check_devices(plan, device)
     processes = plan.devices * plan.nodes
     bf16 = uses_bf16(device, plan.training.precision)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces its precision
+    for name in ("lightning.fabric", "lightning.pytorch"):  # they announce their precision
+        logging.getLogger(name).setLevel(logging.WARNING)
     only = [device.index or 0] if device.type == "cuda" and processes == 1 else plan.devices
     fabric = Fabric(
         accelerator=device.type,
