@@ -6,6 +6,7 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
+PLUGINS := $(wildcard plugins/*)
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
 .PHONY: help setup fmt check test test-slow demo bench docs pictures models dist constraints clean
@@ -22,7 +23,7 @@ $(READY): pyproject.toml constraints.txt .ci/system-packages
 		|| { echo "slidelens needs Python 3.11 to 3.13: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt \
-		--editable '.[all]' --group dev
+		--editable '.[all]' --group dev $(PLUGINS:%=--editable %)
 	@touch $@
 
 fmt: $(READY)  ## format the code and sort what can be sorted

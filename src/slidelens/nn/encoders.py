@@ -1,0 +1,137 @@
+"""Encoders: networks that turn a tile into a feature vector; torchvision's, and those of plugins.
+
+A plugin's encoder is named ``<plugin>/<variant>``, such as ``timm/vit_small_patch16_224``. Unlike
+the dense trunks of :mod:`slidelens.nn.backbones` it need not be convolutional, so only
+multiple-instance learning takes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+from pydantic import AfterValidator
+
+from slidelens.errors import ModelError, PluginError
+from slidelens.nn.backbones import BACKBONES, Features, LoadReport, build_features, load_weights
+from slidelens.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "EncoderFacts",
+    "EncoderName",
+    "EncoderSource",
+    "build_encoder",
+    "encoder_facts",
+    "load_encoder",
+]
+
+_RGB = tuple[float, float, float]
+
+
+class Encoder(Protocol):
+    """A module: ``(N, 3, H, W)`` normalised RGB to ``(N, dim)``."""
+
+    dim: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Encode a batch of tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What an encoder wants to see: normalisation of RGB in 0..1, tile side in px, µm/px."""
+
+    mean: _RGB
+    std: _RGB
+    tile: int | None = None
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """What a plugin brings under the entry-point group ``slidelens.backbones``.
+
+    Attributes
+    ----------
+    build
+        ``build(variant)`` makes a module with an attribute ``dim``, with random weights.
+    load
+        ``load(module, variant, weights)`` fills it: ``"imagenet"`` means the weights that the
+        variant comes with, anything else a safetensors file. Raises ``ModelError``.
+    facts
+        ``facts(variant)``, without building the network.
+    """
+
+    build: Callable[[str], Any]
+    load: Callable[[Any, str, str | Path], LoadReport]
+    facts: Callable[[str], EncoderFacts]
+
+
+ENCODERS: Registry[EncoderSource] = Registry(
+    "slidelens.backbones", "slidelens.nn.encoders:EncoderSource", {}
+)
+
+
+def build_encoder(name: str) -> Any:
+    """Build an encoder with random weights.
+
+    Raises
+    ------
+    ModelError
+        No such backbone or plugin, or a plugin that does not load.
+    """
+    if name in BACKBONES:
+        return build_features(cast("Any", name))
+    source, variant = _source(name)
+    module = source.build(variant)
+    if not isinstance(getattr(module, "dim", None), int):
+        raise ModelError(f"encoder {name!r} of a plugin states no dim, the length of its vectors.")
+    return module
+
+
+def load_encoder(module: Any, name: str, weights: str | Path) -> LoadReport:
+    """Load weights into an encoder; see :func:`~slidelens.nn.backbones.load_weights`."""
+    if isinstance(module, Features):
+        return load_weights(module, weights)
+    source, variant = _source(name)
+    return source.load(module, variant, weights)
+
+
+def encoder_facts(name: str) -> EncoderFacts | None:
+    """Return what a plugin's encoder wants to see; None for torchvision's (ImageNet's)."""
+    if name in BACKBONES:
+        return None
+    source, variant = _source(name)
+    return source.facts(variant)
+
+
+def _source(name: str) -> tuple[EncoderSource, str]:
+    plugin, slash, variant = name.partition("/")
+    if not slash or not variant or plugin not in ENCODERS:
+        plugins = "".join(f", {other}/..." for other in ENCODERS)
+        raise ModelError(f"no backbone {name!r}: choose one of {', '.join(BACKBONES)}{plugins}.")
+    try:
+        return ENCODERS.get(plugin), variant
+    except PluginError as error:
+        raise ModelError(str(error)) from error
+
+
+def _known(name: str) -> str:
+    if name not in BACKBONES:
+        try:
+            _source(name)
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+    return name
+
+
+EncoderName = Annotated[str, AfterValidator(_known)]
+"""A backbone of torchvision, or ``<plugin>/<variant>``."""
