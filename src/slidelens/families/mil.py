@@ -33,7 +33,7 @@ from slidelens.families.mil_heads import (
     attention_channels,
     build_network,
 )
-from slidelens.nn.backbones import BackboneName, build_features
+from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
 from slidelens.nn.mil import MilNetwork, class_probabilities
 from slidelens.nn.pixels import normalize
 from slidelens.tiling.grid import GridSpec
@@ -55,7 +55,9 @@ class MilConfig(FamilyConfig):
     they are ``None`` in a model that has no use for them.
     """
 
-    backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
+    backbone: EncoderName = Field(
+        "resnet34", description="torchvision network, or one of a plugin, as timm/NAME"
+    )
     tile: int = Field(224, ge=32, le=4096, description="tile side in px")
     mpp: float = Field(0.5, gt=0, le=100, description="resolution of the tiles in µm/px")
     overlap: int = Field(0, ge=0, description="overlap of neighbouring tiles in px")
@@ -84,6 +86,19 @@ class MilConfig(FamilyConfig):
     run_fields: ClassVar[frozenset[str]] = frozenset(
         {"overlap", "min_tissue", "batch_size", "keep_features"}
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_wishes(cls, values: Any) -> Any:
+        """Read tiles as a plugin's encoder wants them, unless the user says otherwise."""
+        if not isinstance(values, Mapping) or "/" not in str(values.get("backbone", "")):
+            return values
+        try:
+            facts = encoder_facts(str(values["backbone"]))
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+        wishes = {} if facts is None else {"tile": facts.tile, "mpp": facts.mpp}
+        return {k: v for k, v in wishes.items() if v is not None} | dict(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -140,7 +155,7 @@ def backbone_sha256(network: MilNetwork) -> str:
 
 def build(config: MilConfig, n_classes: int) -> nn.Module:
     """Build the network, with random weights."""
-    features = config.bag_dim or build_features(config.backbone)
+    features = config.bag_dim or build_encoder(config.backbone)
     own = {name: getattr(config, name) for name in HEAD_FIELDS[config.pooling]}
     return build_network(config.pooling, features, n_classes, own)
 

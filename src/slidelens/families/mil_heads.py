@@ -17,7 +17,7 @@ from slidelens.nn.mil_transformer import TransformerPooling
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from slidelens.nn.backbones import Features
+    from slidelens.nn.backbones import Encoder
     from slidelens.nn.mil import BagPooling, LinearPooling
 
 __all__ = ["HEAD_FIELDS", "POOLINGS", "PoolingName", "attention_channels", "build_network"]
@@ -71,7 +71,7 @@ _LINEAR: Mapping[str, LinearPooling] = {
 
 def build_network(
     pooling: PoolingName,
-    features: Features | int,
+    features: Encoder | int,
     n_classes: int,
     fields: Mapping[str, Any],
 ) -> MilNetwork:

@@ -19,7 +19,7 @@ from slidelens.families.mil_tiles import MilTiles, network_of
 from slidelens.families.mil_top import TopSteps
 from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work
 from slidelens.nn.augment import TileAugment
-from slidelens.nn.backbones import load_weights
+from slidelens.nn.encoders import encoder_facts, load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -157,9 +157,12 @@ class MilTask(TrainTask[MilConfig]):
             torch.nn.init.zeros_(network.head.bias)
         if network.features is None:
             return {"backbone_weights": "none: feature vectors were made elsewhere"}
+        facts = encoder_facts(model.config.backbone)
+        if facts is not None:
+            model.mean, model.std = facts.mean, facts.std
         if weights == "none":
             return {"backbone_weights": "random"}
-        report = load_weights(network.features, weights)
+        report = load_encoder(network.features, model.config.backbone, weights)
         return {
             "backbone_weights": Path(report.source).name,
             "ignored_tensors": list(report.ignored),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKBONES",
     "BackboneName",
+    "Encoder",
     "Features",
     "LoadReport",
     "build_features",
@@ -59,7 +60,13 @@ class LoadReport:
     """Names of the ImageNet classifier's tensors, which a feature extractor does not have."""
 
 
-class Features(nn.Module):
+class Encoder(nn.Module):
+    """A network that turns tiles into feature vectors: ``(N, 3, H, W)`` to ``(N, dim)``."""
+
+    dim: int
+
+
+class Features(Encoder):
     """A backbone without its ImageNet classifier.
 
     Attributes

@@ -8,19 +8,24 @@ multiple-instance learning takes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator
 
 from slidelens.errors import ModelError, PluginError
-from slidelens.nn.backbones import BACKBONES, Features, LoadReport, build_features, load_weights
+from slidelens.nn.backbones import (
+    BACKBONES,
+    Encoder,
+    Features,
+    LoadReport,
+    build_features,
+    load_weights,
+)
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from torch import Tensor
 
 __all__ = [
     "ENCODERS",
@@ -34,15 +39,6 @@ __all__ = [
 ]
 
 _RGB = tuple[float, float, float]
-
-
-class Encoder(Protocol):
-    """A module: ``(N, 3, H, W)`` normalised RGB to ``(N, dim)``."""
-
-    dim: int
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Encode a batch of tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class EncoderSource:
     Attributes
     ----------
     build
-        ``build(variant)`` makes a module with an attribute ``dim``, with random weights.
+        ``build(variant)`` makes the network with random weights.
     load
         ``load(module, variant, weights)`` fills it: ``"imagenet"`` means the weights that the
         variant comes with, anything else a safetensors file. Raises ``ModelError``.
@@ -70,7 +66,7 @@ class EncoderSource:
         ``facts(variant)``, without building the network.
     """
 
-    build: Callable[[str], Any]
+    build: Callable[[str], Encoder]
     load: Callable[[Any, str, str | Path], LoadReport]
     facts: Callable[[str], EncoderFacts]
 
@@ -80,7 +76,7 @@ ENCODERS: Registry[EncoderSource] = Registry(
 )
 
 
-def build_encoder(name: str) -> Any:
+def build_encoder(name: str) -> Encoder:
     """Build an encoder with random weights.
 
     Raises
@@ -92,12 +88,12 @@ def build_encoder(name: str) -> Any:
         return build_features(cast("Any", name))
     source, variant = _source(name)
     module = source.build(variant)
-    if not isinstance(getattr(module, "dim", None), int):
-        raise ModelError(f"encoder {name!r} of a plugin states no dim, the length of its vectors.")
+    if not isinstance(module, Encoder):
+        raise ModelError(f"plugin encoder {name!r} is a {type(module).__name__}, not an Encoder.")
     return module
 
 
-def load_encoder(module: Any, name: str, weights: str | Path) -> LoadReport:
+def load_encoder(module: Encoder, name: str, weights: str | Path) -> LoadReport:
     """Load weights into an encoder; see :func:`~slidelens.nn.backbones.load_weights`."""
     if isinstance(module, Features):
         return load_weights(module, weights)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from slidelens.nn.backbones import Features
+    from slidelens.nn.backbones import Encoder
 
 __all__ = [
     "BagClassifier",
@@ -87,7 +87,7 @@ class MilNetwork(nn.Module, ABC):
         Vectors to logits: what learns while the backbone is frozen.
     """
 
-    def __init__(self, features: Features | None, head: nn.Module) -> None:
+    def __init__(self, features: Encoder | None, head: nn.Module) -> None:
         super().__init__()
         self.features = features
         self.head = head
@@ -150,7 +150,7 @@ class TileClassifier(MilNetwork):
 
     def __init__(
         self,
-        features: Features | int,
+        features: Encoder | int,
         n_classes: int,
         pooling: LinearPooling = "top1",
         top: int = 1,
@@ -184,7 +184,7 @@ class BagClassifier(MilNetwork):
 
     head: BagPooling
 
-    def __init__(self, features: Features | None, head: BagPooling) -> None:
+    def __init__(self, features: Encoder | None, head: BagPooling) -> None:
         super().__init__(features, head)
 
     def _instances(self, vectors: Tensor) -> Tensor:

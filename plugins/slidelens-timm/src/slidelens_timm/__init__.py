@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import timm
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from slidelens.errors import ModelError
-from slidelens.nn.backbones import LoadReport
+from slidelens.nn.backbones import Encoder, LoadReport
 from slidelens.nn.encoders import EncoderFacts, EncoderSource
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -19,13 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import torch
+
 __all__ = ["SOURCE", "TimmEncoder"]
 
 SLIDELENS_API = 1
 _MPP = 0.5
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """``(N, 3, H, W)`` normalised RGB to ``(N, dim)`` pooled features of a timm network."""
 
     def __init__(self, variant: str) -> None:
