@@ -11,6 +11,7 @@ from slidelens.cli.options import JsonOption
 __all__ = ["register"]
 
 _SIGNS = {"ok": "ok     ", "optional": "missing", "broken": "BROKEN "}
+_NAME = 16
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +27,9 @@ def doctor(as_json: JsonOption = False) -> None:
     for check in run_checks():
         checks.append(check)
         if not as_json:
-            typer.echo(f"{_SIGNS[check.state]}  {check.name:<14}{check.detail}")
+            typer.echo(f"{_SIGNS[check.state]}  {check.name:<{_NAME}} {check.detail}")
             if check.fix and check.state != "ok":
-                typer.echo(f"{'':9}{'':14}-> {check.fix}")
+                typer.echo(f"{'':{10 + _NAME}}-> {check.fix}")
     if as_json:
         typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
     if any(check.state == "broken" for check in checks):

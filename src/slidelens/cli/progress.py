@@ -79,7 +79,8 @@ class Bar:
             self._bars.update(self._task, completed=done, total=total or None, note=note)
         elif not self.quiet and monotonic() - self._said > _PLAIN_SECONDS:
             self._said = monotonic()
-            typer.echo(f"{title}: {done} of {total} {note}".rstrip(), err=True)
+            count = f"{done} of {total} " if total else ""
+            typer.echo(f"{title}: {count}{note}".rstrip(" :"), err=True)
         self._title = title
 
     def line(self, text: str) -> None:
