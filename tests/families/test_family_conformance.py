@@ -14,6 +14,10 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"backbone": "squeezenet1_1", "tile": 64, "mpp": 1.0},
         {"warm_steps": "2", "train_batch": "4"},
     ),
+    "multistage": (
+        {"backbone": "squeezenet1_1", "tile": 64, "mpp": 1.0, "width": 4, "depth": 1},
+        {"map_batch": "4"},
+    ),
     "streaming": (
         {"backbone": "squeezenet1_1", "layers": "features.5", "tile": 256},
         {"accumulate": "2"},
