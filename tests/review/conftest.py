@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from phantoms import write_evaluation
 
 from sample_evaluation import SCORES, TRUTH, evaluated
 
@@ -19,3 +20,9 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def evaluation(tmp_path: Path, _no_pictures: None) -> Path:
     """Folder of an evaluation whose errors are few enough to be counted by hand."""
     return evaluated(tmp_path, TRUTH, SCORES)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an evaluation with slides and maps; not to be changed."""
+    return write_evaluation(tmp_path_factory.mktemp("phantoms"))

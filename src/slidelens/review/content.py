@@ -11,7 +11,7 @@ import slidelens
 from slidelens.engine.labels import find_slides
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
 from slidelens.engine.tile_metrics import SUFFIXES, read_annotated
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, ResultError
 from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
 from slidelens.review.errors import ErrorCase, list_errors, list_near_misses
 from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
@@ -188,10 +188,16 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
     rules = _rules(saved, options.rules)
     store = ReviewStore(saved.folder / STORE_FILE, read_only=True)
     taxonomy = read_taxonomy(saved.folder)
+    everyone = store.reviewers()
+    if options.reviewer is not None and options.reviewer not in everyone:
+        raise ResultError(
+            f"{store.path}: no decision of {options.reviewer!r}; there are "
+            f"{', '.join(everyone) or 'none of anyone'}."
+        )
     decisions = store.decisions(options.reviewer)
     errors = list_errors(saved, rules)
     names = slide_pseudonyms(saved.labels)
-    people = reviewer_pseudonyms(store.reviewers())
+    people = reviewer_pseudonyms(everyone)
     if options.identify:
         names, people = {name: name for name in names}, {name: name for name in people}
     shown = [_renamed(d, people) for d in decisions]

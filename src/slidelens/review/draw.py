@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from io import BytesIO
-from math import dist
+from math import dist, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +76,9 @@ def mark_fields(
         draw.rectangle((left - 1, top - 1, right, bottom), outline=_BLACK, width=2)
         if numbers:
             corners = ((right, top), (left, top), (right, bottom), (left, bottom))
-            free = [at for at in corners if all(dist(at, other) > 2 * size for other in taken)]
-            taken.append(free[0] if free else corners[0])
+            room = [min((dist(at, t) for t in taken), default=inf) for at in corners]
+            near = [at for at, far in zip(corners, room, strict=True) if far > 2 * size]
+            taken.append(near[0] if near else corners[room.index(max(room))])
             _tag(draw, picture, str(number), taken[-1], size)
 
 

@@ -198,17 +198,20 @@ def _peaks(
     plane, x, y, sx, sy = _plane(source, target, inside)
     rows, columns = (max(1, round(FIELD_UM / m / s)) for m, s in ((mpp.y, sy), (mpp.x, sx)))
     mean = uniform_filter(np.nan_to_num(plane), (rows, columns), mode="constant")
+    # Of the fields that hold all of a small peak, the one with the peak in its middle.
+    centred = uniform_filter(mean, (rows, columns), mode="constant")
     name = target if source.kind == "labels" else channel_of(source, target)
     whole = min(FIELD_UM / mpp.x, plane.shape[1] * sx), min(FIELD_UM / mpp.y, plane.shape[0] * sy)
     found: list[Focus] = []
     while mean.size and len(found) < count:
-        i, j = np.unravel_index(int(np.argmax(mean)), mean.shape)
-        if mean[i, j] <= 0 or (found and mean[i, j] < _WORTH * (found[0].value or 0.0)):
+        i, j = np.unravel_index(int(np.argmax(centred)), mean.shape)
+        value = float(mean[i, j])
+        if centred[i, j] <= 0 or (found and value < _WORTH * (found[0].value or 0.0)):
             break
-        centre = x + (j + 0.5) * sx, y + (i + 0.5) * sy
+        centre = float(x + (j + 0.5) * sx), float(y + (i + 0.5) * sy)
         box = Box(centre[0] - whole[0] / 2, centre[1] - whole[1] / 2, *whole)
-        found.append(Focus(box, f"peak of {source.name} ({name})", float(mean[i, j])))
-        mean[max(0, i - rows) : i + rows + 1, max(0, j - columns) : j + columns + 1] = 0
+        found.append(Focus(box, f"peak of {source.name} ({name})", value))
+        centred[max(0, i - rows) : i + rows + 1, max(0, j - columns) : j + columns + 1] = 0
     return found
 
 

@@ -1,0 +1,133 @@
+"""The report in a real browser: accessible, alone, and worked by mouse and keyboard."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from slidelens.review.report import ReportOptions, write_report
+from slidelens.review.store import CaseKey, ReviewStore
+from slidelens.testing.browser import browser
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture(scope="module")
+def opened(phantoms, tmp_path_factory):
+    """The page, and what it asked for while it was opened."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(phantoms.parent, folder / "all")
+    store = ReviewStore(folder / "all" / "eval" / "review.sqlite")
+    for model in ("streaming", "segmentation"):
+        key = CaseKey("doe_jane_2", model, "fn")
+        store.set(key, reviewer="ann", category="Low-grade tumor", note="pale nuclei")
+    store.set(CaseKey("doe_jane_1", "mil", "fp"), reviewer="bob", true_label="tumor")
+    made = write_report(folder / "all" / "eval", folder / "r.html", options=ReportOptions(fields=1))
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        asked, said = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(made.html.as_uri())
+        page.wait_for_load_state("networkidle")
+        yield page, asked, said
+
+
+@pytest.fixture
+def page(opened):
+    one = opened[0]
+    one.reload()
+    return one
+
+
+def visible(page):
+    names = page.locator("article.case:not([hidden]) h3").all_text_contents()
+    rows = page.locator("#list tbody tr:not([hidden]) th").all_text_contents()
+    assert [name.split()[0] for name in names] == rows
+    return rows
+
+
+def test_it_asks_for_nothing_and_complains_of_nothing(opened):
+    _, asked, said = opened
+    assert [url for url in asked if not url.startswith("data:")] == [asked[0]]
+    assert asked[0].startswith("file://")
+    assert said == []
+
+
+def test_axe_finds_no_violation(page):
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 30  # it did look
+    assert [(v["impact"], v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == []
+
+
+def test_errors_are_filtered(page):
+    both = visible(page)
+    assert len(both) == 2
+    page.select_option("#f-model", "magnet")
+    assert len(visible(page)) == 1
+    assert page.text_content("#f-count") == "1 of 2 slides"
+    page.select_option("#f-model", "")
+    page.select_option("#f-kind", "fn")
+    (missed,) = visible(page)
+    page.select_option("#f-kind", "")
+    page.select_option("#f-state", "done")
+    assert visible(page) == [missed]
+    page.select_option("#f-state", "")
+    page.fill("#f-text", "PALE nuclei")
+    assert visible(page) == [missed]
+    page.fill("#f-text", "no such word")
+    assert visible(page) == []
+    page.fill("#f-text", "")
+    assert visible(page) == both
+
+
+def test_the_list_is_sorted_with_its_pages(page):
+    margin = page.locator("#list thead th", has_text="Margin")
+    margin.locator("button").click()
+    assert margin.get_attribute("aria-sort") == "ascending"
+    up = visible(page)
+    numbers = [float(t) for t in page.locator("#list tbody td:nth-last-child(2)").all_inner_texts()]
+    assert numbers == sorted(numbers)
+    margin.locator("button").click()
+    assert margin.get_attribute("aria-sort") == "descending"
+    assert visible(page) == up[::-1]
+
+
+def test_keys_go_from_slide_to_slide_and_can_be_switched_off(page):
+    def at():
+        return page.evaluate("document.activeElement.id")
+
+    page.keyboard.press("j")
+    assert at() == "case-1"
+    page.keyboard.press("j")
+    assert at() == "case-2"
+    assert page.evaluate("document.getElementById('case-2').getBoundingClientRect().top") < 200
+    page.keyboard.press("k")
+    assert at() == "case-1"
+    page.keyboard.press("/")
+    assert at() == "f-text"
+    page.keyboard.type("jk")  # letters in a field are letters
+    assert page.input_value("#f-text") == "jk"
+    page.keyboard.press("Escape")
+    page.fill("#f-text", "")
+    page.uncheck("#f-keys")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("j")
+    assert at() == ""
+
+
+def test_pictures_are_shown_where_one_looks(page):
+    page.locator("#case-2").scroll_into_view_if_needed()
+    page.locator("#case-2 img").first.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "[...document.querySelectorAll('#case-2 img')].every(i => i.complete && i.naturalWidth)"
+    )
+
+
+def test_it_prints_all_slides_and_no_controls(page):
+    page.select_option("#f-kind", "fn")
+    page.emulate_media(media="print")
+    assert page.locator("form.filter").is_hidden()
+    assert len(page.pdf(format="A4")) > 20_000
+    page.emulate_media(media="screen")
