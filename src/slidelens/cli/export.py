@@ -13,19 +13,39 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
-        "export", epilog="Example: slidelens export results/demo-mil/slide --to geojson --out ."
+        "export",
+        epilog="Examples: slidelens export results/demo-mil/slide --to geojson --out . -- "
+        "slidelens export results/demo-mil --to clam-h5 --out bags",
     )(export)
 
 
 def export(
-    result: Annotated[Path, typer.Argument(help="Result folder of one slide.")],
-    to: Annotated[str, typer.Option(help="Format: geojson, ome-zarr, wsinfer-csv, ...")],
+    result: Annotated[Path, typer.Argument(help="Result folder of one slide, or of many.")],
+    to: Annotated[str, typer.Option(help="Format: geojson, ome-zarr, wsinfer-csv, clam-h5, ...")],
     out: Annotated[Path, typer.Option(help="File to write, or a folder to write into.")],
 ) -> None:
-    """Write a result for QuPath, OME-Zarr viewers or spreadsheets."""
+    """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""
     from slidelens.export import EXPORTERS, export_result
-    from slidelens.maps.result import Result
+    from slidelens.maps.result import Result, find_results
 
     if to not in EXPORTERS:
         raise typer.BadParameter(f"no format {to!r}; there are {', '.join(EXPORTERS)}")
-    typer.echo(export_result(Result.load(result), to, out))
+    folders = list(find_results(result)) or [result]
+    if folders != [result]:
+        _prepare(out, folders)
+    for folder in folders:
+        typer.echo(export_result(Result.load(folder), to, out))
+
+
+def _prepare(out: Path, folders: list[Path]) -> None:
+    """Make the folder that takes the files of several results, one per slide."""
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        models = sorted({folder.parent.name for folder in folders})
+        raise typer.BadParameter(
+            f"there are results of several models ({', '.join(models)}), whose files would "
+            "overwrite each other; name the folder of one"
+        )
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out {out} is a file; several results need a folder")
+    out.mkdir(parents=True, exist_ok=True)

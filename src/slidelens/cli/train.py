@@ -145,7 +145,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             "devices": devices,
             "nodes": nodes,
         }
-        options, given = _merged(name, config, named)
+        options, given = _merged(name, config, named, fields.get("bags"))
         for kind in configs:
             given |= given_fields(fields, kind)
         steps = _begin(name, options, resume, given, parse_assignments(assignments or []))
@@ -160,13 +160,18 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
 
 
 def _merged(
-    family: str, file: Path | None, named: dict[str, Any]
+    family: str, file: Path | None, named: dict[str, Any], bags: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Put the options of the command line over those of a file; return the file's fields too."""
+    """Put the options of the command line over those of a file; return the file's fields too.
+
+    Feature bags stand in for slides.
+    """
     from slidelens.engine.train_file import read_train_file
 
     options, fields = ({}, {}) if file is None else read_train_file(file, family)
     options |= {key: value for key, value in named.items() if value is not None}
+    if bags or fields.get("bags"):
+        options.setdefault("slides", bags or fields["bags"])
     lacking = [f"--{key}" for key in ("slides", "labels", "out") if key not in options]
     if lacking:
         raise typer.BadParameter(f"missing {', '.join(lacking)}")

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from slidelens.engine.device import uses_bf16
+from slidelens.engine.fields import validated
 from slidelens.engine.provenance import fingerprint
 from slidelens.errors import LabelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
-from slidelens.families.base import Bag
+from slidelens.families.base import Bag, ConfigT
 from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.grid import Grid, GridSpec
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["BagCache", "bags_folder", "find_bags", "read_bag"]
+__all__ = ["BagCache", "bags_folder", "find_bags", "fitted", "read_bag"]
 
 _ALGORITHM = 1
 """Raised when a new version encodes the same tiles to other vectors."""
@@ -163,6 +164,28 @@ def find_bags(folder: Path) -> dict[str, Path]:
     if not found:
         raise LabelError(f"{folder}: no folder of feature bags; expected files <slide id>.h5.")
     return found
+
+
+def fitted(config: ConfigT, path: Path) -> ConfigT:
+    """Return a MIL configuration that takes the vectors of a bag.
+
+    A bag of SlideLens says which backbone made it: the model has that backbone too and runs on
+    slides. For one made elsewhere the model begins with the vectors (``bag_dim``).
+
+    Raises
+    ------
+    SlideError
+        A file that is no bag.
+    """
+    fields = config.model_dump()
+    if fields["bag_dim"]:
+        return config
+    bag = read_bag(path)
+    if "backbone_sha256" in bag.facts:
+        return config
+    told = {"bag_dim": bag.vectors.shape[1]}
+    told |= {key: float(bag.facts[key]) for key in ("tile", "mpp") if key in bag.facts}
+    return validated(type(config), {**fields, **told})
 
 
 def read_bag(path: Path) -> Bag:

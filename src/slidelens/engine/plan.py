@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.annotations import find_annotations
+from slidelens.engine.bags import find_bags, fitted
 from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
@@ -100,7 +101,8 @@ def plan_training(
     family_name
         A family with a trainer.
     slides_dir, labels_csv
-        See :mod:`slidelens.engine.labels`.
+        See :mod:`slidelens.engine.labels`. No slide is read where the training's fields say that
+        it learns from feature bags (``bags``).
     out
         Folder of the model package.
     backbone
@@ -162,8 +164,11 @@ def plan_training(
     table = read_labels(Path(labels_csv), classes)
     table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
     table = take_fraction(table.without("test"), fraction, seed)
-    files = find_slides(Path(slides_dir))
+    bags = getattr(training, "bags", None)
+    files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
+    if bags is not None:
+        model_config = fitted(model_config, files[table.rows[0].slide_id])
     return TrainPlan(
         family=family_name,
         config=model_config,

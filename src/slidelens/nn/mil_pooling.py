@@ -266,7 +266,7 @@ class _AttentionScores(nn.Module):
         super().__init__()
         self.content = nn.Linear(dim, hidden)
         self.gate = nn.Linear(dim, hidden) if gated else None
-        self.score = nn.Linear(hidden, branches)
+        self.score = nn.Linear(hidden, branches, bias=False)  # softmax would ignore one
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tiles: Tensor) -> Tensor:

@@ -1,0 +1,305 @@
+"""Configuration and inference of every pooling; training on bags against plain autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from slidelens.engine.fields import validated
+from slidelens.engine.loader import SlideView
+from slidelens.errors import ModelError
+from slidelens.families.base import Bag, Model, Patch, SlideScore
+from slidelens.families.mil import FAMILY, MilConfig, backbone_sha256, grid_spec
+from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS
+from slidelens.families.mil_train import MilTask, MilTraining
+from slidelens.families.training import Sample, Stage
+from slidelens.nn.mil import class_probabilities, slide_loss
+from slidelens.nn.pixels import normalize
+from slidelens.slide.array import from_array
+from slidelens.tiling.tissue import TissueSettings
+
+TILE = 32
+ALL = Stage(epochs=1, lr=1e-3, head_lr=1e-3)
+HEAD = Stage(epochs=1, lr=1e-3, head_lr=1e-3, trains="head")
+SMALL = {"embed": 8, "hidden": 6, "heads": 2, "landmarks": 5, "top": 2, "dropout": 0.0}
+
+
+def _config(pooling, **fields) -> MilConfig:
+    own = {k: SMALL[k] for k in HEAD_FIELDS[pooling]}
+    common = {"tile": TILE, "backbone": "squeezenet1_1", "min_tissue": 0, "pooling": pooling}
+    return MilConfig(**common | own | fields)
+
+
+def _model(pooling, classes=2, **fields) -> Model[MilConfig]:
+    torch.manual_seed(3)
+    config = _config(pooling, **fields)
+    module = FAMILY.build(config, classes).eval()
+    return Model("m", "mil", config, tuple("abcd"[:classes]), module, device=torch.device("cpu"))
+
+
+def _view(seed, tiles=3):
+    values = np.random.default_rng(seed).integers(0, 256, (tiles, tiles, 3), np.uint8)
+    slide = from_array(values.repeat(TILE, 0).repeat(TILE, 1), mpp=0.5)
+    return SlideView(slide, tissue=TissueSettings(method="whole"), device=torch.device("cpu"))
+
+
+def test_each_pooling_has_its_papers_sizes():
+    for pooling, own in HEAD_FIELDS.items():
+        dumped = MilConfig(pooling=pooling).model_dump()
+        assert {k: dumped[k] for k in own} == dict(own)
+        unused = {k for fields in HEAD_FIELDS.values() for k in fields} - set(own)
+        assert all(dumped[k] is None for k in unused)
+        assert MilConfig.model_validate(dumped).model_dump() == dumped
+    assert MilConfig(pooling="clam-sb", embed=0, top=3).model_dump()["top"] == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 4}, "pooling top1 has no heads: it has no fields of its own"),
+        ({"pooling": "abmil", "top": 4}, "has no top: its own fields are embed, hidden, dropout"),
+        ({"pooling": "transmil", "embed": 100}, "embed 100 does not divide into 8 heads"),
+        ({"pooling": "transmil", "embed": 0}, "needs embed"),
+        ({"pooling": "median"}, "pooling"),
+    ],
+)
+def test_fields_of_another_pooling_are_refused(fields, message):
+    with pytest.raises(ModelError, match=message):
+        validated(MilConfig, fields)
+
+
+def test_fine_tuning_with_another_pooling_starts_from_its_own_sizes():
+    base = MilConfig(pooling="abmil", embed=100, tile=64).model_dump()
+    same = MilConfig.fine_tuned(base, {"pooling": "abmil", "hidden": 7})
+    assert (same["embed"], same["hidden"], same["tile"]) == (100, 7, 64)
+    other = MilConfig(**MilConfig.fine_tuned(base, {"pooling": "clam-sb"}))
+    assert (other.embed, other.hidden, other.top, other.tile) == (512, 256, 8, 64)
+    assert MilConfig(**MilConfig.fine_tuned(base, {"pooling": "mean"})).embed is None
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_inference_draws_what_it_declares(pooling, classes):
+    model = _model(pooling, classes, batch_size=4)
+    specs = {spec.name: spec for spec in FAMILY.maps(model.config, model.classes)}
+    view = _view(0)
+    with torch.inference_mode():
+        *events, score = FAMILY.infer(model, view)
+        tiles = next(view.batches(view.grid(grid_spec(model.config)), 9))
+        vectors = model.module(normalize(tiles.images, model.mean, model.std), vectors=True)
+        output = model.module(bag=vectors)
+        alone = class_probabilities(model.module.instances(vectors))
+    patches = [event for event in events if isinstance(event, Patch)]
+    drawn = {
+        name: np.concatenate([p.values for p in patches if p.map == name])
+        for name in dict.fromkeys(p.map for p in patches)
+    }
+    assert list(drawn) == list(specs)
+    assert all(drawn[n].shape == (9, len(spec.channels)) for n, spec in specs.items())
+    assert specs["probability"].instances
+    np.testing.assert_allclose(drawn["probability"], alone.numpy(), atol=1e-5)
+    if output.attention is not None:
+        assert specs["attention"].kind == "attention"
+        np.testing.assert_allclose(drawn["attention"], output.attention.T.numpy(), atol=1e-5)
+    assert isinstance(score, SlideScore)
+    expected = class_probabilities(output.logits[None])[0]
+    assert score.probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    bags = [event for event in events if isinstance(event, Bag)]
+    np.testing.assert_allclose(
+        np.concatenate([bag.vectors for bag in bags]), vectors.numpy(), rtol=2e-3, atol=1e-6
+    )
+    assert bags[0].facts["backbone_sha256"] == backbone_sha256(model.module)
+
+
+def test_features_need_not_be_kept():
+    with torch.inference_mode():
+        events = list(FAMILY.infer(_model("mean", keep_features=False), _view(0)))
+    assert not any(isinstance(event, Bag) for event in events)
+
+
+def test_a_model_without_backbone_says_so():
+    model = _model("abmil", bag_dim=20)
+    assert model.module.features is None
+    with pytest.raises(ModelError, match="feature vectors made elsewhere"):
+        next(FAMILY.infer(model, _view(0)))
+
+
+class Data:
+    """Slides in memory; bags are encoded anew each time."""
+
+    def __init__(self, labels, tune=()):
+        self.train = [Sample(f"s{i}", label) for i, label in enumerate(labels)]
+        self.tune = [Sample(f"t{i}", label) for i, label in enumerate(tune)]
+        self.views = {s.slide_id: _view(i) for i, s in enumerate([*self.train, *self.tune])}
+        self.encoded = []
+
+    def view(self, slide_id):
+        return self.views[slide_id]
+
+    def bag(self, slide_id, spec, encoder):
+        view = self.views[slide_id]
+        self.encoded.append((slide_id, encoder.facts["augmented"]))
+        batches = list(view.batches(view.grid(spec), encoder.batch_size))
+        vectors = torch.cat([encoder.encode(batch.images) for batch in batches])
+        return Bag(np.concatenate([b.boxes for b in batches]), vectors.numpy())
+
+
+def _task(model, data, **fields) -> MilTask:
+    given = {"train_batch": 2, **fields}
+    preset = MilTraining.preset("default", model.config, given)
+    training = MilTraining.model_validate({**preset, **given}).suited(model.config)
+    return MilTask(model, model.module, data, training, seed=5)
+
+
+def _gradients(module):
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pooling", [p for p in POOLINGS if p not in ("top1", "topk")])
+def test_end_to_end_gradients_are_those_of_the_whole_graph(pooling):
+    """Encoding twice, in batches, gives what backpropagation through all tiles at once gives."""
+    model = _model(pooling, 3, batch_size=4)
+    task = _task(model, Data([0, 1, 2]), features="end-to-end", flips=False, stain=0, colour=0)
+    task.stage = ALL
+    model.module.train()
+    work = next(iter(task.epoch(0, ALL)))
+    outcome = task.step(work, 0, lambda loss: loss.backward())
+    found = _gradients(model.module)
+    model.module.zero_grad()
+    expected = []
+    for slide_id, label in zip(work.slides, work.labels, strict=True):
+        view = task.data.view(slide_id)
+        (tiles,) = view.batches(view.grid(grid_spec(model.config)), 9)
+        images = normalize(tiles.images.float() / 255, model.mean, model.std)
+        output = model.module(
+            bag=model.module(images, vectors=True), label=torch.tensor(label), smoothing=0.0
+        )
+        output.loss.backward()
+        expected.append(output.loss.item())
+    assert outcome.losses == pytest.approx(expected, rel=1e-4)
+    reference = _gradients(model.module)
+    assert found.keys() == reference.keys()
+    for name, gradient in reference.items():
+        scale = float(gradient.abs().max()) + 1e-12
+        torch.testing.assert_close(found[name] / scale, gradient / scale, atol=2e-3, rtol=0)
+
+
+def test_only_tiles_with_a_gradient_are_encoded_again(monkeypatch):
+    model = _model("rnn", top=2)
+    task = _task(model, Data([0, 1]), features="end-to-end")
+    task.stage = ALL
+    seen = []
+    forward = model.module.features.forward
+    monkeypatch.setattr(
+        model.module.features, "forward", lambda images: (seen.append(images), forward(images))[1]
+    )
+    task.step(next(iter(task.epoch(0, ALL))), 0, lambda loss: loss.backward())
+    first, again = seen[:2]
+    assert (len(first), len(again)) == (9, 2)
+    assert all(any(torch.equal(tile, other) for other in first) for tile in again)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_cached_features_leave_the_backbone_alone(pooling):
+    model, data = _model(pooling), Data([0, 1, 1], tune=[0])
+    task = _task(model, data, features="cached")
+    ((lr, parameters),) = task.groups(ALL)
+    assert lr == ALL.head_lr
+    assert {id(p) for p in parameters} == {id(p) for p in model.module.head.parameters()}
+    for slide_id in ("s0", "s1", "s2", "t0"):
+        task.check(slide_id)
+    task.stage = ALL
+    works = list(task.epoch(0, ALL))
+    assert len(works) == task.length(ALL)
+    assert sum(len(work.slides) for work in works) == 4  # the rare class is repeated
+    for work in works:
+        outcome = task.step(work, 0, lambda loss: loss.backward())
+        assert len(outcome.losses) == len(work.slides)
+    assert not any(n.startswith("features.") for n in _gradients(model.module))
+    (tune,) = task.evaluation()
+    (probabilities,) = task.step(tune, 0, lambda loss: loss.backward()).probabilities
+    with torch.inference_mode():
+        *_, score = FAMILY.infer(model, data.view("t0"))
+    assert score.probabilities == pytest.approx(probabilities, abs=1e-4)
+    assert task.state() == {}
+
+
+def test_copies_are_augmented_and_drawn_anew_each_epoch():
+    model, data = _model("abmil"), Data([0, 1], tune=[1])
+    task = _task(model, data, copies=3, stain=0.3)
+    for slide_id in ("s0", "s1", "t0"):
+        task.check(slide_id)
+    copies = [facts[0] if facts else 0 for _, facts in data.encoded]
+    assert copies == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    assert data.encoded[1][1] == [1, True, 0.3, 0.05]
+    data.encoded = []
+    for epoch in range(20):
+        for work in task.epoch(epoch, HEAD):
+            task.step(work, epoch, lambda loss: None)
+    drawn = [facts[0] if facts else 0 for slide, facts in data.encoded if slide == "s0"]
+    assert set(drawn) == {0, 1, 2, 3}
+
+
+def test_presets_depend_on_what_learns():
+    def training(given, pooling="top1", name="default"):
+        config = MilConfig(pooling=pooling)
+        preset = MilTraining.preset(name, config, given)
+        return preset and MilTraining.model_validate({**preset, **given}).suited(config)
+
+    assert training({}).features == training({}, "topk").features == "end-to-end"
+    assert training({}).stages == MilTraining.presets["default"]["stages"]
+    assert training({}, "abmil").features == "cached"
+    assert training({}, "abmil").stages == MilTraining.cached["stages"]
+    assert training({"features": "cached"}).stages == MilTraining.cached["stages"]
+    assert training({"bags": "d"}).features == "cached"
+    whole = training({"features": "end-to-end"}, "abmil")
+    assert whole.stages == MilTraining.whole_bags["stages"]
+    assert training({}, "abmil", "paper") is None
+    with pytest.raises(ValidationError, match="no tile to train end to end"):
+        MilTraining(stages=(HEAD,), bags="d", features="end-to-end")
+    with pytest.raises(ValidationError, match="cannot be augmented"):
+        MilTraining(stages=(HEAD,), bags="d", copies=2)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_model_inherits_backbone_and_a_head_of_its_kind(pooling):
+    base, model = _model(pooling), _model(pooling)
+    for p in base.module.parameters():
+        torch.nn.init.normal_(p)
+    MilTask.inherit(model, base)
+    for mine, theirs in zip(model.module.parameters(), base.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    other = _model("mean" if pooling != "mean" else "abmil")
+    fresh = {k: v.clone() for k, v in other.module.head.state_dict().items()}
+    MilTask.inherit(other, base)
+    assert backbone_sha256(other.module) == backbone_sha256(base.module)
+    linear = pooling in ("top1", "topk", "max")
+    expected = base.module.head.state_dict() if linear else fresh
+    assert all(torch.equal(v, expected[k]) for k, v in other.module.head.state_dict().items())
+    with pytest.raises(RuntimeError, match="no backbone"):
+        MilTask.inherit(model, _model(pooling, bag_dim=8))
+
+
+def test_top_k_learns_from_the_mean_of_its_top_tiles():
+    model = _model("topk", 3, top=4)
+    for p in model.module.head.parameters():
+        torch.nn.init.normal_(p)
+    data = Data([0, 1, 2])
+    task = _task(model, data, flips=False, stain=0, colour=0, train_batch=3)
+    losses = []
+    done = [(w, task.step(w, 0, losses.append)) for w in task.epoch(0, ALL)]
+    (loss,) = losses
+    (gradient,) = torch.autograd.grad(loss, model.module.head.weight)
+    work, _ = done[-1]
+    total = 0
+    for slide_id, label in zip(work.slides, work.labels, strict=True):
+        view = data.view(slide_id)
+        (tiles,) = view.batches(view.grid(grid_spec(model.config)), 9)
+        images = normalize(tiles.images.float() / 255, model.mean, model.std)
+        pooled = model.module(images).topk(4, 0).values.mean(0)
+        total = total + slide_loss(pooled[None], torch.tensor([label]))[0]
+    (expected,) = torch.autograd.grad(total, model.module.head.weight)
+    torch.testing.assert_close(loss, total, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-3)
