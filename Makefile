@@ -61,8 +61,12 @@ pictures: $(READY)  ## make the pictures of README and docs anew
 models: $(READY)  ## train the bundled model packages anew
 	$(BIN)/python models/make.py
 
-dist: $(READY)  ## sdist and wheel
+dist: $(READY)  ## sdist and wheel, and the demo from the wheel in a clean environment
+	rm -rf dist build/clean
 	$(BIN)/python -m build --installer uv --outdir dist .
+	$(PYTHON) -m venv build/clean
+	$(BIN)/uv pip install --quiet --python build/clean/bin/python --constraints constraints.txt dist/*.whl
+	build/clean/bin/slidelens demo --out build/clean/demo
 
 constraints: $(READY)  ## resolve constraints.txt anew (names no package host)
 	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --all-extras --group dev \
