@@ -45,8 +45,13 @@ METHODS: dict[str, list[object]] = {
     "Separate": ["--method", "multistage", "--preset", "map", "--from", "classifier only"],
     "End-to-End": ["--preset", "end-to-end", "--from", "Separate"],
 }
-QUICK = {"segmentation only": 12, "ImageNet features": 12, "Separate": 12}
-"""Epochs of ``--quick``; of the methods that train the backbone, 4 and 1."""
+QUICK = {
+    "classifier only": ["--epochs", 3],
+    "segmentation only": ["--epochs", 6],
+    "ImageNet features": ["--epochs", 30, "--variants", 1],
+    "Separate": ["--epochs", 30, "--variants", 1],
+    "End-to-End": ["--epochs", 1],
+}
 
 
 def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
@@ -100,8 +105,7 @@ def train(model: Path, options: list[object], seed: int, quick: bool) -> None:
     if "--from" not in options:
         words += ["--backbone", "squeezenet1_1", "--tile", 224, "--width", 16]
     if quick:
-        short = {slug(k): v for k, v in QUICK.items()}
-        words += ["--epochs", short.get(model.name, 4 if "classifier" in model.name else 1)]
+        words += {slug(method): short for method, short in QUICK.items()}[model.name]
     seconds, cpu = slidelens(*words)
     spent = {"train_seconds": seconds, "train_cpu_seconds": cpu, "load": os.getloadavg()[1]}
     (model / "training" / "spent.json").write_text(json.dumps(spent))

@@ -40,9 +40,9 @@ class MapStage(Stage):
 
 
 _WARM = MapStage(on="patches", trains="head", epochs=2, lr=1e-4, head_lr=1e-3)
-_PATCHES = MapStage(on="patches", epochs=20, lr=1e-4, head_lr=3e-4, schedule="cosine", start="last")
+_PATCHES = MapStage(on="patches", epochs=12, lr=1e-4, head_lr=3e-4, schedule="cosine", start="last")
 _MAP = MapStage(on="map", trains="head", epochs=40, lr=1e-4, head_lr=1e-3, schedule="cosine")
-_BOTH = MapStage(on="map", epochs=5, lr=1e-6, head_lr=1e-5)
+_BOTH = MapStage(on="map", epochs=4, lr=1e-5, head_lr=1e-4, schedule="cosine")
 
 
 class MultistageTraining(TrainConfig):
