@@ -1,10 +1,13 @@
-"""The fixture of a slide and a result whose every pixel is known, and the display's platform."""
+"""Fixtures: a slide and a result whose every pixel is known, windows, a worker that is warm."""
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from known_slides import Case, make_result, make_slide
 
@@ -12,7 +15,13 @@ from slidelens.geometry import Mpp
 from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import napari
+
+    from slidelens.desktop.workbench import Workbench
+    from slidelens.desktop.worker.client import WorkerClient
 
 # pytest-xvfb brings the display; with any other platform plugin Qt would not draw on it.
 os.environ["QT_QPA_PLATFORM"] = "xcb"
@@ -25,3 +34,74 @@ def case(tmp_path: Path) -> Case:
     slide = make_slide(0.2527)
     make_result(slide, mpp).save(tmp_path / "results" / "oracle" / slide.id)
     return Case(slide, Result.load(tmp_path / "results" / "oracle" / slide.id), mpp)
+
+
+@pytest.fixture(scope="session")
+def warm_worker(qapp) -> Iterator[WorkerClient]:
+    """One worker for all tests: importing torch takes seconds."""
+    from slidelens.desktop.worker.client import WorkerClient
+
+    client = WorkerClient()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for what the workbench remembers and keeps."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.setenv(name, str(folder))
+    return folder
+
+
+@pytest.fixture
+def viewer(make_napari_viewer) -> napari.Viewer:
+    """A shown window; the fixture fails the test if widgets or threads are left."""
+    viewer = make_napari_viewer(show=True, strict_qt="raise")
+    viewer.window.resize(1280, 860)
+    return viewer
+
+
+@pytest.fixture
+def bench(home: Path, viewer: napari.Viewer, warm_worker: WorkerClient) -> Iterator[Workbench]:
+    """The window's workbench, with the warm worker."""
+    from slidelens.desktop.workbench import workbench_of
+    from slidelens.desktop.worker.client import WorkerClient
+
+    bench = workbench_of(viewer)
+    bench.runner = warm_worker
+    yield bench
+    for job in list(warm_worker.jobs):
+        job.cancel()
+    bench.runner = WorkerClient()
+    bench.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves windows, threads or processes behind."""
+    windows, threads, processes = _windows(), set(threading.enumerate()), _processes()
+    yield
+    gc.collect()
+    left = [t.name for t in threading.enumerate() if t not in threads and "slidelens" in t.name]
+    assert not left, f"threads are left: {left}"
+    assert _windows() <= windows, "windows are left"
+    if not {"warm_worker", "client"} & set(request.fixturenames):
+        assert _processes() <= processes, "processes are left"
+
+
+def _windows() -> set[str]:
+    """Names of shown windows."""
+    from qtpy.QtWidgets import QApplication
+
+    app = QApplication.instance()
+    if app is None:
+        return set()
+    app.processEvents()
+    return {repr(type(w)) for w in QApplication.topLevelWidgets() if w.isVisible()}
+
+
+def _processes() -> set[int]:
+    return {child.pid for child in psutil.Process().children() if child.name() != "Xvfb"}

@@ -26,7 +26,7 @@ def test_manifest_is_found_and_valid(manifest):
 
 def test_every_command_is_used_and_there(manifest):
     parts = manifest.contributions
-    used = {c.command for c in [*parts.readers, *parts.writers, *parts.sample_data]}
+    used = {c.command for c in [*parts.readers, *parts.writers, *parts.sample_data, *parts.widgets]}
     used |= {item.command for items in parts.menus.values() for item in items}
     assert {c.id for c in parts.commands} == used
     for command in parts.commands:

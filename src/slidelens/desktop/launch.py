@@ -11,8 +11,8 @@ import napari
 
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.reader import no_resolution
+from slidelens.desktop.shown import select_map
 from slidelens.desktop.window import dress, notify
-from slidelens.desktop.world import described
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.maps.result import Result, find_results
 from slidelens.slide.base import slide_id
@@ -130,16 +130,9 @@ def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) 
             notify(no_resolution(slide))
     if opened:
         viewer.title = ", ".join(slide.id for slide, _ in opened)
-        _select_map(viewer)
+        select_map(viewer)
         viewer.reset_view()
     dress(viewer)
-
-
-def _select_map(viewer: ViewerModel) -> None:
-    """Put the controls (colours, limits, opacity) on the map that is seen."""
-    maps = [m for m in viewer.layers if m.visible and described(m.metadata).get("layer") == "map"]
-    if maps:
-        viewer.layers.selection.active = maps[-1]
 
 
 def _results_of(slide: str, folder: Path) -> list[Result]:

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     import napari
     from napari.components import ViewerModel
 
-__all__ = ["dress", "magnification", "notify", "open_viewer", "photograph", "slide_layers"]
+    from slidelens.desktop.state.viewport import Look
+
+__all__ = [
+    "camera",
+    "canvas_size",
+    "dress",
+    "look_at",
+    "magnification",
+    "notify",
+    "open_viewer",
+    "photograph",
+    "slide_layers",
+]
 
 _log = logging.getLogger(__name__)
 _dressed: WeakSet[Any] = WeakSet()
@@ -46,9 +58,27 @@ def dress(viewer: ViewerModel) -> None:
         if alive is not None:
             _show_magnification(alive)
 
-    _camera(viewer).events.zoom.connect(on_change)
+    camera(viewer).events.zoom.connect(on_change)
     viewer.layers.events.inserted.connect(on_change)
     viewer.layers.events.removed.connect(on_change)
+
+
+def camera(viewer: ViewerModel) -> Any:
+    """Return a viewer's camera, wherever this napari has it."""
+    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera  # napari < 0.9
+
+
+def canvas_size(viewer: ViewerModel) -> tuple[float, float]:
+    """Return height and width of a viewer's canvas in screen pixels."""
+    size = viewer.canvas.size if hasattr(viewer, "scene") else viewer._canvas_size  # napari < 0.9
+    return float(size[0]), float(size[1])
+
+
+def look_at(viewer: ViewerModel, look: Look) -> None:
+    """Turn a viewer's camera to a place."""
+    own = camera(viewer)
+    own.center = (*own.center[:-2], look.y, look.x)
+    own.zoom = look.zoom
 
 
 def photograph(viewer: napari.Viewer, path: Path, size: tuple[int, int] = (1280, 800)) -> None:
@@ -101,11 +131,7 @@ def _show_magnification(viewer: ViewerModel) -> None:
     _, text = _overlays(viewer)
     text.visible = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
     # napari's zoom is screen pixels per world unit.
-    text.text = magnification(1 / _camera(viewer).zoom) if text.visible else ""
-
-
-def _camera(viewer: ViewerModel) -> Any:
-    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera  # napari < 0.9
+    text.text = magnification(1 / camera(viewer).zoom) if text.visible else ""
 
 
 def _overlays(viewer: ViewerModel) -> tuple[Any, Any]:

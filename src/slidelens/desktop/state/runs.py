@@ -39,7 +39,7 @@ class RunRequest:
     region
         In level-0 px; ``None`` is the whole slide.
     mpp
-        The slide's resolution where its file states none, in µm/px.
+        The slide's resolution in µm/px where its file states none, or along x and y.
     """
 
     slides: tuple[Path, ...]
@@ -47,7 +47,7 @@ class RunRequest:
     out: Path
     device: str = "auto"
     region: Box | None = None
-    mpp: float | None = None
+    mpp: float | tuple[float, float] | None = None
     overwrite: bool = False
 
     def facts(self) -> dict[str, Any]:

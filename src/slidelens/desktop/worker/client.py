@@ -83,6 +83,11 @@ class WorkerClient(QObject):
         return bool(self._jobs)
 
     @property
+    def jobs(self) -> list[Job]:
+        """What is under way and waiting, in order."""
+        return list(self._jobs.values())
+
+    @property
     def pid(self) -> int:
         """Of the worker's process; 0 when there is none."""
         return 0 if self._process is None else int(self._process.processId())

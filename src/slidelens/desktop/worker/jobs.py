@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slidelens.engine.plan import TrainPlan
     from slidelens.engine.predict import Progress
     from slidelens.families.base import Model
+    from slidelens.slide.open import GivenMpp
 
 __all__ = ["JOBS", "Send"]
 
@@ -69,7 +70,7 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
         models,
         request["out"],
         device=request["device"],
-        mpp=request.get("mpp"),
+        mpp=_resolution(request.get("mpp")),
         region=None if region is None else Box(*region),
         overwrite=request.get("overwrite", False),
     )
@@ -165,6 +166,11 @@ def _model(path: str, device: str, options: Facts) -> Model[Any]:
     while len(_models) > _KEPT:
         del _models[next(iter(_models))]
     return with_options(model, options)
+
+
+def _resolution(given: Any) -> GivenMpp:
+    """Return µm/px as the engine takes it: JSON has no tuples."""
+    return (given[0], given[1]) if isinstance(given, list) else given
 
 
 def _progress(event: Progress) -> dict[str, Any]:

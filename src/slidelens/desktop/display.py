@@ -1,0 +1,219 @@
+"""How map layers look: colours, threshold, legend, values under the pointer. Knows no Qt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.desktop.world import KEY, described
+from slidelens.maps.palette import COLORMAPS, class_colors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "CHOICES",
+    "Histogram",
+    "Legend",
+    "Reading",
+    "Style",
+    "histogram",
+    "legend",
+    "read_values",
+    "restyle",
+    "style_of",
+    "top_of",
+]
+
+CHOICES = ("viridis", "cividis", "magma", "inferno", "Reds", "turbo")
+"""Colormaps to choose from: the first three are those of probability, attention and saliency."""
+
+_OPAQUE = 0.8
+_EDGE = 1e-4  # width of the step at the threshold, as a part of the scale
+_CELLS = 1 << 20  # of the level that a histogram is made of
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a map's values become colours.
+
+    Attributes
+    ----------
+    colormap
+        Of matplotlib, by name.
+    threshold
+        Values below are not shown.
+    fade
+        Whether opacity grows with the value, so that what is unsuspicious leaves the tissue as it
+        is.
+    """
+
+    colormap: str
+    threshold: float = 0.0
+    fade: bool = True
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one map says of one place."""
+
+    layer: Any
+    model: str
+    map: str
+    label: str
+    """Name of the class."""
+    value: float | None
+    """``None`` where nothing was predicted; of labels 1 inside."""
+
+    @property
+    def text(self) -> str:
+        """The value as one reads it."""
+        if self.value is None:
+            return "–"
+        return (
+            self.label
+            if described(self.layer.metadata)["kind"] == "labels"
+            else f"{self.value:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often which values occur; ``edges`` are one more than ``counts``."""
+
+    counts: NDArray[np.int64]
+    edges: NDArray[np.float64]
+
+    @property
+    def total(self) -> int:
+        """How many cells have a value."""
+        return int(self.counts.sum())
+
+    def share_above(self, threshold: float) -> float:
+        """Return which part of the cells has at least this value (to a bin)."""
+        if not self.total:
+            return 0.0
+        centres = (self.edges[:-1] + self.edges[1:]) / 2
+        return float(self.counts[centres >= threshold].sum() / self.total)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Colours and what they stand for: a scale of values, or a list of classes."""
+
+    title: str
+    table: NDArray[np.float32] | None = None
+    """``(256, 4)`` RGBA from the lowest value to the highest."""
+    low: float = 0.0
+    high: float = 1.0
+    classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+
+def style_of(layer: Any) -> Style:
+    """Return how a map layer looks now."""
+    facts = described(layer.metadata)
+    return facts.get("style") or Style(COLORMAPS.get(facts["kind"], CHOICES[0]))
+
+
+def restyle(layer: Any, style: Style) -> None:
+    """Give an image layer of a map other colours."""
+    from napari.utils.colormaps import AVAILABLE_COLORMAPS, Colormap
+
+    low, high = layer.contrast_limits
+    part = float(np.clip((style.threshold - low) / (high - low), 0, 1))
+    at, colors = _table(style, part)
+    # napari keeps every colormap that it has seen: one per layer and name is enough.
+    name = f"{style.colormap} of {layer.name}"
+    AVAILABLE_COLORMAPS.pop(name, None)
+    layer.colormap = Colormap(colors, controls=at, name=name)
+    layer.metadata[KEY]["style"] = style
+
+
+def top_of(layer: Any) -> float:
+    """Return the upper end of a map layer's scale."""
+    return float(layer.contrast_limits[1])
+
+
+def read_values(layers: Iterable[Any], position: ArrayLike) -> list[Reading]:
+    """Read maps at a place, at their full resolution.
+
+    Parameters
+    ----------
+    layers
+        Map layers, image or labels.
+    position
+        In napari's world, y and x last.
+    """
+    return [_read(layer, position) for layer in layers]
+
+
+def histogram(layer: Any, bins: int = 64) -> Histogram:
+    """Count the values of an image layer of a map, on a level of at most a million cells."""
+    levels = list(layer.data) if layer.multiscale else [layer.data]
+    level = next((v for v in levels if v.shape[0] * v.shape[1] <= _CELLS), levels[-1])
+    values = np.asarray(level)
+    high = max(top_of(layer), 1e-12)
+    counts, edges = np.histogram(values[np.isfinite(values)], bins, (0.0, high))
+    return Histogram(counts, edges)
+
+
+def legend(layer: Any) -> Legend | None:
+    """Return what a layer's colours mean; ``None`` for layers without a meaning of that kind."""
+    facts = described(layer.metadata)
+    kind, classes = facts.get("layer"), tuple(facts.get("classes", ()))
+    if kind == "map" and facts["kind"] != "labels":
+        style = style_of(layer)
+        label = facts["channel"]
+        name = facts["map"] if label == facts["map"] else f"{facts['map']} {label}"
+        _, high = layer.contrast_limits
+        part = float(np.clip(style.threshold / high, 0, 1)) if high else 0.0
+        at, colors = _table(style, part)
+        steps = np.linspace(0, 1, 256)
+        table = np.stack([np.interp(steps, at, colors[:, k]) for k in range(4)], 1)
+        return Legend(f"{facts['model']}: {name}", table.astype(np.float32), 0.0, float(high))
+    if kind in ("map", "regions", "annotations") and classes:
+        title = f"{facts['model']}: {kind}" if facts.get("model") else layer.name
+        return Legend(title, classes=tuple(class_colors(classes).items()))
+    return None
+
+
+def _table(style: Style, part: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return positions and RGBA of a colormap that is clear below ``part`` of its scale."""
+    from matplotlib import colormaps
+
+    at = np.linspace(0, 1, 256)
+    if 0 < part <= 1:
+        edge = [max(part - _EDGE, 0.0), part]
+        at = np.unique(np.concatenate([at, edge]))
+        # Two positions closer than the edge would make the step uncertain.
+        at = at[(np.abs(at - part) >= _EDGE) | np.isin(at, edge) | np.isin(at, (0.0, 1.0))]
+    colors = np.asarray(colormaps[style.colormap](at), np.float32)
+    colors[:, 3] = (
+        np.linspace(0, _OPAQUE, 256)[np.rint(at * 255).astype(int)] if style.fade else _OPAQUE
+    )
+    colors[at < part, 3] = 0
+    return at, colors
+
+
+def _read(layer: Any, position: ArrayLike) -> Reading:
+    facts = described(layer.metadata)
+    data = layer.data[0] if layer.multiscale else layer.data
+    row, column = np.rint(np.asarray(layer.world_to_data(position))[-2:]).astype(int).tolist()
+    inside = 0 <= row < data.shape[0] and 0 <= column < data.shape[1]
+    at = slice(row, row + inside), slice(column, column + inside)
+    found = np.asarray(data[at]).reshape(-1)
+    label, value = facts.get("channel", ""), None
+    if len(found) and np.isfinite(found[0]):
+        value = float(found[0])
+        if facts["kind"] == "labels":
+            label = _class(facts["classes"], int(value))
+            value = 1.0 if label else None
+    return Reading(layer, facts["model"], facts["map"], label, value)
+
+
+def _class(classes: Sequence[str], label: int) -> str:
+    return classes[label - 1] if 0 < label <= len(classes) else ""

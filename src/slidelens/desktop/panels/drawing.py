@@ -1,0 +1,245 @@
+"""Small pictures inside panels: histograms with a threshold, colour scales, curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qtpy.QtCore import QPointF, QRectF, Qt
+from qtpy.QtGui import QBrush, QColor, QImage, QPainter, QPen, QPolygonF
+from qtpy.QtWidgets import QSizePolicy, QWidget
+
+from slidelens.desktop.qt import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from qtpy.QtGui import QMouseEvent, QPaintEvent
+
+    from slidelens.desktop.display import Histogram, Legend
+
+__all__ = ["Curve", "Curves", "HistogramView", "LegendView", "to_image"]
+
+_INK, _FAINT, _BAR, _MARK = "#d0d4da", "#6b7280", "#7c9cb8", "#f0e442"
+
+
+def to_image(pixels: NDArray[np.uint8]) -> QImage:
+    """Return RGB or RGBA pixels ``(H, W, 3 or 4)`` as Qt's image; it owns a copy."""
+    height, width, channels = pixels.shape
+    form = QImage.Format.Format_RGB888 if channels == 3 else QImage.Format.Format_RGBA8888
+    data = np.ascontiguousarray(pixels)
+    return QImage(data.data, width, height, channels * width, form).copy()
+
+
+class _Picture(QWidget):
+    """A widget that is painted and as wide as there is room."""
+
+    def __init__(self, height: int) -> None:
+        super().__init__()
+        self.setFixedHeight(height)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+
+
+class HistogramView(_Picture):
+    """How often which values occur, on a logarithmic scale; click or drag to set the threshold.
+
+    Signals
+    -------
+    chosen
+        The value under the pointer.
+    """
+
+    chosen = Signal(float)
+
+    def __init__(self) -> None:
+        super().__init__(84)
+        self.setToolTip("How often which values occur; drag to hide what is below")
+        self.setAccessibleName("Histogram")
+        self.setCursor(Qt.CursorShape.SplitHCursor)
+        self._histogram: Histogram | None = None
+        self._threshold = 0.0
+
+    def show_histogram(self, histogram: Histogram | None) -> None:
+        """Show other values."""
+        self._histogram = histogram
+        self.update()
+
+    def set_threshold(self, value: float) -> None:
+        """Move the line."""
+        self._threshold = value
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
+        """Paint the bars, the line and the ends of the scale."""
+        with QPainter(self) as painter:
+            area = QRectF(self.rect()).adjusted(2, 2, -2, -16)
+            painter.setPen(QPen(QColor(_FAINT)))
+            painter.drawRect(area)
+            found = self._histogram
+            if found is None or not found.total:
+                text = "" if found is None else "no values yet"
+                painter.drawText(area, Qt.AlignmentFlag.AlignCenter, text)
+                return
+            low, high = float(found.edges[0]), float(found.edges[-1])
+            heights = np.log1p(found.counts) / np.log1p(found.counts.max())
+            step = area.width() / len(heights)
+            at = (self._threshold - low) / (high - low)
+            for number, share in enumerate(heights.tolist()):
+                hidden = (number + 0.5) / len(heights) < at
+                bar = QRectF(area.left() + number * step, 0, step, share * (area.height() - 2))
+                bar.moveBottom(area.bottom())
+                painter.fillRect(bar, QBrush(QColor(_FAINT if hidden else _BAR)))
+            painter.setPen(QPen(QColor(_MARK), 2))
+            x = area.left() + at * area.width()
+            painter.drawLine(QPointF(x, area.top()), QPointF(x, area.bottom()))
+            _ends(painter, QRectF(self.rect()).adjusted(2, 0, -2, 0), low, high)
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Take the value that was clicked."""
+        self._choose(event)
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Follow the pointer while a button is down."""
+        self._choose(event)
+
+    def _choose(self, event: QMouseEvent) -> None:
+        found = self._histogram
+        if found is None or self.width() <= 4:
+            return
+        at = min(max((event.position().x() - 2) / (self.width() - 4), 0.0), 1.0)
+        low, high = float(found.edges[0]), float(found.edges[-1])
+        self.chosen.emit(low + at * (high - low))
+
+
+class LegendView(_Picture):
+    """A scale of colours with its ends, or classes with their colours."""
+
+    def __init__(self) -> None:
+        super().__init__(40)
+        self._legend: Legend | None = None
+        self.setToolTip("What the colours mean")
+
+    def show_legend(self, legend: Legend | None) -> None:
+        """Show another legend."""
+        self._legend = legend
+        lines = 1 if legend is None or legend.table is not None else len(legend.classes)
+        self.setFixedHeight(18 + 20 * lines)
+        self.setAccessibleName("" if legend is None else f"Legend of {legend.title}")
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
+        """Paint the scale or the list."""
+        legend = self._legend
+        if legend is None:
+            return
+        with QPainter(self) as painter:
+            painter.setPen(QColor(_INK))
+            width = float(self.width())
+            left = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+            if legend.table is not None:
+                pixels = _on_pink(legend.table)[None]
+                painter.drawImage(QRectF(2, 2, width - 4, 16), to_image(pixels))
+                _ends(painter, QRectF(2, 0, width - 4, self.height()), legend.low, legend.high)
+                return
+            for number, (name, color) in enumerate(legend.classes):
+                painter.fillRect(QRectF(2, 4 + 20 * number, 14, 14), QColor(*color))
+                painter.drawText(QRectF(22, 2 + 20 * number, width - 24, 18), left, name)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart; ``None`` in ``values`` leaves a gap."""
+
+    name: str
+    color: str
+    values: Sequence[float | None]
+
+
+class Curves(_Picture):
+    """Curves over epochs, as they come.
+
+    Parameters
+    ----------
+    title
+        What is drawn upwards.
+    low, high
+        Ends of the scale; ``None`` follows the values.
+    """
+
+    def __init__(self, title: str, low: float | None = None, high: float | None = None) -> None:
+        super().__init__(120)
+        self._title, self._low, self._high = title, low, high
+        self._curves: tuple[Curve, ...] = ()
+        self.setAccessibleName(title)
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """What is shown."""
+        return self._curves
+
+    def show_curves(self, curves: Sequence[Curve]) -> None:
+        """Show other curves."""
+        self._curves = tuple(curves)
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
+        """Paint frame, ends of the scale, curves with a dot per value, and their names."""
+        with QPainter(self) as painter:
+            area = QRectF(self.rect()).adjusted(42, 20, -6, -6)
+            painter.setPen(QColor(_FAINT))
+            painter.drawRect(area)
+            known = [v for curve in self._curves for v in curve.values if v is not None]
+            painter.setPen(QColor(_INK))
+            painter.drawText(QPointF(4, 14), self._title)
+            if not known:
+                painter.drawText(area, Qt.AlignmentFlag.AlignCenter, "after the first epoch")
+                return
+            low = min(known) if self._low is None else self._low
+            high = max(known) if self._high is None else self._high
+            high = high if high > low else low + 1
+            for value, y in ((high, area.top() + 10), (low, area.bottom())):
+                painter.drawText(QRectF(0, y - 12, 38, 14), _right(), f"{value:.3g}")
+            self._draw(painter, area, low, high)
+
+    def _draw(self, painter: QPainter, area: QRectF, low: float, high: float) -> None:
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        count = max(len(curve.values) for curve in self._curves)
+        name_at = area.right()
+        for curve in reversed(self._curves):
+            painter.setPen(QPen(QColor(curve.color), 2))
+            painter.setBrush(QColor(curve.color))
+            points = [
+                QPointF(
+                    area.left() + (number + 0.5) / count * area.width(),
+                    area.bottom() - (value - low) / (high - low) * area.height(),
+                )
+                for number, value in enumerate(curve.values)
+                if value is not None
+            ]
+            painter.drawPolyline(QPolygonF(points))
+            for point in points:
+                painter.drawEllipse(point, 2, 2)
+            width = painter.fontMetrics().horizontalAdvance(curve.name)
+            name_at -= width
+            painter.drawText(QPointF(name_at, 14), curve.name)
+            name_at -= 12
+
+
+def _ends(painter: QPainter, area: QRectF, low: float, high: float) -> None:
+    painter.setPen(QColor(_INK))
+    bottom = Qt.AlignmentFlag.AlignBottom
+    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignLeft, f"{low:g}")
+    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignRight, f"{high:.3g}")
+
+
+def _right() -> Qt.AlignmentFlag:
+    return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+
+
+def _on_pink(table: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Lay a scale over the pink of stained tissue, as it is seen on a slide."""
+    alpha = table[:, 3:]
+    under = np.array([0.91, 0.75, 0.85], np.float32)
+    return np.asarray((table[:, :3] * alpha + under * (1 - alpha)) * 255, np.uint8)

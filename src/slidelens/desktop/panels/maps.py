@@ -1,0 +1,253 @@
+"""The Maps panel: every map's value under the pointer, its colours, threshold and histogram."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QHeaderView,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QWidget,
+)
+from superqt import QLabeledDoubleSlider
+
+from slidelens.desktop.display import (
+    CHOICES,
+    Histogram,
+    histogram,
+    legend,
+    read_values,
+    restyle,
+    style_of,
+    top_of,
+)
+from slidelens.desktop.panels.drawing import HistogramView, LegendView
+from slidelens.desktop.panels.parts import Panel, calm, caption, heading
+from slidelens.desktop.shown import layers_of
+from slidelens.desktop.world import described
+
+if TYPE_CHECKING:
+    from slidelens.desktop.display import Style
+
+__all__ = ["MapsPanel"]
+
+_POINTER_MS = 60
+_KINDS = ("map", "regions", "annotations", "tissue")
+
+
+class MapsPanel(Panel):
+    """What lies on the current slide: look, read values, hide what is below a threshold."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self._rows: list[tuple[Any, QTreeWidgetItem]] = []
+        self._counted: Any = None
+        """Weak reference to the layer whose histogram is shown."""
+        self._build()
+        viewer = self.bench.viewer
+        self._pointer = QTimer(self)
+        self._pointer.setSingleShot(True)
+        self._pointer.setInterval(_POINTER_MS)
+        self._pointer.timeout.connect(self._read)
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._fill)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._changed)
+        viewer.layers.selection.events.active.connect(self._changed)
+        viewer.cursor.events.position.connect(self._moved)
+        self.bench.slide_changed.connect(self._fill)
+        self._fill()
+
+    @property
+    def layer(self) -> Any:
+        """The layer that the controls are about, or ``None``."""
+        item = self.tree.currentItem()
+        found = [layer for layer, own in self._rows if own is item]
+        return found[0] if found and found[0] in self.bench.viewer.layers else None
+
+    def values(self) -> dict[str, str]:
+        """Return what is shown as the value of each layer, by its name."""
+        return {layer.name: item.text(1) for layer, item in self._rows}
+
+    def _build(self) -> None:
+        self.tree = QTreeWidget()
+        self.tree.setHeaderLabels(["Layer", "Under the pointer"])
+        self.tree.setRootIsDecorated(False)
+        self.tree.setAccessibleName("Maps of this slide")
+        self.tree.setFixedHeight(150)
+        header = self.tree.header()
+        header.setStretchLastSection(False)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(1, QHeaderView.ResizeMode.ResizeToContents)
+        self.empty = caption()
+        self.title = heading("")
+        self.threshold = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        calm(self.threshold).setToolTip("Values below are not shown")
+        self.threshold.setDecimals(3)
+        self.opacity = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        calm(self.opacity).setToolTip("How much of the slide shines through")
+        self.opacity.setRange(0, 1)
+        self.opacity.setDecimals(2)
+        self.colormap = QComboBox()
+        calm(self.colormap).setToolTip("Colours of low to high values")
+        self.colormap.addItems(CHOICES)
+        self.fade = QCheckBox("low values are more transparent")
+        self.histogram = HistogramView()
+        self.share = caption()
+        self.legend = LegendView()
+        self.controls = QWidget()
+        self._form = form = QFormLayout(self.controls)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.addRow("Hide below", self.threshold)
+        form.addRow("Opacity", self.opacity)
+        form.addRow("Colours", self.colormap)
+        form.addRow("", self.fade)
+        form.addRow(self.histogram)
+        form.addRow(self.share)
+        for widget in (self.empty, self.tree, self.title, self.legend, self.controls):
+            self.body.addWidget(widget)
+        self.body.addStretch()
+        self.tree.itemChanged.connect(self._ticked)
+        self.tree.currentItemChanged.connect(lambda *_: self._show())
+        self.threshold.valueChanged.connect(lambda v: self._restyle(threshold=float(v)))
+        self.opacity.valueChanged.connect(self._set_opacity)
+        self.colormap.currentTextChanged.connect(lambda name: self._restyle(colormap=name))
+        self.fade.toggled.connect(lambda on: self._restyle(fade=bool(on)))
+        self.histogram.chosen.connect(self.threshold.setValue)
+
+    def _changed(self) -> None:
+        self._soon.start()
+
+    def _fill(self) -> None:
+        """List the layers of the current slide, topmost first."""
+        slide = self.bench.slide
+        viewer = self.bench.viewer
+        found = [] if slide is None else list(layers_of(viewer, *_KINDS, slide=slide.id))[::-1]
+        before, active = self.layer, viewer.layers.selection.active
+        with QSignalBlocker(self.tree):
+            self.tree.clear()
+            self._rows = []
+            for layer in found:
+                item = QTreeWidgetItem([layer.name, ""])
+                item.setToolTip(0, layer.name)
+                item.setCheckState(0, _check(layer.visible))
+                layer.events.visible.connect(self._seen)
+                self.tree.addTopLevelItem(item)
+                self._rows.append((layer, item))
+            chosen = next((i for one, i in self._rows if one is active), None)
+            chosen = chosen or next((i for one, i in self._rows if one is before), None)
+            if chosen is None and self._rows:
+                chosen = self._rows[0][1]
+            if chosen is not None:
+                self.tree.setCurrentItem(chosen)
+        self.tree.setVisible(bool(found))
+        what = "No maps on this slide yet: run a model." if slide else "Open a slide to begin."
+        self.empty.setText("" if found else what)
+        self.empty.setVisible(not found)
+        self._show()
+
+    def _show(self) -> None:
+        """Set the controls to the chosen layer."""
+        layer = self.layer
+        meaning = None if layer is None else legend(layer)
+        self.title.setText("" if meaning is None else f"<b>{meaning.title}</b>")
+        self.title.setVisible(meaning is not None)
+        self.legend.show_legend(meaning)
+        self.legend.setVisible(meaning is not None)
+        scaled = meaning is not None and meaning.table is not None
+        self.controls.setVisible(layer is not None)
+        for widget in (self.threshold, self.colormap, self.fade, self.histogram, self.share):
+            self._form.setRowVisible(widget, scaled)
+        if layer is None:
+            return
+        with QSignalBlocker(self.opacity):
+            self.opacity.setValue(layer.opacity)
+        if not scaled:
+            return
+        style = style_of(layer)
+        blockers = [QSignalBlocker(w) for w in (self.threshold, self.colormap, self.fade)]
+        self.threshold.setRange(0, top_of(layer))
+        self.threshold.setValue(style.threshold)
+        self.colormap.setCurrentText(style.colormap)
+        self.fade.setChecked(style.fade)
+        del blockers
+        self.histogram.set_threshold(style.threshold)
+        self._count(layer)
+
+    def _count(self, layer: Any) -> None:
+        """Make the histogram, beside the window's thread: it reads a level of the map."""
+        if self._counted is None or self._counted() is not layer:
+            self.histogram.show_histogram(None)
+            self.share.setText("")
+        self._counted = ref(layer)
+        work = partial(histogram, layer)
+        self.bench.background.run(work, partial(self._take, layer), owner=self)
+
+    def _take(self, layer: Any, found: Histogram) -> None:
+        if self.layer is layer:
+            self.histogram.show_histogram(found)
+            self._say_share(layer, found)
+
+    def _say_share(self, layer: Any, found: Histogram) -> None:
+        threshold = style_of(layer).threshold
+        share = found.share_above(threshold)
+        self._found = found
+        self.share.setText(f"{share:.1%} of {found.total} cells are at {threshold:.3g} or above.")
+
+    def _restyle(self, **changes: Any) -> None:
+        layer = self.layer
+        if layer is None or layer.__class__.__name__ != "Image":
+            return
+        style: Style = replace(style_of(layer), **changes)
+        restyle(layer, style)
+        self.histogram.set_threshold(style.threshold)
+        self.legend.show_legend(legend(layer))
+        if self._counted is not None and self._counted() is layer and self.share.text():
+            self._say_share(layer, self._found)
+
+    def _set_opacity(self, value: float) -> None:
+        if self.layer is not None:
+            self.layer.opacity = float(value)
+
+    def _ticked(self, item: QTreeWidgetItem) -> None:
+        for layer, own in self._rows:
+            if own is item:
+                layer.visible = item.checkState(0) == Qt.CheckState.Checked
+
+    def _seen(self, event: Any) -> None:
+        """Follow what is shown or hidden elsewhere."""
+        for layer, item in self._rows:
+            if layer is event.source:
+                with QSignalBlocker(self.tree):
+                    item.setCheckState(0, _check(layer.visible))
+
+    def _moved(self) -> None:
+        if self.isVisible() and not self._pointer.isActive():
+            self._pointer.start()
+
+    def _read(self) -> None:
+        """Read all maps under the pointer."""
+        viewer = self.bench.viewer
+        maps = {
+            id(layer): item
+            for layer, item in self._rows
+            if layer in viewer.layers and described(layer.metadata)["layer"] == "map"
+        }
+        layers = [layer for layer, _ in self._rows if id(layer) in maps]
+        for reading in read_values(layers, viewer.cursor.position):
+            label = f"{reading.label} {reading.text}"
+            known = reading.value is not None and reading.text != reading.label
+            maps[id(reading.layer)].setText(1, label if known else reading.text)
+
+
+def _check(on: bool) -> Qt.CheckState:
+    return Qt.CheckState.Checked if on else Qt.CheckState.Unchecked

@@ -1,0 +1,170 @@
+"""Small pieces that all panels are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from slidelens.desktop.workbench import Workbench, workbench_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Notice", "Panel", "button", "calm", "caption", "heading", "row"]
+
+_WIDTH = 340
+_COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
+
+
+class Panel(QScrollArea):
+    """A panel that scrolls where the window is small.
+
+    Parameters
+    ----------
+    napari_viewer
+        Given by napari.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.bench: Workbench = workbench_of(napari_viewer)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        inner = QWidget()
+        self.body = QVBoxLayout(inner)
+        self.body.setContentsMargins(8, 6, 8, 6)
+        self.body.setSpacing(6)
+        self.setWidget(inner)
+        self.notice = Notice()
+        self.body.addWidget(self.notice)
+
+    def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
+        """Return a width at which every line fits."""
+        return QSize(_WIDTH, 480)
+
+
+class Notice(QFrame):
+    """One sentence at the top of a panel, with a button for what can be done about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setObjectName("notice")
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(8, 4, 4, 4)
+        self._text = QLabel()
+        self._text.setWordWrap(True)
+        self._text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._action = QPushButton()
+        self._action.clicked.connect(self._act)
+        close = QToolButton()
+        close.setText("×")
+        close.setToolTip("Close this message")
+        close.setAutoRaise(True)
+        close.clicked.connect(self.hide)
+        layout.addWidget(self._text, 1)
+        layout.addWidget(self._action)
+        layout.addWidget(close, 0, Qt.AlignmentFlag.AlignTop)
+        self._then: Callable[[], object] | None = None
+        self.hide()
+
+    @property
+    def text(self) -> str:
+        """What it says; empty while it is hidden."""
+        return "" if self.isHidden() else self._text.text()
+
+    def say(
+        self,
+        text: str,
+        kind: str = "info",
+        action: str = "",
+        then: Callable[[], object] | None = None,
+    ) -> None:
+        """Show a sentence; nothing to say hides it.
+
+        Parameters
+        ----------
+        kind
+            ``info``, ``good`` or ``error``.
+        action, then
+            Label of a button, and what it does.
+        """
+        self.setVisible(bool(text))
+        self._text.setText(text)
+        self._then = then
+        self._action.setText(action)
+        self._action.setVisible(bool(action))
+        self.setStyleSheet(
+            f"#notice {{ background: {_COLORS[kind]}; border-radius: 4px; }} "
+            "#notice QLabel { color: white; background: transparent; }"
+        )
+
+    def _act(self) -> None:
+        then, self._then = self._then, None
+        self.hide()
+        if then is not None:
+            then()
+
+
+def heading(text: str) -> QLabel:
+    """Return the title of a part of a panel."""
+    label = QLabel(f"<b>{text}</b>")
+    label.setContentsMargins(0, 6, 0, 0)
+    return label
+
+
+def caption(text: str = "") -> QLabel:
+    """Return a line of small print that may wrap."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    return label
+
+
+def button(text: str, help: str, then: Callable[[], object]) -> QPushButton:  # noqa: A002
+    """Return a button."""
+    made = QPushButton(text)
+    made.setToolTip(help)
+    made.clicked.connect(lambda: then())
+    return made
+
+
+def calm(control: QWidget) -> QWidget:
+    """Let a control take the mouse wheel only when it was clicked; else the panel scrolls."""
+    control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+    control.installEventFilter(_Calm(control))
+    return control
+
+
+class _Calm(QObject):
+    def eventFilter(  # noqa: N802  # reason: Qt's name
+        self, control: QObject | None, event: QEvent | None
+    ) -> bool:
+        """Refuse the wheel where the control has no focus."""
+        if event is None or event.type() != QEvent.Type.Wheel:
+            return False
+        if isinstance(control, QWidget) and control.hasFocus():
+            return False
+        event.ignore()
+        return True
+
+
+def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
+    """Put widgets side by side; the one at ``stretch`` takes the room that is left."""
+    layout = QHBoxLayout()
+    layout.setSpacing(6)
+    for number, widget in enumerate(widgets):
+        layout.addWidget(widget, int(number == stretch % len(widgets)) if stretch >= 0 else 0)
+    return layout

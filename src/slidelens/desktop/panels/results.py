@@ -1,0 +1,143 @@
+"""The list of results on disk: open, delete, bring back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QFileDialog,
+    QHeaderView,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from slidelens.desktop.panels.parts import button, caption, row
+from slidelens.desktop.state.library import Entry, entries
+from slidelens.errors import ResultError
+
+if TYPE_CHECKING:
+    from slidelens.desktop.panels.parts import Notice
+    from slidelens.desktop.workbench import Workbench
+
+__all__ = ["ResultsList"]
+
+
+class ResultsList(QWidget):
+    """Results of the current slide, or of all slides."""
+
+    def __init__(self, bench: Workbench, notice: Notice) -> None:
+        super().__init__()
+        self._bench, self._notice = bench, notice
+        self._entries: list[Entry] = []
+        self.tree = QTreeWidget()
+        self.tree.setHeaderLabels(["Model", "Score", "Slide", "Made"])
+        self.tree.setRootIsDecorated(False)
+        self.tree.setUniformRowHeights(True)
+        self.tree.setMinimumHeight(110)
+        self.tree.setAccessibleName("Results")
+        self.tree.setToolTip("Double-click a result to see it")
+        header = self.tree.header()
+        if header is not None:
+            header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.all = QCheckBox("of all slides")
+        self.all.setToolTip("List the results of every slide, not only of this one")
+        self.open = button("Show", "Show the chosen result on its slide (Enter)", self._open)
+        self.delete = button("Delete", "Delete the result; it can be brought back", self._delete)
+        self._folder = button("Folder…", "Choose where results are kept", self._choose_folder)
+        self._empty = caption()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._empty)
+        layout.addWidget(self.tree)
+        layout.addLayout(row(self.open, self.delete, self._folder, self.all))
+        self.tree.itemActivated.connect(lambda *_: self._open())
+        self.tree.itemSelectionChanged.connect(self._enable)
+        self.all.toggled.connect(lambda _: self._fill())
+        bench.results_changed.connect(self.refresh)
+        bench.slide_changed.connect(self._fill)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the folder anew."""
+        folder = self._bench.results
+        self._bench.background.run(lambda: entries([folder]), self._take, owner=self)
+
+    def select(self, folder: Path) -> None:
+        """Choose a result in the list."""
+        for number in range(self.tree.topLevelItemCount()):
+            item = self.tree.topLevelItem(number)
+            if item is not None and item.data(0, Qt.ItemDataRole.UserRole) == str(folder):
+                self.tree.setCurrentItem(item)
+
+    def _take(self, found: list[Entry]) -> None:
+        self._entries = found
+        self._fill()
+
+    def _fill(self) -> None:
+        slide = self._bench.slide
+        mine = [e for e in self._entries if slide is not None and e.slide == slide.id]
+        shown = self._entries if self.all.isChecked() or slide is None else mine
+        self.tree.clear()
+        for entry in shown:
+            when = datetime.fromtimestamp(entry.time, UTC).astimezone()
+            made = "" if entry.error else f"{when:%d %b %H:%M}"
+            score = "damaged" if entry.error else entry.score
+            item = QTreeWidgetItem([entry.model, score, entry.slide, made])
+            item.setData(0, Qt.ItemDataRole.UserRole, str(entry.folder))
+            for column in range(4):
+                item.setToolTip(column, entry.error or str(entry.folder))
+            self.tree.addTopLevelItem(item)
+        self.tree.setVisible(bool(shown))
+        where = "of this slide" if slide is not None and not self.all.isChecked() else "yet"
+        self._empty.setText(f"No results {where} in {self._bench.results}.")
+        self._empty.setVisible(not shown)
+        self._enable()
+
+    def _chosen(self) -> Entry | None:
+        item = self.tree.currentItem()
+        path = None if item is None else item.data(0, Qt.ItemDataRole.UserRole)
+        return next((e for e in self._entries if str(e.folder) == path), None)
+
+    def _enable(self) -> None:
+        entry = self._chosen()
+        self.open.setEnabled(entry is not None and not entry.error)
+        self.delete.setEnabled(entry is not None)
+
+    def _open(self) -> None:
+        entry = self._chosen()
+        if entry is not None and not entry.error:
+            self._bench.show_result(entry.folder)
+
+    def _delete(self) -> None:
+        entry = self._chosen()
+        if entry is None:
+            return
+        try:
+            self._bench.trash.delete(entry.folder)
+        except ResultError as error:
+            self._notice.say(str(error), "error")
+            return
+        what = f"The result of {entry.model} on {entry.slide} was deleted."
+        self._notice.say(what, action="Undo", then=self._restore)
+        self._bench.results_changed.emit()
+
+    def _restore(self) -> None:
+        try:
+            self._bench.trash.restore()
+        except ResultError as error:
+            self._notice.say(str(error), "error")
+        self._bench.results_changed.emit()
+
+    def _choose_folder(self) -> None:
+        now = self._bench.results
+        start = now if now.is_dir() else Path.home()
+        chosen = QFileDialog.getExistingDirectory(self, "Folder of results", str(start))
+        if chosen:
+            self._bench.memory.set_text("results", chosen)
+            self._bench.results_changed.emit()

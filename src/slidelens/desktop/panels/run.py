@@ -1,0 +1,294 @@
+"""The Run panel: models over the slide in the window, heatmaps while they grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QProgressBar,
+)
+
+from slidelens.desktop.live import LiveMaps
+from slidelens.desktop.panels.models import ModelChooser
+from slidelens.desktop.panels.parts import Panel, button, calm, caption, heading, row
+from slidelens.desktop.panels.results import ResultsList
+from slidelens.desktop.panels.start import SlideLine
+from slidelens.desktop.shown import layers_of, region_box, region_options, shown_slides
+from slidelens.desktop.state.runs import RunRequest, RunState
+from slidelens.engine.labels import find_slides
+from slidelens.errors import LabelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slidelens.desktop.worker.client import Job
+    from slidelens.desktop.worker.messages import Message
+    from slidelens.geometry import Box
+
+__all__ = ["RunPanel"]
+
+_WHERE = {
+    "slide": "the whole slide",
+    "region": "a region that I draw",
+    "open": "all open slides",
+    "folder": "a folder of slides…",
+}
+
+
+class RunPanel(Panel):
+    """Choose models, run them, watch, keep."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self.state: RunState | None = None
+        self._job: Job | None = None
+        self._live = LiveMaps()
+        self._folder: Path | None = None
+        self._build()
+        bench = self.bench
+        bench.slide_changed.connect(self._update)
+        bench.models_changed.connect(self._fill_devices)
+        bench.told.connect(lambda text, bad: self.notice.say(text, "error" if bad else "info"))
+        self.models.changed.connect(self._update)
+        self.where.currentIndexChanged.connect(lambda _: self._where_chosen())
+        self._fill_devices()
+        self._show_progress()
+        self._update()
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self._job is not None
+
+    def run(self) -> None:
+        """Start what is chosen."""
+        request = self._request()
+        if request is None or self.running:
+            return
+        self.notice.say("")
+        self.state = RunState(request)
+        self._live = LiveMaps()
+        self._job = job = self.bench.runner.submit("predict", request.facts())
+        job.event.connect(self._hear)
+        job.ended.connect(self._ended)
+        self._show_progress()
+        self._update()
+
+    def stop(self) -> None:
+        """Stop the run; what is finished is kept."""
+        if self._job is not None:
+            self._job.cancel()
+            self.status.setText("Stopping…")
+            self.stop_button.setEnabled(False)
+
+    def draw_region(self) -> None:
+        """Let the person draw a rectangle on the slide; the one before goes."""
+        slide = self.bench.slide
+        if slide is None:
+            return
+        viewer = self.bench.viewer
+        layer = next(layers_of(viewer, "region", slide=slide.id), None)
+        if layer is None:
+            layer = viewer.add_shapes(None, **region_options(slide))
+            layer.mouse_drag_callbacks.append(self._drawing)
+        else:
+            layer.data = []
+        viewer.layers.selection.active = layer
+        layer.mode = "add_rectangle"
+        self._update()
+
+    def _build(self) -> None:
+        self.slide = SlideLine(self.bench)
+        self.models = ModelChooser(self.bench)
+        self.device = calm_combo("Where the model runs")
+        self.where = calm_combo("What of the slide, or which slides, to run on")
+        for key, title in _WHERE.items():
+            self.where.addItem(title, key)
+        self.region = button(
+            "Draw", "Draw a rectangle on the slide; only what is inside is run", self.draw_region
+        )
+        self.mpp = QDoubleSpinBox()
+        self.mpp.setRange(0.05, 100)
+        self.mpp.setDecimals(4)
+        self.mpp.setValue(0.5)
+        self.mpp.setSuffix(" µm/px")
+        calm(self.mpp).setToolTip("The file states no resolution; 0.5 µm/px is a scan at 20x")
+        self.mpp_label = caption("Resolution")
+        form = QFormLayout()
+        form.addRow("Device", self.device)
+        form.addRow("Run on", row(self.where, self.region, stretch=0))
+        form.addRow(self.mpp_label, self.mpp)
+        self.why = caption()
+        self.run_button = button("Run", "Run the ticked models (Ctrl+Return)", self.run)
+        self.run_button.setShortcut("Ctrl+Return")
+        self.stop_button = button("Stop", "Stop; what is finished is kept", self.stop)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.bar.setAccessibleName("Progress of the run")
+        self.status = caption()
+        self.results = ResultsList(self.bench, self.notice)
+        body = self.body
+        body.addWidget(self.slide)
+        body.addWidget(heading("Models"))
+        body.addWidget(self.models)
+        body.addLayout(form)
+        body.addLayout(row(self.run_button, self.stop_button, stretch=0))
+        body.addWidget(self.why)
+        body.addWidget(self.bar)
+        body.addWidget(self.status)
+        body.addWidget(heading("Results"))
+        body.addWidget(self.results)
+        body.addStretch()
+
+    def _region(self) -> Box | None:
+        slide = self.bench.slide
+        if slide is None or self.where.currentData() != "region":
+            return None
+        return region_box(self.bench.viewer, slide)
+
+    def _slides(self) -> list[Path]:
+        """Return the files to run on."""
+        chosen = self.where.currentData()
+        if chosen == "folder":
+            return list(find_slides(self._folder).values()) if self._folder else []
+        if chosen == "open":
+            return [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
+        slide = self.bench.slide
+        return [] if slide is None or slide.path is None else [slide.path]
+
+    def _request(self) -> RunRequest | None:
+        slide = self.bench.slide
+        bare = slide is not None and slide.world.unit == "pixel"
+        try:
+            slides = self._slides()
+        except LabelError as error:
+            self.notice.say(str(error), "error")
+            return None
+        if not slides:
+            return None
+        one = self.where.currentData() in ("slide", "region")
+        mpp: float | tuple[float, float] | None = None
+        if bare:
+            mpp = self.mpp.value()
+        elif slide is not None and one:  # as shown: it may have been given on the command line
+            mpp = (slide.world.mpp.x, slide.world.mpp.y)
+        return RunRequest(
+            tuple(slides),
+            tuple((card.path, options) for card, options in self.models.chosen()),
+            self.bench.results,
+            self.device.currentData() or "auto",
+            self._region(),
+            mpp,
+        )
+
+    def _hear(self, message: Message) -> None:
+        if self.state is None:
+            return
+        if message.name == "cells":
+            self._live.feed(self.bench.viewer, message)
+            return
+        finding = self.state.feed(message)
+        if finding is not None:
+            self._live.clear(self.bench.viewer, finding.model)
+            if finding.status != "failed":
+                self.bench.results_changed.emit()
+                slide = self.bench.slide
+                if slide is not None and slide.id == finding.slide:
+                    self.bench.show_result(Path(finding.folder))
+        self._show_progress()
+
+    def _ended(self, status: str, error: str) -> None:
+        self._job = None
+        self._live.clear(self.bench.viewer)
+        if self.state is not None:
+            text = self.state.summary(status, error)
+            failed = [f for f in self.state.findings if f.status == "failed"]
+            bad = bool(failed) or status in ("failed", "died")
+            details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
+            good = "good" if status == "done" else "info"
+            found = "; ".join(f.text for f in self.state.findings if f.status != "failed")
+            shown = found if status == "done" and found and not bad else text
+            self.notice.say("\n".join(filter(None, [shown, details])), "error" if bad else good)
+        self._show_progress()
+        self._update()
+
+    def _show_progress(self) -> None:
+        on = self.running and self.state is not None
+        self.bar.setVisible(on)
+        self.status.setVisible(on)
+        if not on or self.state is None:
+            return
+        fraction = self.state.fraction
+        self.bar.setRange(0, 0 if fraction is None else 1000)
+        if fraction is not None:
+            self.bar.setValue(round(1000 * fraction))
+        self.status.setText(self.state.text)
+
+    def _drawing(self, layer: Any, event: Any) -> Iterator[None]:
+        """Let the person look around again once the rectangle is drawn: napari's mouse protocol."""
+        yield
+        while event.type == "mouse_move":
+            yield
+
+        def drawn() -> None:
+            if len(layer.data):
+                layer.mode = "pan_zoom"
+            self._update()
+
+        QTimer.singleShot(0, drawn)  # napari's own callback ends the shape first
+
+    def _where_chosen(self) -> None:
+        chosen = self.where.currentData()
+        if chosen == "region" and self._region() is None:
+            self.draw_region()
+        if chosen == "folder":
+            folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
+            self._folder = Path(folder) if folder else None
+            if not folder:
+                self.where.setCurrentIndex(0)
+        self._update()
+
+    def _fill_devices(self) -> None:
+        wanted = self.device.currentData() or self.bench.preferences.device
+        self.device.clear()
+        for device in self.bench.devices:
+            self.device.addItem(device.title, device.name)
+        self.device.setCurrentIndex(max(0, self.device.findData(wanted)))
+
+    def _update(self) -> None:
+        """Enable what can be done and say what is missing."""
+        slide = self.bench.slide
+        bare = slide is not None and slide.world.unit == "pixel"
+        self.mpp.setVisible(bare)
+        self.mpp_label.setVisible(bare)
+        self.region.setVisible(self.where.currentData() == "region")
+        missing = self._missing()
+        self.why.setText(missing)
+        self.why.setVisible(bool(missing) and not self.running)
+        self.run_button.setEnabled(not missing and not self.running)
+        self.stop_button.setEnabled(self.running)
+
+    def _missing(self) -> str:
+        chosen, slide = self.where.currentData(), self.bench.slide
+        if slide is None and chosen != "folder":
+            return "Open a slide to begin."
+        if slide is not None and slide.path is None and chosen != "folder":
+            return "This picture was not opened from a file, so models cannot read it."
+        if not self.models.chosen():
+            return "Tick a model to run."
+        if chosen == "region" and self._region() is None:
+            return "Draw the region: press Draw, then drag over the slide."
+        return ""
+
+
+def calm_combo(help: str) -> QComboBox:  # noqa: A002
+    """Return an empty list to choose from."""
+    combo = QComboBox()
+    calm(combo).setToolTip(help)
+    return combo

@@ -1,0 +1,52 @@
+"""Settings of the plugin: contributed through npe2, edited in napari's preferences (napari >= 0.9).
+
+Where napari has none (before 0.9) the defaults hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Preferences", "preferences"]
+
+_PLUGIN = "slidelens"
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """What a person may set.
+
+    Attributes
+    ----------
+    home
+        Folder for results, models and evaluations.
+    device
+        Where models run unless the Run panel says otherwise.
+    """
+
+    home: Path
+    device: str = "auto"
+
+    @property
+    def results(self) -> Path:
+        """Results folder, as ``slidelens predict --out`` takes it."""
+        return self.home / "results"
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models trained here."""
+        return self.home / "models"
+
+
+def preferences() -> Preferences:
+    """Read the settings."""
+    home, device = "~/SlideLens", "auto"
+    try:
+        from napari.settings import get_plugin_settings
+
+        run = get_plugin_settings(_PLUGIN).workbench
+        home, device = run.home or home, run.device or device
+    except (ImportError, KeyError, AttributeError):
+        pass  # an older napari, or one that has not read the manifest: the defaults
+    return Preferences(Path(home).expanduser(), device)

@@ -1,0 +1,138 @@
+"""What a viewer shows of slidelens: which slides, which of their layers. Knows napari, not Qt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import napari
+
+from slidelens.desktop.window import slide_layers
+from slidelens.desktop.world import World, described, world_of
+from slidelens.geometry import Box, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from napari.components import ViewerModel
+
+    from slidelens.desktop.layers import LayerData
+
+__all__ = [
+    "ShownSlide",
+    "add_layer",
+    "current_slide",
+    "layers_of",
+    "region_box",
+    "region_options",
+    "remove_layers",
+    "select_map",
+    "shown_slides",
+]
+
+_REGION = "Region to run on"
+_YELLOW = "#f0e442"
+
+
+@dataclass(frozen=True)
+class ShownSlide:
+    """A slide in the viewer."""
+
+    id: str
+    path: Path | None
+    size: Size
+    world: World
+    layer: Any
+
+    @property
+    def box(self) -> Box:
+        """All of it, in level-0 px."""
+        return Box.of_size(self.size)
+
+
+def shown_slides(viewer: ViewerModel) -> list[ShownSlide]:
+    """Return the slides, topmost first."""
+    return [_slide(layer) for layer in slide_layers(viewer)]
+
+
+def current_slide(viewer: ViewerModel) -> ShownSlide | None:
+    """Return the slide that a person means: the selected layer's, else the topmost visible one."""
+    slides = shown_slides(viewer)
+    active = viewer.layers.selection.active
+    name = None if active is None else described(active.metadata).get("slide")
+    chosen = [s for s in slides if s.id == name and s.layer.visible]
+    visible = [s for s in slides if s.layer.visible]
+    return next(iter(chosen or visible or slides), None)
+
+
+def layers_of(viewer: ViewerModel, *kinds: str, **facts: Any) -> Iterator[Any]:
+    """Yield slidelens's layers of some kinds (``map``, ``regions``, ...; none: all), lowest first.
+
+    ``facts`` are what their metadata must say, such as ``slide="a"`` or ``model="demo-mil"``.
+    """
+    for layer in list(viewer.layers):
+        mine = described(layer.metadata)
+        if not mine or (kinds and mine["layer"] not in kinds):
+            continue
+        if all(mine.get(name) == value for name, value in facts.items()):
+            yield layer
+
+
+def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
+    """Add one layer."""
+    return viewer.add_layer(napari.layers.Layer.create(*data))
+
+
+def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
+    """Remove layers that are still there."""
+    for layer in list(layers):
+        if layer in viewer.layers:
+            viewer.layers.remove(layer)
+
+
+def select_map(viewer: ViewerModel) -> None:
+    """Put the controls (colours, limits, opacity) on the map that is seen."""
+    maps = [layer for layer in layers_of(viewer, "map") if layer.visible]
+    if maps:
+        viewer.layers.selection.active = maps[-1]
+
+
+def region_options(slide: ShownSlide) -> dict[str, Any]:
+    """Return the keywords of an empty layer to draw a region on."""
+    from slidelens.desktop.world import describe
+
+    return {
+        "ndim": 2,
+        "name": _REGION,
+        "edge_color": _YELLOW,
+        "face_color": "transparent",
+        "edge_width": max(1.0, max(slide.size) / 400),
+        "metadata": describe(slide.world, "region", slide.id),
+        **slide.world.place_outlines(),
+    }
+
+
+def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
+    """Return the region that was drawn last on a slide, in whole level-0 px; ``None``: none."""
+    for layer in layers_of(viewer, "region", slide=slide.id):
+        if len(layer.data):
+            corners = layer.data[-1][:, -2:]
+            (top, left), (bottom, right) = corners.min(0), corners.max(0)
+            drawn = Box(float(left), float(top), float(right - left), float(bottom - top))
+            inside = drawn.intersect(slide.box)
+            if inside.area > 0:
+                return Box(*map(float, inside.snapped())).intersect(slide.box)
+    return None
+
+
+def _slide(layer: Any) -> ShownSlide:
+    facts = described(layer.metadata)
+    path = facts.get("path")
+    return ShownSlide(
+        facts["slide"],
+        None if path is None else Path(path),
+        Size(*facts["size"]),
+        world_of(layer.metadata) or World.of(None),
+        layer,
+    )

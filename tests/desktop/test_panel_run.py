@@ -1,0 +1,177 @@
+"""The Run panel, used as a person does: real clicks, real models, a real worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from hands import canvas_of, drag, press
+from qtpy.QtCore import QPoint
+
+from slidelens.desktop.shown import layers_of, region_box
+from slidelens.desktop.world import described
+from slidelens.maps.result import Result
+from slidelens.testing.phantom import PhantomSpec, write_phantom
+
+pytestmark = pytest.mark.gui
+
+LONG = 180_000
+SLOW = {"overlap": 84, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides") / "phantom.tif"
+    write_phantom(path, PhantomSpec(size=(2048, 1536), mpp=0.5, seed=5, lesions=1))
+    return path
+
+
+@pytest.fixture
+def panel(bench, qtbot):
+    panel = bench.open_panel("run")
+    qtbot.waitUntil(lambda: bool(bench.cards), timeout=LONG)
+    return panel
+
+
+def show_slide(qtbot, bench, slide):
+    bench.open_slide(slide)
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=40_000)
+
+
+def set_options(panel, **options):
+    for name, value in options.items():
+        panel.models.form.control(name).setValue(value)
+
+
+def test_empty_window_says_how_to_begin(panel):
+    assert "Open a slide to begin" in panel.slide.text.text()
+    assert panel.why.text() == "Open a slide to begin."
+    assert not panel.run_button.isEnabled()
+    assert "Research use only" in panel.models.card.toPlainText()
+    assert not panel.bar.isVisible()
+
+
+def test_run_shows_the_map_as_it_grows_and_keeps_the_result(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    set_options(panel, overlap=56, batch_size=4)
+    press(qtbot, panel.run_button)
+    viewer = bench.viewer
+    growing = "demo-mil: probability (running)"
+    qtbot.waitUntil(lambda: growing in viewer.layers, timeout=LONG)
+    layer = viewer.layers[growing]
+    qtbot.waitUntil(lambda: np.isfinite(np.asarray(layer.data[0])).sum() > 5, timeout=LONG)
+    assert panel.bar.isVisible()
+    assert panel.stop_button.isEnabled()
+    assert "Predicting" in panel.status.text()
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    qtbot.waitUntil(lambda: "demo-mil: regions" in viewer.layers, timeout=40_000)
+    assert growing not in viewer.layers
+    (shown,) = layers_of(viewer, "map", model="demo-mil")
+    result = Result.load(bench.results / "demo-mil" / "phantom")
+    assert described(shown.metadata)["path"] == str(result.path)
+    np.testing.assert_array_equal(np.asarray(shown.data[0]), result.maps["probability"].read()[1])
+    assert panel.notice.text.startswith("demo-mil: tumor")
+    qtbot.waitUntil(lambda: panel.results.tree.topLevelItemCount() == 1, timeout=40_000)
+
+
+def test_stop_keeps_nothing_half_done(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    set_options(panel, **SLOW)
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: panel.state.stage == "infer", timeout=LONG)
+    press(qtbot, panel.stop_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    assert panel.notice.text == "Stopped."
+    assert not list(layers_of(bench.viewer, "map"))
+    assert not list(bench.results.glob("*/*/result.json"))
+    assert panel.run_button.isEnabled()
+
+
+def test_a_worker_that_dies_is_reported(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    set_options(panel, **SLOW)
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: panel.state.stage == "infer", timeout=LONG)
+    os.kill(bench.runner.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: not panel.running, timeout=40_000)
+    assert "was killed" in panel.notice.text
+    assert not list(layers_of(bench.viewer, "map"))
+    assert panel.run_button.isEnabled()
+
+
+def test_region_is_drawn_with_the_mouse_and_restricts_the_run(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    panel.where.setCurrentIndex(panel.where.findData("region"))
+    assert "Draw the region" in panel.why.text()
+    canvas = canvas_of(bench.viewer)
+    width, height = canvas.width(), canvas.height()
+    drag(canvas, QPoint(width // 3, height * 2 // 5), QPoint(width * 2 // 3, height * 3 // 5))
+    box = region_box(bench.viewer, bench.slide)
+    assert box is not None
+    assert 200 < box.w < 1500
+    layer = next(layers_of(bench.viewer, "region"))
+    qtbot.waitUntil(lambda: layer.mode == "pan_zoom", timeout=5000)
+    assert not panel.why.isVisible()
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    tiles = Result.load(bench.results / "demo-mil" / "phantom").tiles.boxes
+    assert len(tiles)
+    assert (tiles[:, 0] + tiles[:, 2] > box.x).all()
+    assert (tiles[:, 0] < box.right).all()
+
+
+def test_a_slide_without_resolution_asks_for_it(panel, bench, tmp_path, qtbot):
+    import tifffile
+    from known_slides import make_slide
+
+    path = tmp_path / "bare.tif"
+    tifffile.imwrite(path, np.asarray(make_slide(None).pyramid()[0]), tile=(256, 256))
+    show_slide(qtbot, bench, path)
+    assert panel.mpp.isVisible()
+    panel.models.choose("demo-mil")
+    panel.mpp.setValue(2.0)
+    assert panel._request().mpp == 2.0
+
+
+def test_results_are_reopened_deleted_and_brought_back(panel, bench, case, qtbot):
+    case.result.save(bench.results / "oracle" / "square")
+    bench.results_changed.emit()
+    tree = panel.results.tree
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 1, timeout=40_000)
+    panel.results.select(bench.results / "oracle" / "square")
+    press(qtbot, panel.results.open)
+    qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
+    press(qtbot, panel.results.delete)
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 0, timeout=40_000)
+    assert "was deleted" in panel.notice.text
+    press(qtbot, panel.notice._action)
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 1, timeout=40_000)
+    assert (bench.results / "oracle" / "square" / "result.json").is_file()
+
+
+def test_closing_during_a_run_ends_the_worker_and_leaves_no_half_result(
+    home, make_napari_viewer, slide, qtbot
+):
+    from slidelens.desktop.workbench import workbench_of
+
+    viewer = make_napari_viewer(show=True)
+    bench = workbench_of(viewer)
+    panel = bench.open_panel("run")
+    qtbot.waitUntil(lambda: bool(bench.cards), timeout=LONG)
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    set_options(panel, **SLOW)
+    panel.run()
+    qtbot.waitUntil(lambda: panel.state.stage == "infer", timeout=LONG)
+    results, pid = bench.results, bench.runner.pid
+    viewer.close()
+    qtbot.waitUntil(lambda: bench.runner.pid == 0, timeout=20_000)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not list(results.glob("*/*/result.json"))
