@@ -1,0 +1,257 @@
+"""Every pooling through the engine: train on cached features, predict, fine-tune, resume; bags."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from train_cohort import TILE, make_cohort, request
+
+from slidelens.engine import loop
+from slidelens.engine.cohort import predict_cohort
+from slidelens.engine.history import TUNE_TABLE
+from slidelens.engine.package import load_model
+from slidelens.engine.predict import predict
+from slidelens.engine.train import train
+from slidelens.errors import ModelError, SlideError
+from slidelens.export import export_result
+from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels
+from slidelens.maps.result import Result, find_results
+from slidelens.tiling.tissue import TissueSettings
+
+STAGES = '[{"epochs": 2, "lr": 0.001, "head_lr": 0.01, "trains": "head"}]'
+SMALL = {"embed": 8, "hidden": 6, "heads": 2, "landmarks": 5, "top": 2}
+WHOLE = TissueSettings(method="whole")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def _request(cohort: Path, out: Path, cache: Path, pooling: str, **overrides: str):
+    sizes = {k: str(SMALL[k]) for k in HEAD_FIELDS[pooling] if k in SMALL}
+    common = {"pooling": pooling, "features": "cached", "stages": STAGES, "bag_cache": str(cache)}
+    return request(cohort, out, overrides=common | sizes | overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, cache, tmp_path_factory):
+    """Trains a pooling once; the backbone's random weights are the same (one seed)."""
+    models = tmp_path_factory.mktemp("models")
+
+    def make(pooling):
+        out = models / pooling
+        if not out.exists():
+            list(train(**_request(cohort, out, cache, pooling)))
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_pooling_learns_and_predicts(pooling, trained, cohort, cache):
+    out = trained(pooling)
+    card = load_model(out, "cpu").card
+    assert card["training"]["features"] == "cached"
+    assert len(list(cache.glob("*/*/bag.json"))) == 6  # one per slide, for all poolings
+    slide = cohort / "slides" / "s5.tif"
+    result = predict(slide, out, tissue=WHOLE, precision="fp32", device="cpu")
+    assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert result.maps["probability"].kind == "probability"
+    channels = attention_channels(pooling, ("normal", "tumour"))
+    assert ("attention" in result.maps) == bool(channels)
+    tiles = result.tiles
+    assert len(tiles) == 9
+    assert (tiles.attention is not None) == bool(channels)
+    if channels:
+        drawn = result.maps["attention"]
+        assert drawn.kind == "attention"
+        np.testing.assert_array_equal(
+            np.sort(drawn.read()[-1][:3, :3].ravel()), np.sort(tiles.attention)
+        )
+    assert result.features.vectors.shape == (9, 512)
+    with (out / "training" / TUNE_TABLE).open() as file:
+        row = next(r for r in csv.DictReader(file) if r["slide_id"] == "s5")
+    # Training kept vectors in fp16; prediction does not.
+    assert result.probabilities["tumour"] == pytest.approx(float(row["prob_tumour"]), abs=5e-3)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_pooling_fine_tunes(pooling, trained, cohort, cache, tmp_path):
+    base = trained(pooling)
+    asked = request(
+        cohort,
+        tmp_path / "tuned",
+        from_model=base,
+        overrides={"features": "cached", "stages": STAGES, "bag_cache": str(cache)},
+    )
+    list(train(**asked))
+    tuned, start = load_model(tmp_path / "tuned", "cpu"), load_model(base, "cpu")
+    assert tuned.config == start.config
+    weights, before = tuned.module.state_dict(), start.module.state_dict()
+    for name, value in weights.items():
+        if name.startswith("features."):
+            assert value.equal(before[name]), name
+    assert any(not weights[n].equal(before[n]) for n in weights if n.startswith("head."))
+
+
+def test_another_pooling_takes_the_backbone(trained, cohort, cache, tmp_path):
+    asked = request(
+        cohort,
+        tmp_path / "tuned",
+        from_model=trained("top1"),
+        overrides={
+            "pooling": "clam-mb",
+            "embed": "8",
+            "hidden": "6",
+            "stages": STAGES,
+            "bag_cache": str(cache),
+        },
+    )
+    list(train(**asked))
+    tuned = load_model(tmp_path / "tuned", "cpu")
+    assert (tuned.config.pooling, tuned.config.embed, tuned.config.top) == ("clam-mb", 8, 8)
+    assert len(list(cache.glob("*/*/bag.json"))) == 6  # the same backbone: the same bags
+
+
+@pytest.mark.parametrize("pooling", ["topk", "gated-abmil", "rnn"])
+def test_end_to_end_trains_the_backbone(pooling, trained, cohort, cache, tmp_path):
+    stages = '[{"epochs": 1, "lr": 0.01, "head_lr": 0.01}]'
+    fields = {"features": "end-to-end", "stages": stages}
+    list(train(**_request(cohort, tmp_path / "m", cache, pooling, **fields)))
+    model = load_model(tmp_path / "m", "cpu")
+    assert model.card["training"]["features"] == "end-to-end"
+    frozen = load_model(trained(pooling), "cpu").module.state_dict()
+    learnt = model.module.state_dict()
+    assert any(not v.equal(frozen[k]) for k, v in learnt.items() if k.startswith("features."))
+    list(train(**_request(cohort, tmp_path / "n", cache, pooling, **fields)))
+    again = load_model(tmp_path / "n", "cpu").module.state_dict()
+    assert all(v.equal(again[k]) for k, v in learnt.items())
+
+
+def test_resumes_to_the_same_weights(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 0.0)
+    cache, fields = tmp_path / "cache", {"copies": "1", "dropout": "0.3"}
+    whole = tmp_path / "whole"
+    for number, _ in enumerate(train(**_request(cohort, whole, cache, "clam-sb", **fields))):
+        if (whole / "training" / "checkpoint.json").exists():
+            shutil.copytree(whole / "training", tmp_path / f"killed-{number}" / "training")
+    killed = sorted(tmp_path.glob("killed-*"))
+    for out in killed[:: max(1, len(killed) // 3)]:
+        list(train(**_request(cohort, out, cache, "clam-sb", **fields), resume=True))
+        name = "weights.safetensors"
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three classes: normal, and dark tiles in two colours."""
+    folder = make_cohort(tmp_path_factory.mktemp("three"), train=6, tune=3)
+    rows = ["slide_id,label,split"]
+    for number in range(9):
+        path = folder / "slides" / f"s{number}.tif"
+        pixels = tifffile.imread(path)
+        if number % 3 == 2:
+            pixels[:TILE, :TILE] = (40, 120, 60)
+        tifffile.imwrite(
+            path,
+            pixels,
+            tile=(32, 32),
+            photometric="rgb",
+            resolution=(20000, 20000),
+            resolutionunit="CENTIMETER",
+        )
+        rows.append(f"s{number},{'abc'[number % 3]},{'train' if number < 6 else 'tune'}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["topk", "rnn", "dsmil", "clam-mb", "transmil"])
+def test_three_classes(pooling, three, tmp_path):
+    list(train(**_request(three, tmp_path / "m", three / "cache", pooling)))
+    result = predict(three / "slides" / "s8.tif", tmp_path / "m", tissue=WHOLE, device="cpu")
+    assert list(result.probabilities) == ["a", "b", "c"]
+    assert result.tiles.probabilities.shape == (9, 3)
+    np.testing.assert_allclose(result.tiles.probabilities.sum(1), 1, atol=1e-5)
+    channels = attention_channels(pooling, ("a", "b", "c"))
+    if len(channels) == 3:  # the column is the likeliest class's
+        likeliest = max(result.probabilities, key=result.probabilities.get)
+        plane = result.maps["attention"].read()[channels.index(likeliest)]
+        np.testing.assert_allclose(
+            np.sort(plane[:3, :3].ravel()), np.sort(result.tiles.attention), rtol=1e-5
+        )
+
+
+@pytest.fixture(scope="module")
+def bags(cohort, trained, tmp_path_factory):
+    """The features of a model's results, as h5 files."""
+    base, folder = trained("abmil"), tmp_path_factory.mktemp("bags")
+    slides = sorted((cohort / "slides").iterdir())
+    run = predict_cohort(slides, [base], folder / "results", tissue=WHOLE, precision="fp32")
+    list(run)
+    (folder / "h5").mkdir()
+    for path in find_results(folder / "results"):
+        export_result(Result.load(path), "clam-h5", folder / "h5")
+    return base, folder / "h5"
+
+
+def _bag_request(cohort, out, bags, pooling="abmil", **options):
+    asked = request(cohort, out, **options)
+    asked["slides_dir"] = bags
+    asked["overrides"] |= {"pooling": pooling, "bags": str(bags), "stages": STAGES, "embed": "8"}
+    return asked
+
+
+def test_trains_from_bags_of_its_own_backbone(bags, cohort, tmp_path):
+    """No slide is read; the package has the backbone and runs on slides."""
+    base, folder = bags
+    list(train(**_bag_request(cohort, tmp_path / "m", folder, from_model=base)))
+    model = load_model(tmp_path / "m", "cpu")
+    assert model.config.bag_dim == 0
+    assert model.card["training"]["bags"] == str(folder)
+    predict(cohort / "slides" / "s1.tif", tmp_path / "m", tissue=WHOLE, device="cpu")
+
+
+def test_bags_of_another_backbone_are_refused(bags, cohort, tmp_path):
+    _, folder = bags
+    with pytest.raises(SlideError, match=r"6 of 6 slides.*\n.*another backbone.*bag_dim=512"):
+        list(train(**_bag_request(cohort, tmp_path / "m", folder, seed=77)))
+
+
+def test_trains_from_bags_made_elsewhere(bags, cohort, tmp_path):
+    _, folder = bags
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for path in folder.iterdir():
+        with h5py.File(path) as old, h5py.File(foreign / path.name, "w") as new:
+            new["features"], new["coords"] = old["features"][:], old["coords"][:]
+            new["coords"].attrs["patch_size"] = 256
+    list(train(**_bag_request(cohort, tmp_path / "m", foreign)))
+    model = load_model(tmp_path / "m", "cpu")
+    assert (model.config.bag_dim, model.config.tile) == (512, 256)
+    assert model.module.features is None
+    with pytest.raises(ModelError, match="has no backbone to make them"):
+        predict(cohort / "slides" / "s1.tif", tmp_path / "m", tissue=WHOLE, device="cpu")
+    with h5py.File(foreign / "s2.h5", "a") as file:
+        del file["features"]
+        file["features"] = np.ones((9, 100))
+    with pytest.raises(SlideError, match=r"1 of 6.*\n.*s2: .*length 100, the model takes 512"):
+        list(train(**_bag_request(cohort, tmp_path / "n", foreign)))
+
+
+def test_a_preset_that_is_not_there_names_those_that_are(cohort, cache, tmp_path):
+    asked = _request(cohort, tmp_path / "m", cache, "abmil") | {"preset": "paper"}
+    with pytest.raises(ModelError, match="no preset 'paper': choose one of default"):
+        train(**asked)
