@@ -128,6 +128,16 @@ def test_lumps_of_tissue_share_a_map_or_not(lumps, sizes):
     assert [int((m != 0).any(1).sum()) for m in model.module.maps] == sizes
 
 
+@pytest.mark.parametrize("fine", [2, 4])
+def test_fine_cells_end_where_the_tissue_ends(fine):
+    """A patch that is mostly tissue says nothing of the background under its corner."""
+    view = _two_lumps()
+    found, _, _ = _run(_model(fine=fine, min_tissue=0.8, mpp=4.0), view)
+    share = view.tissue.fraction(found.boxes)
+    assert share.min() >= 0.5
+    assert len(found.boxes) == pytest.approx(8 * fine**2, rel=0.15)
+
+
 def test_a_map_is_declared_as_it_is_drawn():
     probability, labels = FAMILY.maps(MultistageConfig(tile=256, mpp=0.5, fine=4), ("no", "yes"))
     assert (probability.channels, probability.mpp, probability.instances) == (

@@ -177,8 +177,9 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
 
     With ``fine`` above 1 the grid is laid ``fine * fine`` times, each time shifted and segmented as
     the network has learnt it; a cell is the mean of the patches over it, those that it lies in the
-    middle of counting most. The slide's score is its highest cell (our choice: the paper leaves
-    slides to a random forest; see :mod:`slidelens.engine.staging`).
+    middle of counting most, and cells that are mostly background are left out. The slide's score is
+    its highest cell (our choice: the paper leaves slides to a random forest; see
+    :mod:`slidelens.engine.staging`).
 
     Raises
     ------
@@ -192,6 +193,9 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
     view.total(len(grid))
     logits = _all_logits(model, view, grid)
     boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)
+    if config.fine > 1:  # a patch may reach over the border: its corner is no tissue
+        kept = view.tissue.fraction(boxes) >= min(0.5, config.min_tissue) - 1e-9
+        boxes, tumour = boxes[kept], tumour[kept]
     yield Patch("probability", boxes, np.stack([1 - tumour, tumour], 1))
     yield Patch("segmentation", boxes, (tumour >= _THRESHOLD).astype(np.float32)[:, None])
     highest = float(tumour.max())
