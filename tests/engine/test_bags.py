@@ -21,7 +21,7 @@ from slidelens.engine.bags import BagCache, find_bags, fitted, read_bag
 from slidelens.engine.loader import SlideView
 from slidelens.errors import LabelError, ResultError, SlideError
 from slidelens.families.mil import MilConfig
-from slidelens.families.training import Encoder
+from slidelens.families.training import Encoding
 from slidelens.slide.array import from_array
 from slidelens.slide.open import open_slide
 from slidelens.tiling.grid import GridSpec
@@ -47,8 +47,8 @@ class Counting:
         return images.float().mean((2, 3))
 
 
-def _encoder(encode=None, **fields) -> Encoder:
-    return Encoder(encode or Counting(), 4, {"weights": "w"}, "fp32", **fields)
+def _encoder(encode=None, **fields) -> Encoding:
+    return Encoding(encode or Counting(), 4, {"weights": "w"}, "fp32", **fields)
 
 
 def _get(folder, path, encoder, *, slide_id="s", spec=SPEC, tissue=WHOLE, stain="none", mpp=None):

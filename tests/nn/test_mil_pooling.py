@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels, build_network
-from slidelens.nn.mil import class_probabilities, slide_loss
+from slidelens.nn.backbones import build_features
+from slidelens.nn.mil import class_probabilities, oriented, slide_loss
 from slidelens.nn.mil_pooling import AttentionPooling, ClamPooling, DualStreamPooling, margin_loss
 from slidelens.nn.mil_transformer import NystromAttention, TransformerPooling
 
@@ -274,3 +275,23 @@ def test_nystrom_attention_nears_the_exact_one():
 def test_heads_must_share_the_width():
     with pytest.raises(ValueError, match="width 10 does not divide into 4 heads"):
         NystromAttention(10, 4, landmarks=5)
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_turned_tiles_have_the_same_averaged_vector(count):
+    torch.manual_seed(0)
+    network = build_network("abmil", build_features("squeezenet1_1"), 2, HEAD_FIELDS["abmil"])
+    images = torch.randn(2, 3, 64, 64)
+    plain = network(images, vectors=True)
+    network.orientations = count
+    averaged = network(images, vectors=True)
+    assert not torch.allclose(plain, averaged, atol=1e-4)
+    for number in range(count):
+        turned = network(oriented(images, number), vectors=True)
+        torch.testing.assert_close(turned, averaged, atol=1e-5, rtol=1e-4)
+
+
+def test_the_eight_orientations_differ():
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    assert len({tuple(oriented(image, n).flatten().tolist()) for n in range(8)}) == 8
+    assert torch.equal(oriented(image, 0), image)

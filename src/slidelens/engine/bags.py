@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
-    from slidelens.families.training import Encoder
+    from slidelens.families.training import Encoding
     from slidelens.tiling.grid import Grid, GridSpec
     from slidelens.tiling.tissue import TissueSettings
 
@@ -68,7 +68,7 @@ class BagCache:
         slide_id: str,
         view: Callable[[], SlideView],
         spec: GridSpec,
-        encoder: Encoder,
+        encoder: Encoding,
         *,
         tissue: TissueSettings,
         stain: str,
@@ -109,7 +109,7 @@ class BagCache:
         folder: Path,
         view: SlideView,
         spec: GridSpec,
-        encoder: Encoder,
+        encoder: Encoding,
         facts: dict[str, Any],
     ) -> Bag:
         reason = "it was removed at once"
@@ -128,7 +128,7 @@ class BagCache:
         return bag
 
     def _make(
-        self, folder: Path, view: SlideView, grid: Grid, encoder: Encoder, facts: dict[str, Any]
+        self, folder: Path, view: SlideView, grid: Grid, encoder: Encoding, facts: dict[str, Any]
     ) -> None:
         """Encode a grid's tiles, a batch in memory at a time."""
         with staged_folder(folder) as staging:
@@ -169,8 +169,8 @@ def find_bags(folder: Path) -> dict[str, Path]:
 def fitted(config: ConfigT, path: Path) -> ConfigT:
     """Return a MIL configuration that takes the vectors of a bag.
 
-    A bag of SlideLens says which backbone made it: the model has that backbone too and runs on
-    slides. For one made elsewhere the model begins with the vectors (``bag_dim``).
+    A bag of SlideLens says which backbone made it of which tiles: the model has that backbone too
+    and reads slides so. For one made elsewhere the model begins with the vectors (``bag_dim``).
 
     Raises
     ------
@@ -181,10 +181,10 @@ def fitted(config: ConfigT, path: Path) -> ConfigT:
     if fields["bag_dim"]:
         return config
     bag = read_bag(path)
-    if "backbone_sha256" in bag.facts:
-        return config
-    told = {"bag_dim": bag.vectors.shape[1]}
-    told |= {key: float(bag.facts[key]) for key in ("tile", "mpp") if key in bag.facts}
+    known = ("tile", "overlap", "mpp", "orientations")
+    told = {name: float(bag.facts[name]) for name in known if name in bag.facts}
+    if "backbone_sha256" not in bag.facts:
+        told["bag_dim"] = bag.vectors.shape[1]
     return validated(type(config), {**fields, **told})
 
 
@@ -204,7 +204,7 @@ def read_bag(path: Path) -> Bag:
 
 
 def _facts(
-    view: SlideView, spec: GridSpec, encoder: Encoder, tissue: TissueSettings, stain: str
+    view: SlideView, spec: GridSpec, encoder: Encoding, tissue: TissueSettings, stain: str
 ) -> dict[str, Any]:
     """Return everything that the vectors depend on."""
     slide = view.slide
@@ -241,7 +241,7 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _type(encoder: Encoder) -> np.dtype[Any]:
+def _type(encoder: Encoding) -> np.dtype[Any]:
     return np.dtype(np.float16 if encoder.dtype == "fp16" else np.float32)
 
 

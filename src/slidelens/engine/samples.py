@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.families.base import Bag
-    from slidelens.families.training import Encoder, Sample
+    from slidelens.families.training import Encoding, Sample
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
     from slidelens.tiling.grid import Grid, GridSpec
@@ -83,7 +83,7 @@ class TrainSlides:
         self._annotations = annotations or {}
         self._bags: dict[Path, BagCache] = {}
 
-    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoder) -> Bag:
+    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return a slide's feature vectors from the cache; encode its tiles at first.
 
         Raises

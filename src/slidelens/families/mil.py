@@ -64,6 +64,9 @@ class MilConfig(FamilyConfig):
     min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
     pooling: PoolingName = Field("top1", description="how tiles make a slide score")
     batch_size: int = Field(32, ge=1, le=4096, description="tiles per forward pass")
+    orientations: int = Field(
+        1, ge=1, le=8, description="orientations of each tile whose feature vectors are averaged"
+    )
     bag_dim: int = Field(
         0, ge=0, description="length of feature vectors made elsewhere; 0: the backbone makes them"
     )
@@ -157,7 +160,9 @@ def build(config: MilConfig, n_classes: int) -> nn.Module:
     """Build the network, with random weights."""
     features = config.bag_dim or build_encoder(config.backbone)
     own = {name: getattr(config, name) for name in HEAD_FIELDS[config.pooling]}
-    return build_network(config.pooling, features, n_classes, own)
+    network = build_network(config.pooling, features, n_classes, own)
+    network.orientations = config.orientations
+    return network
 
 
 def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
@@ -203,10 +208,10 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
 def _facts(model: Model[MilConfig]) -> dict[str, str]:
     """Say what makes the model's feature vectors."""
     config = model.config
-    facts = {"tile": config.tile, "overlap": config.overlap, "mpp": config.mpp}
+    fields = ("tile", "overlap", "mpp", "orientations")
     assert isinstance(model.module, MilNetwork)
     return {
-        **{name: str(value) for name, value in facts.items()},
+        **{name: str(getattr(config, name)) for name in fields},
         "backbone": config.backbone,
         "backbone_sha256": backbone_sha256(model.module),
     }

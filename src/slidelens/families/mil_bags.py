@@ -18,7 +18,7 @@ import torch
 from slidelens.errors import SlideError
 from slidelens.families.mil import backbone_sha256, grid_spec, no_tiles
 from slidelens.families.mil_tiles import MilTiles, evaluating, network_of, slide_key
-from slidelens.families.training import Encoder, Outcome, Work, balanced_order
+from slidelens.families.training import Encoding, Outcome, Work, balanced_order
 from slidelens.nn.mil import class_probabilities, slide_loss
 
 if TYPE_CHECKING:
@@ -172,13 +172,14 @@ class BagSteps:
         facts = {
             "backbone": model.config.backbone,
             "weights": self._sha,
+            "orientations": model.config.orientations,
             "normalisation": [model.mean, model.std],
             "augmented": [copy, augment.flips, augment.stain, augment.colour] if copy else [],
         }
         return self.tiles.data.bag(
             slide_id,
             grid_spec(model.config),
-            Encoder(
+            Encoding(
                 encode,
                 model.config.batch_size,
                 facts,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.grid import Grid, GridSpec
 
 __all__ = [
-    "Encoder",
+    "Encoding",
     "Outcome",
     "Phase",
     "Sample",
@@ -123,7 +123,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class Encoding:
     """What makes feature vectors of tiles, for bags that are made once and kept.
 
     Attributes
@@ -162,7 +162,7 @@ class TrainData(Protocol):
     def view(self, slide_id: str) -> View:
         """Return the view of a slide; its tiles come from memory when they were read before."""
 
-    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoder) -> Bag:
+    def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return the vectors of a slide's tiles, mapped from a file that is made at first.
 
         The bag is empty where no tile holds enough tissue.

@@ -30,6 +30,7 @@ __all__ = [
     "TileClassifier",
     "bag_loss",
     "class_probabilities",
+    "oriented",
     "outputs",
     "slide_loss",
     "soft_maximum",
@@ -85,12 +86,16 @@ class MilNetwork(nn.Module, ABC):
         that were made elsewhere.
     head
         Vectors to logits: what learns while the backbone is frozen.
+    orientations
+        Of each tile, whose vectors are averaged: the first of four quarter turns, then of these in
+        the mirror. With 4 (or 8) the answer does not change when the slide is turned (or mirrored).
     """
 
     def __init__(self, features: Encoder | None, head: nn.Module) -> None:
         super().__init__()
         self.features = features
         self.head = head
+        self.orientations = 1
 
     def forward(
         self,
@@ -112,9 +117,15 @@ class MilNetwork(nn.Module, ABC):
             with torch.autocast(bag.device.type, enabled=False):
                 return self._pool(bag.float(), label, smoothing)
         assert images is not None
-        assert self.features is not None
-        found: Tensor = self.features(images)
+        found = self._encode(images)
         return found if vectors else self.instances(found)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        assert self.features is not None
+        total: Tensor = self.features(images)
+        for number in range(1, self.orientations):
+            total = total + self.features(oriented(images, number))
+        return total / self.orientations
 
     def instances(self, vectors: Tensor) -> Tensor:
         """Return ``(N, K)`` float32, also under autocast: the logits of each tile alone."""
@@ -193,6 +204,12 @@ class BagClassifier(MilNetwork):
     def _pool(self, vectors: Tensor, label: Tensor | None, smoothing: float) -> BagOutput:
         output: BagOutput = self.head(vectors, label, smoothing)
         return output
+
+
+def oriented(images: Tensor, number: int) -> Tensor:
+    """Bring square images ``(N, C, H, W)`` into one of eight orientations; 0 is as they are."""
+    turned = torch.rot90(images, number % 4, (2, 3))
+    return turned.flip(3) if number >= 4 else turned
 
 
 def outputs(n_classes: int) -> int:
