@@ -25,6 +25,7 @@ __all__ = [
     "magnification",
     "notify",
     "open_viewer",
+    "overlays",
     "photograph",
     "slide_layers",
 ]
@@ -44,7 +45,7 @@ def magnification(um_per_pixel: float) -> str:
 
 def dress(viewer: ViewerModel) -> None:
     """Show a scale bar, and the magnification as it changes; harmless when called again."""
-    bar, text = _overlays(viewer)
+    bar, text = overlays(viewer)
     bar.visible = bar.box = True
     text.position, text.box = "bottom_left", True
     _show_magnification(viewer)
@@ -128,14 +129,14 @@ def notify(message: str, *, error: bool = False) -> None:
 
 
 def _show_magnification(viewer: ViewerModel) -> None:
-    _, text = _overlays(viewer)
+    _, text = overlays(viewer)
     text.visible = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
     # napari's zoom is screen pixels per world unit.
     text.text = magnification(1 / camera(viewer).zoom) if text.visible else ""
 
 
-def _overlays(viewer: ViewerModel) -> tuple[Any, Any]:
-    """Return scale bar and text."""
+def overlays(viewer: ViewerModel) -> tuple[Any, Any]:
+    """Return a viewer's scale bar and text, wherever this napari has them."""
     if hasattr(viewer, "scene"):
         overlays = viewer.canvas.overlays
         return overlays.scale_bar, overlays.text

@@ -47,6 +47,7 @@ EXPORTERS: Registry[Exporter] = Registry(
         "clam-h5": "slidelens.export.clam:EXPORTER",
         "wsinfer-csv": "slidelens.export.wsinfer:EXPORTER",
         "camelyon16-csv": "slidelens.export.camelyon:EXPORTER",
+        "contact-sheet": "slidelens.export.contact_sheet:EXPORTER",
         "lesions-csv": "slidelens.export.lesions:EXPORTER",
     },
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from slidelens.maps.map import Map
     from slidelens.maps.regions import Region
 
-__all__ = ["overview"]
+__all__ = ["lettering", "overview"]
 
 _MARGIN = 24
 _GREY = (80, 80, 80)
@@ -144,7 +144,8 @@ class _Layout:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def lettering(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all pictures, which has µ, at a size in px."""
     import matplotlib as mpl
     from PIL import ImageFont
 
@@ -162,8 +163,8 @@ def _caption(
 ) -> None:
     left, top = place
     size = layout.font
-    draw.text((left, top - round(1.7 * size)), title, OUTLINE, _font(round(1.15 * size)), "ls")
-    draw.text((left, top - size // 2), below, _GREY, _font(size), "ls")
+    draw.text((left, top - round(1.7 * size)), title, OUTLINE, lettering(round(1.15 * size)), "ls")
+    draw.text((left, top - size // 2), below, _GREY, lettering(size), "ls")
 
 
 def _scores(result: Result) -> str:
@@ -183,7 +184,7 @@ def _colour_bar(
     """Draw the colours of a map above the right end of its panel."""
     from PIL import Image
 
-    font, size = _font(layout.font), layout.font
+    font, size = lettering(layout.font), layout.font
     right, low = place[0] + layout.panel[0], place[1] - size // 2
     draw.text((right, low - round(1.3 * size)), f"{source.name}: {name}", _GREY, font, "rs")
     if source.kind not in COLORMAPS:
@@ -209,7 +210,7 @@ def _legend(
         colors = class_colors(result.classes)
         drawn = {region.label for region in result.regions} if regions else set()
         entries |= {f"{name} region": colors[name] for name in result.classes if name in drawn}
-    x, font = _MARGIN, _font(layout.font)
+    x, font = _MARGIN, lettering(layout.font)
     middle = layout.foot + layout.font // 2
     for text, color in entries.items():
         draw.line((x, middle, x + 2 * layout.font, middle), color, 3)
@@ -226,7 +227,7 @@ def _scale_bar(draw: ImageDraw.ImageDraw, layout: _Layout, size: Size, mpp: Mpp)
     middle = layout.foot + layout.font // 2
     draw.rectangle((right - length, middle - thick // 2, right, middle + thick // 2), OUTLINE)
     place = (right - length - layout.font // 2, middle)
-    draw.text(place, _length(um), OUTLINE, _font(layout.font), anchor="rm")
+    draw.text(place, _length(um), OUTLINE, lettering(layout.font), anchor="rm")
 
 
 def _length(um: float) -> str:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "MagNet", "Seen", "SmallFeatures", "WindowClassifier"]
 
+_SHADOW = 1.5
+"""How much larger than a window the place is where it inhibits others."""
+
 
 class SmallFeatures(nn.Module):
     """Four strided convolutions with group norm: enough for textures, and quick on a CPU."""
@@ -65,7 +68,8 @@ class WindowClassifier(nn.Module):
 class Judge(nn.Module):
     """The classification layer: windows one by one through a GRU, a verdict after each.
 
-    Two hidden layers of 512 and 256 as in section 3.2; the state's size is not published (ours).
+    Two hidden layers of 512 and 256 as in section 3.2; the size of its state is not published, and
+    ours is a linear layer that judges the features of each window alone.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Judge(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
+        self.single = nn.Linear(dim, outputs)
         self.memory = nn.GRU(dim, state, batch_first=True)
         sizes = (state, *hidden)
         layers: list[nn.Module] = []
@@ -90,19 +95,16 @@ class Judge(nn.Module):
 
         Returns
         -------
-        ``(B, T, K)`` logits after each window, and of each window as if it were the only one.
+        ``(B, T, K)`` logits after each window, and of each window alone.
         """
-        batch, count = images.shape[:2]
-        vectors = self.features(images.flatten(0, 1)).view(batch, count, -1)
+        vectors = self.features(images.flatten(0, 1)).view(*images.shape[:2], -1)
         states, _ = self.memory(vectors)
-        single, _ = self.memory(vectors.flatten(0, 1)[:, None])
-        return self.verdict(states), self.verdict(single).view(batch, count, -1)
+        return self.verdict(states), self.single(vectors)
 
     def alone(self, images: Tensor) -> Tensor:
-        """Judge windows ``(N, 3, h, w)`` one by one, without memory: ``(N, K)`` logits."""
-        states, _ = self.memory(self.features(images)[:, None])
-        verdicts: Tensor = self.verdict(states)
-        return verdicts[:, 0]
+        """Judge windows ``(N, 3, h, w)`` one by one: ``(N, K)`` logits."""
+        logits: Tensor = self.single(self.features(images))
+        return logits
 
 
 class Seen(NamedTuple):
@@ -288,13 +290,16 @@ class MagNet(nn.Module):
         return _Choice.join(found, 1)
 
     def _inhibited(self, scores: Tensor, windows: Sequence[Tensor]) -> Tensor:
-        """Lower scores ``(B, h, w)`` where windows ``(B, 3)`` look already."""
+        """Lower scores ``(B, h, w)`` in and around windows ``(B, 3)`` that look already.
+
+        Around, because attention to the rim of a window would have its mean inside it.
+        """
         if not self.inhibition:
             return scores
         x, y = places(scores.shape[-1], scores), places(scores.shape[-2], scores)
         for window in windows:
             scale, left, top = window[:, :, None].unbind(1)
-            across, down = (x - left).abs() < scale, (y - top).abs() < scale
+            across, down = ((x - left).abs() < _SHADOW * scale, (y - top).abs() < _SHADOW * scale)
             scores = scores - self.inhibition * (down[:, :, None] & across[:, None, :])
         return scores
 

@@ -21,8 +21,11 @@ __all__ = ["CLASSES", "Layout", "Pen", "PhantomSpec", "PhantomTruth", "layout_of
 CLASSES = ("normal", "tumor")
 """Slide labels, in label order."""
 
-_FOLLICLE_TONE = (0.895, 0.805)
-"""What brings a follicle's haematoxylin and eosin, on the mean, to those of tumour areas."""
+_AREA_TONE = 1.35
+"""How much more haematoxylin lesions have where there are follicles: enough to be seen from afar."""
+
+_FOLLICLE_TONE = (0.895 * _AREA_TONE, 0.805)
+"""What brings a follicle's haematoxylin and eosin, on the mean, to those of such lesions."""
 
 _LESION_UM = 140.0
 """Lesions are not planned smaller than this radius: a few tumour glands must fit."""
@@ -173,10 +176,9 @@ def _tones(
     rng: np.random.Generator, lesions: int, follicles: int
 ) -> tuple[tuple[float, float], ...]:
     """Draw how dark areas are; without follicles a lesion has no other area to be told from."""
-    means = [(1.0, 1.0)] * lesions
     if not follicles:
-        return tuple(means)
-    means += [_FOLLICLE_TONE] * follicles
+        return ((1.0, 1.0),) * lesions
+    means = [(_AREA_TONE, 1.0)] * lesions + [_FOLLICLE_TONE] * follicles
     return tuple((h * rng.uniform(0.88, 1.12), e * rng.uniform(0.88, 1.12)) for h, e in means)
 
 

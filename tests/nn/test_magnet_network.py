@@ -1,0 +1,171 @@
+"""The magnifying network in a world that is a formula: any window of it at any size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slidelens.nn.magnet import Judge, MagNet, SmallFeatures, WindowClassifier
+from slidelens.nn.sampling import window_grid
+
+BLOB = (0.45, -0.3)
+
+
+def world(windows: torch.Tensor, size: int, margin: int = 0) -> torch.Tensor:
+    """A bright blob on black; its position is known to no one but this function."""
+    grown = windows.reshape(-1, 3).clone()
+    side = size + 2 * margin
+    grown[:, 0] *= side / size
+    grid = window_grid(grown, side)
+    away = (grid - torch.tensor(BLOB)).square().sum(-1)
+    picture = torch.exp(-away / (2 * 0.25**2))
+    return picture[:, None].expand(-1, 3, -1, -1).view(*windows.shape[:2], 3, side, side)
+
+
+def overview(batch: int = 1, size: int = 24) -> torch.Tensor:
+    return world(torch.tensor([1.0, 0, 0]).expand(batch, 1, 3), size)[:, 0]
+
+
+def network(**options) -> MagNet:
+    torch.manual_seed(3)
+    given = {"patches": (2, 2), "glance": 24, "look": 20, "width": 8, "frozen": False} | options
+    features = SmallFeatures(8)
+    judge = Judge(features, features.dim, 1, 12, (8,))
+    part = SmallFeatures(8)
+    made = MagNet(judge, {1: WindowClassifier(part, part.dim, 1)}, **given)
+    for layer in made.attention:
+        for attention in layer.values():
+            torch.nn.init.normal_(attention.third.weight, std=0.3)
+    return made
+
+
+def test_counts_and_shapes():
+    made = network(patches=(2, 3))
+    seen = made(overview(4), world)
+    assert seen.logits.shape == seen.alone.shape == (4, 6, 1)
+    assert [w.shape for w in seen.windows] == [(4, 2, 3), (4, 6, 3)]
+    assert [s.shape for s in seen.scores] == [(4, 2, 24, 24), (4, 6, 24, 24)]
+    for attention in seen.attention:
+        torch.testing.assert_close(attention.sum((2, 3)), torch.ones(attention.shape[:2]))
+    assert set(seen.auxiliary) == {1}
+    assert seen.auxiliary[1].shape == (4, 1)
+    assert seen.probed.shape == (4, 0, 1)
+
+
+@pytest.mark.parametrize(("shared", "count"), [(False, 2 + 4), (True, 2 + 2)])
+def test_attention_is_independent_for_each_patch_and_parent(shared, count):
+    assert sum(len(layer) for layer in network(shared=shared).attention) == count
+
+
+def test_windows_lie_in_their_parents():
+    seen = network().eval()(overview(), world)
+    first, second = seen.windows
+    for number in range(4):
+        parent, child = first[0, number // 2], second[0, number]
+        assert child[0] <= parent[0]
+        assert ((child[1:] - parent[1:]).abs() <= parent[0]).all()
+
+
+def test_looks_at_the_windows_it_says_and_at_nothing_else():
+    asked = []
+
+    def look(windows, size, margin):
+        asked.append((windows, size, margin))
+        return world(windows, size, margin)
+
+    with torch.no_grad():
+        seen = network(look=20).eval()(overview(2), look)
+    assert [size for _, size, _ in asked] == [24, 20]
+    assert all(torch.equal(w, s) for (w, _, _), s in zip(asked, seen.windows, strict=True))
+    network().train()(overview(2), look)
+    assert [margin for _, _, margin in asked] == [0, 0, 3, 3]
+    assert not any(w.requires_grad for w, _, _ in asked)
+
+
+def test_training_sees_what_inference_sees():
+    made = network()
+    trained = made.train()(overview(2), world)
+    with torch.no_grad():
+        inferred = made.eval()(overview(2), world)
+    torch.testing.assert_close(trained.logits, inferred.logits, atol=2e-3, rtol=0)
+    torch.testing.assert_close(trained.windows[-1], inferred.windows[-1], atol=2e-3, rtol=0)
+    assert inferred.auxiliary == {}
+
+
+def test_what_is_seen_at_the_end_moves_every_layer_s_windows():
+    """Asked for bright pictures, both layers learn to find the blob they were never told of."""
+    made = network(patches=(1, 1), gain=0.05)
+    for layer in made.attention:
+        for attention in layer.values():
+            torch.nn.init.zeros_(attention.third.weight)
+    optimizer = torch.optim.Adam(made.attention.parameters(), 3e-3)
+    kept = {}
+    made.judge.features.register_forward_pre_hook(lambda _, images: kept.update(last=images[0]))
+    brightness = []
+    for _ in range(15):
+        seen = made(overview(), world)
+        assert seen.windows[1].requires_grad
+        brightness.append(kept["last"].mean())
+        optimizer.zero_grad()
+        (-brightness[-1]).backward()
+        optimizer.step()
+    scale, x, y = seen.windows[1][0, 0].tolist()
+    assert brightness[0] < 0.15
+    assert brightness[-1] > 0.9
+    assert (x, y) == pytest.approx(BLOB, abs=0.1)
+    assert scale < 0.2
+
+
+def test_the_frozen_patch_is_its_parent():
+    made = network(frozen=True)
+    assert set(made.attention[1]) == {"0_1", "1_1"}
+    seen = made(overview(), world)
+    torch.testing.assert_close(seen.windows[1][:, 0], seen.windows[0][:, 0])
+    torch.testing.assert_close(seen.windows[1][:, 2], seen.windows[0][:, 1])
+    assert not seen.scores[1][:, [0, 2]].any()
+    assert [made.is_frozen(layer, patch) for layer, patch in ((0, 0), (1, 0), (1, 1))] == [
+        False,
+        True,
+        False,
+    ]
+
+
+class _Peaks(torch.nn.Module):
+    """Attention to two places, the first a little more."""
+
+    def forward(self, images):
+        scores = torch.zeros(images.shape[0], *images.shape[2:])
+        scores[:, 5, 5], scores[:, 5, 18] = 50.0, 48.0
+        return scores
+
+
+def test_inhibition_sends_the_next_patch_elsewhere():
+    made = network(patches=(2,), inhibition=50.0, gain=1.0).eval()
+    made.attention[0].update({"0_0": _Peaks(), "0_1": _Peaks()})
+    one, other = made(overview(), world).windows[0][0].tolist()
+    assert one == pytest.approx([0.05, -13 / 24, -13 / 24])
+    assert other == pytest.approx([0.05, 13 / 24, -13 / 24])
+    made.inhibition = 0.0
+    one, other = made(overview(), world).windows[0][0].tolist()
+    assert one == other
+
+
+def test_no_window_is_finer_than_the_slide():
+    seen = network(gain=100.0).eval()(overview(2), world, finest=torch.tensor([0.3, 0.0]))
+    assert (seen.windows[-1][0, :, 0] >= 0.3 - 1e-6).all()
+    assert (seen.windows[-1][1, :, 0] < 0.3).any()
+
+
+def test_a_verdict_depends_on_no_later_window():
+    judge = network().judge.eval()
+    images = torch.rand(2, 5, 3, 20, 20)
+    whole, alone = judge(images)
+    torch.testing.assert_close(judge(images[:, :3])[0], whole[:, :3])
+    torch.testing.assert_close(judge.alone(images[:, 4]), alone[:, 4])
+
+
+def test_probes_are_judged_alone():
+    made = network().eval()
+    probes = torch.tensor([[[0.2, 0.1, 0.1], [0.3, -0.4, 0.2], [0.1, *BLOB]]])
+    seen = made(overview(), world, probes=probes)
+    torch.testing.assert_close(seen.probed[0], made.judge.alone(world(probes, made.look)[0]))
