@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 
 from slidelens.desktop.polygons import polygon_to_path
+from slidelens.desktop.windows import window_layers
 from slidelens.desktop.world import World, describe
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size
@@ -71,7 +72,7 @@ def result_layers(
     visible: bool = True,
     tissue: bool = True,
 ) -> list[LayerData]:
-    """Return a result's layers, lowest first: maps, regions, outline of the tissue.
+    """Return a result's layers, lowest first: maps, regions, windows, outline of the tissue.
 
     One map is visible, others are hidden; of a map with several classes every class but the first
     (the negative one) has a layer.
@@ -111,6 +112,7 @@ def result_layers(
     for number, (_, options, _) in enumerate(layers):
         options["visible"] = visible and number == 0
     layers += _region_layers(result, place, visible)
+    layers += window_layers(result, place, visible=visible)
     if tissue and _TISSUE_MAP in result.maps:
         layers += _tissue_layers(result, place)
     return layers
