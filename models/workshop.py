@@ -29,6 +29,7 @@ from slidelens.tiling.grid import GridSpec, make_grid
 from slidelens.tiling.tissue import tissue_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -80,30 +81,30 @@ class Workshop:
         return folder
 
     def tiles(self, size: int = 112, mpp: float = 1.0) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Read every tissue tile of the training slides, and what it shows.
+        """Read every tissue tile of the training slides, and how much of it is tumour.
 
         Returns
         -------
-        ``(n, size, size, 3)`` uint8, and ``(n,)`` int: 1 is a tile with a fifth of tumour or more.
+        ``(n, size, size, 3)`` uint8, and ``(n,)`` float32: the share of each tile, 0 to 1.
         """
         path = self.work / f"tiles-{self._slides}-{size}-{mpp:g}.safetensors"
         if not path.exists():
-            tiles, labels = _labelled_tiles(self.cohort, GridSpec(size, mpp))
-            both = {"tiles": torch.from_numpy(tiles), "labels": torch.from_numpy(labels)}
+            tiles, shares = _tiles_and_shares(self.cohort, GridSpec(size, mpp))
+            both = {"tiles": torch.from_numpy(tiles), "shares": torch.from_numpy(shares)}
             write_atomic(path, save(both))
         kept = load_file(path)
-        return kept["tiles"].numpy(), kept["labels"].numpy()
+        return kept["tiles"].numpy(), kept["shares"].numpy()
 
     def tumor_tile(self, size: int = 112, mpp: float = 1.0) -> NDArray[np.uint8]:
-        """Return the first tile of tumour: a golden input."""
-        tiles, labels = self.tiles(size, mpp)
-        return np.asarray(tiles[int(np.argmax(labels))])
+        """Return the tile with the most tumour: a golden input."""
+        tiles, shares = self.tiles(size, mpp)
+        return np.asarray(tiles[int(np.argmax(shares))])
 
     def backbone(self, name: str = "squeezenet1_1", *, epochs: int = 14) -> Path:
         """Return weights of a backbone, in torchvision's layout, that knows phantom tissue.
 
         A network with random weights cannot find top tiles, nor learn from slide labels of so few
-        slides, so it first learns to tell tiles of phantoms apart by their exact truth, as
+        slides, so it first learns to tell from a tile of a phantom how much of it is tumour, as
         ImageNet's weights would bring it features.
         """
         epochs = 1 if self.quick else epochs
@@ -128,8 +129,18 @@ class Workshop:
                 say(f"{name} epoch {step.epoch}: tune loss {step.tune_loss}, AUC {step.tune_auc}")
         return folder
 
-    def publish(self, name: str, trained: Path, *, golden: NDArray[np.uint8], **card: Any) -> Path:
+    def publish(
+        self,
+        name: str,
+        trained: Path,
+        *,
+        golden: NDArray[np.uint8],
+        config: Mapping[str, Any] | None = None,
+        **card: Any,
+    ) -> Path:
         """Write a trained package into ``out`` in fp16, with card and golden tensors; replay them.
+
+        ``config`` changes what of the configuration may differ from training, such as overlap.
 
         Raises
         ------
@@ -138,6 +149,8 @@ class Workshop:
         """
         model = load_model(trained, "cpu")
         model.name = name
+        fields = {**model.config.model_dump(), **(config or {})}
+        model.config = type(model.config).model_validate(fields)
         model.card |= {**_CARD, **card}
         folder = save_model(model, self.out / name, golden=golden, half=True)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -152,25 +165,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _labelled_tiles(cohort: Path, spec: GridSpec) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def _tiles_and_shares(cohort: Path, spec: GridSpec) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     names = [row.split(",") for row in (cohort / "labels.csv").read_text().splitlines()[1:]]
-    tiles, labels = [], []
+    tiles, shares = [], []
     for slide_id in (row[0] for row in names if row[2] == "train"):
         truth = read_annotations(cohort / "annotations" / f"{slide_id}.geojson")
         tumor = [a for a in truth if a.label == "tumor"]
         with open_slide(cohort / "slides" / f"{slide_id}.tif") as slide:
             grid = make_grid(slide.size, slide.require_mpp(), spec, tissue=tissue_mask(slide))
-            share = fraction(tumor, grid.boxes) if tumor else np.zeros(len(grid))
-            # Tiles with a sliver of tumour teach neither class.
-            for box, part in zip(grid.boxes, share, strict=True):
-                if part == 0 or part >= 0.2:
-                    tiles.append(slide.read(Box(*box), spec.mpp))
-                    labels.append(int(part > 0))
-    return np.stack(tiles), np.array(labels)
+            shares.append(fraction(tumor, grid.boxes) if tumor else np.zeros(len(grid)))
+            tiles += [slide.read(Box(*box), spec.mpp) for box in grid.boxes]
+    return np.stack(tiles), np.concatenate(shares).astype(np.float32)
 
 
 def _pretrain(
-    name: str, tiles: NDArray[np.uint8], labels: NDArray[Any], path: Path, epochs: int, seed: int
+    name: str, tiles: NDArray[np.uint8], shares: NDArray[Any], path: Path, epochs: int, seed: int
 ) -> None:
     """Teach a backbone phantom tiles; write it in torchvision's layout."""
     torch.manual_seed(seed)
@@ -178,8 +187,8 @@ def _pretrain(
     head = torch.nn.Linear(features.dim, 1)
     network = torch.nn.Sequential(features, head).to(memory_format=torch.channels_last)
     images = torch.from_numpy(tiles).permute(0, 3, 1, 2)
-    targets = torch.from_numpy(labels).float()
-    batch, weight = 32, (targets == 0).sum() / targets.sum()
+    targets = torch.from_numpy(shares)
+    batch, weight = 32, (1 - targets).sum() / targets.sum()
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-4, total_steps=steps)
