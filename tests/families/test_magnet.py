@@ -1,0 +1,428 @@
+"""MagNet on slides whose every pixel is known: what it reads, what it says, how it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from slidelens.engine.loader import SlideView
+from slidelens.errors import ModelError
+from slidelens.families.base import Model, SlideScore, Trajectory
+from slidelens.families.magnet import FAMILY, MagNetConfig
+from slidelens.families.magnet_eye import Eye, Overview, oriented, placed
+from slidelens.families.magnet_train import MagNetTask, MagNetTraining
+from slidelens.families.training import Sample, Stage
+from slidelens.geometry import Box
+from slidelens.nn.magnet import Seen
+from slidelens.slide.array import from_array
+from slidelens.tiling.tissue import TissueSettings
+
+SMALL = {
+    "backbone": "small",
+    "auxiliary": "small",
+    "auxiliary_layers": (1,),
+    "patches": (2, 2),
+    "glance": 24,
+    "look": 32,
+    "width": 8,
+    "state": 8,
+    "mpp": 0.5,
+    "map_mpp": 2.0,
+}
+
+
+def pixels(seed: int = 0, width: int = 192, height: int = 128) -> np.ndarray:
+    """Colourful blocks of 8 px: nothing in them is grey."""
+    values = np.random.default_rng(seed).integers(0, 90, (height // 8, width // 8, 3), np.uint8)
+    values[..., 0] += 160
+    return values.repeat(8, 0).repeat(8, 1)
+
+
+def view_of(array: np.ndarray, mpp: float | tuple[float, float] = 0.5, **options) -> SlideView:
+    slide = from_array(array, mpp=mpp, name=f"s{array[0, 0, 0]}")
+    return SlideView(slide, tissue=TissueSettings(method="whole"), **options)
+
+
+def model_of(classes: int = 2, spread: bool = True, **config) -> Model[MagNetConfig]:
+    settings = MagNetConfig(**{**SMALL, **config})
+    torch.manual_seed(2)
+    module = FAMILY.build(settings, classes)
+    if spread:  # attention that looks somewhere
+        for layer in module.attention:
+            for attention in layer.values():
+                torch.nn.init.normal_(attention.third.weight, std=0.5)
+    return Model(
+        "m", "magnet", settings, tuple("abc"[:classes]), module, device=torch.device("cpu")
+    )
+
+
+@pytest.fixture
+def run():
+    """Run a model as the engine does."""
+
+    def infer(model, view):
+        model.module.eval()
+        with torch.inference_mode():
+            return list(FAMILY.infer(model, view))
+
+    return infer
+
+
+# What is read.
+
+
+def test_a_window_is_a_place_on_the_slide():
+    eye = Eye(view_of(pixels()))
+    assert eye.side_um == 96
+    assert eye.box((1.0, 0.0, 0.0)) == Box(0, -32, 192, 192)  # the square around the slide
+    assert eye.box((0.25, 0.5, -0.5)) == Box(120, -8, 48, 48)
+    assert eye.mpp((0.25, 0.5, -0.5), 12) == 2.0
+    assert eye.finest(24, 0.5) == 0.125
+    assert eye.finest(1024, 0.5) == 1.0
+
+
+def test_windows_are_the_slides_own_pixels():
+    array = pixels()
+    eye = Eye(view_of(array))
+    window = (0.25, 0.0, 0.0)  # 48 px of level 0
+    assert np.array_equal(eye.read(window, 48), array[40:88, 72:120])
+    half = array[40:88, 72:120].reshape(24, 2, 24, 2, 3).mean((1, 3))
+    assert np.abs(eye.read(window, 24) - half).max() <= 0.5
+
+
+def test_beyond_the_slide_and_beyond_the_region_is_white():
+    array = pixels()
+    whole = Eye(view_of(array)).read((1.0, 0.0, 0.0), 192)
+    assert (whole[:32] == 255).all()
+    assert np.array_equal(whole[32:160], array)
+    part = Eye(view_of(array, region=Box(64, 32, 64, 64)))
+    assert part.box((1.0, 0.0, 0.0)) == Box(64, 32, 64, 64)
+    beyond = part.read((1.0, 1.0, 0.0), 64)
+    assert np.array_equal(beyond[:, :32], array[32:96, 96:128])
+    assert (beyond[:, 32:] == 255).all()
+
+
+def test_oblong_pixels_are_square_in_the_picture():
+    array = pixels(width=128, height=128)
+    eye = Eye(view_of(array, mpp=(0.5, 0.25)))
+    assert eye.side_um == 64
+    assert eye.box((0.5, 0.0, 0.0)) == Box(32, 0, 64, 128)
+    assert eye.read((0.5, 0.0, 0.0), 32).shape == (32, 32, 3)
+
+
+def test_a_copy_in_memory_is_looked_at_like_the_slide():
+    array = pixels()
+    copy = Overview(array, (96.0, 64.0))
+    one, other = Eye(copy), Eye(view_of(array))
+    assert one.detail == other.detail == 0.5
+    for window in ((1.0, 0.0, 0.0), (0.3, 0.4, -0.2)):
+        assert np.array_equal(one.read(window, 40), other.read(window, 40))
+
+
+@pytest.mark.parametrize("way", range(8))
+def test_windows_of_an_oriented_slide_are_oriented_windows(way):
+    array = pixels(width=128, height=128)
+    eye = Eye(view_of(array))
+    turned = oriented(torch.from_numpy(array).permute(2, 0, 1), way)
+    window = (0.25, 0.5, -0.25)
+    x, y, side = 80, 32, 32  # its box on the turned slide
+    seen = oriented(torch.from_numpy(eye.read(placed(window, way), side)).permute(2, 0, 1), way)
+    assert torch.equal(seen, turned[:, y : y + side, x : x + side])
+
+
+# What it says.
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_events_tell_where_it_looked_and_what_it_made_of_it(run, classes):
+    model, view = model_of(classes), view_of(pixels())
+    *patches, trajectory, score = run(model, view)
+    assert isinstance(trajectory, Trajectory)
+    assert isinstance(score, SlideScore)
+    assert sum(score.probabilities) == pytest.approx(1, abs=1e-5)
+    assert [w.layer for w in trajectory.windows] == [0, 1, 2, 2, 1, 2, 2]
+    assert [w.parent for w in trajectory.windows] == [None, 0, 1, 1, 0, 4, 4]
+    assert trajectory.classes == model.classes
+    assert trajectory.last[-1].probabilities == pytest.approx(score.probabilities)
+    assert [w.probabilities is None for w in trajectory.windows] == [True, True] + [False] * 5
+    assert trajectory.windows[4].probabilities == trajectory.windows[3].probabilities
+    assert (view.steps, view.done) == (7, 7)
+    assert {p.map for p in patches} == {s.name for s in FAMILY.maps(model.config, model.classes)}
+
+
+def test_windows_are_where_the_network_chose_them(run):
+    model, view = model_of(), view_of(pixels())
+    *_, trajectory, _ = run(model, view)
+    seen: list[Seen] = []
+    model.module.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    run(model, view)
+    eye = Eye(view)
+    boxes = [w.box for w in trajectory.windows if w.layer == 2]
+    expected = [eye.box(w) for w in seen[0].windows[1][0].tolist()]
+    np.testing.assert_allclose(boxes, expected, rtol=1e-5)
+    assert all(
+        w.mpp == pytest.approx(w.box.w * 0.5 / (32 if w.layer == 2 else 24))
+        for w in trajectory.windows
+    )
+    frozen, parent = trajectory.windows[2].box, trajectory.windows[1].box
+    np.testing.assert_allclose(frozen, parent, rtol=1e-5)
+
+
+def test_the_finer_window_is_on_top_in_the_map(run):
+    model, view = model_of(patches=(1, 2)), view_of(pixels(width=256, height=256))
+    *patches, _, _ = run(model, view)
+    attention, large, small = patches
+    assert attention.map == "attention"
+    assert attention.values.sum() == pytest.approx(1, abs=1e-4)
+    x, y, w, h = small.boxes[0]
+    assert w < large.boxes[0][2]
+    assert not np.isnan(small.values).any()
+    raster = large.values[0, 1]
+    step = large.boxes[0][2] / len(raster)
+    columns = large.boxes[0][0] + (np.arange(len(raster)) + 0.5) * step
+    rows = large.boxes[0][1] + (np.arange(len(raster)) + 0.5) * step
+    inside = (np.abs(columns - x - w / 2) < w / 2) & (np.abs(rows - y - h / 2) < h / 2)[:, None]
+    assert inside.any()
+    assert np.array_equal(np.isnan(raster), inside)
+    assert len(np.unique(raster[~inside])) == 1
+
+
+def test_reads_no_more_of_the_slide_than_it_looks_at(run):
+    array, model = pixels(width=1024, height=1024), model_of(spread=False, gain=1.0)
+    for layer in model.module.attention:
+        for attention in layer.values():
+            torch.nn.init.normal_(attention.third.weight, std=5.0)
+    view = view_of(array)
+    asked = []
+    read = view.read
+    view.read = lambda box, mpp: asked.append((box, mpp)) or read(box, mpp)
+    *_, trajectory, _ = run(model, view)
+    assert len(asked) == 7
+    assert [box for box, _ in asked[:1]] == [Box(0, 0, 1024, 1024)]
+    fine = [box.area for box, mpp in asked if mpp < 2]
+    assert sum(fine) < 0.05 * 1024**2
+    assert min(w.box.w for w in trajectory.windows) >= 32  # a pixel of the slide per pixel
+
+
+def test_impossible_configurations_are_refused():
+    for fault, what in (
+        ({"patches": (2, 0)}, "need 1 or more per layer"),
+        ({"patches": (9, 9, 9)}, "at most 256 windows"),
+        ({"backbone": "inception_v3", "look": 64}, "inception_v3 needs 75 px"),
+    ):
+        with pytest.raises(ValidationError, match=what):
+            MagNetConfig(**{**SMALL, **fault})
+    with pytest.raises(ValidationError, match="need 0 < smallest <= largest <= 1"):
+        training(probe_scales=(0.4, 0.2))
+
+
+# How it learns.
+
+
+class Data:
+    """Slides in memory, as the engine gives them; counts what is read from them."""
+
+    def __init__(self, labels, tune=(), **size):
+        self.train = [Sample(f"s{i}", label) for i, label in enumerate(labels)]
+        self.tune = [Sample(f"t{i}", label) for i, label in enumerate(tune)]
+        samples = [*self.train, *self.tune]
+        self.views = {s.slide_id: view_of(pixels(i, **size)) for i, s in enumerate(samples)}
+        self.reads: list[tuple[str, float]] = []
+        for slide_id, view in self.views.items():
+            self._watch(slide_id, view)
+
+    def _watch(self, slide_id, view):
+        read = view.read
+
+        def counted(box, mpp):
+            self.reads.append((slide_id, mpp))
+            return read(box, mpp)
+
+        view.read = counted
+
+    def view(self, slide_id):
+        return self.views[slide_id]
+
+
+def training(**fields) -> MagNetTraining:
+    values = MagNetTraining.presets["default"] | {"train_batch": 2, **fields}
+    return MagNetTraining.model_validate(values)
+
+
+def task_of(model, data, **fields) -> MagNetTask:
+    return MagNetTask(model, model.module, data, training(**fields), seed=5)
+
+
+STAGE = Stage(epochs=1, lr=1e-3, head_lr=1e-2)
+
+
+def epoch_of(task, epoch=0):
+    losses = []
+    task.model.module.train()
+    done = [(w, task.step(w, epoch, losses.append)) for w in task.epoch(epoch, STAGE)]
+    return done, losses
+
+
+def test_an_epoch_takes_every_slide_and_balances_classes():
+    task = task_of(model_of(), Data([0, 0, 0, 1]))
+    works = list(task.epoch(0, STAGE))
+    assert len(works) == task.length(STAGE) == 3
+    assert sorted(label for w in works for label in w.labels) == [0, 0, 0, 1, 1, 1]
+
+
+def test_every_loss_reaches_what_it_teaches():
+    model = model_of(reach=0.3)
+    module = model.module
+    data = Data([0, 1], width=256, height=256)
+
+    def learns(**weights):
+        fields = {"auxiliary_weight": 0, "paradox_weight": 0, "window_weight": 0}
+        fields |= {"foresight_weight": 0, "probes": 2, **weights}
+        module.zero_grad()
+        _, losses = epoch_of(task_of(model, data, **fields))
+        losses[0].backward()
+        parts = {
+            "attention": module.attention,
+            "memory": module.judge.memory,
+            "single": module.judge.single,
+            "features": module.judge.features,
+            "auxiliary": module.auxiliary,
+        }
+        return {
+            name
+            for name, part in parts.items()
+            if any(p.grad is not None and p.grad.any() for p in part.parameters())
+        }
+
+    verdict = {"attention", "memory", "features"}
+    assert learns() == verdict
+    assert learns(window_weight=1) == verdict | {"single"}
+    assert learns(auxiliary_weight=1) == verdict | {"auxiliary"}
+    assert learns(foresight_weight=1) == verdict
+
+
+def test_the_paradox_is_what_the_deeper_does_worse():
+    model = model_of(patches=(1, 1, 1), auxiliary_layers=(1, 3), frozen=False)
+    task = task_of(model, Data([0, 1]), auxiliary_weight=0, window_weight=0, foresight_weight=0)
+    labels = torch.tensor([1, 1])
+    verdict = torch.zeros(2)
+    empty = torch.zeros(2, 0, 1)
+
+    def guidance(shallow, deep):
+        auxiliary = {1: torch.full((2, 1), shallow), 3: torch.full((2, 1), deep)}
+        seen = Seen(empty, torch.zeros(2, 1, 1), (), (), (), auxiliary, empty)
+        return task._guidance(seen, torch.zeros(2, 0, 3), labels, verdict).item()
+
+    worse = torch.nn.functional.softplus(torch.tensor(1.0)) - torch.nn.functional.softplus(
+        torch.tensor(-2.0)
+    )
+    assert guidance(2.0, -1.0) == pytest.approx(worse.item())
+    assert guidance(-1.0, 2.0) == 0
+
+
+def test_slides_are_copied_once_and_read_for_detail():
+    data = Data([0, 1], width=512, height=512)
+    model = model_of()
+    task = task_of(model, data, overview_px=64, probes=3, probe_scales=(0.05, 0.06))
+    epoch_of(task)
+    coarse = [r for r in data.reads if r[1] == 4.0]
+    fine = [r for r in data.reads if r[1] < 4.0]
+    assert sorted(coarse) == [("s0", 4.0), ("s1", 4.0)]
+    assert len(fine) >= 6  # the probes at least
+    data.reads.clear()
+    epoch_of(task, 1)
+    assert not [r for r in data.reads if r[1] == 4.0]
+
+
+def test_without_memory_slides_are_copied_each_time():
+    data = Data([0, 1])
+    epochs = task_of(model_of(), data, cache_mb=0, overview_px=64)
+    for epoch in (0, 1):
+        epoch_of(epochs, epoch)
+    assert sum(mpp == 1.5 for _, mpp in data.reads) == 4
+
+
+def test_the_same_seed_sees_the_same_and_another_epoch_does_not():
+    def probes(epoch):
+        model = model_of()
+        seen = []
+        model.module.register_forward_hook(
+            lambda _m, _args, kwargs, _out: seen.append(kwargs["probes"]), with_kwargs=True
+        )
+        torch.manual_seed(0)
+        _, losses = epoch_of(task_of(model, Data([0, 1])), epoch)
+        return seen[0], losses[0].detach()
+
+    one, again, other = probes(3), probes(3), probes(4)
+    assert torch.equal(one[0], again[0])
+    assert torch.equal(one[1], again[1])
+    assert not torch.equal(one[0], other[0])
+
+
+def test_probes_lie_where_there_is_tissue():
+    model = model_of()
+    task = task_of(model, Data([0, 1]), probes=60, probe_scales=(0.1, 0.2))
+    pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
+    pictures[0, 1, 4:8, 12:20] = 90
+    (probes,) = task._probes(pictures, np.random.default_rng(0))
+    scale, x, y = probes.unbind(-1)
+    assert ((scale >= 0.1) & (scale <= 0.2)).all()
+    assert ((x >= 0) & (x < 20 / 12 - 1)).all()
+    assert ((y >= 4 / 12 - 1) & (y < 8 / 12 - 1)).all()
+    blank = torch.full((1, 3, 24, 24), 255, dtype=torch.uint8)
+    assert task._probes(blank, np.random.default_rng(0)).shape == (1, 60, 3)
+
+
+def test_tuning_is_inference(run):
+    model, data = model_of(), Data([0, 1], tune=[1])
+    task = task_of(model, data)
+    model.module.eval()
+    (work,) = task.evaluation()
+    with torch.inference_mode():
+        outcome = task.step(work, 0, None)
+    *_, score = run(model, data.view("t0"))
+    assert outcome.probabilities[0] == pytest.approx(score.probabilities, abs=1e-4)
+
+
+def test_the_head_alone_learns_without_the_networks():
+    task = task_of(model_of(), Data([0, 1]))
+    frozen = Stage(epochs=1, lr=1e-3, head_lr=1e-2, trains="head")
+    ((rate, head),) = task.groups(frozen)
+    both = task.groups(STAGE)
+    assert rate == 1e-2
+    assert [lr for lr, _ in both] == [1e-2, 1e-3]
+    mine = {id(p) for p in head}
+    assert not mine & {id(p) for p in both[1][1]}
+    assert len(mine) + len(both[1][1]) == len(list(task.model.module.parameters()))
+
+
+def test_weights_are_for_networks_that_have_them(tmp_path):
+    with pytest.raises(ModelError, match="small has no ImageNet weights: use --weights none"):
+        MagNetTask.initialize(model_of(), "imagenet")
+    assert MagNetTask.initialize(model_of(), "none") == {"backbone_weights": "random"}
+    from safetensors.torch import save_file
+    from torchvision.models import squeezenet1_1
+
+    weights = squeezenet1_1().state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    model = model_of(backbone="squeezenet1_1")
+    said = MagNetTask.initialize(model, str(tmp_path / "w.safetensors"))
+    assert said == {"backbone_weights": {"squeezenet1_1": "w.safetensors"}}
+    got = model.module.judge.features.state_dict()["trunk.features.0.weight"]
+    assert torch.equal(got, weights["features.0.weight"])
+
+
+def test_flips_can_be_left_out():
+    model, data = model_of(), Data([0, 1])
+    task = task_of(model, data, flips=False, stain=0.0, probes=0)
+    first = []
+    model.module.register_forward_pre_hook(lambda _m, args: first.append(args[0]))
+    epoch_of(task)
+    from slidelens.families.magnet import prepare
+
+    slide_id = next(task.epoch(0, STAGE)).slides[0]
+    plain = Eye(data.view(slide_id)).read((1.0, 0.0, 0.0), 24)
+    expected = prepare(torch.from_numpy(plain).permute(2, 0, 1)[None], model)
+    torch.testing.assert_close(first[0][:1], expected, atol=0.05, rtol=0)
