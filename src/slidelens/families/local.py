@@ -81,6 +81,8 @@ class LocalConfig(FamilyConfig):
             raise ValueError(str(error)) from error
         if self.patches == 1:
             raise ValueError("patches must be 0 or at least 2: they are normalised over each other")
+        if self.head_width == 1:
+            raise ValueError("head_width must be 0 or at least 2: channels are normalised in groups")
         return self
 
     @property

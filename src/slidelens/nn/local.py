@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.backbones import build_features
+from slidelens.nn.frozen import FrozenNorm, freeze_norms
 from slidelens.nn.local_cuts import (
     blocks_of,
     cut_points,
     first_convolution,
-    freeze_norms,
     measure,
 )
 from slidelens.nn.local_heads import AttentionHead, Reconstruction
@@ -310,7 +310,9 @@ class LocalNetwork(nn.Module):
         auxiliary = list(self.heads[index].parameters())
         if index < len(self.decoders):
             auxiliary += self.decoders[index].parameters()
-        return list(self._parts[index].parameters()), auxiliary
+        part = self._parts[index]
+        norms = {id(p) for m in part.modules() if isinstance(m, FrozenNorm) for p in m.parameters()}
+        return [p for p in part.parameters() if id(p) not in norms], auxiliary
 
     @torch.no_grad()
     def stem_features(self, relay: Relay) -> Tensor:

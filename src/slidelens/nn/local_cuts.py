@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features
+from slidelens.nn.frozen import freeze_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,6 @@ __all__ = [
     "blocks_of",
     "cut_points",
     "first_convolution",
-    "freeze_norms",
     "measure",
 ]
 
@@ -80,24 +80,6 @@ def blocks_of(trunk: nn.Sequential) -> tuple[list[nn.Module], list[list[nn.Modul
         else:
             blocks.append([layer])
     return layers[:first], blocks
-
-
-def freeze_norms(module: nn.Module) -> None:
-    """Replace every batch norm by torchvision's frozen one, in place; names stay.
-
-    The paper froze "all the batch normalization layers". A frozen one is a scale and a shift
-    that keep nothing for the backward pass: half of what a ResNet keeps.
-    """
-    from torchvision.ops import FrozenBatchNorm2d
-
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-            state = {k: v for k, v in child.state_dict().items() if k in frozen.state_dict()}
-            frozen.load_state_dict(state, assign=True)
-            setattr(module, name, frozen)
-        else:
-            freeze_norms(child)
 
 
 def first_convolution(trunk: nn.Module) -> nn.Conv2d:

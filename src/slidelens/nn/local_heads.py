@@ -5,7 +5,7 @@ Source: locally-supervised-2022, section 2.1 and figure 1; gated attention after
 
 from __future__ import annotations
 
-from math import gcd, isqrt
+from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["AttentionHead", "Reading", "Reconstruction", "patch_starts", "whole_windows"]
 
 _GROUPS = 32
-"""Groups of the norms, at most (the paper does not say)."""
+"""Groups of a head's norm, at most (the paper does not say)."""
 
 
 _SMALLEST = 8
@@ -75,7 +75,7 @@ class AttentionHead(nn.Module):
         super().__init__()
         self.window = window
         self.embed = nn.Conv2d(channels, width, window, stride=window)
-        self.norm = nn.GroupNorm(gcd(width, _GROUPS), width)
+        self.norm = nn.GroupNorm(_groups(width), width)
         self.value = nn.Linear(width, hidden)
         self.gate = nn.Linear(width, hidden)
         self.weigh = nn.Linear(hidden, 1)
@@ -217,6 +217,11 @@ def whole_windows(features: Tensor, window: int) -> Tensor:
     """Repeat the last row and column of a map until its sides are whole windows."""
     down, right = (-features.shape[axis] % window for axis in (2, 3))
     return F.pad(features, (0, right, 0, down), mode="replicate") if down or right else features
+
+
+def _groups(width: int) -> int:
+    """Return the number of groups of a norm; two channels or more each, for maps of one cell."""
+    return next((g for g in range(min(_GROUPS, width // 2), 0, -1) if width % g == 0), 1)
 
 
 def _patches(

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.builder import Builder
+from slidelens.nn.frozen import FrozenNorm
 from slidelens.nn.rules import mutates, rule_for
 
 if TYPE_CHECKING:
@@ -63,6 +64,5 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A single layer given as the whole module is a leaf too.
-        return super().is_leaf_module(m, module_qualified_name) and not isinstance(
-            m, nn.Sequential | nn.ModuleList | nn.ModuleDict
-        )
+        leaf = super().is_leaf_module(m, module_qualified_name) or isinstance(m, FrozenNorm)
+        return leaf and not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
