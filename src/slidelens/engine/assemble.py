@@ -14,7 +14,7 @@ from slidelens.engine.provenance import weights_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
-from slidelens.maps.features import TileFeatures
+from slidelens.maps.features import VectorSpool
 from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
 from slidelens.maps.tiles import Tiles
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
-    from slidelens.families.base import Event, Family, MapSpec, Model
+    from slidelens.families.base import Event, Family, MapKind, MapSpec, Model
 
 __all__ = ["Assembly"]
 
@@ -53,7 +53,7 @@ class Assembly:
         }
         self._instances: list[Patch] = []
         self._attention: list[Patch] = []
-        self._bags: list[Bag] = []
+        self._vectors: VectorSpool | None = None
         self._score: SlideScore | None = None
         self._trajectory: Trajectory | None = None
 
@@ -72,7 +72,9 @@ class Assembly:
             self._trajectory = event
             return
         if isinstance(event, Bag):
-            self._bags.append(event)
+            if self._vectors is None:
+                self._vectors = VectorSpool(event.facts)
+            self._vectors.add(event.vectors)
             return
         if event.map not in self._specs:
             raise ModelError(
@@ -111,7 +113,7 @@ class Assembly:
             probabilities,
             maps=[*maps.values(), _tissue_map(self._view)],
             tiles=self._tiles(maps),
-            features=self._features(),
+            features=None if self._vectors is None else self._vectors.finish(),
             regions=self._regions(maps),
             trajectory=self._trajectory,
             settings_sha256=digest,
@@ -141,7 +143,7 @@ class Assembly:
         }
 
     def _tiles(self, maps: dict[str, Map]) -> Tiles | None:
-        """Make the table: of the family's patches, else the means of its map over a grid."""
+        """Make the table: of the family's patches, else the means of its maps over a grid."""
         if not self._instances:
             return self._averaged(maps)
         boxes = np.concatenate([patch.boxes for patch in self._instances])
@@ -165,26 +167,23 @@ class Assembly:
         one = -1 if len(scores) == 2 else int(np.argmax(scores))
         return np.ascontiguousarray(values[:, 0 if values.shape[1] == 1 else one])
 
-    def _features(self) -> TileFeatures | None:
-        if not self._bags:
-            return None
-        return TileFeatures(
-            np.concatenate([bag.vectors for bag in self._bags]), self._bags[0].facts
-        )
-
     def _averaged(self, maps: dict[str, Map]) -> Tiles | None:
-        drawn = self._probability_map(maps)
+        drawn = self._first_map(maps, "probability")
         if drawn is None or any(spec.instances for spec in self._specs.values()):
             return None
         view = self._view
         boxes = make_grid(
             view.size, view.mpp, DEFAULT_GRID, tissue=view.tissue, region=view.region
         ).boxes
-        return Tiles(boxes, drawn.channels, drawn.mean(boxes))
+        looked = self._first_map(maps, "attention")
+        attention = None
+        if looked is not None and len(looked.channels) == 1:
+            attention = np.ascontiguousarray(looked.mean(boxes)[:, 0])
+        return Tiles(boxes, drawn.channels, drawn.mean(boxes), attention)
 
     def _regions(self, maps: dict[str, Map]) -> list[Region]:
         """Outline what is at or above the operating point in the first map of probabilities."""
-        drawn = self._probability_map(maps)
+        drawn = self._first_map(maps, "probability")
         if drawn is None:
             return []
         threshold = self._specs[drawn.name].threshold
@@ -192,10 +191,10 @@ class Assembly:
             threshold = self._model.card.get("threshold")
         return positive_regions(drawn, threshold=_THRESHOLD if threshold is None else threshold)
 
-    def _probability_map(self, maps: dict[str, Map]) -> Map | None:
-        """Return the first map of probabilities that the family declares."""
-        kinds = (s.name for s in self._specs.values() if s.kind == "probability")
-        name = next(kinds, None)
+    def _first_map(self, maps: dict[str, Map], kind: MapKind) -> Map | None:
+        """Return the first map of a kind that the family declares."""
+        names = (s.name for s in self._specs.values() if s.kind == kind)
+        name = next(names, None)
         return None if name is None else maps[name]
 
 
