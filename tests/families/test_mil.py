@@ -41,6 +41,9 @@ class MeanColour(torch.nn.Module):
     def instances(self, vectors):
         return vectors
 
+    def essence(self, vectors):
+        return vectors
+
 
 def _slide(seed, tiles=3):
     values = np.random.default_rng(seed).integers(0, 256, (tiles, tiles, 3), np.uint8)

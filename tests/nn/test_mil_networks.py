@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -31,3 +32,14 @@ def test_half_precision_logits_give_fp32():
     assert class_probabilities(logits).dtype == torch.float32
     torch.testing.assert_close(class_probabilities(logits).sum(1), torch.ones(4))
     assert slide_loss(logits, torch.tensor([0, 1, 2, 0])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(("pooling", "most"), [("top1", 3), ("topk", 12), ("max", 1), ("mean", 64)])
+def test_the_essence_of_batches_answers_as_all_tiles_do(pooling, most, classes):
+    torch.manual_seed(0)
+    network, vectors = TileClassifier(16, classes, pooling, top=4), torch.randn(64, 16)
+    kept = torch.cat([network.essence(part) for part in vectors.split(16)])
+    assert len(network.essence(vectors)) <= most
+    assert len(kept) == 64 if pooling == "mean" else len(kept) < 64
+    torch.testing.assert_close(network(bag=kept).logits, network(bag=vectors).logits)

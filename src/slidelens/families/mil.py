@@ -197,7 +197,7 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
         yield Patch("probability", batch.boxes, values)
         if config.keep_features:
             yield Bag(batch.boxes, vectors.half().cpu().numpy(), facts)
-        seen.append(vectors)
+        seen.append(network.essence(vectors))
         view.step(len(values))
     output = network(bag=torch.cat(seen))
     if output.attention is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TileFeatures"]
+__all__ = ["TileFeatures", "VectorSpool"]
 
 _NAME = "features"
 
@@ -61,3 +62,24 @@ class TileFeatures:
                 return cls(file.get_tensor(_NAME), dict(file.metadata() or {}))
         except (OSError, SafetensorError) as error:
             raise ResultError(f"{path}: cannot read the tiles' features ({error}).") from error
+
+
+class VectorSpool:
+    """Vectors of a run, batch by batch into a temporary file: memory stays flat on any slide."""
+
+    def __init__(self, facts: Mapping[str, str]) -> None:
+        self._facts = facts
+        self._file = TemporaryFile()  # noqa: SIM115  # reason: closed when it is collected
+        self._rows = 0
+
+    def add(self, vectors: NDArray[Any]) -> None:
+        """Append ``(N, D)``; every batch has the same D and type."""
+        self._file.write(np.ascontiguousarray(vectors).data)
+        self._rows += len(vectors)
+        self._like = vectors[:0]
+
+    def finish(self) -> TileFeatures:
+        """Return all vectors, mapped from the file."""
+        self._file.flush()
+        shape = (self._rows, *self._like.shape[1:])
+        return TileFeatures(np.memmap(self._file, self._like.dtype, "r", shape=shape), self._facts)

@@ -132,6 +132,14 @@ class MilNetwork(nn.Module, ABC):
         with torch.autocast(vectors.device.type, enabled=False):
             return self._instances(vectors.float())
 
+    def essence(self, vectors: Tensor) -> Tensor:
+        """Return those of ``(N, D)`` that answer as all do; all, unless the pooling knows better.
+
+        What is left of a slide's tiles so far, with the tiles to come, answers as all of them: a
+        slide of any size then takes the memory of a few tiles.
+        """
+        return vectors
+
     @abstractmethod
     def _instances(self, vectors: Tensor) -> Tensor: ...
 
@@ -171,6 +179,14 @@ class TileClassifier(MilNetwork):
         super().__init__(backbone, nn.Linear(dim, outputs(n_classes)))
         self.pooling = pooling
         self.top = top if pooling == "topk" else 1
+
+    def essence(self, vectors: Tensor) -> Tensor:
+        """Return the highest tiles of each output, or the highest numbers; of ``mean``, all."""
+        if self.pooling == "mean":
+            return vectors
+        if self.pooling == "max":
+            return vectors.amax(0, keepdim=True)
+        return vectors[self.highest(self.instances(vectors)).indices.unique()]
 
     def _instances(self, vectors: Tensor) -> Tensor:
         logits: Tensor = self.head(vectors)

@@ -29,6 +29,7 @@ _VOID = 24
 _NUCLEI_UM = 24.0
 """Scale at which nuclei of a fluorescence slide blur into tissue."""
 
+_ENOUGH = 1024  # px of an overview's shorter side that statistics are taken of, at least
 _STRIP = 512
 """Rows of an overview that are worked on at once: bounds memory on slides of gigapixels."""
 
@@ -60,7 +61,8 @@ def classify(
     if method == "intensity" or (method == "auto" and _is_dark(image)):
         return "intensity", _lit(image, cell)
     void = image.max(axis=2) <= _VOID
-    white = _white(image[~void])
+    seen = _thinned(image)
+    white = _white(seen[seen.max(axis=2) > _VOID])
     measure = np.empty(void.shape, np.float32)
     sure, perhaps = np.zeros_like(void), np.zeros_like(void)
     for rows in _strips(len(image)):  # whole, the densities of a large slide take gigabytes
@@ -114,16 +116,40 @@ def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
     labels, count = ndimage.label(mask)
     if not count:
         return mask
-    keep = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    keep = _sizes(labels, count) >= least
     if touching:
         for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
             keep[edge] = True
     keep[0] = False
-    return np.asarray(keep[labels])
+    return _pick(keep, labels)
+
+
+def _sizes(labels: NDArray[np.int32], count: int, among: Mask | None = None) -> NDArray[np.int64]:
+    """Count the cells of each part, in strips: numpy counts in copies of eight bytes a cell."""
+    total = np.zeros(count + 1, np.int64)
+    for rows in _strips(len(labels)):
+        part = labels[rows] if among is None else labels[rows][among[rows]]
+        total += np.bincount(part.ravel(), minlength=count + 1)
+    return total
+
+
+def _pick(keep: Mask, labels: NDArray[np.int32]) -> Mask:
+    """Return the cells of the parts that are kept."""
+    out = np.empty(labels.shape, bool)
+    for rows in _strips(len(labels)):
+        out[rows] = keep[labels[rows]]
+    return out
+
+
+def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Leave out rows and columns of a large overview: enough of it for statistics."""
+    step = max(1, min(image.shape[:2]) // _ENOUGH)
+    return image[::step, ::step]
 
 
 def _is_dark(image: NDArray[np.uint8]) -> bool:
     """Tell fluorescence from brightfield: mostly dark, and what is not dark has no white in it."""
+    image = _thinned(image)
     brightest, darkest = image.max(axis=2), image.min(axis=2)
     if np.median(brightest) > 64:
         return False
@@ -193,8 +219,7 @@ def _looks_inky(density: Plane) -> tuple[Mask, Mask]:
 def _ink(sure: Mask, perhaps: Mask, cell: float) -> Mask:
     """Keep what is large enough for a pen and surely ink in a fifth, grown over its faint edges."""
     labels, count = ndimage.label(perhaps)
-    size = np.bincount(labels.ravel(), minlength=count + 1)
-    certain = np.bincount(labels.ravel(), sure.ravel(), minlength=count + 1)
+    size, certain = _sizes(labels, count), _sizes(labels, count, sure)
     keep = (size >= _INK_MIN_UM2 / cell**2) & (certain >= _INK_SURE * size)
     keep[0] = False
-    return _near(keep[labels], _INK_GROW_UM / cell)
+    return _near(_pick(keep, labels), _INK_GROW_UM / cell)
