@@ -186,7 +186,8 @@ class TileClassifier(MilNetwork):
             return vectors
         if self.pooling == "max":
             return vectors.amax(0, keepdim=True)
-        return vectors[self.highest(self.instances(vectors)).indices.unique()]
+        highest = self.highest(self.instances(vectors)).indices
+        return vectors[highest.unique()]  # type: ignore[no-untyped-call]
 
     def _instances(self, vectors: Tensor) -> Tensor:
         logits: Tensor = self.head(vectors)
