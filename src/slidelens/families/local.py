@@ -80,9 +80,9 @@ class LocalConfig(FamilyConfig):
         except ModelError as error:
             raise ValueError(str(error)) from error
         if self.patches == 1:
-            raise ValueError("patches must be 0 or at least 2: they are normalised over each other")
+            raise ValueError("patches must be 0 or at least 2: they normalise each other")
         if self.head_width == 1:
-            raise ValueError("head_width must be 0 or at least 2: channels are normalised in groups")
+            raise ValueError("head_width must be 0 or at least 2: channels form groups")
         return self
 
     @property

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from slidelens.families.base import FamilyConfig, Model
     from slidelens.families.training import TrainData
     from slidelens.nn.local import Relay
-    from slidelens.nn.local_heads import Reading
 
 __all__ = ["LocalStage", "LocalTask", "LocalTraining"]
 
@@ -176,12 +175,14 @@ class LocalTask(TrainTask[LocalConfig]):
             key = (self.seed, epoch, crc32(slide_id.encode()), work.detail)
             turned, blocks = self.augment(image, blocks, key, self.model.config.size)
             relay = relay_of(self.model, turned, blocks, label)
-            logits = self._learn(relay, backward)
+            logits: torch.Tensor | None = self._learn(relay, backward)
         else:
             relay = relay_of(self.model, image, blocks, label)
             relay.tile = self.model.config.tile
-            readings: list[Reading] = self.network(relay)
+            readings: Any = self.network(relay)  # the network of a relay reads with all heads
             logits = readings[self._learning(self.stage)[-1]].logits
+        assert logits is not None
+        assert relay.label is not None
         loss = float(F.cross_entropy(logits.float(), relay.label))
         return Outcome((loss,), (tuple(logits.float().softmax(1)[0].tolist()),))
 

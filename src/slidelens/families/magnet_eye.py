@@ -95,7 +95,7 @@ class Overview:
         self.mpp = Mpp(extent_um[0] / size.width, extent_um[1] / size.height)
         self.region = Box.of_size(size)
         self.nbytes = pixels.nbytes
-        self._slide = from_array(pixels, mpp=tuple(self.mpp))
+        self._slide = from_array(pixels, mpp=(self.mpp[0], self.mpp[1]))
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Read any box, in px of the copy, at any resolution."""

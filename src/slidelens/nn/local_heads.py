@@ -96,8 +96,8 @@ class AttentionHead(nn.Module):
         logits = self._logits(cells, attention)
         return Reading(
             logits.to(_precise(logits)),
-            attention.unflatten(1, size),
-            instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),
+            attention.unflatten(1, size),  # type: ignore[no-untyped-call]
+            instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),  # type: ignore[no-untyped-call]
         )
 
     def _attend(self, windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ and go when both have read them. No map is ever whole: memory is a band of rows 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ def read_slide(network: LocalNetwork, relay: Relay) -> Generator[float, None, li
         return (yield from _read_whole(network, relay))
     trunk = network.trunk(None, relay.tile, relay.mean, relay.std)
     source = trunk.source(relay.image, relay.mask)
-    windows = [_Windows(head) for head in network.heads]
+    heads: list[Any] = list(network.heads)
+    windows = [_Windows(head) for head in heads]
     stem = _Rows(trunk, source)
     rows: _Rows = stem
     for index in range(len(network.parts)):
@@ -59,7 +60,7 @@ def read_slide(network: LocalNetwork, relay: Relay) -> Generator[float, None, li
         rows = _Rows(trunk, _Rolling(rows, source.device), windows[index])
     for _ in rows:
         yield stem.share
-    return [head.read(part.finish()) for head, part in zip(network.heads, windows, strict=True)]
+    return [head.read(part.finish()) for head, part in zip(heads, windows, strict=True)]
 
 
 def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
@@ -75,7 +76,8 @@ def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
 def _read_whole(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:
     features = network.stem_features(relay)
     readings = []
-    for number, (part, head) in enumerate(zip(network.parts, network.heads, strict=True), start=1):
+    heads: list[Any] = list(network.heads)
+    for number, (part, head) in enumerate(zip(network.parts, heads, strict=True), start=1):
         features = part(features)
         readings.append(head.read(head.embed(whole_windows(features, head.window))))
         yield number / len(network.parts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, cos, pi, sin
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from slidelens.nn.source import LazyImage
 
 __all__ = ["Colours", "Recoloured", "Rotated", "SlideAugment", "Turned"]
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _SUB = 32
 """Steps per pixel to which a rotated position is rounded."""
@@ -156,7 +158,8 @@ class Rotated:
         )
 
     def _strip(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        rows, columns = np.arange(y, y + h)[:, None] + 0.5, np.arange(x, x + w)[None] + 0.5
+        rows = np.arange(y, y + h, dtype=np.float64)[:, None] + 0.5
+        columns = np.arange(x, x + w, dtype=np.float64)[None] + 0.5
         u, v = self._back(columns, rows)
         # Pixel centres are at halves: position in steps of the centres' grid.
         at_x, at_y = (np.floor(p * _SUB + (0.5 - _SUB / 2)).astype(np.int32) for p in (u, v))
@@ -170,7 +173,8 @@ class Rotated:
         total += colours[first + 1] * (fx * (_SUB - fy))
         total += colours[first + wide] * ((_SUB - fx) * fy)
         total += colours[first + wide + 1] * (fx * fy)
-        return ((total + _SUB * _SUB // 2) // (_SUB * _SUB)).astype(np.uint8)
+        pixels: NDArray[np.uint8] = ((total + _SUB * _SUB // 2) // (_SUB * _SUB)).astype(np.uint8)
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,8 @@ class Colours:
         a, b, c = self.stain[row]
         mixed = a * density[..., 0] + b * density[..., 1] + c * density[..., 2] + self.shift[row]
         steps = np.rint(mixed * np.float32(_DENSITIES / _DARKEST)).astype(np.int32)
-        return steps.clip(-_DENSITIES, _DENSITIES) + _DENSITIES
+        rows: NDArray[np.int32] = steps.clip(-_DENSITIES, _DENSITIES) + _DENSITIES
+        return rows
 
     @cached_property
     def _density(self) -> NDArray[np.float32]:
@@ -214,7 +219,10 @@ class Colours:
     def _light(self) -> NDArray[np.float32]:
         """Brightness by step of density: 0 to 255, and more for what is brighter than white."""
         steps = np.arange(-_DENSITIES, _DENSITIES + 1)
-        return (_WHITE * np.exp(-steps * (_DARKEST / _DENSITIES))).astype(np.float32)
+        light: NDArray[np.float32] = (_WHITE * np.exp(-steps * (_DARKEST / _DENSITIES))).astype(
+            np.float32
+        )
+        return light
 
 
 class Recoloured:
@@ -230,7 +238,7 @@ class Recoloured:
         return np.concatenate(strips)
 
 
-def _turn(values: NDArray[np.generic], quarters: int, mirrored: bool) -> NDArray[np.generic]:
+def _turn(values: NDArray[ScalarT], quarters: int, mirrored: bool) -> NDArray[ScalarT]:
     turned = np.rot90(values, quarters)
     return turned[:, ::-1] if mirrored else turned
 

@@ -22,7 +22,7 @@ CLASSES = ("normal", "tumor")
 """Slide labels, in label order."""
 
 _AREA_TONE = 1.35
-"""How much more haematoxylin lesions have where there are follicles: enough to be seen from afar."""
+"""How much more haematoxylin lesions have where there are follicles: seen from afar."""
 
 _FOLLICLE_TONE = (0.895 * _AREA_TONE, 0.805)
 """What brings a follicle's haematoxylin and eosin, on the mean, to those of such lesions."""
