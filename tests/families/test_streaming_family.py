@@ -340,7 +340,9 @@ class Data:
 
 def task_of(model, data, preset="default", **fields):
     config = StreamingTraining.model_validate(StreamingTraining.presets[preset] | fields)
-    return StreamingTask(model, model.module, data, config, seed=5)
+    task = StreamingTask(model, model.module, data, config, seed=5)
+    task.stage = ALL
+    return task
 
 
 def test_a_step_gives_the_gradient_of_the_augmented_slide():
@@ -382,6 +384,39 @@ def test_epochs_differ_and_a_slide_drawn_twice_is_seen_in_two_ways():
     assert len({w.detail for w in twice}) == 3
     values = {task.step(w, 0, lambda loss: None).losses for w in twice}
     assert len(values) == 3
+
+
+def test_the_head_warms_up_on_one_vector_per_slide():
+    model, data = model_of(), Data([0, 1, 1])
+    task = task_of(model, data, warm_steps=3, accumulate=2)
+    stage = task.stage = replace_stage(trains="head")
+    works = list(task.epoch(4, stage))
+    assert len(works) == task.length(stage) == 3 + 3 * 2
+    assert [w.phase for w in works] == ["scan"] * 3 + ["train"] * 6
+    update = [slide for w in works[3:5] for slide in w.slides]
+    assert sorted(update) == ["s0", "s0", "s1", "s2"]  # the rare class twice
+    with torch.inference_mode():
+        task.step(works[0], 4, lambda loss: None)
+    slide = works[0].slides[0]
+    frame = frame_of(model, data.view(slide))
+    image, blocks = task.augment(
+        SlideImage(data.view(slide).read, frame),
+        frame.blocks,
+        (task.seed, 4, crc32(slide.encode()), 0),
+        4096,
+    )
+    cells = model.module.features.trunk(
+        normalize(whole_image(image, blocks), model.mean, model.std)
+    )
+    torch.testing.assert_close(
+        task._vectors[slide, 4], cells.amax((2, 3)).detach(), rtol=1e-4, atol=1e-4
+    )
+    losses = []
+    outcome = task.step(works[3], 4, losses.append)  # scans what was not scanned, as on resuming
+    losses[0].backward()
+    assert sum(outcome.losses) == pytest.approx(losses[0].item(), rel=1e-5)
+    assert model.module.head.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.module.features.parameters())
 
 
 def test_tuning_slides_are_seen_as_they_are():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
 from time import monotonic
-from typing import Any
+
+from slidelens.nn.heap import trim_heap
 
 __all__ = ["HeapTrimmer"]
 
@@ -31,14 +30,4 @@ class HeapTrimmer:
     @staticmethod
     def now() -> None:
         """Trim; does nothing where the C library is not glibc."""
-        trim = _malloc_trim()
-        if trim is not None:
-            trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    try:
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # Windows: no handle of the process itself
-        return None
+        trim_heap()

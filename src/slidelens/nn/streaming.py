@@ -7,6 +7,7 @@ ours. See ``docs/streaming.md`` for how they work and what they cost.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from slidelens.errors import StreamingError
 from slidelens.nn.costs import count_costs, image_channels
+from slidelens.nn.heap import HeapGuard
 from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
@@ -111,6 +113,7 @@ class StreamingTrunk(nn.Module):
             self.graph, costs = opaque_graph(module, fields, channels=3)
             self._costs = {3: costs}
         self._planners: dict[tuple[int, ...], Planner] = {}
+        self._guard = HeapGuard()
 
     def train(self, mode: bool = True) -> StreamingTrunk:
         """Set the mode of the trunk itself; the module stays as it was given."""
@@ -213,7 +216,11 @@ class StreamingTrunk(nn.Module):
             size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
         )
         layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
-        return Tape(self.graph, self.module, layout, source, record=record, input_grad=input_grad)
+        settle = partial(self._guard, plan.bytes_tile)
+        return Tape(
+            self.graph, self.module, layout, source,
+            record=record, input_grad=input_grad, settle=settle,
+        )  # fmt: skip
 
     def _planner(self, size: tuple[int, int], channels: int, batch: int) -> Planner:
         itemsize = self._dtype.itemsize

@@ -84,6 +84,8 @@ class Tape:
         Keep what the backward pass needs.
     input_grad
         The gradient of the image will be asked for.
+    settle
+        Called after each tile.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Tape:
         *,
         record: bool,
         input_grad: bool = False,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.graph, self.module, self.source = graph, module, source
         self.rows, self.columns = layout
@@ -106,6 +109,7 @@ class Tape:
         self._keys: dict[Tile, Hashable] = {}
         self._kept: _Result | None = None
         self._autocast = _autocast_state(source.device)
+        self._settle = settle
 
     def forward(self, tensors: Tensors) -> Tensor:
         """Compute the trunk's output with the weights and buffers ``tensors``."""
@@ -164,6 +168,7 @@ class Tape:
                 idle += 1
             self._kept = None
             self.seams.settled(at)
+            self._settle()
             if band is not None and at[1] == 0:
                 yield band.finish(at[0], self.source)
         for at, part in merged.values():
@@ -195,6 +200,7 @@ class Tape:
                     if key is not None:
                         done[key] = _Repeat(values, self.seams.strips(self._frames(at), at))
                 self.seams.passed(at)
+            self._settle()
             yield at, values
 
     def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:

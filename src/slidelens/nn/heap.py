@@ -1,0 +1,65 @@
+"""Give memory that is free in the C library's heap back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from mmap import PAGESIZE
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HeapGuard", "trim_heap"]
+
+_GROWTH = 1.2
+"""Times the need by which a process may grow; measured: less costs more time than it saves."""
+_LEAST = 192 << 20
+_STATM = Path("/proc/self/statm")
+
+
+class HeapGuard:
+    """Trims the heap when the process has grown by much more than it needs.
+
+    The feature maps of a tile come and go between small objects that stay, and glibc's heap grows
+    around the holes: streaming ResNet-18 to layer2 held 600 MB where 200 MB were in use. Giving
+    pages back after every tile costs 40 % of the time, only when they have piled up about 15 %.
+    """
+
+    def __init__(self) -> None:
+        self._low: int | None = None
+
+    def __call__(self, need: int) -> None:
+        """Look, and trim if need be; does nothing where there is no ``/proc``.
+
+        ``need`` is how many bytes come and go.
+        """
+        now = _resident()
+        if now is None:
+            return
+        if self._low is None or now < self._low:
+            self._low = now
+        elif now - self._low > max(_GROWTH * need, _LEAST):
+            trim_heap()
+            self._low = _resident()
+
+
+def trim_heap() -> None:
+    """Give free pages back; does nothing where the C library is not glibc."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+def _resident() -> int | None:
+    """Bytes of the process that are in memory."""
+    try:
+        return int(_STATM.read_text().split()[1]) * PAGESIZE
+    except OSError:
+        return None
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # Windows: no handle of the process itself
+        return None

@@ -1,0 +1,53 @@
+"""Memory that is free is given back, and only when much of it has piled up."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from slidelens.nn import heap
+from slidelens.nn.heap import HeapGuard, trim_heap
+
+MB = 1 << 20
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and asks glibc")
+
+
+def resident() -> int:
+    found = heap._resident()
+    assert found is not None
+    return found
+
+
+def pile_up(count: int) -> list[torch.Tensor]:
+    """Fill and free blocks of 4 MB with small ones between them that stay."""
+    torch.ones(4 * MB)  # from here on glibc takes such blocks from its heap
+    blocks, between = [], []
+    for _ in range(count):
+        blocks.append(torch.ones(MB))
+        between.append(torch.ones(64))
+    return between
+
+
+def test_much_that_is_free_is_given_back() -> None:
+    trim_heap()
+    guard = HeapGuard()
+    guard(0)
+    between = pile_up(64)
+    before = resident()
+    guard(0)
+    assert before - resident() > 150 * MB
+    assert all(bool((t == 1).all()) for t in between)
+
+
+def test_what_tiles_need_is_kept() -> None:
+    trim_heap()
+    guard = HeapGuard()
+    guard(0)
+    between = pile_up(64)
+    before = resident()
+    guard(1000 * MB)
+    assert abs(before - resident()) < 20 * MB
+    assert len(between) == 64
