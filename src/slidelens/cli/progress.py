@@ -93,7 +93,7 @@ class Bar:
 
 _VERBS = {
     "open": "checking slides",
-    "scan": "finding top tiles",
+    "scan": "looking at slides",
     "train": "learning",
     "tune": "tuning split",
     "score": "scoring",
