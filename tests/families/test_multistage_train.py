@@ -255,6 +255,20 @@ def test_vectors_are_made_once_and_again_after_a_resume(make):
     assert not torch.equal(resumed._vectors["s0", 0], resumed._kept_vectors("s0", 1).half())
 
 
+def test_vectors_are_brought_to_the_size_that_the_unet_expects_once(make):
+    task = make("map")
+    gain = task.model.module.gain
+    _step_all(task, epoch=1)
+    vectors = torch.cat([task._vectors[f"s{i}", 1].float() for i in range(4)])
+    assert float((vectors * gain).square().mean()) == pytest.approx(1, rel=1e-5)
+    before = float(gain)
+    _step_all(task, epoch=2)
+    assert float(gain) == before
+    both = make("both")
+    _step_all(both)
+    assert float(both.model.module.gain) == 1
+
+
 @pytest.mark.parametrize("stage", ["patches", "map", "both"])
 def test_tuning_scores_are_those_of_infer(make, stage):
     """What the loop sees on a tuning slide is what a user gets."""
@@ -285,10 +299,12 @@ def test_a_multistage_model_starts_from_a_classifier(make):
         for parameter in classifier.module.parameters():
             parameter.add_(1)
     given = classifier.module.state_dict()
+    fresh = model.module.state_dict().keys() - given.keys()
+    assert {name.split(".")[0] for name in fresh} == {"unet", "gain"}
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     MultistageTask.inherit(model, classifier)
     for name, value in model.module.state_dict().items():
-        assert torch.equal(value, (before if name.startswith("unet.") else given)[name])
+        assert torch.equal(value, (before if name in fresh else given)[name])
     with pytest.raises(RuntimeError, match="unet"):
         MultistageTask.inherit(make(method="imagenet").model, classifier)
 

@@ -118,7 +118,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         kept = base.module.state_dict()
         if (base.config.method, model.config.method) == ("classifier", "multistage"):
             fresh = model.module.state_dict()
-            kept |= {k: v for k, v in fresh.items() if k.startswith("unet.")}
+            kept |= {k: v for k, v in fresh.items() if k.startswith(("unet.", "gain"))}
         model.module.load_state_dict(kept)
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
@@ -173,6 +173,8 @@ class MultistageTask(TrainTask[MultistageConfig]):
             losses = self._patch_losses(work, epoch)
             backward(losses.sum())
             return Outcome(tuple(losses.detach().tolist()))
+        if self._keeps_vectors(self.stage):
+            self._set_gain(epoch)
         learn = self._learn_both if _learns_vectors(self.stage) else self._learn_map
         return Outcome(tuple(float(learn(slide, epoch, backward)) for slide in work.slides))
 
@@ -272,6 +274,15 @@ class MultistageTask(TrainTask[MultistageConfig]):
                 parts = list(self._vectors_of(slide_id, variant or None))
             self._vectors[key] = torch.cat(parts).half()
         return self._vectors[key].float()
+
+    def _set_gain(self, epoch: int) -> None:
+        """Bring the vectors of the training slides to a root mean square of 1, if not done yet."""
+        gain = _module(self.model).gain
+        if gain == 1:
+            variant = epoch % self.config.variants
+            kept = [self._kept_vectors(s.slide_id, variant) for s in self.data.train]
+            square = sum(float(v.double().square().sum()) for v in kept)
+            gain.fill_((sum(v.numel() for v in kept) / max(square, 1e-12)) ** 0.5)
 
     def _learn_map(
         self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]

@@ -58,9 +58,16 @@ class MultiStage(nn.Module):
     unet
         The segmentation model.
 
+    gain
+        What vectors are multiplied by before the U-Net; training sets it once, so that they have
+        the size that the U-Net's first weights expect. (Ours: a fully connected layer gives vectors
+        of any size; at a root mean square of 15 the U-Net learnt much worse.) 1 is not set.
+
     Logits are one per patch or cell: that of tumour (the paper's two outputs under a softmax are
     the same function).
     """
+
+    gain: Tensor
 
     def __init__(
         self, method: Method, backbone: BackboneName, length: int, width: int, depth: int
@@ -77,6 +84,7 @@ class MultiStage(nn.Module):
             self.final = nn.Linear(length, 1)
         if method != "classifier":
             self.unet = UNet(channels, 1, width, depth)
+            self.register_buffer("gain", torch.ones(()))
 
     def forward(self, inputs: Tensor, part: Part) -> Tensor:
         """Run one part.
@@ -91,7 +99,7 @@ class MultiStage(nn.Module):
             logits.
         """
         if part == "segment":
-            segmented: Tensor = self.unet(inputs)
+            segmented: Tensor = self.unet(inputs * self.gain)
             return segmented
         vectors: Tensor = self.features(inputs)
         if self.method != "imagenet":
