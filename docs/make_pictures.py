@@ -1,4 +1,4 @@
-"""Make the pictures of README and docs from a real run of the bundled model on a phantom slide.
+"""Make the pictures of README and docs: a real run of the bundled model, and a review, on phantoms.
 
 Usage: ``python docs/make_pictures.py`` (``make pictures``). Starts a display of its own.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
+
+import review_pictures
 
 from slidelens.testing.display import virtual_display
 from slidelens.testing.phantom import PhantomSpec, write_phantom
@@ -38,6 +40,8 @@ def main() -> None:
         photograph(viewer, IMAGES / "napari.png")
         viewer.close()
     log.info("wrote %s", IMAGES / "napari.png")
+    for path in review_pictures.make(IMAGES):
+        log.info("wrote %s", path)
 
 
 if __name__ == "__main__":

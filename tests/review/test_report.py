@@ -291,5 +291,5 @@ def test_a_models_card_comes_from_its_package(tmp_path):
     text = text_of(read(write_report(folder, tmp_path / "r.html").html))
     assert manifest["intended_use"] in text
     assert "112 px (112 µm)" in text
-    assert "train: 18 normal, 18 tumor; tune: 6 normal, 6 tumor" in text
+    assert "train: normal (18), tumor (18); tune: normal (6), tumor (6)" in text
     assert digest in text

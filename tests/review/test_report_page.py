@@ -117,12 +117,13 @@ def test_keys_go_from_slide_to_slide_and_can_be_switched_off(page):
     assert at() == ""
 
 
-def test_pictures_are_shown_where_one_looks(page):
-    page.locator("#case-2").scroll_into_view_if_needed()
-    page.locator("#case-2 img").first.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "[...document.querySelectorAll('#case-2 img')].every(i => i.complete && i.naturalWidth)"
-    )
+def test_pictures_are_lazy_and_all_are_shown_to_who_looks(page):
+    for case in page.locator("article.case").all():
+        pictures = case.locator("img")
+        assert {one.get_attribute("loading") for one in pictures.all()} == {"lazy"}
+        for one in pictures.all():
+            one.scroll_into_view_if_needed()
+            assert one.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
 
 
 def test_it_prints_all_slides_and_no_controls(page):

@@ -31,7 +31,7 @@ def error_row(
         names[case.slide_id],
         case.kind.upper() + mark,
         f"{case.score:.3f}",
-        f"{case.margin:.3f}",
+        f"{case.margin:.3g}",
         others,
         said,
     )

@@ -171,6 +171,6 @@ def _slides(training: Any) -> str:
     parts = []
     for split, counts in splits.items():
         if isinstance(counts, dict):
-            listed = ", ".join(f"{n} {name}" for name, n in counts.items())
+            listed = ", ".join(f"{name} ({n})" for name, n in counts.items())
             parts.append(f"{split}: {listed}")
     return "; ".join(parts)

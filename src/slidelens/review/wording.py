@@ -107,7 +107,11 @@ def _verdict(case: SlideCase, model: str) -> Verdict | None:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "not defined" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return "not defined"
+    if 0 < value < 0.5 * 10**-digits:  # a margin of 0.000 would look like none
+        return f"< {10**-digits:g}"
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def _p_value(value: float | None) -> str:
