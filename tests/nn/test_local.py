@@ -277,7 +277,7 @@ def head(window=3, classes=3):
 def test_reading_is_consistent_with_the_logits():
     one, features = head(), torch.randn(2, 4, 7, 8).double()
     with torch.no_grad():
-        reading = one.read(one.embed(whole_windows(features, 3)))
+        reading = one.read(one.windows(features))
         torch.testing.assert_close(reading.logits, one(features))
     assert reading.attention.shape == (2, 3, 3)
     torch.testing.assert_close(reading.attention.sum((1, 2)), torch.ones(2).double())
@@ -290,7 +290,7 @@ def test_an_instance_is_a_slide_of_one_cell():
     with torch.no_grad():
         nn.init.zeros_(one.norm.weight)
         nn.init.ones_(one.norm.bias)  # all cells alike
-        reading = one.read(one.embed(features))
+        reading = one.read(one.windows(features))
     for cell in reading.instances.flatten(2).unbind(2):
         torch.testing.assert_close(cell, reading.logits)
 
@@ -302,6 +302,14 @@ def test_a_head_sees_the_last_row_and_column(height, width):
     features = torch.randn(1, 4, height, width).double().requires_grad_()
     one(features)[0, 0].backward()
     assert features.grad.abs().sum(1).min() > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 7), (6, 9), (7, 9), (6, 10), (8, 11)])
+def test_windows_are_those_of_the_padded_map(height, width):
+    one, features = head(), torch.randn(2, 4, height, width).double()
+    with torch.no_grad():
+        expected = one.embed(whole_windows(features, 3))
+        torch.testing.assert_close(one.windows(features), expected)
 
 
 def test_whole_windows_leave_a_map_that_fits_alone():

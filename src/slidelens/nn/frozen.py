@@ -21,9 +21,10 @@ class FrozenNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # reason: torch's name
         """Scale and shift ``(N, C, H, W)``."""
-        result: Tensor = _Frozen.apply(
-            input, self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        )
+        parts = (self.running_mean, self.running_var, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return F.batch_norm(input, *parts, eps=self.eps)
+        result: Tensor = _Frozen.apply(input, *parts, self.eps)
         return result
 
 

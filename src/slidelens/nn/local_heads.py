@@ -85,11 +85,27 @@ class AttentionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of the map ``(N, C, H, W)``."""
-        cells, attention = self._attend(self.embed(whole_windows(features, self.window)))
+        cells, attention = self._attend(self.windows(features))
         return self._logits(cells, attention)
 
+    def windows(self, features: Tensor) -> Tensor:
+        """Return what the convolution makes of each window: ``(N, width, h, w)``."""
+        side = self.window
+        rows, columns = features.shape[2] // side, features.shape[3] // side
+        if not rows or not columns:
+            return self._embedded(whole_windows(features, side))
+        # The map itself is not padded, only what is left of it: it would be copied, and kept.
+        made = self._embedded(features)
+        if features.shape[3] > columns * side:
+            right = features[:, :, : rows * side, columns * side :]
+            made = torch.cat([made, self._embedded(whole_windows(right, side))], 3)
+        if features.shape[2] > rows * side:
+            below = features[:, :, rows * side :]
+            made = torch.cat([made, self._embedded(whole_windows(below, side))], 2)
+        return made
+
     def read(self, windows: Tensor) -> Reading:
-        """Return all there is to see, of the ``(N, width, h, w)`` that :attr:`embed` gave."""
+        """Return all there is to see, of the ``(N, width, h, w)`` that :meth:`windows` gave."""
         size = windows.shape[2:]
         cells, attention = self._attend(windows)
         instances: Tensor = self.classify(cells)
@@ -99,6 +115,10 @@ class AttentionHead(nn.Module):
             attention.unflatten(1, size),  # type: ignore[no-untyped-call]
             instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),  # type: ignore[no-untyped-call]
         )
+
+    def _embedded(self, features: Tensor) -> Tensor:
+        windows: Tensor = self.embed(features)
+        return windows
 
     def _attend(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return cells ``(N, n, width)`` and their attention ``(N, n)``."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from slidelens.nn.local_heads import whole_windows
 from slidelens.nn.source import Source
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _read_whole(network: LocalNetwork, relay: Relay) -> Generator[float, None, l
     heads: list[Any] = list(network.heads)
     for number, (part, head) in enumerate(zip(network.parts, heads, strict=True), start=1):
         features = part(features)
-        readings.append(head.read(head.embed(whole_windows(features, head.window))))
+        readings.append(head.read(head.windows(features)))
         yield number / len(network.parts)
     return readings
 
@@ -142,14 +141,9 @@ class _Windows:
         rows = torch.cat([*self._rest, rows], 2)
         whole = rows.shape[2] // self._head.window * self._head.window
         if whole:
-            self._made.append(self._embed(rows[:, :, :whole]))
+            self._made.append(self._head.windows(rows[:, :, :whole]))
         self._rest = [rows[:, :, whole:].clone()] if whole < rows.shape[2] else []
 
     def finish(self) -> Tensor:
         """Return all windows ``(N, width, h, w)``."""
-        made = [*self._made, *(self._embed(rows) for rows in self._rest)]
-        return torch.cat(made, 2)
-
-    def _embed(self, rows: Tensor) -> Tensor:
-        windows: Tensor = self._head.embed(whole_windows(rows, self._head.window))
-        return windows
+        return torch.cat([*self._made, *(self._head.windows(rows) for rows in self._rest)], 2)
