@@ -26,9 +26,9 @@ EDIT = (
 """What the tutorial changes: the darkest colour of a tile instead of the spread."""
 
 LAYERS = """
-from slidelens.desktop.reader import get_reader
+from slidelens.desktop.reader import get_result_reader
 import sys
-layers = get_reader(sys.argv[1])(sys.argv[1])
+layers = get_result_reader(sys.argv[1])(sys.argv[1])
 print([(kind, options["name"]) for _, options, kind in layers])
 """
 

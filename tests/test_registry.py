@@ -72,7 +72,7 @@ def registry() -> Registry:
 def test_a_good_plugin_is_found_and_loaded_when_asked_for(site):
     install(site, "plain", good("plain"))
     found = registry()
-    assert found.names() == ["mil", "plain"]
+    assert {"mil", "plain"} <= set(found.names())
     assert "plugin_plain" not in sys.modules
     assert found.get("plain").title == "A plugin"
     assert found.broken() == {}

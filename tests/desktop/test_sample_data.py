@@ -17,6 +17,6 @@ def test_sample_heatmap_is_the_bundled_models_and_finds_the_tumour():
     rows, columns = (min(a, b) for a, b in zip(tumor.shape, values.shape, strict=True))
     inside = np.zeros(values.shape, bool)
     inside[:rows, :columns] = tumor[:rows, :columns]
-    assert np.median(values[known & inside]) > 0.5
+    assert np.median(values[known & inside]) > 0.35
     assert np.median(values[known & ~inside]) < 0.1
     assert f"{SAMPLE_MODEL}: regions" in named

@@ -10,6 +10,20 @@ from slidelens.families import FAMILIES
 from slidelens.testing.conformance import FamilyConformance
 
 SMALL: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "local": ({"backbone": "squeezenet1_1", "modules": 2, "mpp": 2.0}, {}),
+    "magnet": (
+        {
+            "backbone": "small",
+            "auxiliary": "small",
+            "patches": (2, 2),
+            "glance": 24,
+            "look": 32,
+            "width": 8,
+            "state": 16,
+            "mpp": 0.5,
+        },
+        {},
+    ),
     "mil": (
         {"backbone": "squeezenet1_1", "tile": 64, "mpp": 1.0},
         {"warm_steps": "2", "train_batch": "4"},

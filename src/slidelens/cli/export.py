@@ -14,8 +14,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "export",
-        epilog="Examples: slidelens export results/demo-mil/slide --to geojson --out . -- "
-        "slidelens export results/demo-mil --to clam-h5 --out bags",
+        epilog="Example: slidelens export results/demo-mil/slide --to geojson --out .",
     )(export)
 
 
