@@ -152,11 +152,6 @@ class Content:
     annotations: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """In label order."""
-        return self.saved.classes
-
-    @property
     def models(self) -> tuple[str, ...]:
         """Names of the methods."""
         return self.saved.models

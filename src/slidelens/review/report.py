@@ -88,11 +88,12 @@ def write_report(
     content = gather(read_evaluation(evaluation), options or ReportOptions())
     with _scratch(out) as scratch:
         drawn = list(_draw(content, scratch, tell))
-        _write_html(environment, content, drawn, scratch, out)
+        document = _Document(environment, content, drawn, scratch)
+        document.write_html(out)
         if pdf is not None:
             tell("typesetting the PDF", 0, 1)
-            _write_pdf(environment, content, drawn, scratch, pdf)
-    notes = [f"{c.name}: {note}" for c, evidence in drawn for note in evidence.notes]
+            document.write_pdf(pdf)
+    notes = [f"{case.name}: {note}" for case, evidence in drawn for note in evidence.notes]
     decided = {d.key for case in content.cases for d in case.decisions if d.decided}
     return Report(out, pdf, len(content.cases), len(content.errors), len(decided), notes)
 
@@ -125,78 +126,85 @@ def _draw(
         )
 
 
-def _write_html(
-    environment: Environment,
-    content: Content,
-    drawn: list[tuple[SlideCase, Evidence]],
-    scratch: Path,
-    out: Path,
-) -> None:
-    def src(picture: Picture) -> str:
-        return _data_uri((scratch / picture.name).read_bytes(), "image/jpeg")
+class _Document:
+    """A report whose pictures are drawn, ready to be written as HTML and as PDF.
 
-    parts = _render(environment, content, drawn, src, interactive=True)
-    with _writing(out), atomic_file(out) as file:
-        for part in parts:
-            file.write(part.encode())
+    Parameters
+    ----------
+    drawn
+        Slides with errors, and their evidence.
+    scratch
+        Where the evidence's pictures are.
+    """
 
+    def __init__(
+        self,
+        environment: Environment,
+        content: Content,
+        drawn: list[tuple[SlideCase, Evidence]],
+        scratch: Path,
+    ) -> None:
+        self._template = environment.get_template("report.html.j2")
+        self._content, self._drawn, self._scratch = content, drawn, scratch
+        interval = content.saved.metrics.get("interval") or {}
+        self._level = float(interval.get("level", 0.95))
+        self._plots = _plots(content, self._level)
 
-def _write_pdf(
-    environment: Environment,
-    content: Content,
-    drawn: list[tuple[SlideCase, Evidence]],
-    scratch: Path,
-    out: Path,
-) -> None:
-    weasyprint = _weasyprint()
+    def write_html(self, out: Path) -> None:
+        """Write the file; memory holds one picture at a time."""
 
-    class Spool(weasyprint.urls.URLFetcher):  # type: ignore[misc, name-defined]
-        """Finds the pictures in the scratch folder, and nothing else anywhere."""
+        def src(picture: Picture) -> str:
+            return _data_uri((self._scratch / picture.name).read_bytes(), "image/jpeg")
 
-        def fetch(self, url: str, headers: dict[str, str] | None = None) -> Any:
-            if not url.startswith(_SPOOL):
-                return super().fetch(url, headers)
-            body = (scratch / Path(url.removeprefix(_SPOOL)).name).read_bytes()
-            return weasyprint.urls.URLFetcherResponse(url, body, {"Content-Type": "image/jpeg"})
+        with _writing(out), atomic_file(out) as file:
+            for part in self._parts(src, interactive=True):
+                file.write(part.encode())
 
-    text = "".join(
-        _render(environment, content, drawn, lambda p: _SPOOL + p.name, interactive=False)
-    )
-    document = weasyprint.HTML(string=text, url_fetcher=Spool(allowed_protocols=["data"]))
-    with _writing(out), atomic_file(out) as file:
-        document.write_pdf(file, pdf_tags=True, cache={})
+    def write_pdf(self, out: Path) -> None:
+        """Typeset the same page without its controls."""
+        weasyprint, scratch = _weasyprint(), self._scratch
 
+        class Spool(weasyprint.urls.URLFetcher):  # type: ignore[misc, name-defined]
+            """Finds the pictures in the scratch folder, and nothing else anywhere."""
 
-def _render(
-    environment: Environment,
-    content: Content,
-    drawn: list[tuple[SlideCase, Evidence]],
-    src: Callable[[Picture], str],
-    *,
-    interactive: bool,
-) -> Iterator[str]:
-    """Render piece by piece, so that no more than a slide's pictures are in memory."""
-    from markupsafe import Markup
+            def fetch(self, url: str, headers: dict[str, str] | None = None) -> Any:
+                if not url.startswith(_SPOOL):
+                    return super().fetch(url, headers)
+                body = (scratch / Path(url.removeprefix(_SPOOL)).name).read_bytes()
+                kind = {"Content-Type": "image/jpeg"}
+                return weasyprint.urls.URLFetcherResponse(url, body, kind)
 
-    css = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + legend_css()
-    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    interval = content.saved.metrics.get("interval") or {}
-    stream = environment.get_template("report.html.j2").stream(
-        c=content,
-        plates=drawn,
-        src=src,
-        interactive=interactive,
-        css=Markup(css),  # noqa: S704  # our own file
-        script=Markup(script),  # noqa: S704  # our own file
-        level=float(interval.get("level", 0.95)),
-        plots=_plots(content, float(interval.get("level", 0.95))),
-        suspects=[case for case in content.cases if case.suspect],
-        special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),
-        settings=settings_of(content),
-        commands=commands_of(content),
-    )
-    stream.enable_buffering(64)
-    return iter(stream)
+        def src(picture: Picture) -> str:
+            return _SPOOL + picture.name
+
+        text = "".join(self._parts(src, interactive=False))
+        page = weasyprint.HTML(string=text, url_fetcher=Spool(allowed_protocols=["data"]))
+        with _writing(out), atomic_file(out) as file:
+            page.write_pdf(file, pdf_tags=True)
+
+    def _parts(self, src: Callable[[Picture], str], *, interactive: bool) -> Iterator[str]:
+        """Render piece by piece, so that no more than a slide's pictures are in memory."""
+        from markupsafe import Markup
+
+        content = self._content
+        css = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + legend_css()
+        script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+        stream = self._template.stream(
+            c=content,
+            plates=self._drawn,
+            src=src,
+            interactive=interactive,
+            css=Markup(css),  # noqa: S704  # our own file
+            script=Markup(script),  # noqa: S704  # our own file
+            level=self._level,
+            plots=self._plots,
+            suspects=[case for case in content.cases if case.suspect],
+            special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),
+            settings=settings_of(content),
+            commands=commands_of(content),
+        )
+        stream.enable_buffering(64)
+        return iter(stream)
 
 
 def _environment() -> Environment:
