@@ -1,0 +1,167 @@
+"""Every command that README and docs show is run, page by page, on small phantoms."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slidelens.cli.app import run
+from slidelens.desktop import launch
+from slidelens.testing.phantom import write_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {
+    "git clone": "the repository's own address",
+    "pip install": "`make dist` installs the wheel, tests/test_new_plugin.py a plugin",
+    "pytest slidelens-": "tests/test_new_plugin.py",
+    "slidelens new-plugin": "tests/test_new_plugin.py",
+    "slidelens train colour-mil": "tests/test_new_plugin.py",
+    "--devices 4": "tests/engine/test_folds.py trains in two processes",
+    "hf://": "tests/engine/test_publish.py, on a server of this machine",
+    "https://": "tests/engine/test_publish.py, on a server of this machine",
+    "python benchmarks/": "`make bench`; their figures are committed",
+    "review eval set": "tests/cli/test_review_command.py, on a slide that was misjudged",
+    "slidelens-wsinfer": "plugins/slidelens-wsinfer/tests",
+    "crc_mosaic": "figures of real data, by benchmarks/results.py",
+}
+"""What a command holds that is not run here, and where it is."""
+SMALL = {
+    "mil": "--backbone squeezenet1_1 --weights none --tile 64 --mpp 2 --epochs 1 --warm-steps 2",
+    "streaming": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
+    "local": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
+    "multistage": "--backbone squeezenet1_1 --weights none --tile 64 --mpp 2 --epochs 1",
+    "magnet": "--backbone small --epochs 1",
+}
+"""Options that make a training small; what a page says comes before them where both speak."""
+
+
+def commands(page: Path) -> list[str]:
+    """The lines behind a prompt, continued lines joined, comments left out."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line[2:].strip() for line in text.splitlines() if line.startswith("$ ")]
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def elsewhere(command: str) -> bool:
+    return any(part in command for part in ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """What the pages speak of: slide.svs, slides/, labels.csv, my-model, results, evaluation."""
+    place = tmp_path_factory.mktemp("docs")
+    write_cohort(place, 12, size=(896, 768))
+    for path in (place / "slides").glob("*.tif"):
+        path.rename(path.with_suffix(".svs"))
+    lines = (place / "labels.csv").read_text().splitlines()
+    lines[-2:] = [re.sub(r"\b(train|tune)\b", "test", line) for line in lines[-2:]]
+    (place / "labels.csv").write_text("\n".join(lines) + "\n")
+    shutil.copy(next((place / "slides").glob("*.svs")), place / "slide.svs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        program(f"train mil --slides slides --labels labels.csv --out my-model {SMALL['mil']}")
+        slides = " ".join(matching("slides/*.svs"))
+        models = "--model my-model --model demo-mil"
+        program(f"predict {slides} {models} --out results")
+        program("evaluate results --labels labels.csv --out evaluation")
+        shutil.copytree("evaluation", "eval")
+    return place
+
+
+def matching(pattern: str) -> list[str]:
+    return sorted(map(str, Path().glob(pattern)))
+
+
+def program(command: str) -> None:
+    """Run ``slidelens`` in this process, as its console script does."""
+    with pytest.MonkeyPatch.context() as own:
+        own.setattr(sys, "argv", ["slidelens", *shlex.split(command)])
+        code = 0
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code
+    assert not code, f"slidelens {command} ended with {code}"
+
+
+def made_small(command: str) -> str:
+    """Put the small options before those of the page, whose values then hold."""
+    parts = words(command)[1:]
+    parts = [found for part in parts for found in (matching(part) if "*" in part else [part])]
+    if parts[0] == "train":
+        options = shlex.split(SMALL[parts[1]])
+        pairs = [options[i : i + 2] for i in range(0, len(options), 2)]
+        parts += [word for pair in pairs if pair[0] not in parts for word in pair]
+        if "--from" in parts:
+            at = parts.index("--weights")
+            del parts[at : at + 2]
+    return shlex.join(parts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
+    shown = [command for command in commands(page) if not elsewhere(command)]
+    mine = [command for command in shown if words(command)[0] == "slidelens"]
+    others = [command for command in shown if command not in mine]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in others:
+        assert words(command)[0] == "make", f"{command}: run it here, or say where it is run"
+        assert set(words(command)[1:]) <= set(targets)
+    if not mine:
+        return
+    place = tmp_path / "place"
+    shutil.copytree(prepared, place)
+    monkeypatch.chdir(place)
+    opened = []
+    # The window itself is opened by the tests of the desktop; here its arguments are.
+    monkeypatch.setattr(launch, "view", lambda *given, **named: opened.append((given, named)))
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        content = yaml.safe_load(block)
+        if isinstance(content, dict) and "labels" in content:
+            short = {**content, "tile": 64, "weights": "none"}
+            (place / "train.yaml").write_text(yaml.safe_dump(short))
+    trained = set()
+    for command in mine:
+        parts = words(command)
+        if parts[1] == "train" and "--resume" not in parts:
+            out = parts[parts.index("--out") + 1]
+            if out not in trained:
+                shutil.rmtree(place / out, ignore_errors=True)
+            trained.add(out)
+        elif "--resume" in parts:
+            continue  # of a training that was stopped: tests/engine/test_train.py
+        program(made_small(command))
+    assert len(opened) == sum("view" in words(c)[1] or "--view" in words(c) for c in mine)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name) if name else page
+        assert place.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor and place.suffix == ".md":
+            heads = re.findall(r"^#+ (.+)$", place.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in heads}
+            assert anchor in slugs, f"{page.name} links to {target}: no such heading"
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = text[text.index("nav:") :]
+    lost = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]
+    assert not lost
