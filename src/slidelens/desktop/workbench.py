@@ -27,6 +27,7 @@ from slidelens.desktop.state.library import Trash
 from slidelens.desktop.state.memory import Memory
 from slidelens.desktop.window import dress
 from slidelens.desktop.worker.client import WorkerClient
+from slidelens.errors import SlideError
 from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class Workbench(QObject):
         return viewer
 
     @property
+    def closed(self) -> bool:
+        """Whether the window is gone."""
+        return self._closed or self._viewer() is None
+
+    @property
     def preferences(self) -> Preferences:
         """The plugin's settings as they are now."""
         return preferences()
@@ -201,11 +207,9 @@ class Workbench(QObject):
             if slide is not None and slide.id == result.slide.id:
                 check_same_slide(result, slide.id, slide.size)
                 return result, None, result_layers(result, world=slide.world, visible=visible)
-            from slidelens.slide.open import open_slide
-
-            if result.slide.path is None:
-                return result, None, result_layers(result, visible=visible)
-            opened = open_slide(result.slide.path, mpp=result.slide.resolution)
+            opened, error = _slide_of(result)
+            if error:
+                self.background.failed.emit(f"The maps are shown without their slide. {error}")
             return result, opened, result_layers(result, opened, visible=visible)
 
         def show(parcel: tuple[Result, Slide | None, list[LayerData]]) -> None:
@@ -293,3 +297,15 @@ class Workbench(QObject):
         if now != self._slide:
             self._slide = now
             self.slide_changed.emit()
+
+
+def _slide_of(result: Result) -> tuple[Slide | None, str]:
+    """Open the slide that a result names, or say why not."""
+    from slidelens.slide.open import open_slide
+
+    if result.slide.path is None:
+        return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
+    try:
+        return open_slide(result.slide.path, mpp=result.slide.resolution), ""
+    except SlideError as error:
+        return None, str(error)

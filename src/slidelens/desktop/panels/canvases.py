@@ -11,7 +11,7 @@ from qtpy.QtGui import QColor, QPainter, QPen
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from slidelens.desktop.shown import add_layer
-from slidelens.desktop.window import camera, canvas_size, dress
+from slidelens.desktop.window import camera, canvas_size, dress, overlays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +102,8 @@ class Canvases(QWidget):
             cell = Cell(title, layers)
             self.cells.append(cell)
             self._grid.addWidget(cell, number // columns, number % columns)
+            bar, text = overlays(cell.model)  # once is enough, and they would cover each other
+            bar.visible, text.opacity = number == len(cells) - 1, float(number == 0)
             look = camera(cell.model)
             for event in (look.events.center, look.events.zoom):
                 event.connect(self._cell_moved)

@@ -188,7 +188,7 @@ class RunPanel(Panel):
         )
 
     def _hear(self, message: Message) -> None:
-        if self.state is None:
+        if self.state is None or self.bench.closed:
             return
         if message.name == "cells":
             self._live.feed(self.bench.viewer, message)
@@ -205,6 +205,8 @@ class RunPanel(Panel):
 
     def _ended(self, status: str, error: str) -> None:
         self._job = None
+        if self.bench.closed:
+            return
         self._live.clear(self.bench.viewer)
         if self.state is not None:
             text = self.state.summary(status, error)
