@@ -66,7 +66,7 @@ class LocalTraining(TrainConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
-            "stages": (LocalStage(epochs=20, lr=1e-4, head_lr=1e-4, schedule="cosine"),),
+            "stages": (LocalStage(epochs=24, lr=1e-4, head_lr=2e-4, schedule="cosine"),),
             "accumulate": 4,
             "patience": 0,
         },
