@@ -100,8 +100,8 @@ class StreamingTraining(TrainConfig):
             "stain": 0.0,
         },
     }
-    """``paper`` is the paper's schedule for a ResNet. Its elastic deformation (alpha 1000, sigma 150,
-    which is about a pixel) is not applied, and its weight decay is not stated (we take none)."""
+    """``paper`` is the paper's schedule for a ResNet. The paper states no weight decay (we take
+    none); its elastic deformation (alpha 1000, sigma 150: about a pixel) is not applied."""
 
 
 class StreamingTask(TrainTask[StreamingConfig]):
