@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["HeapGuard", "trim_heap"]
 
 _GROWTH = 1.2
-"""Times the need by which a process may grow; measured: less costs more time than it saves."""
+"""Times the need by which a process may grow before its heap is trimmed."""
 _LEAST = 192 << 20
 _STATM = Path("/proc/self/statm")
 
