@@ -109,8 +109,8 @@ class StreamingTask(TrainTask[StreamingConfig]):
 
     A stage that trains the head alone (ours, not the paper's) takes each slide through the network
     once per epoch, and learns from the pooled vectors: nearly free. Without it, a network on tens
-    of slides unlearns what it knows before the head can tell it what counts: on 48 slides it ended
-    at a constant answer.
+    of slides unlearns what it knows before the head can tell it what counts: on 48 slides it went
+    to a constant answer within four epochs.
     """
 
     training: ClassVar[type[TrainConfig]] = StreamingTraining

@@ -112,7 +112,7 @@ class Seams:
         """Make room for all strips of a node at once, in the first tile that keeps one.
 
         Strips that are allocated as they come lie between values that come and go, and the heap of
-        a C library grows around the holes: by half, measured on ResNet-18.
+        a C library grows around the holes: by a quarter, measured on ResNet-18.
         """
         self._laid.add(node.index)
         for row in range(self.rows.tiles):
