@@ -142,7 +142,7 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         elif "--resume" in parts:
             continue  # of a training that was stopped: tests/engine/test_train.py
         program(made_small(command))
-    assert len(opened) == sum("view" in words(c)[1] or "--view" in words(c) for c in mine)
+    assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
