@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["MilTask", "MilTraining"]
 
 
+_HEAD_LR = {
+    "top1": 3e-3,
+    "topk": 3e-3,
+    "mean": 3e-3,
+    "max": 3e-3,
+    "rnn": 1e-3,
+    "dsmil": 1e-3,
+}
+"""Learning rate of heads on whole bags, where 2e-4 is too low: one layer from zero; two streams."""
+
+
 class MilTraining(TrainConfig):
     """How a MIL model learns. The default presets are ours, for tens to hundreds of slides."""
 
@@ -83,23 +94,6 @@ class MilTraining(TrainConfig):
     turns by any angle are not applied to tiles, and its optimiser's weight decay is not stated (we
     take none)."""
 
-    cached: ClassVar[Mapping[str, Any]] = {
-        "stages": (Stage(epochs=40, lr=2e-4, head_lr=2e-4, trains="head", schedule="cosine"),),
-        "train_batch": 4,
-        "patience": 0,
-    }
-    """The default preset on cached features."""
-
-    whole_bags: ClassVar[Mapping[str, Any]] = {
-        "stages": (
-            Stage(epochs=20, lr=2e-4, head_lr=2e-4, trains="head", schedule="cosine"),
-            Stage(epochs=10, lr=2e-5, head_lr=1e-4, schedule="cosine", start="last"),
-        ),
-        "train_batch": 4,
-        "patience": 0,
-    }
-    """The default preset of whole bags end to end."""
-
     @classmethod
     def preset(
         cls, name: str, config: FamilyConfig, given: Mapping[str, Any]
@@ -111,7 +105,7 @@ class MilTraining(TrainConfig):
             return super().preset(name, config, given)
         if name != "default":
             return None
-        return cls.cached if features == "cached" else cls.whole_bags
+        return _bag_preset(config.pooling, features)
 
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training with ``features`` decided."""
@@ -211,6 +205,18 @@ class MilTask(TrainTask[MilConfig]):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
         self._way.load_state(state)
+
+
+def _bag_preset(pooling: str, features: str) -> Mapping[str, Any]:
+    """Return the default preset of whole bags: short, since a bag is small beside its slide.
+
+    End to end, the backbone joins in when the head has learnt on frozen vectors.
+    """
+    rate = _HEAD_LR.get(pooling, 2e-4)
+    head = Stage(epochs=30, lr=rate, head_lr=rate, trains="head", schedule="cosine")
+    both = Stage(epochs=10, lr=2e-5, head_lr=rate / 4, schedule="cosine", start="last")
+    stages = (head,) if features == "cached" else (head, both)
+    return {"stages": stages, "train_batch": 4, "patience": 0}
 
 
 def _features(asked: str, config: MilConfig, bags: str | None) -> str:
