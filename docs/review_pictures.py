@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["make"]
 
-DECODED = """one => Promise.all([...one.querySelectorAll('img')].map(image => {
-    image.loading = 'eager';  // a lazy picture waits until it is looked at
-    return image.decode();
-}))"""
+DECODED = """one => {
+    one.style.contentVisibility = 'visible';
+    return Promise.all([...one.querySelectorAll('img')].map(image => {
+        image.loading = 'eager';
+        return image.decode();
+    }));
+}"""
+"""Pictures and pages wait until they are looked at; a photograph must not."""
 METHODS: dict[Method, float] = {"mil": 0.3, "streaming": 0.35, "segmentation": 0.45}
 """How far each method's scores scatter, so that each errs."""
 
@@ -70,7 +74,7 @@ def decide(evaluation: Path) -> None:
     from slidelens.review.taxonomy import TAXONOMY
 
     store = ReviewStore(evaluation / STORE_FILE)
-    note = "Dense lymphocytes beside the glands."
+    note = "Discussed at the microscope."
     for number, case in enumerate(list_errors(evaluation)[:-1]):
         categories = TAXONOMY[case.kind]
         first = categories[number % 3]
