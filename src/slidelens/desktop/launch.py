@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from napari.components import ViewerModel
 
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 

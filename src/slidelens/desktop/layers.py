@@ -22,22 +22,19 @@ from slidelens.tiling.annotations import Annotation, rasterize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.maps.map import Map
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
 
 __all__ = [
     "MAX_POLYGONS",
-    "LayerData",
     "annotation_layers",
     "check_same_slide",
     "map_layers",
     "result_layers",
     "slide_layer",
 ]
-
-LayerData = tuple[Any, dict[str, Any], str]
-"""napari's (data, keywords, layer type)."""
 
 MAX_POLYGONS = 10_000
 """napari's shapes become slow above; more polygons are drawn as labels."""

@@ -23,7 +23,7 @@ from slidelens.desktop.world import World, described, world_of
 from slidelens.errors import SlideError, SlideLensError
 
 if TYPE_CHECKING:
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.geometry import Mpp
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide

@@ -10,7 +10,7 @@ from slidelens.slide.array import from_array
 from slidelens.testing.phantom import PhantomSpec, draw
 
 if TYPE_CHECKING:
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.slide.base import Slide
 
 __all__ = ["SAMPLE_MODEL", "SAMPLE_SLIDE", "phantom", "phantom_with_heatmap"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from napari.components import ViewerModel
 
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
 
 __all__ = [
     "ShownSlide",

@@ -20,7 +20,7 @@ from slidelens.desktop.world import describe
 from slidelens.maps.palette import depth_color
 
 if TYPE_CHECKING:
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.desktop.world import World
     from slidelens.maps.result import Result
     from slidelens.maps.trajectory import Trajectory

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import napari
 
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.desktop.worker.messages import Message
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp

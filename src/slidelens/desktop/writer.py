@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
 
 __all__ = ["shape_features", "write_geojson"]
 

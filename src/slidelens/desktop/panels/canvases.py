@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import napari
     from qtpy.QtGui import QPaintEvent
 
-    from slidelens.desktop.layers import LayerData
+    from slidelens.desktop.layer_data import LayerData
 
 __all__ = ["Canvases", "Cell"]
 
