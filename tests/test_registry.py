@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from slidelens.errors import PluginError
+import slidelens
+from slidelens.errors import PluginError, SlideError
+from slidelens.geometry import Box
 from slidelens.registry import API_VERSION, Registry
+from slidelens.slide.base import Slide
 
+SOURCE = Path(slidelens.__file__).resolve().parents[1]
 KIND = "slidelens.families.base:Family"
 
 
@@ -101,33 +106,194 @@ def test_a_broken_plugin_is_named_and_the_others_work(site, code, reason, monkey
 
 def test_a_plugin_cannot_replace_what_is_built_in(site):
     install(site, "mil", good("mil"))
-    assert registry().get("mil").title != "A plugin"
+    found = registry()
+    assert found.get("mil").title != "A plugin"
+    assert "has the name of a built-in and is left out" in found.broken()["mil"]
 
 
-def test_doctor_names_broken_plugins_and_everything_else_works(tmp_path):
-    install(tmp_path, "fine", good("fine"))
-    install(tmp_path, "raises", "raise RuntimeError('no licence')")
-    install(tmp_path, "old", good("old", version=0))
-    install(tmp_path, "shapes", good("shapes", wrong="[:, :1]"))
-    program = Path(sys.executable).with_name("slidelens")
-    done = subprocess.run(
-        [program, "doctor"],
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+BROKEN = {
+    "raises": ("slidelens.families", "raise RuntimeError('no licence')", "no licence"),
+    "quits": ("slidelens.families", "raise SystemExit(3)", "SystemExit: 3"),
+    "old": ("slidelens.families", good("old", version=0), "version 0"),
+    "shapes": ("slidelens.families", good("shapes", wrong="[:, :1]"), "trial run failed"),
+    "trainless": (
+        "slidelens.families",
+        good("trainless").replace("infer=infer,", "infer=infer, trainer='nowhere:Task',"),
+        "training steps of plugin 'trainless'",
+    ),
+    "mil": ("slidelens.families", good("mil"), "has the name of a built-in"),
+    "greedy": (
+        "slidelens.slides",
+        """
+        SLIDELENS_API = 1
+        from slidelens.slide.reader import Reader
+        class FAMILY(Reader):
+            backend = "greedy"
+            def __init__(self, path): ...
+            @classmethod
+            def sniff(cls, path, head): return head[0] == 7
+            def read(self, level, x, y, w, h): ...
+            def close(self): ...
+        """,
+        "trial run failed: IndexError",
+    ),
+    "half": (
+        "slidelens.slides",
+        """
+        SLIDELENS_API = 1
+        from slidelens.slide.reader import Reader
+        class FAMILY(Reader):
+            backend = "half"
+        """,
+        "does not define __init__, close, read, sniff",
+    ),
+    "vectors": (
+        "slidelens.backbones",
+        """
+        SLIDELENS_API = 1
+        import torch
+        from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource
+        class Wrong(Encoder):
+            dim = 5
+            def forward(self, images): return images.mean((2, 3))
+        FAMILY = EncoderSource(
+            build=lambda variant: Wrong(), load=None, sample="any",
+            facts=lambda variant: EncoderFacts((0.5,) * 3, (0.5,) * 3, tile=32),
+        )
+        """,
+        r"shape (2, 3); expected finite vectors of shape (2, 5)",
+    ),
+    "untidy": (
+        "slidelens.exporters",
+        """
+        SLIDELENS_API = 1
+        from slidelens.export import Exporter
+        def write(result, path):
+            path.with_suffix(".log").write_text("done")
+        FAMILY = Exporter("untidy", "Writes something else.", ".txt", write)
+        """,
+        "asked to write trial.txt, it left trial.log",
+    ),
+}
+"""A plugin that breaks its promise in each way that there is: group, code, what doctor says."""
+
+WORKS = """
+import sys
+from pathlib import Path
+import numpy as np
+from slidelens.engine.predict import predict
+from slidelens.errors import PluginError, UnsupportedSlideError
+from slidelens.export import export_result
+from slidelens.slide.open import open_slide
+from slidelens.testing.phantom import PhantomSpec, write_phantom
+here = Path(sys.argv[1])
+write_phantom(here / "slide.tif", PhantomSpec(size=(1024, 1024), seed=3, lesions=1))
+with open_slide(here / "slide.tif") as slide:
+    result = predict(slide, "demo-mil", device="cpu", options={"overlap": 0})
+export_result(result, "geojson", here / "slide.geojson")
+(here / "empty.xyz").write_bytes(b"")
+try:
+    open_slide(here / "empty.xyz")
+except UnsupportedSlideError as error:
+    assert "plugin 'greedy'" in str(error) and "an empty file" in str(error), error
+try:
+    export_result(result, "raising", here / "out.txt")
+except PluginError as error:
+    assert "failed to write" in str(error) and "ZeroDivisionError" in str(error), error
+print("all works")
+"""
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A place with all of these plugins, a good one and one whose fault shows in use."""
+    place = tmp_path_factory.mktemp("crowded")
+    install(place, "fine", good("fine"))
+    for name, (group, code, _) in BROKEN.items():
+        install(place, name, code, group)
+    raising = """
+        SLIDELENS_API = 1
+        from slidelens.export import Exporter
+        def write(result, path):
+            if result.slide.id != "trial":
+                1 / 0
+            path.write_text("")
+        FAMILY = Exporter("raising", "Fails on real slides.", ".txt", write)
+    """
+    install(place, "raising", raising, "slidelens.exporters")
+    return place
+
+
+def beside(place: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run Python where these plugins are installed."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={"PYTHONPATH": f"{place}:{SOURCE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
-    lines = {line for line in done.stdout.splitlines() if "Plugin" in line}
-    told = {
-        name: next(x for x in lines if name in x) for name in ("fine", "raises", "old", "shapes")
-    }
-    assert "loads" in told["fine"]
-    assert "no licence" in told["raises"]
-    assert "version 0" in told["old"]
-    assert "trial run failed" in told["shapes"]
-    assert "PyTorch" in done.stdout
+
+
+def test_doctor_names_every_broken_plugin(crowded):
+    done = beside(crowded, "-m", "slidelens", "doctor", "--json")
+    assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert found["Plugin fine"]["state"] == "ok"
+    assert found["PyTorch"]["state"] == "ok"
+    for name, (_, _, reason) in BROKEN.items():
+        check = found[f"Plugin {name}"]
+        assert check["state"] == "broken", name
+        assert reason in check["detail"], name
+        assert f"plugin_{name}" in check["detail"] or "trial run" in check["detail"]
+
+
+def test_everything_else_works_beside_broken_plugins(crowded, tmp_path):
+    done = beside(crowded, "-c", WORKS, tmp_path)
+    assert done.stdout.endswith("all works\n"), done.stderr
+
+
+def test_a_reader_that_breaks_its_contract_is_named_when_it_reads(site):
+    code = """
+        SLIDELENS_API = 1
+        import numpy as np
+        from slidelens.geometry import Size
+        from slidelens.slide.reader import Facts, Level, Reader
+        class FAMILY(Reader):
+            backend = "grey"
+            def __init__(self, path):
+                self.facts = Facts(levels=(Level(1.0, Size(10, 10)),))
+            @classmethod
+            def sniff(cls, path, head): return head.startswith(b"GREY")
+            def read(self, level, x, y, w, h): return np.zeros((h, w), np.uint8)
+            def close(self): ...
+    """
+    install(site, "grey", code, "slidelens.slides")
+    readers = Registry("slidelens.slides", "slidelens.slide.reader:Reader", {})
+    (site / "a.grey").write_bytes(b"GREY")
+    slide = Slide(readers.get("grey")(site / "a.grey"), site / "a.grey")
+    with pytest.raises(SlideError, match=r"'grey' gave uint8 pixels of shape \(4, 5\)"):
+        slide.read(Box(0, 0, 5, 4))
+
+
+def test_a_name_that_two_packages_claim_is_refused(site):
+    install(site, "plain", good("plain"))
+    other = site / "other"
+    info = other / "another-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[slidelens.families]\nplain = another:FAMILY\n")
+    sys.path.insert(0, str(other))
+    try:
+        found = registry()
+        with pytest.raises(PluginError, match="brought by several packages"):
+            found.get("plain")
+        assert "plugin_plain:FAMILY" in found.broken()["plain"]
+        assert "another:FAMILY" in found.broken()["plain"]
+    finally:
+        sys.path.remove(str(other))
 
 
 def test_train_goes_on_beside_a_broken_plugin(tmp_path):

@@ -36,7 +36,8 @@ class Registry(Generic[T]):
         The type that every entry must be an instance (or, for classes, a subclass) of, as
         ``"module:attribute"``; read when the first entry is loaded.
     builtins
-        Name to ``"module:attribute"``. A plugin cannot replace a built-in.
+        Name to ``"module:attribute"``. A plugin cannot replace a built-in: one that tries is left
+        out, and :meth:`broken` says so.
     """
 
     def __init__(self, group: str, kind: str, builtins: Mapping[str, str]) -> None:
@@ -46,9 +47,18 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     @cached_property
+    def _installed(self) -> dict[str, list[EntryPoint]]:
+        """Every entry point of the group by name; several packages may claim the same one."""
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(group=self.group):
+            others = found.setdefault(entry.name, [])
+            if entry.value not in [other.value for other in others]:
+                others.append(entry)
+        return found
+
+    @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
-        found = entry_points(group=self.group)
-        return {e.name: e for e in found if e.name not in self._builtins}
+        return {n: e[0] for n, e in self._installed.items() if n not in self._builtins}
 
     def names(self) -> list[str]:
         """Return all names, built-ins first; nothing is loaded."""
@@ -79,8 +89,13 @@ class Registry(Generic[T]):
         return sorted(self._plugins)
 
     def broken(self) -> dict[str, str]:
-        """Load every plugin and return name to reason for those that do not load."""
-        reasons = {}
+        """Load every plugin and return name to reason for those that cannot be used."""
+        reasons = {
+            name: f"{self._where(name)} has the name of a built-in and is left out. "
+            "Its maker must choose another name."
+            for name in self._installed
+            if name in self._builtins
+        }
         for name in self._plugins:
             try:
                 self.get(name)
@@ -93,11 +108,12 @@ class Registry(Generic[T]):
             return _resolve(self._builtins[name])  # type: ignore[no-any-return]
         if name not in self._plugins:
             raise KeyError(name)
-        entry = self._plugins[name]
-        where = f"plugin {name!r} ({entry.value}, group {self.group})"
+        entry, where = self._plugins[name], self._where(name)
+        if len(self._installed[name]) > 1:
+            raise PluginError(f"{where} is brought by several packages. Uninstall all but one.")
         try:
             thing = entry.load()
-        except Exception as error:  # reason: a plugin may raise anything; it must not take us down
+        except (Exception, SystemExit) as error:  # reason: a plugin may raise anything
             raise PluginError(
                 f"{where} does not load: {type(error).__name__}: {error}. "
                 "Update or uninstall the package that brings it."
@@ -107,6 +123,10 @@ class Registry(Generic[T]):
         if not (isinstance(thing, kind) or (isinstance(thing, type) and issubclass(thing, kind))):
             raise PluginError(f"{where} is a {type(thing).__name__}, expected {kind.__name__}.")
         return thing  # type: ignore[return-value]
+
+    def _where(self, name: str) -> str:
+        values = ", ".join(entry.value for entry in self._installed[name])
+        return f"plugin {name!r} ({values}, group {self.group})"
 
 
 def _check_version(module: object, where: str) -> None:

@@ -118,7 +118,8 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, result: Result) 
 
 def test_plugins_add_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("shout", f"{__name__}:SHOUT", EXPORTERS.group)
-    monkeypatch.setitem(EXPORTERS.__dict__, "_plugins", {"shout": entry})
+    monkeypatch.setitem(EXPORTERS.__dict__, "_installed", {"shout": [entry]})
+    monkeypatch.delitem(EXPORTERS.__dict__, "_plugins", raising=False)
     assert export_result(BARE, "shout", tmp_path).read_text() == "BARE"
 
 

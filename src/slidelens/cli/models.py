@@ -37,7 +37,9 @@ def models(as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     for model in found:
-        facts = f"{model.mpp:g} µm/px  {', '.join(model.classes)}"
+        facts = f"{model.mpp or 0:g} µm/px  {', '.join(model.classes)}"
+        if model.error is not None:
+            facts = f"BROKEN: {model.error}"
         typer.echo(f"{model.name:<18}{model.family:<12}{facts}")
         typer.echo(f"{'':18}{model.path}")
     if not found:

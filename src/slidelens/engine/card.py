@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from slidelens.errors import PluginError
 from slidelens.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -74,9 +75,10 @@ def _lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _about(manifest: Manifest) -> str:
-    if manifest.family not in FAMILIES:
+    try:
+        family = FAMILIES.get(manifest.family)
+    except (KeyError, PluginError):  # a card can be read where the model cannot be run
         return f"A model of family `{manifest.family}`."
-    family = FAMILIES.get(manifest.family)
     return f"{family.title}. {family.about}"
 
 

@@ -123,29 +123,12 @@ def _models() -> Check:
 
 
 def _plugins() -> Iterator[Check]:
-    from slidelens.export import EXPORTERS
-    from slidelens.families import FAMILIES
-    from slidelens.slide.open import READERS
+    from slidelens.engine.plugins import try_plugins
 
-    for registry in (FAMILIES, READERS, EXPORTERS):
-        broken = registry.broken()
-        for name in registry.plugins():
-            reason = broken.get(name) or (_try_family(name) if registry is FAMILIES else "")
-            fix = "update or uninstall the package that brings it" if reason else ""
-            detail = reason or f"loads ({registry.group})"
-            yield Check(f"Plugin {name}", "broken" if reason else "ok", detail, fix)
-
-
-def _try_family(name: str) -> str:
-    """Run a plugin's family on a small phantom; return why it does not work, or nothing."""
-    from slidelens.engine.package import family_of
-    from slidelens.testing.trial import trial_model, trial_predict
-
-    try:
-        trial_predict(trial_model(family_of(name)))
-    except Exception as error:  # noqa: BLE001  # reason: a plugin may raise anything
-        return f"its trial run failed: {type(error).__name__}: {error}"
-    return ""
+    for name, group, tried, fault in try_plugins():
+        fix = "update or uninstall the package that brings it" if fault else ""
+        detail = fault or f"{tried} ({group})"
+        yield Check(f"Plugin {name}", "broken" if fault else "ok", detail, fix)
 
 
 def _trainer() -> Check:

@@ -14,6 +14,7 @@ from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.splits import fold_table, take_fraction
 from slidelens.errors import ModelError
+from slidelens.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -221,13 +222,21 @@ def task_of(family: str) -> type[TrainTask[Any]]:
     Raises
     ------
     ModelError
-        The family only runs.
+        The family only runs, or its training steps cannot be loaded.
     """
     target = family_of(family).trainer
     if target is None:
         raise ModelError(f"family {family!r} cannot be trained here; its models come ready made.")
     module, _, name = target.partition(":")
-    task: type[TrainTask[Any]] = getattr(import_module(module), name)
+    try:
+        task: type[TrainTask[Any]] = getattr(import_module(module), name)
+    except Exception as error:  # reason: a plugin may raise anything
+        if family not in FAMILIES.plugins():
+            raise
+        raise ModelError(
+            f"the training steps of plugin {family!r} ({target}) do not load: "
+            f"{type(error).__name__}: {error}. Update or uninstall the package that brings it."
+        ) from error
     return task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slidelens.errors import ResultError
+from slidelens.errors import PluginError, ResultError, SlideLensError
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def export_result(result: Result, to: str, path: Path) -> Path:
     ------
     ResultError
         No such format, a result without what the format holds, or a place that cannot be written.
+    PluginError
+        A plugin's exporter that does not load or raises anything else.
     """
     if to not in EXPORTERS:
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
@@ -84,4 +86,11 @@ def export_result(result: Result, to: str, path: Path) -> Path:
         exporter.write(result, target)
     except OSError as error:
         raise ResultError(f"{target}: cannot be written ({error.strerror or error}).") from error
+    except Exception as error:  # reason: a plugin may raise anything
+        if to not in EXPORTERS.plugins() or isinstance(error, SlideLensError):
+            raise
+        raise PluginError(
+            f"plugin {to!r} (group {EXPORTERS.group}) failed to write {target}: "
+            f"{type(error).__name__}: {error}."
+        ) from error
     return target

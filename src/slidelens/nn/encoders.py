@@ -64,11 +64,15 @@ class EncoderSource:
         variant comes with, anything else a safetensors file. Raises ``ModelError``.
     facts
         ``facts(variant)``, without building the network.
+    sample
+        A small variant, with which ``slidelens doctor`` tries the plugin out; it is built with
+        random weights, so it must need no network. None: the plugin is loaded and not tried.
     """
 
     build: Callable[[str], Encoder]
     load: Callable[[Any, str, str | Path], LoadReport]
     facts: Callable[[str], EncoderFacts]
+    sample: str | None = None
 
 
 ENCODERS: Registry[EncoderSource] = Registry(

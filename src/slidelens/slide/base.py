@@ -229,6 +229,12 @@ class Slide:
 
     def _native(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         pixels = self._reader.read(level, x, y, w, h)
+        if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
+            raise SlideError(
+                f"{self.path}: backend {self.backend!r} gave {pixels.dtype} pixels of shape "
+                f"{pixels.shape}, expected uint8 of {(h, w, 3)}: it breaks its contract. "
+                "Update or uninstall the package that brings it."
+            )
         return pixels if self._colour is None else self._colour(pixels)
 
     def _steps(self, mpp: float | None) -> tuple[float, float]:

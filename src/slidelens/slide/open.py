@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slidelens.errors import SlideError, SlideNotFoundError, UnsupportedSlideError
+from slidelens.errors import PluginError, SlideError, SlideNotFoundError, UnsupportedSlideError
 from slidelens.registry import Registry
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.resolution import GivenMpp, resolve_mpp
@@ -98,12 +98,35 @@ def _choose(path: Path, backend: str | None) -> type[Reader]:
             known = ", ".join(READERS)
             raise SlideError(f"no slide backend {backend!r}; there are: {known}.")
         return READERS.get(backend)
+    faults = []
     for name in READERS:
-        reader = READERS.get(name)
-        if reader.sniff(path, head):
-            return reader
+        try:
+            if _takes(name, path, head):
+                return READERS.get(name)
+        except PluginError as error:  # the others are asked all the same
+            faults.append(f" {error}")
     what = "a folder that holds no DICOM or OME-Zarr slide" if path.is_dir() else _looks_like(head)
-    raise UnsupportedSlideError(f"{path}: {what}; slidelens reads {_READS}.")
+    raise UnsupportedSlideError(f"{path}: {what}; slidelens reads {_READS}.{''.join(faults)}")
+
+
+def _takes(name: str, path: Path, head: bytes) -> bool:
+    """Ask one backend whether it reads a file.
+
+    Raises
+    ------
+    PluginError
+        A plugin that does not load, or raises instead of answering.
+    """
+    reader = READERS.get(name)
+    if name not in READERS.plugins():
+        return reader.sniff(path, head)
+    try:
+        return reader.sniff(path, head)
+    except Exception as error:  # reason: a plugin may raise anything
+        raise PluginError(
+            f"plugin {name!r} (group {READERS.group}) failed on it: {type(error).__name__}: "
+            f"{error}."
+        ) from error
 
 
 def _head(path: Path) -> bytes:

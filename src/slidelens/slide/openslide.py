@@ -65,6 +65,7 @@ class OpenSlideReader(Reader):
         self._owner = new_owner()
         self._background = _background(self.facts.properties)
         self._lock = Lock()
+        self._closed = False
         self._reads = 0
         self._fast: TiffPixels | None = None
 
@@ -121,9 +122,12 @@ class OpenSlideReader(Reader):
         return None if profile is None else bytes(profile.tobytes())
 
     def close(self) -> None:
-        """Close the file and forget its tiles."""
-        self._slide.close()
+        """Close the file and forget its tiles; harmless when called twice."""
         with self._lock:
+            if self._closed:  # OpenSlide refuses to close a slide again
+                return
+            self._closed = True
+            self._slide.close()
             if self._fast is not None:
                 self._fast.close()
         tile_cache().drop(self._owner)

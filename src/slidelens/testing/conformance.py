@@ -7,6 +7,8 @@ A plugin's test file subclasses a suite, says what is to be tested, and pytest r
     class TestMine(FamilyConformance):
         family = FAMILY
         config = {"tile": 64, "mpp": 1.0}
+
+There is one for each extension point: families, backbones, slides and exporters.
 """
 
 from __future__ import annotations
@@ -17,18 +19,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from slidelens.geometry import Box
-from slidelens.testing.trial import trial_model, trial_predict, trial_slide
+from slidelens.testing.trial import (
+    trial_encoder,
+    trial_export,
+    trial_model,
+    trial_predict,
+    trial_result,
+    trial_sniff,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from slidelens.export.base import Exporter
     from slidelens.families.base import Family, Model
+    from slidelens.maps.result import Result
+    from slidelens.nn.encoders import EncoderSource
     from slidelens.slide.reader import Reader
 
-__all__ = ["ExporterConformance", "FamilyConformance", "ReaderConformance"]
+__all__ = [
+    "EncoderConformance",
+    "ExporterConformance",
+    "FamilyConformance",
+    "ReaderConformance",
+]
 
 
 class FamilyConformance:
@@ -135,8 +152,8 @@ class ReaderConformance:
         other.write_text("no slide\n" * 100)
         assert not self.reader.sniff(other, other.read_bytes())
 
-    def test_its_name_is_set(self) -> None:
-        assert self.reader.backend
+    def test_is_whole_and_leaves_other_files_alone(self) -> None:
+        trial_sniff(self.reader)
 
     def test_levels_are_finest_first_and_begin_at_one(self, opened: Reader) -> None:
         downsamples = [level.downsample for level in opened.facts.levels]
@@ -177,20 +194,56 @@ class ReaderConformance:
         assert pixels.shape == (min(h, 64), min(w, 64), 3)
 
 
+class EncoderConformance:
+    """Runs one of a plugin's encoders as MIL runs it, on noise, and keeps its weights."""
+
+    source: ClassVar[EncoderSource]
+    variant: ClassVar[str]
+    """A small one, that needs no network to be built."""
+
+    def test_tiles_become_vectors_of_the_stated_length(self) -> None:
+        trial_encoder(self.source, self.variant)
+
+    def test_the_same_tile_gives_the_same_vector(self) -> None:
+        encoder = trial_encoder(self.source, self.variant)
+        tile = torch.rand(1, 3, *2 * [self.source.facts(self.variant).tile or 224])
+        with torch.inference_mode():
+            torch.testing.assert_close(encoder(tile), encoder(tile), rtol=0, atol=0)
+            both = encoder(torch.cat((tile, 1 - tile)))  # nor does it depend on its neighbours
+            torch.testing.assert_close(both[:1], encoder(tile), rtol=1e-4, atol=1e-4)
+
+    def test_every_parameter_learns(self) -> None:
+        encoder = trial_encoder(self.source, self.variant)
+        side = self.source.facts(self.variant).tile or 224
+        encoder(torch.rand(2, 3, side, side)).square().sum().backward()
+        without = [name for name, p in encoder.named_parameters() if p.grad is None]
+        assert not without, f"no gradient reaches {without}"
+
+    def test_a_file_that_is_no_weights_is_refused(self, tmp_path: Path) -> None:
+        from slidelens.errors import ModelError
+
+        (tmp_path / "weights.safetensors").write_bytes(b"text")
+        with pytest.raises(ModelError):
+            self.source.load(
+                self.source.build(self.variant), self.variant, tmp_path / "weights.safetensors"
+            )
+
+
 class ExporterConformance:
-    """Writes the result of a trial run."""
+    """Writes a result."""
 
     exporter: ClassVar[Exporter]
 
-    def test_writes_one_file_or_folder(self, tmp_path: Path) -> None:
-        from slidelens.families import FAMILIES
+    @pytest.fixture
+    def result(self) -> Result:
+        """What is written: probabilities, tiles and regions; override it if that lacks a part."""
+        return trial_result()
 
-        result = trial_predict(trial_model(FAMILIES.get("mil"), {"backbone": "squeezenet1_1"}))
-        target = tmp_path / f"{trial_slide().id}{self.exporter.suffix}"
-        self.exporter.write(result, target)
-        assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    def test_writes_one_file_or_folder(self, result: Result, tmp_path: Path) -> None:
+        assert trial_export(self.exporter, tmp_path, result) is not None, (
+            "the result lacks what the format holds: override the fixture 'result'"
+        )
 
-    def test_says_what_it_is(self) -> None:
-        assert self.exporter.name
-        assert self.exporter.about
-        assert self.exporter.suffix
+    def test_writes_the_same_again_in_its_place(self, result: Result, tmp_path: Path) -> None:
+        once = trial_export(self.exporter, tmp_path, result)
+        assert once == trial_export(self.exporter, tmp_path, result)

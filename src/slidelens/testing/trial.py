@@ -1,31 +1,51 @@
-"""A family's first run: random weights, a small phantom, everything checked that comes out."""
+"""First runs of what plugins bring, with everything checked that comes out.
+
+A family runs on a small phantom with random weights, an encoder on noise, an exporter on a made
+result, and a reader is shown a file that is none of its own.
+"""
 
 from __future__ import annotations
 
+import inspect
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from slidelens.engine.predict import predict
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, PluginError, ResultError
 from slidelens.families.base import Family, Model
+from slidelens.nn.encoders import Encoder
 from slidelens.slide.array import from_array
-from slidelens.testing.phantom import PhantomSpec, draw
+from slidelens.testing.phantom import PhantomSpec, draw, truth
+from slidelens.testing.results import make_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from slidelens.export.base import Exporter
     from slidelens.maps.result import Result
+    from slidelens.nn.encoders import EncoderSource
     from slidelens.slide.base import Slide
+    from slidelens.slide.reader import Reader
 
-__all__ = ["trial_model", "trial_predict", "trial_slide"]
+__all__ = [
+    "trial_encoder",
+    "trial_export",
+    "trial_model",
+    "trial_predict",
+    "trial_result",
+    "trial_slide",
+    "trial_sniff",
+]
 
 CLASSES = ("normal", "tumour")
-_SIZE = (1024, 896)
+_SPEC = PhantomSpec(size=(1024, 896), seed=5, lesions=1)
 
 
 def trial_slide(mpp: float = 0.5) -> Slide:
@@ -35,7 +55,7 @@ def trial_slide(mpp: float = 0.5) -> Slide:
 
 @cache
 def _pixels() -> NDArray[np.uint8]:
-    return draw(PhantomSpec(size=_SIZE, seed=5, lesions=1))
+    return draw(_SPEC)
 
 
 def trial_model(family: Family[Any], config: Mapping[str, Any] | None = None) -> Model[Any]:
@@ -91,3 +111,101 @@ def trial_predict(model: Model[Any]) -> Result:
         if map_.kind == "probability" and (np.nanmin(values) < 0 or np.nanmax(values) > 1):
             raise ModelError(f"map {name!r} of model {model.name!r} leaves 0..1.")
     return result
+
+
+def trial_result() -> Result:
+    """Return what a MIL model might say of the trial slide; no model made it."""
+    return make_result(truth(_SPEC), "trial", "mil", 0.8)
+
+
+def trial_export(exporter: Exporter, folder: Path, result: Result | None = None) -> Path | None:
+    """Let an exporter write a result into an empty folder; return what it wrote.
+
+    Parameters
+    ----------
+    exporter
+        Its name, sentence and suffix are checked too.
+    folder
+        Empty.
+    result
+        By default :func:`trial_result`, which has a map of probabilities, tiles and regions. An
+        exporter that lacks something in it (``ResultError``) is not at fault: None is returned.
+
+    Raises
+    ------
+    PluginError
+        Another thing than the one file or folder that was asked for is there.
+    Exception
+        Whatever the exporter raises.
+    """
+    for field in ("name", "about", "suffix"):
+        if not getattr(exporter, field):
+            raise PluginError(f"an exporter's {field} is empty.")
+    result = result or trial_result()
+    target = folder / f"{result.slide.id}{exporter.suffix}"
+    try:
+        exporter.write(result, target)
+    except ResultError:
+        return None
+    found = sorted(path.name for path in folder.iterdir())
+    if found != [target.name]:
+        raise PluginError(f"asked to write {target.name}, it left {', '.join(found) or 'nothing'}.")
+    return target
+
+
+def trial_sniff(reader: type[Reader]) -> None:
+    """Show a reader a text file and an empty folder, neither of which it must want to read.
+
+    Raises
+    ------
+    PluginError
+        It lacks a method or its name, or takes them for slides.
+    Exception
+        Whatever it raises.
+    """
+    if inspect.isabstract(reader):
+        missing = ", ".join(sorted(reader.__abstractmethods__))
+        raise PluginError(f"{reader.__name__} does not define {missing}.")
+    if not getattr(reader, "backend", ""):
+        raise PluginError(f"{reader.__name__} sets no backend, its name.")
+    text = b"no slide\n" * 100
+    with tempfile.TemporaryDirectory() as name:
+        file, empty = Path(name, "text.txt"), Path(name, "empty")
+        file.write_bytes(text)
+        empty.mkdir()
+        for path, head in ((file, text), (empty, b"")):
+            if reader.sniff(path, head):
+                raise PluginError(f"{reader.__name__} takes {path.name} for a slide of its format.")
+
+
+def trial_encoder(source: EncoderSource, variant: str) -> Encoder:
+    """Build one of a plugin's encoders with random weights and encode two tiles of noise.
+
+    Raises
+    ------
+    PluginError
+        Something else than an :class:`~slidelens.nn.encoders.Encoder`, vectors of another shape
+        than ``(2, dim)``, or facts that cannot be.
+    Exception
+        Whatever the plugin raises.
+    """
+    facts = source.facts(variant)
+    if not (len(facts.mean) == len(facts.std) == 3 and min(facts.std) > 0):
+        raise PluginError(
+            f"mean {facts.mean} and std {facts.std}: expected three each, std above 0."
+        )
+    if (facts.tile is not None and facts.tile < 1) or (facts.mpp is not None and facts.mpp <= 0):
+        raise PluginError(f"tiles of {facts.tile} px at {facts.mpp} µm/px: expected above 0.")
+    encoder = source.build(variant).eval()
+    if not isinstance(encoder, Encoder):
+        raise PluginError(f"it built a {type(encoder).__name__}, expected an Encoder.")
+    side = facts.tile or 224
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        vectors = encoder(torch.randn(2, 3, side, side))
+    if tuple(vectors.shape) != (2, encoder.dim) or not bool(vectors.isfinite().all()):
+        raise PluginError(
+            f"two tiles became a tensor of shape {tuple(vectors.shape)}; expected finite vectors "
+            f"of shape {(2, encoder.dim)}."
+        )
+    return encoder

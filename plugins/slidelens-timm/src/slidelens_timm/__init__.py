@@ -105,4 +105,4 @@ def _pretrained(variant: str) -> Mapping[str, Any]:
     return known.to_dict() if known is not None else {}
 
 
-SOURCE = EncoderSource(build=TimmEncoder, load=load, facts=facts)
+SOURCE = EncoderSource(build=TimmEncoder, load=load, facts=facts, sample="test_vit")
