@@ -8,6 +8,7 @@ import numpy as np
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box, Mpp, Size
+from slidelens.slide.pyramid import LazyLevel, make_pyramid
 from slidelens.slide.reader import Facts, Level, Reader
 from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
-
-    from slidelens.slide.pyramid import LazyLevel
 
 __all__ = ["Facts", "Level", "Reader", "Slide", "slide_id"]
 
@@ -166,8 +165,6 @@ class Slide:
 
         What a viewer shows. Making it reads nothing; see :mod:`slidelens.slide.pyramid`.
         """
-        from slidelens.slide.pyramid import make_pyramid
-
         self._check_open()
         if self._pyramid is None:
             self._pyramid = make_pyramid(self)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenSlideReader"]
 
 _BLOCK = 512
+_SMALL = 1 << 20  # px
 _OPAQUE = 0xFF000000
 _DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
 
@@ -56,17 +57,18 @@ class OpenSlideReader(Reader):
             raise unreadable(path, error, "cannot be opened") from error
         try:
             vendor = self._slide.properties[openslide.PROPERTY_NAME_VENDOR]
-            self._has_tiles = vendor in ("aperio", "generic-tiff")
+            self._may_be_fast = vendor in ("aperio", "generic-tiff")
             self.facts = _facts(self._slide)
         except BaseException:
             self._slide.close()
             raise
-        self._slide.set_cache(_shared_cache())
+        if not self._may_be_fast:
+            self._slide.set_cache(_shared_cache())
         self._owner = new_owner()
         self._background = _background(self.facts.properties)
         self._lock = Lock()
         self._closed = False
-        self._reads = 0
+        self._first = True
         self._fast: TiffPixels | None = None
 
     @classmethod
@@ -83,7 +85,7 @@ class OpenSlideReader(Reader):
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level."""
-        fast = self._tiles()
+        fast = self._tiles(w * h)
         if fast is not None and fast.has(level):
             return fast.read(level, x, y, w, h)
         downsample = self.facts.levels[level].downsample
@@ -132,21 +134,26 @@ class OpenSlideReader(Reader):
                 self._fast.close()
         tile_cache().drop(self._owner)
 
-    def _tiles(self) -> TiffPixels | None:
-        """Return the TIFF tile decoder, opened at the second read.
+    def _tiles(self, pixels: int) -> TiffPixels | None:
+        """Return the TIFF tile decoder, opened at the second read, or at a large one.
 
-        The first read goes through OpenSlide: a program that only checks a slide, as ``slidelens
-        info`` does, is spared tifffile's import (0.15 s).
+        A small first read goes through OpenSlide: a program that only checks a slide, as
+        ``slidelens info`` does, is spared tifffile's import (0.15 s).
         """
-        if not self._has_tiles or self._fast is not None:
+        if not self._may_be_fast or self._fast is not None:
             return self._fast
         with self._lock:
-            self._reads += 1
-            if self._reads > 1 and self._fast is None and self._has_tiles:
-                from slidelens.slide.segments import TiffPixels
+            first, self._first = self._first, False
+            if (first and pixels <= _SMALL) or self._fast is not None or not self._may_be_fast:
+                return self._fast
+            from slidelens.slide.segments import TiffPixels
 
-                self._fast = TiffPixels.matching(self.path, self.facts.levels)
-                self._has_tiles = self._fast is not None
+            levels = self.facts.levels
+            self._fast = TiffPixels.matching(self.path, levels)
+            self._may_be_fast = self._fast is not None
+            if self._fast is None or not all(map(self._fast.has, range(len(levels)))):
+                # Only now: OpenSlide never gives back what it once kept in a cache.
+                self._slide.set_cache(_shared_cache())
             return self._fast
 
     def _block(self, level: int, row: int, column: int) -> NDArray[np.uint8]:

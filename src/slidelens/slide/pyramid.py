@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from slidelens.slide.cache import TileCache, new_owner, tile_cache
 from slidelens.slide.resample import WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import DTypeLike, NDArray
 
-    from slidelens.slide.base import Slide
+    from slidelens.slide.reader import Level
 
 __all__ = ["COARSEST", "LazyLevel", "make_pyramid"]
 
@@ -35,6 +37,14 @@ _CHUNK = 256
 _PART = 512
 
 Index = SupportsIndex | slice
+
+
+class _Stored(Protocol):
+    """What a pyramid needs of a slide; :class:`slidelens.slide.base.Slide` is one."""
+
+    @property
+    def levels(self) -> Sequence[Level]: ...
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]: ...
 
 
 class LazyLevel:
@@ -115,7 +125,7 @@ class LazyLevel:
 class StoredLevel(LazyLevel):
     """A level of the file."""
 
-    def __init__(self, slide: Slide, index: int) -> None:
+    def __init__(self, slide: _Stored, index: int) -> None:
         super().__init__(slide.levels[index].size)
         self._slide = slide
         self._index = index
@@ -167,7 +177,7 @@ class SynthesisedLevel(LazyLevel):
         )
 
 
-def make_pyramid(slide: Slide) -> list[LazyLevel]:
+def make_pyramid(slide: _Stored) -> list[LazyLevel]:
     """Return the levels of a slide, finest first, with the missing ones synthesised.
 
     Nothing is read.

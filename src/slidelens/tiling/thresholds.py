@@ -30,8 +30,8 @@ _NUCLEI_UM = 24.0
 """Scale at which nuclei of a fluorescence slide blur into tissue."""
 
 _ENOUGH = 1024  # px of an overview's shorter side that statistics are taken of, at least
-_STRIP = 512
-"""Rows of an overview that are worked on at once: bounds memory on slides of gigapixels."""
+_STRIP = 1 << 19
+"""Cells of an overview that are worked on at once: bounds memory on slides of gigapixels."""
 
 _INK_GROW_UM = 20.0
 _INK_MIN_UM2 = 6_000.0
@@ -65,7 +65,7 @@ def classify(
     white = _white(seen[seen.max(axis=2) > _VOID])
     measure = np.empty(void.shape, np.float32)
     sure, perhaps = np.zeros_like(void), np.zeros_like(void)
-    for rows in _strips(len(image)):  # whole, the densities of a large slide take gigabytes
+    for rows in _strips(image):  # whole, the densities of a large slide take gigabytes
         density = _density(image[rows], void[rows], white)
         if method == "otsu":
             measure[rows] = density.mean(axis=2)
@@ -73,8 +73,9 @@ def classify(
             measure[rows] = density.max(axis=2) - density.min(axis=2)
         if pen:
             sure[rows], perhaps[rows] = _looks_inky(density)
-    bounds = _DENSITY if method == "otsu" else _CHROMA
-    tissue = (measure > _threshold(measure[~void], bounds)) & ~void
+    measure[void] = np.nan  # which is neither counted nor above the threshold
+    tissue = measure > _threshold(measure, _DENSITY if method == "otsu" else _CHROMA)
+    del measure
     if pen:
         tissue &= ~_ink(sure, perhaps, cell)
     return ("otsu" if method == "otsu" else "stain"), tissue
@@ -98,7 +99,7 @@ def _near(mask: Mask, radius: float) -> Mask:
     """Cells at most ``radius`` cells from the mask (centre to centre), strip by strip."""
     halo = int(np.ceil(radius))
     out = np.zeros_like(mask)
-    for rows in _strips(len(mask)):
+    for rows in _strips(mask):
         top = max(0, rows.start - halo)
         part = mask[top : rows.stop + halo]
         if part.any():
@@ -107,8 +108,9 @@ def _near(mask: Mask, radius: float) -> Mask:
     return out
 
 
-def _strips(rows: int) -> list[slice]:
-    return [slice(top, min(top + _STRIP, rows)) for top in range(0, rows, _STRIP)]
+def _strips(array: NDArray[np.generic]) -> list[slice]:
+    rows, step = len(array), max(64, _STRIP // max(1, array.shape[1]))
+    return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
 def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
@@ -127,7 +129,7 @@ def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
 def _sizes(labels: NDArray[np.int32], count: int, among: Mask | None = None) -> NDArray[np.int64]:
     """Count the cells of each part, in strips: numpy counts in copies of eight bytes a cell."""
     total = np.zeros(count + 1, np.int64)
-    for rows in _strips(len(labels)):
+    for rows in _strips(labels):
         part = labels[rows] if among is None else labels[rows][among[rows]]
         total += np.bincount(part.ravel(), minlength=count + 1)
     return total
@@ -136,7 +138,7 @@ def _sizes(labels: NDArray[np.int32], count: int, among: Mask | None = None) -> 
 def _pick(keep: Mask, labels: NDArray[np.int32]) -> Mask:
     """Return the cells of the parts that are kept."""
     out = np.empty(labels.shape, bool)
-    for rows in _strips(len(labels)):
+    for rows in _strips(labels):
         out[rows] = keep[labels[rows]]
     return out
 
@@ -162,9 +164,8 @@ def _lit(image: NDArray[np.uint8], cell: float) -> Mask:
     """Cells brighter than the dark background, at the scale of tissue rather than of nuclei."""
     light = image.max(axis=2).astype(np.float32)
     light = ndimage.gaussian_filter(light, _NUCLEI_UM / cell)
-    background = np.percentile(light, 1)
-    above = light - background
-    return np.asarray(above > _threshold(above, _LIGHT))
+    light -= np.percentile(light, 1)
+    return np.asarray(light > _threshold(light, _LIGHT))
 
 
 def _density(image: NDArray[np.uint8], void: Mask, white: Plane) -> Plane:
@@ -190,11 +191,12 @@ def _white(pixels: NDArray[np.uint8]) -> Plane:
 def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
     """Otsu's threshold, held between bounds; the lower bound where there is nothing to part."""
     low, high = bounds
-    if not len(values) or float(values.min()) == float(values.max()):
+    least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    if not least < most:
         return low
     from skimage.filters import threshold_otsu
 
-    counts, edges = np.histogram(values, bins=256)
+    counts, edges = np.histogram(values, bins=256, range=(least, most))
     centres = (edges[1:] + edges[:-1]) / 2
     found = threshold_otsu(hist=(counts, centres))  # type: ignore[no-untyped-call]
     return float(np.clip(found, low, high))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -22,8 +21,11 @@ __all__ = ["Method", "TissueMask", "TissueSettings", "tissue_mask"]
 
 Method = Literal["auto", "stain", "otsu", "intensity", "whole"]
 
-_STRIP_PX = 16_000_000
-"""Native pixels read at once: bounds memory at about 50 MB for any slide."""
+_STRIP_PX = 4_000_000
+"""Native pixels read at once: bounds memory at about 12 MB for any slide."""
+
+_BAND = 128
+"""Rows of a mask that are summed at once: bounds memory on slides of gigapixels."""
 
 
 class TissueSettings(BaseModel):
@@ -91,13 +93,14 @@ class TissueMask:
         boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
         low = self.affine.invert(boxes[:, :2])
         high = self.affine.invert(boxes[:, :2] + boxes[:, 2:])
-        covered = (
-            self._sum_to(high[:, 0], high[:, 1])
-            - self._sum_to(low[:, 0], high[:, 1])
-            - self._sum_to(high[:, 0], low[:, 1])
-            + self._sum_to(low[:, 0], low[:, 1])
-        )
         area = np.prod(high - low, axis=1)
+        height, width = self.array.shape
+        low, high = low.clip(0, (width, height)), high.clip(0, (width, height))
+        covered = np.empty(len(boxes))
+        band = np.minimum(low[:, 1].astype(np.intp), height - 1) // _BAND * _BAND
+        for top in np.unique(band):  # a box's sums depend on no other box
+            mine = band == top
+            covered[mine] = _covered(self.array[top:], low[mine] - (0, top), high[mine] - (0, top))
         share = np.divide(covered, area, out=np.zeros(len(area)), where=area > 0)
         return np.asarray(np.clip(share, 0.0, 1.0))
 
@@ -106,24 +109,34 @@ class TissueMask:
         cell = self.affine.sx * mpp.x * self.affine.sy * mpp.y
         return float(np.count_nonzero(self.array)) * cell / 1e6
 
-    @cached_property
-    def _integral(self) -> NDArray[np.int32]:
-        total = np.zeros((self.array.shape[0] + 1, self.array.shape[1] + 1), np.int32)
-        np.cumsum(self.array, axis=0, dtype=np.int32, out=total[1:, 1:])
-        np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
-        return total
 
-    def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Count tissue cells above and left of points; bilinear, hence exact, inside cells."""
-        height, width = self.array.shape
-        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
-        i = np.minimum(x.astype(np.int64), width - 1)
-        j = np.minimum(y.astype(np.int64), height - 1)
-        fx, fy = x - i, y - j
-        total = self._integral
-        top = total[j, i] * (1 - fx) + total[j, i + 1] * fx
-        bottom = total[j + 1, i] * (1 - fx) + total[j + 1, i + 1] * fx
-        return np.asarray(top * (1 - fy) + bottom * fy)
+def _covered(
+    array: NDArray[np.bool_], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sum the tissue between corners ``(N, 2)`` x, y in cells of the array."""
+    rows = max(1, int(np.ceil(high[:, 1].max())))
+    total = np.zeros((rows + 1, array.shape[1] + 1), np.int32)
+    np.cumsum(array[:rows], axis=0, dtype=np.int32, out=total[1:, 1:])
+    np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
+    (x0, y0), (x1, y1) = low.T, high.T
+    return (
+        _sum_to(total, x1, y1)
+        - _sum_to(total, x0, y1)
+        - _sum_to(total, x1, y0)
+        + _sum_to(total, x0, y0)
+    )
+
+
+def _sum_to(
+    total: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Look up an integral image above and left of points; bilinear, hence exact, inside cells."""
+    i = np.minimum(x.astype(np.intp), total.shape[1] - 2)
+    j = np.minimum(y.astype(np.intp), total.shape[0] - 2)
+    fx, fy = x - i, y - j
+    above = total[j, i] * (1 - fx) + total[j, i + 1] * fx
+    below = total[j + 1, i] * (1 - fx) + total[j + 1, i + 1] * fx
+    return np.asarray(above * (1 - fy) + below * fy)
 
 
 def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> TissueMask:
@@ -158,6 +171,7 @@ def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> Tis
         return TissueMask(np.ones((height, width), bool), affine, settings)
     image = _overview(slide, cell, affine)
     method, raw = classify(image, settings.method, settings.pen, cell)
+    del image  # three bytes a cell: gigapixels make many
     whole = slide.size[0] * mpp.x * slide.size[1] * mpp.y
     mask = clean(
         raw,
