@@ -32,6 +32,7 @@ __all__ = [
     "annotation_layers",
     "check_same_slide",
     "map_layers",
+    "resolution_of",
     "result_layers",
     "slide_layer",
 ]
@@ -95,7 +96,7 @@ def result_layers(
     if slide is not None:
         check_same_slide(result, slide.id, slide.size)
         world = World.of(slide.mpp)
-    place = world or World.of(_resolution(result))
+    place = world or World.of(resolution_of(result))
     layers: list[LayerData] = []
     for source in result.maps.values():
         if source.name != _TISSUE_MAP:
@@ -355,7 +356,8 @@ def _extent(areas: Sequence[Annotation], size: Size | None) -> Box:
     return Box(left, top, right - left, bottom - top)
 
 
-def _resolution(result: Result) -> Mpp | None:
+def resolution_of(result: Result) -> Mpp | None:
+    """Return the slide's resolution as a result knows it, in µm/px; ``None`` if it does not."""
     if result.slide.resolution is not None:
         return result.slide.resolution
     return next((m.slide_mpp for m in result.maps.values()), None)

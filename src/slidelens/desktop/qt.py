@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy import QtCore, compat
+from qtpy import QtCore, QtGui, compat
 
-__all__ = ["Signal", "alive"]
+__all__ = ["Shortcut", "Signal", "alive"]
 
 Signal: Any = QtCore.Signal  # type: ignore[attr-defined]  # reason: made when qtpy is imported
+Shortcut: Any = QtGui.QShortcut  # type: ignore[attr-defined]  # reason: as above
 
 
 def alive(thing: QtCore.QObject) -> bool:

@@ -138,6 +138,15 @@ class Flight:
         """Length of the way in their measure: 0 if nothing changes."""
         return self._course[0]
 
+    @property
+    def seconds(self) -> float:
+        """How long the way takes at the usual speed."""
+        return max(_LEAST_S, self.length / _SPEED)
+
+    def eased(self, part: float) -> Look:
+        """Return the look after a part of the time, from 0 to 1: it starts and stops gently."""
+        return self.at(part * part * (3 - 2 * part))
+
     def at(self, part: float) -> Look:
         """Return the look after a part of the way, from 0 to 1."""
         if part <= 0:
@@ -212,7 +221,7 @@ class Tour:
     @cached_property
     def starts(self) -> tuple[float, ...]:
         """Seconds after which the camera stands at each window."""
-        legs = [max(_LEAST_S, flight.length / _SPEED) / self.speed for flight in self._flights]
+        legs = [flight.seconds / self.speed for flight in self._flights]
         stays = [self._stay(i) for i in range(len(legs))]
         return (0.0, *accumulate(a + b for a, b in zip(stays, legs, strict=True)))
 
@@ -228,7 +237,7 @@ class Tour:
         if flown <= 0 or last + 1 == len(self.starts):
             return last, self.looks[last]
         leg = self.starts[last + 1] - self.starts[last] - self._stay(last)
-        return last + 1, self._flights[last].at(_eased(flown / leg))
+        return last + 1, self._flights[last].eased(flown / leg)
 
     @cached_property
     def _flights(self) -> tuple[Flight, ...]:
@@ -238,8 +247,3 @@ class Tour:
     def _stay(self, index: int) -> float:
         last = self.trajectory.windows[index].layer == self.trajectory.depth
         return _STAY_S[last] / self.speed
-
-
-def _eased(part: float) -> float:
-    """Start and stop gently."""
-    return part * part * (3 - 2 * part)

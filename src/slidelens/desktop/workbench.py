@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, ref
 
 from qtpy.QtCore import QObject, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QTabWidget
+from qtpy.QtWidgets import QApplication, QDockWidget, QTabWidget, QWidget
 
 from slidelens.desktop.background import Background
+from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.layers import check_same_slide, result_layers, slide_layer
 from slidelens.desktop.preferences import Preferences, preferences
 from slidelens.desktop.qt import Signal, alive
@@ -25,7 +26,8 @@ from slidelens.desktop.shown import (
 from slidelens.desktop.state.cards import Card, Choice, FamilyCard, cards_of, families_of
 from slidelens.desktop.state.library import Trash
 from slidelens.desktop.state.memory import Memory
-from slidelens.desktop.window import dress
+from slidelens.desktop.state.viewport import fit
+from slidelens.desktop.window import canvas_size, dress
 from slidelens.desktop.worker.client import WorkerClient
 from slidelens.errors import SlideError
 from slidelens.maps.result import Result
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
     from slidelens.desktop.layer_data import LayerData
     from slidelens.desktop.worker.messages import Message
+    from slidelens.desktop.world import World
+    from slidelens.geometry import Box
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 
@@ -50,6 +54,7 @@ PANELS = {
     "train": "Train",
     "navigator": "Navigator",
     "slide": "Slide",
+    "more": "More panels",
 }
 """Key of each panel and the name that the manifest gives it."""
 
@@ -96,10 +101,12 @@ class Workbench(QObject):
         self.background.failed.connect(lambda text: self.told.emit(text, True))
         self.runner = WorkerClient(self)
         self.trainer = WorkerClient(self, patience=60.0)
+        self.flight = CameraFlight(lambda: self.viewer, self)
         self.cards: list[Card] = []
         self.families: list[FamilyCard] = []
         self.devices: list[Choice] = []
         self._slide: ShownSlide | None = None
+        self._plugins: dict[str, QWidget] = {}
         self._closed = False
         # Several layers change at once; the panels need hear of it once.
         self._settle = QTimer(self)
@@ -165,6 +172,30 @@ class Workbench(QObject):
         dock.raise_()
         return widget
 
+    def open_plugin(self, name: str) -> Any:
+        """Show the panel of a plugin, in front of the others; return its widget.
+
+        Raises
+        ------
+        PluginError
+            It does not work.
+        """
+        from slidelens.desktop.panels.more import make_plugin_panel
+
+        widget = self._plugins.get(name)
+        if widget is None or not alive(widget):
+            widget, title = make_plugin_panel(name, self)
+            window = self.viewer.window
+            window.add_dock_widget(widget, name=title, area="right", tabify=True)
+            self._plugins[name] = widget
+        dock = widget.parentWidget()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parentWidget()
+        if dock is not None:
+            dock.show()
+            dock.raise_()
+        return widget
+
     def open_slide(
         self,
         path: Path,
@@ -194,38 +225,44 @@ class Workbench(QObject):
         folder: Path,
         *,
         visible: bool = True,
+        slide_file: Path | None = None,
+        wanted: Callable[[], bool] = lambda: True,
         then: Callable[[Result], object] | None = None,
+        failed: Callable[[str], object] | None = None,
+        owner: QObject | None = None,
     ) -> None:
         """Show a result on its slide, which is opened if it is not the current one.
 
-        Layers of the same model on the same slide are replaced.
+        Layers of the same model on the same slide are replaced. Where the slide's file is gone,
+        the maps are shown alone.
+
+        Parameters
+        ----------
+        slide_file
+            Where the slide is now, if it has moved since the run.
+        wanted
+            Asked when all is read; if it says no, nothing is shown.
+        then
+            Takes the result when it is shown.
+        failed
+            Takes one sentence where it cannot be; by default all panels hear it.
+        owner
+            The panel that asks: when it is gone nothing is shown.
         """
         slide = self.slide
 
-        def work() -> tuple[Result, Slide | None, list[LayerData]]:
-            result = Result.load(folder)
-            if slide is not None and slide.id == result.slide.id:
-                check_same_slide(result, slide.id, slide.size)
-                return result, None, result_layers(result, world=slide.world, visible=visible)
-            opened, error = _slide_of(result)
-            if error:
-                self.background.failed.emit(f"The maps are shown without their slide. {error}")
-            return result, opened, result_layers(result, opened, visible=visible)
+        def show(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
+            if wanted():
+                self._show_layers(*parcel, visible, then)
+            elif parcel[1] is not None:
+                parcel[1].close()
 
-        def show(parcel: tuple[Result, Slide | None, list[LayerData]]) -> None:
-            result, opened, layers = parcel
-            if opened is not None:
-                self._replace(opened)
-                self.memory.opened(opened.path)
-            viewer = self.viewer
-            of_slide = {"slide": result.slide.id}
-            remove_layers(viewer, layers_of(viewer, model=result.model.name, **of_slide))
-            if visible:
-                for layer in layers_of(viewer, "map", "regions", **of_slide):
-                    layer.visible = False
-            self.add_gently(layers, lambda: None if then is None else then(result))
-
-        self.background.run(work, show, owner=self)
+        self.background.run(
+            lambda: _read(folder, slide, slide_file, visible),
+            show,
+            owner=owner or self,
+            failed=failed,
+        )
 
     def add_gently(self, layers: Sequence[LayerData], then: Callable[[], object]) -> None:
         """Add layers one at a time, so that the window stays free between them."""
@@ -244,10 +281,44 @@ class Workbench(QObject):
         if self._closed:
             return
         self._closed = True
+        self.flight.stop()
         self.runner.close()
         self.trainer.close()
         self.background.close()
         self.trash.empty()
+
+    def _show_layers(
+        self,
+        result: Result,
+        opened: Slide | None,
+        layers: list[LayerData],
+        error: str,
+        visible: bool,
+        then: Callable[[Result], object] | None,
+    ) -> None:
+        """Show what :func:`_read` gave."""
+        viewer = self.viewer
+        if error:
+            self.told.emit(f"The maps are shown without their slide. {error}", True)
+        if opened is not None:
+            self._replace(opened)
+            self.memory.opened(opened.path)
+        elif self.slide is not None and self.slide.id != result.slide.id:
+            self._clear(result.slide.id)
+            self._look()
+        of_slide = {"slide": result.slide.id}
+        remove_layers(viewer, layers_of(viewer, model=result.model.name, **of_slide))
+        if visible:
+            for layer in layers_of(viewer, "map", "regions", **of_slide):
+                layer.visible = False
+
+        def added() -> None:
+            if self.slide is None:
+                viewer.reset_view()
+            if then is not None:
+                then(result)
+
+        self.add_gently(layers, added)
 
     def _own_models(self) -> list[Path]:
         """Return what was trained here, also in another session or by the command line."""
@@ -272,15 +343,25 @@ class Workbench(QObject):
             if here:
                 self.viewer.layers.selection.active = slide.layer
 
-    def _replace(self, slide: Slide) -> None:
+    def fly_to(self, box: Box, world: World) -> None:
+        """Let the camera fly to a box of level-0 px that lies in ``world``."""
+        self.flight.fly(fit(box, canvas_size(self.viewer), world))
+
+    def _clear(self, title: str) -> None:
+        """Take away the slide and all that lies on it; annotations stay, hidden."""
         viewer = self.viewer
+        self.flight.stop()
         kept = list(layers_of(viewer, "annotations"))
         for layer in kept:
             layer.visible = False
         remove_layers(viewer, (layer for layer in layers_of(viewer) if layer not in kept))
+        viewer.title = title
+
+    def _replace(self, slide: Slide) -> None:
+        viewer = self.viewer
+        self._clear(slide.id)
         layer = add_layer(viewer, slide_layer(slide))
         viewer.layers.move(viewer.layers.index(layer), 0)
-        viewer.title = slide.id
         viewer.reset_view()
         dress(viewer)
         self._look()
@@ -299,13 +380,29 @@ class Workbench(QObject):
             self.slide_changed.emit()
 
 
-def _slide_of(result: Result) -> tuple[Slide | None, str]:
-    """Open the slide that a result names, or say why not."""
+def _read(
+    folder: Path, shown: ShownSlide | None, slide_file: Path | None, visible: bool
+) -> tuple[Result, Slide | None, list[LayerData], str]:
+    """Return a result, its slide if that is not shown, its layers, and why the slide is not there.
+
+    Touches no window.
+    """
+    result = Result.load(folder)
+    if shown is not None and shown.id == result.slide.id:
+        check_same_slide(result, shown.id, shown.size)
+        return result, None, result_layers(result, world=shown.world, visible=visible), ""
+    opened, error = _slide_of(result, slide_file)
+    return result, opened, result_layers(result, opened, visible=visible), error
+
+
+def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
+    """Open the slide of a result, or say why not."""
     from slidelens.slide.open import open_slide
 
-    if result.slide.path is None:
+    path = file or result.slide.path
+    if path is None:
         return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
     try:
-        return open_slide(result.slide.path, mpp=result.slide.resolution), ""
+        return open_slide(path, mpp=result.slide.resolution), ""
     except SlideError as error:
         return None, str(error)

@@ -126,6 +126,8 @@ class ReviewStore:
         ``EVAL_DIR/review.sqlite``. Made by the first decision; until then there are none.
     read_only
         Never write, nor make the file: for readers of folders that may not be written.
+    patience
+        Seconds to wait for another program that is writing.
 
     Raises
     ------
@@ -134,9 +136,12 @@ class ReviewStore:
         cannot be written.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, read_only: bool = False, patience: float = _WAIT_S
+    ) -> None:
         self.path = Path(path)
         self.read_only = read_only
+        self._patience = patience
 
     def set(
         self,
@@ -228,7 +233,7 @@ class ReviewStore:
         if not self.path.exists():
             yield None
             return
-        with _told(self.path), closing(_open_to_read(self.path)) as db:
+        with _told(self.path), closing(_open_to_read(self.path, self._patience)) as db:
             yield db if _check(db, self.path) else None
 
     @contextmanager
@@ -236,8 +241,8 @@ class ReviewStore:
         """Give a connection that alone may write; all is kept, or nothing if the block raises."""
         if self.read_only:
             raise ResultError(f"{self.path}: was opened to be read only.")
-        with _told(self.path), closing(_connect(self.path)) as db:
-            _prepare(db, self.path)
+        with _told(self.path), closing(_connect(self.path, self._patience)) as db:
+            _prepare(db, self.path, self._patience)
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -276,15 +281,15 @@ def _read(db: sqlite3.Connection, text: str, values: tuple[str, ...] = ()) -> li
     return [Decision(*row) for row in db.execute(text, values)]
 
 
-def _connect(path: Path, options: str = "") -> sqlite3.Connection:
+def _connect(path: Path, patience: float, options: str = "") -> sqlite3.Connection:
     # Transactions are begun and ended here, not by the module's guesses.
     where = f"{path.absolute().as_uri()}{options}"
-    return sqlite3.connect(where, uri=True, timeout=_WAIT_S, isolation_level=None)
+    return sqlite3.connect(where, uri=True, timeout=patience, isolation_level=None)
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
+def _open_to_read(path: Path, patience: float) -> sqlite3.Connection:
     """Open a file to read, also in a folder where SQLite cannot make its side files."""
-    db = _connect(path, "?mode=ro")
+    db = _connect(path, patience, "?mode=ro")
     try:
         db.execute("PRAGMA user_version").fetchone()
     except sqlite3.OperationalError:
@@ -292,7 +297,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         waiting = path.with_name(path.name + "-wal")
         if waiting.exists() and waiting.stat().st_size:
             raise  # what another program has just written could not be seen
-        db = _connect(path, "?mode=ro&immutable=1")
+        db = _connect(path, patience, "?mode=ro&immutable=1")
     return db
 
 
@@ -311,11 +316,11 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
+def _prepare(db: sqlite3.Connection, path: Path, patience: float) -> None:
     """Make the tables, or bring those of an older version up to date, once."""
     if _check(db, path) and _pragma(db, "user_version") == len(_MIGRATIONS):
         return
-    _use_wal(db)
+    _use_wal(db, patience)
     db.execute("BEGIN IMMEDIATE")
     try:
         for number in range(_pragma(db, "user_version"), len(_MIGRATIONS)):
@@ -329,9 +334,9 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("COMMIT")
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
+def _use_wal(db: sqlite3.Connection, patience: float) -> None:
     """Switch to write-ahead logging, which SQLite refuses at once while another does the same."""
-    end = time.monotonic() + _WAIT_S
+    end = time.monotonic() + patience
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")

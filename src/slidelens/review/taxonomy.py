@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +11,17 @@ from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["TAXONOMY", "TAXONOMY_FILE", "Kind", "Taxonomy", "read_taxonomy", "write_taxonomy"]
+__all__ = [
+    "TAXONOMY",
+    "TAXONOMY_FILE",
+    "Kind",
+    "Taxonomy",
+    "read_taxonomy",
+    "save_taxonomy",
+    "write_taxonomy",
+]
 
 Kind = Literal["fp", "fn"]
 Taxonomy = dict[Kind, tuple[str, ...]]
@@ -71,9 +80,22 @@ def write_taxonomy(folder: str | Path) -> Path:
         A folder that cannot be written.
     """
     path = Path(folder) / TAXONOMY_FILE
-    if path.exists():
-        return path
-    lists = "".join(f"\n{key} = [\n{_lines(kind)}]\n" for key, kind in _KEYS.items())
+    if not path.exists():
+        save_taxonomy(folder, TAXONOMY)
+    return path
+
+
+def save_taxonomy(folder: str | Path, taxonomy: Mapping[Kind, Sequence[str]]) -> Path:
+    """Write categories in place of those that are there.
+
+    Raises
+    ------
+    ResultError
+        A folder that cannot be written; an empty list, or a category that is named twice.
+    """
+    path = Path(folder) / TAXONOMY_FILE
+    names = {key: _names(path, key, list(taxonomy[kind])) for key, kind in _KEYS.items()}
+    lists = "".join(f"\n{key} = [\n{_lines(found)}]\n" for key, found in names.items())
     try:
         write_atomic(path, _HEAD + lists)
     except OSError as error:
@@ -84,8 +106,9 @@ def write_taxonomy(folder: str | Path) -> Path:
     return path
 
 
-def _lines(kind: Kind) -> str:
-    return "".join(f'    "{name}",\n' for name in TAXONOMY[kind])
+def _lines(names: Iterable[str]) -> str:
+    # A JSON string is a TOML string too.
+    return "".join(f"    {json.dumps(name, ensure_ascii=False)},\n" for name in names)
 
 
 def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:

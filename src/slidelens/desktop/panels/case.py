@@ -1,0 +1,226 @@
+"""One error under review: what the methods say, where to look, why it happened."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QComboBox,
+    QFormLayout,
+    QLabel,
+    QPlainTextEdit,
+    QRadioButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from slidelens.desktop.panels.parts import button, calm, caption, heading, row
+from slidelens.desktop.qt import Signal
+from slidelens.desktop.state.review import KINDS, case_text, decision_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qtpy.QtGui import QFocusEvent
+
+    from slidelens.desktop.state.review import Review
+    from slidelens.review.errors import ErrorCase
+    from slidelens.review.foci import Focus
+    from slidelens.review.store import Decision
+
+__all__ = ["CaseView"]
+
+_TYPING_MS = 800
+_NONE = "not decided"
+
+
+class CaseView(QWidget):
+    """Shows an error and takes the reviewer's decision; keeps nothing itself.
+
+    Signals
+    -------
+    decided
+        ``category``, ``note`` or ``true_label``, and its new text.
+    method_asked
+        The method whose maps shall be shown.
+    place_asked
+        Number of the place, from 0, to fly to.
+    """
+
+    decided = Signal(str, str)
+    method_asked = Signal(str)
+    place_asked = Signal(int)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._foci: Sequence[Focus] = ()
+        self._place = 0
+        self._noted = ""
+        self.title = heading("")
+        self.text = caption()
+        self.verdicts = QLabel()
+        self.verdicts.setWordWrap(True)
+        self.verdicts.setToolTip("Click a method to see its maps of this slide")
+        self.verdicts.linkActivated.connect(self.method_asked.emit)
+        self.place = caption()
+        self.next_place = button("Next place", "Fly to the next strongest place (E)", self.go_on)
+        self._build_form()
+        self.others = caption()
+        self.history = caption()
+        self._past = QCollapsible("History of this error")
+        self._past.addWidget(self.history)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for widget in (self.title, self.text, self.verdicts):
+            layout.addWidget(widget)
+        layout.addLayout(row(self.place, self.next_place, stretch=0))
+        layout.addLayout(self._form)
+        layout.addWidget(self.others)
+        layout.addWidget(self._past)
+        self._typing = QTimer(self)
+        self._typing.setSingleShot(True)
+        self._typing.setInterval(_TYPING_MS)
+        self._typing.timeout.connect(self.flush)
+
+    def _build_form(self) -> None:
+        self.categories = QButtonGroup(self)
+        self.categories.idClicked.connect(self._category_clicked)
+        self._radios = QVBoxLayout()
+        self._radios.setSpacing(2)
+        self.label = QComboBox()
+        calm(self.label).setToolTip("Whether the slide's label is right")
+        self.label.activated.connect(
+            lambda _: self.decided.emit("true_label", self.label.currentData())
+        )
+        self.note = _Note()
+        self.note.setPlaceholderText("What do you see?")
+        self.note.setAccessibleName("Note")
+        self.note.setFixedHeight(54)
+        self.note.textChanged.connect(self._typed)
+        self.note.left.connect(self.flush)
+        self._form = QFormLayout()
+        self._form.addRow("Why", self._radios)
+        self._form.addRow("Label", self.label)
+        self._form.addRow("Note", self.note)
+
+    def show_case(self, review: Review, case: ErrorCase) -> None:
+        """Show another error with what is decided on it."""
+        self.title.setText(f"<b>{escape(case.slide_id)}</b>, {KINDS[case.kind]} of {case.model}")
+        self.text.setText(case_text(case))
+        marks = {True: "right", False: "wrong"}
+        said = (
+            f"<a href='{escape(v.model)}' style='color:#8ab4f8'>{escape(v.model)}</a> "
+            f"{escape(v.predicted)} {v.score:.2f}, {marks[v.right]}"
+            for v in case.verdicts
+        )
+        self.verdicts.setText("<br>".join(said))
+        self.verdicts.setVisible(len(case.verdicts) > 1)
+        with QSignalBlocker(self.label):
+            self.label.clear()
+            for name, text in review.labels():
+                self.label.addItem(text, name)
+        self.show_places((), "Opening the slide…")
+        self.show_decision(review, case)
+
+    def show_decision(self, review: Review, case: ErrorCase) -> None:
+        """Show what is decided now."""
+        own = review.decision(case)
+        self._show_categories(review.categories(), own)
+        with QSignalBlocker(self.label):
+            found = self.label.findData("" if own is None else own.true_label)
+            self.label.setCurrentIndex(max(0, found))
+        note = "" if own is None else own.note
+        if note != self.note.toPlainText().strip():
+            with QSignalBlocker(self.note):
+                self.note.setPlainText(note)
+        self._noted = note
+        others = [f"{d.reviewer}: {decision_text(d)}" for d in review.others(case)]
+        self.others.setText("\n".join(others))
+        self.others.setVisible(bool(others))
+        past = review.history(case)
+        lines = [f"{d.time[:16].replace('T', ' ')}  {d.reviewer}: {decision_text(d)}" for d in past]
+        self.history.setText("\n".join(lines) or "Nothing decided yet.")
+
+    def show_places(self, foci: Sequence[Focus], text: str = "") -> None:
+        """Show which places speak most for the error; without any, why."""
+        self._foci, self._place = foci, 0
+        self.next_place.setEnabled(len(foci) > 1)
+        self.place.setText(text)
+        if foci:
+            self._say_place()
+
+    def go_on(self) -> None:
+        """Ask for the next place; after the last comes the first."""
+        if self._foci:
+            self._place = (self._place + 1) % len(self._foci)
+            self._say_place()
+            self.place_asked.emit(self._place)
+
+    def choose_category(self, number: int) -> None:
+        """Choose the category of a number as shown, from 1; 0 takes the choice back."""
+        chosen = self.categories.button(number)
+        if chosen is not None:
+            chosen.click()
+
+    def flush(self) -> None:
+        """Hand over the note if it was changed."""
+        self._typing.stop()
+        note = self.note.toPlainText().strip()
+        if note != self._noted:
+            self._noted = note
+            self.decided.emit("note", note)
+
+    def _show_categories(self, names: Sequence[str], own: Decision | None) -> None:
+        wanted = (_NONE, *names)
+        if [b.property("category") for b in self.categories.buttons()] != list(wanted):
+            for old in self.categories.buttons():
+                self.categories.removeButton(old)
+                self._radios.removeWidget(old)
+                old.deleteLater()
+            for number, name in enumerate(wanted):
+                made = QRadioButton(f"{number}  {name}")
+                made.setProperty("category", name)
+                made.setToolTip(f"Key {number}" if number < 10 else "")
+                made.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+                self.categories.addButton(made, number)
+                self._radios.addWidget(made)
+        category = own.category if own is not None else ""
+        number = names.index(category) + 1 if category in names else 0
+        self.categories.button(number).setChecked(True)
+
+    def _category_clicked(self, number: int) -> None:
+        name = self.categories.button(number).property("category")
+        self.decided.emit("category", name if number else "")
+
+    def _say_place(self) -> None:
+        focus = self._foci[self._place]
+        value = "" if focus.value is None else f", {focus.value:.3g}"
+        self.place.setText(f"Place {self._place + 1} of {len(self._foci)}: {focus.what}{value}")
+
+    def _typed(self) -> None:
+        self._typing.start()
+
+
+class _Note(QPlainTextEdit):
+    """A text that tells when one leaves it.
+
+    Signals
+    -------
+    left
+        The focus went elsewhere.
+    """
+
+    left = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setTabChangesFocus(True)
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Tell it."""
+        super().focusOutEvent(event)
+        self.left.emit()

@@ -1,0 +1,163 @@
+"""The list of errors under review: filters, order, how many are decided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QHeaderView,
+    QMenu,
+    QProgressBar,
+    QToolButton,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from slidelens.desktop.panels.parts import calm, caption, row
+from slidelens.desktop.qt import Signal
+from slidelens.desktop.state.review import KINDS, Filter, decision_text
+
+if TYPE_CHECKING:
+    from slidelens.desktop.state.review import Review
+
+__all__ = ["ErrorList"]
+
+
+class ErrorList(QWidget):
+    """Lists the errors of a review.
+
+    Signals
+    -------
+    filtered
+        Other errors are wanted: :meth:`filter`.
+    chosen
+        Position of the error that a person clicked.
+    """
+
+    filtered = Signal()
+    chosen = Signal(int)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.methods = QToolButton()
+        self.methods.setText("All methods")
+        self.methods.setToolTip("Whose errors are listed")
+        self.methods.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self._menu = QMenu(self.methods)
+        self.methods.setMenu(self._menu)
+        self.kind = QComboBox()
+        calm(self.kind).setToolTip("Which errors are listed")
+        self.kind.addItem("all errors", None)
+        for kind, name in KINDS.items():
+            self.kind.addItem(f"{name}s", kind)
+        self.only_open = QCheckBox("not decided")
+        self.only_open.setToolTip("List only what you have not decided yet")
+        self.suspects = QCheckBox("label in doubt")
+        self.suspects.setToolTip("List only slides whose label every method contradicts")
+        self.tree = QTreeWidget()
+        self.tree.setHeaderLabels(["Slide", "", "Method", "Margin", "Decision"])
+        self.tree.setRootIsDecorated(False)
+        self.tree.setUniformRowHeights(True)
+        self.tree.setFixedHeight(150)
+        self.tree.setAccessibleName("Errors, the most confident first")
+        header = self.tree.header()
+        if header is not None:
+            header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.empty = caption()
+        self.bar = QProgressBar()
+        self.bar.setAccessibleName("Errors decided")
+        self.bar.setFormat("%v of %m decided")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(row(self.methods, self.kind, stretch=1))
+        layout.addLayout(row(self.only_open, self.suspects, QWidget(), stretch=2))
+        for widget in (self.empty, self.tree, self.bar):
+            layout.addWidget(widget)
+        self.kind.activated.connect(lambda _: self.filtered.emit())
+        self.only_open.clicked.connect(lambda _: self.filtered.emit())
+        self.suspects.clicked.connect(lambda _: self.filtered.emit())
+        self.tree.currentItemChanged.connect(self._clicked)
+
+    def filter(self) -> Filter:
+        """Return what is wanted."""
+        actions = self._menu.actions()
+        ticked = frozenset(a.text() for a in actions if a.isChecked())
+        every = len(ticked) == len(actions)
+        return Filter(
+            None if every else ticked,
+            self.kind.currentData(),
+            self.only_open.isChecked(),
+            self.suspects.isChecked(),
+        )
+
+    def show_methods(self, names: tuple[str, ...]) -> None:
+        """Offer these methods; all are ticked."""
+        self._menu.clear()
+        for name in names:
+            action: Any = self._menu.addAction(name)
+            action.setCheckable(True)
+            action.setChecked(True)
+            action.triggered.connect(lambda _=False: self._methods_ticked())
+        self._name_methods()
+
+    def show_errors(self, review: Review) -> None:
+        """List a review's errors anew."""
+        decisions = review.decisions()
+        with QSignalBlocker(self.tree):
+            self.tree.clear()
+            for case in review.cases:
+                own = decisions.get(case.key)
+                mark = case.kind.upper() + ("?" if case.suspect else "")
+                texts = [case.slide_id, mark, case.model, f"{case.margin:.3f}"]
+                item = QTreeWidgetItem([*texts, "" if own is None else decision_text(own)])
+                item.setToolTip(0, case.slide_id)
+                item.setToolTip(1, KINDS[case.kind] + (", label in doubt" if case.suspect else ""))
+                item.setTextAlignment(3, Qt.AlignmentFlag.AlignRight)
+                self.tree.addTopLevelItem(item)
+        self._say_empty(review)
+        self.show_current(review)
+
+    def show_current(self, review: Review) -> None:
+        """Mark the current error, show what is decided on it and how far the review is."""
+        item = self.tree.topLevelItem(review.index)
+        if item is not None and review.case is not None:
+            own = review.decision(review.case)
+            with QSignalBlocker(self.tree):
+                item.setText(4, "" if own is None else decision_text(own))
+                self.tree.setCurrentItem(item)
+            self.tree.scrollToItem(item)
+        done, total = review.progress()
+        self.bar.setRange(0, max(1, total))
+        self.bar.setValue(done)
+        self.bar.setVisible(total > 0)
+
+    def _say_empty(self, review: Review) -> None:
+        text = ""
+        if not review.errors:
+            text = "No method errs at this operating point: there is nothing to review."
+        elif not review.cases:
+            text = "No error is like that. Tick other methods, or list all errors."
+        self.empty.setText(text)
+        self.empty.setVisible(bool(text))
+        self.tree.setVisible(not text)
+
+    def _methods_ticked(self) -> None:
+        self._name_methods()
+        self.filtered.emit()
+
+    def _name_methods(self) -> None:
+        actions = self._menu.actions()
+        ticked = [a.text() for a in actions if a.isChecked()]
+        every = len(ticked) == len(actions)
+        name = ticked[0] if len(ticked) == 1 else f"{len(ticked)} methods"
+        self.methods.setText("All methods" if every and len(actions) > 1 else name)
+        self.methods.setVisible(len(actions) > 1)
+
+    def _clicked(self, item: QTreeWidgetItem | None) -> None:
+        if item is not None:
+            self.chosen.emit(self.tree.indexOfTopLevelItem(item))

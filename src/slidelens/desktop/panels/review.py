@@ -1,0 +1,391 @@
+"""The Review panel: step through the errors of a cohort, see why, decide, report."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
+
+from slidelens.desktop.layers import resolution_of
+from slidelens.desktop.panels.case import CaseView
+from slidelens.desktop.panels.categories import edit_categories
+from slidelens.desktop.panels.errors import ErrorList
+from slidelens.desktop.panels.export import ExportMenu
+from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
+from slidelens.desktop.qt import Shortcut
+from slidelens.desktop.state.review import login_name, open_review
+from slidelens.desktop.world import World
+from slidelens.engine.labels import find_slides
+from slidelens.errors import LabelError, ResultError
+from slidelens.review.foci import find_foci
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qtpy.QtGui import QHideEvent, QShowEvent
+
+    from slidelens.desktop.state.review import Review
+    from slidelens.desktop.worker.messages import Message
+    from slidelens.maps.result import Result
+    from slidelens.review.errors import ErrorCase
+    from slidelens.review.foci import Focus
+
+__all__ = ["ReviewPanel"]
+
+_SETTLE_MS = 150  # who holds an arrow key down passes slides without opening them
+_PLACES = 5
+_NO_EVALUATION = (
+    "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
+    "with the labels of the slides."
+)
+_FOLDER, _SLIDES, _REVIEWER = "evaluation", "review_slides", "reviewer"
+
+
+class ReviewPanel(Panel):
+    """Review the errors of an evaluation."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self.review: Review | None = None
+        self._slides: dict[str, Path] = {}
+        self._foci: list[Focus] = []
+        self._world = World.of(None)
+        self._model = ""
+        self._build()
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(_SETTLE_MS)
+        self._settle.timeout.connect(self._open_case)
+        self._bind_keys()
+        self._show_review()
+
+    def open(self, folder: Path) -> None:
+        """Open an evaluation folder."""
+        reviewer, points = self.reviewer.text().strip(), self.points.text()
+        if not reviewer:
+            self.notice.say("Give your name: decisions are kept under it.", "error")
+            return
+        self.case.flush()
+        self.notice.say("")
+        self.bench.background.run(
+            lambda: open_review(folder, reviewer, points),
+            self._opened,
+            owner=self,
+            failed=lambda text: self.notice.say(text, "error"),
+        )
+
+    def step(self, by: int) -> None:
+        """Go to the next or an earlier error."""
+        if self.review is not None:
+            self.go(self.review.index + by)
+
+    def go(self, index: int) -> None:
+        """Go to an error of the list."""
+        if self.review is None:
+            return
+        self.case.flush()
+        before = self.review.case
+        if self.review.go(index) is not before:
+            self._safely(self._show_case)
+
+    def undo(self) -> None:
+        """Take the last decision back."""
+        if self.review is not None:
+            self.case.flush()
+            self._safely(self._undo)
+
+    def evaluate(self, labels: Path) -> None:
+        """Evaluate the results against a table of labels, then open the evaluation."""
+        home = self.bench.preferences.home / "evaluations"
+        out = home / f"{labels.absolute().parent.name}-{labels.stem}"
+        facts = {"results": str(self.bench.results), "labels": str(labels), "out": str(out)}
+        job = self.bench.runner.submit("evaluate", facts)
+        self.notice.say("Evaluating…")
+        warnings: list[str] = []
+        job.event.connect(lambda m: self._heard(m, warnings))
+        job.ended.connect(lambda status, error: self._evaluated(out, status, error, warnings))
+
+    def _build(self) -> None:
+        self.about = caption()
+        self.open_button = button("Open…", "Open a folder that was evaluated", self._ask_folder)
+        self.evaluate_button = button(
+            "Evaluate results…", "Compare your results with a table of labels", self._ask_labels
+        )
+        self.reviewer = QLineEdit(self.bench.memory.text(_REVIEWER) or login_name())
+        self.reviewer.setPlaceholderText("your name")
+        self.reviewer.setToolTip("Who decides; several people may review the same errors")
+        self.reviewer.editingFinished.connect(self._reopen)
+        self.points = QLineEdit()
+        self.points.setPlaceholderText("as evaluated")
+        calm(self.points).setToolTip(
+            "Operating point: stored, max-accuracy, sensitivity=0.95 or a threshold such as 0.4; "
+            "MODEL:RULE for one method"
+        )
+        self.points.editingFinished.connect(self._reopen)
+        self.errors = ErrorList()
+        self.case = CaseView()
+        self.undo_button = button("Undo", "Take back the last decision (Ctrl+Z)", self.undo)
+        self.edit_button = button("Categories…", "Edit the list of reasons", self._edit_categories)
+        self.export = ExportMenu(self.bench, self.notice)
+        body = self.body
+        body.addWidget(self.about)
+        body.addLayout(row(self.open_button, self.evaluate_button, QWidget(), stretch=2))
+        body.addLayout(row(QLabel("Reviewer"), self.reviewer, stretch=1))
+        body.addLayout(row(QLabel("Operating point"), self.points, stretch=1))
+        for widget in (self.errors, self.case):
+            body.addWidget(widget)
+        body.addLayout(row(self.undo_button, self.edit_button, self.export, QWidget(), stretch=3))
+        body.addWidget(self.export.status)
+        body.addStretch()
+        self.errors.filtered.connect(self._filter)
+        self.errors.chosen.connect(self.go)
+        self.case.decided.connect(self._decide)
+        self.case.method_asked.connect(self._show_method)
+        self.case.place_asked.connect(self._fly)
+
+    def _bind_keys(self) -> None:
+        """Let keys work wherever in the panel one is; texts being typed keep theirs."""
+        for key, by in (("Down", 1), ("Right", 1), ("Up", -1), ("Left", -1)):
+            self._key(key, partial(self.step, by))
+        for number in range(10):
+            self._key(str(number), partial(self.case.choose_category, number))
+        self._key("E", self.case.go_on)
+        self._key("Ctrl+Z", self.undo)
+
+    def _key(self, key: str, then: Callable[[], object]) -> None:
+        shortcut = Shortcut(QKeySequence(key), self)
+        shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+        shortcut.activated.connect(then)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Step with the arrow keys on the picture too."""
+        super().showEvent(event)
+        if self.bench.closed:
+            return
+
+        def forth(_viewer: Any) -> None:
+            self.step(1)
+
+        def back(_viewer: Any) -> None:
+            self.step(-1)
+
+        for key, then in (("Right", forth), ("Left", back)):
+            self.bench.viewer.bind_key(key, then, overwrite=True)
+
+    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Keep what was typed, and give the arrow keys back."""
+        super().hideEvent(event)
+        self.case.flush()
+        if not self.bench.closed:
+            for key in ("Right", "Left"):
+                self.bench.viewer.bind_key(key, None)
+
+    def _ask_folder(self) -> None:
+        start = self.bench.memory.text(_FOLDER) or str(self.bench.preferences.home)
+        chosen = QFileDialog.getExistingDirectory(self, "Folder with evaluation.json", start)
+        if chosen:
+            self.open(Path(chosen))
+
+    def _ask_labels(self) -> None:
+        start = str(self.bench.preferences.home)
+        title = "Table with columns slide_id and label"
+        chosen, _ = QFileDialog.getOpenFileName(self, title, start, "Tables (*.csv *.tsv *.txt)")
+        if chosen:
+            self.evaluate(Path(chosen))
+
+    def _heard(self, message: Message, warnings: list[str]) -> None:
+        if message.name == "evaluation":
+            warnings += message.facts["warnings"]
+
+    def _evaluated(self, out: Path, status: str, error: str, warnings: list[str]) -> None:
+        if self.bench.closed:
+            return
+        if status != "done":
+            self.notice.say(error or "Stopped.", "error")
+            return
+        self.open(out)
+        self.notice.say("\n".join(warnings))
+
+    def _reopen(self) -> None:
+        """Read anew with another reviewer or operating point."""
+        self.bench.memory.set_text(_REVIEWER, self.reviewer.text().strip())
+        now = self.review
+        if now is not None:
+            self.open(now.saved.folder)
+
+    def _safely(self, work: Callable[[], object]) -> None:
+        """Do what reads or writes the store; say it if that cannot be."""
+        try:
+            work()
+        except ResultError as error:
+            self.notice.say(str(error), "error")
+
+    def _undo(self) -> None:
+        review = self.review
+        if review is None:
+            return
+        before = review.case
+        if review.undo() is not before:
+            self._show_case()
+        self.errors.show_errors(review)
+        self._show_decision()
+
+    def _opened(self, review: Review) -> None:
+        self.review = review
+        self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
+        self.errors.show_methods(review.saved.models)
+        self._safely(self._show_review)
+        self._find_slides(self.bench.memory.text(_SLIDES))
+
+    def _show_review(self) -> None:
+        review = self.review
+        for widget in (self.errors, self.undo_button, self.edit_button, self.export):
+            widget.setVisible(review is not None)
+        self.export.show_review(review, self.points.text())
+        if review is None:
+            self.about.setText(_NO_EVALUATION)
+            self.case.hide()
+            return
+        slides, models = len(review.saved.labels), ", ".join(review.saved.models)
+        folder = review.saved.folder
+        self.about.setText(f"<b>{folder.name}</b><br>{slides} slides, {models}")
+        self.about.setToolTip(str(folder))
+        review.choose(self.errors.filter())
+        self.errors.show_errors(review)
+        self._show_case()
+
+    def _filter(self) -> None:
+        self.case.flush()
+        self._safely(self._choose)
+
+    def _choose(self) -> None:
+        review = self.review
+        if review is None:
+            return
+        before = review.case
+        review.choose(self.errors.filter())
+        self.errors.show_errors(review)
+        if review.case is not before:
+            self._show_case()
+
+    def _show_case(self) -> None:
+        """Show the current error at once; its slide when one stays at it."""
+        review = self.review
+        case = None if review is None else review.case
+        self.case.setVisible(case is not None)
+        if review is None or case is None:
+            return
+        self._model = case.model
+        self._settle.start()
+        self.case.show_case(review, case)
+        self.errors.show_current(review)
+        self.undo_button.setEnabled(review.can_undo)
+
+    def _show_decision(self) -> None:
+        review = self.review
+        if review is None or review.case is None:
+            return
+        self.case.show_decision(review, review.case)
+        self.errors.show_current(review)
+        self.undo_button.setEnabled(review.can_undo)
+
+    def _decide(self, what: str, text: str) -> None:
+        review = self.review
+        case = None if review is None else review.case
+        if review is not None and case is not None:
+            self._safely(lambda: review.decide(case, **{what: text}))
+            self._safely(self._show_decision)
+
+    def _show_method(self, model: str) -> None:
+        self._model = model
+        self._open_case()
+
+    def _open_case(self) -> None:
+        """Show slide and maps of the current error, then fly to the strongest evidence."""
+        review = self.review
+        case = None if review is None else review.case
+        if review is None or case is None or self.bench.closed:
+            return
+        model = self._model
+        folder = review.saved.result_folder(model, case.slide_id)
+        if folder is None or not folder.is_dir():
+            self.case.show_places((), f"The result of {model} is gone; run it on the slide again.")
+            return
+        self.bench.show_result(
+            folder,
+            slide_file=self._slides.get(case.slide_id),
+            wanted=lambda: self._is_current(case, model),
+            then=lambda result: self._shown(case, model, result),
+            failed=lambda text: self.case.show_places((), text),
+            owner=self,
+        )
+
+    def _is_current(self, case: ErrorCase, model: str) -> bool:
+        return self.review is not None and self.review.case is case and self._model == model
+
+    def _shown(self, case: ErrorCase, model: str, result: Result) -> None:
+        if not self._is_current(case, model):
+            return
+        slide = self.bench.slide
+        there = slide is not None and slide.id == result.slide.id
+        self._world = (
+            slide.world if slide is not None and there else World.of(resolution_of(result))
+        )
+        if not there:
+            self.notice.say(
+                f"The file of slide {case.slide_id} is gone; its maps are shown alone.",
+                action="Find slides…",
+                then=self._ask_slides,
+            )
+        self.bench.background.run(
+            lambda: find_foci(result, case.target, _PLACES),
+            lambda foci: self._take_foci(case, model, foci),
+            owner=self,
+            failed=lambda text: self.case.show_places((), text),
+        )
+
+    def _take_foci(self, case: ErrorCase, model: str, foci: list[Focus]) -> None:
+        if not self._is_current(case, model):
+            return
+        self._foci = foci
+        self.case.show_places(foci, "" if foci else f"No place speaks for {case.target}.")
+        self._fly(0)
+
+    def _fly(self, number: int) -> None:
+        if number < len(self._foci):
+            self.bench.fly_to(self._foci[number].box, self._world)
+
+    def _ask_slides(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Where the slides are now")
+        if chosen:
+            self.bench.memory.set_text(_SLIDES, chosen)
+            self._find_slides(chosen, then=self._open_case)
+
+    def _find_slides(self, folder: str, then: Callable[[], object] = lambda: None) -> None:
+        """Look where slides are that moved since they were run."""
+        if not folder:
+            return
+
+        def work() -> dict[str, Path]:
+            try:
+                return find_slides(Path(folder))
+            except LabelError:
+                return {}  # the folder of another day
+
+        def take(found: dict[str, Path]) -> None:
+            self._slides = found
+            self.export.slides = Path(folder) if found else None
+            then()
+
+        self.bench.background.run(work, take, owner=self)
+
+    def _edit_categories(self) -> None:
+        self._safely(self._change_categories)
+
+    def _change_categories(self) -> None:
+        if self.review is not None and edit_categories(self.review.saved.folder, self):
+            self._show_decision()

@@ -1,0 +1,271 @@
+"""A review as the Review panel sees it: errors in order, one reviewer's decisions, undo."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slidelens.errors import ResultError
+from slidelens.review.errors import choose_rules, list_errors
+from slidelens.review.evaluation import SavedEvaluation, read_evaluation
+from slidelens.review.store import STORE_FILE, ReviewStore
+from slidelens.review.taxonomy import read_taxonomy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from slidelens.review.errors import ErrorCase
+    from slidelens.review.store import CaseKey, Decision, Progress
+    from slidelens.review.taxonomy import Kind
+
+__all__ = ["KINDS", "Filter", "Review", "case_text", "decision_text", "login_name", "open_review"]
+
+KINDS: dict[Kind, str] = {"fp": "false positive", "fn": "false negative"}
+_PATIENCE_S = 1.0  # for another program that holds the file: the window waits meanwhile
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which errors are listed.
+
+    Attributes
+    ----------
+    models
+        Of these methods; ``None`` is all.
+    kind
+        Only false positives or negatives.
+    only_open
+        What the reviewer has not decided.
+    only_suspect
+        Where all methods contradict the label.
+    """
+
+    models: frozenset[str] | None = None
+    kind: Kind | None = None
+    only_open: bool = False
+    only_suspect: bool = False
+
+    def takes(self, case: ErrorCase, decided: bool) -> bool:
+        """Say whether an error is listed."""
+        return (
+            (self.models is None or case.model in self.models)
+            and self.kind in (None, case.kind)
+            and not (self.only_open and decided)
+            and (case.suspect or not self.only_suspect)
+        )
+
+
+class Review:
+    """An evaluation's errors, the most confident first, and what one reviewer decides on them.
+
+    Every change is in the store when the method returns.
+
+    Parameters
+    ----------
+    saved
+        The evaluation.
+    errors
+        All of its errors, in any order.
+    reviewer
+        Whose decisions these are.
+    """
+
+    def __init__(self, saved: SavedEvaluation, errors: Sequence[ErrorCase], reviewer: str) -> None:
+        self.saved = saved
+        self.reviewer = reviewer
+        self.store = ReviewStore(saved.folder / STORE_FILE, patience=_PATIENCE_S)
+        self._all = sorted(errors, key=lambda e: (-e.margin, e.slide_id, e.model))
+        self._filter = Filter()
+        self._undo: list[tuple[CaseKey, str, Decision | None]] = []
+        self.cases: list[ErrorCase] = []
+        """What is listed; a decision takes nothing from the list until it is filtered anew."""
+        self.index = -1
+        """Of the current one; -1: none is listed."""
+        self.choose(Filter())
+
+    @property
+    def errors(self) -> list[ErrorCase]:
+        """All errors, listed or not."""
+        return list(self._all)
+
+    @property
+    def filter(self) -> Filter:
+        """Which errors are listed."""
+        return self._filter
+
+    @property
+    def case(self) -> ErrorCase | None:
+        """The current error."""
+        return self.cases[self.index] if self.index >= 0 else None
+
+    def choose(self, wanted: Filter) -> None:
+        """List other errors; the current one stays current if it is still listed."""
+        before = self.case
+        decided = {d.key for d in self.store.decisions(self.reviewer) if d.decided}
+        self._filter = wanted
+        self.cases = [case for case in self._all if wanted.takes(case, case.key in decided)]
+        self.index = (
+            self.cases.index(before) if before in self.cases else min(0, len(self.cases) - 1)
+        )
+
+    def go(self, index: int) -> ErrorCase | None:
+        """Make an error current: the nearest one that is listed."""
+        self.index = min(max(index, 0), len(self.cases) - 1)
+        return self.case
+
+    def step(self, by: int) -> ErrorCase | None:
+        """Go forth or back; at an end it stays there."""
+        return self.go(self.index + by)
+
+    def categories(self) -> tuple[str, ...]:
+        """Return the categories of the current error's kind, as the file has them now.
+
+        A category that was decided and is no longer in the file comes last.
+        """
+        case = self.case
+        if case is None:
+            return ()
+        known = read_taxonomy(self.saved.folder)[case.kind]
+        own = self.decision(case)
+        kept = own.category if own is not None else ""
+        return known if not kept or kept in known else (*known, kept)
+
+    def labels(self) -> list[tuple[str, str]]:
+        """Return the verdicts on the current error's label: the true class, and how to say it."""
+        case = self.case
+        if case is None:
+            return []
+        others = [name for name in self.saved.classes if name != case.label]
+        return [
+            ("", f"The label stands: {case.label}"),
+            *((name, f"The label is wrong: it is {name}") for name in others),
+        ]
+
+    def decision(self, case: ErrorCase) -> Decision | None:
+        """Return what the reviewer decided on an error."""
+        return self.store.get(case.key, self.reviewer)
+
+    def decisions(self) -> dict[CaseKey, Decision]:
+        """Return all that the reviewer decided or noted."""
+        return {d.key: d for d in self.store.decisions(self.reviewer)}
+
+    def others(self, case: ErrorCase) -> list[Decision]:
+        """Return what other reviewers decided on an error."""
+        found = self.store.decisions()
+        return [d for d in found if d.key == case.key and d.reviewer != self.reviewer]
+
+    def history(self, case: ErrorCase) -> list[Decision]:
+        """Return every change of an error's decisions, by anyone, the newest first."""
+        return self.store.history(case.key)[::-1]
+
+    def decide(
+        self,
+        case: ErrorCase,
+        *,
+        category: str | None = None,
+        note: str | None = None,
+        true_label: str | None = None,
+    ) -> Decision:
+        """Decide on an error; what is ``None`` stays, ``""`` clears.
+
+        Raises
+        ------
+        ResultError
+            It cannot be kept.
+        """
+        before = self.decision(case)
+        after = self.store.set(
+            case.key, reviewer=self.reviewer, category=category, note=note, true_label=true_label
+        )
+        if after != before:
+            self._undo.append((case.key, self.reviewer, before))
+        return after
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether something was decided here that is not undone."""
+        return bool(self._undo)
+
+    def undo(self) -> ErrorCase | None:
+        """Take back the last change; its error becomes current if it is listed.
+
+        The history keeps both.
+
+        Raises
+        ------
+        ResultError
+            It cannot be kept.
+        """
+        if not self._undo:
+            return None
+        key, reviewer, before = self._undo[-1]
+        texts = (
+            ("", "", "") if before is None else (before.category, before.note, before.true_label)
+        )
+        self.store.set_all([key], reviewer, *texts)
+        self._undo.pop()
+        found = next((i for i, case in enumerate(self.cases) if case.key == key), None)
+        return None if found is None else self.go(found)
+
+    def progress(self) -> Progress:
+        """Count how many of the errors of the chosen methods and kind the reviewer has decided."""
+        wanted = Filter(self._filter.models, self._filter.kind, False, self._filter.only_suspect)
+        keys = [case.key for case in self._all if wanted.takes(case, False)]
+        return self.store.progress(keys, self.reviewer)
+
+
+def open_review(folder: Path, reviewer: str, points: str = "") -> Review:
+    """Read an evaluation folder.
+
+    Parameters
+    ----------
+    points
+        Operating points as ``slidelens review --operating-point`` takes them, with spaces between;
+        none is the evaluation's own.
+
+    Raises
+    ------
+    ResultError
+        No evaluation, a damaged one, or an operating point that is none.
+    """
+    saved = read_evaluation(folder)
+    try:
+        rules = choose_rules(points.split(), saved.models)
+    except ValueError as error:
+        raise ResultError(str(error)) from error
+    read_taxonomy(saved.folder)  # its faults are told here, not in the middle of a review
+    return Review(saved, list_errors(saved, rules), reviewer)
+
+
+def login_name() -> str:
+    """Return the name that the person is logged in with, or nothing."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without users
+        return ""
+
+
+def case_text(case: ErrorCase) -> str:
+    """Say what the error is, in a sentence or two."""
+    text = (
+        f"{case.model} calls it {case.predicted}, the label says {case.label}. "
+        f"{case.target.capitalize()} {case.score:.3f}"
+    )
+    if case.threshold is not None:
+        text += f", threshold {case.threshold:.3f}"
+    text += f", margin {case.margin:.3f}."
+    if case.suspect:
+        text += " Every method contradicts the label with confidence: it may be wrong."
+    return text
+
+
+def decision_text(decision: Decision) -> str:
+    """Say a decision in a line."""
+    parts = [decision.category]
+    if decision.label_is_wrong:
+        parts.append(f"label wrong: {decision.true_label}")
+    if decision.note:
+        parts.append(f"“{' '.join(decision.note.split())}”")
+    return ", ".join(part for part in parts if part) or "withdrawn"

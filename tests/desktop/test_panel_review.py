@@ -1,0 +1,214 @@
+"""The Review panel, used as a person does: arrow keys, clicks, typing; a real store."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from cohorts import MPP, make_cohort
+from hands import canvas_of, press
+from known_slides import SQUARE
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication, QDialog
+
+from slidelens.desktop.panels.categories import CategoriesDialog
+from slidelens.desktop.shown import layers_of
+from slidelens.desktop.window import camera
+from slidelens.review.store import CaseKey, ReviewStore
+
+pytestmark = pytest.mark.gui
+
+WAIT = 40_000
+FIRST = CaseKey("b", "weak", "fp")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def cohort(made, tmp_path):
+    """A copy: reviews write into it. Result paths in it are those of the first."""
+    shutil.copytree(made, made.parent / tmp_path.name)
+    yield made.parent / tmp_path.name
+    shutil.rmtree(made.parent / tmp_path.name)
+
+
+@pytest.fixture
+def panel(bench, cohort, qtbot):
+    panel = bench.open_panel("review")
+    panel.reviewer.setText("ann")
+    panel.points.setText("0.5")
+    panel.open(cohort)
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=WAIT)
+    window = bench.viewer.window._qt_window
+    window.activateWindow()  # shortcuts are for the active window
+    qtbot.waitUntil(window.isActiveWindow, timeout=WAIT)
+    return panel
+
+
+def wait_for_evidence(qtbot, panel):
+    qtbot.waitUntil(lambda: panel.case.place.text().startswith("Place 1"), timeout=WAIT)
+    qtbot.waitUntil(lambda: not panel.bench.flight.flying, timeout=WAIT)
+
+
+def key(qtbot, widget, which):
+    qtbot.keyClick(widget, which)
+
+
+def test_empty_window_says_how_to_begin(bench, qtbot):
+    panel = bench.open_panel("review")
+    assert "Open an evaluation" in panel.about.text()
+    assert not panel.errors.isVisible()
+    assert not panel.case.isVisible()
+    panel.open(bench.preferences.home)
+    qtbot.waitUntil(lambda: "evaluation.json" in panel.notice.text, timeout=WAIT)
+
+
+def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel, bench, qtbot):
+    wait_for_evidence(qtbot, panel)
+    assert bench.slide.id == "b"
+    assert [m.name for m in layers_of(bench.viewer, "map") if m.visible] == ["weak: probability"]
+    centre = camera(bench.viewer).center
+    x, y = centre[-1] / MPP, centre[-2] / MPP
+    assert SQUARE.contains(x, y), "the method is surest of tumour in the square"
+    assert panel.errors.tree.topLevelItemCount() == 4
+    assert panel.errors.bar.maximum() == 4
+
+
+def test_arrow_keys_step_in_the_panel_and_on_the_picture(panel, bench, qtbot):
+    wait_for_evidence(qtbot, panel)
+    panel.errors.tree.setFocus()
+    key(qtbot, panel.errors.tree, Qt.Key.Key_Right)
+    assert panel.review.case.slide_id == "c"
+    wait_for_evidence(qtbot, panel)
+    assert bench.slide.id == "c"
+    assert panel.errors.tree.currentItem().text(0) == "c"
+    canvas = canvas_of(bench.viewer)
+    canvas.setFocus()
+    key(qtbot, canvas, Qt.Key.Key_Right)
+    assert panel.review.index == 2
+    key(qtbot, canvas, Qt.Key.Key_Left)
+    assert panel.review.index == 1
+
+
+def test_category_label_and_note_are_in_the_file_at_once(panel, cohort, qtbot):
+    store = ReviewStore(cohort / "review.sqlite")
+    panel.errors.tree.setFocus()
+    key(qtbot, panel.errors.tree, Qt.Key.Key_2)
+    assert store.get(FIRST, "ann").category == "Inflammation"
+    panel.case.label.setCurrentIndex(1)
+    panel.case.label.activated.emit(1)
+    assert store.get(FIRST, "ann").true_label == "tumor"
+    panel.case.note.setFocus()
+    qtbot.keyClicks(panel.case.note, "2 foci, dense")
+    assert panel.case.categories.checkedId() == 2, "digits in a note are text"
+    panel.errors.tree.setFocus()
+    assert store.get(FIRST, "ann").note == "2 foci, dense"
+    assert panel.errors.bar.value() == 1
+    assert "Inflammation" in panel.errors.tree.currentItem().text(4)
+    qtbot.keyClicks(panel.case.note, "!")
+    panel.step(1)  # what was typed belongs to the error that was left
+    assert store.get(FIRST, "ann").note == "2 foci, dense!"
+    press(qtbot, panel.undo_button)
+    assert panel.review.index == 0
+    assert panel.case.note.toPlainText() == "2 foci, dense"
+    assert "Inflammation" in panel.case.history.text()
+
+
+def test_filters_and_their_empty_state(panel, qtbot):
+    panel.errors.kind.setCurrentIndex(panel.errors.kind.findData("fn"))
+    panel.errors.kind.activated.emit(2)
+    assert panel.review.case.slide_id == "c"
+    for action in panel.errors.methods.menu().actions():
+        action.trigger()
+    assert "No error is like that" in panel.errors.empty.text()
+    assert not panel.case.isVisible()
+
+
+def test_another_method_of_the_same_slide_is_shown_on_a_click(panel, bench, qtbot):
+    wait_for_evidence(qtbot, panel)
+    panel.case.verdicts.linkActivated.emit("good")
+    qtbot.waitUntil(
+        lambda: any(m.visible for m in layers_of(bench.viewer, "map", model="good")), timeout=WAIT
+    )
+    assert not any(m.visible for m in layers_of(bench.viewer, "map", model="weak"))
+
+
+def test_a_slide_that_is_gone_is_said_and_its_maps_are_shown(
+    panel, bench, made, qtbot, monkeypatch
+):
+    wait_for_evidence(qtbot, panel)
+    moved = made.parent / "moved"
+    slide = made.parent / "slides" / "c.tif"
+    moved.mkdir(exist_ok=True)
+    slide.rename(moved / "c.tif")
+    try:
+        panel.step(1)
+        wait_for_evidence(qtbot, panel)
+        assert "The file of slide c is gone" in panel.notice.text
+        assert bench.slide is None
+        (shown,) = layers_of(bench.viewer, "map", model="weak")
+        assert shown.visible
+        monkeypatch.setattr(
+            "slidelens.desktop.panels.review.QFileDialog.getExistingDirectory",
+            lambda *_: str(moved),
+        )
+        press(qtbot, panel.notice._action)
+        qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
+        assert bench.slide.path == moved / "c.tif"
+    finally:
+        (moved / "c.tif").rename(slide)
+
+
+def test_categories_are_edited_and_offered(panel, cohort, qtbot):
+    dialog = CategoriesDialog(cohort, panel)
+    dialog.texts["fp"].setPlainText("Nerve\nNerve")
+    dialog.save()
+    assert "twice" in dialog.fault.text()
+    dialog.texts["fp"].setPlainText("Nerve\nMuscle\n")
+    dialog.save()
+    assert dialog.result() == QDialog.DialogCode.Accepted
+    dialog.deleteLater()
+    panel.step(2)
+    assert panel.review.case.kind == "fp"
+    assert [b.property("category") for b in panel.case.categories.buttons()][1:] == [
+        "Nerve",
+        "Muscle",
+    ]
+
+
+def test_report_decisions_and_labels_are_exported(panel, bench, cohort, qtbot, tmp_path):
+    panel.case.choose_category(2)
+    panel.review.decide(panel.review.case, true_label="tumor")
+    panel.export.write_decisions(tmp_path / "d.csv")
+    assert "Inflammation" in (tmp_path / "d.csv").read_text()
+    panel.export.write_labels(tmp_path / "l.csv")
+    assert "b,tumor" in (tmp_path / "l.csv").read_text()
+    panel.export.write_report(tmp_path / "report.html")
+    qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
+    assert "The report is written" in panel.notice.text
+    assert "Inflammation" in (tmp_path / "report.html").read_text()
+
+
+def test_results_are_evaluated_from_the_panel(bench, made, qtbot):
+    panel = bench.open_panel("review")
+    panel.reviewer.setText("ann")
+    bench.memory.set_text("results", str(made.parent / "results"))
+    panel.evaluate(made.parent / "labels.csv")
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=180_000)
+    assert panel.review.saved.folder.parent == bench.preferences.home / "evaluations"
+    panel.evaluate(made.parent / "gone.csv")
+    qtbot.waitUntil(lambda: "gone.csv" in panel.notice.text, timeout=WAIT)
+
+
+def test_pictures(panel, bench, qtbot, request):
+    wait_for_evidence(qtbot, panel)
+    panel.case.choose_category(2)
+    QApplication.processEvents()
+    out = request.config.rootpath / "tests" / "_pictures"
+    out.mkdir(exist_ok=True)
+    path = out / "review.png"
+    bench.viewer.screenshot(str(path), canvas_only=False, flash=False)
+    assert path.stat().st_size > 20_000
