@@ -66,16 +66,16 @@ def viewer(make_napari_viewer) -> napari.Viewer:
 
 @pytest.fixture
 def bench(home: Path, viewer: napari.Viewer, warm_worker: WorkerClient) -> Iterator[Workbench]:
-    """The window's workbench, with the warm worker."""
+    """The window's workbench, with the warm worker for all that it does."""
     from slidelens.desktop.workbench import workbench_of
     from slidelens.desktop.worker.client import WorkerClient
 
     bench = workbench_of(viewer)
-    bench.runner = warm_worker
+    bench.runner = bench.trainer = warm_worker
     yield bench
     for job in list(warm_worker.jobs):
         job.cancel()
-    bench.runner = WorkerClient()
+    bench.runner = bench.trainer = WorkerClient()
     bench.close()
 
 

@@ -11,9 +11,11 @@ from slidelens.desktop.world import World, describe, described, world_of
 from slidelens.maps.palette import class_colors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import napari
 
-__all__ = ["annotation_options", "new_annotations"]
+__all__ = ["annotation_options", "class_color", "new_annotations"]
 
 _CLASS = "tumor"
 
@@ -37,15 +39,20 @@ def annotation_options(slide_metadata: dict[str, Any]) -> dict[str, Any]:
     world = world_of(slide_metadata) or World.of(None)
     slide = described(slide_metadata)
     none = np.array([], dtype=object)  # columns of text, though still empty
-    red, green, blue = class_colors([_CLASS])[_CLASS]
     return {
         "ndim": 2,
         "name": f"{slide['slide']} annotations",
         "features": {"class": none, "name": none, "id": none},
         "feature_defaults": {"class": [_CLASS], "name": [""], "id": [""]},
-        "edge_color": f"#{red:02x}{green:02x}{blue:02x}",
+        "edge_color": class_color(_CLASS),
         "face_color": "transparent",
         "edge_width": max(1.0, max(slide.get("size", (1, 1))) / 600),
         "metadata": describe(world, "annotations", slide["slide"], classes=(_CLASS,)),
         **world.place_outlines(),
     }
+
+
+def class_color(label: str, classes: Sequence[str] = ()) -> str:
+    """Return the colour of a class's outlines, ``#rrggbb``; ``classes`` are all, in label order."""
+    red, green, blue = class_colors(classes if label in classes else [label])[label]
+    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -39,8 +39,13 @@ OPTIONS = (
 """Keys that are options; all others are fields."""
 
 
-def read_train_file(path: Path, family: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options and the fields of a YAML (or JSON) file.
+
+    Parameters
+    ----------
+    family
+        That it must be of; ``None`` takes any, and ``family`` is then one of the options.
 
     Raises
     ------
@@ -65,13 +70,14 @@ def read_train_file(path: Path, family: str) -> tuple[dict[str, Any], dict[str, 
             f"{type(content).__name__}."
         )
     given = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if given.get("family", family) != family:
+    if family is not None and given.get("family", family) != family:
         raise ModelError(
             f"{path} is a training of family {given['family']!r}; run slidelens train "
             f"{given['family']} with it."
         )
     options = {key: given.pop(key) for key in OPTIONS if key in given}
-    options.pop("family", None)
+    if family is not None:
+        options.pop("family", None)
     return options, given
 
 

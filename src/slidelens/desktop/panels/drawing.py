@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QMouseEvent, QPaintEvent
 
     from slidelens.desktop.display import Histogram, Legend
+    from slidelens.desktop.state.train import Split
 
-__all__ = ["Curve", "Curves", "HistogramView", "LegendView", "to_image"]
+__all__ = ["Curve", "Curves", "HistogramView", "LegendView", "SplitView", "to_image"]
 
+_BLUE, _ORANGE = "#56b4e9", "#e69f00"  # to learn from, to tune on
 _INK, _FAINT, _BAR, _MARK = "#d0d4da", "#6b7280", "#7c9cb8", "#f0e442"
 
 
@@ -225,6 +227,45 @@ class Curves(_Picture):
             name_at -= width
             painter.drawText(QPointF(name_at, 14), curve.name)
             name_at -= 12
+
+
+class SplitView(_Picture):
+    """How many slides of each class a training learns from and tunes on."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._split: Split | None = None
+        self.setToolTip("Slides to learn from (blue) and to tune on (orange), by class")
+
+    def show_split(self, split: Split | None) -> None:
+        """Show another split."""
+        self._split = split
+        self.setFixedHeight(0 if split is None else 20 * len(split.classes) + 4)
+        self.setAccessibleName("" if split is None else split.text)
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
+        """Paint a bar per class: name, slides to learn from, slides to tune on."""
+        split = self._split
+        if split is None:
+            return
+        with QPainter(self) as painter:
+            names = painter.fontMetrics()
+            left = 8 + max(names.horizontalAdvance(name) for name in split.classes)
+            room = self.width() - left - 4
+            most = max(a + b for a, b in zip(split.train, split.tune, strict=True)) or 1
+            for number, name in enumerate(split.classes):
+                y = 2 + 20 * number
+                painter.setPen(QColor(_INK))
+                painter.drawText(QRectF(2, y, left - 8, 18), _right(), name)
+                x = float(left)
+                for count, color in ((split.train[number], _BLUE), (split.tune[number], _ORANGE)):
+                    bar = QRectF(x, y, count / most * room, 17)
+                    painter.fillRect(bar, QColor(color))
+                    painter.setPen(QColor("#101418"))
+                    if count:
+                        painter.drawText(bar, Qt.AlignmentFlag.AlignCenter, str(count))
+                    x = bar.right()
 
 
 def _ends(painter: QPainter, area: QRectF, low: float, high: float) -> None:

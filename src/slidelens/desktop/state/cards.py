@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ class Card:
     options: tuple[FormField, ...]
     lines: tuple[tuple[str, str], ...]
     """Heading and text, in order."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its family's configuration."""
 
     @property
     def html(self) -> str:
@@ -55,7 +57,7 @@ class Card:
 
 @dataclass(frozen=True)
 class FamilyCard:
-    """A family that can be trained."""
+    """A family that can be trained; ``annotated``: it learns from outlines."""
 
     name: str
     title: str
@@ -63,6 +65,7 @@ class FamilyCard:
     presets: tuple[str, ...]
     config: tuple[FormField, ...]
     training: tuple[FormField, ...]
+    annotated: bool = False
 
 
 def cards_of(models: Iterable[Mapping[str, Any]]) -> list[Card]:
@@ -81,6 +84,7 @@ def families_of(families: Iterable[Mapping[str, Any]]) -> list[FamilyCard]:
             tuple(facts["presets"]),
             tuple(fields_of(facts["config"])),
             tuple(fields_of(facts["training"])),
+            facts["annotated"],
         )
         for facts in families
         if facts["trains"]
@@ -108,6 +112,7 @@ def _card(facts: Mapping[str, Any]) -> Card:
         facts.get("error") or "",
         tuple(fields_of(facts.get("options", ()))),
         tuple((head, str(text)) for head, text in lines if text),
+        dict(facts.get("config") or {}),
     )
 
 

@@ -60,13 +60,15 @@ def _families() -> Iterator[dict[str, Any]]:
     for name in FAMILIES:
         try:
             family = family_of(name)
-            training = None if family.trainer is None else task_of(name).training
+            task = None if family.trainer is None else task_of(name)
         except SlideLensError:
             continue  # a broken plugin: `slidelens doctor` says so, its models too
         facts = {"name": name, "title": family.title, "about": family.about, "trains": False}
-        if training is not None:
+        if task is not None:
+            training = task.training
             facts |= {
                 "trains": True,
+                "annotated": task.annotated,
                 "presets": list(training.presets),
                 "config": _fields(family.config, family.config.model_fields, {}),
                 "training": _fields(training, training.model_fields, {}),

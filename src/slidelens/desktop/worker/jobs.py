@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from slidelens.desktop.worker.pace import Pace
+from slidelens.desktop.worker.training import plan, resume, train
 
 if TYPE_CHECKING:
     from slidelens.engine.cohort import Outcome
-    from slidelens.engine.loop import TrainProgress
-    from slidelens.engine.plan import TrainPlan
     from slidelens.engine.predict import Progress
     from slidelens.families.base import Model
     from slidelens.slide.open import GivenMpp
@@ -25,23 +25,7 @@ Facts = Mapping[str, Any]
 Send = Callable[[str, Facts, bytes], None]
 Job = Callable[[Facts, Send], Iterator[None]]
 
-_EVERY = 0.15  # seconds between two messages of progress
 _KEPT = 3  # models that stay loaded
-_PLANNED = (
-    "family_name",
-    "slides_dir",
-    "labels_csv",
-    "out",
-    "weights",
-    "epochs",
-    "seed",
-    "preset",
-    "config",
-    "annotations",
-    "from_model",
-    "device",
-    "mpp",
-)
 
 
 def catalogue(request: Facts, send: Send) -> Iterator[None]:
@@ -76,7 +60,7 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
     )
     at: dict[str, str] = {}
     preview = Preview(lambda facts, blob: send("cells", {**at, **facts}, blob))
-    pace = _Pace()
+    pace = Pace()
     with closing(run):
         for event in run:
             if isinstance(event, Outcome):
@@ -88,27 +72,6 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
                     at = {"slide": event.slide_id, "model": event.model}
                     run_id = f"{event.model}/{event.slide_id}"
                     preview.look(run_id, event.peek, must=event.stage == "write")
-            yield
-
-
-def plan(request: Facts, send: Send) -> Iterator[None]:
-    """Send ``plan``: split, class balance and schedule of a training, or why it cannot begin."""
-    send("plan", _described(_plan(request)), b"")
-    yield
-
-
-def train(request: Facts, send: Send) -> Iterator[None]:
-    """Train a model; send ``plan``, ``progress`` and, after each epoch, ``history``."""
-    from slidelens.engine.train import train as start
-
-    arguments = _arguments(request)
-    send("plan", _described(_plan(request)), b"")
-    yield
-    pace = _Pace()
-    with closing(start(**arguments, resume=request.get("resume", False))) as run:
-        for event in run:
-            if pace.due(event.doing, event.epoch) or event.doing in ("epoch", "done"):
-                send("progress", _train_progress(event), b"")
             yield
 
 
@@ -125,28 +88,55 @@ def evaluate(request: Facts, send: Send) -> Iterator[None]:
     send("evaluation", {"folder": str(found.folder), "warnings": found.warnings}, b"")
 
 
+def report(request: Facts, send: Send) -> Iterator[None]:
+    """Write the report of an evaluation; send ``progress`` and ``report``.
+
+    It cannot be cancelled half-way: files appear whole or not at all.
+    """
+    from slidelens.review.errors import choose_rules
+    from slidelens.review.evaluation import read_evaluation
+    from slidelens.review.report import ReportOptions, write_report
+
+    yield
+    pace = Pace()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if pace.due(what):
+            send("progress", {"what": what, "done": done, "total": total}, b"")
+
+    models = read_evaluation(request["evaluation"]).models
+    slides = request.get("slides")
+    options = ReportOptions(
+        rules=choose_rules(request.get("points", "").split(), models),
+        identify=request.get("identify", False),
+        slides=None if slides is None else Path(slides),
+    )
+    made = write_report(
+        request["evaluation"],
+        request["out"],
+        pdf=request.get("pdf"),
+        options=options,
+        progress=tell,
+    )
+    facts = {
+        "html": str(made.html),
+        "pdf": None if made.pdf is None else str(made.pdf),
+        "errors": made.errors,
+        "decided": made.decided,
+        "notes": made.notes,
+    }
+    send("report", facts, b"")
+
+
 JOBS: dict[str, Job] = {
     "catalogue": catalogue,
     "predict": predict,
     "plan": plan,
     "train": train,
+    "resume": resume,
     "evaluate": evaluate,
+    "report": report,
 }
-
-
-class _Pace:
-    """Lets through what is new, and else one message in a while."""
-
-    def __init__(self) -> None:
-        self._last: tuple[object, ...] = ()
-        self._time = 0.0
-
-    def due(self, *where: object) -> bool:
-        now = perf_counter()
-        if where == self._last and now - self._time < _EVERY:
-            return False
-        self._last, self._time = where, now
-        return True
 
 
 _models: dict[tuple[str, int, str], Model[Any]] = {}
@@ -194,44 +184,4 @@ def _outcome(event: Outcome, out: Path) -> dict[str, Any]:
         "probabilities": event.probabilities,
         "seconds": event.seconds,
         "folder": str(out / event.model / event.slide_id),
-    }
-
-
-def _arguments(request: Facts) -> dict[str, Any]:
-    """Return the keywords of ``plan_training``; what is empty is left out."""
-    return {n: request[n] for n in _PLANNED if request.get(n) not in (None, "")}
-
-
-def _plan(request: Facts) -> TrainPlan:
-    from slidelens.engine.plan import plan_training
-
-    return plan_training(**_arguments(request))
-
-
-def _described(plan: TrainPlan) -> dict[str, Any]:
-    table = plan.labels
-    return {
-        "classes": table.classes,
-        "split": {
-            split: [sum(r.label == i for r in table.of(split)) for i in range(len(table.classes))]
-            for split in ("train", "tune")
-        },
-        "slides": [[r.slide_id, r.label, r.split] for r in table.rows],
-        "epochs": sum(stage.epochs for stage in plan.training.stages),
-        "out": str(plan.out),
-    }
-
-
-def _train_progress(event: TrainProgress) -> dict[str, Any]:
-    return {
-        "doing": event.doing,
-        "done": event.done,
-        "total": event.total,
-        "slide": event.slide_id,
-        "epoch": event.epoch,
-        "epochs": event.epochs,
-        "train_loss": event.train_loss,
-        "tune_loss": event.tune_loss,
-        "tune_auc": event.tune_auc,
-        "seconds": event.seconds,
     }

@@ -1,0 +1,314 @@
+"""The Train panel: from labelled slides to a model, without leaving the window."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QProgressBar, QVBoxLayout, QWidget
+
+from slidelens.desktop.panels.drawing import Curve, Curves, SplitView
+from slidelens.desktop.panels.parts import Panel, button, caption, heading, row
+from slidelens.desktop.panels.train_data import DataChooser
+from slidelens.desktop.panels.train_model import TrainOptions
+from slidelens.desktop.state.train import Split, TrainState, read_history, resumable
+from slidelens.errors import ResultError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qtpy.QtGui import QHideEvent
+
+    from slidelens.desktop.state.train import TrainRequest
+    from slidelens.desktop.worker.client import Job
+    from slidelens.desktop.worker.messages import Message
+
+__all__ = ["TrainPanel"]
+
+_PLAN_MS = 500
+_BLUE, _ORANGE = "#56b4e9", "#e69f00"
+
+
+class TrainPanel(Panel):
+    """Choose slides, labels and a method; see the split; train, pause, go on."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self.state: TrainState | None = None
+        self.split: Split | None = None
+        self._job: Job | None = None
+        self._planning: Job | None = None
+        self._discard = False
+        self._build()
+        self._plan_soon = QTimer(self)
+        self._plan_soon.setSingleShot(True)
+        self._plan_soon.setInterval(_PLAN_MS)
+        self._plan_soon.timeout.connect(self.plan)
+        self.data.changed.connect(self._changed)
+        self.options.changed.connect(self._changed)
+        self._changed()
+        self._list_unfinished()
+
+    @property
+    def running(self) -> bool:
+        """Whether a training is under way."""
+        return self._job is not None
+
+    @property
+    def request(self) -> TrainRequest | None:
+        """What is asked for as the panel stands."""
+        data = self.data
+        return self.options.request(data.slides, data.labels, data.annotations)
+
+    def plan(self) -> None:
+        """Have the worker say what the training would learn from."""
+        request = self.request
+        if request is None or self._missing() or self.running or self.bench.closed:
+            return
+        self.why.setText("Looking at labels and slides…")
+        self._planning = job = self.bench.trainer.submit("plan", request.facts())
+        job.event.connect(lambda message: self._planned(job, message))
+        job.ended.connect(lambda status, error: self._plan_ended(job, status, error))
+
+    def start(self) -> None:
+        """Train what is chosen."""
+        request = self.request
+        if request is None or self.running or self._missing():
+            return
+        self.data.outlining.save()
+        self._run("train", request.facts(), TrainState(request.out))
+
+    def resume(self, folder: Path) -> None:
+        """Go on with a training that was paused, or whose window or worker was gone."""
+        if not self.running:
+            rows = read_history(folder)
+            self._run("resume", {"out": str(folder)}, TrainState(folder, rows))
+
+    def pause(self) -> None:
+        """Stop after the step under way; what was learnt is kept."""
+        if self._job is not None:
+            self._job.cancel()
+            self.status.setText("Saving what it learnt…")
+            self._enable()
+
+    def cancel(self) -> None:
+        """Stop and throw away; it can be brought back as long as the window is open."""
+        self._discard = True
+        self.pause()
+
+    def discard(self, folder: Path) -> None:
+        """Throw an unfinished training away; it can be brought back."""
+        try:
+            self.bench.trash.delete(folder)
+        except ResultError as error:
+            self.notice.say(str(error), "error")
+            return
+        self.bench.memory.training_ended(folder)
+        self.notice.say(
+            f"The training of {folder.name} was thrown away.",
+            action="Undo",
+            then=lambda: self._bring_back(folder),
+        )
+        self._list_unfinished()
+
+    def _build(self) -> None:
+        self.data = DataChooser(self.bench, self.notice)
+        self.options = TrainOptions(self.bench)
+        self.split_view = SplitView()
+        self.split_text, self.warning, self.why, self.status = (caption() for _ in range(4))
+        self.start_button = button("Train", "Train in a process of its own", self.start)
+        self.pause_button = button("Pause", "Stop and keep what it learnt", self.pause)
+        self.cancel_button = button("Cancel", "Stop and throw away", self.cancel)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.bar.setAccessibleName("Progress of the training")
+        self.losses = Curves("Loss", low=0.0)
+        self.areas = Curves("AUC, tuning", 0.0, 1.0)
+        self.unfinished = QWidget()
+        self._unfinished = QVBoxLayout(self.unfinished)
+        self._unfinished.setContentsMargins(0, 0, 0, 0)
+        body = self.body
+        body.addWidget(self.unfinished)
+        body.addWidget(heading("Slides and labels"))
+        body.addWidget(self.data)
+        body.addWidget(heading("Model"))
+        body.addWidget(self.options)
+        body.addWidget(heading("Split"))
+        for widget in (self.split_view, self.split_text, self.warning, self.why):
+            body.addWidget(widget)
+        body.addLayout(row(self.start_button, self.pause_button, self.cancel_button, stretch=0))
+        for part in (self.bar, self.status, self.losses, self.areas):
+            body.addWidget(part)
+        body.addStretch()
+
+    def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Keep what was drawn."""
+        super().hideEvent(event)
+        self.data.outlining.save()
+
+    def _missing(self) -> str:
+        request, family = self.request, self.options.chosen
+        if request is None or family is None:
+            return "Reading the methods…"
+        return request.missing(annotated=family.annotated)
+
+    def _changed(self) -> None:
+        """Plan anew, a moment after the last change."""
+        family = self.options.chosen
+        self.data.show_annotated(family is not None and family.annotated)
+        self.split = None
+        self.split_view.show_split(None)
+        for line in (self.split_text, self.warning):
+            line.hide()
+        self._say_why(self._missing())
+        self._enable()
+        self._plan_soon.start()
+
+    def _planned(self, job: Job, message: Message) -> None:
+        if job is self._planning and message.name == "plan":
+            self._show_split(Split.of(message.facts))
+
+    def _plan_ended(self, job: Job, status: str, error: str) -> None:
+        if job is not self._planning or self.bench.closed:
+            return
+        self._planning = None
+        self._say_why("" if status == "done" else error)
+        self._enable()
+
+    def _show_split(self, split: Split) -> None:
+        self.split = split
+        self.split_view.show_split(split)
+        self.split_text.setText(split.text)
+        self.split_text.setToolTip("\n".join(f"{s}: {name}, {c}" for name, c, s in split.slides))
+        self.split_text.show()
+        self.warning.setText(split.warning)
+        self.warning.setVisible(bool(split.warning))
+
+    def _run(self, kind: str, facts: dict[str, Any], state: TrainState) -> None:
+        self.notice.say("")
+        self.state, self._discard, self._planning = state, False, None
+        state.out.mkdir(parents=True, exist_ok=True)
+        self.bench.memory.training_began(state.out)
+        self._job = job = self.bench.trainer.submit(kind, facts)
+        job.event.connect(self._hear)
+        job.ended.connect(self._ended)
+        self._say_why("")
+        self._show_progress()
+        self._show_curves()
+        self._list_unfinished()
+        self._enable()
+
+    def _hear(self, message: Message) -> None:
+        if self.state is None or self.bench.closed:
+            return
+        if self.state.feed(message):
+            self._show_curves()
+        if message.name == "plan" and self.state.split is not None:
+            self._show_split(self.state.split)
+        self._show_progress()
+
+    def _ended(self, status: str, error: str) -> None:
+        self._job = None
+        state = self.state
+        if state is None or self.bench.closed:
+            return
+        if status == "done" or not resumable(state.out):
+            self.bench.memory.training_ended(state.out)
+        kinds = {"done": "good", "cancelled": "info"}
+        text = state.summary(status, error)
+        self.notice.say(text, kinds.get(status, "error"))
+        if status == "done":
+            self._finished(state, text)
+        elif self._discard:
+            self.discard(state.out)
+        elif not resumable(state.out) and not any(state.out.iterdir()):
+            state.out.rmdir()  # nothing was begun
+        self._show_progress()
+        self._list_unfinished()
+        self._enable()
+
+    def _finished(self, state: TrainState, text: str) -> None:
+        self.bench.memory.add_model(state.out)
+        self.bench.load_models()
+        self.notice.say(text, "good", action="Run it", then=partial(self._to_run, state.out.name))
+        self.options.suggest_name()
+
+    def _to_run(self, name: str) -> None:
+        panel = self.bench.open_panel("run")
+        panel.models.choose(name)
+
+    def _show_progress(self) -> None:
+        on = self.running and self.state is not None
+        self.bar.setVisible(on)
+        self.status.setVisible(on)
+        if not on or self.state is None:
+            return
+        fraction = self.state.fraction
+        self.bar.setRange(0, 0 if fraction is None else 1000)
+        if fraction is not None:
+            self.bar.setValue(round(1000 * fraction))
+        self.status.setText(self.state.text)
+
+    def _show_curves(self) -> None:
+        rows = [] if self.state is None else self.state.rows
+        self.losses.setVisible(self.state is not None)
+        self.areas.setVisible(self.state is not None)
+        self.losses.show_curves(
+            [
+                Curve("training", _BLUE, [r.train_loss for r in rows]),
+                Curve("tuning", _ORANGE, [r.tune_loss for r in rows]),
+            ]
+        )
+        self.areas.show_curves([Curve("tuning", _ORANGE, [r.tune_auc for r in rows])])
+
+    def _say_why(self, text: str) -> None:
+        self.why.setText(text)
+        self.why.setVisible(bool(text) and not self.running)
+
+    def _enable(self) -> None:
+        self.start_button.setEnabled(not self.running and self.split is not None)
+        stopping = self.status.text().startswith("Saving") and self.running
+        for stop in (self.pause_button, self.cancel_button):
+            stop.setEnabled(self.running and not stopping)
+        self.data.setEnabled(not self.running)
+        self.options.setEnabled(not self.running)
+        self.unfinished.setEnabled(not self.running)
+        self.losses.setVisible(self.state is not None)
+        self.areas.setVisible(self.state is not None)
+
+    def _list_unfinished(self) -> None:
+        """Offer to go on with what was begun and not ended, also in another session."""
+        while (item := self._unfinished.takeAt(0)) is not None:
+            old = item.widget()
+            if old is not None:
+                old.deleteLater()
+        now = self.state.out if self.running and self.state is not None else None
+        folders = [f for f in self.bench.memory.trainings() if resumable(f) and f != now]
+        for folder in folders:
+            self._unfinished.addWidget(_Unfinished(folder, self))
+        self.unfinished.setVisible(bool(folders))
+
+    def _bring_back(self, folder: Path) -> None:
+        try:
+            self.bench.trash.restore()
+        except ResultError as error:
+            self.notice.say(str(error), "error")
+            return
+        self.bench.memory.training_began(folder)
+        self._list_unfinished()
+
+
+class _Unfinished(QWidget):
+    """A training that can go on."""
+
+    def __init__(self, folder: Path, panel: TrainPanel) -> None:
+        super().__init__()
+        epochs = len(read_history(folder))
+        done = f"{epochs} epoch{'s' if epochs != 1 else ''} done" if epochs else "just begun"
+        text = caption(f"<b>{folder.name}</b> is not finished: {done}.")
+        self.resume = button("Resume", "Go on where it stopped", partial(panel.resume, folder))
+        self.discard = button("Discard", "Throw it away", partial(panel.discard, folder))
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(row(text, self.resume, self.discard, stretch=0))

@@ -1,0 +1,143 @@
+"""A table of labels that a person fills in by clicking; every click is in the file at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from slidelens.errors import LabelError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["LabelBook", "class_names"]
+
+_COLUMNS = ["slide_id", "label"]
+
+
+class LabelBook:
+    """Labels of the slides in a folder.
+
+    Rows of other slides, other columns and the order of a table that is there stay as they are.
+
+    Parameters
+    ----------
+    path
+        The CSV file; made by the first label.
+    slides
+        Slide id to file.
+
+    Raises
+    ------
+    LabelError
+        The file cannot be read, or has no columns slide_id and label.
+    """
+
+    def __init__(self, path: Path, slides: Mapping[str, Path]) -> None:
+        self.path = path
+        self.slides = dict(slides)
+        self._columns, self._rows = _read(path) if path.exists() else (list(_COLUMNS), [])
+        self._undo: list[list[dict[str, str]]] = []
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Slide id to label, of the folder's slides that have one."""
+        found = {self._meant(row): row["label"].strip() for row in self._rows}
+        return {name: found[name] for name in self.slides if found.get(name)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels that occur, sorted: the order of the classes, the last of two is positive."""
+        return tuple(sorted({r["label"].strip() for r in self._rows if r["label"].strip()}))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many slides each label has."""
+        labels = list(self.labels.values())
+        return {name: labels.count(name) for name in self.classes}
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether something was labelled here that is not undone."""
+        return bool(self._undo)
+
+    def set(self, slides: Iterable[str], label: str) -> None:
+        """Label slides and write the file; an empty label takes their rows out.
+
+        Raises
+        ------
+        LabelError
+            A slide that is not in the folder, or a file that cannot be written.
+        """
+        wanted = list(slides)
+        unknown = [name for name in wanted if name not in self.slides]
+        if unknown:
+            raise LabelError(f"no slide {', '.join(unknown)} in this folder.")
+        rows = [dict(row) for row in self._rows]
+        for name in wanted:
+            own = next((row for row in rows if self._meant(row) == name), None)
+            if own is None and label:
+                rows.append(dict.fromkeys(self._columns, "") | {"slide_id": name, "label": label})
+            elif own is not None and label:
+                own["label"] = label
+            elif own is not None:
+                rows.remove(own)
+        before = self._rows
+        self._write(rows)
+        self._undo.append(before)
+
+    def undo(self) -> None:
+        """Take the last labelling back.
+
+        Raises
+        ------
+        LabelError
+            The file cannot be written.
+        """
+        if self._undo:
+            self._write(self._undo[-1])
+            self._undo.pop()
+
+    def _meant(self, row: Mapping[str, str]) -> str:
+        """Return which of the folder's slides a row is of: by id or by file name."""
+        given = row["slide_id"].strip()
+        if given in self.slides:
+            return given
+        return next((n for n, path in self.slides.items() if path.name == given), given)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            write_atomic(self.path, text.getvalue())
+        except OSError as error:
+            raise LabelError(
+                f"{self.path}: cannot be written ({error.strerror or error}); keep the labels in "
+                "another file."
+            ) from error
+        self._rows = rows
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """Return the class names in a text, separated by commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
+    header = lines[0] if lines else ""
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
+    columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    lacking = [name for name in _COLUMNS if name not in columns]
+    if lacking:
+        raise LabelError(f"{path}: no column {' and '.join(lacking)}; its first line names them.")
+    reader.fieldnames = columns
+    return columns, [{name: row.get(name) or "" for name in columns} for row in reader]

@@ -1,0 +1,25 @@
+"""How often progress is told: a pipe and a person take only so much."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+__all__ = ["Pace"]
+
+_EVERY = 0.15  # seconds between two messages of progress
+
+
+class Pace:
+    """Lets through what is new, and else one message in a while."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, ...] = ()
+        self._time = 0.0
+
+    def due(self, *where: object) -> bool:
+        """Say whether to tell that it is here now."""
+        now = perf_counter()
+        if where == self._last and now - self._time < _EVERY:
+            return False
+        self._last, self._time = where, now
+        return True

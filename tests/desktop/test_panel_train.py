@@ -1,0 +1,242 @@
+"""The Train panel, used as a person does: real clicks, real training in a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from hands import canvas_of, click, double_click, press
+from qtpy.QtCore import QPoint
+from qtpy.QtWidgets import QApplication
+
+from slidelens.engine.manifest import read_manifest
+from slidelens.tiling.annotations import read_annotations
+from train_cohort import TILE, make_cohort
+
+pytestmark = pytest.mark.gui
+
+WAIT, LONG = 40_000, 180_000
+EPOCHS = 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def panel(bench, qtbot):
+    panel = bench.open_panel("train")
+    qtbot.waitUntil(lambda: panel.options.chosen is not None, timeout=LONG)
+    return panel
+
+
+def choose_data(qtbot, panel, cohort):
+    panel.data.set_slides(cohort / "slides")
+    qtbot.waitUntil(lambda: panel.data.slides is not None, timeout=WAIT)
+    panel.data.set_labels(cohort / "labels.csv")
+
+
+def choose_small_model(panel, epochs=EPOCHS):
+    """A network and tiles that learn in seconds."""
+    options = panel.options
+    options.choose("mil")
+    options.base.setCurrentIndex(options.base.findData("none"))
+    backbone = options.config.control("backbone")
+    if hasattr(backbone, "findData"):
+        backbone.setCurrentIndex(backbone.findData("squeezenet1_1"))
+    else:
+        backbone.setText("squeezenet1_1")
+        backbone.editingFinished.emit()
+    options.config.control("tile").setValue(TILE)
+    options.config.control("min_tissue").setValue(0)
+    options.training.control("patience").setValue(0)
+    options.device.setCurrentIndex(options.device.findData("cpu"))
+    options.epochs.setValue(epochs)
+
+
+def begin(qtbot, panel):
+    qtbot.waitUntil(panel.start_button.isEnabled, timeout=LONG)
+    press(qtbot, panel.start_button)
+
+
+def test_it_says_step_by_step_what_is_missing(panel, made, qtbot):
+    assert panel.why.text() == "Choose the folder with your slides."
+    assert not panel.start_button.isEnabled()
+    panel.data.set_slides(made / "slides")
+    qtbot.waitUntil(lambda: "table of labels" in panel.why.text(), timeout=WAIT)
+    panel.options.choose("multistage")
+    assert panel.data.outlines.isVisible()
+    panel.data.set_labels(made / "labels.csv")
+    assert "learns from outlines" in panel.why.text()
+    panel.options.choose("mil")
+    assert not panel.data.outlines.isVisible()
+    panel.data.set_slides(made / "gone")
+    qtbot.waitUntil(lambda: "no such folder" in panel.notice.text, timeout=WAIT)
+
+
+def test_labels_by_clicking_show_the_split_at_once(panel, made, bench, qtbot, tmp_path):
+    panel.data.set_slides(made / "slides")
+    qtbot.waitUntil(lambda: panel.data.slides is not None, timeout=WAIT)
+    panel.data.set_labels(tmp_path / "mine.csv")
+    panel.data.by_click.expand(animate=False)
+    labelling = panel.data.labelling
+    labelling.choose("s0")
+    for number in range(6):  # each press goes on to the next slide
+        press(qtbot, labelling.buttons["tumor" if number % 2 else "normal"])
+    assert (tmp_path / "mine.csv").read_text().splitlines()[1:3] == ["s0,normal", "s1,tumor"]
+    assert labelling.counts.text() == "3 normal, 3 tumor"
+    press(qtbot, labelling.undo_button)
+    assert labelling.counts.text() == "3 normal, 2 tumor"
+    qtbot.waitUntil(lambda: panel.split is not None, timeout=LONG)
+    assert panel.split.classes == ("normal", "tumor")
+    assert sum(panel.split.train) + sum(panel.split.tune) == 5
+    assert "slides to learn from" in panel.split_text.text()
+    assert panel.split_view.height() > 40
+    labelling.tree.itemActivated.emit(labelling.tree.topLevelItem(1), 0)
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
+    assert bench.slide.id == "s1"
+
+
+def test_a_plan_that_cannot_be_is_one_sentence(panel, made, qtbot, tmp_path):
+    (tmp_path / "one.csv").write_text("slide_id,label\ns0,normal\n")
+    panel.data.set_slides(made / "slides")
+    qtbot.waitUntil(lambda: panel.data.slides is not None, timeout=WAIT)
+    panel.data.set_labels(tmp_path / "one.csv")
+    qtbot.waitUntil(lambda: "at least two classes" in panel.why.text(), timeout=LONG)
+    assert not panel.start_button.isEnabled()
+
+
+def test_train_pause_go_on_and_run_what_came_of_it(panel, bench, made, qtbot, request):
+    choose_data(qtbot, panel, made)
+    choose_small_model(panel)
+    begin(qtbot, panel)
+    assert not panel.data.isEnabled()
+    qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
+    press(qtbot, panel.pause_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert panel.notice.text == "Paused; what it learnt is kept."
+    epochs = len(panel.state.rows)
+    assert 0 < epochs < EPOCHS
+    line = panel._unfinished.itemAt(0).widget()
+    press(qtbot, line.resume)
+    assert len(panel.losses.curves[0].values) == epochs
+    qtbot.waitUntil(lambda: len(panel.state.rows) >= EPOCHS - 1, timeout=LONG)
+    take_picture(bench, request, "train.png")
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert panel.notice.text.startswith("my-model is trained.")
+    assert len(panel.areas.curves[0].values) == EPOCHS
+    assert not panel.unfinished.isVisible()
+    assert read_manifest(bench.preferences.models / "my-model").classes == ["normal", "tumour"]
+    assert panel.options.name.text() == "my-model-2"
+    qtbot.waitUntil(lambda: "my-model" in [c.name for c in bench.cards], timeout=LONG)
+    press(qtbot, panel.notice._action)
+    run = bench.open_panel("run")
+    assert [card.name for card, _ in run.models.chosen()] == ["my-model"]
+
+
+def test_cancel_throws_away_and_undo_brings_back(panel, bench, made, qtbot):
+    choose_data(qtbot, panel, made)
+    choose_small_model(panel)
+    begin(qtbot, panel)
+    qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
+    press(qtbot, panel.cancel_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert "thrown away" in panel.notice.text
+    assert not (bench.preferences.models / "my-model").exists()
+    assert not panel.unfinished.isVisible()
+    press(qtbot, panel.notice._action)
+    assert (bench.preferences.models / "my-model" / "training" / "config.yaml").is_file()
+    assert panel.unfinished.isVisible()
+
+
+def test_fine_tuning_begins_with_the_options_of_its_base(panel, bench, made, qtbot):
+    panel.options.choose("mil", "demo-mil")
+    base = next(c for c in bench.cards if c.name == "demo-mil")
+    assert panel.options.model is base
+    assert panel.options.config.values()["tile"] == base.config["tile"]
+    choose_data(qtbot, panel, made)
+    asked = panel.request
+    assert asked.base == base.path
+    assert asked.config == {}
+    qtbot.waitUntil(lambda: "normal" in panel.why.text(), timeout=LONG)
+    assert "tumour" in panel.why.text(), "its classes are others: said before it begins"
+
+
+def test_outlines_are_drawn_with_the_mouse_and_kept(panel, bench, made, qtbot, tmp_path):
+    panel.options.choose("multistage")
+    panel.data.set_annotations(tmp_path / "outlines")
+    press(qtbot, panel.data.draw_button)
+    assert "Open a slide first" in panel.notice.text
+    bench.open_slide(made / "slides" / "s1.tif")
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
+    press(qtbot, panel.data.draw_button)
+    canvas = canvas_of(bench.viewer)
+    middle = QPoint(canvas.width() // 2, canvas.height() // 2)
+    for dx, dy in ((-60, -60), (60, -60), (60, 60)):
+        click(canvas, middle + QPoint(dx, dy))
+    double_click(canvas, middle + QPoint(-60, 60))
+    file = tmp_path / "outlines" / "s1.geojson"
+    qtbot.waitUntil(file.is_file, timeout=WAIT)
+    qtbot.waitUntil(lambda: len(read_annotations(file)) == 1, timeout=WAIT)
+    (drawn,) = read_annotations(file)
+    assert drawn.label == "tumor"
+    assert drawn.polygon.area > 10
+    x, y = drawn.polygon.centroid.coords[0]
+    assert (x, y) == pytest.approx((1.5 * TILE, 1.5 * TILE), abs=TILE)
+    assert json.loads(file.read_text())["type"] == "FeatureCollection"
+
+
+def test_closing_the_window_keeps_what_was_learnt_and_a_killed_worker_too(
+    home, make_napari_viewer, made, qtbot
+):
+    """First the worker is killed, then the window is closed; each time the training can go on."""
+    from slidelens.desktop.workbench import workbench_of
+
+    viewer = make_napari_viewer(show=True)
+    bench = workbench_of(viewer)
+    panel = bench.open_panel("train")
+    qtbot.waitUntil(lambda: panel.options.chosen is not None, timeout=LONG)
+    choose_data(qtbot, panel, made)
+    choose_small_model(panel, epochs=400)
+    begin(qtbot, panel)
+    out = panel.state.out
+    qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
+    os.kill(bench.trainer.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: not panel.running, timeout=WAIT)
+    assert "was killed" in panel.notice.text
+    assert "from the last checkpoint" in panel.notice.text
+    before = len(panel.state.rows)
+    press(qtbot, panel._unfinished.itemAt(0).widget().resume)
+    qtbot.waitUntil(lambda: len(panel.state.rows) > before, timeout=LONG)
+    pid = bench.trainer.pid
+    viewer.close()
+    qtbot.waitUntil(lambda: bench.trainer.pid == 0, timeout=WAIT)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert bench.memory.trainings() == [out]
+    assert (out / "training").is_dir()
+    assert not (out / "model.json").exists()
+
+
+def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
+    folder = bench.preferences.models / "old"
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "config.yaml").write_text("family: mil\nslides: gone\n")
+    bench.memory.training_began(folder)
+    panel = bench.open_panel("train")
+    line = panel._unfinished.itemAt(0).widget()
+    press(qtbot, line.resume)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert panel.notice.text
+    assert "unexpected" not in panel.notice.text
+
+
+def take_picture(bench, request, name):
+    QApplication.processEvents()
+    out = request.config.rootpath / "tests" / "_pictures"
+    out.mkdir(exist_ok=True)
+    bench.viewer.screenshot(str(out / name), canvas_only=False, flash=False)
+    assert (out / name).stat().st_size > 20_000
