@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from train_cohort import TILE, make_cohort
 
 from slidelens.engine import bags
 from slidelens.engine.bags import BagCache, find_bags, fitted, read_bag
@@ -26,6 +25,7 @@ from slidelens.slide.array import from_array
 from slidelens.slide.open import open_slide
 from slidelens.tiling.grid import GridSpec
 from slidelens.tiling.tissue import TissueSettings
+from train_cohort import TILE, make_cohort
 
 SPEC = GridSpec(TILE, 0.5, 0, 0)
 WHOLE = TissueSettings(method="whole")

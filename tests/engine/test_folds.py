@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from train_cohort import make_cohort, request
 
 from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
@@ -21,6 +20,7 @@ from slidelens.engine.package import load_model
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file
 from slidelens.errors import ModelError
+from train_cohort import make_cohort, request
 
 
 @pytest.fixture(scope="module")

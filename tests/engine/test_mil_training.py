@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from train_cohort import TILE, make_cohort, request
 
 from slidelens.engine import loop
 from slidelens.engine.cohort import predict_cohort
@@ -23,6 +22,7 @@ from slidelens.export import export_result
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels
 from slidelens.maps.result import Result, find_results
 from slidelens.tiling.tissue import TissueSettings
+from train_cohort import TILE, make_cohort, request
 
 STAGES = '[{"epochs": 2, "lr": 0.001, "head_lr": 0.01, "trains": "head"}]'
 SMALL = {"embed": 8, "hidden": 6, "heads": 2, "landmarks": 5, "top": 2}

@@ -11,7 +11,6 @@ import pytest
 import tifffile
 import torch
 from safetensors.torch import load_file
-from train_cohort import TILE, make_cohort, request
 from typer.testing import CliRunner
 
 import slidelens as sl
@@ -20,6 +19,7 @@ from slidelens.engine import loop
 from slidelens.engine.train import train
 from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.testing.phantom import write_cohort
+from train_cohort import TILE, make_cohort, request
 
 STAGES = [
     {"on": "patches", "trains": "head", "epochs": 1, "lr": 1e-3, "head_lr": 1e-2},

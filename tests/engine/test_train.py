@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_cohort import make_cohort, request
 
 from slidelens.engine import loop
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from train_cohort import make_cohort, request
 
 STEPS = 8  # per epoch: 4 scans, 2 batches, 2 tuning slides
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ from slidelens.errors import PluginError
 from slidelens.export import EXPORTERS
 from slidelens.families import FAMILIES
 from slidelens.nn.encoders import ENCODERS
+from slidelens.panels import PANELS
 from slidelens.slide.open import READERS
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def try_plugins() -> Iterator[Finding]:
         (ENCODERS, _encoder),  # type: ignore[assignment]  # reason: a registry only gives
         (READERS, _reader),
         (EXPORTERS, _exporter),
+        (PANELS, _panel),
     )
     for registry, trial in trials:
         broken = registry.broken()
@@ -86,3 +89,12 @@ def _exporter(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         written = trial_export(EXPORTERS.get(name), Path(folder))
     return "writes" if written else "loads; needs more than the trial result holds"
+
+
+def _panel(name: str) -> str:
+    """Import the widget's class; no window is made."""
+    panel = PANELS.get(name)
+    if find_spec("qtpy") is None:
+        return "loads; its widget needs slidelens[desktop]"
+    panel.load()
+    return "loads, and its widget"

@@ -1,0 +1,107 @@
+"""Panels of plugins, as a user installs them: one as the documentation has it, and broken ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hands import press
+from known_slides import make_slide
+
+from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.shown import add_layer
+from slidelens.desktop.window import camera
+from slidelens.errors import PluginError
+from slidelens.panels import PANELS
+from slidelens.registry import Registry
+
+DOCS = Path(__file__).parents[2] / "docs" / "plugins.md"
+PANEL = """
+SLIDELENS_API = {version}
+from slidelens.panels import PanelPlugin
+PANEL = PanelPlugin("{name}", "Title of {name}", "About {name}.", "{widget}")
+"""
+BROKEN = {
+    "raises": ("raise RuntimeError('at import')", "at import"),
+    "old": (PANEL.format(version=0, name="old", widget="os:PathLike"), "version 0"),
+    "gone": (PANEL.format(version=1, name="gone", widget="no_such_module:Class"), "no_such_module"),
+    "plain": (PANEL.format(version=1, name="plain", widget="builtins:len"), "expected a class"),
+}
+WORSE = {
+    "angry": "module_of_angry:Angry",
+    "thing": "module_of_thing:Thing",
+}
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder where Python finds packages, and a registry that has not looked yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    fresh = Registry(PANELS.group, "slidelens.panels:PanelPlugin", {})
+    monkeypatch.setattr("slidelens.panels.PANELS", fresh)
+    monkeypatch.setattr("slidelens.desktop.panels.more.PANELS", fresh)
+    monkeypatch.setattr("slidelens.engine.plugins.PANELS", fresh)
+    return tmp_path
+
+
+def install(site: Path, name: str, code: str) -> None:
+    module = f"panel_{name}"
+    (site / f"{module}.py").write_text(code)
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[slidelens.panels]\n{name} = {module}:PANEL\n")
+
+
+def example() -> str:
+    """The panel of the documentation, in a module of this test."""
+    text = DOCS.read_text().split("## A panel\n")[1]
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    return code.replace("my_package:Corners", "panel_corners:Corners")
+
+
+def test_doctor_names_what_is_broken_and_why(site):
+    install(site, "corners", example())
+    for name, (code, _) in BROKEN.items():
+        install(site, name, code)
+    found = {
+        c.name: c for c in _plugins() if c.name.removeprefix("Plugin ") in {*BROKEN, "corners"}
+    }
+    assert found["Plugin corners"].state == "ok"
+    for name, (_, reason) in BROKEN.items():
+        check = found[f"Plugin {name}"]
+        assert check.state == "broken"
+        assert reason in check.detail
+
+
+@pytest.mark.gui
+def test_a_panel_works_and_a_broken_one_harms_nothing(bench, site, qtbot):
+    install(site, "corners", example())
+    install(site, "raises", BROKEN["raises"][0])
+    for name, widget in WORSE.items():
+        code = PANEL.format(version=1, name=name, widget=widget)
+        install(site, name, code)
+    (site / "module_of_angry.py").write_text(
+        "class Angry:\n    def __init__(self, bench):\n        raise ValueError('when made')\n"
+    )
+    (site / "module_of_thing.py").write_text(
+        "class Thing:\n    def __init__(self, bench):\n        pass\n"
+    )
+    panel = bench.open_panel("more")
+    assert sorted(panel.buttons) == ["angry", "corners", "thing"]
+    press(qtbot, panel.buttons["angry"])
+    assert "ValueError: when made" in panel.notice.text
+    press(qtbot, panel.buttons["thing"])
+    assert "expected a QWidget" in panel.notice.text
+    with pytest.raises(PluginError, match="at import"):
+        bench.open_plugin("raises")
+    press(qtbot, panel.buttons["corners"])
+    corners = bench.open_plugin("corners")
+    assert corners is bench.open_plugin("corners")
+    assert corners.text.text() == "No slide is open."
+    add_layer(bench.viewer, slide_layer(make_slide(0.5)))
+    qtbot.waitUntil(lambda: corners.text.text() == "square", timeout=5000)
+    corners.fly()
+    qtbot.waitUntil(lambda: not bench.flight.flying, timeout=10_000)
+    assert camera(bench.viewer).center[-1] == pytest.approx(1000 * 0.5 / 16, abs=1)
