@@ -43,7 +43,7 @@ class PanelPlugin:
         module, _, name = self.widget.partition(":")
         try:
             found = getattr(import_module(module), name)
-        except Exception as error:  # reason: a plugin may raise anything; it must not take us down
+        except (Exception, SystemExit) as error:  # reason: a plugin may raise anything
             raise PluginError(
                 f"{where} does not load: {type(error).__name__}: {error}. "
                 "Update or uninstall the package that brings it."

@@ -84,6 +84,9 @@ def test_labels_by_clicking_show_the_split_at_once(panel, made, bench, qtbot, tm
     panel.data.by_click.expand(animate=False)
     labelling = panel.data.labelling
     labelling.choose("s0")
+    qtbot.waitUntil(
+        lambda: labelling.buttons["tumor"].visibleRegion().isEmpty() is False, timeout=WAIT
+    )
     for number in range(6):  # each press goes on to the next slide
         press(qtbot, labelling.buttons["tumor" if number % 2 else "normal"])
     assert (tmp_path / "mine.csv").read_text().splitlines()[1:3] == ["s0,normal", "s1,tumor"]
@@ -129,7 +132,7 @@ def test_train_pause_go_on_and_run_what_came_of_it(panel, bench, made, qtbot, re
     assert panel.notice.text.startswith("my-model is trained.")
     assert len(panel.areas.curves[0].values) == EPOCHS
     assert not panel.unfinished.isVisible()
-    assert read_manifest(bench.preferences.models / "my-model").classes == ["normal", "tumour"]
+    assert read_manifest(bench.preferences.models / "my-model").classes == ("normal", "tumour")
     assert panel.options.name.text() == "my-model-2"
     qtbot.waitUntil(lambda: "my-model" in [c.name for c in bench.cards], timeout=LONG)
     press(qtbot, panel.notice._action)

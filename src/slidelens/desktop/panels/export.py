@@ -10,6 +10,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton
 
 from slidelens.desktop.panels.parts import caption
+from slidelens.desktop.qt import alive
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import write_atomic
 from slidelens.review.exchange import correct_labels, decisions_csv
@@ -100,9 +101,9 @@ class ExportMenu(QToolButton):
             self._say(f"Report: {facts['what']}{of}…")
 
     def _ended(self, out: Path, status: str, error: str) -> None:
-        self.busy = False
-        if self._bench.closed:
+        if not alive(self) or self._bench.closed:
             return
+        self.busy = False
         self._say("")
         if status == "done":
             where = QUrl.fromLocalFile(str(out.absolute()))

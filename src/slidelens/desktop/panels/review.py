@@ -16,7 +16,7 @@ from slidelens.desktop.panels.categories import edit_categories
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
-from slidelens.desktop.qt import Shortcut
+from slidelens.desktop.qt import Shortcut, alive
 from slidelens.desktop.state.review import login_name, open_review
 from slidelens.desktop.world import World
 from slidelens.engine.labels import find_slides
@@ -202,7 +202,7 @@ class ReviewPanel(Panel):
             warnings += message.facts["warnings"]
 
     def _evaluated(self, out: Path, status: str, error: str, warnings: list[str]) -> None:
-        if self.bench.closed:
+        if not alive(self) or self.bench.closed:
             return
         if status != "done":
             self.notice.say(error or "Stopped.", "error")

@@ -12,6 +12,7 @@ from slidelens.desktop.panels.drawing import Curve, Curves, SplitView
 from slidelens.desktop.panels.parts import Panel, button, caption, heading, row
 from slidelens.desktop.panels.train_data import DataChooser
 from slidelens.desktop.panels.train_model import TrainOptions
+from slidelens.desktop.qt import alive
 from slidelens.desktop.state.train import Split, TrainState, read_history, resumable
 from slidelens.errors import ResultError
 
@@ -68,7 +69,7 @@ class TrainPanel(Panel):
             return
         self.why.setText("Looking at labels and slides…")
         self._planning = job = self.bench.trainer.submit("plan", request.facts())
-        job.event.connect(lambda message: self._planned(job, message))
+        job.event.connect(self._planned)
         job.ended.connect(lambda status, error: self._plan_ended(job, status, error))
 
     def start(self) -> None:
@@ -127,8 +128,17 @@ class TrainPanel(Panel):
         self.areas = Curves("AUC, tuning", 0.0, 1.0)
         self.unfinished = QWidget()
         self._unfinished = QVBoxLayout(self.unfinished)
-        self._unfinished.setContentsMargins(0, 0, 0, 0)
+        self.watch = QWidget()
+        watch = QVBoxLayout(self.watch)
+        for inner in (self._unfinished, watch):
+            inner.setContentsMargins(0, 0, 0, 0)
+        watch.addWidget(self.bar)
+        watch.addWidget(self.status)
+        watch.addLayout(row(self.pause_button, self.cancel_button, QWidget(), stretch=2))
+        watch.addWidget(self.losses)
+        watch.addWidget(self.areas)
         body = self.body
+        body.addWidget(self.watch)
         body.addWidget(self.unfinished)
         body.addWidget(heading("Slides and labels"))
         body.addWidget(self.data)
@@ -137,9 +147,7 @@ class TrainPanel(Panel):
         body.addWidget(heading("Split"))
         for widget in (self.split_view, self.split_text, self.warning, self.why):
             body.addWidget(widget)
-        body.addLayout(row(self.start_button, self.pause_button, self.cancel_button, stretch=0))
-        for part in (self.bar, self.status, self.losses, self.areas):
-            body.addWidget(part)
+        body.addWidget(self.start_button)
         body.addStretch()
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
@@ -165,12 +173,13 @@ class TrainPanel(Panel):
         self._enable()
         self._plan_soon.start()
 
-    def _planned(self, job: Job, message: Message) -> None:
-        if job is self._planning and message.name == "plan":
+    def _planned(self, message: Message) -> None:
+        now = self._planning  # an earlier plan may be under way still
+        if now is not None and now.number == message.job and message.name == "plan":
             self._show_split(Split.of(message.facts))
 
     def _plan_ended(self, job: Job, status: str, error: str) -> None:
-        if job is not self._planning or self.bench.closed:
+        if not alive(self) or job is not self._planning or self.bench.closed:
             return
         self._planning = None
         self._say_why("" if status == "done" else error)
@@ -198,6 +207,9 @@ class TrainPanel(Panel):
         self._show_curves()
         self._list_unfinished()
         self._enable()
+        bar = self.verticalScrollBar()
+        if bar is not None:
+            bar.setValue(0)  # where it is watched
 
     def _hear(self, message: Message) -> None:
         if self.state is None or self.bench.closed:
@@ -252,8 +264,6 @@ class TrainPanel(Panel):
 
     def _show_curves(self) -> None:
         rows = [] if self.state is None else self.state.rows
-        self.losses.setVisible(self.state is not None)
-        self.areas.setVisible(self.state is not None)
         self.losses.show_curves(
             [
                 Curve("training", _BLUE, [r.train_loss for r in rows]),
@@ -270,12 +280,12 @@ class TrainPanel(Panel):
         self.start_button.setEnabled(not self.running and self.split is not None)
         stopping = self.status.text().startswith("Saving") and self.running
         for stop in (self.pause_button, self.cancel_button):
+            stop.setVisible(self.running)
             stop.setEnabled(self.running and not stopping)
         self.data.setEnabled(not self.running)
         self.options.setEnabled(not self.running)
         self.unfinished.setEnabled(not self.running)
-        self.losses.setVisible(self.state is not None)
-        self.areas.setVisible(self.state is not None)
+        self.watch.setVisible(self.state is not None)
 
     def _list_unfinished(self) -> None:
         """Offer to go on with what was begun and not ended, also in another session."""

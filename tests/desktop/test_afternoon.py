@@ -1,0 +1,187 @@
+"""An afternoon of a pathologist who has never typed a command, in one window, with real events.
+
+Open two slides, run two models on each, compare them, outline a gland, fine-tune a model for one
+epoch, review two errors, export the report. A picture of every panel is kept in tests/_pictures.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from hands import canvas_of, click, double_click, press
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QApplication
+
+from slidelens.desktop.shown import layers_of
+from slidelens.maps.result import Result
+from slidelens.review.store import STORE_FILE, ReviewStore
+from slidelens.review.taxonomy import read_taxonomy
+from slidelens.tiling.annotations import read_annotations
+
+pytestmark = [pytest.mark.gui, pytest.mark.realdata]
+
+WAIT, LONG = 40_000, 180_000
+CMU, MOSAIC = "CMU-1-Small-Region", "train_001"
+MODELS = ("demo-mil", "demo-multistage")
+LEARN = {"train_000": "normal", "train_002": "normal", "train_001": "tumor", "train_003": "tumor"}
+
+
+class Afternoon:
+    """What the person does, and looks at."""
+
+    def __init__(self, bench, qtbot, pictures) -> None:
+        self.bench, self.qtbot, self.pictures = bench, qtbot, pictures
+        self.window = bench.viewer.window._qt_window
+        self.window.activateWindow()
+        self.wait(self.window.isActiveWindow)
+
+    def wait(self, until, timeout: int = WAIT) -> None:
+        self.qtbot.waitUntil(until, timeout=timeout)
+
+    def press(self, button) -> None:
+        press(self.qtbot, button)
+
+    def key(self, widget, key) -> None:
+        widget.setFocus()
+        self.qtbot.keyClick(widget, key)
+
+    def look(self, name: str) -> None:
+        """Keep a picture of the whole window."""
+        self.wait(lambda: not self.bench.flight.flying)
+        for _ in range(3):
+            QApplication.processEvents()
+        path = self.pictures / f"{name}.png"
+        self.bench.viewer.screenshot(str(path), canvas_only=False, flash=False)
+        assert path.stat().st_size > 30_000
+
+    def run(self, slide) -> None:
+        """Open a slide and run both models."""
+        panel = self.bench.open_panel("run")
+        self.bench.open_slide(slide)
+        self.wait(lambda: self.bench.slide is not None and self.bench.slide.id == slide.stem)
+        panel.models.choose(*MODELS)
+        self.press(panel.run_button)
+        self.wait(lambda: not panel.running, LONG)
+        for model in MODELS:
+            assert Result.load(self.bench.results / model / slide.stem).classes[-1] == "tumor"
+            self.wait(lambda m=model: any(layers_of(self.bench.viewer, "map", model=m)))
+        assert panel.notice.text.startswith("demo-mil: tumor")
+
+
+@pytest.fixture
+def afternoon(bench, qtbot, request):
+    pictures = request.config.rootpath / "tests" / "_pictures"
+    pictures.mkdir(exist_ok=True)
+    return Afternoon(bench, qtbot, pictures)
+
+
+def test_afternoon(afternoon, data, tmp_path):
+    mosaic = data / "crc_mosaic" / "slides"
+    bench = afternoon.bench
+    run = bench.open_panel("run")
+    afternoon.wait(lambda: bool(bench.cards), LONG)
+    afternoon.run(data / "wsi" / f"{CMU}.svs")
+    afternoon.run(mosaic / f"{MOSAIC}.tif")
+    afternoon.look("afternoon-run")
+    bench.open_panel("maps")
+    afternoon.look("afternoon-maps")
+    compare(afternoon)
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name in LEARN:
+        shutil.copy(mosaic / f"{name}.tif", slides)
+    outline(afternoon, tmp_path / "outlines")
+    fine_tune(afternoon, slides, tmp_path / "labels.csv")
+    afternoon.press(bench.open_panel("train").notice._action)  # "Run it"
+    assert [card.name for card, _ in run.models.chosen()] == ["my-model"]
+    review(afternoon, tmp_path)
+
+
+def compare(afternoon) -> None:
+    panel = afternoon.bench.open_panel("compare")
+    afternoon.wait(lambda: panel.methods.topLevelItemCount() == 2)
+    panel.choose(*MODELS)
+    afternoon.wait(lambda: panel.compared.comparison is not None)
+    panel.set_mode("two")
+    afternoon.wait(lambda: len(panel.canvases.cells) == 2)
+    afternoon.look("afternoon-compare")
+    panel.set_mode("off")
+
+
+def outline(afternoon, folder) -> None:
+    """Outline a gland on the open slide, for the families that learn from outlines."""
+    panel = afternoon.bench.open_panel("train")
+    afternoon.wait(lambda: panel.options.chosen is not None)
+    panel.options.choose("multistage")
+    panel.data.set_annotations(folder)
+    panel.data.outline_class.setText("tumor")
+    afternoon.press(panel.data.draw_button)
+    canvas = canvas_of(afternoon.bench.viewer)
+    middle = QPoint(canvas.width() // 2, canvas.height() // 2)
+    for dx, dy in ((-80, -50), (70, -60), (90, 60)):
+        click(canvas, middle + QPoint(dx, dy))
+    double_click(canvas, middle + QPoint(-60, 70))
+    file = folder / f"{MOSAIC}.geojson"
+    afternoon.wait(file.is_file)
+    (drawn,) = read_annotations(file)
+    assert drawn.label == "tumor"
+    afternoon.look("afternoon-outline")
+
+
+def fine_tune(afternoon, slides, labels) -> None:
+    """Label four slides by clicking and fine-tune the demo model for one epoch."""
+    panel = afternoon.bench.open_panel("train")
+    panel.options.choose("mil", "demo-mil")
+    panel.data.set_slides(slides)
+    afternoon.wait(lambda: panel.data.slides == slides)
+    panel.data.set_labels(labels)
+    panel.data.by_click.expand(animate=False)
+    for name, label in LEARN.items():
+        panel.data.labelling.tree.clearSelection()
+        panel.data.labelling.choose(name)
+        afternoon.press(panel.data.labelling.buttons[label])
+    panel.options.epochs.setValue(1)
+    afternoon.wait(lambda: panel.split is not None, LONG)
+    assert sum(panel.split.train) == sum(panel.split.tune) == 2
+    afternoon.wait(panel.start_button.isEnabled)
+    afternoon.press(panel.start_button)
+    afternoon.wait(lambda: not panel.running, LONG)
+    assert panel.notice.text.startswith("my-model is trained.")
+    assert len(panel.losses.curves[0].values) == 1
+    afternoon.look("afternoon-train")
+    afternoon.wait(lambda: "my-model" in [c.name for c in afternoon.bench.cards], LONG)
+
+
+def review(afternoon, folder) -> None:
+    """Evaluate against labels that contradict the models, decide on two errors, export."""
+    bench, labels = afternoon.bench, folder / "truth.csv"
+    found = Result.load(bench.results / "demo-mil" / MOSAIC)
+    wrong = "normal" if found.probabilities["tumor"] > 0.5 else "tumor"
+    other = "tumor" if wrong == "normal" else "normal"
+    labels.write_text(f"slide_id,label\n{MOSAIC},{wrong}\n{CMU},{other}\n")
+    panel = bench.open_panel("review")
+    panel.reviewer.setText("ann")
+    panel.evaluate(labels)
+    afternoon.wait(lambda: panel.review is not None, LONG)
+    assert len(panel.review.cases) >= 2
+    store = ReviewStore(panel.review.saved.folder / STORE_FILE)
+    for number in range(2):
+        case = panel.review.case
+        afternoon.wait(lambda: panel.case.place.text().startswith("Place 1"), LONG)
+        afternoon.wait(lambda c=case: bench.slide is not None and bench.slide.id == c.slide_id)
+        afternoon.key(panel.errors.tree, Qt.Key.Key_2)
+        panel.case.note.setFocus()
+        afternoon.qtbot.keyClicks(panel.case.note, f"error {number + 1}")
+        if number == 0:
+            afternoon.look("afternoon-review")
+            afternoon.key(panel.errors.tree, Qt.Key.Key_Right)
+        panel.case.flush()
+        kept = store.get(case.key, "ann")
+        assert kept.category == read_taxonomy(panel.review.saved.folder)[case.kind][1]
+        assert kept.note == f"error {number + 1}"
+    assert panel.errors.bar.value() == 2
+    panel.export.write_report(folder / "report.html")
+    afternoon.wait(lambda: not panel.export.busy, LONG)
+    assert "The report is written" in panel.notice.text
+    assert "error 2" in (folder / "report.html").read_text()
