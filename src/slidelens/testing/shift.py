@@ -49,7 +49,7 @@ class StainShift:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Shift ``(..., 3)`` uint8 RGB."""
-        density = -np.log(np.maximum(np.arange(256), 0.5) / 255)[:, None]
+        density = -np.log(np.maximum(np.arange(256), 0.25) / 255)[:, None]
         table = np.exp(-(density * self.gain + self.offset)) * 255
         table = np.rint(table.clip(0, 255)).astype(np.uint8)
         return np.stack([table[pixels[..., c], c] for c in range(3)], -1)
