@@ -82,14 +82,21 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
 def one_seed(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
     """Train, run and score all methods; what lies in ``folder`` is not done again."""
     figures = {}
-    for method, options in METHODS.items():
-        model = folder / slug(method)
-        if not (model / "model.json").exists():
-            train(model, [folder / slug(o) if o in METHODS else o for o in options], seed, quick)
+    for method in METHODS:
+        model = one_method(folder, method, seed, quick=quick)
         spent = json.loads((model / "training" / "spent.json").read_text())
         figures[method] = {**score(folder, model), **spent}
         print(seed, method, figures[method], file=sys.stderr)
     return figures
+
+
+def one_method(folder: Path, method: str, seed: int, *, quick: bool) -> Path:
+    """Train one method, unless it lies in ``folder`` already, and return where the model is."""
+    model = folder / slug(method)
+    if not (model / "model.json").exists():
+        options = [folder / slug(o) if o in METHODS else o for o in METHODS[method]]
+        train(model, options, seed, quick)
+    return model
 
 
 def slug(method: object) -> str:

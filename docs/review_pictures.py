@@ -25,7 +25,12 @@ DECODED = """one => {
     }));
 }"""
 """Pictures and pages wait until they are looked at; a photograph must not."""
-METHODS: dict[Method, float] = {"mil": 0.3, "streaming": 0.35, "segmentation": 0.45}
+METHODS: dict[Method, float] = {
+    "mil": 0.3,
+    "streaming": 0.35,
+    "segmentation": 0.45,
+    "magnet": 0.4,
+}
 """How far each method's scores scatter, so that each errs."""
 
 

@@ -49,7 +49,7 @@ def test_overview_and_fields_stand_under_every_method_with_what_it_gives_there(p
     for said in ("mil: tile with", "streaming: peak of saliency", "magnet: window"):
         assert said in whats
     assert "segmentation:" not in whats  # it is right
-    assert of(found.rows[1], "mil").note.startswith(("tumor: 0.", "not looked at"))
+    assert of(found.rows[1], "mil").note.startswith(("P(tumor) 0.", "not looked at"))
     assert "of max." in of(found.rows[1], "streaming").note
     assert len(kept) == 5 * len(found.rows)
 

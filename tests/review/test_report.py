@@ -15,6 +15,7 @@ from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
 from slidelens.review.report import ReportOptions, write_report
 from slidelens.review.store import CaseKey, ReviewStore
+from slidelens.review.wording import said_once
 from slidelens.slide.base import Slide
 
 NOTE = "<script>alert('x')</script> & \"dense\"\n" + "long <b>words</b> " * 300
@@ -219,6 +220,11 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
     options = ReportOptions(slides=tmp_path / "moved" / "slides")
     done = write_report(tmp_path / "moved" / "eval", tmp_path / "r.html", options=options)
     assert len(done.notes) == 1
+
+
+def test_what_holds_for_several_models_is_said_once():
+    notes = ["a: one", "b: two", "c: one", "all: one", "none"]
+    assert said_once(notes, ["a", "b", "c"]) == ["a, c: one", "b: two", "all: one", "none"]
 
 
 @pytest.mark.usefixtures("_no_pictures")

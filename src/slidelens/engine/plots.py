@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -33,7 +34,7 @@ def roc_picture(
     measured: Mapping[str, Measured], level: float, file_format: FileFormat = "png"
 ) -> bytes:
     """Draw the ROC curve of every model, its pointwise interval band and its operating point."""
-    figure = _figure(6.4, 6.9 + 0.2 * len(measured))
+    figure = _figure(5.4, 5.9 + 0.2 * len(measured))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
     for i, (name, one) in enumerate(measured.items()):
@@ -43,7 +44,9 @@ def roc_picture(
             continue
         color, style = _look(i)
         label = f"{_short(name)}: AUC {_with_interval(figures['auc'], figures['auc_ci'])}"
-        axes.fill_between(FPR, one.band[0], one.band[1], color=color, alpha=0.14, linewidth=0)
+        # Bands lie over each other: many opaque ones are mud.
+        alpha = min(0.14, 0.3 / len(measured))
+        axes.fill_between(FPR, one.band[0], one.band[1], color=color, alpha=alpha, linewidth=0)
         axes.plot(*one.roc, color=color, linestyle=style, linewidth=1.8, label=label)
         if figures["threshold"] is not None:
             axes.plot(
@@ -71,8 +74,12 @@ def roc_picture(
 
 
 def calibration_picture(measured: Mapping[str, Measured], file_format: FileFormat = "png") -> bytes:
-    """Draw how often scores are right, with the number of cases behind each point."""
-    figure = _figure(6.4, 7.0 + 0.2 * len(measured))
+    """Draw how often scores are right, with the number of cases behind each point.
+
+    A point's area grows with its cases, and lines between points are thin: in a small cohort a bin
+    holds one case or two, which say little.
+    """
+    figure = _figure(5.4, 6.0 + 0.2 * len(measured))
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
     n_models = len(measured)
@@ -85,11 +92,14 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
             found.observed,
             color=color,
             linestyle=style,
+            linewidth=0.9,
             marker="o",
-            markersize=5,
+            markersize=3,
             clip_on=False,
             label=label,
         )
+        area = 130 * np.asarray(found.cases) / max(1, int(np.max(found.cases, initial=0)))
+        axes.scatter(found.predicted, found.observed, area, color=color, alpha=0.6, clip_on=False)
         width = 0.08 / n_models
         shift = (i - (n_models - 1) / 2) * width
         below.bar(_bin_centres(found.predicted) + shift, found.cases, width, color=color)

@@ -18,6 +18,7 @@ from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
 from slidelens.review.store import STORE_FILE, Decision, ReviewStore
 from slidelens.review.tally import Agreement, CauseTable, agreement, cause_tables, label_votes
 from slidelens.review.taxonomy import read_taxonomy
+from slidelens.review.wording import said_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -215,7 +216,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         stray=len({d.key for d in decisions if d.decided} - keys),
         files={} if options.slides is None else find_slides(options.slides),
     )
-    content.notes += _notes(saved, content)
+    content.notes += said_once(_notes(saved, content), saved.models)
     _annotate(saved, content)
     return content
 

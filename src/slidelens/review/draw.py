@@ -33,7 +33,7 @@ def mark_scale(picture: Image.Image, um_per_px: float) -> float:
 
     draw = ImageDraw.Draw(picture, "RGBA")
     um = scale_bar_um(picture.width * um_per_px)
-    length, size = max(1, round(um / um_per_px)), _text_px(picture)
+    length, size = max(1, round(um / um_per_px)), _text_px(picture, 19)
     text = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
     font = _font(size)
     wide, pad = max(length, round(draw.textlength(text, font))), size // 2
@@ -119,8 +119,9 @@ def _tag(
     draw.text((x + wide / 2, y + high / 2), text, _WHITE, font, anchor="mm")
 
 
-def _text_px(picture: Image.Image) -> int:
-    return max(11, round(max(picture.size) / 24))
+def _text_px(picture: Image.Image, share: int = 24) -> int:
+    """Return a size of text that can be read where a page shows the picture small."""
+    return max(11, round(max(picture.size) / share))
 
 
 @cache

@@ -328,5 +328,5 @@ def _value(source: Map, target: str, box: Box | None) -> str:
     if np.isnan(mean):
         return "not looked at"
     if source.kind == "probability":
-        return f"{name}: {mean:.2f}"
+        return f"P({name}) {mean:.2f}"
     return f"{source.name}: {mean / scale_top(source, name):.2f} of max."

@@ -10,10 +10,24 @@ from slidelens.review.evidence import OPACITY
 from slidelens.review.tally import LABEL_WRONG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from slidelens.review.content import Content, SlideCase
     from slidelens.review.errors import Verdict
 
-__all__ = ["HELPERS", "commands_of", "legend_css", "settings_of"]
+__all__ = ["HELPERS", "commands_of", "legend_css", "said_once", "settings_of"]
+
+
+def said_once(notes: Iterable[str], models: Sequence[str]) -> list[str]:
+    """Say what holds for several models (``MODEL: text``) in one sentence, in the order given."""
+    names: dict[str, list[str]] = {}
+    for note in notes:
+        name, colon, text = note.partition(": ")
+        if colon and name in models:
+            names.setdefault(text, []).append(name)
+        else:
+            names.setdefault(note, [])
+    return [f"{', '.join(whose)}: {text}" if whose else text for text, whose in names.items()]
 
 
 def legend_css() -> str:
