@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER = WORK.parent / "review_crc"
-REVIEWERS = ("first", "second")
 SEPARATE = ("classifier only", "Separate")
 
 SQUEEZENET = ["--backbone", "squeezenet1_1", "--weights", WEIGHTS]
@@ -48,9 +47,10 @@ def measure(_quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     found = ["--labels", labels, "--split", "tune", "--annotations", COHORT / "annotations"]
     spent, _ = slidelens("evaluate", FOLDER / "results", *found, "--out", evaluation)
     html, pdf = FOLDER / "report.html", FOLDER / "report.pdf"
-    spent += slidelens("report", evaluation, "--out", html, "--pdf", pdf)[0]
+    spent += slidelens("report", evaluation, "--out", html, "--pdf", pdf, *models)[0]
     decided = decide(evaluation)
-    slidelens("report", evaluation, "--out", html, "--pdf", pdf)
+    slidelens("report", evaluation, "--out", html, "--pdf", pdf, *models)
+    photograph(html)
     counted = sum(sources(html).values())
     figures = json.loads((evaluation / "metrics.json").read_text())["models"]
     errors = {name: one["fp"] + one["fn"] for name, one in figures.items()}
@@ -83,11 +83,22 @@ def decide(evaluation: Path) -> int:
     from slidelens.review.taxonomy import TAXONOMY
 
     for number, case in enumerate(e for e in list_errors(evaluation) if e.model == "weak"):
-        category = TAXONOMY[case.kind][number % 2]
-        words = ["set", case.slide_id, "--model", "weak", "--category", category]
-        for reviewer in REVIEWERS if number % 3 == 0 else REVIEWERS[:1]:
+        for reviewer, step in (("first", 2), ("second", 3)):
+            category = TAXONOMY[case.kind][number % step]  # they do not always agree
+            words = ["set", case.slide_id, "--model", "weak", "--category", category]
             slidelens("review", evaluation, *words, "--reviewer", reviewer)
     return len({d.key for d in ReviewStore(evaluation / STORE_FILE).decisions() if d.decided})
+
+
+def photograph(html: Path) -> None:
+    """Photograph the sections without tissue, which may be shown to anyone."""
+    from slidelens.testing.browser import browser
+
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1240, "height": 1000})
+        page.goto(html.as_uri())
+        for section in ("performance", "sources", "errors"):
+            page.locator(f"#{section}").screenshot(path=FOLDER / f"{section}.png")
 
 
 def sources(html: Path) -> dict[str, int]:

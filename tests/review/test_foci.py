@@ -77,6 +77,20 @@ def test_lesions_are_shown_whole_largest_first_or_where_they_are_strongest():
     assert "lesion of" in found[0].what
 
 
+def test_a_segmentation_shows_its_lesions_even_if_it_is_as_coarse_as_its_tiles():
+    values = np.zeros((20, 20), np.float32)
+    values[4:6, 4:7] = 0.9
+    source, labels = one_map(values, 448), one_map(values > 0.5, 448, "labels")
+    tiled = tiles([0.2, 0.9, 0.3], side=448.0)
+    regions = positive_regions(source)
+    (lesion,) = find_foci(result(maps=[source, labels], tiles=tiled, regions=regions), "tumor", 1)
+    assert lesion.what.startswith("lesion of 0.301 mm²")
+    (tile,) = find_foci(result(maps=[source], tiles=tiled, regions=regions), "tumor", 1)
+    assert tile.what.startswith("tile")
+    (tile,) = find_foci(result(maps=[source, labels], tiles=tiled), "tumor", 1)
+    assert tile.what.startswith("tile")
+
+
 def test_without_regions_the_strongest_field_of_any_map_will_do():
     values = np.full((500, 500), 0.1, np.float32)
     values[300:320, 100:120] = 0.3

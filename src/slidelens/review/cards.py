@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.manifest import Manifest, read_manifest
@@ -60,8 +61,12 @@ class ModelCard:
         Sentences of the package: what it is, what it is meant for.
     results, gone
         How many results were evaluated, and how many of them cannot be read any longer.
-    software, settings
-        Versions, and digests of settings, that occur among the results.
+    software
+        Versions that occur among the results.
+    settings
+        Digest of the settings of all results together: of slides, regions, resolution and model.
+    config
+        The model's fields, as its package states them.
     """
 
     name: str
@@ -71,7 +76,8 @@ class ModelCard:
     results: int = 0
     gone: int = 0
     software: dict[str, str] = field(default_factory=dict)
-    settings: list[str] = field(default_factory=list)
+    settings: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def cohort_card(saved: SavedEvaluation) -> CohortCard:
@@ -137,7 +143,9 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
     card.facts["Stored threshold"] = "none" if stored is None else f"{stored:.4g}"
     if digest:
         card.facts["Weights (sha256)"] = f"{digest[:_SHORT]}…"
-    card.settings = sorted({r.settings_sha256 for r in read if r.settings_sha256})
+    digests = sorted(r.settings_sha256 for r in read if r.settings_sha256)
+    if digests:  # one of each slide: its own file is part of it
+        card.settings = sha256("\n".join(digests).encode()).hexdigest()
     for key in sorted({key for r in read for key in r.software}):
         versions = sorted({r.software[key] for r in read if key in r.software})
         card.software[key] = " | ".join(versions)
@@ -150,6 +158,7 @@ def _tell_package(card: ModelCard, manifest: Manifest) -> None:
     if manifest.tile_size:
         side = manifest.tile_size * manifest.mpp
         card.facts["Tile"] = f"{manifest.tile_size} px ({side:g} µm)"
+    card.config = dict(manifest.config)
     backbone = manifest.config.get("backbone")
     if isinstance(backbone, str):
         card.facts["Backbone"] = backbone

@@ -76,8 +76,9 @@ def find_foci(result: Result, target: str, count: int) -> list[Focus]:
     """Find the places that speak most for a class, the strongest first.
 
     Windows of the last layer where the method chose its own; else the peaks of a saliency map;
-    else tiles, where the map is as coarse as they are; else lesions (the regions of the result);
-    else the strongest fields of whatever map there is.
+    else lesions (the regions of the result), where it segments: it brings a map of labels; else
+    tiles, where the map is as coarse as they are; else lesions of any other map; else the strongest
+    fields of whatever map there is.
 
     Parameters
     ----------
@@ -90,14 +91,15 @@ def find_foci(result: Result, target: str, count: int) -> list[Focus]:
     """
     mpp, source, tiles = result.slide.resolution, leading_map(result), result.tiles
     mpp = mpp or (source.slide_mpp if source is not None else None)
+    lesions = [region for region in result.regions if region.label == target]
+    segments = any(m.kind == "labels" and m.name != "tissue" for m in result.maps.values())
     if result.trajectory is not None:
         found: Iterable[Focus] = _windows(result.trajectory, target)
     elif source is not None and source.kind == "saliency" and mpp is not None:
         found = _peaks(source, target, mpp, count)
-    elif tiles is not None and len(tiles) and _is_tiled(source, tiles):
+    elif tiles is not None and _is_tiled(source, tiles) and not (lesions and segments):
         found = _tiles(tiles, target)
     elif mpp is not None and source is not None:
-        lesions = [region for region in result.regions if region.label == target]
         found = _lesions(lesions, source, target, mpp) if lesions else ()
         found = list(found) or _peaks(source, target, mpp, count)
     else:
@@ -136,6 +138,8 @@ def _windows(trajectory: Trajectory, target: str) -> list[Focus]:
 
 def _is_tiled(source: Map | None, tiles: Tiles) -> bool:
     """Say whether tiles are what the method saw, and not means of a finer map over a grid."""
+    if not len(tiles):
+        return False
     if source is None or tiles.attention is not None:
         return True
     return source.affine.sx >= 0.45 * float(np.median(tiles.boxes[:, 2]))

@@ -45,12 +45,15 @@ def legend_css() -> str:
 def settings_of(content: Content) -> dict[str, str]:
     """Say what the figures depend on."""
     record, interval = content.saved.record, content.saved.metrics.get("interval") or {}
-    rules = {f"{name}: {one.figures['threshold_rule']}" for name, one in content.measured.items()}
+    rules = said_once(
+        (f"{name}: {one.figures['threshold_rule']}" for name, one in content.measured.items()),
+        content.models,
+    )
     software = record.get("software", {})
     return {
         "Split": content.cohort.split or "all slides",
         "Labels (sha256)": content.cohort.labels_sha256 or "not stated",
-        "Operating point": "; ".join(sorted(rules)),
+        "Operating point": "; ".join(rules),
         "Intervals": f"{interval.get('level', 0.95):.0%}, {interval.get('resamples', '?')} "
         f"resamples, seed {interval.get('seed', '?')}",
         "Decisions": ", ".join(content.reviewers) or "none",
