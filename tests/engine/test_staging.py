@@ -199,6 +199,22 @@ def test_lesions_are_measured_by_froc(tmp_path):
     assert first == "0.9,700,1100"
 
 
+def test_lesions_of_a_split_or_of_what_there_is_are_measured(tmp_path):
+    _result("a", 8).save(tmp_path / "r" / "m" / "a")
+    labels = "slide_id,label,split\na,tumour,tune\nb,tumour,train\nc,normal,tune\n"
+    (tmp_path / "labels.csv").write_text(labels)
+    _annotate(tmp_path / "ann", "a", 600, 2200)
+    words = ["lesions", tmp_path / "r", "--labels", tmp_path / "labels.csv"]
+    words += ["--annotations", tmp_path / "ann", "--out", tmp_path / "o", "--json"]
+    with pytest.raises(LabelError, match=r"labelled, no result: b, c"):
+        _run(*words)
+    with pytest.raises(LabelError, match=r"labelled, no result: c"):
+        _run(*words, "--split", "tune")
+    found = json.loads(_run(*words, "--split", "tune", "--allow-missing").output)
+    assert (found["slides"], found["lesions"], found["split"]) == (1, 1, "tune")
+    assert found["left_out"] == {"no_label": [], "no_result": ["c"]}
+
+
 def test_lesions_without_annotations_are_listed(tmp_path):
     for slide_id in "ab":
         _result(slide_id, 4).save(tmp_path / "r" / "m" / slide_id)

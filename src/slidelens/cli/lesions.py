@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,13 +36,27 @@ def lesions(
     radius: Annotated[
         float, typer.Option(min=0, help="No second detection within so many µm of a higher one.")
     ] = 200.0,
+    split: Annotated[
+        Literal["train", "tune", "test"] | None,
+        typer.Option(help="Only the slides of this split."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out slides without label or result.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure detections by a FROC curve (CAMELYON16); write each slide's as probability,X,Y."""
     from slidelens.engine.lesion_evaluation import evaluate_lesions
 
     found = evaluate_lesions(
-        results, labels, annotations, out, tumour=tuple(tumour or ()), radius_um=radius
+        results,
+        labels,
+        annotations,
+        out,
+        tumour=tuple(tumour or ()),
+        radius_um=radius,
+        split=split,
+        allow_missing=allow_missing,
     )
     if as_json:
         typer.echo(json.dumps(found, indent=2))

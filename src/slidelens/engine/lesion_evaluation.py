@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slidelens.engine.froc import Froc
+    from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases
     from slidelens.maps.map import Map
     from slidelens.tiling.annotations import Annotation
@@ -38,6 +39,8 @@ def evaluate_lesions(
     *,
     tumour: Sequence[str] = (),
     radius_um: float = 200.0,
+    split: Split | None = None,
+    allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Measure the peaks of a model's maps against annotated lesions.
 
@@ -56,6 +59,8 @@ def evaluate_lesions(
         Annotation classes that are tumour, as in training.
     radius_um
         See :func:`~slidelens.maps.lesions.find_peaks`.
+    split, allow_missing
+        Which slides, see :func:`~slidelens.engine.scores.join`; those left out are in ``left_out``.
 
     Returns
     -------
@@ -71,7 +76,8 @@ def evaluate_lesions(
         raise ResultError(f"{results}: results of {', '.join(scored)}; give RESULTS/<model>.")
     (one,) = scored.values()
     table = read_labels(Path(labels), one.classes, every_class=False)
-    cases = join(scored, table)[0][one.name]
+    joined, left_out = join(scored, table, split=split, allow_missing=allow_missing)
+    cases = joined[one.name]
     truth = _truth(cases, Path(annotations), tumour)
     maps = {slide: _map_of(cases.scored.folders[slide]) for slide in truth}
     label = one.classes[-1]
@@ -90,6 +96,8 @@ def evaluate_lesions(
         "slides": curve.slides,
         "detections": sum(map(len, found.values())),
         "radius_um": radius_um,
+        "split": split,
+        "left_out": left_out[one.name]._asdict(),
         "curve": np.stack([curve.rates, curve.sensitivity], 1).tolist(),
     }
     with staged_folder(Path(out)) as staging:
