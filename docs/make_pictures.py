@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 
 import review_pictures
+from PIL import Image
 
 from slidelens.testing.display import virtual_display
 from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 IMAGES = Path(__file__).resolve().parent / "images"
-MODEL = "demo-mil"
+PICTURES = {"demo-mil": "napari.png", "demo-multistage": "multistage.jpg"}
+"""Model to the picture of its result in napari."""
 SLIDE = PhantomSpec(size=(5120, 3584), mpp=0.5, seed=11, lesions=2, tumor_fraction=0.16, pen="blue")
 
 log = logging.getLogger("pictures")
@@ -34,12 +36,14 @@ def main() -> None:
         folder = Path(name)
         slide = folder / "phantom.tif"
         write_phantom(slide, SLIDE)
-        predict(slide, MODEL, out=folder / "results")
-        viewer = view([slide], folder / "results", show=False)
-        viewer.show()
-        photograph(viewer, IMAGES / "napari.png")
-        viewer.close()
-    log.info("wrote %s", IMAGES / "napari.png")
+        for model, picture in PICTURES.items():
+            predict(slide, model, out=folder / "results" / model)
+            viewer = view([slide], folder / "results" / model, show=False)
+            viewer.show()
+            photograph(viewer, folder / "window.png")
+            viewer.close()
+            Image.open(folder / "window.png").convert("RGB").save(IMAGES / picture, quality=85)
+            log.info("wrote %s", IMAGES / picture)
     for path in review_pictures.make(IMAGES):
         log.info("wrote %s", path)
 
