@@ -8,10 +8,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from slidelens.engine.fetch import fetch_model, fetching, read_reference
-from slidelens.engine.package import load_model, save_model
+from slidelens.engine.package import load_model, locate_model, save_model
 from slidelens.engine.publish import check_package, pack
+from slidelens.engine.sums import write_sums
 from slidelens.errors import ModelError
 from slidelens.settings import get_settings
 
@@ -160,6 +163,37 @@ def test_altered_or_cut_weights_leave_nothing_in_the_cache(server, packed, cache
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
     with pytest.raises(ModelError, match="altered or cut short"):
         fetch_model(f"{server.url}/model")
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_another_golden_output_is_noticed_when_a_model_arrives(server, packed, cache):
+    """Of a family whose code differs from its maker's: the files are right, the output is not."""
+    place = packed.rename(server.root / "model")
+    golden = place / "golden.safetensors"
+    tensors = load_file(golden)
+    tensors["probabilities"] += torch.tensor([2e-4, -2e-4])
+    save_file(tensors, golden)
+    write_sums(place)
+    with pytest.raises(ModelError, match=r"does not give its golden output: it differs by 0\.0002"):
+        load_model(f"{server.url}/model", "cpu")
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_what_cannot_run_here_is_kept_and_says_so(server, packed, caplog):
+    place = packed.rename(server.root / "model")
+    manifest = json.loads((place / "model.json").read_text())
+    (place / "model.json").write_text(json.dumps({**manifest, "family": "of-a-plugin"}))
+    write_sums(place)
+    folder = locate_model(f"{server.url}/model")
+    assert "its golden output was not replayed: unknown model family" in caplog.text
+    assert (folder / "weights.safetensors").is_file()
+
+
+def test_a_card_that_was_altered_on_its_way_is_noticed(server, packed, cache):
+    place = packed.rename(server.root / "model")
+    (place / "README.md").write_text("Cures everything.")
+    with pytest.raises(ModelError, match=r"README.md is not the file that was packed"):
+        load_model(f"{server.url}/model", "cpu")
     assert list((cache / "models").iterdir()) == []
 
 

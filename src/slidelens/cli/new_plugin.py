@@ -28,6 +28,6 @@ def new_plugin(
     module = next((folder / "src").iterdir())
     typer.echo(f"{folder}: a family {name!r} that trains and predicts. Next:")
     typer.echo(f"  edit {module / '__init__.py'}")
-    typer.echo(f"  pip install -e {folder}")
+    typer.echo(f"  pip install -e '{folder}[test]'")
     typer.echo(f"  pytest {folder / 'tests'}")
     typer.echo(f"  slidelens train {name} --slides SLIDES --labels labels.csv --out my-{name}")

@@ -91,8 +91,9 @@ def fetch(
 ) -> None:
     """Fetch a package into the cache; `predict --model REFERENCE` does so by itself."""
     from slidelens.engine.fetch import fetching
+    from slidelens.engine.package import check_received
 
-    steps = fetching(reference, refresh=refresh)
+    steps = fetching(reference, refresh=refresh, check=check_received)
     with Bar() as bar:
         while True:
             try:

@@ -22,7 +22,7 @@ from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 __all__ = ["Reference", "fetch_model", "fetching", "is_reference", "read_reference"]
@@ -82,9 +82,11 @@ def read_reference(text: str) -> Reference:
     return Reference(text, address.rstrip("/"), pinned)
 
 
-def fetch_model(text: str, *, refresh: bool = False) -> Path:
+def fetch_model(
+    text: str, *, refresh: bool = False, check: Callable[[Path], None] | None = None
+) -> Path:
     """Return the cached folder of a package, fetching it if need be; see :func:`fetching`."""
-    steps = fetching(text, refresh=refresh)
+    steps = fetching(text, refresh=refresh, check=check)
     while True:
         try:
             next(steps)
@@ -93,7 +95,9 @@ def fetch_model(text: str, *, refresh: bool = False) -> Path:
             return folder
 
 
-def fetching(text: str, *, refresh: bool = False) -> Generator[tuple[int, int], None, Path]:
+def fetching(
+    text: str, *, refresh: bool = False, check: Callable[[Path], None] | None = None
+) -> Generator[tuple[int, int], None, Path]:
     """Fetch a package, yielding bytes done and bytes in all (0 if unknown) of its weights.
 
     Parameters
@@ -102,6 +106,8 @@ def fetching(text: str, *, refresh: bool = False) -> Generator[tuple[int, int], 
         A reference.
     refresh
         Fetch again what is in the cache.
+    check
+        Is called with the folder of a package that has arrived; what it refuses is not kept.
 
     Returns
     -------
@@ -111,7 +117,8 @@ def fetching(text: str, *, refresh: bool = False) -> Generator[tuple[int, int], 
     Raises
     ------
     ModelError
-        No network, no such package, no manifest, weights of another checksum than stated.
+        No network, no such package, no manifest, weights of another checksum than stated, or what
+        ``check`` refuses.
     """
     reference = read_reference(text)
     folder = reference.folder
@@ -119,6 +126,8 @@ def fetching(text: str, *, refresh: bool = False) -> Generator[tuple[int, int], 
         try:
             with staged_folder(folder) as staging:
                 yield from _download(reference, staging)
+                if check is not None:
+                    check(staging)
         except OSError as error:
             raise ModelError(
                 f"{folder}: cannot be written ({error.strerror or error}); make room or set "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from pydantic import ValidationError
 from slidelens.engine.card import model_card
 from slidelens.engine.manifest import MANIFEST, WEIGHTS, Manifest, first_fault, read_manifest
 from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
+from slidelens.engine.sums import SUMS, compare_sums, write_sums
 from slidelens.errors import ModelError
 from slidelens.files import staged_folder
 
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["CARD", "SUMS", "check_package", "pack"]
+__all__ = ["CARD", "check_package", "pack"]
 
-CARD, SUMS = "README.md", "SHA256SUMS"
+CARD = "README.md"
 
 
 def pack(
@@ -79,7 +78,7 @@ def pack(
         (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
         write_golden(staging, _picture(folder, manifest))  # loads the package: it is sound
         (staging / CARD).write_text(model_card(manifest), encoding="utf-8")
-        (staging / SUMS).write_text(_sums(staging), encoding="utf-8")
+        write_sums(staging)
     return out
 
 
@@ -95,8 +94,7 @@ def check_package(model: str | Path) -> list[str]:
     folder = locate_model(model)
     manifest = read_manifest(folder)
     held = []
-    if (folder / SUMS).is_file():
-        _compare(folder)
+    if compare_sums(folder):
         held.append(f"{SUMS}: every file is the one that was packed")
     load_model(folder, "cpu")
     held.append(f"{WEIGHTS}: sha256 {manifest.weights_sha256}, loads as {manifest.family}")
@@ -134,29 +132,3 @@ def _picture(folder: Path, manifest: Manifest) -> NDArray[np.uint8]:
 
     side = min(2 * (manifest.tile_size or 256), 1024)
     return draw(PhantomSpec(size=(side, side), mpp=manifest.mpp, seed=7, lesions=1))
-
-
-def _sums(folder: Path) -> str:
-    return "".join(
-        f"{sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in sorted(folder.iterdir())
-        if path.name != SUMS
-    )
-
-
-def _compare(folder: Path) -> None:
-    listed: dict[str, str] = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\]+)", line)
-        if match is None:
-            raise ModelError(f"{folder / SUMS}: not a line of checksums: {line[:80]!r}.")
-        listed[match[2]] = match[1]
-    for name, stated in listed.items():
-        path = folder / name
-        if not path.is_file():
-            raise ModelError(f"{path} is missing; fetch the package again.")
-        if sha256(path.read_bytes()).hexdigest() != stated:
-            raise ModelError(
-                f"{path} is not the file that was packed: it has another sha256 than {SUMS} "
-                "states. Fetch the package again, or ask its maker."
-            )

@@ -1,0 +1,109 @@
+"""Golden tensors: an input, and what the model made of it when it was packed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slidelens.errors import ModelError
+from slidelens.families import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from slidelens.families.base import Model
+
+__all__ = ["GOLDEN", "WITHIN", "compare", "read_golden", "replay"]
+
+GOLDEN = "golden.safetensors"
+WITHIN = 1e-4
+"""How far another machine's output may be from the golden one, in fp32 on a CPU."""
+
+
+def read_golden(folder: Path) -> dict[str, torch.Tensor]:
+    """Read a package's golden tensors: ``input`` and the outputs.
+
+    Raises
+    ------
+    ModelError
+        No such file, or another one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / GOLDEN
+    try:
+        kept: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read golden tensors {path}: {error}.") from error
+    if "input" not in kept:
+        raise ModelError(f"cannot read golden tensors {path}: it holds no input.")
+    return kept
+
+
+def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+    """Run a model, in fp32 on the CPU, on one picture at its resolution.
+
+    Parameters
+    ----------
+    model
+        On the CPU.
+    image
+        ``(H, W, 3)`` uint8 RGB, all of it taken for tissue.
+
+    Returns
+    -------
+    dict
+        ``probabilities``, ``(classes,)``, and for each map ``map.<name>``, its patches' values.
+    """
+    import numpy as np
+    import torch
+
+    from slidelens.engine.device import evaluating
+    from slidelens.engine.loader import SlideView
+    from slidelens.families.base import Patch, SlideScore
+    from slidelens.slide.array import from_array
+    from slidelens.tiling.tissue import TissueSettings
+
+    with from_array(image, mpp=float(model.card["mpp"])) as slide:
+        view = SlideView(slide, tissue=TissueSettings(method="whole"), device=torch.device("cpu"))
+        with evaluating(torch.device("cpu"), bf16=False):
+            events = list(FAMILIES.get(model.family).infer(model, view))
+    values: dict[str, list[NDArray[np.float32]]] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    for event in events:
+        if isinstance(event, Patch):
+            values.setdefault(event.map, []).append(np.asarray(event.values, np.float32))
+        elif isinstance(event, SlideScore):
+            outputs["probabilities"] = torch.tensor(event.probabilities, dtype=torch.float32)
+    for name, parts in values.items():
+        outputs[f"map.{name}"] = torch.from_numpy(np.concatenate(parts))
+    return outputs
+
+
+def compare(
+    now: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], folder: Path
+) -> float:
+    """Return the largest deviation of an output from the golden one.
+
+    Raises
+    ------
+    ModelError
+        Other outputs or shapes, or a deviation above :data:`WITHIN`.
+    """
+    if {k: v.shape for k, v in now.items()} != {k: v.shape for k, v in kept.items()}:
+        raise ModelError(
+            f"{folder / GOLDEN} holds {sorted(kept)}, the model now gives {sorted(now)}."
+        )
+    worst = max(float((now[k] - kept[k]).abs().nan_to_num(0.0).max()) for k in kept)
+    nans = any(bool((now[k].isnan() != kept[k].isnan()).any()) for k in kept)
+    if nans or worst > WITHIN:
+        raise ModelError(
+            f"{folder.name} does not give its golden output: it differs by {worst:.2g} "
+            f"(at most {WITHIN:g} is expected). Weights, family code or torch have changed."
+        )
+    return worst
