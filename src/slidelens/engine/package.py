@@ -306,7 +306,7 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
 
 
 def locate_model(name_or_folder: str | Path) -> Path:
-    """Return the folder of a model package; arguments and errors as :func:`load_model`."""
+    """Return the folder of a package, fetched if need be; else ``ModelError``, as `load_model`."""
     if is_reference(name_or_folder):
         return fetch_model(str(name_or_folder), check=check_received)
     folder = Path(name_or_folder)

@@ -47,7 +47,7 @@ class BagSteps:
         """Of the backbone's weights, as long as they do not change."""
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide without tiles; encode those of the others, unless that was done before."""
+        """Encode a slide's tiles, unless that was done; raise ``SlideError`` where there are none."""
         if self.config.bags:
             self._check_given(slide_id)
         elif self.config.features != "cached" and all(

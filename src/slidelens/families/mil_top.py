@@ -60,7 +60,7 @@ class TopSteps:
         the backbone alone, so a resumed run makes them anew."""
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide that cannot be opened or has no tile with tissue."""
+        """Raise ``SlideError`` for a slide that cannot be opened or has no tile with tissue."""
         if len(self.tiles.grid(slide_id)) == 0:
             raise SlideError(no_tiles(self.tiles.model.config))
 

@@ -298,7 +298,7 @@ class TrainTask(ABC, Generic[ConfigT]):
 
 
 def take(grid: Grid, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
-    """Return the grid of some of a grid's tiles, by position, in the order given."""
+    """Return the grid of some of a grid's tiles, by their positions ``(n,)``, in that order."""
     return replace(
         grid,
         boxes=grid.boxes[rows],
@@ -309,7 +309,7 @@ def take(grid: Grid, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
 
 
 def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return positions of ``samples`` in random order, rare classes repeated to equal counts.
+    """Return positions ``(n,)`` of ``samples`` in random order, rare classes repeated to be equal.
 
     Every sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
     """

@@ -97,6 +97,11 @@ class Canvas:
             Name, kind, channels and cell side in µm of the map.
         size, mpp
             The slide's level 0, in px and µm/px.
+
+        Raises
+        ------
+        ValueError
+            A map without channels, or with cells that are not above 0 µm.
         """
         if not (np.isfinite(spec.mpp) and spec.mpp > 0 and spec.channels):
             raise ValueError(f"map {spec.name!r}: needs channels and a cell above 0 µm")

@@ -89,7 +89,24 @@ class Map:
         affine: Affine,
         slide_mpp: Mpp,
     ) -> Map:
-        """Make a map of an array in memory: ``(C, H, W)``, or ``(H, W)`` for one plane."""
+        """Make a map of an array in memory: ``(C, H, W)``, or ``(H, W)`` for one plane.
+
+        Parameters
+        ----------
+        name, kind, channels
+            Its name, what its values mean, and a name for each plane.
+        values
+            Numbers for a map of kind ``labels``, else floating-point; NaN: not predicted.
+        affine
+            From cells to level-0 px.
+        slide_mpp
+            Resolution of the slide, µm per level-0 px.
+
+        Raises
+        ------
+        ValueError
+            An array of another number of axes, or of other planes than ``channels`` names.
+        """
         array = np.asarray(values)
         array = array[None] if array.ndim == 2 else array
         if kind == "labels":

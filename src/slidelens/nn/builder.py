@@ -86,7 +86,7 @@ class Builder:
         self._stale: dict[int, str] = {}
 
     def build(self, graph: fx.Graph) -> LocalGraph:
-        """Make the graph of a traced program."""
+        """Make the graph of a traced program; ``StreamingError`` where that cannot be streamed."""
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._env[node] = self._placeholder(node)

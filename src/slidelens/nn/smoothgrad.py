@@ -135,7 +135,8 @@ def smoothgrad(
 ) -> Tensor:
     """Return the whole saliency map ``(ceil(H / cell), ceil(W / cell))``, on the CPU.
 
-    See `iter_smoothgrad` for the arguments; `abs` of a signed map is what is usually shown.
+    See `iter_smoothgrad` for the arguments, ``(1, C, H, W)`` image included, and the errors; `abs`
+    of a signed map is what is usually shown.
     """
     source = trunk.source(image, mask)
     rows, columns = -(-source.height // cell), -(-source.width // cell)

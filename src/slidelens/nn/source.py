@@ -108,7 +108,10 @@ class Source:
         return self.shape[3]
 
     def pixels(self, rect: Rect) -> Tensor:
-        """Return one piece as it is stored, painted; a view of the image where possible."""
+        """Return one piece ``(N, C, h, w)`` as it is stored, painted; a view where possible.
+
+        An image whose ``read`` gives another shape is a ``StreamingError``.
+        """
         if isinstance(self.image, Tensor):
             piece = self.image.detach()[:, :, rect.top : rect.bottom, rect.left : rect.right]
         else:

@@ -183,7 +183,7 @@ class StreamingTrunk(nn.Module):
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the module by name."""
+        """Parameters and buffers of the module by name, each of its own shape."""
         return dict((*self.module.named_parameters(), *self.module.named_buffers()))
 
     def source(

@@ -38,7 +38,7 @@ class ArrayReader(Reader):
         return False
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Copy a box of one level."""
+        """Copy a box of one level, ``(h, w, 3)`` uint8 RGB."""
         return self._arrays[level][y : y + h, x : x + w].copy()
 
     def close(self) -> None:

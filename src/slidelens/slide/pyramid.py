@@ -77,8 +77,8 @@ class LazyLevel:
         return self.shape[0]
 
     def read(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read whole pixels of this level, white outside it."""
-        raise NotImplementedError
+        """Read whole pixels of this level, ``(h, w, 3)`` uint8 RGB, white outside it."""
+        raise NotImplementedError  # by the two kinds of levels below
 
     def forget(self) -> None:
         """Drop what is kept in memory, if anything is."""

@@ -126,7 +126,7 @@ class TiffPixels:
         return self._stores[level] is not None
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
-        """Read ``(h, w, C)`` as stored; the box lies inside the level."""
+        """Read ``(h, w, C)`` as stored, a box inside the level; ``SlideError`` after closing."""
         store = self._stores[level]
         if store is None:
             raise SlideError(f"{self._path}: was closed while it was read.")

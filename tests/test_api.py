@@ -1,0 +1,95 @@
+"""Docstrings: every public name has one; those of the reference give shapes and errors too."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import slidelens
+from slidelens import errors
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+REFERENCE = re.findall(r"^::: (\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(slidelens.__path__, "slidelens.")
+    if not re.search(r"__main__|testing\.conformance$", found.name)  # tests: their names say it
+]
+SHAPE = re.compile(r"\(\w*[^)]*,|\bshapes?\b|scalar")
+"""A shape such as ``(N, C)`` or ``(n,)``, or a word that says it."""
+
+
+def module_of(name: str):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:  # an entry of the reference may be a name in a module
+        return importlib.import_module(name.rpartition(".")[0])
+
+
+def members(module):
+    """Public functions, classes and methods that a module defines, by name."""
+    for name in getattr(module, "__all__", ()):
+        thing = getattr(module, name)
+        if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+            continue
+        if thing.__module__ != module.__name__:
+            continue
+        yield name, thing
+        for key, member in vars(thing).items() if inspect.isclass(thing) else ():
+            member = getattr(member, "__func__", getattr(member, "fget", None) or member)
+            if not key.startswith("_") and inspect.isfunction(member):
+                yield f"{name}.{key}", member
+
+
+def raised(function) -> set[str]:
+    """Names of the errors that a function raises itself."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
+    names = {ast.unparse(one.func if isinstance(one, ast.Call) else one) for one in calls}
+    return {name for name in names if name.endswith("Error") and name != "NotImplementedError"}
+
+
+def said(error: str, doc: str) -> bool:
+    """Whether a docstring names an error or what it inherits from."""
+    kind = getattr(errors, error, None) or getattr(builtins, error, None)
+    known = {error} if kind is None else {one.__name__ for one in kind.__mro__}
+    return any(name in doc for name in known)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_has_a_docstring(name):
+    module = module_of(name)
+    assert inspect.getdoc(module), f"{name} has none"
+    lacking = [label for label, thing in members(module) if not inspect.getdoc(thing)]
+    assert not lacking
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_gives_shapes_and_errors(name):
+    for label, thing in members(module_of(name)):
+        if not inspect.isfunction(thing) or "conformance" in name:
+            continue
+        doc = inspect.getdoc(thing) or ""
+        silent = [error for error in raised(thing) if not said(error, doc)]
+        assert not silent, f"{label} raises {silent} and does not say so"
+        arrays = [
+            key
+            for key, kind in thing.__annotations__.items()
+            if re.search(r"NDArray|Tensor\b", str(kind)) and "Callable" not in str(kind)
+        ]
+        assert not arrays or SHAPE.search(doc), f"{label} says no shape of {arrays}"
+
+
+def test_the_reference_holds_what_import_slidelens_brings():
+    homes = {f"slidelens.{home}" for home in slidelens._HOME.values()}
+    homes -= {"slidelens.slide.open", "slidelens.slide.base"}  # shown by their main names
+    assert homes <= set(REFERENCE)
+    assert {"slidelens.slide.open.open_slide", "slidelens.slide.base.Slide"} <= set(REFERENCE)
