@@ -132,7 +132,8 @@ class StreamingTrunk(nn.Module):
     ) -> StreamingPlan:
         """Tell how an image would be streamed, and what a training step would take.
 
-        ``mask`` is that of `forward`; ``training`` says whether there will be a backward pass.
+        ``mask`` is that of `forward`, ``(h, w)`` bool; ``training`` says whether there will be a
+        backward pass.
 
         Raises
         ------
