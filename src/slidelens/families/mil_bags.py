@@ -47,7 +47,7 @@ class BagSteps:
         """Of the backbone's weights, as long as they do not change."""
 
     def check(self, slide_id: str) -> None:
-        """Encode a slide's tiles, unless that was done; raise ``SlideError`` where there are none."""
+        """Encode a slide's tiles, unless that was done; a ``SlideError`` where it has none."""
         if self.config.bags:
             self._check_given(slide_id)
         elif self.config.features != "cached" and all(

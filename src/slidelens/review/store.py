@@ -173,7 +173,7 @@ class ReviewStore:
         note: str | None = None,
         true_label: str | None = None,
     ) -> list[Decision]:
-        """Decide several cases alike, all or none; see :meth:`set`, whose ``ValueError`` it raises."""
+        """Decide several cases alike, all or none; raises ``ValueError`` as :meth:`set` does."""
         if not reviewer.strip():
             raise ValueError("a decision needs the name of its reviewer")
         changes = {"category": category, "note": note, "true_label": true_label}

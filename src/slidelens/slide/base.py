@@ -145,7 +145,7 @@ class Slide:
         return out
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
-        """Read the whole slide, ``(H, W, 3)`` uint8 RGB, its longer side at most ``max_size`` px."""
+        """Read the whole slide, ``(H, W, 3)`` uint8 RGB, no side longer than ``max_size`` px."""
         scale = max(1.0, max(self.size) / max_size)
         n_x, n_y = (max(1, round(side / scale)) for side in self.size)
         top = self.pyramid()

@@ -88,7 +88,7 @@ class Reader(ABC):
         """Read ``(h, w, 3)`` RGB at integer pixels of one level; the box lies inside the level."""
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
-        """Read one of ``facts.associated_images`` as ``(H, W, 3)`` uint8 RGB; else a ``KeyError``."""
+        """Read one of ``facts.associated_images``, ``(H, W, 3)`` uint8 RGB; or a ``KeyError``."""
         raise KeyError(name)
 
     def icc_profile(self) -> bytes | None:
