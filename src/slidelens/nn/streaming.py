@@ -193,7 +193,7 @@ class StreamingTrunk(nn.Module):
         mask: Tensor | None = None,
         noise: PositionNoise | None = None,
     ) -> Source:
-        """Return the reader of an image ``(N, C, H, W)`` and its mask ``(h, w)``, as in `forward`."""
+        """Return the reader of an image ``(N, C, H, W)`` and mask ``(h, w)``, as in `forward`."""
         return Source(
             image, device=self._device, dtype=self._dtype, mean=self.mean, std=self.std,
             mask=mask, noise=noise,
