@@ -37,8 +37,9 @@ from slidelens.engine.package import family_of
 from slidelens.engine.predict import predict
 from slidelens.families.base import Model
 from slidelens.nn.backbones import build_features
-from slidelens.nn.local import LocalNetwork, Relay
+from slidelens.nn.local import LocalNetwork
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from slidelens.nn.relay import Relay
 from slidelens.slide.array import from_array
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueSettings

@@ -128,7 +128,7 @@ def test_windows_lie_over_what_they_see():
 
 
 def _windows(network, pixels, index):
-    from slidelens.nn.local import Relay
+    from slidelens.nn.relay import Relay
 
     features = network.stem_features(Relay(pixels))
     for part in network.parts[: index + 1]:

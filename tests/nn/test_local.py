@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features
 from slidelens.nn.frozen import FrozenNorm, freeze_norms
-from slidelens.nn.local import LocalNetwork, Relay, module_shapes
+from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import balanced_cuts, blocks_of, cut_points, measure
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, patch_starts, whole_windows
 from slidelens.nn.local_stream import read_slide
+from slidelens.nn.relay import Relay
 
 NETWORKS = [("squeezenet1_1", 4), ("resnet18", 2)]
 
@@ -268,9 +269,9 @@ def test_a_step_streamed_is_a_step_whole():
 # Heads --------------------------------------------------------------------------------------
 
 
-def head(window=3, classes=3):
+def head(window=3, classes=3, mean=False):
     torch.manual_seed(0)
-    made = AttentionHead(4, classes, window=window, width=6, hidden=5, inner=7)
+    made = AttentionHead(4, classes, window=window, width=6, hidden=5, inner=7, mean=mean)
     return made.double().eval()
 
 
@@ -304,12 +305,22 @@ def test_a_head_sees_the_last_row_and_column(height, width):
     assert features.grad.abs().sum(1).min() > 0
 
 
+@pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(1, 7), (6, 9), (7, 9), (6, 10), (8, 11)])
-def test_windows_are_those_of_the_padded_map(height, width):
-    one, features = head(), torch.randn(2, 4, height, width).double()
+def test_windows_are_those_of_the_padded_map(height, width, mean):
+    one, features = head(mean=mean), torch.randn(2, 4, height, width).double()
     with torch.no_grad():
         expected = one.embed(whole_windows(features, 3))
         torch.testing.assert_close(one.windows(features), expected)
+
+
+def test_a_mean_window_is_a_convolution_whose_cells_have_one_weight():
+    one, mean = head(), head(mean=True)
+    features = torch.randn(1, 4, 6, 9).double()
+    with torch.no_grad():
+        one.embed.weight.copy_(mean.embed[1].weight.expand_as(one.embed.weight) / 9)
+        one.embed.bias.copy_(mean.embed[1].bias)
+        torch.testing.assert_close(one.windows(features), mean.windows(features))
 
 
 def test_whole_windows_leave_a_map_that_fits_alone():

@@ -27,9 +27,10 @@ from slidelens.families.base import (
 from slidelens.families.slide_image import Frame, SlideImage, frame_tissue, tissue_cells
 from slidelens.geometry import Affine
 from slidelens.nn.backbones import BackboneName
-from slidelens.nn.local import LocalNetwork, ModuleShape, Relay, module_shapes
+from slidelens.nn.local import LocalNetwork, ModuleShape, module_shapes
 from slidelens.nn.local_cuts import cut_points
 from slidelens.nn.local_stream import read_slide
+from slidelens.nn.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,6 +68,9 @@ class LocalConfig(FamilyConfig):
         0.1, gt=0, le=1, description="part of a map that the patches cover together, at most"
     )
     head_width: int = Field(0, ge=0, description="channels of the heads; 0: those of their modules")
+    windows: Literal["mean", "convolution"] = Field(
+        "mean", description="what heads see of a window: its mean, or all of it (the paper's code)"
+    )
     tile: int = Field(
         1024, ge=0, description="side in px of what is computed at once; 0: the whole image"
     )
@@ -102,6 +106,7 @@ def build(config: LocalConfig, n_classes: int) -> nn.Module:
         patches=config.patches,
         patch_share=config.patch_share,
         head_width=config.head_width or None,
+        mean_windows=config.windows == "mean",
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import FamilyConfig, Model
     from slidelens.families.training import TrainData
-    from slidelens.nn.local import Relay
+    from slidelens.nn.relay import Relay
 
 __all__ = ["LocalStage", "LocalTask", "LocalTraining"]
 
@@ -130,7 +130,10 @@ class LocalTask(TrainTask[LocalConfig]):
 
     @classmethod
     def initialize(cls, model: Model[LocalConfig], weights: str) -> Mapping[str, Any]:
-        """Load the backbone's weights; heads and decoders stay random."""
+        """Load the backbone's weights; heads begin where no class is favoured (ours)."""
+        for head in network_of(model).heads:
+            torch.nn.init.zeros_(head.classify[-1].weight)
+            torch.nn.init.zeros_(head.classify[-1].bias)
         if weights == "none":
             return {"backbone_weights": "random"}
         report = load_weights(network_of(model).features, weights)

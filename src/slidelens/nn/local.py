@@ -30,6 +30,7 @@ from slidelens.nn.local_heads import AttentionHead, Reconstruction
 from slidelens.nn.local_stream import finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
+from slidelens.nn.relay import Relay
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.trace import trace
 
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
 
     from slidelens.nn.backbones import BackboneName
     from slidelens.nn.local_heads import Reading
-    from slidelens.nn.source import LazyImage
 
-__all__ = ["LocalNetwork", "ModuleShape", "Relay", "module_shapes"]
+__all__ = ["LocalNetwork", "ModuleShape", "module_shapes"]
 
 _PATCH_PX = 512
 """Side of a patch that is reconstructed, in image px of a network with its own strides: the paper's
@@ -93,50 +93,6 @@ def module_shapes(
     return shapes
 
 
-class Relay:
-    """One slide on its way through the modules.
-
-    (No dataclass: trainers copy those when they are handed to a network.)
-
-    Parameters
-    ----------
-    image, mask
-        As :meth:`~slidelens.nn.streaming.StreamingTrunk.forward` takes them.
-    label
-        ``(N,)`` class indices; to train.
-    alpha
-        Weight of the reconstruction (paper: 1).
-    tile
-        Side in image px of what is computed at once, by streaming; 0: each map is whole.
-    mean, std
-        Normalisation of uint8 images.
-
-    Attributes
-    ----------
-    features
-        What the last module handed on, without a graph.
-    logits
-        Of the last module's classifier, ``(N, classes)``.
-    """
-
-    def __init__(
-        self,
-        image: Tensor | LazyImage,
-        label: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        alpha: float = 1.0,
-        tile: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
-        self.image, self.label, self.mask = image, label, mask
-        self.alpha, self.tile = alpha, tile
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.features: Tensor | None = None
-        self.logits: Tensor | None = None
-
-
 class LocalNetwork(nn.Module):
     """A backbone cut into modules, a classifier for each, a reconstruction for all but the last.
 
@@ -160,6 +116,8 @@ class LocalNetwork(nn.Module):
         :class:`~slidelens.nn.local_heads.Reconstruction`.
     head_width
         Channels of the heads; None: as many as the module's map (the paper).
+    mean_windows
+        Whether heads see the mean of each window, or convolve it (the paper's code).
 
     Raises
     ------
@@ -186,6 +144,7 @@ class LocalNetwork(nn.Module):
         patches: int = 10,
         patch_share: float = 0.1,
         head_width: int | None = None,
+        mean_windows: bool = True,
     ) -> None:
         super().__init__()
         self.features = build_features(backbone)
@@ -202,7 +161,7 @@ class LocalNetwork(nn.Module):
             del blocks[:count]
         self.shapes = module_shapes(backbone, modules, stem_stride)
         self.heads = nn.ModuleList(
-            _head(shape, n_classes, head_width, last=shape is self.shapes[-1])
+            _head(shape, n_classes, head_width, mean_windows, last=shape is self.shapes[-1])
             for shape in self.shapes
         )
         self._strides = [trace(self.stem.eval()).field[0].stride, *(s.stride for s in self.shapes)]
@@ -354,7 +313,9 @@ class LocalNetwork(nn.Module):
         return made
 
 
-def _head(shape: ModuleShape, n_classes: int, width: int | None, *, last: bool) -> AttentionHead:
+def _head(
+    shape: ModuleShape, n_classes: int, width: int | None, mean: bool, *, last: bool
+) -> AttentionHead:
     width = width or shape.channels
     return AttentionHead(
         shape.channels,
@@ -363,6 +324,7 @@ def _head(shape: ModuleShape, n_classes: int, width: int | None, *, last: bool) 
         width=width,
         hidden=max(width // (4 if last else 2), 1),
         inner=width if last else _INNER,
+        mean=mean,
     )
 
 

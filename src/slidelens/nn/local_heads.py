@@ -39,9 +39,9 @@ class Reading(NamedTuple):
 class AttentionHead(nn.Module):
     """Classifies a slide from one map of features of it, by gated attention over its cells.
 
-    A convolution without overlap makes cells of windows, a norm over the whole slide follows, and
-    attention weighs the cells. The last row and column of windows may reach past the map, whose
-    border is then repeated, so that all of it is seen and small maps work (ours).
+    Windows that do not overlap make its cells, a norm over the whole slide follows, and attention
+    weighs the cells. The last row and column of windows may reach past the map, whose border is
+    then repeated, so that all of it is seen and small maps work (ours).
 
     Parameters
     ----------
@@ -57,6 +57,9 @@ class AttentionHead(nn.Module):
         Of the attention.
     inner
         Units of the classifier's hidden layer.
+    mean
+        Whether a cell is a linear layer on the mean of its window, or a convolution over it (the
+        paper's code): that has as many times more weights as a window has cells.
     dropout
         Before the classifier.
     """
@@ -70,11 +73,14 @@ class AttentionHead(nn.Module):
         width: int,
         hidden: int,
         inner: int,
+        mean: bool = False,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
         self.window = window
-        self.embed = nn.Conv2d(channels, width, window, stride=window)
+        self.embed: nn.Module = nn.Conv2d(channels, width, window, stride=window)
+        if mean:
+            self.embed = nn.Sequential(nn.AvgPool2d(window), nn.Conv2d(channels, width, 1))
         self.norm = nn.GroupNorm(_groups(width), width)
         self.value = nn.Linear(width, hidden)
         self.gate = nn.Linear(width, hidden)

@@ -6,7 +6,7 @@ and go when both have read them. No map is ever whole: memory is a band of rows 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,19 +14,46 @@ from torch import Tensor
 from slidelens.nn.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
-    from slidelens.nn.local import LocalNetwork, Relay
+    from torch import nn
+
     from slidelens.nn.local_heads import AttentionHead, Reading
+    from slidelens.nn.relay import Relay
     from slidelens.nn.streaming import StreamingTrunk
     from slidelens.nn.tape import Band
     from slidelens.nn.windows import Rect
 
-__all__ = ["finish", "read_slide"]
+__all__ = ["Modules", "finish", "read_slide"]
+
+
+class Modules(Protocol):
+    """What is read here of a :class:`~slidelens.nn.local.LocalNetwork`."""
+
+    heads: nn.ModuleList
+
+    @property
+    def parts(self) -> list[nn.Sequential]:
+        """The modules."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether tiles of a map can be computed on their own."""
+
+    def stem_features(self, relay: Relay) -> Tensor:
+        """Return what the stem makes of the image, whole."""
+
+    def trunk(
+        self, index: int | None, tile: int, mean: Sequence[float] = ..., std: Sequence[float] = ...
+    ) -> StreamingTrunk:
+        """Return a module (None: the stem), streamed; ``tile`` in px of its own input."""
+
+    def tile_of(self, index: int, tile: int) -> int:
+        """Return the side of a tile of a module's input, in its cells."""
 
 
 @torch.no_grad()
-def read_slide(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:
+def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Reading]]:
     """Run a slide through a network without training it.
 
     Parameters
@@ -72,7 +99,7 @@ def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
             return readings
 
 
-def _read_whole(network: LocalNetwork, relay: Relay) -> Generator[float, None, list[Reading]]:
+def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[Reading]]:
     features = network.stem_features(relay)
     readings = []
     heads: list[Any] = list(network.heads)

@@ -1,0 +1,282 @@
+"""Every way to learn from slide labels, on the cohort ``crc_mosaic``: the tables of docs/results.md.
+
+Each row is trained by ``slidelens train``, run over the tuning slides by ``slidelens predict``, and
+scored: slides by ``predictions.csv``, tiles by ``prob_1`` of ``tiles.csv`` against the annotated
+tumour tiles, all slides pooled. Rows of the second table are also scored on the same slides as
+another laboratory would have stained them (:class:`slidelens.testing.shift.StainShift`, one shift
+per slide). The tuning split also chose the epochs, so expect less on unseen slides.
+
+Models and scores are kept in ``$SLIDELENS_BENCH_WORK`` (default: the system's temporary folder);
+the same command goes on from there, row by row, and writes the tables into ``docs/results.md`` when
+all are done. ``--row NAME`` makes one row only (rows can be made side by side), ``--rows`` lists
+them. ``--quick`` is two rows and one seed: to see that it runs; nothing is written into the docs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Claim, at_least, main
+from mil_crc import COHORT, WEIGHTS, slidelens, tiles
+from streaming_crc import OPTIONS as STREAMING
+
+from slidelens.engine.metrics import auc
+from slidelens.slide.open import open_slide
+from slidelens.testing.shift import StainShift
+
+WORK = Path(os.environ.get("SLIDELENS_BENCH_WORK", tempfile.gettempdir())) / "results"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
+PLAIN = ("--stain", 0, "--colour", 0)
+COPIES = ("--copies", 4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to train and score.
+
+    Attributes
+    ----------
+    title
+        Of its line in the table.
+    family, options
+        What ``slidelens train`` is told beside slides, labels, backbone, weights and seed.
+    seeds
+        Each a model.
+    tables
+        The tables it stands in; those of the second are scored on shifted slides too.
+    """
+
+    title: str
+    family: str
+    options: tuple[object, ...]
+    seeds: tuple[int, ...] = (0,)
+    tables: tuple[int, ...] = (1,)
+
+
+def cached(title: str, pooling: str, *options: object, tables: tuple[int, ...] = (1,)) -> Row:
+    """Return a row of a pooling on cached features."""
+    words = ("--pooling", pooling, "--features", "cached", *options)
+    return Row(title, "mil", words, (0, 1, 2), tables)
+
+
+def local(title: str, modules: int, *options: object, tables: tuple[int, ...] = (1,)) -> Row:
+    """Return a row of a locally supervised network at 1 µm/px."""
+    return Row(title, "local", ("--modules", modules, "--mpp", 1, *options), (0,), tables)
+
+
+ROWS = {
+    "mean": cached("mean", "mean"),
+    "max": cached("max", "max"),
+    "abmil": cached("ABMIL", "abmil"),
+    "gated-abmil": cached("gated ABMIL", "gated-abmil", tables=(1, 2)),
+    "dsmil": cached("DSMIL", "dsmil"),
+    "clam-sb": cached("CLAM-SB", "clam-sb"),
+    "clam-mb": cached("CLAM-MB", "clam-mb"),
+    "rnn": cached("RNN over the top tiles", "rnn"),
+    "top1": Row("top-1, end to end", "mil", (), (0,), (1, 2)),
+    "streaming": Row("streaming, end to end", "streaming", STREAMING),
+    "local-1": local("local, K = 1 (end to end)", 1),
+    "local-4": local("local, K = 4", 4, tables=(1, 2)),
+    "local-8": local("local, K = 8", 8),
+    "local-4-no-rfr": local("local, K = 4, without RFR", 4, "--patches", 0),
+    "local-8-no-rfr": local("local, K = 8, without RFR", 8, "--patches", 0),
+    "gated-turned": cached(
+        "gated ABMIL, copies turned, stain as it is", "gated-abmil", *COPIES, *PLAIN, tables=(2,)
+    ),
+    "gated-stain": cached(
+        "gated ABMIL, copies with stain jitter", "gated-abmil", *COPIES, tables=(2,)
+    ),
+    "gated-strong": cached(
+        "gated ABMIL, copies with strong stain jitter (0.4, colour 0.15)",
+        "gated-abmil",
+        *COPIES,
+        "--stain",
+        0.4,
+        "--colour",
+        0.15,
+        tables=(2,),
+    ),  # fmt: skip
+    "gated-macenko": cached(
+        "gated ABMIL, Macenko normalisation",
+        "gated-abmil",
+        "--stain-normalization",
+        "macenko",
+        tables=(2,),
+    ),  # fmt: skip
+    "top1-plain": Row("top-1, without stain augmentation", "mil", PLAIN, (0,), (2,)),
+    "local-4-plain": local("local, K = 4, without stain augmentation", 4, *PLAIN, tables=(2,)),
+}
+
+
+def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    """Make what is not there yet, and put the tables together."""
+    if quick:
+        rows = {name: [made(name, 0)] for name in ("mean", "gated-abmil")}
+        gated = statistics.mean(run["slide_auc"] for run in rows["gated-abmil"])
+        return [at_least("gated ABMIL: slide AUC, seed 0", gated, 0.97)], {"rows": rows}
+    rows = {name: [made(name, seed) for seed in row.seeds] for name, row in ROWS.items()}
+    write_page(rows)
+    claims = [
+        at_least("gated ABMIL: slide AUC, mean of 3 seeds", mean(rows["gated-abmil"]), 0.97),
+        at_least("local K = 4: slide AUC, seed 0", mean(rows["local-4"]), 0.93),
+    ]
+    return claims, {"rows": rows}
+
+
+def mean(runs: list[dict[str, Any]], key: str = "slide_auc") -> float:
+    """Return the mean of a figure over seeds."""
+    return statistics.mean(run[key] for run in runs)
+
+
+# One model ------------------------------------------------------------------------------------
+
+
+def made(name: str, seed: int) -> dict[str, Any]:
+    """Return the figures of a model, training and scoring it unless that was done before."""
+    kept = WORK / "rows" / f"{name}-{seed}.json"
+    if not kept.exists():
+        model = WORK / "models" / f"{name}-{seed}"
+        if not (model / "model.json").exists():
+            train(ROWS[name], model, seed)
+        figures = score(model, shifted=2 in ROWS[name].tables)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"seed": seed, **figures}, indent=1))
+        print(name, kept.read_text(), file=sys.stderr)
+    figures = json.loads(kept.read_text())
+    assert isinstance(figures, dict)
+    return figures
+
+
+def train(row: Row, model: Path, seed: int) -> None:
+    """Train by the plain command, or go on with it."""
+    words: list[object] = ["train", row.family, "--slides", COHORT / "slides"]
+    words += ["--labels", COHORT / "labels.csv", "--out", model, "--seed", seed, "--resume"]
+    words += ["--backbone", "squeezenet1_1", "--weights", WEIGHTS, "--device", "cpu"]
+    if row.family == "mil":
+        words += ["--bag-cache", WORK / "bags"]
+    seconds, cpu = slidelens(*words, *row.options)
+    spent = {"train_seconds": seconds, "train_cpu_seconds": cpu, "load": os.getloadavg()[1]}
+    (model / "training" / "spent.json").write_text(json.dumps(spent))
+
+
+def score(model: Path, *, shifted: bool) -> dict[str, Any]:
+    """Predict and score the tuning slides, and those stained otherwise."""
+    with (model / "training" / "history.csv").open() as file:
+        epochs = len(list(csv.DictReader(file)))
+    spent = json.loads((model / "training" / "spent.json").read_text())
+    figures = {**aucs(model, COHORT / "slides", "as they are"), "epochs": epochs, **spent}
+    if shifted:
+        found = aucs(model, shifted_slides(), "shifted")
+        figures |= {f"shifted_{key}": value for key, value in found.items()}
+    return figures
+
+
+def aucs(model: Path, slides: Path, kind: str) -> dict[str, Any]:
+    """Return slide and tile AUC on the tuning slides of a folder."""
+    tune = tuning()
+    out = WORK / "predicted" / kind.replace(" ", "-")
+    files = [slides / f"{slide_id}.tif" for slide_id in tune]
+    slidelens("predict", *files, "--model", model, "--out", out, "--device", "cpu")
+    with (out / model.name / "predictions.csv").open() as file:
+        scores = {r["slide_id"]: float(r["prob_1"]) for r in csv.DictReader(file)}
+    tumour, probability = tiles(out / model.name, list(tune))
+    seen = np.isfinite(probability)  # a map may end before the last tile of a slide
+    return {
+        "slide_auc": auc(list(tune.values()), [scores[s] for s in tune]),
+        "tile_auc": auc(tumour[seen], probability[seen]),
+        "tiles": int(seen.sum()),
+    }
+
+
+def tuning() -> dict[str, int]:
+    """Return the tuning slides and their labels."""
+    with (COHORT / "labels.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "tune"]
+    return {row["slide_id"]: int(row["label"]) for row in rows}
+
+
+def shifted_slides() -> Path:
+    """Return a folder of the tuning slides, each with a stain shift of its own."""
+    folder = WORK / "shifted"
+    folder.mkdir(parents=True, exist_ok=True)
+    for slide_id in tuning():
+        path = folder / f"{slide_id}.tif"
+        if not path.exists():
+            draft = folder / f"{slide_id}.{os.getpid()}.part.tif"
+            with open_slide(COHORT / "slides" / path.name) as slide:
+                StainShift.of(slide_id).write(slide, draft)
+            draft.replace(path)
+    return folder
+
+
+# The page -------------------------------------------------------------------------------------
+
+
+def write_page(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Put both tables between their markers in the page."""
+    text = PAGE.read_text()
+    for number, lines in ((1, first_table(rows)), (2, second_table(rows))):
+        begin, end = f"<!-- table {number} begins -->\n", f"<!-- table {number} ends -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = "".join([head, begin, "\n", *(f"{line}\n" for line in lines), "\n", end, tail])
+    PAGE.write_text(text)
+
+
+def first_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the lines of the table of methods."""
+    lines = [
+        "| Method | Seeds | Slide AUC | Tile AUC | Epochs | Training, CPU minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in ROWS.items():
+        if 1 in row.tables:
+            runs = rows[name]
+            minutes = mean(runs, "train_cpu_seconds") / 60
+            lines.append(
+                f"| {row.title} | {len(runs)} | {spread(runs, 'slide_auc')} | "
+                f"{spread(runs, 'tile_auc')} | {runs[0]['epochs']} | {minutes:.1f} |"
+            )
+    return lines
+
+
+def second_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the lines of the table of stain shift."""
+    lines = [
+        "| Method | Seeds | Slide AUC | shifted | Tile AUC | shifted |",
+        "|---|---|---|---|---|---|",
+    ]
+    keys = ("slide_auc", "shifted_slide_auc", "tile_auc", "shifted_tile_auc")
+    for name, row in ROWS.items():
+        if 2 in row.tables:
+            cells = " | ".join(spread(rows[name], key) for key in keys)
+            lines.append(f"| {row.title} | {len(rows[name])} | {cells} |")
+    return lines
+
+
+def spread(runs: list[dict[str, Any]], key: str) -> str:
+    """Return the mean over seeds, and lowest and highest where there are several."""
+    values = [run[key] for run in runs]
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rows"]:
+        print("\n".join(ROWS))
+    elif sys.argv[1:2] == ["--row"]:
+        for asked in sys.argv[2:]:
+            for one in ROWS[asked].seeds:
+                made(asked, one)
+    else:
+        main(__doc__, measure)
