@@ -1,4 +1,4 @@
-"""Every way to learn from slide labels, on the cohort ``crc_mosaic``: the tables of docs/results.md.
+"""Ways to learn from slide labels on the cohort ``crc_mosaic``: the tables of docs/results.md.
 
 Each row is trained by ``slidelens train``, run over the tuning slides by ``slidelens predict``, and
 scored: slides by ``predictions.csv``, tiles by ``prob_1`` of ``tiles.csv`` against the annotated
@@ -104,14 +104,14 @@ ROWS = {
         "--colour",
         0.15,
         tables=(2,),
-    ),  # fmt: skip
+    ),
     "gated-macenko": cached(
         "gated ABMIL, Macenko normalisation",
         "gated-abmil",
         "--stain-normalization",
         "macenko",
         tables=(2,),
-    ),  # fmt: skip
+    ),
     "top1-plain": Row("top-1, without stain augmentation", "mil", PLAIN, (0,), (2,)),
     "local-4-plain": local("local, K = 4, without stain augmentation", 4, *PLAIN, tables=(2,)),
 }

@@ -30,7 +30,6 @@ from slidelens.nn.local_heads import AttentionHead, Reconstruction
 from slidelens.nn.local_stream import finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
-from slidelens.nn.relay import Relay
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.trace import trace
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from slidelens.nn.backbones import BackboneName
     from slidelens.nn.local_heads import Reading
+    from slidelens.nn.relay import Relay
 
 __all__ = ["LocalNetwork", "ModuleShape", "module_shapes"]
 
