@@ -26,6 +26,7 @@ from slidelens.families.training import (
     balanced_order,
 )
 from slidelens.nn.backbones import load_weights
+from slidelens.nn.local_heads import AttentionHead
 from slidelens.nn.slide_augment import SlideAugment
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ class LocalTask(TrainTask[LocalConfig]):
 
     @classmethod
     def initialize(cls, model: Model[LocalConfig], weights: str) -> Mapping[str, Any]:
-        """Load the backbone's weights; heads begin where no class is favoured (ours)."""
+        """Load the backbone's weights; heads begin undecided."""
         for head in network_of(model).heads:
-            torch.nn.init.zeros_(head.classify[-1].weight)
-            torch.nn.init.zeros_(head.classify[-1].bias)
+            assert isinstance(head, AttentionHead)
+            head.start_undecided()
         if weights == "none":
             return {"backbone_weights": "random"}
         report = load_weights(network_of(model).features, weights)

@@ -89,6 +89,13 @@ class AttentionHead(nn.Module):
             nn.Dropout(dropout), nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, n_classes)
         )
 
+    def start_undecided(self) -> None:
+        """Set the classifier's last layer to zero, so that it favours no class (ours)."""
+        last = self.classify[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of the map ``(N, C, H, W)``."""
         cells, attention = self._attend(self.windows(features))
