@@ -63,6 +63,8 @@ def test_kappa_is_that_of_the_oracle():
     assert first.kappa == pytest.approx(cohen_kappa_score(ann, bob))
     apart = [a for a in agreement(decisions) if a.second == "cy"]
     assert [(a.cases, a.kappa) for a in apart] == [(1, None)] * 4
+    strangers = [said("s0", "ann", "x"), said("s1", "bob", "x")]
+    assert agreement(strangers) == []  # who share no error cannot be compared
 
 
 def test_a_label_falls_only_to_more_than_half():

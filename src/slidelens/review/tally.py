@@ -71,7 +71,7 @@ class Agreement(NamedTuple):
     cases, same
         How many both decided, and how many alike.
     kappa
-        Cohen's; ``None`` where it is not defined: no case, or both said one thing only.
+        Cohen's; ``None`` where it is not defined: both said one thing only.
     """
 
     first: str
@@ -143,7 +143,7 @@ def cause_tables(
 
 
 def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
-    """Compare every pair of reviewers."""
+    """Compare every pair of reviewers who decided on the same errors, one or more."""
     of_reviewer: dict[str, dict[CaseKey, Decision]] = defaultdict(dict)
     for one in decisions:
         if one.decided:
@@ -152,6 +152,8 @@ def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
     for first, second in combinations(sorted(of_reviewer), 2):
         a, b = of_reviewer[first], of_reviewer[second]
         both = sorted(a.keys() & b.keys())
+        if not both:
+            continue
         sources = [(_source(a[key]), _source(b[key])) for key in both]
         labels = [(a[key].true_label, b[key].true_label) for key in both]
         found += [
