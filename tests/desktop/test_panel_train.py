@@ -234,7 +234,7 @@ def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
     press(qtbot, line.resume)
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     assert panel.notice.text
-    assert "unexpected" not in panel.notice.text
+    assert "does not say labels" in panel.notice.text
 
 
 def take_picture(bench, request, name):

@@ -89,8 +89,9 @@ def _kept_arguments(out: Path) -> dict[str, Any]:
     from slidelens.engine.train_file import read_train_file
 
     options, fields = read_train_file(out / "training" / "config.yaml")
-    if "family" not in options:
-        raise ModelError(f"{out}: its training does not say of which family it is; begin anew.")
+    lacking = [name for name in ("family", "slides", "labels") if name not in options]
+    if lacking:
+        raise ModelError(f"{out}: its training does not say {', '.join(lacking)}; begin anew.")
     arguments = {_KEPT.get(name, name): value for name, value in options.items()}
     if isinstance(arguments.get("mpp"), list):
         arguments["mpp"] = tuple(arguments["mpp"])
