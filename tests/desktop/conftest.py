@@ -67,6 +67,8 @@ def viewer(make_napari_viewer) -> napari.Viewer:
 @pytest.fixture
 def bench(home: Path, viewer: napari.Viewer, warm_worker: WorkerClient) -> Iterator[Workbench]:
     """The window's workbench, with the warm worker for all that it does."""
+    from qtpy.QtCore import QCoreApplication, QEvent
+
     from slidelens.desktop.workbench import workbench_of
     from slidelens.desktop.worker.client import WorkerClient
 
@@ -76,7 +78,10 @@ def bench(home: Path, viewer: napari.Viewer, warm_worker: WorkerClient) -> Itera
     for job in list(warm_worker.jobs):
         job.cancel()
     bench.runner = bench.trainer = WorkerClient()
+    viewer.close()
     bench.close()
+    # What an application's event loop does by itself: tests have none that runs on.
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slidelens.desktop.state.viewport import Look, fit, parse_place, um_per_pixel
+from slidelens.desktop.state.viewport import Look, Overview, fit, parse_place, um_per_pixel
 from slidelens.desktop.world import World
 from slidelens.geometry import Box, Mpp, Size
 
@@ -69,3 +69,14 @@ def test_places_that_are_none(text, world, why):
 
 def test_twentyfold_is_half_a_micrometre():
     assert [um_per_pixel(x) for x in (5, 10, 20, 40)] == [2, 1, 0.5, 0.25]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(20, 2000), st.floats(20, 2000))
+def test_overview_holds_the_whole_slide_undistorted(width, height, across, down):
+    frame = Overview.of((width, height), UM, (across, down))
+    x, y, w, h = frame.box(Box(0, 0, width, height))
+    assert min(x, y) >= -1e-6
+    assert x + w <= across + 1e-6
+    assert y + h <= down + 1e-6
+    assert w / h == pytest.approx(width * UM.mpp.x / (height * UM.mpp.y))
+    assert frame.point(x + w, y + h) == pytest.approx((width, height))

@@ -46,12 +46,12 @@ def magnification(um_per_pixel: float) -> str:
 def dress(viewer: ViewerModel) -> None:
     """Show a scale bar, and the magnification as it changes; harmless when called again."""
     bar, text = overlays(viewer)
-    bar.visible = bar.box = True
     text.position, text.box = "bottom_left", True
     _show_magnification(viewer)
     if viewer in _dressed:
-        return
+        return  # who has hidden the scale bar does not want it back with every slide
     _dressed.add(viewer)
+    bar.visible = bar.box = True
     weak = ref(viewer)
 
     def on_change() -> None:

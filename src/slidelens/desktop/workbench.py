@@ -10,6 +10,7 @@ from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDockWidget, QTabWidget, QWidget
 
 from slidelens.desktop.background import Background
+from slidelens.desktop.docks import arrange
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.layers import check_same_slide, result_layers, slide_layer
 from slidelens.desktop.preferences import Preferences, preferences
@@ -58,8 +59,6 @@ PANELS = {
 }
 """Key of each panel and the name that the manifest gives it."""
 
-_ABOVE = ("navigator",)  # stays in sight; the others lie behind one another
-
 _benches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
 
 
@@ -105,6 +104,9 @@ class Workbench(QObject):
         self.cards: list[Card] = []
         self.families: list[FamilyCard] = []
         self.devices: list[Choice] = []
+        self.beside: Any = None
+        """The first of several pictures side by side, where they are shown."""
+        self._docks: dict[str, Any] = {}
         self._slide: ShownSlide | None = None
         self._plugins: dict[str, QWidget] = {}
         self._closed = False
@@ -134,6 +136,11 @@ class Workbench(QObject):
         if viewer is None or self._closed:
             raise RuntimeError("the window is closed")
         return viewer
+
+    @property
+    def canvas(self) -> tuple[float, float]:
+        """Height and width, in screen px, of the picture that one looks at."""
+        return canvas_size(self.beside or self.viewer)
 
     @property
     def closed(self) -> bool:
@@ -167,7 +174,10 @@ class Workbench(QObject):
         """Show a panel, in front of the others; return its widget."""
         # napari's own way: the panel is then the one of the Plugins menu.
         add = self.viewer.window.add_plugin_dock_widget
-        dock, widget = add("slidelens", PANELS[name], tabify=name not in _ABOVE)
+        dock, widget = add("slidelens", PANELS[name])
+        if self._docks.get(name) is not dock:
+            self._docks[name] = dock
+            arrange(self.viewer.window._qt_window, self._docks)
         dock.show()
         dock.raise_()
         return widget

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from napari.components import ViewerModel
 from napari.qt import QtViewer
-from qtpy.QtCore import QPointF, Qt
+from qtpy.QtCore import QEvent, QObject, QPointF, Qt
 from qtpy.QtGui import QColor, QPainter, QPen
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
+from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import add_layer
 from slidelens.desktop.window import camera, canvas_size, dress, overlays
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     import napari
     from qtpy.QtGui import QPaintEvent
 
-    from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.comparing import Picture
 
 __all__ = ["Canvases", "Cell"]
 
 _CROSS = 21
+_COLUMNS = 2
 
 
 class Cell(QWidget):
@@ -31,20 +33,18 @@ class Cell(QWidget):
 
     Parameters
     ----------
-    title
-        Above the picture.
-    layers
-        What it shows, lowest first.
+    picture
+        What it shows, and its title above.
     """
 
-    def __init__(self, title: str, layers: Sequence[LayerData]) -> None:
+    def __init__(self, picture: Picture) -> None:
         super().__init__()
-        self.model = ViewerModel(title=title)
-        self.title = QLabel(title)
+        self.model = ViewerModel(title=picture.title)
+        self.title = QLabel(picture.title)
         self.title.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.view = QtViewer(self.model)
         self.cross = _Cross(self.view.canvas.native)
-        for data in layers:
+        for data in picture.layers:
             add_layer(self.model, data)
         dress(self.model)
         layout = QVBoxLayout(self)
@@ -78,7 +78,14 @@ class Canvases(QWidget):
     """Two to four cells in place of the window's own canvas; their cameras move as one.
 
     The window's viewer follows too, so that navigator, magnification and bookmarks go on.
+
+    Signals
+    -------
+    closed
+        The cells went because their window closes.
     """
+
+    closed = Signal()
 
     def __init__(self, viewer: napari.Viewer) -> None:
         super().__init__()
@@ -90,20 +97,32 @@ class Canvases(QWidget):
         self._grid.setSpacing(4)
         window = viewer.window._qt_window
         window.centralWidget().layout().addWidget(self)
+        window.installEventFilter(self)
         self.hide()
         for event in (camera(viewer).events.center, camera(viewer).events.zoom):
             event.connect(self._main_moved)
 
-    def show_cells(self, cells: Sequence[tuple[str, Sequence[LayerData]]]) -> None:
-        """Show these instead of the window's canvas: titles and layers."""
+    def eventFilter(  # noqa: N802  # reason: Qt's name
+        self, _window: QObject | None, event: QEvent | None
+    ) -> bool:
+        """Let go of the canvases before their window does: napari counts them as its own."""
+        if event is not None and event.type() == QEvent.Type.Close and self.cells:
+            self.clear()
+            self.closed.emit()
+        return False
+
+    def show_cells(self, pictures: Sequence[Picture]) -> None:
+        """Show these instead of the window's canvas; what was in sight stays in sight."""
         self.clear()
-        columns = 2
-        for number, (title, layers) in enumerate(cells):
-            cell = Cell(title, layers)
+        look = camera(self._viewer)
+        look.zoom /= _COLUMNS
+        for number, picture in enumerate(pictures):
+            cell = Cell(picture)
             self.cells.append(cell)
-            self._grid.addWidget(cell, number // columns, number % columns)
+            self._grid.addWidget(cell, number // _COLUMNS, number % _COLUMNS)
             bar, text = overlays(cell.model)  # once is enough, and they would cover each other
-            bar.visible, text.opacity = number == len(cells) - 1, float(number == 0)
+            bar.visible = number == len(pictures) - 1
+            text.box, text.opacity = number == 0, float(number == 0)
             look = camera(cell.model)
             for event in (look.events.center, look.events.zoom):
                 event.connect(self._cell_moved)
@@ -114,12 +133,14 @@ class Canvases(QWidget):
 
     def clear(self) -> None:
         """Go back to the window's canvas."""
-        for cell in self.cells:
+        cells, self.cells = self.cells, []
+        if cells:
+            camera(self._viewer).zoom *= _COLUMNS
+        for cell in cells:
             cell.end()
             self._grid.removeWidget(cell)
             cell.setParent(None)
             cell.deleteLater()
-        self.cells = []
         self.hide()
         self._own_canvas().show()
 

@@ -8,11 +8,14 @@ from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
+    QHeaderView,
     QLabel,
+    QLayout,
     QPushButton,
     QScrollArea,
     QSizePolicy,
     QToolButton,
+    QTreeWidget,
     QVBoxLayout,
     QWidget,
 )
@@ -20,9 +23,9 @@ from qtpy.QtWidgets import (
 from slidelens.desktop.workbench import Workbench, workbench_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Notice", "Panel", "button", "calm", "caption", "heading", "row"]
+__all__ = ["Notice", "Panel", "boxed", "button", "calm", "caption", "heading", "row", "table"]
 
 _WIDTH = 340
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
@@ -161,6 +164,14 @@ class _Calm(QObject):
         return True
 
 
+def boxed(layout: QLayout) -> QWidget:
+    """Put a layout into a widget, so that it can be hidden as one."""
+    box = QWidget()
+    layout.setContentsMargins(0, 0, 0, 0)
+    box.setLayout(layout)
+    return box
+
+
 def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
     """Put widgets side by side; the one at ``stretch`` takes the room that is left."""
     layout = QHBoxLayout()
@@ -168,3 +179,19 @@ def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
     for number, widget in enumerate(widgets):
         layout.addWidget(widget, int(number == stretch % len(widgets)) if stretch >= 0 else 0)
     return layout
+
+
+def table(columns: Sequence[str], name: str, height: int, *, wide: int = 0) -> QTreeWidget:
+    """Return an empty list with columns, of a fixed height in px; ``wide`` takes the room left."""
+    tree = QTreeWidget()
+    tree.setHeaderLabels(list(columns))
+    tree.setRootIsDecorated(False)
+    tree.setUniformRowHeights(True)
+    tree.setAccessibleName(name)
+    tree.setFixedHeight(height)
+    header = tree.header()
+    if header is not None:
+        header.setStretchLastSection(False)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(wide, QHeaderView.ResizeMode.Stretch)
+    return tree

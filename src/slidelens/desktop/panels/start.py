@@ -30,6 +30,9 @@ class SlideLine(QWidget):
         self.open = button("Open slide…", "Open a slide in place of this one", self._ask)
         self.recent = QToolButton()
         self.recent.setText("Recent")
+        self.recent.setStyleSheet(
+            "QToolButton { padding: 3px 16px 3px 6px; }"
+        )  # room for its arrow
         self.recent.setToolTip("Slides that were opened last")
         self.recent.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self._menu = QMenu(self.recent)

@@ -30,6 +30,16 @@ class Entry:
     time: float
     """When it was made, seconds since 1970."""
     error: str = ""
+    threshold: float = 0.5
+    """The model's operating point."""
+
+    @property
+    def call(self) -> str:
+        """The class that the slide's probability speaks for, at the model's operating point."""
+        names = list(self.probabilities)
+        if len(names) != 2:
+            return max(names, key=self.probabilities.__getitem__, default="")
+        return names[self.probabilities[names[1]] >= self.threshold]
 
     @property
     def score(self) -> str:
@@ -122,4 +132,5 @@ def _entry(path: Path) -> Entry:
         dict(content.probabilities),
         content.slide.path,
         time,
+        threshold=0.5 if content.model.threshold is None else content.model.threshold,
     )

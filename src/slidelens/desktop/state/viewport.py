@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.world import World
     from slidelens.geometry import Size
 
-__all__ = ["OBJECTIVES", "Look", "fit", "parse_place", "place_text", "um_per_pixel"]
+__all__ = ["OBJECTIVES", "Look", "Overview", "fit", "parse_place", "place_text", "um_per_pixel"]
 
 OBJECTIVES = (5, 10, 20, 40)
 """Magnifications of the usual objectives."""
@@ -60,6 +60,44 @@ class Look(NamedTuple):
         x, y = self.place(world)
         mpp = world.mpp
         return Box((x - width / 2) / mpp.x, (y - height / 2) / mpp.y, width / mpp.x, height / mpp.y)
+
+
+class Overview(NamedTuple):
+    """A small picture of a whole slide: where its pixels lie in a widget.
+
+    Attributes
+    ----------
+    x, y
+        Of the slide's corner in the widget, px.
+    scale_x, scale_y
+        Widget px per level-0 px; they differ where the slide's pixels are not square.
+    """
+
+    x: float
+    y: float
+    scale_x: float
+    scale_y: float
+
+    @classmethod
+    def of(cls, size: tuple[int, int], world: World, room: tuple[float, float]) -> Overview:
+        """Put a slide in the middle of ``room`` (width and height in px), as large as it fits."""
+        across, down = size[0] * world.mpp.x, size[1] * world.mpp.y
+        scale = min(room[0] / across, room[1] / down)
+        x, y = (room[0] - across * scale) / 2, (room[1] - down * scale) / 2
+        return cls(x, y, scale * world.mpp.x, scale * world.mpp.y)
+
+    def box(self, box: Box) -> Box:
+        """Return where a box of level-0 px lies in the widget."""
+        return Box(
+            self.x + box.x * self.scale_x,
+            self.y + box.y * self.scale_y,
+            box.w * self.scale_x,
+            box.h * self.scale_y,
+        )
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Return the level-0 px at a place in the widget."""
+        return (x - self.x) / self.scale_x, (y - self.y) / self.scale_y
 
 
 def fit(box: Box, canvas: tuple[float, float], world: World, margin: float = 0.1) -> Look:

@@ -1,0 +1,270 @@
+"""What is shown of several methods on one slide: which pictures, in which colours. Knows no Qt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.desktop.display import Legend
+from slidelens.desktop.layers import map_layers
+from slidelens.desktop.state.agreement import Comparison, Method, compare, method_of
+from slidelens.desktop.world import KEY, describe
+from slidelens.maps.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.shown import ShownSlide
+    from slidelens.maps.map import Map
+
+__all__ = [
+    "MODES",
+    "Compared",
+    "Opened",
+    "Picture",
+    "agreement_layer",
+    "agreement_legend",
+    "difference_layer",
+    "difference_legend",
+    "heat_layer",
+    "missing",
+    "open_methods",
+    "pictures",
+]
+
+MODES = {
+    "off": ("Single", "One picture, with the layers as they were"),
+    "two": ("2 up", "Two pictures side by side that move together"),
+    "four": ("4 up", "Four pictures side by side that move together"),
+    "blend": ("Blend", "Cross-fade from the first method to the second"),
+    "blink": ("Blink", "Show one method after the other in the same place"),
+    "difference": ("Difference", "First method minus second"),
+    "agreement": ("Agreement", "Where all say the same, and who stands alone"),
+}
+"""Ways to compare: what the button says, and its help."""
+
+_GREEN, _RED, _BLUE, _YELLOW = (0, 158, 115), (213, 94, 0), (0, 114, 178), (240, 228, 66)
+_OPAQUE = 0.85
+_NEEDS_TWO = ("blend", "blink", "difference", "agreement")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A result that is compared.
+
+    Attributes
+    ----------
+    method
+        What it says of the slide.
+    picture
+        The map that is shown of it: of probabilities, else its first one; ``None`` if it has none.
+    channel
+        The plane of that map which is shown.
+    """
+
+    folder: Path
+    method: Method
+    picture: Map | None
+    channel: str
+
+    @property
+    def title(self) -> str:
+        """Name and score of the slide, in one line."""
+        method = self.method
+        return f"{method.name}  ·  {method.positive} {method.score:.1%}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Results of one slide, and what they agree on; ``None`` if fewer than two draw a map."""
+
+    opened: tuple[Opened, ...]
+    comparison: Comparison | None
+
+    @property
+    def drawn(self) -> list[Opened]:
+        """Those with a map of probabilities."""
+        return [one for one in self.opened if one.method.map is not None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of several pictures side by side."""
+
+    title: str
+    layers: tuple[LayerData, ...]
+
+
+def open_methods(folders: Iterable[Path]) -> Compared:
+    """Open results of one slide and compare them; reads maps, so it is no work for the window.
+
+    Raises
+    ------
+    ResultError
+        One that cannot be read.
+    """
+    opened: list[Opened] = []
+    for folder in folders:
+        result = Result.load(folder)
+        method = method_of(result)
+        same = sum(one.method.name.partition(" (")[0] == method.name for one in opened)
+        if same:  # the same model from two folders of results
+            method = replace(method, name=f"{method.name} ({same + 1})")
+        picture, channel = method.map, method.channel
+        if picture is None:
+            others = (m for m in result.maps.values() if m.kind != "labels")
+            picture = next(others, None)
+            channel = "" if picture is None else picture.channels[-1]
+        opened.append(Opened(folder, method, picture, channel))
+    drawn = [one.method for one in opened if one.method.map is not None]
+    return Compared(tuple(opened), compare(drawn) if len(drawn) > 1 else None)
+
+
+def missing(mode: str, compared: Compared) -> str:
+    """Say what a way to compare lacks; nothing if it can be shown."""
+    count, drawn = len(compared.opened), len(compared.drawn)
+    if mode == "off":
+        return ""
+    if not count:
+        return "Tick a method to see it."
+    if mode in _NEEDS_TWO and count < 2:
+        return "Tick a second method to compare it with."
+    if mode in _NEEDS_TWO and drawn < 2:
+        bare = next(one for one in compared.opened if one.method.map is None)
+        return (
+            f"{bare.method.name} draws no map of probabilities; "
+            "its slide score and its own map can be seen side by side."
+        )
+    return ""
+
+
+def pictures(
+    mode: str, compared: Compared, slide: ShownSlide, like: Mapping[str, Any]
+) -> list[Picture]:
+    """Return what is shown side by side: ``two`` or ``four`` pictures.
+
+    Room that no method needs goes to the agreement, then to the slide alone. ``like`` as
+    :func:`heat_layer` takes it.
+    """
+    room = 2 if mode == "two" else 4
+    base = _slide_again(slide)
+    shown = [_picture(one, base, slide, like) for one in compared.opened[:room]]
+    found = compared.comparison
+    if found is not None and len(shown) < room:
+        title = f"Agreement  ·  {found.agreed:.0%} of the cells"
+        shown.append(Picture(title, (base, agreement_layer(found, slide))))
+    if len(shown) < room:
+        shown.insert(0, Picture(f"{slide.id}, alone", (base,)))
+    return shown
+
+
+def heat_layer(
+    one: Opened, slide: ShownSlide, like: Mapping[str, Any], **options: Any
+) -> LayerData:
+    """Return a method's map as a layer of the comparison.
+
+    Parameters
+    ----------
+    like
+        Model to the layer that shows its map already: colours and threshold are kept.
+    options
+        Keywords of napari's layer.
+    """
+    assert one.picture is not None, "only methods with a map are drawn"
+    name = one.method.name
+    made = map_layers(one.picture, slide.world, slide_id=slide.id, model=name)
+    found = (data for data in made if data[1]["metadata"][KEY]["channel"] == one.channel)
+    data, own, kind = next(found)
+    own["metadata"][KEY]["layer"] = "compare"
+    if name in like:
+        own["colormap"] = like[name].colormap
+        own["contrast_limits"] = tuple(like[name].contrast_limits)
+    return data, {**own, "name": f"Compare: {name}", **options}, kind
+
+
+def difference_layer(found: Comparison, slide: ShownSlide) -> LayerData:
+    """Return the difference of the first two methods: vermillion the first, blue the second."""
+    from napari.utils.colormaps import Colormap
+
+    source = found.difference
+    options = {
+        "name": "Compare: difference",
+        "multiscale": True,
+        "rgb": False,
+        "colormap": Colormap(_diverging(), name="slidelens difference"),
+        "contrast_limits": (-1.0, 1.0),
+        "interpolation2d": "nearest",
+        "metadata": describe(slide.world, "compare", slide.id),
+        **slide.world.place(source.affine),
+    }
+    return source.planes(0), options, "image"
+
+
+def agreement_layer(found: Comparison, slide: ShownSlide) -> LayerData:
+    """Return the map of who is positive where."""
+    from napari.utils.colormaps import DirectLabelColormap
+
+    nothing = (0.0, 0.0, 0.0, 0.0)
+    colors: dict[int | None, tuple[float, ...]] = {None: nothing, 0: nothing}
+    for label, color in enumerate(_label_colors(found), 1):
+        colors[label] = (*(c / 255 for c in color), 1.0)
+    source = found.agreement
+    options = {
+        "name": "Compare: agreement",
+        "colormap": DirectLabelColormap(color_dict=colors),
+        "opacity": 0.6,
+        "metadata": describe(slide.world, "compare", slide.id, classes=source.channels),
+        **slide.world.place(source.affine),
+    }
+    return source.read()[0], options, "labels"
+
+
+def agreement_legend(found: Comparison) -> Legend:
+    """Return the colours of :func:`agreement_layer`."""
+    pairs = zip(found.agreement.channels, _label_colors(found), strict=True)
+    return Legend("Agreement", classes=tuple(pairs))
+
+
+def difference_legend(found: Comparison) -> Legend:
+    """Return the colours of :func:`difference_layer`."""
+    return Legend(" − ".join(found.names[:2]), _diverging(), -1.0, 1.0)
+
+
+def _picture(one: Opened, base: LayerData, slide: ShownSlide, like: Mapping[str, Any]) -> Picture:
+    if one.picture is None:
+        return Picture(f"{one.title}  ·  no map", (base,))
+    what = "" if one.method.map is not None else f"  ·  {one.picture.kind}"
+    return Picture(one.title + what, (base, heat_layer(one, slide, like)))
+
+
+def _slide_again(slide: ShownSlide) -> LayerData:
+    """Return the slide's layer for one more canvas; the pixels are the same arrays."""
+    layer = slide.layer
+    options = {
+        "name": slide.id,
+        "rgb": True,
+        "multiscale": layer.multiscale,
+        "interpolation2d": "linear",
+        "scale": tuple(layer.scale),
+        "translate": tuple(layer.translate),
+        "units": tuple(str(unit) for unit in layer.units),
+        "metadata": dict(layer.metadata),
+    }
+    return list(layer.data) if layer.multiscale else layer.data, options, "image"
+
+
+def _label_colors(found: Comparison) -> Sequence[tuple[int, int, int]]:
+    return (_GREEN, _RED, _BLUE) if len(found.names) == 2 else (_GREEN, _YELLOW)
+
+
+def _diverging() -> NDArray[np.float32]:
+    """Return RGBA ``(256, 4)``: clear where both say the same, opaque from a half on."""
+    part = np.linspace(-1, 1, 256)[:, None]
+    ends = np.where(part > 0, np.array(_RED), np.array(_BLUE)) / 255
+    return np.concatenate([ends, np.minimum(2 * np.abs(part), 1) * _OPAQUE], 1).astype(np.float32)

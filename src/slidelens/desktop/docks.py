@@ -1,0 +1,45 @@
+"""Where the panels stand in the window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt
+
+from slidelens.desktop.qt import alive
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["arrange"]
+
+_ABOVE = ("navigator",)
+_SHARE = 0.45
+"""Of the window's height for what stays above."""
+
+
+def arrange(window: Any, docks: Mapping[str, Any]) -> None:
+    """Keep the Navigator in sight above; the other panels lie behind one another below it.
+
+    Parameters
+    ----------
+    window
+        napari's main window.
+    docks
+        Panels by key; those that the person has let float stay where they are.
+    """
+    here = {
+        name: dock
+        for name, dock in docks.items()
+        if alive(dock) and not dock.isFloating() and dock.parent() is window
+    }
+    above = [dock for name, dock in here.items() if name in _ABOVE]
+    below = [dock for name, dock in here.items() if name not in _ABOVE]
+    if above and below:
+        vertical = Qt.Orientation.Vertical
+        window.splitDockWidget(above[0], below[0], vertical)
+        high = window.height()
+        shares = [round(high * _SHARE), round(high * (1 - _SHARE))]
+        window.resizeDocks([above[0], below[0]], shares, vertical)
+    for dock in below[1:]:
+        window.tabifyDockWidget(below[0], dock)

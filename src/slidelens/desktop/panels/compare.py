@@ -1,0 +1,382 @@
+"""The Compare panel: methods on one slide, side by side or laid over one another."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QGridLayout,
+    QLabel,
+    QTreeWidgetItem,
+)
+from superqt import QLabeledDoubleSlider
+
+from slidelens.desktop.comparing import (
+    MODES,
+    Compared,
+    agreement_layer,
+    agreement_legend,
+    difference_layer,
+    difference_legend,
+    heat_layer,
+    missing,
+    open_methods,
+    pictures,
+)
+from slidelens.desktop.panels.canvases import Canvases
+from slidelens.desktop.panels.drawing import LegendView
+from slidelens.desktop.panels.parts import Panel, boxed, button, calm, caption, heading, row, table
+from slidelens.desktop.panels.start import SlideLine
+from slidelens.desktop.shown import add_layer, layers_of, remove_layers
+from slidelens.desktop.state.library import Entry, entries
+from slidelens.desktop.state.viewport import fit
+from slidelens.desktop.window import look_at
+from slidelens.desktop.world import described
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slidelens.desktop.state.agreement import Disagreement
+
+__all__ = ["ComparePanel"]
+
+_MOST = 200  # regions that are listed
+_OPACITY = 0.75
+_HEAT = ("map", "regions")
+_FOLDER = Qt.ItemDataRole.UserRole
+
+
+class ComparePanel(Panel):
+    """Tick methods, choose how to see them, go where they differ."""
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self.mode = "off"
+        self.compared = Compared((), None)
+        self._entries: list[Entry] = []
+        self._slide: str | None = None
+        self._hidden: list[Any] = []
+        """Layers that were visible before the comparison covered them."""
+        self._heat: list[Any] = []
+        self._canvases: Canvases | None = None
+        self._asked = 0
+        self._build()
+        self._load_soon = self._timer(0, self._load)
+        self._beat = self._timer(800, self._next_blink, once=False)
+        self.bench.slide_changed.connect(self._slide_changed)
+        self.bench.results_changed.connect(self.refresh)
+        self._slide_changed()
+
+    def refresh(self) -> None:
+        """Read anew which results there are of the slide."""
+        slide = self.bench.slide
+        if slide is None:
+            self._take([])
+            return
+        folders = [self.bench.results, *self._shown_folders()]
+        self.bench.background.run(
+            lambda: [e for e in entries(folders) if e.slide == slide.id], self._take, owner=self
+        )
+
+    def set_mode(self, mode: str) -> None:
+        """Compare in another way: a key of :data:`~slidelens.desktop.comparing.MODES`."""
+        self.mode = mode
+        self._buttons[mode].setChecked(True)
+        self._show()
+
+    def choose(self, *names: str) -> None:
+        """Tick the methods of these names, and no others."""
+        for item in self._items():
+            on = item.text(0) in names
+            item.setCheckState(0, Qt.CheckState.Checked if on else Qt.CheckState.Unchecked)
+
+    @property
+    def canvases(self) -> Canvases:
+        """The pictures side by side; made when first asked for."""
+        if self._canvases is None:
+            self._canvases = Canvases(self.bench.viewer)
+            self._canvases.closed.connect(lambda: self.set_mode("off"))
+        return self._canvases
+
+    def _build(self) -> None:
+        self.slide = SlideLine(self.bench)
+        self.methods = table(["Method", "Slide score", "Call"], "Methods with a result", 110)
+        self.methods.itemChanged.connect(lambda *_: self._load_soon.start())
+        self.empty = caption()
+        self._group = QButtonGroup(self)
+        self._buttons: dict[str, Any] = {}
+        grid = QGridLayout()
+        grid.setSpacing(4)
+        for number, (mode, (title, help_text)) in enumerate(MODES.items()):
+            made = button(title, help_text, partial(self.set_mode, mode))
+            made.setCheckable(True)
+            self._group.addButton(made)
+            self._buttons[mode] = made
+            # Three that show pictures, then four that lay them over one another.
+            place = (0, number * 4, 1, 4) if number < 3 else (1, (number - 3) * 3, 1, 3)
+            grid.addWidget(made, *place)
+        self._buttons["off"].setChecked(True)
+        self.why = caption()
+        self.mix = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        calm(self.mix).setToolTip("From the first method (0) to the second (1)")
+        self.mix.setRange(0, 1)
+        self.mix.setDecimals(2)
+        self.mix.setValue(0.5)
+        self.mix.valueChanged.connect(self._set_mix)
+        self.speed = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        calm(self.speed).setToolTip("Seconds that each method is shown")
+        self.speed.setRange(0.2, 3)
+        self.speed.setDecimals(1)
+        self.speed.setValue(0.8)
+        self.speed.valueChanged.connect(lambda s: self._beat.setInterval(round(1000 * s)))
+        self.first, self.second = QLabel(), QLabel()
+        ends = QGridLayout()
+        ends.addWidget(self.first, 0, 0)
+        ends.addWidget(self.second, 0, 1, Qt.AlignmentFlag.AlignRight)
+        ends.addWidget(self.mix, 1, 0, 1, 2)
+        self.mix_row = boxed(ends)
+        self.speed_row = boxed(row(QLabel("Seconds each"), self.speed, stretch=1))
+        self.now = caption()
+        self.legend = LegendView()
+        self.agreed = caption()
+        self.regions = table(["#", "Positive for", "mm²", "Spread"], "Disagreements", 170, wide=1)
+        self.regions.setToolTip("Click a region, or step with the arrow keys, to go there")
+        self.regions.currentItemChanged.connect(lambda item, _: self._go(item))
+        self.regions.itemClicked.connect(lambda item, _: self._go(item))
+        body = self.body
+        body.addWidget(self.slide)
+        body.addWidget(heading("Methods"))
+        body.addWidget(self.empty)
+        body.addWidget(self.methods)
+        body.addWidget(heading("See them"))
+        body.addLayout(grid)
+        for widget in (self.why, self.mix_row, self.speed_row, self.now, self.legend):
+            body.addWidget(widget)
+        body.addWidget(heading("Where they disagree"))
+        body.addWidget(self.agreed)
+        body.addWidget(self.regions)
+        body.addStretch()
+
+    def _timer(self, interval: int, then: Any, *, once: bool = True) -> QTimer:
+        timer = QTimer(self)
+        timer.setSingleShot(once)
+        timer.setInterval(interval)
+        timer.timeout.connect(then)
+        return timer
+
+    def _items(self) -> list[QTreeWidgetItem]:
+        found = (self.methods.topLevelItem(i) for i in range(self.methods.topLevelItemCount()))
+        return [item for item in found if item is not None]
+
+    def _slide_changed(self) -> None:
+        slide = self.bench.slide
+        name = None if slide is None else slide.id
+        if name != self._slide:
+            self._slide = name
+            self.compared = Compared((), None)
+            self._leave()
+            self.set_mode("off")
+        self.refresh()
+
+    def _shown_folders(self) -> list[Path]:
+        """Return the results that are in the window, wherever they lie."""
+        from pathlib import Path
+
+        slide = self.bench.slide
+        if slide is None:
+            return []
+        found = (described(layer.metadata).get("path") for layer in self._heat_layers(slide.id))
+        return [Path(path) for path in dict.fromkeys(found) if path]
+
+    def _heat_layers(self, slide: str) -> list[Any]:
+        return list(layers_of(self.bench.viewer, *_HEAT, slide=slide))
+
+    def _take(self, found: list[Entry]) -> None:
+        """List the methods; ticks stay, and at first the newest two are ticked."""
+        ticked = {item.data(0, _FOLDER) for item in self._ticked()}
+        self._entries = found
+        good = [str(entry.folder) for entry in found if not entry.error]
+        if not ticked & set(good):
+            ticked = set(good[:2])
+        with QSignalBlocker(self.methods):
+            self.methods.clear()
+            for entry in found:
+                self.methods.addTopLevelItem(_method_item(entry, str(entry.folder) in ticked))
+        slide = self.bench.slide
+        self.methods.setVisible(bool(found))
+        self.empty.setVisible(not found)
+        self.empty.setText(
+            "Models that have run on the slide are listed here."
+            if slide is None
+            else "No results of this slide yet: run two models, then compare."
+        )
+        self._load()
+
+    def _ticked(self) -> list[QTreeWidgetItem]:
+        return [i for i in self._items() if i.checkState(0) == Qt.CheckState.Checked]
+
+    def _load(self) -> None:
+        """Open what is ticked, beside the window's thread."""
+        known = {str(entry.folder): entry.folder for entry in self._entries}
+        folders = [known[item.data(0, _FOLDER)] for item in self._ticked()]
+        self._asked += 1
+        asked = self._asked
+
+        def take(compared: Compared) -> None:
+            if asked == self._asked:  # else another tick has overtaken it
+                self.compared = compared
+                self._list_regions()
+                self._show()
+
+        def failed(text: str) -> None:
+            self.notice.say(text, "error")
+
+        self.bench.background.run(lambda: open_methods(folders), take, owner=self, failed=failed)
+
+    def _list_regions(self) -> None:
+        found = self.compared.comparison
+        regions = () if found is None else found.regions
+        with QSignalBlocker(self.regions):
+            self.regions.clear()
+            for number, region in enumerate(regions[:_MOST], 1):
+                self.regions.addTopLevelItem(_region_item(number, region))
+        self.regions.setVisible(bool(regions))
+        if found is None:
+            self.agreed.setText("Regions are listed once two methods with a map are ticked.")
+            return
+        more = f" The {_MOST} largest are listed." if len(regions) > _MOST else ""
+        many = f"{len(regions)} regions in dispute." if regions else "No region is in dispute."
+        self.agreed.setText(f"They say the same on {found.agreed:.1%} of the cells. {many}{more}")
+
+    def _show(self) -> None:
+        """Set the window to what is chosen."""
+        slide, compared = self.bench.slide, self.compared
+        why = "" if slide is None else missing(self.mode, compared)
+        self.why.setText(why)
+        self.why.setVisible(bool(why))
+        mode = "off" if why or slide is None else self.mode
+        self._leave()
+        if mode in ("two", "four"):
+            assert slide is not None
+            self.canvases.show_cells(pictures(mode, compared, slide, self._like(slide.id)))
+            self.bench.beside = self.canvases.cells[0].model
+        elif mode != "off":
+            self._cover(mode)
+        two = [one.method.name for one in compared.drawn[:2]]
+        if len(two) == 2:
+            self.first.setText(two[0])
+            self.second.setText(two[1])
+        self.mix_row.setVisible(mode == "blend")
+        self.speed_row.setVisible(mode == "blink")
+        self.now.setVisible(mode == "blink")
+        found = compared.comparison
+        meaning = None
+        if found is not None and mode == "difference":
+            meaning = difference_legend(found)
+            self.now.setText(f"+1: only {two[0]} is sure.  −1: only {two[1]} is sure.")
+            self.now.setVisible(True)
+        elif found is not None and mode in ("agreement", "four") and self._agreement_seen(mode):
+            meaning = agreement_legend(found)
+        self.legend.show_legend(meaning)
+        self.legend.setVisible(meaning is not None)
+
+    def _agreement_seen(self, mode: str) -> bool:
+        return mode == "agreement" or len(self.compared.opened) < 4
+
+    def _like(self, slide: str) -> dict[str, Any]:
+        """Return the layers that show the methods' maps already."""
+        shown = layers_of(self.bench.viewer, "map", slide=slide)
+        return {
+            described(layer.metadata)["model"]: layer
+            for layer in shown
+            if described(layer.metadata)["kind"] == "probability"
+        }
+
+    def _cover(self, mode: str) -> None:
+        """Lay the comparison over the slide; what was seen there comes back later."""
+        viewer, slide, found = self.bench.viewer, self.bench.slide, self.compared.comparison
+        assert slide is not None
+        assert found is not None
+        self._hidden = [layer for layer in self._heat_layers(slide.id) if layer.visible]
+        like = self._like(slide.id)
+        for layer in self._hidden:
+            layer.visible = False
+        if mode == "difference":
+            add_layer(viewer, difference_layer(found, slide))
+        elif mode == "agreement":
+            add_layer(viewer, agreement_layer(found, slide))
+        else:
+            drawn = self.compared.drawn[:2] if mode == "blend" else self.compared.drawn
+            self._heat = [
+                add_layer(viewer, heat_layer(one, slide, like, opacity=_OPACITY)) for one in drawn
+            ]
+            if mode == "blend":
+                self._set_mix(self.mix.value())
+            else:
+                self._next_blink()
+                self._beat.start()
+        viewer.layers.selection.active = slide.layer
+
+    def _leave(self) -> None:
+        """Take the comparison away and show what was seen before."""
+        self._beat.stop()
+        self.bench.beside = None
+        if self.bench.closed:
+            return
+        viewer = self.bench.viewer
+        if self._canvases is not None and self._canvases.cells:
+            self._canvases.clear()
+        remove_layers(viewer, layers_of(viewer, "compare"))
+        for layer in self._hidden:
+            if layer in viewer.layers:
+                layer.visible = True
+        self._hidden, self._heat = [], []
+
+    def _set_mix(self, value: float) -> None:
+        if self.mode == "blend" and len(self._heat) == 2:
+            self._heat[0].opacity = _OPACITY * (1 - value)
+            self._heat[1].opacity = _OPACITY * value
+
+    def _next_blink(self) -> None:
+        """Show the next method, hide the others."""
+        if self.bench.closed or not self._heat:
+            self._beat.stop()
+            return
+        seen = [number for number, layer in enumerate(self._heat) if layer.visible]
+        turn = (seen[0] + 1) % len(self._heat) if len(seen) == 1 else 0
+        for number, layer in enumerate(self._heat):
+            layer.visible = number == turn
+        self.now.setText(f"Now seen: <b>{self.compared.drawn[turn].title}</b>")
+
+    def _go(self, item: QTreeWidgetItem | None) -> None:
+        """Look at a region in dispute."""
+        found, slide = self.compared.comparison, self.bench.slide
+        if item is None or found is None or slide is None:
+            return
+        region = found.regions[self.regions.indexOfTopLevelItem(item)]
+        look = fit(region.box, self.bench.canvas, slide.world, margin=0.5)
+        look_at(self.bench.viewer, look)
+
+
+def _method_item(entry: Entry, ticked: bool) -> QTreeWidgetItem:
+    item = QTreeWidgetItem([entry.model, "damaged" if entry.error else entry.score, entry.call])
+    item.setData(0, _FOLDER, str(entry.folder))
+    for column in range(3):
+        item.setToolTip(column, entry.error or str(entry.folder))
+    if entry.error:
+        item.setDisabled(True)
+    else:
+        item.setCheckState(0, Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
+    return item
+
+
+def _region_item(number: int, region: Disagreement) -> QTreeWidgetItem:
+    who = ", ".join(region.positive) or "mixed"
+    item = QTreeWidgetItem([str(number), who, f"{region.area_mm2:.3g}", f"{region.spread:.2f}"])
+    item.setToolTip(1, f"Called positive by {who}; mean difference {region.spread:.2f}")
+    for column in (2, 3):
+        item.setTextAlignment(column, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+    return item
