@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,9 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("view", epilog="Example: slidelens view slide.svs --results results")(view)
+    app.command(
+        "view", epilog="Example: slidelens view slide.svs --results results --task compare"
+    )(view)
 
 
 def view(
@@ -24,6 +26,10 @@ def view(
         Path | None, typer.Option(help="Results folder: every model's layers of these slides.")
     ] = None,
     mpp: MppOption = None,
+    task: Annotated[
+        Literal["look", "run", "compare", "train", "review"],
+        typer.Option(help="What you want to do: the panels for it are open."),
+    ] = "look",
 ) -> None:
     """Open slides and their results in napari."""
     try:
@@ -32,4 +38,4 @@ def view(
         raise SlideLensError(
             f"the viewer needs napari and Qt ({error}). Run: pip install 'slidelens[desktop]'"
         ) from error
-    launch(slides or [], results=results, mpp=parse_mpp(mpp))
+    launch(slides or [], results=results, mpp=parse_mpp(mpp), task=task)

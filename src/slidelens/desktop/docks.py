@@ -11,7 +11,19 @@ from slidelens.desktop.qt import alive
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["arrange"]
+__all__ = ["PANELS", "arrange"]
+
+PANELS = {
+    "run": "Run",
+    "maps": "Maps",
+    "compare": "Compare",
+    "review": "Review",
+    "train": "Train",
+    "navigator": "Navigator",
+    "slide": "Slide",
+    "more": "More panels",
+}
+"""Key of each panel and the name that the manifest gives it."""
 
 _ABOVE = ("navigator",)
 _SHARE = 0.45

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 
-__all__ = ["add_slides", "view"]
+__all__ = ["TASKS", "add_slides", "view"]
+
+TASKS = {
+    "look": ("navigator",),
+    "run": ("navigator", "run"),
+    "compare": ("navigator", "compare"),
+    "train": ("train",),
+    "review": ("review",),
+}
+"""What a person wants to do, and the panels for it."""
 
 
 def view(
@@ -35,6 +44,7 @@ def view(
     results: str | Path | None = None,
     *,
     mpp: GivenMpp = None,
+    task: str | None = None,
     show: bool = True,
 ) -> napari.Viewer:
     """Open slides with every model's results of them in a napari window.
@@ -48,6 +58,8 @@ def view(
     mpp
         Resolution of the slides where their files state none, see
         :func:`~slidelens.slide.open.open_slide`.
+    task
+        A key of :data:`TASKS`: its panels are open.
     show
         Show the window and return when it is closed; otherwise return the hidden viewer at once.
 
@@ -62,6 +74,8 @@ def view(
     opened = _open(slides, results, mpp)
     viewer = napari.Viewer(show=show)
     _fill(viewer, opened)
+    if task is not None:
+        _open_panels(viewer, TASKS[task], None if results is None else Path(results))
     if show:
         napari.run()
     return viewer
@@ -133,6 +147,16 @@ def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) 
         select_map(viewer)
         viewer.reset_view()
     dress(viewer)
+
+
+def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | None) -> None:
+    from slidelens.desktop.workbench import workbench_of
+
+    bench = workbench_of(viewer)
+    if results is not None:
+        bench.use_results(results, remember=False)
+    for name in panels:
+        bench.open_panel(name)
 
 
 def _results_of(slide: str, folder: Path) -> list[Result]:

@@ -10,11 +10,14 @@ from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDockWidget, QTabWidget, QWidget
 
 from slidelens.desktop.background import Background
-from slidelens.desktop.docks import arrange
+from slidelens.desktop.docks import PANELS, arrange
+from slidelens.desktop.drops import DropFilter
 from slidelens.desktop.flight import CameraFlight
-from slidelens.desktop.layers import check_same_slide, result_layers, slide_layer
+from slidelens.desktop.keys import bind_keys
+from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.preferences import Preferences, preferences
 from slidelens.desktop.qt import Signal, alive
+from slidelens.desktop.reading import read_result
 from slidelens.desktop.shown import (
     ShownSlide,
     add_layer,
@@ -30,8 +33,6 @@ from slidelens.desktop.state.memory import Memory
 from slidelens.desktop.state.viewport import fit
 from slidelens.desktop.window import canvas_size, dress
 from slidelens.desktop.worker.client import WorkerClient
-from slidelens.errors import SlideError
-from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,22 +43,11 @@ if TYPE_CHECKING:
     from slidelens.desktop.worker.messages import Message
     from slidelens.desktop.world import World
     from slidelens.geometry import Box
+    from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 
 __all__ = ["PANELS", "Workbench", "workbench_of"]
-
-PANELS = {
-    "run": "Run",
-    "maps": "Maps",
-    "compare": "Compare",
-    "review": "Review",
-    "train": "Train",
-    "navigator": "Navigator",
-    "slide": "Slide",
-    "more": "More panels",
-}
-"""Key of each panel and the name that the manifest gives it."""
 
 _benches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
 
@@ -106,7 +96,10 @@ class Workbench(QObject):
         self.devices: list[Choice] = []
         self.beside: Any = None
         """The first of several pictures side by side, where they are shown."""
+        self.put_aside: list[Any] = []
+        """Layers that were hidden all at once."""
         self._docks: dict[str, Any] = {}
+        self._results: Path | None = None
         self._slide: ShownSlide | None = None
         self._plugins: dict[str, QWidget] = {}
         self._closed = False
@@ -120,7 +113,9 @@ class Workbench(QObject):
         self._look()
         window = viewer.window._qt_window
         window.setTabPosition(Qt.DockWidgetArea.RightDockWidgetArea, QTabWidget.TabPosition.North)
+        self._drops = DropFilter(self, viewer.window._qt_viewer)
         window.destroyed.connect(self.close)
+        bind_keys(self)
         cast("QApplication", QApplication.instance()).aboutToQuit.connect(self.close)
 
     @property
@@ -155,8 +150,17 @@ class Workbench(QObject):
     @property
     def results(self) -> Path:
         """Folder where results go."""
+        if self._results is not None:
+            return self._results
         chosen = self.memory.text("results")
         return Path(chosen) if chosen else self.preferences.results
+
+    def use_results(self, folder: Path, *, remember: bool = True) -> None:
+        """Keep results in another folder: from now on, or in this window only."""
+        self._results = None if remember else folder
+        if remember:
+            self.memory.set_text("results", str(folder))
+        self.results_changed.emit()
 
     @property
     def slide(self) -> ShownSlide | None:
@@ -222,7 +226,6 @@ class Workbench(QObject):
 
         def opened(slide: Slide) -> None:
             self._replace(slide)
-            self.memory.opened(path)
             if then is not None:
                 then()
 
@@ -268,7 +271,7 @@ class Workbench(QObject):
                 parcel[1].close()
 
         self.background.run(
-            lambda: _read(folder, slide, slide_file, visible),
+            lambda: read_result(folder, slide, slide_file, visible),
             show,
             owner=owner or self,
             failed=failed,
@@ -306,13 +309,12 @@ class Workbench(QObject):
         visible: bool,
         then: Callable[[Result], object] | None,
     ) -> None:
-        """Show what :func:`_read` gave."""
+        """Show what :func:`~slidelens.desktop.reading.read_result` gave."""
         viewer = self.viewer
         if error:
             self.told.emit(f"The maps are shown without their slide. {error}", True)
         if opened is not None:
             self._replace(opened)
-            self.memory.opened(opened.path)
         elif self.slide is not None and self.slide.id != result.slide.id:
             self._clear(result.slide.id)
             self._look()
@@ -355,7 +357,7 @@ class Workbench(QObject):
 
     def fly_to(self, box: Box, world: World) -> None:
         """Let the camera fly to a box of level-0 px that lies in ``world``."""
-        self.flight.fly(fit(box, canvas_size(self.viewer), world))
+        self.flight.fly(fit(box, self.canvas, world))
 
     def _clear(self, title: str) -> None:
         """Take away the slide and all that lies on it; annotations stay, hidden."""
@@ -387,32 +389,6 @@ class Workbench(QObject):
         now = current_slide(viewer)
         if now != self._slide:
             self._slide = now
+            if now is not None and now.path is not None and now.path.exists():
+                self.memory.opened(now.path)
             self.slide_changed.emit()
-
-
-def _read(
-    folder: Path, shown: ShownSlide | None, slide_file: Path | None, visible: bool
-) -> tuple[Result, Slide | None, list[LayerData], str]:
-    """Return a result, its slide if that is not shown, its layers, and why the slide is not there.
-
-    Touches no window.
-    """
-    result = Result.load(folder)
-    if shown is not None and shown.id == result.slide.id:
-        check_same_slide(result, shown.id, shown.size)
-        return result, None, result_layers(result, world=shown.world, visible=visible), ""
-    opened, error = _slide_of(result, slide_file)
-    return result, opened, result_layers(result, opened, visible=visible), error
-
-
-def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
-    """Open the slide of a result, or say why not."""
-    from slidelens.slide.open import open_slide
-
-    path = file or result.slide.path
-    if path is None:
-        return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
-    try:
-        return open_slide(path, mpp=result.slide.resolution), ""
-    except SlideError as error:
-        return None, str(error)

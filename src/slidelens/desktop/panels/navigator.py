@@ -51,6 +51,7 @@ class NavigatorPanel(Panel):
         own = camera(self.bench.viewer)
         own.events.center.connect(self._moved)
         own.events.zoom.connect(self._moved)
+        overlays(self.bench.viewer)[0].events.visible.connect(self._bar_changed)
         self.bench.slide_changed.connect(self._slide_changed)
         self._slide_changed()
 
@@ -167,8 +168,7 @@ class NavigatorPanel(Panel):
         self.place.setPlaceholderText(f"Go to x, y in {unit}")
         self._marks = self.bench.memory.bookmarks(slide.id)
         self._show_marks()
-        with QSignalBlocker(self.bar):
-            self.bar.setChecked(bool(overlays(self.bench.viewer)[0].visible))
+        self._bar_changed()
         self._look()
 
     def _fetch(self, slide: ShownSlide) -> None:
@@ -212,6 +212,11 @@ class NavigatorPanel(Panel):
             return
         self.notice.say("")
         self.go(*place)
+
+    def _bar_changed(self) -> None:
+        """Follow the scale bar, which napari's View menu shows and hides too."""
+        with QSignalBlocker(self.bar):
+            self.bar.setChecked(bool(overlays(self.bench.viewer)[0].visible))
 
     def _show_bar(self, on: bool) -> None:
         overlays(self.bench.viewer)[0].visible = on

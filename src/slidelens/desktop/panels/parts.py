@@ -20,10 +20,13 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from slidelens.desktop.drops import paths_of, take
 from slidelens.desktop.workbench import Workbench, workbench_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from qtpy.QtGui import QDragEnterEvent, QDropEvent
 
 __all__ = ["Notice", "Panel", "boxed", "button", "calm", "caption", "heading", "row", "table"]
 
@@ -51,8 +54,19 @@ class Panel(QScrollArea):
         self.body.setContentsMargins(8, 6, 8, 6)
         self.body.setSpacing(6)
         self.setWidget(inner)
+        self.setAcceptDrops(True)
         self.notice = Notice()
         self.body.addWidget(self.notice)
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Take files and folders."""
+        if paths_of(event):
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Open what was dropped."""
+        take(self.bench, paths_of(event))
+        event.acceptProposedAction()
 
     def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
         """Return a width at which every line fits."""

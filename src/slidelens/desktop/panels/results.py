@@ -139,5 +139,4 @@ class ResultsList(QWidget):
         start = now if now.is_dir() else Path.home()
         chosen = QFileDialog.getExistingDirectory(self, "Folder of results", str(start))
         if chosen:
-            self._bench.memory.set_text("results", chosen)
-            self._bench.results_changed.emit()
+            self._bench.use_results(Path(chosen))

@@ -1,0 +1,49 @@
+"""A result and the slide that it is of, read for the window; touches no window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slidelens.desktop.layers import check_same_slide, result_layers
+from slidelens.errors import SlideError
+from slidelens.maps.result import Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.shown import ShownSlide
+    from slidelens.slide.base import Slide
+
+__all__ = ["read_result"]
+
+
+def read_result(
+    folder: Path, shown: ShownSlide | None, slide_file: Path | None, visible: bool
+) -> tuple[Result, Slide | None, list[LayerData], str]:
+    """Return a result, its slide if that is not shown, its layers, and why the slide is not there.
+
+    Raises
+    ------
+    ResultError
+        It cannot be read, or is of another slide than the one that is shown under its name.
+    """
+    result = Result.load(folder)
+    if shown is not None and shown.id == result.slide.id:
+        check_same_slide(result, shown.id, shown.size)
+        return result, None, result_layers(result, world=shown.world, visible=visible), ""
+    opened, error = _slide_of(result, slide_file)
+    return result, opened, result_layers(result, opened, visible=visible), error
+
+
+def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
+    """Open the slide of a result, or say why not."""
+    from slidelens.slide.open import open_slide
+
+    path = file or result.slide.path
+    if path is None:
+        return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
+    try:
+        return open_slide(path, mpp=result.slide.resolution), ""
+    except SlideError as error:
+        return None, str(error)

@@ -1,0 +1,62 @@
+"""What a file or folder is that a person drops on the window."""
+
+from __future__ import annotations
+
+import csv
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from slidelens.maps.result import find_results
+from slidelens.slide.open import is_slide
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Kind", "kind_of"]
+
+Kind = Literal[
+    "slide", "result", "results", "evaluation", "model", "labels", "annotations", "folder", "other"
+]
+
+_ANNOTATIONS = {".geojson", ".json", ".xml"}
+
+
+def kind_of(path: Path) -> Kind:
+    """Say what a path is, by its content where the name does not say; reads little.
+
+    ``result`` is one result or the ``result.json`` in it, ``results`` a folder of several,
+    ``folder`` any other folder.
+    """
+    if path.name == "result.json":
+        return "result"
+    if path.is_dir():
+        return _folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return "labels" if _is_labels(path) else "other"
+    if suffix in _ANNOTATIONS:
+        return "annotations"
+    return "slide" if path.is_file() and is_slide(path) else "other"
+
+
+def _folder(path: Path) -> Kind:
+    files: dict[str, Kind] = {
+        "result.json": "result",
+        "model.json": "model",
+        "evaluation.json": "evaluation",
+    }
+    for name, kind in files.items():
+        if (path / name).is_file():
+            return kind
+    if is_slide(path):
+        return "slide"
+    return "results" if list(islice(find_results(path), 1)) else "folder"
+
+
+def _is_labels(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return {"slide_id", "label"} <= {name.strip().lower() for name in header}

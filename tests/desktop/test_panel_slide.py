@@ -1,0 +1,104 @@
+"""The Slide panel in a real window, and files dropped on panels and picture."""
+
+from __future__ import annotations
+
+import pytest
+from hands import press
+from known_slides import make_result, make_slide
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import QApplication
+
+from slidelens.desktop.shown import layers_of
+from slidelens.geometry import Mpp
+from slidelens.testing.phantom import PhantomSpec, write_phantom
+
+pytestmark = pytest.mark.gui
+
+WAIT = 40_000
+
+
+@pytest.fixture
+def panel(bench):
+    return bench.open_panel("slide")
+
+
+def drop(widget, *paths) -> None:
+    """Drag files over a widget and let them fall."""
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(path)) for path in paths])
+    how, left = Qt.DropAction.CopyAction, Qt.MouseButton.LeftButton
+    none = Qt.KeyboardModifier.NoModifier
+    enter = QDragEnterEvent(QPointF(9, 9).toPoint(), how, data, left, none)
+    QApplication.sendEvent(widget, enter)
+    assert enter.isAccepted()
+    QApplication.sendEvent(widget, QDropEvent(QPointF(9, 9), how, data, left, none))
+
+
+def rows(tree) -> dict[str, str]:
+    items = (tree.topLevelItem(i) for i in range(tree.topLevelItemCount()))
+    return {i.text(0): i.text(1) for i in items if not i.isHidden()}
+
+
+def test_facts_recent_slides_and_a_slide_that_is_dropped(panel, bench, tmp_path, qtbot):
+    assert panel.no_recent.isVisible()
+    assert not panel.facts.isVisible()
+    paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for path in paths:
+        write_phantom(path, PhantomSpec(size=(1024, 512), mpp=0.5))
+    drop(panel, *paths)
+    qtbot.waitUntil(lambda: panel.about is not None, timeout=WAIT)
+    assert bench.slide.id == "a"
+    assert rows(panel.facts)["Size"] == "1024 × 512 px, 0.5 × 0.3 mm"
+    names = [panel.recent.item(i).text() for i in range(panel.recent.count())]
+    assert names == ["a.tif", "b.tif"]
+    panel.search.setText("ImageWidth no such thing")
+    assert not rows(panel.properties)
+    panel.search.clear()
+    assert rows(panel.properties)
+    press(qtbot, panel.copy)
+    assert "Size: 1024 × 512 px" in QApplication.clipboard().text()
+    panel.recent.itemActivated.emit(panel.recent.item(1))
+    qtbot.waitUntil(lambda: bench.slide.id == "b", timeout=WAIT)
+    press(qtbot, panel.forget)
+    assert not panel.recent.count()
+    press(qtbot, panel.notice._action)
+    assert panel.recent.count() == 2
+
+
+def test_a_result_dropped_on_the_picture_is_shown_with_its_slide(panel, bench, tmp_path, qtbot):
+    made = make_result(make_slide(0.5), Mpp(0.5, 0.5))
+    made.save(tmp_path / "results" / "oracle" / "square")
+    drop(bench.viewer.window._qt_viewer, tmp_path / "results" / "oracle" / "square")
+    qtbot.waitUntil(lambda: bool(list(layers_of(bench.viewer, "map"))), timeout=WAIT)
+    assert "oracle: probability" in bench.viewer.layers
+
+
+def test_what_cannot_be_opened_is_said(panel, bench, tmp_path, qtbot):
+    (tmp_path / "note.csv").write_text("x\n1\n")
+    told = []
+    bench.told.connect(lambda text, bad: told.append((text, bad)))
+    drop(bench.viewer.window._qt_viewer, tmp_path / "note.csv")
+    qtbot.waitUntil(lambda: bool(told), timeout=WAIT)
+    ((text, bad),) = told
+    assert "note.csv: nothing to open" in text
+    assert bad
+
+
+def test_labels_that_are_dropped_reach_the_train_panel(panel, bench, tmp_path, qtbot):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label\na,0\nb,1\n")
+    drop(bench.viewer.window._qt_viewer, labels)
+    qtbot.waitUntil(lambda: "train" in bench._docks, timeout=WAIT)
+    assert bench.open_panel("train").data.labels == labels
+
+
+@pytest.mark.realdata
+def test_pictures_in_the_file_and_a_label_only_when_asked(panel, bench, data, qtbot):
+    bench.open_slide(data / "wsi" / "CMU-1-Small-Region.svs")
+    qtbot.waitUntil(lambda: panel.about is not None, timeout=WAIT)
+    assert panel.private.isVisible()
+    assert not panel.picture.isVisible()
+    panel.show_picture("macro")
+    qtbot.waitUntil(panel.picture.isVisible, timeout=WAIT)
+    assert panel.picture.pixmap().height() > 50
