@@ -46,7 +46,7 @@ def test_facts_recent_slides_and_a_slide_that_is_dropped(panel, bench, tmp_path,
     paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
     for path in paths:
         write_phantom(path, PhantomSpec(size=(1024, 512), mpp=0.5))
-    drop(panel, *paths)
+    drop(panel.viewport(), *paths)
     qtbot.waitUntil(lambda: panel.about is not None, timeout=WAIT)
     assert bench.slide.id == "a"
     assert rows(panel.facts)["Size"] == "1024 × 512 px, 0.5 × 0.3 mm"
