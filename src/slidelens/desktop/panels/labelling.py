@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from slidelens.desktop.panels.parts import button, calm, caption, row
+from slidelens.desktop.panels.parts import button, calm, caption, empty, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.labelling import class_names
 from slidelens.errors import LabelError
@@ -144,10 +144,7 @@ class Labelling(QWidget):
         names = class_names(self.classes.text())
         if tuple(self.buttons) == names:
             return
-        while (item := self._row.takeAt(0)) is not None:
-            old = item.widget()
-            if old is not None:
-                old.deleteLater()
+        empty(self._row)
         self.buttons = {
             name: button(name, f"Label the chosen slides {name}", partial(self.set_label, name))
             for name in names

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
 
     from qtpy.QtGui import QDragEnterEvent, QDropEvent
 
-__all__ = ["Notice", "Panel", "boxed", "button", "calm", "caption", "heading", "row", "table"]
+__all__ = [
+    "Notice",
+    "Panel",
+    "boxed",
+    "button",
+    "calm",
+    "caption",
+    "empty",
+    "heading",
+    "row",
+    "table",
+]
 
 _WIDTH = 340
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
@@ -184,6 +195,15 @@ def boxed(layout: QLayout) -> QWidget:
     layout.setContentsMargins(0, 0, 0, 0)
     box.setLayout(layout)
     return box
+
+
+def empty(layout: QLayout) -> None:
+    """Take all out of a layout; its widgets go."""
+    while layout.count():
+        item = layout.takeAt(0)
+        widget = None if item is None else item.widget()
+        if widget is not None:
+            widget.deleteLater()
 
 
 def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from slidelens.desktop.panels.drawing import to_image
-from slidelens.desktop.panels.parts import Panel, boxed, button, caption, heading, row, table
+from slidelens.desktop.panels.parts import Panel, boxed, button, caption, empty, heading, row, table
 from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.state.about import About, about
 
@@ -115,10 +115,7 @@ class SlidePanel(Panel):
         self._fill_pictures(found)
 
     def _fill_pictures(self, found: About) -> None:
-        while (item := self._buttons.takeAt(0)) is not None:
-            widget = item.widget()
-            if widget is not None:
-                widget.deleteLater()
+        empty(self._buttons)
         for name in found.pictures:
             made = button(name, f"Show the file's {name} image", partial(self.show_picture, name))
             self._buttons.addWidget(made)

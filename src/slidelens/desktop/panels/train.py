@@ -9,7 +9,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QProgressBar, QVBoxLayout, QWidget
 
 from slidelens.desktop.panels.drawing import Curve, Curves, SplitView
-from slidelens.desktop.panels.parts import Panel, button, caption, heading, row
+from slidelens.desktop.panels.parts import Panel, button, caption, empty, heading, row
 from slidelens.desktop.panels.train_data import DataChooser
 from slidelens.desktop.panels.train_model import TrainOptions
 from slidelens.desktop.qt import alive
@@ -289,10 +289,7 @@ class TrainPanel(Panel):
 
     def _list_unfinished(self) -> None:
         """Offer to go on with what was begun and not ended, also in another session."""
-        while (item := self._unfinished.takeAt(0)) is not None:
-            old = item.widget()
-            if old is not None:
-                old.deleteLater()
+        empty(self._unfinished)
         now = self.state.out if self.running and self.state is not None else None
         folders = [f for f in self.bench.memory.trainings() if resumable(f) and f != now]
         for folder in folders:
