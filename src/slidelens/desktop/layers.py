@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from slidelens.desktop.grid import grid_layers
 from slidelens.desktop.polygons import polygon_to_path
 from slidelens.desktop.windows import window_layers
 from slidelens.desktop.world import World, describe
@@ -70,7 +71,7 @@ def result_layers(
     visible: bool = True,
     tissue: bool = True,
 ) -> list[LayerData]:
-    """Return a result's layers, lowest first: maps, regions, windows, outline of the tissue.
+    """Return a result's layers, lowest first: maps, regions, windows, outlines of tissue and tiles.
 
     One map is visible, others are hidden; of a map with several classes every class but the first
     (the negative one) has a layer.
@@ -86,7 +87,7 @@ def result_layers(
     visible
         Whether the first map and the regions are shown.
     tissue
-        Whether to add the outline of the tissue, hidden.
+        Whether to add the outline of the tissue and the grid of tiles, hidden.
 
     Raises
     ------
@@ -113,6 +114,8 @@ def result_layers(
     layers += window_layers(result, place, visible=visible)
     if tissue and _TISSUE_MAP in result.maps:
         layers += _tissue_layers(result, place)
+    if tissue:
+        layers += grid_layers(result, place)
     return layers
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["MapsPanel"]
 
 _POINTER_MS = 60
-_KINDS = ("map", "regions", "annotations", "tissue")
+_KINDS = ("map", "regions", "annotations", "tissue", "grid")
 
 
 class MapsPanel(Panel):
