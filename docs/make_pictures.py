@@ -9,6 +9,7 @@ import logging
 import tempfile
 from pathlib import Path
 
+import panel_pictures
 import review_pictures
 from PIL import Image
 
@@ -44,6 +45,8 @@ def main() -> None:
             viewer.close()
             Image.open(folder / "window.png").convert("RGB").save(IMAGES / picture, quality=85)
             log.info("wrote %s", IMAGES / picture)
+        for path in panel_pictures.make(IMAGES):
+            log.info("wrote %s", path)
     for path in review_pictures.make(IMAGES):
         log.info("wrote %s", path)
 

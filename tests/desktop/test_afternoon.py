@@ -32,9 +32,9 @@ class Afternoon:
 
     def __init__(self, bench, qtbot, pictures) -> None:
         self.bench, self.qtbot, self.pictures = bench, qtbot, pictures
-        self.window = bench.viewer.window._qt_window
-        self.window.activateWindow()
-        self.wait(self.window.isActiveWindow)
+        window = bench.viewer.window._qt_window  # not kept: napari's tests look for leaked windows
+        window.activateWindow()
+        self.wait(window.isActiveWindow)
 
     def wait(self, until, timeout: int = WAIT) -> None:
         self.qtbot.waitUntil(until, timeout=timeout)
@@ -123,7 +123,7 @@ def outline(afternoon, folder) -> None:
         click(canvas, middle + QPoint(dx, dy))
     double_click(canvas, middle + QPoint(-60, 70))
     file = folder / f"{MOSAIC}.geojson"
-    afternoon.wait(file.is_file)
+    afternoon.wait(lambda: file.is_file() and len(read_annotations(file)) == 1)
     (drawn,) = read_annotations(file)
     assert drawn.label == "tumor"
     afternoon.look("afternoon-outline")
@@ -137,20 +137,29 @@ def fine_tune(afternoon, slides, labels) -> None:
     afternoon.wait(lambda: panel.data.slides == slides)
     panel.data.set_labels(labels)
     panel.data.by_click.expand(animate=False)
+    labelling = panel.data.labelling
     for name, label in LEARN.items():
-        panel.data.labelling.tree.clearSelection()
-        panel.data.labelling.choose(name)
-        afternoon.press(panel.data.labelling.buttons[label])
+        panel.ensureWidgetVisible(labelling.buttons[label])
+        afternoon.wait(lambda b=labelling.buttons[label]: not b.visibleRegion().isEmpty())
+        labelling.tree.clearSelection()
+        labelling.choose(name)
+        afternoon.press(labelling.buttons[label])
+    assert labelling.counts.text() == "2 normal, 2 tumor"
     panel.options.epochs.setValue(1)
-    afternoon.wait(lambda: panel.split is not None, LONG)
+    afternoon.wait(lambda: panel.start_button.isEnabled() or not planning(panel), LONG)
+    assert panel.start_button.isEnabled(), panel.why.text()
     assert sum(panel.split.train) == sum(panel.split.tune) == 2
-    afternoon.wait(panel.start_button.isEnabled)
     afternoon.press(panel.start_button)
     afternoon.wait(lambda: not panel.running, LONG)
     assert panel.notice.text.startswith("my-model is trained.")
     assert len(panel.losses.curves[0].values) == 1
     afternoon.look("afternoon-train")
     afternoon.wait(lambda: "my-model" in [c.name for c in afternoon.bench.cards], LONG)
+
+
+def planning(panel) -> bool:
+    """Whether the panel is still waiting for the split, or has said why there is none."""
+    return panel.why.text().startswith("Looking") or not panel.why.text()
 
 
 def review(afternoon, folder) -> None:
