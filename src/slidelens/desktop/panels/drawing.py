@@ -202,7 +202,7 @@ class Curves(_Picture):
             high = max(known) if self._high is None else self._high
             high = high if high > low else low + 1
             for value, y in ((high, area.top() + 10), (low, area.bottom())):
-                painter.drawText(QRectF(0, y - 12, 38, 14), _right(), f"{value:.3g}")
+                painter.drawText(QRectF(0, y - 12, 38, 14), _right(), f"{value:.2g}")
             self._draw(painter, area, low, high)
 
     def _draw(self, painter: QPainter, area: QRectF, low: float, high: float) -> None:
