@@ -9,6 +9,7 @@ import logging
 import tempfile
 from pathlib import Path
 
+import desktop_pictures
 import panel_pictures
 import review_pictures
 from PIL import Image
@@ -46,6 +47,12 @@ def main() -> None:
             Image.open(folder / "window.png").convert("RGB").save(IMAGES / picture, quality=85)
             log.info("wrote %s", IMAGES / picture)
         for path in panel_pictures.make(IMAGES):
+            log.info("wrote %s", path)
+        (folder / "both").mkdir()
+        for model in PICTURES:
+            (folder / "results" / model / model).rename(folder / "both" / model)
+        (folder / "home").mkdir()
+        for path in desktop_pictures.make(IMAGES, slide, folder / "both", folder / "home"):
             log.info("wrote %s", path)
     for path in review_pictures.make(IMAGES):
         log.info("wrote %s", path)

@@ -41,7 +41,7 @@ __all__ = [
     "table",
 ]
 
-_WIDTH = 340
+_WIDTH = 370
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
@@ -82,6 +82,10 @@ class Panel(QScrollArea):
     def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
         """Return a width at which every line fits."""
         return QSize(_WIDTH, 480)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
+        """Return the same width: there is no scrolling sideways."""
+        return QSize(_WIDTH, 120)
 
 
 class Notice(QFrame):

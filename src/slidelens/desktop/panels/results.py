@@ -84,6 +84,7 @@ class ResultsList(QWidget):
         mine = [e for e in self._entries if slide is not None and e.slide == slide.id]
         shown = self._entries if self.all.isChecked() or slide is None else mine
         self.tree.clear()
+        self.tree.setColumnHidden(2, slide is not None and not self.all.isChecked())
         for entry in shown:
             when = datetime.fromtimestamp(entry.time, UTC).astimezone()
             made = "" if entry.error else f"{when:%d %b %H:%M}"

@@ -1,0 +1,264 @@
+"""The desktop stays free while models run, and a slide of over a gigapixel moves at once.
+
+Three things are measured in a real window (software OpenGL under Xvfb):
+
+- While a model predicts in the worker, a heartbeat of 20 ms is timed: how late it comes is how long
+  the window's thread was held, by napari's draws or by us. Our own callbacks are timed one by one.
+- A slide of 65536 x 61440 px (4 gigapixels): time to the first image, then of moves and zooms to
+  places not seen before, with three overlays on (two maps and outlines).
+- A random walk over that slide for five minutes (``--quick``: 40 s): growth of the resident memory.
+
+Training runs in a second process like the prediction; its window side is not measured here.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from common import Claim, at_most, main
+from view import Span, _draw
+
+from slidelens.testing.display import virtual_display
+from slidelens.testing.phantom import PhantomSpec, write_phantom
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK, REPEAT = (4096, 4096), (16, 15)  # 65536 x 61440 px: 4.03 gigapixels
+UM_PER_PIXEL = (4.0, 2.0, 1.0, 0.5)
+BEAT_MS = 20
+
+
+@contextmanager
+def held() -> Iterator[list[tuple[float, str]]]:
+    """Time every callback of ours that the window's thread runs: ms, and its name."""
+    from slidelens.desktop.background import Background
+    from slidelens.desktop.panels.compare import ComparePanel
+    from slidelens.desktop.panels.maps import MapsPanel
+    from slidelens.desktop.panels.navigator import NavigatorPanel
+    from slidelens.desktop.panels.results import ResultsList
+    from slidelens.desktop.panels.run import RunPanel
+    from slidelens.desktop.workbench import Workbench
+    from slidelens.desktop.worker.client import WorkerClient
+
+    watched = [
+        (WorkerClient, "_hear"),
+        (RunPanel, "_hear"),
+        (RunPanel, "_update"),
+        (Background, "_deliver"),
+        (MapsPanel, "_fill"),
+        (MapsPanel, "_read"),
+        (ResultsList, "_fill"),
+        (NavigatorPanel, "_look"),
+        (ComparePanel, "_show"),
+        (Workbench, "_look"),
+        (Workbench, "_listed"),
+    ]
+    seconds: list[tuple[float, str]] = []
+    plain = [(owner, name, getattr(owner, name)) for owner, name in watched]
+    for owner, name, function in plain:
+        setattr(owner, name, _timed(function, f"{owner.__name__}.{name}", seconds))
+    try:
+        yield seconds
+    finally:
+        for owner, name, function in plain:
+            setattr(owner, name, function)
+
+
+def _timed(function: Any, name: str, seconds: list[tuple[float, str]]) -> Any:
+    @wraps(function)
+    def timed(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            seconds.append((1e3 * (time.perf_counter() - start), name))
+
+    return timed
+
+
+class Heartbeat:
+    """How late a timer of the window comes, in ms."""
+
+    def __init__(self) -> None:
+        from qtpy.QtCore import QTimer
+
+        self.late: list[float] = []
+        self._last = time.perf_counter()
+        self._timer = QTimer()
+        self._timer.timeout.connect(self._beat)
+        self._timer.start(BEAT_MS)
+
+    def _beat(self) -> None:
+        now = time.perf_counter()
+        self.late.append(max(0.0, 1e3 * (now - self._last) - BEAT_MS))
+        self._last = now
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+
+def wait(until: Any, seconds: float = 300) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    end = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > end:
+            raise TimeoutError("the window did not come to where it should")
+        QApplication.processEvents()
+        time.sleep(0.001)
+
+
+def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    """Predict, then look around, in one window."""
+    with tempfile.TemporaryDirectory() as name, virtual_display():
+        folder = Path(name)
+        os.environ.update(HOME=name, XDG_CONFIG_HOME=name)
+        small, large = folder / "small.tif", folder / "large.tif"
+        write_phantom(small, PhantomSpec(size=(3072, 2304), mpp=0.5, lesions=2, seed=7))
+        write_phantom(large, PhantomSpec(size=BLOCK, repeat=REPEAT, lesions=2, mpp=0.25))
+        import napari
+
+        viewer = napari.Viewer(show=True)
+        viewer.window.resize(1280, 800)
+        claims, figures = _predict(viewer, small)
+        more, rest = _look_around(viewer, large, quick)
+        viewer.close()
+        return claims + more, {**figures, **rest}
+
+
+def _predict(viewer: Any, slide: Path) -> tuple[list[Claim], dict[str, Any]]:
+    from slidelens.desktop.workbench import workbench_of
+
+    with held() as callbacks:
+        bench = workbench_of(viewer)
+        bench.open_panel("navigator")
+        bench.open_panel("maps")
+        panel = bench.open_panel("run")
+        bench.open_slide(slide)
+        wait(lambda: bool(bench.cards) and bench.slide is not None)
+        panel.models.choose("demo-mil")
+        panel.models.form.control("overlap").setValue(56)
+        panel.models.form.control("batch_size").setValue(16)
+        wait(lambda: panel.run_button.isEnabled())
+        callbacks.clear()
+        beat = Heartbeat()
+        panel.run()
+        wait(lambda: not panel.running)
+        beat.stop()
+    slowest = sorted(callbacks, reverse=True)[:5]
+    p99 = float(np.percentile(beat.late, 99))
+    claims = [
+        at_most("longest callback of ours while predicting", slowest[0][0], 100, "ms"),
+        at_most("heartbeat's delay while predicting, 99th percentile", p99, 300, "ms"),
+    ]
+    figures = {
+        "slowest_callbacks_ms": [[round(ms, 1), name] for ms, name in slowest],
+        "heartbeats": len(beat.late),
+        "heartbeat_late_ms": {
+            str(q): round(float(np.percentile(beat.late, q)), 1) for q in (50, 90, 99, 100)
+        },
+    }
+    return claims, figures
+
+
+def _look_around(viewer: Any, path: Path, quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    from napari.layers import Layer
+
+    from slidelens.desktop.layers import slide_layer
+    from slidelens.slide.open import open_slide
+
+    firsts = []
+    for _ in range(3 if quick else 7):
+        viewer.layers.clear()
+        _draw(viewer)
+        layer = slide_layer(open_slide(path))
+        with Span() as span:
+            viewer.add_layer(Layer.create(*layer))
+            viewer.reset_view()
+            _draw(viewer)
+        firsts.append(span)
+    _add_overlays(viewer)
+    moves = _walk(viewer, steps=30 if quick else 80)
+    process = psutil.Process()
+    _walk(viewer, steps=20)  # caches fill to where they may
+    before, end = process.memory_info().rss, time.monotonic() + (40 if quick else 300)
+    steps = 0
+    most = before
+    while time.monotonic() < end:
+        steps += len(_walk(viewer, steps=10, seed=1000 + steps))
+        most = max(most, process.memory_info().rss)
+    first, move = (1e3 * statistics.median(s.wall for s in spans) for spans in (firsts, moves))
+    claims = [
+        at_most("first image of 4 gigapixels, median", first, 500, "ms"),
+        at_most("pan or zoom with three overlays, median", move, 200, "ms"),
+        at_most("growth of memory in the random walk", (most - before) / 1e6, 500, "MB"),
+    ]
+    figures = {
+        "slide_px": [BLOCK[0] * REPEAT[0], BLOCK[1] * REPEAT[1]],
+        "first_image_ms": [round(1e3 * s.wall) for s in firsts],
+        "move_ms": [round(1e3 * s.wall) for s in moves],
+        "move_cpu_ms": [round(1e3 * s.cpu) for s in moves],
+        "walk_s": 40 if quick else 300,
+        "walk_steps": steps,
+        "memory_mb": {"before": round(before / 1e6), "most": round(most / 1e6)},
+    }
+    return claims, figures
+
+
+def _add_overlays(viewer: Any) -> None:
+    """Lay two maps of 1920 x 2048 cells and outlines of a thousand regions on the slide."""
+    from napari.layers import Layer
+
+    from slidelens.desktop.layers import annotation_layers, map_layers
+    from slidelens.desktop.world import World
+    from slidelens.geometry import Affine, Mpp
+    from slidelens.maps.map import Map
+    from slidelens.tiling.annotations import Annotation
+
+    import shapely  # isort: skip
+
+    mpp = Mpp(0.25, 0.25)
+    world, random = World.of(mpp), np.random.default_rng(0)
+    layers = []
+    for name, kind in (("probability", "probability"), ("attention", "attention")):
+        values = random.random((1920, 2048), np.float32)
+        source = Map.from_array(name, kind, ["tumor"], values, Affine(32, 32), mpp)
+        layers += map_layers(source, world, slide_id="large", model="walk")
+    corners = random.uniform(0, 60_000, (1000, 2))
+    areas = [Annotation(shapely.box(x, y, x + 900, y + 700), "tumor") for x, y in corners]
+    layers += annotation_layers(areas, world, name="outlines", slide_id="large")
+    for data in layers:
+        viewer.add_layer(Layer.create(*data))
+    _draw(viewer)
+
+
+def _walk(viewer: Any, steps: int, seed: int = 0) -> list[Span]:
+    """Go somewhere else at some magnification, again and again."""
+    from slidelens.desktop.window import camera
+
+    random = np.random.default_rng(seed)
+    low, high = viewer.layers[0].extent.world
+    own = camera(viewer)
+    spans = []
+    for step in range(steps):
+        centre = random.uniform(low + 0.1 * (high - low), high - 0.1 * (high - low))
+        with Span() as span:
+            own.center = tuple(centre)
+            own.zoom = 1 / UM_PER_PIXEL[step % len(UM_PER_PIXEL)]
+            _draw(viewer)
+        spans.append(span)
+    return spans
+
+
+if __name__ == "__main__":
+    main(__doc__, measure)
