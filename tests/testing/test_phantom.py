@@ -307,3 +307,37 @@ def test_texture_tells_tumour_and_mean_colour_does_not():
         return max(scores)
 
     assert auc(colour) < 0.88 < 0.93 < auc(texture)
+
+
+def test_a_placed_section_is_alone_on_its_slide(tmp_path: Path):
+    spec = PhantomSpec(size=(4096, 4096), mpp=2.0, repeat=(3, 2), place=(2, 1), lesions=1)
+    made = truth(spec)
+    assert made.size == Size(12288, 8192)
+    assert len(made.tumor) == 1
+    left, top, right, bottom = made.tumor[0].polygon.bounds
+    assert left >= 8192
+    assert right <= 12288
+    assert top >= 4096
+    assert bottom <= 8192
+    path = tmp_path / "a.tif"
+    pink = np.array((200, 80, 120), np.uint8)
+    write_pyramid(
+        path,
+        Size(4096, 4096),
+        Mpp(2.0, 2.0),
+        lambda box: np.broadcast_to(pink, (int(box.h), int(box.w), 3)).copy(),
+        repeat=(3, 2),
+        place=(2, 1),
+    )
+    with open_slide(path) as slide:
+        for level, lv in enumerate(slide.levels):
+            side = 4096 // round(lv.downsample)
+            inside = slide.read_level(level, 2 * side, side, side, side)
+            outside = slide.read_level(level, 0, 0, 2 * side, 2 * side)
+            np.testing.assert_allclose(inside.astype(int) - pink, 0, atol=3)
+            assert (outside == 246).all()
+
+
+def test_a_place_beyond_the_repeats_is_refused():
+    with pytest.raises(ValueError, match="place \\(1, 0\\)"):
+        PhantomSpec(size=(4096, 4096), place=(1, 0))

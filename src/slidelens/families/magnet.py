@@ -75,6 +75,7 @@ class MagNetConfig(FamilyConfig):
     inhibition: float = Field(
         0.0, ge=0, description="what attention loses where an earlier patch looks already"
     )
+    tissue: bool = Field(False, description="attention keeps to what the grey filter left")
     radius: float = Field(1.0, gt=0, le=8, description="reach of multi-sampling in output px")
     mpp: float = Field(0.25, gt=0, le=100, description="finest resolution in µm/px")
     map_mpp: float = Field(32.0, gt=0, description="cell of the maps in µm")
@@ -104,7 +105,9 @@ def build(config: MagNetConfig, n_classes: int) -> nn.Module:
         for layer in config.auxiliary_layers
         if layer <= len(config.patches)
     }
-    names = "patches glance look width frozen shared gain least reach centre inhibition radius"
+    names = (
+        "patches glance look width frozen shared gain least reach centre inhibition tissue radius"
+    )
     return MagNet(
         Judge(*_features(config.backbone), outputs, config.state),
         auxiliary,

@@ -75,6 +75,12 @@ class MagNetTraining(TrainConfig):
     probe_scales: tuple[float, float] = Field(
         (0.05, 0.2), description="smallest and largest scale of a probe in the slide"
     )
+    stray: float = Field(
+        0.2, ge=0, le=1, description="share of the probes that may lie on bare glass too"
+    )
+    warmup: int = Field(
+        0, ge=0, description="epochs in which the classifier learns from probes alone"
+    )
     overview_px: int = Field(
         1024, ge=64, le=8192, description="side in px of the copy of each slide kept in memory"
     )
@@ -103,6 +109,8 @@ class MagNetTraining(TrainConfig):
 
     @model_validator(mode="after")
     def _scales(self) -> MagNetTraining:
+        if self.warmup and not (self.probes and self.window_weight):
+            raise ValueError(f"warmup {self.warmup}: needs probes and window_weight above 0")
         low, high = self.probe_scales
         if not 0 < low <= high <= 1:
             raise ValueError(f"probe_scales {self.probe_scales}: need 0 < smallest <= largest <= 1")
@@ -195,10 +203,21 @@ class MagNetTask(TrainTask[MagNetConfig]):
         random = np.random.default_rng([self.seed, epoch, *numbers])
         ways = random.integers(0, 8 if self.config.flips else 1, len(work.slides)).tolist()
         keys = [(self.seed, epoch, number) for number in numbers]
-        seen, probes = self._see(_Sight(work.slides, ways, keys, random))
-        losses = slide_loss(seen.logits[:, -1].float(), labels)
-        backward(losses.sum() + len(losses) * self._guidance(seen, probes, labels, losses))
+        sight = _Sight(work.slides, ways, keys, random, blind=epoch < self.config.warmup)
+        seen, probes = self._see(sight)
+        if sight.blind:
+            losses = self._most_suspicious(seen, labels)
+            backward(losses.sum())
+        else:
+            losses = slide_loss(seen.logits[:, -1].float(), labels)
+            backward(losses.sum() + len(losses) * self._guidance(seen, probes, labels, losses))
         return Outcome(tuple(losses.detach().tolist()))
+
+    def _most_suspicious(self, seen: Seen, labels: Tensor) -> Tensor:
+        """Return each slide's loss of a soft maximum over its windows and probes, each alone."""
+        alone = torch.cat((seen.alone, seen.probed), 1).float()
+        most = (_SHARPNESS * alone).logsumexp(1) - log(alone.shape[1])
+        return slide_loss(most / _SHARPNESS, labels)
 
     def _guidance(self, seen: Seen, probes: Tensor, labels: Tensor, verdict: Tensor) -> Tensor:
         """Return the mean of all losses but the verdict's."""
@@ -211,18 +230,21 @@ class MagNetTask(TrainTask[MagNetConfig]):
         deeper = auxiliary if len(auxiliary) > 1 else [*auxiliary, verdict]
         for shallow, deep in pairwise(deeper):
             total = total + config.paradox_weight * (deep - shallow.detach()).relu().mean()
-        alone = torch.cat((seen.alone, seen.probed), 1).float()
         if config.window_weight:
-            most = (_SHARPNESS * alone).logsumexp(1) - log(alone.shape[1])
-            total = total + config.window_weight * slide_loss(most / _SHARPNESS, labels).mean()
+            windows = self._most_suspicious(seen, labels)
+            total = total + config.window_weight * windows.mean()
         if config.foresight_weight:
-            total = total + config.foresight_weight * self._foresight(seen, probes, alone)
+            total = total + config.foresight_weight * self._foresight(seen, probes, labels)
         return total
 
-    def _foresight(self, seen: Seen, probes: Tensor, alone: Tensor) -> Tensor:
-        """Return the foresight loss, the mean over the layers."""
+    def _foresight(self, seen: Seen, probes: Tensor, labels: Tensor) -> Tensor:
+        """Return the foresight loss, the mean over the layers.
+
+        In a slide of the first class there is nothing to be found, whatever a look suggests.
+        """
         network = _network(self.model)
-        evidence = 1 - class_probabilities(alone.detach())[..., 0]
+        alone = torch.cat((seen.alone, seen.probed), 1).float()
+        evidence = (1 - class_probabilities(alone.detach())[..., 0]) * (labels > 0)[:, None]
         looked = torch.cat((seen.windows[-1].detach(), probes), 1)
         parents = looked.new_tensor((1.0, 0.0, 0.0)).expand(len(looked), 1, 3)
         losses = []
@@ -253,6 +275,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             look,
             finest=torch.tensor(finest, device=device),
             probes=probes if probes.shape[1] else None,
+            blind=sight.blind,
         )
         return seen, probes
 
@@ -292,7 +315,10 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return normalize(stained, self.model.mean, self.model.std)
 
     def _probes(self, pictures: Tensor, random: np.random.Generator | None) -> Tensor:
-        """Draw windows ``(B, M, 3)`` centred where ``(B, 3, h, w)`` pictures are not grey."""
+        """Draw windows ``(B, M, 3)`` centred where ``(B, 3, h, w)`` pictures are not grey.
+
+        A few may lie anywhere: attention has to learn what bare glass is worth, too.
+        """
         count = self.config.probes if random is not None else 0
         drawn = np.empty((len(pictures), count, 3), np.float32)
         if random is None or not count:
@@ -302,7 +328,10 @@ class MagNetTask(TrainTask[MagNetConfig]):
         side = pictures.shape[-1]
         for row, tissue in zip(drawn, remove_grey(pictures).any(1).numpy(), strict=True):
             cells = np.flatnonzero(tissue) if tissue.any() else np.arange(side * side)
-            y, x = np.divmod(random.choice(cells, count), side)
+            chosen = random.choice(cells, count)
+            anywhere = random.uniform(size=count) < self.config.stray
+            chosen[anywhere] = random.integers(0, side * side, int(anywhere.sum()))
+            y, x = np.divmod(chosen, side)
             inside = random.uniform(size=(2, count))
             row[:, 1:] = np.stack([x + inside[0], y + inside[1]], 1) * 2 / side - 1
         return torch.from_numpy(drawn)
@@ -336,6 +365,8 @@ class _Sight:
     ways: Sequence[int]
     keys: Sequence[tuple[int, ...]] = ()
     random: np.random.Generator | None = None
+    blind: bool = False
+    """Only probes are judged."""
 
 
 def _copy(view: View, side: int) -> Overview:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.sampling import inside, multi_sample
 from slidelens.nn.sparsemax import spatial_sparsemax
 from slidelens.nn.zoom import Attention, Centre, places, read_out
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "MagNet", "Seen", "SmallFeatures", "WindowClassifier"]
 
-_SHADOW = 1.5
+_SHADOW = 1.2
 """How much larger than a window the place is where it inhibits others."""
+_BLACK = 1e-3
+"""By how much the sum of a black pixel's normalised channels may be off."""
+_NEVER = 1e3
+"""What keeps a cell out of sparsemax's support whatever its score."""
 
 
 class SmallFeatures(nn.Module):
@@ -176,6 +181,9 @@ class MagNet(nn.Module):
         See :func:`read_out`.
     radius
         See :func:`~slidelens.nn.sampling.multi_sample`.
+    tissue
+        No attention to pixels that the grey filter blackened; pictures must then be normalised as
+        ImageNet's. (Ours; the paper filters pictures and lets attention go anywhere.)
     """
 
     def __init__(
@@ -195,6 +203,7 @@ class MagNet(nn.Module):
         reach: float = 1.0,
         centre: Centre = "exact",
         radius: float = 1.0,
+        tissue: bool = False,
     ) -> None:
         super().__init__()
         self.judge = judge
@@ -203,7 +212,7 @@ class MagNet(nn.Module):
         self.glance, self.look = glance, look
         self.frozen, self.shared, self.inhibition = frozen, shared, inhibition
         self.gain, self.least, self.reach = gain, least, reach
-        self.centre, self.radius = centre, radius
+        self.centre, self.radius, self.tissue = centre, radius, tissue
         self.attention = nn.ModuleList(
             nn.ModuleDict(
                 {
@@ -227,6 +236,7 @@ class MagNet(nn.Module):
         *,
         finest: Tensor | None = None,
         probes: Tensor | None = None,
+        blind: bool = False,
     ) -> Seen:
         """Look at B slides.
 
@@ -242,7 +252,13 @@ class MagNet(nn.Module):
             ``(B,)``: no window gets a smaller scale, as there is nothing more to see.
         probes
             ``(B, M, 3)`` windows to judge as well, each alone.
+        blind
+            Choose no windows and judge the probes only.
         """
+        if blind:
+            assert probes is not None
+            probed = self._probe(probes, look)
+            return Seen(probed[:, :0], probed[:, :0], (), (), (), {}, probed)
         windows = overview.new_tensor((1.0, 0.0, 0.0)).expand(len(overview), 1, 3)
         pictures = overview[:, None]
         found, chosen, auxiliary = [], [], {}
@@ -263,11 +279,13 @@ class MagNet(nn.Module):
         logits, alone = self.judge(pictures)
         scores = tuple(choice.scores.flatten(1, 2) for choice in chosen)
         attention = tuple(choice.attention.flatten(1, 2) for choice in chosen)
-        probed = alone[:, :0]
-        if probes is not None:
-            images = look(probes, self.look, 0)
-            probed = self.judge.alone(images.flatten(0, 1)).view(*images.shape[:2], -1)
+        probed = alone[:, :0] if probes is None else self._probe(probes, look)
         return Seen(logits, alone, tuple(found), scores, attention, auxiliary, probed)
+
+    def _probe(self, probes: Tensor, look: Look) -> Tensor:
+        """Judge windows ``(B, M, 3)``, each alone: ``(B, M, K)``."""
+        images = look(probes, self.look, 0)
+        return self.judge.alone(images.flatten(0, 1)).view(*images.shape[:2], -1)
 
     def _choose(self, layer: int, pictures: Tensor) -> _Choice:
         """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it."""
@@ -282,12 +300,24 @@ class MagNet(nn.Module):
                     choices.append(_whole(picture))
                     continue
                 scores = nets[f"{0 if self.shared else parent}_{patch}"](picture)
-                mass = spatial_sparsemax(self._inhibited(scores, taken) * self.gain)
+                allowed = self._inhibited(self._kept(scores, picture), taken)
+                mass = spatial_sparsemax(allowed * self.gain)
                 window = read_out(mass, least=self.least, reach=self.reach, centre=self.centre)
                 choices.append(_Choice(window, scores, mass))
                 taken.append(window.detach())
             found.append(_Choice.join(choices, 1))
         return _Choice.join(found, 1)
+
+    def _kept(self, scores: Tensor, picture: Tensor) -> Tensor:
+        """Lower scores ``(B, h, w)`` where the grey filter blackened ``(B, 3, h, w)`` pictures.
+
+        A picture that is black all over keeps its scores.
+        """
+        if not self.tissue:
+            return scores
+        black = sum(-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        glass = picture.detach().sum(1) < black + _BLACK
+        return scores - _NEVER / self.gain * (glass & ~glass.all(-1, True).all(-2, True))
 
     def _inhibited(self, scores: Tensor, windows: Sequence[Tensor]) -> Tensor:
         """Lower scores ``(B, h, w)`` in and around windows ``(B, 3)`` that look already.

@@ -63,6 +63,9 @@ class PhantomSpec:
     repeat
         The drawn slide is laid out this many times along x and y, its encoded tiles reused: a slide
         of any number of gigapixels in seconds. ``size`` must then be a multiple of 4096 px.
+    place
+        Column and row of the only repeat that is there, the others being bare glass: a small
+        section on a large slide. ``None`` has all of them.
     """
 
     size: tuple[int, int] = (2048, 2048)
@@ -76,10 +79,13 @@ class PhantomSpec:
     stain: tuple[float, float] | None = None
     quality: int = 85
     repeat: tuple[int, int] = (1, 1)
+    place: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or min(self.repeat) < 1:
             raise ValueError(f"size {self.size} and repeat {self.repeat} must be at least 1")
+        if self.place is not None and self.place not in np.ndindex(*self.repeat):
+            raise ValueError(f"place {self.place} is not among the {self.repeat} repeats")
         if not self.mpp > 0:
             raise ValueError(f"mpp must be above 0 µm/px, not {self.mpp}")
         if self.lesions < 0 or not 0 < self.tumor_fraction < 1:
@@ -246,7 +252,8 @@ def _areas(spec: PhantomSpec, name: str, polygons: list[Any]) -> tuple[Annotatio
     """Turn polygons in µm into annotations in level-0 px, once per repeat."""
     made = []
     for n, polygon in enumerate(polygons):
-        for row, column in np.ndindex(spec.repeat[1], spec.repeat[0]):
+        places = [spec.place[::-1]] if spec.place else np.ndindex(*spec.repeat[::-1])
+        for row, column in places:
             shift = np.array([column * spec.size[0], row * spec.size[1]])
             moved = shapely.transform(polygon, lambda xy, s=shift: xy / spec.mpp + s)
             identity = f"{name}-{n}-{row}-{column}"

@@ -221,6 +221,7 @@ def write_phantom(path: str | Path, spec: PhantomSpec) -> PhantomTruth:
         lambda box: draw(spec, box),
         quality=spec.quality,
         repeat=spec.repeat,
+        place=spec.place,
     )
     return truth(spec)
 

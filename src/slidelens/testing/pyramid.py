@@ -20,8 +20,13 @@ __all__ = ["write_pyramid"]
 
 _TILE = 256
 _FACTOR = 4
+_GLASS = 246
+"""Grey level of glass that nothing lies on."""
 _DRAWN = 3
 """Levels that are made of drawn pixels; coarser ones are made of the tiles of the level before."""
+
+_BARE = (-1, 0, 0)
+"""Where the tile of bare glass is kept."""
 
 _COARSEST = 2048  # px, the longer side; programs read the coarsest level whole
 BLOCK = _TILE * _FACTOR ** (_DRAWN - 1)
@@ -36,6 +41,7 @@ def write_pyramid(
     *,
     quality: int = 85,
     repeat: tuple[int, int] = (1, 1),
+    place: tuple[int, int] | None = None,
 ) -> None:
     """Write levels 1, 1/4, 1/16, ... until one is small, each the area mean of the one above.
 
@@ -53,15 +59,19 @@ def write_pyramid(
         JPEG quality, 4:2:0.
     repeat
         Lay the slide out this many times along x and y, reusing its encoded tiles.
+    place
+        Column and row of the only repeat to be drawn; the others are bare glass.
 
     Raises
     ------
     ValueError
-        A repeated size whose pyramid would not repeat exactly.
+        A repeated size whose pyramid would not repeat exactly; a place beyond the repeats.
     """
     if repeat != (1, 1) and (size.width % BLOCK or size.height % BLOCK):
         raise ValueError(f"a slide of {size} px does not repeat: need multiples of {BLOCK} px")
-    pyramid = _Pyramid(size, repeat, quality, draw)
+    if place is not None and not all(0 <= at < n for at, n in zip(place, repeat, strict=True)):
+        raise ValueError(f"place {place} is not among the {repeat} repeats")
+    pyramid = _Pyramid(size, repeat, place, quality, draw)
     width, height = pyramid.whole
     with tifffile.TiffWriter(path, bigtiff=width * height > 4e9) as tif:
         for level in range(pyramid.levels):
@@ -89,11 +99,14 @@ class _Pyramid:
         self,
         size: Size,
         repeat: tuple[int, int],
+        place: tuple[int, int] | None,
         quality: int,
         draw: Callable[[Box], NDArray[np.uint8]],
     ) -> None:
         self._size, self._repeat, self._quality, self._draw = size, repeat, quality, draw
-        self._kept: dict[tuple[int, int, int], bytes] = {}
+        self._place = place
+        glass = np.full((_TILE, _TILE, 3), _GLASS, np.uint8)
+        self._kept: dict[tuple[int, int, int], bytes] = {_BARE: self._encode(glass)}
         self.whole = Size(size.width * repeat[0], size.height * repeat[1])
         self._drawn = 1
         while self._drawn < _DRAWN and max(self.whole) > _TILE * _FACTOR ** (self._drawn - 1):
@@ -123,8 +136,10 @@ class _Pyramid:
         """Say where a tile is kept; of a drawn level only the part that is drawn is."""
         if level < self._drawn:
             scale = _TILE * _FACTOR**level
-            row %= -(-self._size.height // scale)
-            column %= -(-self._size.width // scale)
+            down, row = divmod(row, -(-self._size.height // scale))
+            across, column = divmod(column, -(-self._size.width // scale))
+            if self._place not in (None, (across, down)):
+                return _BARE
         return level, row, column
 
     def _bands(self, keep: bool) -> Iterator[bytes]:

@@ -1,0 +1,224 @@
+"""Whether a MagNet learns to zoom from slide labels alone, and what it reads of a slide.
+
+The slides (``magnet_slides.py``): 20,480 x 20,480 px, a small section of tissue somewhere on it,
+in it two or three dark areas that look alike from afar; on positive slides one of them is tumour, a
+thousandth of the slide. ``slidelens train magnet`` gets slide labels and nothing else, and
+SqueezeNet begins with ImageNet's weights, as the paper's networks do. The targets' outlines are
+for judging. A target counts as found if a window of the last layer, no wider than a tenth of the
+slide, holds at least half of it; beside it, how often windows of the same sizes at random places on
+the tissue do. Also the cost of multi-sampling's gradient beside bilinear sampling's.
+
+Slides and model are kept in ``slidelens-magnet`` in the temporary folder for the next run.
+``--quick`` makes a few slides and trains for two epochs: it shows that all runs, and judges the
+reading and the sampler only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+import torch
+from common import DATA, Claim, at_least, at_most, interleaved, main, ratio
+from magnet_slides import write_slides
+
+import slidelens as sl
+from slidelens.engine.metrics import auc
+from slidelens.engine.train import train
+from slidelens.nn.sampling import multi_sample, sample
+from slidelens.testing.reads import Reads
+
+if TYPE_CHECKING:
+    from slidelens.maps.trajectory import Trajectory
+
+WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
+WORK = Path(tempfile.gettempdir()) / "slidelens-magnet"
+WIDEST = 0.1  # of the slide's side: a window that is wider does not count as having found anything
+DRAWS = 200  # of random windows per slide
+
+CONFIG: dict[str, Any] = {
+    # the network: small enough for a CPU
+    "patches": (1, 4, 1),
+    "glance": 48,
+    "look": 112,
+    "mpp": 4.0,
+    "width": 8,
+    "state": 64,
+    "auxiliary": "small",
+    "auxiliary_layers": (),
+    # where to look
+    "shared": True,
+    "tissue": True,
+    "inhibition": 20.0,
+    "least": 0.3,
+    "reach": 1.2,
+    # training
+    "probes": 12,
+    "probe_scales": (0.0438, 0.05),
+    "stray": 0.1,
+    "warmup": 10,
+    "stages": [{"epochs": 30, "lr": 1e-4, "head_lr": 2e-3, "schedule": "cosine"}],
+}
+
+
+def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    """Make slides, train, judge."""
+    counts = (4, 2, 4) if quick else (48, 8, 32)
+    folder = WORK / ("quick" if quick else "whole")
+    start = time.perf_counter()
+    write_slides(folder, *counts)
+    drawn = time.perf_counter() - start
+    training = learn(folder, quick)
+    rows = [look(folder, name, label) for name, label in test_slides(folder)]
+    labels, scores = [r["label"] for r in rows], [r["score"] for r in rows]
+    positive = [r for r in rows if r["label"]]
+    found = float(np.mean([r["found"] for r in positive]))
+    most = max(r["level0_share"] for r in rows)
+    figures = {
+        "slides": dict(zip(("train", "tune", "test"), counts, strict=True)),
+        "drawing_seconds": round(drawn, 1),
+        "training": training,
+        "random_windows_find": round(float(np.mean([r["random"] for r in positive])), 4),
+        "all_levels_share": round(max(r["all_share"] for r in rows), 5),
+        "megabytes_decoded": round(max(r["megabytes"] for r in rows), 2),
+        "last_window_um": [
+            round(min(r["least_um"] for r in rows)),
+            round(max(r["most_um"] for r in rows)),
+        ],
+        "load": round(os.getloadavg()[1], 2),
+        "test": rows,
+    }
+    cost, seconds = sampler()
+    figures["sampler_seconds"] = seconds
+    claims = [
+        at_most("level-0 pixels decoded for a slide, at most, of all", most, 0.01),
+        at_most("multi-sampling, forward and backward, beside bilinear", cost, 12, "x"),
+    ]
+    if not quick:
+        claims = [
+            at_least(
+                "slide AUC on test slides, from slide labels alone", auc(labels, scores), 0.95
+            ),
+            at_least("targets inside a window of the last layer", found, 0.9),
+            *claims,
+        ]
+    return claims, figures
+
+
+def learn(folder: Path, quick: bool) -> dict[str, Any]:
+    """Train where no model is yet; return what it cost and how it went."""
+    out, config = folder / "magnet", dict(CONFIG)
+    if quick:
+        config |= {"warmup": 1, "stages": [{**CONFIG["stages"][0], "epochs": 2}]}
+    kept = out / "cost.json"
+    if not kept.exists():
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+        epochs = []
+        for step in train(
+            "magnet",
+            folder / "slides",
+            folder / "labels.csv",
+            out,
+            backbone="squeezenet1_1",
+            weights=WEIGHTS,
+            config=config,
+            resume=True,
+        ):
+            if step.doing == "epoch":
+                epochs.append([step.train_loss, step.tune_loss, step.tune_auc])
+                print(step, file=sys.stderr, flush=True)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        spent = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu, "epochs": epochs}
+        kept.write_text(json.dumps(spent))
+    return {**json.loads(kept.read_text()), "config": config}
+
+
+def test_slides(folder: Path) -> list[tuple[str, int]]:
+    """Return the test slides and whether each has a target."""
+    with (folder / "test.csv").open(newline="") as file:
+        return [(r["slide_id"], int(r["label"] == "tumor")) for r in csv.DictReader(file)]
+
+
+def look(folder: Path, name: str, label: int) -> dict[str, Any]:
+    """Predict one slide; say what it was taken for, whether the target was found, what was read."""
+    with sl.open_slide(folder / "slides" / f"{name}.tif") as slide:
+        with Reads(slide) as reads:
+            result = sl.predict(slide, folder / "magnet", device="cpu")
+        thumbnail = slide.thumbnail(512)
+        width = slide.size.width
+    trajectory = result.trajectory
+    assert trajectory is not None
+    sides = np.array([w.box.w for w in trajectory.last])
+    row: dict[str, Any] = {
+        "slide": name,
+        "label": label,
+        "score": round(result.probabilities["tumor"], 4),
+        "level0_share": reads.decoded(0) / slide.size.area,
+        "all_share": reads.decoded() / slide.size.area,
+        "megabytes": reads.decoded() * 3 / 1e6,
+        "least_um": float(sides.min() * trajectory.mpp.x),
+        "most_um": float(sides.max() * trajectory.mpp.x),
+    }
+    if label:
+        (wkt,) = json.loads((folder / "targets.json").read_text())[name]
+        target = shapely.from_wkt(wkt)
+        row["found"] = finds(target, trajectory, width)
+        row["random"] = by_chance(target, sides[sides <= WIDEST * width], thumbnail, width)
+    return row
+
+
+def finds(target: shapely.Polygon, trajectory: Trajectory, width: int) -> bool:
+    """Say whether a narrow window of the last layer holds half of the target."""
+    boxes = [w.box for w in trajectory.last if w.box.w <= WIDEST * width]
+    return any(holds(target, b.x, b.y, b.w) for b in boxes)
+
+
+def holds(target: shapely.Polygon, x: float, y: float, side: float) -> bool:
+    """Say whether a square holds at least half of the target."""
+    square = shapely.box(x, y, x + side, y + side)
+    return bool(target.intersection(square).area >= 0.5 * target.area)
+
+
+def by_chance(
+    target: shapely.Polygon, sides: np.ndarray, thumbnail: np.ndarray, width: int
+) -> float:
+    """Return how often windows of these sides, centred anywhere on the tissue, find the target."""
+    random = np.random.default_rng(0)
+    step = width / thumbnail.shape[1]
+    spread = thumbnail.max(2).astype(int) - thumbnail.min(2)
+    rows, columns = np.nonzero(spread > 15)
+    hits = 0
+    for _ in range(DRAWS):
+        at = random.integers(0, len(rows), len(sides))
+        x, y = (columns[at] + 0.5) * step - sides / 2, (rows[at] + 0.5) * step - sides / 2
+        hits += any(holds(target, *square) for square in zip(x, y, sides, strict=True))
+    return hits / DRAWS
+
+
+def sampler() -> tuple[float, dict[str, list[float]]]:
+    """Time a training step's sampling of 16 windows, and the bilinear one in turns with it."""
+    torch.manual_seed(0)
+    pictures = torch.rand(16, 3, 86, 86)
+    windows = torch.tensor([0.8, 0.05, -0.05]).repeat(16, 1)
+
+    def run(way: Any) -> None:
+        moved = windows.clone().requires_grad_()
+        way(pictures, moved, 80).sum().backward()
+
+    ways = {"multi": lambda: run(multi_sample), "bilinear": lambda: run(sample)}
+    seconds = interleaved(ways, 9)
+    return ratio(seconds["multi"], seconds["bilinear"]), seconds
+
+
+if __name__ == "__main__":
+    main(__doc__, measure)
