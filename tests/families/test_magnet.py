@@ -12,7 +12,7 @@ from slidelens.errors import ModelError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
 from slidelens.families.magnet_eye import Eye, Overview, oriented, placed
-from slidelens.families.magnet_train import MagNetTask, MagNetTraining
+from slidelens.families.magnet_train import MagNetTask, MagNetTraining, _Sight
 from slidelens.families.training import Sample, Stage
 from slidelens.geometry import Box
 from slidelens.nn.magnet import Seen
@@ -363,7 +363,7 @@ def test_the_same_seed_sees_the_same_and_another_epoch_does_not():
 
 def test_probes_lie_where_there_is_tissue():
     model = model_of()
-    task = task_of(model, Data([0, 1]), probes=60, probe_scales=(0.1, 0.2))
+    task = task_of(model, Data([0, 1]), probes=60, probe_scales=(0.1, 0.2), stray=0.0)
     pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
     pictures[0, 1, 4:8, 12:20] = 90
     (probes,) = task._probes(pictures, np.random.default_rng(0))
@@ -373,6 +373,52 @@ def test_probes_lie_where_there_is_tissue():
     assert ((y >= 4 / 12 - 1) & (y < 8 / 12 - 1)).all()
     blank = torch.full((1, 3, 24, 24), 255, dtype=torch.uint8)
     assert task._probes(blank, np.random.default_rng(0)).shape == (1, 60, 3)
+
+
+def test_warming_up_only_the_classifier_of_windows_learns():
+    model = model_of()
+    task = task_of(model, Data([0, 1]), warmup=1, probes=3, stray=0.0, window_weight=1.0)
+    ((_, outcome),), (loss,) = epoch_of(task)
+    assert len(outcome.losses) == 2
+    loss.backward()
+    module = model.module
+    assert module.judge.single.weight.grad.any()
+    assert all(p.grad is None for p in module.attention.parameters())
+    assert all(p.grad is None for p in module.judge.memory.parameters())
+    _, (after,) = epoch_of(task, 1)
+    after.backward()
+    assert any(p.grad is not None and p.grad.any() for p in module.attention.parameters())
+
+
+def test_warming_up_needs_probes():
+    with pytest.raises(ValueError, match="warmup 2: needs probes"):
+        training(warmup=2, probes=0)
+
+
+def test_stray_probes_lie_anywhere():
+    task = task_of(model_of(), Data([0, 1]), probes=60, stray=1.0)
+    pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
+    pictures[0, 1, 4:8, 12:20] = 90
+    (probes,) = task._probes(pictures, np.random.default_rng(0))
+    assert (probes[:, 1] < 0).any()
+    assert (probes[:, 2] > 0).any()
+
+
+def test_foresight_finds_nothing_on_slides_of_the_first_class():
+    """Whatever the classifier makes of windows: attention is told that there is nothing."""
+    model = model_of()
+    with torch.no_grad():
+        model.module.judge.single.bias.fill_(20.0)
+    task = task_of(model, Data([0, 0]), probes=4)
+    sight = _Sight(["s0", "s1"], [0, 0], random=np.random.default_rng(0))
+    seen, probes = task._see(sight)
+    none, all_of_it = (
+        task._foresight(seen, probes, torch.full((2,), label)).item() for label in (0, 1)
+    )
+    scores = [s.detach().clone().requires_grad_() for s in seen.scores]
+    task._foresight(seen._replace(scores=tuple(scores)), probes, torch.zeros(2).long()).backward()
+    assert none != all_of_it
+    assert all((s.grad >= 0).all() for s in scores)  # less everywhere
 
 
 def test_tuning_is_inference(run):

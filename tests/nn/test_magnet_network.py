@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from slidelens.nn.magnet import Judge, MagNet, SmallFeatures, WindowClassifier
+from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from slidelens.nn.sampling import window_grid
 
 BLOB = (0.45, -0.3)
@@ -168,4 +169,27 @@ def test_probes_are_judged_alone():
     made = network().eval()
     probes = torch.tensor([[[0.2, 0.1, 0.1], [0.3, -0.4, 0.2], [0.1, *BLOB]]])
     seen = made(overview(), world, probes=probes)
+    torch.testing.assert_close(seen.probed[0], made.judge.alone(world(probes, made.look)[0]))
+
+
+def test_attention_keeps_to_what_the_grey_filter_left():
+    made = network(patches=(1,), tissue=True, gain=0.05).eval()
+    for attention in made.attention[0].values():
+        torch.nn.init.zeros_(attention.third.weight)
+    pictures = torch.zeros(2, 3, 24, 24, dtype=torch.uint8)
+    pictures[0, :, 2:8, 12:18] = 100
+    seen = made(normalize(pictures, IMAGENET_MEAN, IMAGENET_STD), world)
+    assert seen.attention[0][0, 0, 2:8, 12:18].sum().item() == pytest.approx(1)
+    scale, x, y = seen.windows[0][0, 0].tolist()
+    assert (x, y) == pytest.approx((0.25, -14 / 24))
+    assert scale < 0.4
+    assert seen.windows[0][1, 0].tolist() == pytest.approx([1, 0, 0], abs=2e-3)  # black all over
+
+
+def test_blind_judges_the_probes_alone():
+    made = network().train()
+    probes = torch.tensor([[[0.2, 0.1, 0.1], [0.1, *BLOB]]])
+    seen = made(overview(), world, probes=probes, blind=True)
+    assert seen.windows == ()
+    assert seen.logits.shape == (1, 0, 1)
     torch.testing.assert_close(seen.probed[0], made.judge.alone(world(probes, made.look)[0]))

@@ -111,7 +111,7 @@ def build(config: MagNetConfig, n_classes: int) -> nn.Module:
     return MagNet(
         Judge(*_features(config.backbone), outputs, config.state),
         auxiliary,
-        **{name: getattr(config, name) for name in names.split()},
+        **{name: getattr(config, name) for name in (*names.split(), "tissue", "radius")},
     )
 
 
