@@ -8,13 +8,15 @@ import pytest
 from cohorts import MPP, make_cohort
 from hands import canvas_of, press
 from known_slides import SQUARE
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDialog
 
 from slidelens.desktop.panels.categories import CategoriesDialog
 from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import camera
+from slidelens.desktop.world import described
 from slidelens.review.store import CaseKey, ReviewStore
+from slidelens.slide.open import open_slide
 
 pytestmark = pytest.mark.gui
 
@@ -160,6 +162,22 @@ def test_a_slide_that_is_gone_is_said_and_its_maps_are_shown(
         assert bench.slide.path == moved / "c.tif"
     finally:
         (moved / "c.tif").rename(slide)
+
+
+def test_layers_of_a_slide_that_was_left_do_not_come_late(bench, made, qtbot):
+    """The person opens another slide between the first and the second layer of a result."""
+    other = open_slide(made.parent / "slides" / "d.tif")
+
+    def leave():
+        if bench.slide is not None and bench.slide.id == "a":
+            QTimer.singleShot(0, lambda: bench._replace(other))
+
+    bench.slide_changed.connect(leave)
+    bench.show_result(made.parent / "results" / "good" / "a")
+    qtbot.waitUntil(lambda: bench.slide is not None and bench.slide.id == "d", timeout=WAIT)
+    qtbot.wait(200)
+    assert {described(layer.metadata)["slide"] for layer in bench.viewer.layers} == {"d"}
+    bench.slide_changed.disconnect(leave)
 
 
 def test_categories_are_edited_and_offered(panel, cohort, qtbot):

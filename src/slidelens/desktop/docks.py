@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QDockWidget, QWidget
 
 from slidelens.desktop.qt import alive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PANELS", "arrange"]
+__all__ = ["PANELS", "arrange", "bring_forward"]
 
 PANELS = {
     "run": "Run",
@@ -55,3 +56,13 @@ def arrange(window: Any, docks: Mapping[str, Any]) -> None:
         window.resizeDocks([above[0], below[0]], shares, vertical)
     for dock in below[1:]:
         window.tabifyDockWidget(below[0], dock)
+
+
+def bring_forward(widget: QWidget) -> None:
+    """Show the dock that a widget is in, in front of those it lies behind."""
+    dock: QWidget | None = widget
+    while dock is not None and not isinstance(dock, QDockWidget):
+        dock = dock.parentWidget()
+    if dock is not None:
+        dock.show()
+        dock.raise_()

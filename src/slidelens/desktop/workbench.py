@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, ref
 
 from qtpy.QtCore import QObject, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QDockWidget, QTabWidget, QWidget
+from qtpy.QtWidgets import QApplication, QTabWidget, QWidget
 
 from slidelens.desktop.background import Background
-from slidelens.desktop.docks import PANELS, arrange
+from slidelens.desktop.docks import PANELS, arrange, bring_forward
 from slidelens.desktop.drops import DropFilter
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.keys import bind_keys
@@ -102,6 +102,7 @@ class Workbench(QObject):
         self._results: Path | None = None
         self._slide: ShownSlide | None = None
         self._plugins: dict[str, QWidget] = {}
+        self._adding: dict[str, object] = {}  # model to the showing whose layers come
         self._closed = False
         # Several layers change at once; the panels need hear of it once.
         self._settle = QTimer(self)
@@ -202,12 +203,7 @@ class Workbench(QObject):
             window = self.viewer.window
             window.add_dock_widget(widget, name=title, area="right", tabify=True)
             self._plugins[name] = widget
-        dock = widget.parentWidget()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parentWidget()
-        if dock is not None:
-            dock.show()
-            dock.raise_()
+        bring_forward(widget)
         return widget
 
     def open_slide(
@@ -277,9 +273,14 @@ class Workbench(QObject):
             failed=failed,
         )
 
-    def add_gently(self, layers: Sequence[LayerData], then: Callable[[], object]) -> None:
-        """Add layers one at a time, so that the window stays free between them."""
-        if self._closed:
+    def _add_gently(
+        self, layers: Sequence[LayerData], wanted: Callable[[], bool], then: Callable[[], object]
+    ) -> None:
+        """Add layers one at a time, so that the window stays free between them.
+
+        It ends where they are not wanted any more: another slide has taken their place.
+        """
+        if self._closed or not wanted():
             return
         if not layers:
             dress(self.viewer)
@@ -287,7 +288,8 @@ class Workbench(QObject):
             then()
             return
         add_layer(self.viewer, layers[0])
-        QTimer.singleShot(0, lambda: self.add_gently(layers[1:], then) if alive(self) else None)
+        rest = layers[1:]
+        QTimer.singleShot(0, lambda: self._add_gently(rest, wanted, then) if alive(self) else None)
 
     def close(self) -> None:
         """End workers and threads; what was deleted is gone then."""
@@ -330,7 +332,9 @@ class Workbench(QObject):
             if then is not None:
                 then(result)
 
-        self.add_gently(layers, added)
+        model, token = result.model.name, object()
+        self._adding[model] = token
+        self._add_gently(layers, lambda: self._adding.get(model) is token, added)
 
     def _own_models(self) -> list[Path]:
         """Return what was trained here, also in another session or by the command line."""
@@ -363,6 +367,7 @@ class Workbench(QObject):
         """Take away the slide and all that lies on it; annotations stay, hidden."""
         viewer = self.viewer
         self.flight.stop()
+        self._adding.clear()
         kept = list(layers_of(viewer, "annotations"))
         for layer in kept:
             layer.visible = False

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import (
+    QComboBox,
     QFrame,
     QHBoxLayout,
     QHeaderView,
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _WIDTH = 370
+_LEAST_LETTERS = 8
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
@@ -174,8 +176,15 @@ def button(text: str, help: str, then: Callable[[], object]) -> QPushButton:  # 
 
 
 def calm(control: QWidget) -> QWidget:
-    """Let a control take the mouse wheel only when it was clicked; else the panel scrolls."""
+    """Let a control take the mouse wheel only when it was clicked; else the panel scrolls.
+
+    A list of choices gets as narrow as the panel is, whatever is in it.
+    """
     control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+    if isinstance(control, QComboBox):
+        policy = QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        control.setSizeAdjustPolicy(policy)
+        control.setMinimumContentsLength(_LEAST_LETTERS)
     control.installEventFilter(_Calm(control))
     return control
 
