@@ -27,6 +27,7 @@ __all__ = [
     "open_viewer",
     "overlays",
     "photograph",
+    "put_in_box",
     "slide_layers",
 ]
 
@@ -46,12 +47,14 @@ def magnification(um_per_pixel: float) -> str:
 def dress(viewer: ViewerModel) -> None:
     """Show a scale bar, and the magnification as it changes; harmless when called again."""
     bar, text = overlays(viewer)
-    text.position, text.box = "bottom_left", True
+    text.position = "bottom_left"
+    put_in_box(text, True)
     _show_magnification(viewer)
     if viewer in _dressed:
         return  # who has hidden the scale bar does not want it back with every slide
     _dressed.add(viewer)
-    bar.visible = bar.box = True
+    bar.visible = True
+    put_in_box(bar, True)
     weak = ref(viewer)
 
     def on_change() -> None:
@@ -133,6 +136,12 @@ def _show_magnification(viewer: ViewerModel) -> None:
     text.visible = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
     # napari's zoom is screen pixels per world unit.
     text.text = magnification(1 / camera(viewer).zoom) if text.visible else ""
+
+
+def put_in_box(overlay: Any, on: bool) -> None:
+    """Draw an overlay on a dark box, to be read on anything; text has none before napari 0.7."""
+    if hasattr(overlay, "box"):
+        overlay.box = on
 
 
 def overlays(viewer: ViewerModel) -> tuple[Any, Any]:

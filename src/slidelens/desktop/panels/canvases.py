@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import add_layer
-from slidelens.desktop.window import camera, canvas_size, dress, overlays
+from slidelens.desktop.window import camera, canvas_size, dress, overlays, put_in_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +122,8 @@ class Canvases(QWidget):
             self._grid.addWidget(cell, number // _COLUMNS, number % _COLUMNS)
             bar, text = overlays(cell.model)  # once is enough, and they would cover each other
             bar.visible = number == len(pictures) - 1
-            text.box, text.opacity = number == 0, float(number == 0)
+            text.opacity = float(number == 0)
+            put_in_box(text, number == 0)
             look = camera(cell.model)
             for event in (look.events.center, look.events.zoom):
                 event.connect(self._cell_moved)
