@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.engine.train_cohort import make_cohort
 
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import load_model
@@ -24,6 +23,7 @@ from slidelens.families.training import Sample, Work
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
+from train_cohort import make_cohort
 
 SMALL = {"backbone": "squeezenet1_1", "modules": 3, "mpp": 1.0, "head_width": 4, "tile": 96}
 ALL = LocalStage(epochs=1, lr=1e-3, head_lr=1e-3)

@@ -56,7 +56,14 @@ class StreamingConfig(FamilyConfig):
 
     backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
     layers: str = Field("", description="last layer of it that is used; empty: all (features.7)")
-    pooling: Pooling = Field("max", description="of the feature map, over the whole slide")
+    pooling: Pooling = Field(
+        "max",
+        description="over the slide: max or mean of each channel, or lse: a soft maximum of what "
+        "the head makes of each cell",
+    )
+    sharpness: float = Field(
+        4.0, gt=0, le=100, description="of lse; near 0 is the mean, large the maximum"
+    )
     context: int = Field(
         1, ge=1, le=99, description="cells (odd) over which the feature map is averaged before"
     )
@@ -97,6 +104,7 @@ def build(config: StreamingConfig, n_classes: int) -> nn.Module:
         n_classes,
         layers=config.layers,
         pooling=config.pooling,
+        sharpness=config.sharpness,
         context=config.context,
     )
 
@@ -155,7 +163,7 @@ def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:
     yield _evidence(network, cells, image.frame)
     if config.saliency != "none":
         yield from _saliency(model, view, image, mask)
-    logits = network.head(network.pooled(cells))
+    logits = network.score(network.pooled(cells))
     yield SlideScore(tuple(class_probabilities(logits)[0].tolist()))
 
 
@@ -229,7 +237,7 @@ def _saliency(
     trunk, rest = network.streamed(streaming_of(model))
 
     def head(features: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network.head(network.pooled(network.averaged(rest(features))))
+        logits = network.score(network.pooled(network.averaged(rest(features))))
         # One logit stands for the last of two classes, and its opposite for the first.
         return torch.cat((-logits, logits), 1) if logits.shape[1] == 1 else logits
 

@@ -6,7 +6,7 @@ accumulated to a step of the optimiser.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from zlib import crc32
@@ -46,6 +46,8 @@ __all__ = ["StreamingStage", "StreamingTask", "StreamingTraining"]
 
 _MANY = 1 << 20
 """More than the updates of any epoch, so that each draws its own order."""
+_WARM_CELLS = 1024
+"""Cells of a slide, evenly spaced, from which the head learns alone: about a megabyte."""
 _SAMPLE_PX, _SAMPLES = 64, 64
 """Statistics of a slide's colours are those of at most so many squares of tissue."""
 
@@ -131,8 +133,8 @@ class StreamingTask(TrainTask[StreamingConfig]):
         self._colours: dict[str, NDArray[np.float64]] = {}
         """Training slide to count, sum and sum of squares of its colours, 0 to 1."""
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
-        """Slide and epoch to its pooled vector, in a stage that trains the head. They follow from
-        the backbone alone, so a resumed run makes them anew."""
+        """Slide and epoch to what is pooled of it, in a stage that trains the head. It follows from
+        the backbone alone, so a resumed run makes it anew."""
         self._learns = {sample.slide_id for sample in data.train}
 
     @classmethod
@@ -194,8 +196,10 @@ class StreamingTask(TrainTask[StreamingConfig]):
         if not learns:
             logits = self._forward(work.slides[0], None)
         elif self.stage.trains == "head":
-            vectors = [self._vector(slide_id, epoch) for slide_id in work.slides]
-            logits = _network(self.model).head(torch.cat(vectors))
+            network = _network(self.model)
+            logits = torch.cat(
+                [network.score(self._vector(slide_id, epoch).float()) for slide_id in work.slides]
+            )
         else:
             logits = self._forward(work.slides[0], (epoch, work.detail))
         labels = torch.tensor(work.labels, device=self.model.device)
@@ -234,13 +238,14 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return self.network(image, mask, streaming_of(self.model), vectors=vectors)
 
     def _vector(self, slide_id: str, epoch: int) -> torch.Tensor:
-        """Return what the head sees of a slide as this epoch augments it, ``(1, C)``."""
+        """Return what the head sees of a slide as this epoch augments it, ``(1, C, h, w)``."""
         if (slide_id, epoch) not in self._vectors:
             with torch.no_grad():
-                vector = self._forward(slide_id, (epoch, 0), vectors=True)
+                cells = self._forward(slide_id, (epoch, 0), vectors=True)
+            step = ceil(sqrt(cells[0, 0].numel() / _WARM_CELLS))
             # Made in a scan, it would be an inference tensor, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._vectors[slide_id, epoch] = vector.float().clone()
+                self._vectors[slide_id, epoch] = cells[:, :, ::step, ::step].half().clone()
         return self._vectors[slide_id, epoch]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:

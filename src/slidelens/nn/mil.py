@@ -243,13 +243,13 @@ def class_probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1)
 
 
-def soft_maximum(logits: Tensor, sharpness: float) -> Tensor:
-    """Pool logits ``(tiles, K)`` to ``(K,)``: from the mean (sharpness to 0) to the maximum.
+def soft_maximum(logits: Tensor, sharpness: float, dim: int = 0) -> Tensor:
+    """Pool logits over ``dim``, ``(tiles, K)`` to ``(K,)``: from mean (sharpness 0) to maximum.
 
     The log-mean-exp of Pinheiro & Collobert 2015. Unlike the maximum it has a gradient in every
     tile, so that a network that knows nothing yet does not settle on an arbitrary one.
     """
-    return (torch.logsumexp(sharpness * logits, 0) - log(len(logits))) / sharpness
+    return (torch.logsumexp(sharpness * logits, dim) - log(logits.shape[dim])) / sharpness
 
 
 def slide_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features
 from slidelens.nn.costs import count_costs
+from slidelens.nn.mil import soft_maximum
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.trace import trace
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pooling", "SlideClassifier", "Streaming", "parts", "split"]
 
-Pooling = Literal["max", "mean"]
+Pooling = Literal["max", "mean", "lse"]
 
 
 class Streaming(NamedTuple):
@@ -57,7 +59,11 @@ class SlideClassifier(nn.Module):
     layers
         Last layer of the backbone that is used, such as ``layer3`` or ``features.7``; empty: all.
     pooling
-        Over all cells of the feature map: ``max`` (the paper's) or ``mean``.
+        Over all cells of the feature map: ``max`` of each channel (the paper's), ``mean``, or
+        ``lse``: the head scores each cell, and the image's score is the soft maximum of these
+        (log-sum-exp, Pinheiro & Collobert 2015). Ours, for few slides: see ``docs/streaming.md``.
+    sharpness
+        Of ``lse``: near 0 it is the mean, large it is the maximum.
     context
         Side, in cells, of the neighbourhood over which the feature map is averaged before; 1 is the
         paper's. Ours, for shallow networks: they were trained to be averaged over an image, and the
@@ -78,11 +84,13 @@ class SlideClassifier(nn.Module):
         *,
         layers: str = "",
         pooling: Pooling = "max",
+        sharpness: float = 4.0,
         context: int = 1,
     ) -> None:
         super().__init__()
         self.features = build_features(backbone)
         self.pooling: Pooling = pooling
+        self.sharpness = sharpness
         self.context = context
         if layers:
             self.features.trunk, behind = split(self.features.trunk, layers)
@@ -110,12 +118,12 @@ class SlideClassifier(nn.Module):
         *,
         vectors: bool = False,
     ) -> Tensor:
-        """Return the logits ``(N, K)``, or with ``vectors`` what the head makes them of ``(N, C)``.
+        """Return the logits ``(N, K)``, or with ``vectors`` what they are made of: :meth:`pooled`.
 
         ``image`` and ``mask`` are as :meth:`StreamingTrunk.forward` takes them.
         """
-        cells = self.cells(image, mask, streaming)
-        return self.pooled(cells) if vectors else self.head(self.pooled(cells))
+        pooled = self.pooled(self.cells(image, mask, streaming))
+        return pooled if vectors else self.score(pooled)
 
     def cells(self, image: Tensor | LazyImage, mask: Tensor | None, streaming: Streaming) -> Tensor:
         """Return the feature map ``(N, C, h, w)``."""
@@ -130,10 +138,21 @@ class SlideClassifier(nn.Module):
         return F.avg_pool2d(cells, side, 1, side // 2, count_include_pad=False)
 
     def pooled(self, cells: Tensor) -> Tensor:
-        """Return one vector per image, ``(N, C)``, of its feature map."""
-        pooled = cells.mean((2, 3)) if self.pooling == "mean" else cells.amax((2, 3))
-        normed: Tensor = self.features.norm(pooled[:, :, None, None])
-        return normed.flatten(1)
+        """Return what the score is made of ``(N, C, h, w)``: one vector; all cells for ``lse``."""
+        if self.pooling == "lse":
+            return cells
+        if self.pooling == "mean":
+            return cells.mean((2, 3), keepdim=True)
+        return cells.amax((2, 3), keepdim=True)
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Return the logits ``(N, K)`` of what was pooled."""
+        logits = self.evidence(pooled).flatten(2)
+        if self.pooling == "lse":
+            # In half precision the sum of so many cells would be a rough one.
+            exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return soft_maximum(exact, self.sharpness, 2)
+        return logits[..., 0]
 
     def evidence(self, cells: Tensor) -> Tensor:
         """Return the logits ``(N, K, h, w)`` that an image of each cell alone would have.
