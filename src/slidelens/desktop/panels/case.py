@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from slidelens.desktop.panels.parts import button, calm, caption, heading, row
+from slidelens.desktop.panels.parts import button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.review import KINDS, case_text, decision_text
 
@@ -60,8 +60,7 @@ class CaseView(QWidget):
         self._foci: Sequence[Focus] = ()
         self._place = 0
         self._noted = ""
-        self.title = heading("")
-        self.text = caption()
+        self.title, self.text = caption(), caption()  # long names wrap: nothing is cut
         self.verdicts = QLabel()
         self.verdicts.setWordWrap(True)
         self.verdicts.setToolTip("Click a method to see its maps of this slide")
