@@ -9,7 +9,8 @@ per slide). The tuning split also chose the epochs, so expect less on unseen sli
 Models and scores are kept in ``$SLIDELENS_BENCH_WORK`` (default: the system's temporary folder);
 the same command goes on from there, row by row, and writes the tables into ``docs/results.md`` when
 all are done. ``--row NAME`` makes one row only (rows can be made side by side), ``--rows`` lists
-them. ``--quick`` is two rows and one seed: to see that it runs; nothing is written into the docs.
+them, ``--render`` writes the tables of what is done so far. ``--quick`` is two rows and one seed:
+to see that it runs; nothing is written into the docs.
 """
 
 from __future__ import annotations
@@ -132,6 +133,19 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     return claims, {"rows": rows}
 
 
+def done() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of which every seed is done."""
+    files = {
+        name: [WORK / "rows" / f"{name}-{seed}.json" for seed in row.seeds]
+        for name, row in ROWS.items()
+    }
+    return {
+        name: [json.loads(path.read_text()) for path in paths]
+        for name, paths in files.items()
+        if all(path.exists() for path in paths)
+    }
+
+
 def mean(runs: list[dict[str, Any]], key: str = "slide_auc") -> float:
     """Return the mean of a figure over seeds."""
     return statistics.mean(run[key] for run in runs)
@@ -239,7 +253,7 @@ def first_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, row in ROWS.items():
-        if 1 in row.tables:
+        if 1 in row.tables and name in rows:
             runs = rows[name]
             minutes = mean(runs, "train_cpu_seconds") / 60
             lines.append(
@@ -257,7 +271,7 @@ def second_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
     keys = ("slide_auc", "shifted_slide_auc", "tile_auc", "shifted_tile_auc")
     for name, row in ROWS.items():
-        if 2 in row.tables:
+        if 2 in row.tables and name in rows:
             cells = " | ".join(spread(rows[name], key) for key in keys)
             lines.append(f"| {row.title} | {len(rows[name])} | {cells} |")
     return lines
@@ -274,6 +288,8 @@ def spread(runs: list[dict[str, Any]], key: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rows"]:
         print("\n".join(ROWS))
+    elif sys.argv[1:] == ["--render"]:
+        write_page(done())
     elif sys.argv[1:2] == ["--row"]:
         for asked in sys.argv[2:]:
             for one in ROWS[asked].seeds:
