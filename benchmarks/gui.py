@@ -3,7 +3,8 @@
 Three things are measured in a real window (software OpenGL under Xvfb):
 
 - While a model predicts in the worker, a heartbeat of 20 ms is timed: how late it comes is how long
-  the window's thread was held, by napari's draws or by us. Our own callbacks are timed one by one.
+  the window's thread was held, by napari's draws or by us. The callbacks of ours that do the
+  most are timed one by one.
 - A slide of 65536 x 61440 px (4 gigapixels): time to the first image, then of moves and zooms to
   places not seen before, with three overlays on (two maps and outlines).
 - A random walk over that slide for five minutes (``--quick``: 40 s): growth of the resident memory.
