@@ -42,19 +42,34 @@ def test_free_pages_between_kept_objects_are_given_back():
 
 
 @linux
-def test_trimming_waits_for_its_time():
-    trim = HeapTrimmer(seconds=60)
-    kept = holes(100)
+def test_holes_are_given_back_once_they_have_piled_up():
+    HeapTrimmer.now()
+    trim = HeapTrimmer(growth=150 << 20)
+    for _ in range(3):
+        trim()  # what a step needs
     before = resident()
+    kept = holes(100)
     trim()
-    assert before - resident() < 20
-    trim = HeapTrimmer(seconds=0)
+    assert resident() - before > 75
+    kept += holes(300)  # the first holes are filled again, and more come
     trim()
-    assert before - resident() > 75
+    assert resident() - before < 100
     assert kept
 
 
-def test_a_run_trims_at_every_step(tiny, monkeypatch):
+@linux
+def test_what_every_step_needs_is_not_given_back():
+    HeapTrimmer.now()
+    trim = HeapTrimmer(growth=150 << 20)
+    kept = holes(200)
+    before = resident()
+    for _ in range(6):
+        trim()
+    assert abs(resident() - before) < 20
+    assert kept
+
+
+def test_a_run_looks_at_every_step(tiny, monkeypatch):
     calls = []
 
     class Counting(HeapTrimmer):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and
 
 
 def resident() -> int:
-    found = heap._resident()
+    found = heap.resident()
     assert found is not None
     return found
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from time import monotonic
-
-from slidelens.nn.heap import trim_heap
+from slidelens.nn.heap import resident, trim_heap
 
 __all__ = ["HeapTrimmer"]
 
+_SETTLE = 3
+"""Steps after which a process has again what a step needs."""
+
 
 class HeapTrimmer:
-    """Returns free heap pages to the system every 2.5 seconds.
+    """Returns free heap pages to the system when a run has grown by ``growth`` bytes.
 
     Feature maps of a few megabytes come and go between small objects that stay, and glibc's heap
     grows around the holes: by 1.2 GB over 1800 tiles, of which 0.2 GB are in use. Mapping such
     blocks one by one instead (``M_MMAP_THRESHOLD``) costs 10 % of a run's time. What is given back
     is soon asked for again, and each page then costs a fault: twice a second that was up to 20 % of
-    a run's time.
+    a run's time. So it is done when holes have piled up, and never for what every step needs: that
+    is seen in the first steps after each time.
     """
 
-    def __init__(self, seconds: float = 2.5) -> None:
-        self._every = seconds
-        self._last = monotonic()
+    def __init__(self, growth: int = 160 << 20) -> None:
+        self._growth = growth
+        self._settling, self._usual = _SETTLE, 0
 
     def __call__(self) -> None:
-        """Trim, if the last time was long enough ago."""
-        if monotonic() - self._last >= self._every:
+        """Look, after a step, and trim if need be; does nothing where there is no ``/proc``."""
+        now = resident()
+        if now is None:
+            return
+        if self._settling:
+            self._settling -= 1
+            self._usual = max(self._usual, now)
+        elif now - self._usual > self._growth:
             self.now()
-            self._last = monotonic()
+            self._settling, self._usual = _SETTLE, 0
 
     @staticmethod
     def now() -> None:

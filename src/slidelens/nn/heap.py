@@ -8,7 +8,7 @@ from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HeapGuard", "trim_heap"]
+__all__ = ["HeapGuard", "resident", "trim_heap"]
 
 _GROWTH = 1.2
 """Times the need by which a process may grow before its heap is trimmed."""
@@ -32,14 +32,14 @@ class HeapGuard:
 
         ``need`` is how many bytes come and go.
         """
-        now = _resident()
+        now = resident()
         if now is None:
             return
         if self._low is None or now < self._low:
             self._low = now
         elif now - self._low > max(_GROWTH * need, _LEAST):
             trim_heap()
-            self._low = _resident()
+            self._low = resident()
 
 
 def trim_heap() -> None:
@@ -49,8 +49,8 @@ def trim_heap() -> None:
         trim(0)
 
 
-def _resident() -> int | None:
-    """Bytes of the process that are in memory."""
+def resident() -> int | None:
+    """Bytes of the process that are in memory; ``None`` where there is no ``/proc``."""
     try:
         return int(_STATM.read_text().split()[1]) * PAGESIZE
     except OSError:
