@@ -133,7 +133,7 @@ def test_a_slide_of_the_same_name_and_other_pixels_has_its_own_bag(tmp_path, sli
 
 _CHILD = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 import test_bags as t
 
@@ -150,7 +150,8 @@ t._get(Path({folder!r}), Path({slide!r}), encoder, slide_id="killed")
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_killed_extraction_leaves_nothing_half(tmp_path, slides, batches):
     folder, path = tmp_path / "cache", slides / "s1.tif"
-    code = _CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), slide=str(path))
+    tests = [str(folder) for folder in Path(__file__).parents[:2]]
+    code = _CHILD.format(tests=tests, folder=str(folder), slide=str(path))
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     for _ in range(batches):
         assert child.stdout.readline() == "batch\n"

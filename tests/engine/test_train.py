@@ -120,7 +120,7 @@ for step in train(**request(Path({cohort!r}), Path({out!r}))):
 
 def test_sigkill_at_a_random_moment_then_resume(cohort, reference, tmp_path):
     out = tmp_path / "killed"
-    code = _CHILD.format(tests=str(Path(__file__).parent), cohort=str(cohort), out=str(out))
+    code = _CHILD.format(tests=str(Path(__file__).parents[1]), cohort=str(cohort), out=str(out))
     survived = random.randint(7, 6 + 3 * STEPS)  # lines until the kill, 6 of them from opening
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     for _ in range(survived):

@@ -202,7 +202,7 @@ def _reader(read: Callable[[Path], list[LayerData]]) -> Read:
                 notify(str(error), error=True)
         if viewer is not None:
             dress(viewer)
-        real = [layer for layer in layers if layer not in _NOTHING]
-        return real or _NOTHING
+        # Compared by length: layers hold arrays, which == compares cell by cell.
+        return [layer for layer in layers if len(layer) > 1] or _NOTHING
 
     return reader
