@@ -57,7 +57,7 @@ class Ways:
         self.model, self.region, self.out = model, region, out
         self.device = pick_device("auto")
         self.batches: list[torch.Tensor] = []
-        self.tiles = 0
+        self.tiles = self.size = 0
 
     def read(self) -> None:
         """Read all tiles; remember how many, and the first batches."""
@@ -70,12 +70,13 @@ class Ways:
             for batch in view.batches(grid, self.model.config.batch_size):
                 if len(self.batches) < KEPT:
                     self.batches.append(batch.images)
+            self.size = view.batch_in_use
 
     def forward(self) -> None:
         """Run the network as often as the slide asks for."""
         if not self.batches:
             self.read()
-        size = self.model.config.batch_size
+        size = self.size  # that of predict
         bf16 = uses_bf16(self.device, "auto")
         for number, start in enumerate(range(0, self.tiles, size)):
             images = self.batches[number % KEPT][: self.tiles - start]

@@ -49,6 +49,14 @@ def test_batches_are_channels_last_without_a_copy():
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_cpu_gets_small_batches_unless_told():
+    with from_array(np.zeros((2240, 2240, 3), np.uint8), mpp=1.0) as slide:
+        for given, expected in ((None, 8), (20, 20)):
+            with SlideView(slide, tissue=WHOLE, batch_size=given) as view:
+                batch = next(view.batches(view.grid(GridSpec(224, 1.0)), 32))
+                assert len(batch.boxes) == view.batch_in_use == expected
+
+
 def test_the_view_s_batch_size_overrides_the_model_s():
     with (
         from_array(picture(), mpp=1.0) as slide,

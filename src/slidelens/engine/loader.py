@@ -34,6 +34,9 @@ __all__ = ["SlideView", "find_tissue"]
 
 _AHEAD_BYTES = 128 << 20
 """Tiles read ahead of the model take at most this (or one batch, if that is larger)."""
+_CPU_BYTES = 8 * 224 * 224 * 3
+"""A batch on a CPU has at most so many pixels: feature maps of more are over 32 MB, which glibc
+takes from the system and gives back each time; the page faults cost a quarter of a run's time."""
 
 
 _Found = tuple[Lock, dict[TissueSettings, TissueMask]]
@@ -65,7 +68,7 @@ class SlideView:
     device
         Where batches are put.
     batch_size
-        Overrides what the model asks for.
+        Overrides what the model asks for, of which a CPU gets no more than suits it.
     threads
         Reader threads; ``None`` takes ``SLIDELENS_THREADS`` or one per core, 2 to 8.
     stain
@@ -181,7 +184,7 @@ class SlideView:
         SlideError
             A tile that cannot be read, naming slide and place.
         """
-        self.batch_in_use = size = self.batch_size or batch_size
+        self.batch_in_use = size = self.batch_size or self._suited(grid, batch_size)
         ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
         pending: deque[_Reading] = deque()
         try:
@@ -194,6 +197,12 @@ class SlideView:
         finally:
             for reading in pending:
                 reading.cancel()
+
+    def _suited(self, grid: Grid, batch_size: int) -> int:
+        """Return how many tiles at a time suit the device."""
+        if self.device.type != "cpu":
+            return batch_size
+        return max(1, min(batch_size, _CPU_BYTES // _batch_bytes(grid, 1)))
 
     def _begin(self, grid: Grid, boxes: NDArray[np.float64]) -> _Reading:
         shape = (len(boxes), grid.spec.tile, grid.spec.tile, 3)
