@@ -9,6 +9,7 @@ import logging
 import tempfile
 from pathlib import Path
 
+import architecture_picture
 import desktop_pictures
 import panel_pictures
 import review_pictures
@@ -54,6 +55,7 @@ def main() -> None:
         (folder / "home").mkdir()
         for path in desktop_pictures.make(IMAGES, slide, folder / "both", folder / "home"):
             log.info("wrote %s", path)
+    architecture_picture.PICTURE.write_text(architecture_picture.picture(), encoding="utf-8")
     for path in review_pictures.make(IMAGES):
         log.info("wrote %s", path)
 

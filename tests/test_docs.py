@@ -165,3 +165,16 @@ def test_every_page_is_in_the_navigation():
     nav = text[text.index("nav:") :]
     lost = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]
     assert not lost
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_code():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import architecture_picture
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    drawn = architecture_picture.PICTURE.read_text(encoding="utf-8")
+    assert drawn == architecture_picture.picture(), "run: python docs/architecture_picture.py"
+    arrows = architecture_picture.imports()
+    assert arrows["families", "nn"]
+    assert not any(upper == "slide" for upper, _ in arrows)  # nothing lies below
