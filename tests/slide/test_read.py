@@ -21,7 +21,7 @@ SLIDE = from_array(*LEVELS, mpp=(0.2527, 0.2513))
 SQUARE = from_array(LEVELS[0], mpp=0.25)
 
 
-PAD = 300
+PAD = 700  # what the tests below reach for beyond the edges
 
 
 def integral(array):

@@ -21,7 +21,7 @@ class HeapTrimmer:
     is seen in the first steps after each time.
     """
 
-    def __init__(self, growth: int = 160 << 20) -> None:
+    def __init__(self, growth: int = 32 << 20) -> None:
         self._growth = growth
         self._settling, self._usual = _SETTLE, 0
 

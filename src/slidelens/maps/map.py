@@ -109,7 +109,9 @@ class Map:
         """
         array = np.asarray(values)
         array = array[None] if array.ndim == 2 else array
-        if kind == "labels":
+        if kind == "labels" and array.dtype == np.bool_:
+            array = array.view(np.uint8)  # no copy: a gigapixel slide's tissue has 64 million cells
+        elif kind == "labels":
             array = array.astype(np.uint8 if len(channels) < 256 else np.uint16)
         else:
             array = array.astype(np.float32)
