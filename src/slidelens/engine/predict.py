@@ -287,6 +287,7 @@ class Prediction:
     def _write(
         self, view: SlideView, assembly: Assembly, digest: str, folder: Path | None
     ) -> Result:
+        HeapTrimmer.now()  # what the network no longer needs, writing may take
         bf16 = uses_bf16(view.device, self._precision)
         result = assembly.finish(digest=digest, precision="bf16" if bf16 else "fp32")
         result.timings = self._timings

@@ -41,10 +41,9 @@ class TileFeatures:
 
     def write(self, path: Path) -> None:
         """Write a safetensors file."""
-        from safetensors.numpy import save
+        from safetensors.numpy import save_file
 
-        tensors = {_NAME: np.ascontiguousarray(self.vectors)}
-        path.write_bytes(save(tensors, metadata=dict(self.facts)))
+        save_file({_NAME: np.ascontiguousarray(self.vectors)}, path, metadata=dict(self.facts))
 
     @classmethod
     def read(cls, path: Path) -> TileFeatures:

@@ -13,7 +13,7 @@ import numpy as np
 
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Mpp
-from slidelens.maps.map import Kind, Map, MapData
+from slidelens.maps.map import Cells, Kind, Map, MapData
 from slidelens.maps.palette import TISSUE, class_colors, hex_color
 
 if TYPE_CHECKING:
@@ -71,14 +71,13 @@ def write_map(folder: Path, source: Map) -> None:
     finest = _create(group, "0", source.shape, source)
     cells = source.levels[0]
     largest = _fill(finest, lambda rows, columns: np.asarray(cells[:, rows, columns]), source.kind)
-    levels = [finest]
-    while max(levels[-1].shape[1:]) > _COARSEST:
-        fine = levels[-1]
+    fine, count = cells, 1  # not what was just written: decoding it again takes time and memory
+    while max(fine.shape[1:]) > _COARSEST:
         planes, height, width = fine.shape
-        level = _create(group, str(len(levels)), (planes, -(-height // 2), -(-width // 2)), source)
+        level = _create(group, str(count), (planes, -(-height // 2), -(-width // 2)), source)
         _fill(level, partial(_read_halved, fine, source.kind), source.kind)
-        levels.append(level)
-    group.attrs["ome"] = _metadata(source, len(levels), largest)
+        fine, count = level, count + 1
+    group.attrs["ome"] = _metadata(source, count, largest)
 
 
 def _fill(
@@ -98,7 +97,7 @@ def _fill(
     return largest
 
 
-def _read_halved(fine: zarr.Array[Any], kind: Kind, rows: slice, columns: slice) -> NDArray[Any]:
+def _read_halved(fine: Cells, kind: Kind, rows: slice, columns: slice) -> NDArray[Any]:
     twice = (slice(2 * s.start, 2 * s.stop) for s in (rows, columns))
     return _halve(np.asarray(fine[(slice(None), *twice)]), kind)
 
@@ -139,7 +138,7 @@ def _halve(fine: NDArray[Any], kind: Kind) -> NDArray[Any]:
     four = np.stack([fine[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
     if kind == "labels":
         four.sort(0)
-        votes = np.stack([(four == one).sum(0) for one in four])
+        votes = np.stack([(four == one).sum(0, dtype=np.uint8) for one in four])
         best = 3 - np.argmax(votes[::-1], 0)
         return np.asarray(np.take_along_axis(four, best[None], 0)[0])
     known = ~np.isnan(four)
