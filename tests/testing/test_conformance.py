@@ -1,20 +1,33 @@
-"""The suites for readers, encoders and exporters hold for what is built in."""
+"""The suites hold for all that is built in, and find out what breaks its promise."""
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
-from slidelens.export import EXPORTERS
+import numpy as np
+import pytest
+import torch
+
+from sample_results import make_result
+from slidelens.errors import ModelError, PluginError
+from slidelens.export import EXPORTERS, Exporter
+from slidelens.families import FAMILIES
+from slidelens.families.base import Family, SlideScore
+from slidelens.families.mil import FAMILY as MIL
 from slidelens.nn.backbones import build_features, load_weights
-from slidelens.nn.encoders import EncoderFacts, EncoderSource
+from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.slide.open import READERS, open_slide
+from slidelens.slide.tiff import TiffReader
 from slidelens.testing.conformance import (
     EncoderConformance,
     ExporterConformance,
+    FamilyConformance,
     ReaderConformance,
 )
-from slidelens.testing.phantom import PhantomSpec, write_phantom
+from slidelens.testing.phantom import PhantomSpec, truth, write_phantom
+from slidelens.testing.results import make_result as make_known_result
+from slidelens.testing.trial import trial_model
 
 TORCHVISION = EncoderSource(
     build=build_features,
@@ -28,38 +41,222 @@ class TestSqueezeNet(EncoderConformance):
     variant = "squeezenet1_1"
 
 
-class _Phantom(ReaderConformance):
-    @pytest.fixture
-    def sample(self, tmp_path):
-        write_phantom(tmp_path / "slide.tif", PhantomSpec(size=(700, 600), seed=1))
-        return tmp_path / "slide.tif"
+SPEC = PhantomSpec(size=(700, 600), seed=1)
 
 
-class TestOpenSlide(_Phantom):
-    reader = READERS.get("openslide")
+def phantom(folder):
+    write_phantom(folder / "slide.tif", SPEC)
+    return folder / "slide.tif"
 
 
-class TestTifffile(_Phantom):
-    reader = READERS.get("tifffile")
+def ome_tiff(folder):
+    import tifffile
 
-    @pytest.fixture
-    def sample(self, tmp_path):
-        import tifffile
-
-        write_phantom(tmp_path / "rgb.tif", PhantomSpec(size=(700, 600), seed=1))
-        with open_slide(tmp_path / "rgb.tif") as slide:
-            pixels = slide.read_level(0, 0, 0, 700, 600)
-        tifffile.imwrite(tmp_path / "slide.ome.tif", pixels, photometric="rgb", tile=(256, 256))
-        return tmp_path / "slide.ome.tif"
+    with open_slide(phantom(folder)) as slide:
+        pixels = slide.read_level(0, 0, 0, 700, 600)
+    tifffile.imwrite(folder / "slide.ome.tif", pixels, photometric="rgb", tile=(256, 256))
+    return folder / "slide.ome.tif"
 
 
-class TestGeoJson(ExporterConformance):
-    exporter = EXPORTERS.get("geojson")
+def ome_zarr(folder):
+    import zarr
+
+    with open_slide(phantom(folder)) as slide:
+        pixels = np.moveaxis(slide.read_level(0, 0, 0, 700, 600), 2, 0)
+    group = zarr.open_group(folder / "slide.ome.zarr", mode="w", zarr_format=3)
+    for level, step in enumerate((1, 2)):
+        group.create_array(str(level), data=pixels[:, ::step, ::step], chunks=(3, 128, 128))
+    axes = [{"name": "c", "type": "channel"}, *({"name": a, "type": "space"} for a in "yx")]
+    datasets = [
+        {
+            "path": str(level),
+            "coordinateTransformations": [{"type": "scale", "scale": [1.0, 0.5 * f, 0.5 * f]}],
+        }
+        for level, f in enumerate((1, 2))
+    ]
+    multiscales = [{"name": "slide", "axes": axes, "datasets": datasets}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    return folder / "slide.ome.zarr"
 
 
-class TestWsinferCsv(ExporterConformance):
-    exporter = EXPORTERS.get("wsinfer-csv")
+SAMPLES = {"openslide": phantom, "tifffile": ome_tiff, "omezarr": ome_zarr}
 
 
-class TestOmeZarr(ExporterConformance):
-    exporter = EXPORTERS.get("ome-zarr")
+def reader_suite(name: str) -> type[ReaderConformance]:
+    class Suite(ReaderConformance):
+        reader = READERS.get(name)
+
+        @pytest.fixture
+        def sample(self, tmp_path):
+            return SAMPLES[name](tmp_path)
+
+    return Suite
+
+
+def exporter_suite(name: str) -> type[ExporterConformance]:
+    class Suite(ExporterConformance):
+        exporter = EXPORTERS.get(name)
+
+        @pytest.fixture
+        def result(self, tmp_path_factory):
+            if name != "contact-sheet":
+                return make_result()
+            place = phantom(tmp_path_factory.mktemp("slide"))  # shows where a model looked
+            return make_known_result(truth(SPEC), "slide", "magnet", 0.8, path=place)
+
+    return Suite
+
+
+for _name in SAMPLES:
+    globals()[f"TestReader{_name}"] = reader_suite(_name)
+EXPORTED = [name for name in EXPORTERS if name not in EXPORTERS.plugins()]
+for _name in EXPORTED:
+    globals()[f"TestExporter{_name}"] = exporter_suite(_name)
+
+
+def test_every_built_in_reader_is_among_them():
+    assert set(SAMPLES) == set(READERS) - set(READERS.plugins())
+
+
+# What breaks its promise. Each suite is asked for the test that must find it out.
+
+
+class Shifted(TiffReader):
+    """Reads boxes a pixel beside where they are, unless they begin at the edge."""
+
+    def read(self, level, x, y, w, h):
+        return super().read(level, max(x - 1, 0) if w < 200 else x, y, w, h)
+
+
+class Greedy(TiffReader):
+    @classmethod
+    def sniff(cls, path, head):
+        return True
+
+
+class Racing(TiffReader):
+    """Keeps what it reads in one place for all threads."""
+
+    def read(self, level, x, y, w, h):
+        import time
+
+        self.place = (level, x, y, w, h)
+        self.calls = getattr(self, "calls", 0) + 1
+        mine = self.calls
+        time.sleep(0.02)
+        pixels = super().read(*self.place)
+        return pixels if mine == self.calls else 255 - pixels
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (Shifted, "test_boxes_are_crops_of_one_picture"),
+        (Racing, "test_many_threads_read_the_same_pixels"),
+    ],
+)
+def test_a_reader_that_gives_other_pixels_is_found_out(tmp_path, kind, check):
+    suite, opened = ReaderConformance(), kind(ome_tiff(tmp_path))
+    with pytest.raises(AssertionError):
+        getattr(suite, check)(opened)
+    opened.close()
+
+
+def test_a_reader_that_wants_every_file_is_found_out(tmp_path):
+    suite = type("Suite", (ReaderConformance,), {"reader": Greedy})()
+    with pytest.raises(AssertionError):
+        suite.test_knows_its_own_files_and_no_others(ome_tiff(tmp_path), tmp_path)
+    with pytest.raises(PluginError, match=r"takes text\.txt for a slide"):
+        suite.test_is_whole_and_leaves_other_files_alone()
+
+
+class Averaging(Encoder):
+    """Its vectors depend on the other tiles of the batch, as live batch statistics do."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+        self.unused = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, images):
+        vectors = images.mean((2, 3)) * self.scale
+        return vectors - vectors.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ("test_the_same_tile_gives_the_same_vector", "not close"),
+        ("test_every_parameter_learns", "no gradient reaches .*unused"),
+    ],
+)
+def test_an_encoder_that_breaks_its_promise_is_found_out(check, message):
+    source = dataclasses.replace(TORCHVISION, build=lambda variant: Averaging())
+    suite = type("Suite", (EncoderConformance,), {"source": source, "variant": "any"})()
+    with pytest.raises(AssertionError, match=message):
+        getattr(suite, check)()
+
+
+def test_an_exporter_that_breaks_its_promise_is_found_out(tmp_path):
+    def once(result, path):
+        if path.exists():
+            raise FileExistsError(path)
+        path.write_text("done")
+
+    exporter = Exporter("once", "Writes once.", ".txt", once)
+    suite = type("Suite", (ExporterConformance,), {"exporter": exporter})()
+    with pytest.raises(FileExistsError):
+        suite.test_writes_the_same_again_in_its_place(make_result(), tmp_path)
+
+
+@pytest.fixture
+def mil(monkeypatch):
+    """Make the suite of a changed MIL, installed in the place of the real one."""
+
+    def make(**changes: object) -> FamilyConformance:
+        family: Family = dataclasses.replace(MIL, **changes)
+        monkeypatch.setitem(FAMILIES._loaded, "mil", family)
+        config = {"backbone": "squeezenet1_1", "tile": 64, "mpp": 1.0}
+        return type("Suite", (FamilyConformance,), {"family": family, "config": config})()
+
+    return make
+
+
+def test_a_family_that_draws_what_it_did_not_declare_is_found_out(mil):
+    suite = mil(maps=lambda config, classes: ())
+    with pytest.raises(ModelError, match="drew a map 'probability'"):
+        suite.test_runs_and_what_it_draws_is_what_it_declares(
+            trial_model(suite.family, suite.config)
+        )
+
+
+def test_a_family_that_remembers_the_last_slide_is_found_out(mil):
+    seen = []
+
+    def infer(model, view):
+        seen.append(view)
+        for event in MIL.infer(model, view):
+            again = len(seen) > 1 and isinstance(event, SlideScore)
+            yield SlideScore((0.5, 0.5)) if again else event
+
+    suite = mil(infer=infer)
+    with pytest.raises(AssertionError):
+        suite.test_gives_the_same_answer_twice(trial_model(suite.family, suite.config))
+
+
+def test_a_family_whose_field_says_nothing_is_found_out(mil):
+    class Mute(MIL.config):
+        silent: int = 3
+
+    with pytest.raises(AssertionError, match="silent has no description"):
+        mil(config=Mute).test_every_field_is_described_and_has_a_default()
+
+
+def test_a_family_that_is_not_the_installed_one_is_found_out():
+    class Suite(FamilyConformance):
+        family = dataclasses.replace(MIL, title="Another")
+
+    with pytest.raises(AssertionError, match="another family is installed as 'mil'"):
+        Suite().test_is_the_family_that_is_installed()

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from slidelens_timm import SOURCE
 
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import predict
@@ -15,9 +16,15 @@ from slidelens.engine.train import train
 from slidelens.errors import ModelError
 from slidelens.nn.encoders import build_encoder, encoder_facts, load_encoder
 from slidelens.slide.open import open_slide
+from slidelens.testing.conformance import EncoderConformance
 from slidelens.testing.phantom import write_cohort
 
 NAME = "test_vit"  # timm's own smallest vision transformer, 160 px
+
+
+class TestTimm(EncoderConformance):
+    source = SOURCE
+    variant = NAME
 
 
 @pytest.fixture(scope="module")

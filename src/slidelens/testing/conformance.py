@@ -8,7 +8,8 @@ A plugin's test file subclasses a suite, says what is to be tested, and pytest r
         family = FAMILY
         config = {"tile": 64, "mpp": 1.0}
 
-There is one for each extension point: families, backbones, slides and exporters.
+There is one for each extension point: families, backbones, slides, exporters and panels. The
+suites of SlideLens's own implementations are these.
 """
 
 from __future__ import annotations
@@ -32,18 +33,21 @@ from slidelens.testing.trial import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from slidelens.desktop.workbench import Workbench
     from slidelens.export.base import Exporter
     from slidelens.families.base import Family, Model
     from slidelens.maps.result import Result
     from slidelens.nn.encoders import EncoderSource
+    from slidelens.panels import PanelPlugin
     from slidelens.slide.reader import Reader
 
 __all__ = [
     "EncoderConformance",
     "ExporterConformance",
     "FamilyConformance",
+    "PanelConformance",
     "ReaderConformance",
 ]
 
@@ -61,6 +65,15 @@ class FamilyConformance:
     def model(self) -> Model[Any]:
         """A model with random weights."""
         return trial_model(self.family, self.config)
+
+    def test_is_the_family_that_is_installed(self) -> None:
+        """What follows runs the installed family of that name, as ``predict`` does."""
+        from slidelens.engine.package import family_of
+
+        assert family_of(self.family.name) is self.family, (
+            f"another family is installed as {self.family.name!r}: does the entry point in "
+            "pyproject.toml have that name, and is the project installed (pip install -e .)?"
+        )
 
     def test_every_field_is_described_and_has_a_default(self) -> None:
         for name, field in self.family.config.model_fields.items():
@@ -247,3 +260,47 @@ class ExporterConformance:
     def test_writes_the_same_again_in_its_place(self, result: Result, tmp_path: Path) -> None:
         once = trial_export(self.exporter, tmp_path, result)
         assert once == trial_export(self.exporter, tmp_path, result)
+
+
+class PanelConformance:
+    """Opens a panel in a real window, shows it slides, and closes it.
+
+    It needs ``slidelens[desktop]``, pytest-qt and a display; on Linux pytest-xvfb brings one.
+    """
+
+    panel: ClassVar[PanelPlugin]
+
+    @pytest.fixture
+    def bench(
+        self, make_napari_viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Workbench]:
+        """The workbench of a new window, which remembers nothing; closed at the end."""
+        from qtpy.QtCore import QCoreApplication, QEvent
+
+        from slidelens.desktop.workbench import workbench_of
+
+        for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):
+            monkeypatch.setenv(name, str(tmp_path))
+        viewer = make_napari_viewer(show=True)
+        bench = workbench_of(viewer)
+        yield bench
+        viewer.close()
+        bench.close()
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
+
+    def make(self, bench: Workbench) -> Any:
+        """Make the widget, as *More panels* does."""
+        from slidelens.desktop.panels.more import make_widget
+
+        return make_widget(self.panel, bench)
+
+    def test_says_what_it_is_for(self) -> None:
+        for field in ("name", "title", "about"):
+            assert getattr(self.panel, field), f"{field} is empty: the list of panels shows it"
+        self.panel.load()
+
+    def test_works_in_a_window(self, bench: Workbench, qtbot: Any, tmp_path: Path) -> None:
+        """It opens without a slide, follows the slides that come and go, and closes."""
+        from slidelens.testing.panel_trial import trial_panel
+
+        trial_panel(self.make, bench, qtbot, tmp_path)

@@ -15,7 +15,9 @@ from slidelens.panels import PANELS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MorePanel", "make_plugin_panel"]
+    from slidelens.panels import PanelPlugin
+
+__all__ = ["MorePanel", "make_plugin_panel", "make_widget"]
 
 _NONE = (
     "No plugin brings a panel. How to write one: the page “Write a plugin” of the documentation."
@@ -53,7 +55,7 @@ class MorePanel(Panel):
 
 
 def make_plugin_panel(name: str, bench: Any) -> tuple[QWidget, str]:
-    """Make the widget of a plugin's panel; return it with its title.
+    """Make the widget of an installed plugin's panel; return it with its title.
 
     Raises
     ------
@@ -61,8 +63,19 @@ def make_plugin_panel(name: str, bench: Any) -> tuple[QWidget, str]:
         It does not load, raises while it is made, or is no widget.
     """
     plugin = PANELS.get(name)
+    return make_widget(plugin, bench), plugin.title
+
+
+def make_widget(plugin: PanelPlugin, bench: Any) -> QWidget:
+    """Make the widget of a panel for a window's workbench.
+
+    Raises
+    ------
+    PluginError
+        It does not load, raises while it is made, or is no widget.
+    """
     make = cast("Callable[[Any], object]", plugin.load())
-    where = f"panel {name!r} ({plugin.widget})"
+    where = f"panel {plugin.name!r} ({plugin.widget})"
     try:
         widget = make(bench)
     except Exception as error:  # reason: a plugin may raise anything; the window must live on
@@ -72,4 +85,4 @@ def make_plugin_panel(name: str, bench: Any) -> tuple[QWidget, str]:
         ) from error
     if not isinstance(widget, QWidget):
         raise PluginError(f"{where} is a {type(widget).__name__}, expected a QWidget.")
-    return widget, plugin.title
+    return widget
