@@ -66,10 +66,13 @@ def test_run_shows_the_map_as_it_grows_and_keeps_the_result(panel, bench, slide,
     assert panel.bar.isVisible()
     assert panel.stop_button.isEnabled()
     assert "Predicting" in panel.status.text()
+    layer.opacity = 0.4
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     qtbot.waitUntil(lambda: "demo-mil: regions" in viewer.layers, timeout=40_000)
     assert growing not in viewer.layers
     (shown,) = layers_of(viewer, "map", model="demo-mil")
+    assert shown is layer  # napari takes its time for each layer that comes and goes
+    assert shown.opacity == 0.4
     result = Result.load(bench.results / "demo-mil" / "phantom")
     assert described(shown.metadata)["path"] == str(result.path)
     np.testing.assert_array_equal(np.asarray(shown.data[0]), result.maps["probability"].read()[1])

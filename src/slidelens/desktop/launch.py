@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -72,6 +73,8 @@ def view(
     """
     _check_display()
     opened = _open(slides, results, mpp)
+    # napari collects garbage whenever a layer goes; what is imported is none, so it is not searched
+    gc.freeze()
     viewer = napari.Viewer(show=show)
     _fill(viewer, opened)
     if task is not None:

@@ -13,6 +13,7 @@ from slidelens.desktop.background import Background
 from slidelens.desktop.docks import PANELS, arrange, bring_forward
 from slidelens.desktop.drops import DropFilter
 from slidelens.desktop.flight import CameraFlight
+from slidelens.desktop.gently import put_gently
 from slidelens.desktop.keys import bind_keys
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.preferences import Preferences, preferences
@@ -33,9 +34,10 @@ from slidelens.desktop.state.memory import Memory
 from slidelens.desktop.state.viewport import fit
 from slidelens.desktop.window import canvas_size, dress
 from slidelens.desktop.worker.client import WorkerClient
+from slidelens.maps.palette import colormap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import napari
 
@@ -118,6 +120,8 @@ class Workbench(QObject):
         window.destroyed.connect(self.close)
         bind_keys(self)
         cast("QApplication", QApplication.instance()).aboutToQuit.connect(self.close)
+        # matplotlib's import takes a second, which the first map should not wait for
+        self.background.run(lambda: colormap("probability"), lambda _: None)
 
     @property
     def viewer(self) -> napari.Viewer:
@@ -273,24 +277,6 @@ class Workbench(QObject):
             failed=failed,
         )
 
-    def _add_gently(
-        self, layers: Sequence[LayerData], wanted: Callable[[], bool], then: Callable[[], object]
-    ) -> None:
-        """Add layers one at a time, so that the window stays free between them.
-
-        It ends where they are not wanted any more: another slide has taken their place.
-        """
-        if self._closed or not wanted():
-            return
-        if not layers:
-            dress(self.viewer)
-            select_map(self.viewer)
-            then()
-            return
-        add_layer(self.viewer, layers[0])
-        rest = layers[1:]
-        QTimer.singleShot(0, lambda: self._add_gently(rest, wanted, then) if alive(self) else None)
-
     def close(self) -> None:
         """End workers and threads; what was deleted is gone then."""
         if self._closed:
@@ -321,12 +307,16 @@ class Workbench(QObject):
             self._clear(result.slide.id)
             self._look()
         of_slide = {"slide": result.slide.id}
-        remove_layers(viewer, layers_of(viewer, model=result.model.name, **of_slide))
+        old = list(layers_of(viewer, model=result.model.name, **of_slide))
+        for layer in old:
+            layer.visible = False
         if visible:
             for layer in layers_of(viewer, "map", "regions", **of_slide):
                 layer.visible = False
 
         def added() -> None:
+            dress(viewer)
+            select_map(viewer)
             if self.slide is None:
                 viewer.reset_view()
             if then is not None:
@@ -334,7 +324,7 @@ class Workbench(QObject):
 
         model, token = result.model.name, object()
         self._adding[model] = token
-        self._add_gently(layers, lambda: self._adding.get(model) is token, added)
+        put_gently(self, layers, old, lambda: self._adding.get(model) is token, added)
 
     def _own_models(self) -> list[Path]:
         """Return what was trained here, also in another session or by the command line."""

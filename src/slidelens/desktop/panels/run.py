@@ -19,8 +19,15 @@ from slidelens.desktop.panels.models import ModelChooser
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, heading, row
 from slidelens.desktop.panels.results import ResultsList
 from slidelens.desktop.panels.start import SlideLine
-from slidelens.desktop.shown import layers_of, region_box, region_options, shown_slides
-from slidelens.desktop.state.runs import RunRequest, RunState
+from slidelens.desktop.qt import alive
+from slidelens.desktop.shown import (
+    layers_of,
+    region_box,
+    region_options,
+    remove_layers,
+    shown_slides,
+)
+from slidelens.desktop.state.runs import Finding, RunRequest, RunState
 from slidelens.engine.labels import find_slides
 from slidelens.errors import LabelError
 
@@ -191,17 +198,35 @@ class RunPanel(Panel):
         if self.state is None or self.bench.closed:
             return
         if message.name == "cells":
-            self._live.feed(self.bench.viewer, message)
+            if self._live.feed(self.bench.viewer, message):
+                QTimer.singleShot(0, self._grow)
             return
         finding = self.state.feed(message)
         if finding is not None:
-            self._live.clear(self.bench.viewer, finding.model)
-            if finding.status != "failed":
+            slide = self.bench.slide
+            good = finding.status != "failed"
+            if good and slide is not None and slide.id == finding.slide:
+                self._live.finish(finding.model)
+                self._show(finding)
+            else:
+                self._live.clear(self.bench.viewer, finding.model)
+            if good:
                 self.bench.results_changed.emit()
-                slide = self.bench.slide
-                if slide is not None and slide.id == finding.slide:
-                    self.bench.show_result(Path(finding.folder))
         self._show_progress()
+
+    def _grow(self) -> None:
+        if alive(self) and not self.bench.closed:
+            self._live.grow(self.bench.viewer)
+
+    def _show(self, finding: Finding) -> None:
+        """Show a result in the layers that grew."""
+
+        def failed(text: str) -> None:
+            viewer = self.bench.viewer
+            remove_layers(viewer, layers_of(viewer, slide=finding.slide, model=finding.model))
+            self.notice.say(text, "error")
+
+        self.bench.show_result(Path(finding.folder), failed=failed, owner=self)
 
     def _ended(self, status: str, error: str) -> None:
         self._job = None

@@ -1,0 +1,51 @@
+"""Many layers, one in each turn of the window's loop: a person can move about meanwhile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QTimer
+
+from slidelens.desktop.qt import alive
+from slidelens.desktop.shown import put_layer, remove_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.workbench import Workbench
+
+__all__ = ["put_gently"]
+
+
+def put_gently(
+    bench: Workbench,
+    layers: Sequence[LayerData],
+    old: list[Any],
+    wanted: Callable[[], bool],
+    then: Callable[[], object],
+) -> None:
+    """Put layers in the place of old ones; those that none could use are taken away at the end.
+
+    Parameters
+    ----------
+    layers
+        Lowest first.
+    old
+        Layers that may be used again.
+    wanted
+        Asked before each: where it says no, another slide has come, and all ends.
+    then
+        Called when all are there.
+    """
+    if not alive(bench) or bench.closed or not wanted():
+        return
+    if layers:
+        put_layer(bench.viewer, layers[0], old)
+    elif old:
+        remove_layers(bench.viewer, [old.pop()])
+    else:
+        then()
+        return
+    rest = layers[1:]
+    QTimer.singleShot(0, lambda: put_gently(bench, rest, old, wanted, then))

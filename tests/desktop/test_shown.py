@@ -1,0 +1,58 @@
+"""Layers that show new data in the place of old."""
+
+from __future__ import annotations
+
+import numpy as np
+from napari.components import ViewerModel
+
+from slidelens.desktop.layers import map_layers
+from slidelens.desktop.shown import put_layer
+from slidelens.desktop.world import World
+from slidelens.geometry import Affine, Mpp
+from slidelens.maps.map import Map
+
+MPP = Mpp(0.5, 0.5)
+
+
+def layers(name, kind="attention", model="m", shift=0.0, top=1.0, mpp=MPP, cells=40):
+    values = np.linspace(0, top, 2 * cells * cells, dtype=np.float32).reshape(2, cells, cells)
+    if kind == "labels":
+        values = (values > top / 2).astype(np.uint8)[:1]
+    source = Map.from_array(name, kind, ["healthy", "tumor"], values, Affine(8, 8, shift), mpp)
+    return map_layers(source, World.of(mpp), slide_id="s", model=model)
+
+
+def test_the_same_map_is_shown_where_it_was():
+    viewer = ViewerModel()
+    for kind in ("attention", "labels"):
+        (data,) = layers("a", kind)
+        first = put_layer(viewer, data, [])
+        first.opacity = 0.3
+        (data,) = layers("a", kind, shift=80, top=3.0, cells=60)
+        old = [first]
+        assert put_layer(viewer, data, old) is first
+        assert not old
+        assert first.opacity == 0.3  # a person chose it
+        np.testing.assert_array_equal(
+            np.asarray(first.data if kind == "labels" else first.data[0]),
+            np.asarray(data[0] if kind == "labels" else data[0][0]),
+        )
+        np.testing.assert_allclose(first.translate, data[1]["translate"])
+        assert first.extent.world[1, 1] == data[1]["translate"][1] + 59 * 4  # cells of 4 µm
+    assert viewer.layers[0].contrast_limits == [0.0, 3.0]
+
+
+def test_other_maps_models_and_worlds_have_layers_of_their_own():
+    viewer = ViewerModel()
+    first = put_layer(viewer, layers("a")[0], [])
+    others = [
+        layers("b"),
+        layers("a", model="n"),
+        layers("a", kind="labels"),
+        layers("a", mpp=Mpp(0.25, 0.25)),
+    ]
+    for (data,) in others:
+        old = [first]
+        assert put_layer(viewer, data, old) is not first
+        assert old == [first]
+    assert len(viewer.layers) == 5
