@@ -71,6 +71,19 @@ def test_scores_calls_and_the_region_in_dispute(panel, bench):
     np.testing.assert_allclose(at, want - MPP.y / 2, atol=1e-6)
 
 
+def test_a_result_from_elsewhere_is_listed_when_it_is_opened(panel, bench, tmp_path, qtbot):
+    slide = make_slide(MPP.x)
+    made = result_of(slide, "third", 0.6, wrong=False)
+    made.save(tmp_path / "elsewhere" / slide.id)
+    bench.show_result(tmp_path / "elsewhere" / slide.id)
+
+    def listed():
+        return [item.text(0) for item in panel._items()]
+
+    qtbot.waitUntil(lambda: "third" in listed(), timeout=WAIT)
+    assert sorted(listed()) == ["first", "second", "third"]
+
+
 def test_pictures_side_by_side_move_as_one(panel, bench, qtbot):
     press(qtbot, panel._buttons["two"])
     cells = panel.canvases.cells

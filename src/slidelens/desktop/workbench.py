@@ -72,6 +72,8 @@ class Workbench(QObject):
         Another slide is current (:attr:`slide`), or none.
     results_changed
         A result was written, deleted or brought back.
+    result_shown
+        A result's layers are in the viewer; it may be of another folder than :attr:`results`.
     models_changed
         :attr:`cards`, :attr:`families` and :attr:`devices` are read (anew).
     told
@@ -80,6 +82,7 @@ class Workbench(QObject):
 
     slide_changed = Signal()
     results_changed = Signal()
+    result_shown = Signal()
     models_changed = Signal()
     told = Signal(str, bool)
 
@@ -319,6 +322,7 @@ class Workbench(QObject):
             select_map(viewer)
             if self.slide is None:
                 viewer.reset_view()
+            self.result_shown.emit()
             if then is not None:
                 then(result)
 

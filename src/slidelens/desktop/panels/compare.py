@@ -68,6 +68,7 @@ class ComparePanel(Panel):
         self._beat = self._timer(800, self._next_blink, once=False)
         self.bench.slide_changed.connect(self._slide_changed)
         self.bench.results_changed.connect(self.refresh)
+        self.bench.result_shown.connect(self.refresh)
         self._slide_changed()
 
     def refresh(self) -> None:
