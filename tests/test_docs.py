@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "git clone": "the repository's own address",
-    "pip install": "`make dist` installs the wheel, tests/test_new_plugin.py a plugin",
-    "pytest slidelens-": "tests/test_new_plugin.py",
-    "slidelens new-plugin": "tests/test_new_plugin.py",
-    "slidelens train colour-mil": "tests/test_new_plugin.py",
+    "pip install": "`make dist` installs the wheel, tests/test_developer_tutorial.py a plugin",
+    "pytest slidelens-": "tests/test_developer_tutorial.py",
+    "slidelens new-plugin": "tests/test_developer_tutorial.py",
+    "slidelens train colour-mil": "tests/test_developer_tutorial.py",
     "--devices 4": "tests/engine/test_folds.py trains in two processes",
     "hf://": "tests/engine/test_publish.py, on a server of this machine",
     "https://": "tests/engine/test_publish.py, on a server of this machine",
@@ -30,6 +30,8 @@ ELSEWHERE = {
     "review eval set": "tests/cli/test_review_command.py, on a slide that was misjudged",
     "slidelens-wsinfer": "plugins/slidelens-wsinfer/tests",
     "crc_mosaic": "figures of real data, by benchmarks/results.py",
+    "slidelens stage": "tests/engine/test_staging.py, on nodes of known class",
+    "slide.dzi": "tests/test_developer_tutorial.py",
 }
 """What a command holds that is not run here, and where it is."""
 SMALL = {
@@ -43,10 +45,15 @@ SMALL = {
 
 
 def commands(page: Path) -> list[str]:
-    """The lines behind a prompt, continued lines joined, comments left out."""
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
-    return [line[2:].strip() for line in text.splitlines() if line.startswith("$ ")]
+    """The lines behind a prompt and those of shell blocks, continued lines joined."""
+    found = []
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for kind, block in re.findall(r"^```(console|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        lines = block.splitlines()
+        if kind == "console":
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        found += [line.strip() for line in lines if words(line)]
+    return found
 
 
 def words(command: str) -> list[str]:
