@@ -6,10 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _DATA = Path(
     os.environ.get("SLIDELENS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 )
+
+settings.register_profile("slidelens", deadline=None)  # other work on the machine is no fault
+settings.load_profile("slidelens")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -85,7 +85,7 @@ place = st.floats(-1e5, 1e5)
 zoom = st.floats(1e-3, 10)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(place, place, zoom, place, place, zoom)
 def test_a_flight_begins_and_ends_where_it_should(x, y, z, x2, y2, z2):
     flight = Flight(Look(y, x, z), Look(y2, x2, z2), 600)

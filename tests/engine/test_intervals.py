@@ -65,7 +65,7 @@ def test_delong_gives_the_published_tests(score, difference, low, high, chi_squa
     assert found.p == pytest.approx(p, abs=5e-5)
 
 
-@settings(max_examples=40, deadline=None)  # the machine may be busy
+@settings(max_examples=40)
 @given(
     st.integers(4, 25).flatmap(
         lambda n: st.tuples(
@@ -134,7 +134,7 @@ def test_swapping_models_swaps_the_sign():
     assert one.p == pytest.approx(two.p)
 
 
-@settings(max_examples=40, deadline=None)  # the machine may be busy
+@settings(max_examples=40)
 @given(
     st.integers(3, 20).flatmap(
         lambda n: st.tuples(

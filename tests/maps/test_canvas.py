@@ -65,7 +65,7 @@ def patches(draw: st.DrawFn) -> list[tuple[list[int], np.ndarray, np.ndarray]]:
 
 
 @given(patches())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rasters_are_blended_as_the_dense_mean(some: list) -> None:
     canvas = canvas_for_oracle()
     for box, values, weight in some:
@@ -74,7 +74,7 @@ def test_rasters_are_blended_as_the_dense_mean(some: list) -> None:
 
 
 @given(patches(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_values_of_boxes_are_blended_as_the_dense_mean(some: list, large: bool) -> None:
     grow = 4 if large else 1  # boxes over many cells are added one by one, others all at once
     one = [
@@ -93,7 +93,7 @@ def test_values_of_boxes_are_blended_as_the_dense_mean(some: list, large: bool) 
 
 
 @given(patches(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_order_of_adding_does_not_count(some: list, random) -> None:
     shuffled = list(some)
     random.shuffle(shuffled)
@@ -108,7 +108,7 @@ def test_the_order_of_adding_does_not_count(some: list, random) -> None:
 
 
 @given(st.floats(0.05, 3), st.floats(0.05, 3), st.integers(50, 5000), st.integers(50, 5000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tiles_of_one_cell_come_back_bit_for_bit(
     mpp_x: float, mpp_y: float, width: int, height: int
 ) -> None:
@@ -275,7 +275,7 @@ def test_a_finished_canvas_and_a_senseless_map_are_refused() -> None:
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_block_sums_equal_a_dense_array(height: int, width: int, data: st.DataObject) -> None:
     sums = BlockSums(2, height, width, None, 0.5)
     full = np.zeros((2, height, width))

@@ -100,7 +100,7 @@ def test_the_value_under_a_point() -> None:
 
 
 @given(st.lists(boxes, min_size=1, max_size=8), st.integers(0, 99))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_mean_under_a_box_is_weighted_by_shared_area(some: list[Box], seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(2, 9, 8)).astype(np.float32)

@@ -105,7 +105,7 @@ def test_large_maps_have_levels_in_few_files_and_none_for_what_is_empty(tmp_path
         elements=st.one_of(st.just(np.nan), st.floats(-1, 1, width=32)),
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_halving_averages_what_is_known(fine: np.ndarray) -> None:
     half = _halve(fine, "probability")
     for i in range(half.shape[1]):
@@ -118,7 +118,7 @@ def test_halving_averages_what_is_known(fine: np.ndarray) -> None:
 
 
 @given(arrays(np.uint8, (1, 4, 6), elements=st.integers(0, 3)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_halving_labels_takes_the_most_frequent(fine: np.ndarray) -> None:
     half = _halve(fine, "labels")
     for i in range(2):

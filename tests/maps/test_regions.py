@@ -27,7 +27,7 @@ def of_mask(mask: np.ndarray) -> list[shapely.Polygon]:
 
 
 @given(masks)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_polygons_cover_exactly_the_connected_parts(mask: np.ndarray) -> None:
     from skimage.measure import label
 
@@ -113,7 +113,7 @@ def test_labels_have_regions_by_name() -> None:
 
 
 @given(masks, st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sums_are_those_of_the_cells(mask: np.ndarray, seed: int) -> None:
     values = np.random.default_rng(seed).random(mask.shape)
     runs = Runs.of(mask, values, 0)

@@ -18,7 +18,7 @@ unit = st.one_of(st.floats(0, 1, width=32), st.just(np.nan))
 
 
 @given(arrays(np.float64, (5, 4), elements=finite), arrays(np.float32, (5, 3), elements=unit))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_numbers_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, boxes: np.ndarray, values: np.ndarray
 ) -> None:

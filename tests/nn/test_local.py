@@ -129,7 +129,7 @@ def test_frozen_norms_compute_the_same_and_keep_nothing():
     torch.testing.assert_close(value.grad, scale.view(1, -1, 1, 1).expand_as(value).detach())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 9))
 def test_balanced_cuts_have_the_smallest_largest_part(costs, parts):
     parts = min(parts, len(costs))
@@ -334,7 +334,7 @@ def test_whole_windows_leave_a_map_that_fits_alone():
 # Reconstruction -----------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     made=st.integers(1, 200), scale=st.sampled_from([1, 2, 4]), off=st.integers(-3, 3),
     side=st.integers(1, 128),

@@ -43,7 +43,7 @@ def _places(seed, count):
     return np.stack([cells % 17 + 40, cells // 17 + 7], 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 60))
 def test_a_map_holds_each_vector_at_its_place_and_zeros_elsewhere(seed, count):
     index = _places(seed, count)

@@ -37,7 +37,7 @@ def test_the_whole_window_is_the_picture_and_a_quarter_its_quarter():
     torch.testing.assert_close(sample(picture, quarter, 8), picture[..., 8:, :8])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(part, place, place, part, place, place)
 def test_windows_of_windows(s, x, y, s2, x2, y2):
     outer, inner = torch.tensor([[s, x, y]]).double(), torch.tensor([[s2, x2, y2]]).double()
@@ -47,7 +47,7 @@ def test_windows_of_windows(s, x, y, s2, x2, y2):
     torch.testing.assert_close(window_grid(both, 3)[0, 0, 0], expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(part, place, place, st.floats(-3, 3), st.floats(-3, 3))
 def test_on_a_ramp_the_gradient_is_analytic(s, x, y, a, b):
     """d/dx of the sum is a per pixel, d/ds the slope along each pixel's direction."""

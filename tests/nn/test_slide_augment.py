@@ -45,7 +45,7 @@ def some_mask(image, seed=0):
     return np.random.default_rng(seed).random(shape) < 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rotation=st.sampled_from(["none", "quarter", "free"]),
     key=st.integers(0, 10_000),

@@ -26,7 +26,7 @@ def projected(z):
     return np.maximum(z - brentq(rest, z.min() - 2, z.max(), xtol=1e-14), 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(scores)
 def test_is_the_projection_onto_the_simplex(z):
     out = sparsemax(torch.from_numpy(z)).numpy()
@@ -35,7 +35,7 @@ def test_is_the_projection_onto_the_simplex(z):
     assert (out >= 0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(scores, st.floats(-1e6, 1e6))
 def test_only_differences_count(z, shift):
     one, other = sparsemax(torch.from_numpy(z)), sparsemax(torch.from_numpy(z) + shift)

@@ -14,7 +14,6 @@ from slidelens.nn.streaming import StreamingTrunk
 
 @settings(
     max_examples=250,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -77,7 +77,7 @@ def test_near_misses_are_right_and_nearest_first(evaluation):
     assert not wrong & {(m.model, m.slide_id) for m in list_near_misses(evaluation)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     scores=st.lists(st.integers(0, 20), min_size=4, max_size=12),
     threshold=st.integers(0, 20),

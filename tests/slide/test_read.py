@@ -54,7 +54,7 @@ def exact_average(x, y, step_x, step_y, n_x, n_y):
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     offset=st.tuples(st.integers(0, 30), st.integers(0, 30)),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_box_is_the_crop_of_a_bigger_read(x, y, mpp, size, offset):
     step_x, step_y = mpp / SLIDE.mpp.x, mpp / SLIDE.mpp.y
     (w, h), (i, j) = size, offset
@@ -65,7 +65,7 @@ def test_a_box_is_the_crop_of_a_bigger_read(x, y, mpp, size, offset):
 
 
 @given(x=st.floats(-80, 600), y=st.floats(-80, 450), mpp=st.floats(0.25, 3), n=st.integers(1, 30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_shrinking_averages_over_area_also_at_borders(x, y, mpp, n):
     step = mpp / 0.25
     read = SQUARE.read(Box(x, y, n * step, n * step), mpp).astype(float)

@@ -39,7 +39,7 @@ def image() -> np.ndarray:
 # --- purity ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])
 @example(0, 105, 255, 279)  # its corner touches the soft edge of the tissue
 @given(st.integers(0, 1300), st.integers(0, 1000), st.integers(1, 300), st.integers(1, 300))
 def test_any_box_is_the_crop_of_the_whole(image: np.ndarray, x: int, y: int, w: int, h: int):

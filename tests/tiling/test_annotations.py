@@ -194,7 +194,7 @@ def _star(radii: list[float], x: float, y: float, r: float) -> shapely.Polygon:
     return shapely.Polygon(points)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(star, min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_fraction_equals_shapely_on_the_union(shapes: list[list[float]], random):
     polygons = [
@@ -211,7 +211,7 @@ def test_fraction_equals_shapely_on_the_union(shapes: list[list[float]], random)
 # --- rasterize ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     star,
     st.tuples(st.floats(-20, 20), st.floats(-20, 20)),

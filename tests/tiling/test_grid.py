@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slidelens.geometry import Affine, Box, Mpp, Size
@@ -53,7 +53,6 @@ def test_tiles_reach_past_the_border_and_a_small_slide_has_one():
     assert grid.cores[-1].tolist() == [200, 0, 50, 90]
 
 
-@settings(deadline=None)  # other work on the machine is no fault of a grid
 @given(sizes, mpps, specs())
 def test_cores_cover_every_pixel_once(size: Size, mpp: Mpp, spec: GridSpec):
     grid = make_grid(size, mpp, spec)
@@ -75,7 +74,6 @@ def test_cores_cover_every_pixel_once(size: Size, mpp: Mpp, spec: GridSpec):
     assert (ends >= grid.cores[:, :2] + grid.cores[:, 2:] - 2e-6).all()
 
 
-@settings(deadline=None)  # other work on the machine is no fault of a grid
 @given(sizes, mpps, specs(), st.tuples(*[st.floats(0, 1)] * 4))
 def test_a_region_is_a_crop_of_the_slide_wide_grid(
     size: Size, mpp: Mpp, spec: GridSpec, part: tuple[float, float, float, float]

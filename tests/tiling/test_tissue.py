@@ -51,7 +51,7 @@ def _paint(background: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray,
 # --- the mask -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(*[st.floats(-20, 90)] * 2, *[st.floats(0.1, 90)] * 2), min_size=1),
     st.tuples(st.floats(1, 20), st.floats(1, 20), st.floats(-9, 9), st.floats(-9, 9)),
