@@ -67,6 +67,7 @@ dist: $(READY)  ## sdist and wheel, and the demo from the wheel in a clean envir
 	$(PYTHON) -m venv build/clean
 	$(BIN)/uv pip install --quiet --python build/clean/bin/python --constraints constraints.txt dist/*.whl
 	build/clean/bin/slidelens demo --out build/clean/demo
+	build/clean/bin/slidelens new-plugin trial --out build/clean/slidelens-trial
 
 constraints: $(READY)  ## resolve constraints.txt anew (names no package host)
 	$(BIN)/uv pip compile --universal --python-version 3.11 pyproject.toml --all-extras --group dev \

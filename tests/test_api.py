@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,11 +52,25 @@ def members(module):
 
 
 def raised(function) -> set[str]:
-    """Names of the errors that a function raises itself."""
+    """Names of the errors that a function raises, itself or by its module's private helpers."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
     names = {ast.unparse(one.func if isinstance(one, ast.Call) else one) for one in calls}
+    handled = [node.type for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    caught = {
+        ast.unparse(one) for kinds in handled if kinds for one in getattr(kinds, "elts", [kinds])
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_"):
+            helper = function.__globals__.get(ast.unparse(node.func))
+            if inspect.isfunction(helper) and helper is not function:
+                names |= {one for one in raised(helper) if not said_by(one, caught)}
     return {name for name in names if name.endswith("Error") and name != "NotImplementedError"}
+
+
+def said_by(error: str, kinds: set[str]) -> bool:
+    """Whether an error is one of some kinds, or inherits from one."""
+    return any(said(error, kind) for kind in kinds)
 
 
 def said(error: str, doc: str) -> bool:
@@ -86,6 +102,77 @@ def test_the_reference_gives_shapes_and_errors(name):
             if re.search(r"NDArray|Tensor\b", str(kind)) and "Callable" not in str(kind)
         ]
         assert not arrays or SHAPE.search(doc), f"{label} says no shape of {arrays}"
+
+
+def stands_in(name: str, doc: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", doc) is not None
+
+
+def field_names(kind) -> list[str]:
+    """Public fields of a dataclass or a named tuple."""
+    names = getattr(kind, "_fields", ())
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def documented_below(kind) -> set[str]:
+    """Fields with a docstring of their own, below them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    pairs = [(one, below) for one, below in pairwise(body) if isinstance(one, ast.AnnAssign)]
+    return {
+        ast.unparse(one.target)
+        for one, below in pairs
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+
+
+def arguments(function) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+
+def constructor(kind):
+    """What makes a class's objects, where the class wrote it itself."""
+    own = vars(kind).get("__init__")
+    plain = inspect.isfunction(own) and own.__module__ == kind.__module__
+    return own if plain and not dataclasses.is_dataclass(kind) else None
+
+
+REFERS = re.compile(r"same arguments|Takes the arguments of")
+"""Says where the arguments are told."""
+MANY = 3
+"""Arguments from which on each must be named; one or two are told by name and sentence."""
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_names_every_field_and_argument(name):
+    for label, thing in members(module_of(name)):
+        if "conformance" in name:
+            continue
+        doc = inspect.getdoc(thing) or ""
+        if inspect.isclass(thing):
+            wanted = set(field_names(thing)) - documented_below(thing)
+            make = constructor(thing)
+            wanted |= set(arguments(make)) if make and not REFERS.search(doc) else set()
+        else:
+            given = arguments(thing)
+            wanted = set(given) if len(given) >= MANY and not REFERS.search(doc) else set()
+        assert not [word for word in wanted if not stands_in(word, doc)], f"{label} says nothing of"
+
+
+PLACES = {"box", "boxes", "size", "tile", "tile_size", "overlap", "region"}
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_gives_units(name):
+    for label, thing in members(module_of(name)):
+        if not inspect.isfunction(thing):
+            continue
+        doc, given = inspect.getdoc(thing) or "", set(arguments(thing))
+        if "mpp" in given:
+            assert "µm" in doc, f"{label} says no unit of mpp"
+        if given & PLACES or given >= {"x", "y", "w", "h"}:
+            assert re.search(r"px|µm|mm|pixel", doc), f"{label} says no unit of its places"
 
 
 def test_the_reference_holds_what_import_slidelens_brings():

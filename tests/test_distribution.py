@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import slidelens
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +38,13 @@ def kept(folder: str) -> set[str]:
         for path in paths
         if path.suffix not in (".pyc", ".log") and not {".pytest_cache", "build"} & {*path.parts}
     }
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == slidelens.__version__ == citation["version"]
+    assert project["license"] == citation["license"]
 
 
 def test_the_wheel_holds_package_models_and_template(built):

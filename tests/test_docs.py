@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -20,6 +21,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 ELSEWHERE = {
     "git clone": "the repository's own address",
     "pip install": "`make dist` installs the wheel, tests/test_developer_tutorial.py a plugin",
+    "-m venv": "tests/test_developer_tutorial.py makes one, and so does `make setup`",
+    "/activate": "the shell's own",
+    "apt-get install": "`make setup` installs these; below, the lists are compared",
     "pytest slidelens-": "tests/test_developer_tutorial.py",
     "slidelens new-plugin": "tests/test_developer_tutorial.py",
     "slidelens train colour-mil": "tests/test_developer_tutorial.py",
@@ -39,7 +43,7 @@ SMALL = {
     "streaming": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
     "local": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
     "multistage": "--backbone squeezenet1_1 --weights none --tile 64 --mpp 2 --epochs 1",
-    "magnet": "--backbone small --epochs 1",
+    "magnet": "--backbone small --weights none --mpp 2 --look 64 --epochs 1",
 }
 """Options that make a training small; what a page says comes before them where both speak."""
 
@@ -118,7 +122,7 @@ def made_small(command: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
-    shown = [command for command in commands(page) if not elsewhere(command)]
+    shown = [command for command in dict.fromkeys(commands(page)) if not elsewhere(command)]
     mine = [command for command in shown if words(command)[0] == "slidelens"]
     others = [command for command in shown if command not in mine]
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -144,7 +148,8 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         if parts[1] == "train" and "--resume" not in parts:
             out = parts[parts.index("--out") + 1]
             if out not in trained:
-                shutil.rmtree(place / out, ignore_errors=True)
+                for old in (place / out, place / "results" / out):
+                    shutil.rmtree(old, ignore_errors=True)
             trained.add(out)
         elif "--resume" in parts:
             continue  # of a training that was stopped: tests/engine/test_train.py
@@ -174,6 +179,15 @@ def test_every_page_is_in_the_navigation():
     assert not lost
 
 
+def test_the_system_packages_that_are_named_are_those_of_the_setup():
+    script = (ROOT / ".ci" / "system-packages").read_text(encoding="utf-8")
+    installed = set(re.search(r"packages=\((.*?)\)", script, re.DOTALL)[1].split())
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\blib[a-z0-9.+-]+\b", page))
+    named -= {"library", "libraries"}
+    assert named == installed
+
+
 def test_the_picture_of_the_architecture_is_that_of_the_code():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
@@ -185,3 +199,28 @@ def test_the_picture_of_the_architecture_is_that_of_the_code():
     arrows = architecture_picture.imports()
     assert arrows["families", "nn"]
     assert not any(upper == "slide" for upper, _ in arrows)  # nothing lies below
+
+
+def sentences() -> list[str]:
+    """What the program can say: every text in it, ``\\0`` where a value is put in."""
+    found = []
+    for path in (ROOT / "src" / "slidelens").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_what_the_program_is_quoted_with_it_says():
+    said = sentences()
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    quotes = re.findall(r'\*\*[^*]*?"([^"]+)"', page)
+    assert len(quotes) > 10
+    for quote in quotes:
+        if quote == "none_dealloc: deallocating None":  # Python's own
+            continue
+        parts = [re.sub(r"\d+%", "\0", part.strip()) for part in quote.split("...")]
+        assert any(all(part in text for part in parts) for text in said), quote

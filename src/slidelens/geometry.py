@@ -18,7 +18,7 @@ __all__ = ["Affine", "Box", "Mpp", "Size"]
 
 
 class Size(NamedTuple):
-    """Width and height in pixels."""
+    """``width`` and ``height`` in px."""
 
     width: int
     height: int
@@ -51,7 +51,10 @@ class Mpp(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle in level-0 pixels: left, top, width, height. Floats are exact positions."""
+    """A rectangle in level-0 px: left ``x``, top ``y``, width ``w``, height ``h``.
+
+    Floats are exact positions.
+    """
 
     x: float
     y: float
@@ -75,7 +78,7 @@ class Box(NamedTuple):
 
     @classmethod
     def of_size(cls, size: tuple[float, float]) -> Box:
-        """Return the box of a whole slide of ``size`` (width, height)."""
+        """Return the box of a whole slide of ``size`` (width, height) in px."""
         return cls(0.0, 0.0, float(size[0]), float(size[1]))
 
     def intersect(self, other: Box) -> Box:
@@ -120,7 +123,7 @@ class Affine(NamedTuple):
         return (np.asarray(xy, np.float64) - (self.tx, self.ty)) / (self.sx, self.sy)
 
     def box(self, column: float, row: float, columns: float = 1, rows: float = 1) -> Box:
-        """Return the level-0 box of a block of cells."""
+        """Return the box, in level-0 px, of ``columns`` x ``rows`` cells from (column, row) on."""
         return Box(
             self.tx + column * self.sx, self.ty + row * self.sy, columns * self.sx, rows * self.sy
         )

@@ -37,6 +37,11 @@ def test_help_has_an_example(slidelens, command):
     assert f"Example: slidelens {command}" in done.out
 
 
+@pytest.mark.parametrize("family", ["local", "magnet", "mil", "multistage", "streaming"])
+def test_every_family_takes_a_backbone(slidelens, family):
+    assert "--backbone" in slidelens("train", family, "--help").out
+
+
 def test_train_offers_every_field_of_the_family(slidelens):
     done = slidelens("train", "mil", "--help")
     assert done.code == 0

@@ -18,6 +18,8 @@ class Config(BaseModel):
     limit: int | None = None
     names: tuple[str, ...] = ()
     note: str = "x"
+    network: Literal["own"] | Literal["resnet18", "resnet34"] = "resnet18"
+    either: int | str = 3
 
 
 def described() -> list[dict]:
@@ -27,7 +29,7 @@ def described() -> list[dict]:
 
 def test_controls_and_bounds_follow_from_the_configuration():
     form = {field.name: field for field in fields_of(described())}
-    assert list(form) == ["size", "share", "kind", "flip", "limit", "note"]
+    assert list(form) == ["size", "share", "kind", "flip", "limit", "note", "network"]
     assert (form["size"].control, form["size"].low, form["size"].high) == ("whole", 1, 9)
     assert form["size"].help == "side in px"
     assert form["share"].control == "number"
@@ -37,6 +39,7 @@ def test_controls_and_bounds_follow_from_the_configuration():
     assert form["flip"].control == "switch"
     assert (form["limit"].control, form["limit"].optional) == ("text", True)
     assert form["note"].control == "text"
+    assert form["network"].choices == ("own", "resnet18", "resnet34")
 
 
 def test_only_what_was_changed_is_given():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sample_results import make_result
 from slidelens.errors import ModelError, PluginError
@@ -17,6 +20,7 @@ from slidelens.families.mil import FAMILY as MIL
 from slidelens.nn.backbones import build_features, load_weights
 from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
+from slidelens.registry import API_VERSION
 from slidelens.slide.open import READERS, open_slide
 from slidelens.slide.tiff import TiffReader
 from slidelens.testing.conformance import (
@@ -27,8 +31,9 @@ from slidelens.testing.conformance import (
 )
 from slidelens.testing.phantom import PhantomSpec, truth, write_phantom
 from slidelens.testing.results import make_result as make_known_result
-from slidelens.testing.trial import trial_model
+from slidelens.testing.trial import trial_encoder, trial_model
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "plugins.md"
 TORCHVISION = EncoderSource(
     build=build_features,
     load=lambda module, variant, weights: load_weights(module, weights),
@@ -112,6 +117,32 @@ for _name in SAMPLES:
 EXPORTED = [name for name in EXPORTERS if name not in EXPORTERS.plugins()]
 for _name in EXPORTED:
     globals()[f"TestExporter{_name}"] = exporter_suite(_name)
+
+
+def shown(title: str) -> dict[str, object]:
+    """What the code of that title on the plugins' page defines."""
+    code = re.search(rf'```python title="{title}"\n(.*?)```', PAGE.read_text(), re.DOTALL)[1]
+    module: dict[str, object] = {}
+    exec(compile(code, PAGE.name, "exec"), module)
+    assert module["SLIDELENS_API"] == API_VERSION
+    return module
+
+
+class TestEncoderOfTheDocumentation(EncoderConformance):
+    source = shown("encoder")["SOURCE"]
+    variant = source.sample
+
+    def test_its_own_weights_come_back(self, tmp_path):
+        one, other = (trial_encoder(self.source, self.variant) for _ in range(2))
+        save_file(one.state_dict(), tmp_path / "own.safetensors")
+        report = self.source.load(other, self.variant, tmp_path / "own.safetensors")
+        assert report.loaded == len(one.state_dict())
+        tiles = torch.rand(2, 3, 64, 64)
+        torch.testing.assert_close(one(tiles), other(tiles))
+
+
+class TestExporterOfTheDocumentation(ExporterConformance):
+    exporter = shown("exporter")["EXPORTER"]
 
 
 def test_every_built_in_reader_is_among_them():

@@ -82,6 +82,8 @@ def _option_type(field: FieldInfo) -> Any:
     kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
     if get_origin(field.annotation) is Literal:
         return field.annotation
+    if len(kinds) > 1 and all(get_origin(kind) is Literal for kind in kinds):
+        return Literal[tuple(word for kind in kinds for word in get_args(kind))]
     if len(kinds) != 1:
         return None
     return kinds[0] if kinds[0] in _SIMPLE or get_origin(kinds[0]) is Literal else None

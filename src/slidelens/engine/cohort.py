@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one slide and one model ended.
+    """How one slide (``slide_id``) and one ``model`` ended, after so many ``seconds``.
 
     ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty.
     """
@@ -93,7 +93,8 @@ def predict_cohort(
     out
         Results folder.
     device, mpp, options, run
-        As for :func:`~slidelens.engine.predict.predict`; ``options`` hold for every model.
+        As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` hold for
+        every model.
 
     Yields
     ------

@@ -81,7 +81,17 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found; ``metrics`` is the content of ``metrics.json``."""
+    """What :func:`evaluate` found.
+
+    Attributes
+    ----------
+    folder
+        Where it was written.
+    metrics
+        The content of ``metrics.json``.
+    table
+        The models' figures as a Markdown table.
+    """
 
     folder: Path
     metrics: dict[str, Any]
@@ -111,6 +121,8 @@ def evaluate(
         CSV with slide_id, label and optionally split and patient.
     out
         The evaluation folder.
+    options
+        Operating point, split, resampling and the like; by default those of the command.
 
     Raises
     ------

@@ -36,7 +36,17 @@ _SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a package's files lie: ``base`` is their folder's address, without the last slash."""
+    """Where a package's files lie.
+
+    Attributes
+    ----------
+    text
+        The reference as it was given.
+    base
+        Address of the files' folder, without the last slash.
+    pinned
+        SHA-256 that the weights must have; ``None`` if the reference states none.
+    """
 
     text: str
     base: str
@@ -85,7 +95,11 @@ def read_reference(text: str) -> Reference:
 def fetch_model(
     text: str, *, refresh: bool = False, check: Callable[[Path], None] | None = None
 ) -> Path:
-    """Return the cached folder of a package, fetching it if need be; see :func:`fetching`."""
+    """Return the cached folder of a package, fetching it if need be.
+
+    ``text`` (the reference), ``refresh`` and ``check`` are as for :func:`fetching`, and so are the
+    errors.
+    """
     steps = fetching(text, refresh=refresh, check=check)
     while True:
         try:

@@ -56,7 +56,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model package in a list; ``error`` says why it cannot be used, else it is ``None``."""
+    """One model package in a list.
+
+    Attributes
+    ----------
+    name, path, family, classes
+        Of ``model.json``, and its folder.
+    mpp
+        Resolution of the model in µm/px; ``None`` where the manifest states none.
+    sha256
+        Of the weights.
+    error
+        Why it cannot be used; ``None`` if it can.
+    """
 
     name: str
     path: Path
@@ -135,6 +147,8 @@ def save_model(
     model
         ``model.card`` becomes the rest of ``model.json``: ``training_data``, ``metrics``,
         ``licence``, ``intended_use``, ``threshold`` and any other key.
+    folder
+        Where to write.
     golden
         ``(H, W, 3)`` uint8 picture at the model's resolution. It is run, and kept with its output
         so that :func:`verify` can replay it.

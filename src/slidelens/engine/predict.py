@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands.
+    """Where a run of ``model`` on ``slide_id`` stands.
 
-    ``done`` of ``total`` counts tiles (or the family's other steps); ``total`` is 0 before it is
-    known. ``seconds`` have passed since the run began.
+    ``stage`` says what it is doing. ``done`` of ``total`` counts tiles (or the family's other
+    steps); ``total`` is 0 before it is known. ``seconds`` have passed since the run began.
     """
 
     slide_id: str

@@ -73,9 +73,10 @@ ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
 class MapSpec:
     """One map that a family draws.
 
-    ``channels`` names the planes (class names for probabilities); ``mpp`` is the side of a map cell
-    in µm. ``instances`` marks the map whose values per patch go to ``tiles.csv`` as ``prob_*``; a
-    map of kind attention with one value for each of the same patches goes there as ``attention``.
+    ``name`` is its key. ``channels`` names the planes (class names for probabilities); ``mpp`` is
+    the side of a map cell in µm. ``instances`` marks the map whose values per patch go to
+    ``tiles.csv`` as ``prob_*``; a map of kind attention with one value for each of the same patches
+    goes there as ``attention``.
     """
 
     name: str
@@ -109,7 +110,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class SlideScore:
-    """The last event of a run: one probability per class, in label order."""
+    """The last event of a run: ``probabilities``, one per class, in label order."""
 
     probabilities: tuple[float, ...]
 
@@ -162,7 +163,7 @@ class View(Protocol):
         """Tissue of the whole slide, not only of the region."""
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
-        """Read any box (level-0 px) at any resolution: ``(H, W, 3)`` uint8 RGB, white outside."""
+        """Read a box (level-0 px) at ``mpp`` µm/px: ``(H, W, 3)`` uint8 RGB, white outside."""
 
     def grid(self, spec: GridSpec) -> Grid:
         """Lay a grid over the region's tissue; the run records it."""
@@ -179,7 +180,19 @@ class View(Protocol):
 
 @dataclass(slots=True)
 class Model(Generic[ConfigT]):
-    """A family's network with what is needed to run it."""
+    """A family's network with what is needed to run it.
+
+    Attributes
+    ----------
+    name, family, config, classes
+        Of the model, of its family; the configuration; class names in label order.
+    module
+        The network, in eval mode on ``device``.
+    mean, std
+        Normalisation of RGB in 0..1; ImageNet's by default.
+    device
+        Where it runs; ``None``: nowhere yet.
+    """
 
     name: str
     family: str

@@ -100,9 +100,10 @@ class TrainConfig(BaseModel):
         config: FamilyConfig,  # noqa: ARG003  # reason: for families whose presets depend on it
         given: Mapping[str, Any],  # noqa: ARG003  # reason: as above
     ) -> Mapping[str, Any] | None:
-        """Return the values of a preset for a model of this configuration, or ``None``.
+        """Return the values of the preset ``name``, or ``None`` if there is none.
 
-        ``given`` are the fields of the training that the user set.
+        ``config`` is the model's configuration, which a preset may depend on; ``given`` are the
+        fields of the training that the user set.
         """
         return cls.presets.get(name)
 
@@ -116,7 +117,7 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A labelled slide; ``label`` is the 0-based class index."""
+    """The slide ``slide_id``, and its ``label``: the 0-based class index."""
 
     slide_id: str
     label: int
@@ -165,7 +166,8 @@ class TrainData(Protocol):
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return the vectors of a slide's tiles, mapped from a file that is made at first.
 
-        The bag is empty where no tile holds enough tissue.
+        ``spec`` lays the grid of tiles on the slide ``slide_id``, ``encoder`` turns them into
+        vectors. The bag is empty where no tile holds enough tissue.
         """
 
     def given_bag(self, slide_id: str) -> Bag:
@@ -183,7 +185,8 @@ class TrainData(Protocol):
 class Work:
     """One step to do: ``slides`` are those it reads; ``labels`` are theirs.
 
-    ``detail`` is whatever else the family's step must know.
+    ``phase`` says what for: to learn, to tune, or to scan without learning. ``detail`` is whatever
+    else the family's step must know.
     """
 
     phase: Phase
@@ -194,7 +197,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step computed: per slide the loss and, in tuning, the class probabilities."""
+    """What a step computed: per slide ``losses`` and, in tuning, class ``probabilities``."""
 
     losses: tuple[float, ...] = ()
     probabilities: tuple[tuple[float, ...], ...] = ()
@@ -279,7 +282,7 @@ class TrainTask(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Do one work.
+        """Do one work of the epoch (counted from 0, for what is drawn by chance).
 
         ``backward`` adds the gradients of a loss; a step may call it many times (modules with
         losses of their own, parts of a slide). Pass it the *sum* over the work's slides: the engine
@@ -311,7 +314,8 @@ def take(grid: Grid, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
 def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return positions ``(n,)`` of ``samples`` in random order, rare classes repeated to be equal.
 
-    Every sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
+    The order depends on ``seed`` and ``epoch`` alone. Every sample is drawn at least once (Buda et
+    al. 2018: oversampling to full balance).
     """
     random = np.random.default_rng([seed, epoch])
     labels = np.array([s.label for s in samples])

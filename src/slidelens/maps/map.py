@@ -250,7 +250,7 @@ class Map:
 
 
 class Plane:
-    """One channel of one level: the lazy ``(H, W)`` array that viewers take."""
+    """One ``channel`` of the ``cells`` of one level: the lazy ``(H, W)`` array of viewers."""
 
     def __init__(self, cells: Cells, channel: int) -> None:
         self._cells = cells

@@ -79,7 +79,14 @@ def positive_regions(
 ) -> list[Region]:
     """Find the regions of every class but the first (the negative one) of a probability map.
 
-    A map with one channel has that class only.
+    Parameters
+    ----------
+    source
+        The map, ``(C, H, W)``. One with a single channel has that class only.
+    threshold
+        Least probability of a cell that belongs to a region.
+    min_area_mm2
+        Least area of a region, in mm².
     """
     chosen: Sequence[str] = source.channels if len(source.channels) == 1 else source.channels[1:]
     return [

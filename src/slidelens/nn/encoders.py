@@ -33,6 +33,7 @@ __all__ = [
     "EncoderFacts",
     "EncoderName",
     "EncoderSource",
+    "LoadReport",
     "build_encoder",
     "encoder_facts",
     "load_encoder",
@@ -43,7 +44,17 @@ _RGB = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """What an encoder wants to see: normalisation of RGB in 0..1, tile side in px, µm/px."""
+    """What an encoder wants to see.
+
+    Attributes
+    ----------
+    mean, std
+        Normalisation of RGB in 0..1.
+    tile
+        Side of a tile in px; ``None``: any.
+    mpp
+        µm/px that it was trained at; ``None``: not known.
+    """
 
     mean: _RGB
     std: _RGB
@@ -98,7 +109,20 @@ def build_encoder(name: str) -> Encoder:
 
 
 def load_encoder(module: Encoder, name: str, weights: str | Path) -> LoadReport:
-    """Load weights into an encoder; see :func:`~slidelens.nn.backbones.load_weights`."""
+    """Load weights into an encoder that :func:`build_encoder` built by the same name.
+
+    Parameters
+    ----------
+    module, name
+        The encoder, and what it is called.
+    weights
+        ``"imagenet"`` (what the encoder comes with), or a safetensors file.
+
+    Raises
+    ------
+    ModelError
+        No such encoder, or weights that are not its own.
+    """
     if isinstance(module, Features):
         return load_weights(module, weights)
     source, variant = _source(name)
@@ -106,7 +130,13 @@ def load_encoder(module: Encoder, name: str, weights: str | Path) -> LoadReport:
 
 
 def encoder_facts(name: str) -> EncoderFacts | None:
-    """Return what a plugin's encoder wants to see; None for torchvision's (ImageNet's)."""
+    """Return what a plugin's encoder wants to see; None for torchvision's (ImageNet's).
+
+    Raises
+    ------
+    ModelError
+        No such encoder, or a plugin that does not load.
+    """
     if name in BACKBONES:
         return None
     source, variant = _source(name)

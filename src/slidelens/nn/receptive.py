@@ -23,7 +23,8 @@ class Window:
     """One axis of a convolution, a pooling or a padding layer.
 
     Output ``o`` reads inputs ``o * stride - before + dilation * j``, ``j < kernel``; inputs outside
-    of the image are made by ``mode``.
+    of the image (``before`` it and ``after`` it) are made by ``mode``. ``ceil`` counts an output
+    whose window reaches past the end, as poolings with ``ceil_mode`` do.
     """
 
     kernel: int = 1
@@ -68,7 +69,10 @@ class Window:
         return 0 if i < 0 else n - 1
 
     def reads(self, first: int, last: int, n: int) -> tuple[int, int]:
-        """Return the real inputs ``[low, high)``, at least one, that outputs depend on."""
+        """Return the real inputs ``[low, high)``, at least one, that outputs depend on.
+
+        Outputs are ``[first, last)``; the axis has ``n`` inputs.
+        """
         a, b = self.span_of(first, last)
         if self.mode == "circular" and (a < 0 or b > n):
             return 0, n

@@ -135,8 +135,9 @@ def smoothgrad(
 ) -> Tensor:
     """Return the whole saliency map ``(ceil(H / cell), ceil(W / cell))``, on the CPU.
 
-    See `iter_smoothgrad` for the arguments, ``(1, C, H, W)`` image included, and the errors; `abs`
-    of a signed map is what is usually shown.
+    All arguments (``trunk``, ``head``, the image ``(1, C, H, W)``, ``target``, ``samples``,
+    ``noise``, ``quantity``, ``cell`` in px, ``seed``, ``sd``, ``mask``) and errors are those of
+    `iter_smoothgrad`; `abs` of a signed map is what is usually shown.
     """
     source = trunk.source(image, mask)
     rows, columns = -(-source.height // cell), -(-source.width // cell)

@@ -132,8 +132,8 @@ class StreamingTrunk(nn.Module):
     ) -> StreamingPlan:
         """Tell how an image would be streamed, and what a training step would take.
 
-        ``mask`` is that of `forward`, ``(h, w)`` bool; ``training`` says whether there will be a
-        backward pass.
+        The image is ``(batch, channels, height, width)`` px. ``mask`` is that of `forward`,
+        ``(h, w)`` bool; ``training`` says whether there will be a backward pass.
 
         Raises
         ------
@@ -193,7 +193,10 @@ class StreamingTrunk(nn.Module):
         mask: Tensor | None = None,
         noise: PositionNoise | None = None,
     ) -> Source:
-        """Return the reader of an image ``(N, C, H, W)`` and mask ``(h, w)``, as in `forward`."""
+        """Return the reader of an image ``(N, C, H, W)`` and mask ``(h, w)``, as in `forward`.
+
+        ``noise`` is added to every pixel as it is read.
+        """
         return Source(
             image, device=self._device, dtype=self._dtype, mean=self.mean, std=self.std,
             mask=mask, noise=noise,
@@ -201,6 +204,9 @@ class StreamingTrunk(nn.Module):
 
     def tape(self, source: Source, *, record: bool, input_grad: bool) -> Tape:
         """Prepare the forward and backward pass of one image.
+
+        ``source`` reads it (see `source`); ``record`` keeps what a backward pass needs;
+        ``input_grad`` also computes the gradient of the image's pixels.
 
         Raises
         ------

@@ -115,7 +115,17 @@ class ErrorCase:
 
 
 class NearMiss(NamedTuple):
-    """A slide that is right by little."""
+    """A slide that is right by little.
+
+    Attributes
+    ----------
+    slide_id, model, label
+        Which call of which method, and the class that it rightly called.
+    score
+        Probability of the positive class; with more than two classes, of the label.
+    margin
+        How far ``score`` is on the right side of the threshold, or above the next class.
+    """
 
     slide_id: str
     model: str
@@ -179,8 +189,7 @@ def list_near_misses(
 ) -> list[NearMiss]:
     """List, by method and label, the ``count`` right calls that are nearest to being wrong.
 
-    Parameters and errors are those of :func:`list_errors`; ``score`` is the probability of the
-    positive class (of the label, with more than two classes).
+    ``evaluation``, ``rules`` and the errors raised are those of :func:`list_errors`.
     """
     saved = _read(evaluation)
     calls = _calls(saved, rules)

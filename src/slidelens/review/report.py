@@ -70,6 +70,8 @@ def write_report(
         Folder of ``slidelens evaluate``.
     out, pdf
         Files to write; each appears whole or not at all.
+    options
+        What is shown; by default the evaluation's operating points, with pseudonyms.
     progress
         Called with what is being done, how far, of how much.
 

@@ -60,7 +60,7 @@ _INSERT = f"INSERT INTO decision ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  
 
 
 class CaseKey(NamedTuple):
-    """What a decision is about: one method's error on one slide."""
+    """What a decision is about: the error of ``model`` on ``slide_id``, of ``kind`` fp or fn."""
 
     slide_id: str
     model: str
@@ -111,7 +111,7 @@ class Decision:
 
 
 class Progress(NamedTuple):
-    """How many of the errors are decided."""
+    """How many of the errors are decided: ``done`` of ``total``."""
 
     done: int
     total: int
@@ -154,6 +154,15 @@ class ReviewStore:
     ) -> Decision:
         """Decide, or change what was decided; what is ``None`` stays as it is, ``""`` clears it.
 
+        Parameters
+        ----------
+        key
+            The error that is judged.
+        reviewer
+            Who decides; each reviewer has decisions of their own.
+        category, note, true_label
+            Why it went wrong, in a word of the taxonomy; free text; what the label should be.
+
         Returns
         -------
         What is now in force.
@@ -173,7 +182,16 @@ class ReviewStore:
         note: str | None = None,
         true_label: str | None = None,
     ) -> list[Decision]:
-        """Decide several cases alike, all or none; raises ``ValueError`` as :meth:`set` does."""
+        """Decide several cases alike, all or none.
+
+        ``keys`` are the cases; ``reviewer``, ``category``, ``note`` and ``true_label`` are as for
+        :meth:`set`.
+
+        Raises
+        ------
+        ValueError
+            No reviewer.
+        """
         if not reviewer.strip():
             raise ValueError("a decision needs the name of its reviewer")
         changes = {"category": category, "note": note, "true_label": true_label}

@@ -18,7 +18,20 @@ __all__ = ["ArrayReader", "from_array"]
 
 
 class ArrayReader(Reader):
-    """Levels that lie in memory, finest first, each ``(H, W, 3)`` uint8 RGB."""
+    """A slide in memory.
+
+    Parameters
+    ----------
+    levels
+        Finest first, each ``(H, W, 3)`` uint8 RGB.
+    facts
+        What is known of the slide; by default its levels alone.
+
+    Raises
+    ------
+    ValueError
+        An array of another shape or type.
+    """
 
     backend = "array"
 
@@ -38,7 +51,7 @@ class ArrayReader(Reader):
         return False
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Copy a box of one level, ``(h, w, 3)`` uint8 RGB."""
+        """Copy the box (x, y, w, h), in px of ``level``: ``(h, w, 3)`` uint8 RGB."""
         return self._arrays[level][y : y + h, x : x + w].copy()
 
     def close(self) -> None:

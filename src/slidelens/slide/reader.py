@@ -21,7 +21,10 @@ __all__ = ["Facts", "Level", "Reader", "levels_of", "unreadable"]
 
 
 class Level(NamedTuple):
-    """One stored resolution: level-0 px per px (a float, never rounded) and size in px."""
+    """One stored resolution.
+
+    ``downsample`` is level-0 px per px (a float, never rounded), ``size`` is in px.
+    """
 
     downsample: float
     size: Size
@@ -85,7 +88,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read ``(h, w, 3)`` RGB at integer pixels of one level; the box lies inside the level."""
+        """Read ``(h, w, 3)`` RGB from (x, y) on, in whole px of ``level``; the box lies inside."""
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Read one of ``facts.associated_images``, ``(H, W, 3)`` uint8 RGB; or a ``KeyError``."""
@@ -107,6 +110,6 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 
 
 def unreadable(path: Path, error: BaseException, what: str = "cannot be read") -> SlideError:
-    """Return the one-sentence error for a file that broke its parser or decoder."""
+    """Return the error for a file that broke its parser: ``path``, ``what`` failed, its reason."""
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return SlideError(f"{path}: {what} ({reason}).")

@@ -244,7 +244,7 @@ def write_cohort(
     folder
         Made where it does not exist.
     n_slides, seed, size, mpp
-        Of the slides.
+        How many slides; of their drawing; their width and height in px; their resolution in µm/px.
     tune
         Share of the slides in split ``tune``; the others are in ``train``.
     """

@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from slidelens.errors import ModelError
-from slidelens.nn.backbones import Encoder, LoadReport
-from slidelens.nn.encoders import EncoderFacts, EncoderSource
+from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource, LoadReport
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:

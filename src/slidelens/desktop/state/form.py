@@ -83,12 +83,11 @@ def given_text(field: FormField, text: str) -> Any:
 def _line(field: Mapping[str, Any]) -> FormField | None:
     kinds = [k for k in field.get("anyOf", [field]) if k.get("type") != "null"]
     optional = any(k.get("type") == "null" for k in field.get("anyOf", []))
-    if len(kinds) != 1:
+    words = [tuple(k.get("enum", (k["const"],) if "const" in k else ())) for k in kinds]
+    if not kinds or (len(kinds) > 1 and not all(words)):
         return None
     kind = {**field, **kinds[0]}
-    choices = tuple(kind.get("enum", ()))
-    if not choices and "const" in kind:
-        choices = (kind["const"],)
+    choices = tuple(word for of in words for word in of)
     control = "choice" if choices else _CONTROLS.get(kind.get("type", ""))
     if control is None:
         return None
