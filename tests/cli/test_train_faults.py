@@ -1,0 +1,135 @@
+"""What a user can get wrong, and what a machine can do, while ``slidelens train`` runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train_cohort import STAGES, TILE, make_cohort
+
+ONE = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001, "trains": "head"}]'
+LIMIT = 5 << 20
+"""Bytes: a checkpoint has 3 MB in a stage that trains the head alone, 9 MB where all learns."""
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+def _words(cohort: Path, out: Path, labels: Path | None = None, stages: str = STAGES) -> list[str]:
+    words = ["train", "mil", "--slides", cohort / "slides", "--out", out, "--device", "cpu"]
+    words += ["--labels", labels or cohort / "labels.csv", "--backbone", "squeezenet1_1"]
+    words += ["--weights", "none", "--seed", 1, "--tile", TILE, "--min-tissue", 0]
+    words += ["--precision", "fp32", "--train-batch", 2, "--warm-steps", 2]
+    return [*map(str, words), "--set", f"stages={stages}"]
+
+
+def _start(*words: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "slidelens", *words], stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("s0,0\ns1,2\ns2,0\ns3,2", r"no slide has 1"),
+        ("s0,normal", r"all 1 slides are labelled 'normal'; at least two classes"),
+        ("s0,normal\ns1,tumour", r"too few to split into train and tune"),
+        ("s0,a,train\ns1,b,tune\ns2,a,tune", r"classes without a slide in split train: b"),
+        ("s0,a,train\ns1,b,train", r"no slide in split tune"),
+        ("s0,a\ns1,b\ns0,a\ns1,b\ns2,a", r"slides twice: s0 \(2 times\), s1 \(2 times\)"),
+        ("s0,a\ns0.tif,b\ns1,a\ns3,b", r"slides twice: s0 \(2 times\)"),
+        ("s0,a\nnowhere,b\ngone.svs,b", r"no slide for nowhere, gone\.svs"),
+        ("s0,a\ns1,", r"rows without slide_id or label: line 3"),
+        ("s0,a,train\ns1,b,holdout", r"splits that are not one of .*s1 \('holdout'\)"),
+    ],
+)
+def test_labels_that_cannot_be_learnt_from(slidelens, cohort, tmp_path, rows, message):
+    labels = tmp_path / "labels.csv"
+    header = "slide_id,label,split" if rows.split("\n")[0].count(",") == 2 else "slide_id,label"
+    labels.write_text(f"{header}\n{rows}\n")
+    done = slidelens(*_words(cohort, tmp_path / "m", labels))
+    assert done.code == 1
+    assert re.search(message, " ".join(done.err.split())), done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_label_that_the_model_to_start_from_does_not_know(slidelens, cohort, tmp_path):
+    base = tmp_path / "base"
+    assert slidelens(*_words(cohort, base, stages=ONE)).code == 0
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label\ns0,normal\ns1,tumour\ns2,necrosis\ns3,stroma\n")
+    words = ["--slides", str(cohort / "slides"), "--labels", str(labels), "--from", str(base)]
+    done = slidelens("train", "mil", *words, "--out", tmp_path / "m")
+    assert done.code == 1
+    found = " ".join(done.err.split())
+    assert re.search(r"neither one of the classes normal, tumour .*s2 \('necrosis'\), s3", found)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    slidelens, cohort, tmp_path
+):
+    rates = {"lr": 1e30, "head_lr": 1e30}
+    stages = json.dumps([*json.loads(ONE), {"epochs": 1, **rates, "start": "last"}])
+    done = slidelens(*_words(cohort, tmp_path / "m", stages=stages))
+    assert done.code == 1
+    found = " ".join(done.err.split())
+    assert re.search(r"stopped in epoch 2: the \w+ of slides? s\d.* not .*finite", found), found
+    record = _record(tmp_path / "m")
+    assert record["position"]["epoch"] == 1
+    tensors = load_file(tmp_path / "m" / "training" / record["tensors"])
+    assert all(t.isfinite().all() for k, t in tensors.items() if k.startswith("model."))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(cohort, tmp_path):
+    out = tmp_path / "m"
+    full = _start(*_words(cohort, out), preexec_fn=_small_files)
+    said = full.communicate()[1]
+    assert full.returncode == 1
+    assert "Traceback" not in said
+    assert re.search(r"cannot save .*is as it was. Make room, .*--resume", " ".join(said.split()))
+    record = _record(out)
+    assert record["position"]["epoch"] == 1
+    assert load_file(out / "training" / record["tensors"])
+    assert _start(*_words(cohort, out), "--resume").wait() == 0
+    assert (out / "model.json").exists()
+
+
+def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, cohort, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert slidelens(*_words(cohort, whole)).code == 0
+    child = _start(*_words(cohort, killed))
+    while not (killed / "training" / "checkpoint.json").exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert slidelens(*_words(cohort, killed), "--resume").code == 0
+    wanted, found = (load_file(out / "weights.safetensors") for out in (whole, killed))
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def _record(out: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((out / "training" / "checkpoint.json").read_text())
+    return record
+
+
+def _small_files() -> None:
+    """Let no file grow past the limit, as on a disk that is full: the system refuses to write."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
