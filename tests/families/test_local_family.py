@@ -7,6 +7,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from slidelens.engine.loader import SlideView
@@ -27,6 +28,7 @@ from train_cohort import make_cohort
 
 SMALL = {"backbone": "squeezenet1_1", "modules": 3, "mpp": 1.0, "head_width": 4, "tile": 96}
 ALL = LocalStage(epochs=1, lr=1e-3, head_lr=1e-3)
+WARM = ALL.model_copy(update={"trains": "head"})
 
 
 def tissue(height=260, width=330, seed=0, box=(40, 230, 60, 300)):
@@ -281,7 +283,48 @@ def test_groups_leave_the_stem_and_frozen_norms_alone():
     assert all(n.startswith("features.trunk.layer") for n in learning)
     assert not any(".bn" in n or "downsample.1" in n for n in learning)
     ((_, alone),) = task.groups(ALL.model_copy(update={"trains": "head"}))
-    assert {id(p) for p in alone} == {id(p) for p in heads}
+    assert {names[id(p)].split(".")[0] for p in alone} == {"heads"}
+    convolving = task_of(model_of(backbone="resnet18", modules=2, windows="convolution"))
+    ((_, both),) = convolving.groups(ALL.model_copy(update={"trains": "head"}))
+    assert len(both) == len(heads)
+
+
+def test_a_warm_up_moves_the_heads_alone_and_learns_what_the_network_would():
+    model, data = model_of(), Data([0, 1])
+    task = task_of(model, data, stages=(WARM,), warm_passes=3, stain=0.0, colour=0.0)
+    works = list(task.epoch(4, WARM))
+    assert [w.phase for w in works] == ["scan"] * 2 + ["train"] * 6
+    assert len(works) == task.length(WARM)
+    assert [w.slides for w in works[2:]] != [w.slides for w in task.epoch(5, WARM)][2:]
+    for work in works[:2]:
+        assert task.step(work, 4, None).losses == ()
+    model.module.eval()  # no dropout
+    losses = []
+    outcome = task.step(works[2], 4, lambda loss: (losses.append(loss.detach()), loss.backward()))
+    learnt = {n for n, p in model.module.named_parameters() if p.grad is not None}
+    assert {n.split(".")[0] for n in learnt} == {"heads"}
+    got = {n: p.grad.clone() for n, p in model.module.named_parameters() if n in learnt}
+    model.module.zero_grad()
+    relay = task._augmented(works[2].slides[0], works[2].labels[0], 4, 0)
+    for index in range(3):
+        model.module(relay, index).backward()
+    for name, gradient in got.items():
+        expected = model.module.get_parameter(name).grad
+        torch.testing.assert_close(gradient, expected, rtol=0.02, atol=2e-3)  # kept as fp16
+    assert outcome.losses[0] == pytest.approx(
+        float(F.cross_entropy(relay.logits, relay.label)), abs=0.01
+    )
+
+
+def test_a_resumed_warm_up_sees_what_the_stopped_one_saw():
+    model, data = model_of(), Data([0, 1])
+    one, other = (task_of(model, data, stages=(WARM,)) for _ in range(2))
+    work = [w for w in one.epoch(0, WARM) if w.phase == "train"][-1]
+    for scan in (w for w in one.epoch(0, WARM) if w.phase == "scan"):
+        one.step(scan, 0, None)
+    model.module.eval()
+    said = [t.step(work, 0, lambda loss: None).losses for t in (one, other)]
+    assert said[0] == said[1]
 
 
 def test_greedy_training_is_one_module_after_the_other():

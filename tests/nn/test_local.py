@@ -85,6 +85,15 @@ def test_shapes_and_patches_of_resnet34_are_the_papers():
     assert sides == [d.side for d in net.decoders]  # on the paper's smallest slide too
 
 
+def test_windows_can_be_asked_to_be_larger():
+    plain, larger = (module_shapes("squeezenet1_1", 4, 1, px) for px in (0, 112))
+    assert [s.cell for s in plain] == [18, 36, 56, 40]
+    assert [s.cell for s in larger] == [112, 112, 112, 112]
+    odd = module_shapes("squeezenet1_1", 4, None, 50)
+    assert [s.cell for s in odd] == [52, 72, 112, 80]  # whole cells; never smaller than without
+    assert [s._replace(window=0) for s in plain] == [s._replace(window=0) for s in larger]
+
+
 @pytest.mark.parametrize(("backbone", "modules"), NETWORKS)
 def test_stem_and_modules_are_the_whole_trunk(backbone, modules):
     net = network(backbone, modules)

@@ -71,6 +71,9 @@ class LocalConfig(FamilyConfig):
     windows: Literal["mean", "convolution"] = Field(
         "mean", description="what heads see of a window: its mean, or all of it (the paper's code)"
     )
+    window_px: int = Field(
+        0, ge=0, description="least side in px of a window; 0: 9, 7 or 5 cells, as in the paper"
+    )
     tile: int = Field(
         1024, ge=0, description="side in px of what is computed at once; 0: the whole image"
     )
@@ -107,6 +110,7 @@ def build(config: LocalConfig, n_classes: int) -> nn.Module:
         patch_share=config.patch_share,
         head_width=config.head_width or None,
         mean_windows=config.windows == "mean",
+        least_window=config.window_px,
     )
 
 
@@ -178,7 +182,7 @@ def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
 
 def maps(config: LocalConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
     """Return the map of probabilities, and of each module's attention, the last one's first."""
-    shapes = module_shapes(config.backbone, config.modules, config.first_stride)
+    shapes = module_shapes(config.backbone, config.modules, config.first_stride, config.window_px)
     cells = [shape.cell * config.mpp for shape in shapes]
     attention = [
         MapSpec(_attention_name(i, len(cells)), "attention", ("attention",), cell)

@@ -6,6 +6,7 @@ learn, one after the other; gradients of several slides are accumulated.
 
 from __future__ import annotations
 
+from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from zlib import crc32
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalStage", "LocalTask", "LocalTraining"]
 
+_MANY = 1 << 20
+"""More than the passes of any epoch, so that each draws its own order."""
+_WARM_WINDOWS = 1024
+"""Windows of a slide, evenly spaced, from which a head learns alone: about a megabyte."""
+
 
 class LocalStage(Stage):
     """A stage in which all modules learn, or one of them."""
@@ -55,6 +61,9 @@ class LocalTraining(TrainConfig):
         False, description="module after module, each through all stages (the paper's text)"
     )
     alpha: float = Field(1.0, gt=0, description="weight of the reconstruction of features")
+    warm_passes: int = Field(
+        15, ge=1, description="passes over the slides per epoch of a stage that trains heads alone"
+    )
     train_tile: int = Field(
         0, ge=0, description="stream each module's step by tiles of so many px; 0: maps are whole"
     )
@@ -67,7 +76,10 @@ class LocalTraining(TrainConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
-            "stages": (LocalStage(epochs=24, lr=1e-4, head_lr=2e-4, schedule="cosine"),),
+            "stages": (
+                LocalStage(epochs=2, lr=1e-4, head_lr=1e-3, trains="head"),
+                LocalStage(epochs=12, lr=1e-4, head_lr=2e-4, schedule="cosine", start="last"),
+            ),
             "accumulate": 4,
             "patience": 0,
         },
@@ -110,7 +122,12 @@ class LocalTraining(TrainConfig):
 
 
 class LocalTask(TrainTask[LocalConfig]):
-    """One slide is one step: through all modules, each learning on its way."""
+    """One slide is one step: through all modules, each learning on its way.
+
+    A stage that trains the heads alone (ours, not the paper's) takes each slide through the modules
+    once per epoch, and learns from the means of the windows that it keeps: nearly free. Without it
+    the heads' gradients mean nothing for the first hundred updates, and the modules follow them.
+    """
 
     training: ClassVar[type[TrainConfig]] = LocalTraining
     config: LocalTraining
@@ -128,6 +145,9 @@ class LocalTask(TrainTask[LocalConfig]):
         assert isinstance(config, LocalTraining)
         self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
+        self._means: dict[tuple[str, int], list[torch.Tensor]] = {}
+        """Slide and epoch to what each head sees of it, in a stage that trains the heads. It
+        follows from the modules alone, so a resumed run makes it anew."""
 
     @classmethod
     def initialize(cls, model: Model[LocalConfig], weights: str) -> Mapping[str, Any]:
@@ -147,6 +167,9 @@ class LocalTask(TrainTask[LocalConfig]):
         """Return the parameters of the modules that learn, their heads and decoders at head_lr."""
         assert isinstance(stage, LocalStage)
         network = network_of(self.model)
+        if self._warms(stage):
+            parts = [network.heads[index].parameters() for index in self._learning(stage)]
+            return [(stage.head_lr, [p for part in parts for p in part])]
         pairs = [network.own_parameters(index) for index in self._learning(stage)]
         heads = [(stage.head_lr, [p for _, auxiliary in pairs for p in auxiliary])]
         if stage.trains == "head":
@@ -157,38 +180,94 @@ class LocalTask(TrainTask[LocalConfig]):
         """Refuse a slide without tissue."""
         frame_of(self.model, self.data.view(slide_id))
 
-    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # reason: all alike
+    def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield a step for each slide, in random order, rare classes repeated."""
-        for number, i in enumerate(balanced_order(self.data.train, self.seed, epoch)):
-            sample = self.data.train[i]
-            yield Work("train", (sample.slide_id,), (sample.label,), number)
+        assert isinstance(stage, LocalStage)
+        self._means = {}
+        warms = self._warms(stage)
+        if warms:
+            for sample in self.data.train:
+                yield Work("scan", (sample.slide_id,), (sample.label,))
+        for turn in range(self.config.warm_passes if warms else 1):
+            drawn = epoch * _MANY + turn if warms else epoch
+            for number, i in enumerate(balanced_order(self.data.train, self.seed, drawn)):
+                sample = self.data.train[i]
+                yield Work("train", (sample.slide_id,), (sample.label,), number)
 
-    def length(self, stage: Stage) -> int:  # noqa: ARG002  # reason: all stages alike
+    def length(self, stage: Stage) -> int:
         """Return the number of steps in an epoch."""
-        return len(balanced_order(self.data.train, self.seed, 0))
+        assert isinstance(stage, LocalStage)
+        once = len(balanced_order(self.data.train, self.seed, 0))
+        if self._warms(stage):
+            return len(self.data.train) + self.config.warm_passes * once
+        return once
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Learn from a slide, or score a tuning slide.
+        """Learn from a slide, score a tuning slide, or keep what the heads see of a slide.
 
         Its loss is the classification's of the last module that learns.
         """
         slide_id, label = work.slides[0], work.labels[0]
-        image = self._images[slide_id]
-        blocks = image.frame.blocks
-        if work.phase == "train":
-            key = (self.seed, epoch, crc32(slide_id.encode()), work.detail)
-            turned, blocks = self.augment(image, blocks, key, self.model.config.size)
-            relay = relay_of(self.model, turned, blocks, label)
-            logits: torch.Tensor | None = self._learn(relay, backward)
-        else:
-            relay = relay_of(self.model, image, blocks, label)
+        if work.phase == "scan":
+            self._seen(slide_id, epoch)
+            return Outcome()
+        target = torch.tensor([label], device=self.model.device)
+        if work.phase == "tune":
+            image = self._images[slide_id]
+            relay = relay_of(self.model, image, image.frame.blocks, label)
             relay.tile = self.model.config.tile
             readings: Any = self.network(relay)  # the network of a relay reads with all heads
             logits = readings[self._learning(self.stage)[-1]].logits
-        assert logits is not None
-        assert relay.label is not None
-        loss = float(F.cross_entropy(logits.float(), relay.label))
+        elif self._warms(self.stage):
+            logits = self._warm(slide_id, epoch, target, backward)
+        else:
+            logits = self._learn(self._augmented(slide_id, label, epoch, work.detail), backward)
+        loss = float(F.cross_entropy(logits.float(), target))
         return Outcome((loss,), (tuple(logits.float().softmax(1)[0].tolist()),))
+
+    def _warms(self, stage: LocalStage) -> bool:
+        """Return whether a stage trains heads on what is kept of a slide.
+
+        A head that convolves its windows would need the whole map.
+        """
+        means = self.model.config.windows == "mean"
+        return means and stage.trains == "head"
+
+    def _augmented(self, slide_id: str, label: int, epoch: int, number: int) -> Relay:
+        """Return a training slide at the start of its way, as this epoch augments it."""
+        image = self._images[slide_id]
+        key = (self.seed, epoch, crc32(slide_id.encode()), number)
+        turned, blocks = self.augment(image, image.frame.blocks, key, self.model.config.size)
+        return relay_of(self.model, turned, blocks, label)
+
+    def _seen(self, slide_id: str, epoch: int) -> list[torch.Tensor]:
+        """Return the windows' means that each head sees of a slide as this epoch augments it."""
+        if (slide_id, epoch) not in self._means:
+            relay = self._augmented(slide_id, 0, epoch, 0)
+            relay.tile = self.config.train_tile
+            with torch.no_grad():
+                means: Any = self.network(relay, means=True)
+            # Made in a scan, they would be inference tensors, of which no gradient can be taken.
+            with torch.inference_mode(False):
+                self._means[slide_id, epoch] = [_spaced(m).half().clone() for m in means]
+        return self._means[slide_id, epoch]
+
+    def _warm(
+        self,
+        slide_id: str,
+        epoch: int,
+        target: torch.Tensor,
+        backward: Callable[[torch.Tensor], None],
+    ) -> torch.Tensor:
+        """Let the heads learn from what they see of a slide; return the last one's logits."""
+        network, seen = network_of(self.model), self._seen(slide_id, epoch)
+        logits = []
+        for index in self._learning(self.stage):
+            head = network.heads[index]
+            assert isinstance(head, AttentionHead)
+            logits.append(head.score(seen[index].float()))
+        backward(torch.stack([F.cross_entropy(one, target) for one in logits]).sum())
+        return logits[-1].detach()
 
     def _learning(self, stage: LocalStage) -> range:
         """Return the indices of the modules that learn in a stage."""
@@ -207,3 +286,9 @@ class LocalTask(TrainTask[LocalConfig]):
                 self.network(relay, index, learns=False)
         assert relay.logits is not None
         return relay.logits
+
+
+def _spaced(means: torch.Tensor) -> torch.Tensor:
+    """Return windows ``(N, C, h, w)``, of very many some that are evenly spaced."""
+    step = ceil(sqrt(means[0, 0].numel() / _WARM_WINDOWS))
+    return means[:, :, ::step, ::step]

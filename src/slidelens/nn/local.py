@@ -11,6 +11,7 @@ learning" (MICCAI 2022), section 2. What the paper leaves open is said to be our
 from __future__ import annotations
 
 from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -71,11 +72,12 @@ class ModuleShape(NamedTuple):
 
 
 def module_shapes(
-    backbone: BackboneName, modules: int, stem_stride: int | None = None
+    backbone: BackboneName, modules: int, stem_stride: int | None = None, least_window: int = 0
 ) -> list[ModuleShape]:
     """Tell what the modules of a network make, without building it.
 
-    ``stem_stride`` is that of the first convolution; None leaves it as it is.
+    ``stem_stride`` is that of the first convolution; None leaves it as it is. ``least_window`` is
+    the side in image px that a window of a head has at least.
 
     Raises
     ------
@@ -89,6 +91,7 @@ def module_shapes(
         channels, stride, _ = measured.blocks[end - 1]
         window = 5 if number == modules else 9 if stride <= _FINE else 7
         scaled = stride * stem_stride // measured.first_stride if stem_stride else stride
+        window = max(window, ceil(least_window / scaled))
         shapes.append(ModuleShape(channels, scaled, window, max(_PATCH_PX // stride, 1)))
     return shapes
 
@@ -118,6 +121,8 @@ class LocalNetwork(nn.Module):
         Channels of the heads; None: as many as the module's map (the paper).
     mean_windows
         Whether heads see the mean of each window, or convolve it (the paper's code).
+    least_window
+        Side in image px that a window of a head has at least; else it is 9, 7 or 5 cells.
 
     Raises
     ------
@@ -145,6 +150,7 @@ class LocalNetwork(nn.Module):
         patch_share: float = 0.1,
         head_width: int | None = None,
         mean_windows: bool = True,
+        least_window: int = 0,
     ) -> None:
         super().__init__()
         self.features = build_features(backbone)
@@ -159,7 +165,7 @@ class LocalNetwork(nn.Module):
         for count in cut_points(backbone, modules):
             self._parts.append(nn.Sequential(*(layer for b in blocks[:count] for layer in b)))
             del blocks[:count]
-        self.shapes = module_shapes(backbone, modules, stem_stride)
+        self.shapes = module_shapes(backbone, modules, stem_stride, least_window)
         self.heads = nn.ModuleList(
             _head(shape, n_classes, head_width, mean_windows, last=shape is self.shapes[-1])
             for shape in self.shapes
@@ -226,8 +232,13 @@ class LocalNetwork(nn.Module):
         return self
 
     def forward(
-        self, relay: Relay, index: int | None = None, *, learns: bool = True
-    ) -> Tensor | list[Reading] | None:
+        self,
+        relay: Relay,
+        index: int | None = None,
+        *,
+        learns: bool = True,
+        means: bool = False,
+    ) -> Tensor | list[Reading] | list[Tensor] | None:
         """Train one module on what the one before handed on, or read a slide.
 
         All goes through here, where a trainer wraps the network.
@@ -241,12 +252,17 @@ class LocalNetwork(nn.Module):
             before that of the next is made. None: read the slide with all heads, without a graph.
         learns
             False: only hand on, without a graph.
+        means
+            Only look at a slide as heads of means do (:meth:`AttentionHead.means`), from which they
+            can learn while all modules stay as they are.
 
         Returns
         -------
         The module's loss, averaged over the batch; what each head reads; None for a module that
-        only hands on.
+        only hands on; the means of each head's windows, ``(N, C, h, w)``.
         """
+        if means:
+            return self._means(relay)
         if index is None:
             return finish(read_slide(self, relay))
         given = self.stem_features(relay) if index == 0 else relay.features
@@ -303,6 +319,16 @@ class LocalNetwork(nn.Module):
         """
         before, own = self._strides[index], self._strides[index + 1]
         return max(tile // own, 1) * own // before
+
+    @torch.no_grad()
+    def _means(self, relay: Relay) -> list[Tensor]:
+        made = []
+        features = self.stem_features(relay)
+        for index, head in enumerate(self.heads):
+            features = self._run(index, features, relay.tile)
+            assert isinstance(head, AttentionHead)
+            made.append(head.means(features))
+        return made
 
     def _run(self, index: int, given: Tensor, tile: int) -> Tensor:
         made: Tensor

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["AttentionHead", "Reading", "Reconstruction", "patch_starts", "whole_windows"]
 
@@ -101,20 +101,39 @@ class AttentionHead(nn.Module):
         cells, attention = self._attend(self.windows(features))
         return self._logits(cells, attention)
 
+    @property
+    def sees_means(self) -> bool:
+        """Whether the mean of each window is all that the head sees of a map."""
+        return isinstance(self.embed, nn.Sequential)
+
     def windows(self, features: Tensor) -> Tensor:
         """Return what the convolution makes of each window: ``(N, width, h, w)``."""
+        return self._by_window(features, self.embed)
+
+    def means(self, features: Tensor) -> Tensor:
+        """Return the mean of each window, ``(N, C, h, w)``: all that a head of means sees."""
+        assert isinstance(self.embed, nn.Sequential)
+        return self._by_window(features, self.embed[0])
+
+    def score(self, means: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)`` of what :meth:`means` gave."""
+        assert isinstance(self.embed, nn.Sequential)
+        return self._logits(*self._attend(self.embed[1](means)))
+
+    def _by_window(self, features: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply to every window what steps from window to window."""
         side = self.window
         rows, columns = features.shape[2] // side, features.shape[3] // side
         if not rows or not columns:
-            return self._embedded(whole_windows(features, side))
+            return make(whole_windows(features, side))
         # The map itself is not padded, only what is left of it: it would be copied, and kept.
-        made = self._embedded(features)
+        made = make(features)
         if features.shape[3] > columns * side:
             right = features[:, :, : rows * side, columns * side :]
-            made = torch.cat([made, self._embedded(whole_windows(right, side))], 3)
+            made = torch.cat([made, make(whole_windows(right, side))], 3)
         if features.shape[2] > rows * side:
             below = features[:, :, rows * side :]
-            made = torch.cat([made, self._embedded(whole_windows(below, side))], 2)
+            made = torch.cat([made, make(whole_windows(below, side))], 2)
         return made
 
     def read(self, windows: Tensor) -> Reading:
@@ -128,10 +147,6 @@ class AttentionHead(nn.Module):
             attention.unflatten(1, size),  # type: ignore[no-untyped-call]
             instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),  # type: ignore[no-untyped-call]
         )
-
-    def _embedded(self, features: Tensor) -> Tensor:
-        windows: Tensor = self.embed(features)
-        return windows
 
     def _attend(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return cells ``(N, n, width)`` and their attention ``(N, n)``."""
