@@ -34,7 +34,7 @@ def client(qapp):
 def events(job) -> dict[str, list]:
     """Collect what a job sends, by event; ``ended`` holds status and error."""
     heard: dict[str, list] = {"ended": []}
-    job.event.connect(lambda message: heard.setdefault(message.name, []).append(message))
+    job.said.connect(lambda message: heard.setdefault(message.name, []).append(message))
     job.ended.connect(lambda *end: heard["ended"].append(end))
     return heard
 

@@ -179,7 +179,7 @@ class Workbench(QObject):
         """Have the worker list models, families and devices; :attr:`models_changed` follows."""
         folders = [*self.memory.models(), *self._own_models()]
         job = self.runner.submit("catalogue", {"folders": [str(f) for f in folders]})
-        job.event.connect(self._listed)
+        job.said.connect(self._listed)
         job.ended.connect(lambda _, error: self.told.emit(error, True) if error else None)
 
     def open_panel(self, name: str) -> Any:

@@ -74,7 +74,7 @@ class ExportMenu(QToolButton):
             "slides": None if self.slides is None else str(self.slides),
         }
         job = self._bench.runner.submit("report", facts)
-        job.event.connect(self._hear)
+        job.said.connect(self._hear)
         job.ended.connect(lambda status, error: self._ended(out, status, error))
 
     def write_decisions(self, out: Path) -> None:

@@ -106,7 +106,7 @@ class ReviewPanel(Panel):
         job = self.bench.runner.submit("evaluate", facts)
         self.notice.say("Evaluating…")
         warnings: list[str] = []
-        job.event.connect(lambda m: self._heard(m, warnings))
+        job.said.connect(lambda m: self._heard(m, warnings))
         job.ended.connect(lambda status, error: self._evaluated(out, status, error, warnings))
 
     def _build(self) -> None:

@@ -82,7 +82,7 @@ class RunPanel(Panel):
         self.state = RunState(request)
         self._live = LiveMaps()
         self._job = job = self.bench.runner.submit("predict", request.facts())
-        job.event.connect(self._hear)
+        job.said.connect(self._hear)
         job.ended.connect(self._ended)
         self._show_progress()
         self._update()

@@ -69,7 +69,7 @@ class TrainPanel(Panel):
             return
         self.why.setText("Looking at labels and slides…")
         self._planning = job = self.bench.trainer.submit("plan", request.facts())
-        job.event.connect(self._planned)
+        job.said.connect(self._planned)
         job.ended.connect(lambda status, error: self._plan_ended(job, status, error))
 
     def start(self) -> None:
@@ -200,7 +200,7 @@ class TrainPanel(Panel):
         state.out.mkdir(parents=True, exist_ok=True)
         self.bench.memory.training_began(state.out)
         self._job = job = self.bench.trainer.submit(kind, facts)
-        job.event.connect(self._hear)
+        job.said.connect(self._hear)
         job.ended.connect(self._ended)
         self._say_why("")
         self._show_progress()

@@ -25,14 +25,14 @@ class Job(QObject):
 
     Signals
     -------
-    event
+    said
         A :class:`~slidelens.desktop.worker.messages.Message` of the job.
     ended
         Status (``done``, ``cancelled``, ``failed`` or ``died``) and, for the last two, one sentence
         for a person. Comes exactly once.
     """
 
-    event = Signal(object)
+    said = Signal(object)  # not `event`, which is a method of QObject that Qt calls
     ended = Signal(str, str)
 
     def __init__(self, client: WorkerClient, number: int) -> None:
@@ -145,7 +145,7 @@ class WorkerClient(QObject):
             if message.name == "ended":
                 self._end(job, message.facts["status"], message.facts.get("error", ""))
             else:
-                job.event.emit(message)
+                job.said.emit(message)
 
     def _listen(self) -> None:
         if self._process is not None:
