@@ -54,6 +54,8 @@ class Row:
         Each a model.
     tables
         The tables it stands in; those of the second are scored on shifted slides too.
+    base
+        The row whose model of the same seed it starts from; none: ImageNet weights.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Row:
     options: tuple[object, ...]
     seeds: tuple[int, ...] = (0,)
     tables: tuple[int, ...] = (1,)
+    base: str = ""
 
 
 def cached(title: str, pooling: str, *options: object, tables: tuple[int, ...] = (1,)) -> Row:
@@ -83,7 +86,14 @@ ROWS = {
     "clam-sb": cached("CLAM-SB", "clam-sb"),
     "clam-mb": cached("CLAM-MB", "clam-mb"),
     "rnn": cached("RNN over the top tiles", "rnn"),
-    "top1": Row("top-1, end to end", "mil", (), (0,), (1, 2)),
+    "top1": Row("top-1, end to end", "mil", (), (0, 1, 2), (1, 2)),
+    "gated-top1": Row(
+        "gated ABMIL on the encoder that top-1 trained",
+        "mil",
+        ("--pooling", "gated-abmil", "--features", "cached"),
+        (0, 1, 2),
+        base="top1",
+    ),
     "streaming": Row("streaming, end to end", "streaming", STREAMING),
     "local-1": local("local, K = 1 (end to end)", 1),
     "local-4": local("local, K = 4", 4, tables=(1, 2)),
@@ -128,6 +138,11 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     write_page(rows)
     claims = [
         at_least("gated ABMIL: slide AUC, mean of 3 seeds", mean(rows["gated-abmil"]), 0.97),
+        at_least(
+            "gated ABMIL on the encoder that top-1 trained: slide AUC, mean of 3 seeds",
+            mean(rows["gated-top1"]),
+            0.97,
+        ),
         at_least("local K = 4: slide AUC, seed 0", mean(rows["local-4"]), 0.93),
     ]
     return claims, {"rows": rows}
@@ -160,7 +175,10 @@ def made(name: str, seed: int) -> dict[str, Any]:
     if not kept.exists():
         model = WORK / "models" / f"{name}-{seed}"
         if not (model / "model.json").exists():
-            train(ROWS[name], model, seed)
+            base = ROWS[name].base
+            if base:
+                made(base, seed)
+            train(ROWS[name], model, seed, WORK / "models" / f"{base}-{seed}" if base else None)
         figures = score(model, shifted=2 in ROWS[name].tables)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"seed": seed, **figures}, indent=1))
@@ -170,11 +188,12 @@ def made(name: str, seed: int) -> dict[str, Any]:
     return figures
 
 
-def train(row: Row, model: Path, seed: int) -> None:
+def train(row: Row, model: Path, seed: int, base: Path | None) -> None:
     """Train by the plain command, or go on with it."""
     words: list[object] = ["train", row.family, "--slides", COHORT / "slides"]
     words += ["--labels", COHORT / "labels.csv", "--out", model, "--seed", seed, "--resume"]
-    words += ["--backbone", "squeezenet1_1", "--weights", WEIGHTS, "--device", "cpu"]
+    words += ["--device", "cpu"]
+    words += ["--from", base] if base else ["--backbone", "squeezenet1_1", "--weights", WEIGHTS]
     if row.family == "mil":
         words += ["--bag-cache", WORK / "bags"]
     seconds, cpu = slidelens(*words, *row.options)
