@@ -16,7 +16,9 @@ LIMIT_MB = 3.0
 
 
 def test_there_are_packages():
-    assert {"demo-mil", "demo-multistage"} <= {path.name for path in PACKAGES}
+    assert {"demo-mil", "demo-abmil", "demo-local", "demo-multistage"} <= {
+        path.name for path in PACKAGES
+    }
 
 
 @pytest.mark.parametrize("folder", PACKAGES, ids=lambda path: path.name)
