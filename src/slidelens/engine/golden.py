@@ -76,7 +76,7 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     values: dict[str, list[NDArray[np.float32]]] = {}
     outputs: dict[str, torch.Tensor] = {}
     for event in events:
-        if isinstance(event, Patch):
+        if isinstance(event, Patch) and len(event.boxes):  # an empty one only says "still at work"
             values.setdefault(event.map, []).append(np.asarray(event.values, np.float32))
         elif isinstance(event, SlideScore):
             outputs["probabilities"] = torch.tensor(event.probabilities, dtype=torch.float32)
