@@ -104,7 +104,6 @@ ROWS = {
         (0, 1, 2),
         base="top1",
     ),
-=======
     "streaming": Row("streaming, end to end", "streaming", STREAMING, figures="streaming_crc"),
     "local-1": local("local, K = 1 (end to end)", 1),
     "local-4": local("local, K = 4", 4, tables=(1, 2)),
