@@ -177,6 +177,26 @@ def test_the_reference_gives_units(name):
 
 def test_the_reference_holds_what_import_slidelens_brings():
     homes = {f"slidelens.{home}" for home in slidelens._HOME.values()}
-    homes -= {"slidelens.slide.open", "slidelens.slide.base"}  # shown by their main names
+    names = {"open.open_slide", "base.Slide", "array.from_array"}  # shown, and not their modules
+    homes -= {f"slidelens.slide.{name.partition('.')[0]}" for name in names}
     assert homes <= set(REFERENCE)
-    assert {"slidelens.slide.open.open_slide", "slidelens.slide.base.Slide"} <= set(REFERENCE)
+    assert {f"slidelens.slide.{name}" for name in names} <= set(REFERENCE)
+
+
+def test_what_import_slidelens_brings_is_there():
+    assert set(slidelens._HOME) | {"__version__"} == set(slidelens.__all__)
+    for name in slidelens.__all__:
+        assert getattr(slidelens, name) is not None
+
+
+GIVEN = re.compile(r"sniff$|unreadable$|slide_id$|trial_export$")
+"""What SlideLens calls itself, with the path that it has made."""
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_paths_may_be_text(name):
+    for label, thing in members(module_of(name)):
+        if inspect.isfunction(thing) and "conformance" not in name and not GIVEN.search(label):
+            kinds = {key: str(kind) for key, kind in thing.__annotations__.items()}
+            kinds.pop("return", None)
+            assert not [k for k, kind in kinds.items() if kind in ("Path", "Path | None")], label

@@ -38,6 +38,9 @@ ELSEWHERE = {
     "slide.dzi": "tests/test_developer_tutorial.py",
 }
 """What a command holds that is not run here, and where it is."""
+RUN_PYTHON = {"index", "tutorial-researcher"}
+"""Pages whose Python is run here; that of plugins and streaming has tests of its own."""
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALL = {
     "mil": "--backbone squeezenet1_1 --weights none --tile 64 --mpp 2 --epochs 1 --warm-steps 2",
     "streaming": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
@@ -129,7 +132,8 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
     for command in others:
         assert words(command)[0] == "make", f"{command}: run it here, or say where it is run"
         assert set(words(command)[1:]) <= set(targets)
-    if not mine:
+    scripts = PYTHON.findall(page.read_text(encoding="utf-8")) if page.stem in RUN_PYTHON else []
+    if not mine and not scripts:
         return
     place = tmp_path / "place"
     shutil.copytree(prepared, place)
@@ -154,6 +158,8 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         elif "--resume" in parts:
             continue  # of a training that was stopped: tests/engine/test_train.py
         program(made_small(command))
+    for script in scripts:
+        exec(compile(script, page.name, "exec"), {})
     assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
 
 

@@ -9,8 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from slidelens.engine.cohort import predict_cohort
+    from slidelens.engine.evaluate import evaluate
     from slidelens.engine.package import load_model
     from slidelens.engine.predict import predict
+    from slidelens.engine.train import train
     from slidelens.errors import (
         LabelError,
         MissingMppError,
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
         StreamingError,
         UnsupportedSlideError,
     )
+    from slidelens.export import export_result
     from slidelens.geometry import Affine, Box, Mpp, Size
     from slidelens.maps.result import Result
+    from slidelens.review.report import write_report
+    from slidelens.slide.array import from_array
     from slidelens.slide.base import Level, Slide
     from slidelens.slide.open import open_slide
 
@@ -48,9 +54,15 @@ _HOME = {
     "SlideNotFoundError": "errors",
     "StreamingError": "errors",
     "UnsupportedSlideError": "errors",
+    "evaluate": "engine.evaluate",
+    "export_result": "export.base",
+    "from_array": "slide.array",
     "load_model": "engine.package",
     "open_slide": "slide.open",
     "predict": "engine.predict",
+    "predict_cohort": "engine.cohort",
+    "train": "engine.train",
+    "write_report": "review.report",
 }
 
 __all__ = [
@@ -72,9 +84,15 @@ __all__ = [
     "StreamingError",
     "UnsupportedSlideError",
     "__version__",
+    "evaluate",
+    "export_result",
+    "from_array",
     "load_model",
     "open_slide",
     "predict",
+    "predict_cohort",
+    "train",
+    "write_report",
 ]
 
 

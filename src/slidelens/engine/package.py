@@ -178,14 +178,14 @@ def save_model(
     return folder
 
 
-def write_golden(folder: Path, picture: NDArray[np.uint8]) -> None:
+def write_golden(folder: str | Path, picture: NDArray[np.uint8]) -> None:
     """Run a package on ``(H, W, 3)`` uint8 RGB at its resolution; keep both in its golden file."""
     import torch
     from safetensors.torch import save
 
     kept = {"input": torch.from_numpy(picture.copy()), **replay(load_model(folder, "cpu"), picture)}
     # Bytes, not save_file: that makes a file that only its owner may read.
-    (folder / GOLDEN).write_bytes(save(kept))
+    (Path(folder) / GOLDEN).write_bytes(save(kept))
 
 
 def verify(name_or_folder: str | Path) -> float:
@@ -202,7 +202,7 @@ def verify(name_or_folder: str | Path) -> float:
     return compare(replay(load_model(folder, "cpu"), kept.pop("input").numpy()), kept, folder)
 
 
-def check_received(folder: Path) -> None:
+def check_received(folder: str | Path) -> None:
     """Check a package that has just arrived: its checksums, and its golden output.
 
     What cannot be run here, for want of a plugin or of trust, is not replayed; it says why when it
@@ -213,6 +213,7 @@ def check_received(folder: Path) -> None:
     ModelError
         A file or an output that is not its maker's.
     """
+    folder = Path(folder)
     compare_sums(folder)
     if not (folder / GOLDEN).is_file():
         return

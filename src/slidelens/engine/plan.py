@@ -29,7 +29,25 @@ __all__ = ["TrainPlan", "plan_training", "task_of"]
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A training run, resolved: what :func:`train` does follows from this alone."""
+    """A training run, resolved: what :func:`~slidelens.engine.train.train` does follows from it.
+
+    Attributes
+    ----------
+    family, config, training
+        The method, its configuration, and how it learns.
+    labels, files
+        The table, and slide id to file.
+    out
+        Folder of the model package.
+    weights, from_model
+        Where it starts: ``"imagenet"``, ``"none"`` or a file; or a package to fine-tune.
+    seed
+        Of everything that is drawn by chance.
+    device, nodes
+        What it runs on, and on how many machines.
+    mpp
+        Resolution in µm/px of slides that state none.
+    """
 
     family: str
     config: FamilyConfig
@@ -132,7 +150,7 @@ def plan_training(
         Number (from 1) and count of the folds of a cross-validation: this fold tunes, the others
         train; see :func:`~slidelens.engine.splits.fold_table`.
     device, mpp
-        As for :func:`slidelens.predict`.
+        As for :func:`slidelens.predict`; ``mpp`` in µm/px, of slides that state none.
     devices, nodes
         Processes on each machine, and machines: the steps of an epoch are shared among them, and
         an update averages over as many times more slides; see :mod:`slidelens.engine.replicas`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.errors import PluginError, ResultError, SlideLensError
@@ -10,7 +11,6 @@ from slidelens.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from slidelens.maps.result import Result
 
@@ -53,7 +53,7 @@ EXPORTERS: Registry[Exporter] = Registry(
 )
 
 
-def export_result(result: Result, to: str, path: Path) -> Path:
+def export_result(result: Result, to: str, path: str | Path) -> Path:
     """Write a result in another program's format.
 
     Parameters
@@ -79,7 +79,7 @@ def export_result(result: Result, to: str, path: Path) -> Path:
     """
     if to not in EXPORTERS:
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
-    exporter = EXPORTERS.get(to)
+    exporter, path = EXPORTERS.get(to), Path(path)
     into = path.is_dir() and not path.name.endswith(exporter.suffix)
     target = path / f"{result.slide.id}{exporter.suffix}" if into else path
     try:

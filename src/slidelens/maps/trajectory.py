@@ -12,16 +12,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 from slidelens.geometry import Box, Mpp
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Trajectory", "Window", "read_trajectory", "window_features", "write_trajectory"]
 
@@ -142,7 +140,7 @@ class _File(_Part):
     windows: tuple[_WindowEntry, ...]
 
 
-def write_trajectory(path: Path, trajectory: Trajectory) -> None:
+def write_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     """Write ``trajectory.json``."""
     content = _File(
         classes=trajectory.classes,
@@ -160,10 +158,10 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
             for index, window in enumerate(trajectory.windows)
         ),
     )
-    write_atomic(path, content.model_dump_json(indent=1) + "\n")
+    write_atomic(Path(path), content.model_dump_json(indent=1) + "\n")
 
 
-def read_trajectory(path: Path) -> Trajectory:
+def read_trajectory(path: str | Path) -> Trajectory:
     """Read ``trajectory.json``.
 
     Raises
@@ -172,7 +170,7 @@ def read_trajectory(path: Path) -> Trajectory:
         A file that cannot be read or is not of this layout; names the file and the key.
     """
     try:
-        content = _File.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = _File.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
         return Trajectory(
             tuple(
                 Window(entry.layer, entry.parent, Box(*entry.box), entry.mpp, entry.probabilities)
