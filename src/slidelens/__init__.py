@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from slidelens.export import export_result
     from slidelens.geometry import Affine, Box, Mpp, Size
     from slidelens.maps.result import Result
-    from slidelens.review.report import write_report
     from slidelens.slide.array import from_array
     from slidelens.slide.base import Level, Slide
     from slidelens.slide.open import open_slide
@@ -62,7 +61,6 @@ _HOME = {
     "predict": "engine.predict",
     "predict_cohort": "engine.cohort",
     "train": "engine.train",
-    "write_report": "review.report",
 }
 
 __all__ = [
@@ -92,7 +90,6 @@ __all__ = [
     "predict",
     "predict_cohort",
     "train",
-    "write_report",
 ]
 
 
