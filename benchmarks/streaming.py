@@ -2,7 +2,8 @@
 
 Every way runs in a process of its own, forward and backward in turns with the others, on the same
 network, image and tile. lightstream has its own environment: the interpreter named by
-LIGHTSTREAM_PYTHON, or one that is made in the temporary folder.
+LIGHTSTREAM_PYTHON, or one that is made in the temporary folder. What is measured of one network is
+kept in the folder SLIDELENS_BENCH_WORK, if it is set: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -73,19 +74,27 @@ def trunk_of(network: str, upto: str) -> nn.Module:
 
 
 def child(way: str, network: str, upto: str, size: int, tile: int) -> None:
-    """Answer each line of the input with the seconds of one step and the peak memory so far."""
+    """Answer each line of the input with the seconds of one step and the peak memory so far.
+
+    And with the peak before the first step: libraries, weights, image.
+    """
     import torch
 
     module = trunk_of(network, upto)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     answers, sys.stdout = sys.stdout, sys.stderr  # lightstream prints
     step = _lightstream(module, image, tile) if way == "lightstream" else _own(module, image, tile)
+    base = _peak_mb()
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mb": peak}), file=answers, flush=True)
+        answer = {"seconds": seconds, "peak_mb": _peak_mb(), "base_mb": base}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _own(module: nn.Module, image: Any, tile: int) -> Any:
@@ -127,7 +136,7 @@ class Worker:
             [*command, str(tile)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
         )  # fmt: skip
-        self.peak_mb = 0.0
+        self.peak_mb = self.base_mb = 0.0
 
     def step(self) -> float:
         """Take one step; return its seconds."""
@@ -144,7 +153,7 @@ class Worker:
             error = self.errors.read().strip().splitlines()
             raise RuntimeError(error[-1] if error else "the process ended")
         answer = json.loads(line)
-        self.peak_mb = answer["peak_mb"]
+        self.peak_mb, self.base_mb = answer["peak_mb"], answer["base_mb"]
         return float(answer["seconds"])
 
     def close(self) -> None:
@@ -180,10 +189,12 @@ def lightstream_python() -> str | None:
 
 
 def compare(case: Case, rounds: int, python: str | None) -> dict[str, Any]:
-    """Time plain, lightstream and streaming at several tiles, in turns."""
-    tiles = [t for t in dict.fromkeys((*TILES, case.tile)) if t <= case.tile]
+    """Time plain, lightstream and streaming at several tiles, in turns; of `LARGE` one tile."""
+    some = () if case is LARGE else TILES
+    tiles = [t for t in dict.fromkeys((*some, case.tile)) if t <= case.tile]
     workers = {f"tile {t}": Worker(sys.executable, "streaming", case, t) for t in tiles}
-    workers["plain"] = Worker(sys.executable, "plain", case, 0)
+    if case is not LARGE:
+        workers["plain"] = Worker(sys.executable, "plain", case, 0)
     if python:
         workers["lightstream"] = Worker(python, "lightstream", case, case.tile)
     failed: dict[str, str] = {}
@@ -194,6 +205,7 @@ def compare(case: Case, rounds: int, python: str | None) -> dict[str, Any]:
             failed[name] = str(error)
             workers.pop(name).close()
     seconds = common.interleaved({n: w.step for n, w in workers.items()}, rounds, warm=0)
+    print(case.network, case.upto, {n: s[-1] for n, s in seconds.items()}, file=sys.stderr)
     peaks = {name: round(worker.peak_mb) for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
@@ -202,6 +214,18 @@ def compare(case: Case, rounds: int, python: str | None) -> dict[str, Any]:
         "median": {name: round(statistics.median(s), 3) for name, s in seconds.items()},
         "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def kept(name: str, case: Case, rounds: int, python: str | None) -> dict[str, Any]:
+    """Compare, or read what an earlier run has kept."""
+    folder = os.environ.get("SLIDELENS_BENCH_WORK")
+    path = Path(folder) / f"streaming-{name}.json" if folder else None
+    if path is not None and path.exists():
+        return dict(json.loads(path.read_text()))
+    found = compare(case, rounds, python)
+    if path is not None:
+        path.write_text(json.dumps(found))
+    return found
 
 
 def judge(name: str, found: dict[str, Any]) -> list[common.Claim]:
@@ -368,7 +392,7 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
     cases = dict(CASES) if quick else {**CASES, "ResNet-34 to layer4[0]": LARGE}
     for name, case in cases.items():
         rounds = 1 if case is LARGE else 2 if quick else 5
-        figures[name] = compare(case, rounds, python)
+        figures[name] = kept(f"{case.network}-{case.upto}-{rounds}", case, rounds, python)
         claims += judge(name, figures[name])
     more, found = gpu_or_not(quick)
     return claims + more, figures | found

@@ -167,6 +167,27 @@ def test_automatic_tile_fits_the_memory_given() -> None:
     assert StreamingTrunk(module).plan(512, 512).bytes > 0
 
 
+def test_tile_and_scheme_fit_the_memory_given() -> None:
+    """Seams cost memory and no work, halos work and no memory."""
+    module, gigabyte = resnet34(4, 0), 10**9
+    ample = StreamingTrunk(module, memory=5 * gigabyte).plan(16384, 16384)
+    scarce = StreamingTrunk(module, memory=3 * gigabyte).plan(16384, 16384)
+    assert (ample.scheme, scarce.scheme) == ("seam", "halo")
+    assert ample.overhead == 1 < scarce.overhead < 3
+    assert scarce.bytes_kept == 0
+    assert scarce.bytes <= 3 * gigabyte < 4 * gigabyte < ample.bytes <= 5 * gigabyte
+    with pytest.raises(StreamingError, match="no tile fits into 3,000,000,000 bytes"):
+        StreamingTrunk(module, memory=3 * gigabyte, scheme="seam").plan(16384, 16384)
+    # A tile that is given stays; the scheme follows the memory.
+    for memory, scheme in ((None, "seam"), (5 * gigabyte, "seam"), (2 * gigabyte, "halo")):
+        plan = StreamingTrunk(module, 1024, memory=memory).plan(16384, 16384)
+        assert (plan.scheme, plan.tile) == (scheme, (1024, 1024))
+    with pytest.raises(StreamingError, match=r"tile of 1024 x 1024 px fits .*\(halo, tile 1024\)"):
+        StreamingTrunk(module, 1024, memory=gigabyte).plan(16384, 16384)
+    with pytest.raises(StreamingError, match=r"\(seam, tile 256\)"):  # smaller than the halo
+        StreamingTrunk(module, 256, memory=gigabyte).plan(16384, 16384)
+
+
 def test_seams_kept_are_the_bytes_planned() -> None:
     module = resnet34(2).eval()
     trunk = StreamingTrunk(module, (64, 96))

@@ -7,6 +7,7 @@ ours. See ``docs/streaming.md`` for how they work and what they cost.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,12 +58,14 @@ class StreamingTrunk(nn.Module):
     scheme
         ``"seam"``: tiles hand strips of their feature maps to their neighbours; nothing is computed
         twice, any tile works. ``"halo"``: each tile reads all that its output depends on.
-        ``"auto"`` is seam, or what computes less where a mask tells background.
+        ``"auto"`` is seam; halo where seams do not fit into the memory, or where a mask tells
+        background and halo computes less.
     device
         Where tiles are computed; the module is moved there. Default: where it is.
     memory
-        Bytes that a training step may take beside weights and image; default: 60 % of what is
-        free when an image comes. Only ``tile_size="auto"`` reads it.
+        Bytes that a training step may take beside weights and image: tile and scheme, where they
+        are ``"auto"``, are chosen to fit. Default: 60 % of what is free when an image comes if the
+        tile is ``"auto"``, else no limit.
     mean, std
         Normalisation of uint8 images, per channel for values from 0 to 1.
     field
@@ -142,14 +145,20 @@ class StreamingTrunk(nn.Module):
             tile.
         """
         planner = self._planner((height, width), channels, batch)
-        if self.scheme != "auto" or mask is None:
-            return self._planned(planner, "seam" if self.scheme == "auto" else self.scheme, mask)
-        seam = self._planned(planner, "seam", mask)
-        try:
-            halo = self._planned(planner, "halo", mask)
-        except StreamingError:  # the tile is smaller than the halo
-            return seam
-        return min((seam, halo), key=lambda plan: plan.work(training=training))
+        schemes: tuple[Scheme, ...] = ("seam", "halo") if self.scheme == "auto" else (self.scheme,)
+        budget = self._budget()
+        plans: list[StreamingPlan] = []
+        for scheme in schemes:
+            if plans and mask is None:
+                break  # seams fit, and compute nothing twice
+            try:
+                plans += self._planned(planner, scheme, budget, mask)
+            except StreamingError:
+                if self.scheme != "auto":  # else: the tile is smaller than the halo
+                    raise
+        if not plans:
+            raise StreamingError(_too_little(planner, schemes, self.tile_size, budget or 0))
+        return min(plans, key=lambda plan: plan.work(training=training))
 
     def forward(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tensor:
         """Compute ``module(image)``.
@@ -242,14 +251,22 @@ class StreamingTrunk(nn.Module):
             self._planners = {key: Planner(self.graph, costs, size, itemsize, batch)}
         return self._planners[key]
 
-    def _planned(self, planner: Planner, scheme: Scheme, mask: Tensor | None) -> StreamingPlan:
-        """Plan one scheme, with the tile that was given or fits into memory."""
-        if self.tile_size is not None:
-            return planner.plan(scheme, self.tile_size, mask)
-        budget = self.memory
-        if budget is None:
-            budget = int(_SHARE * free_memory(self._device))
-        return _largest(planner, scheme, budget, mask)
+    def _planned(
+        self, planner: Planner, scheme: Scheme, budget: int | None, mask: Tensor | None
+    ) -> list[StreamingPlan]:
+        """Plan one scheme with the tile that was given, or the largest; nothing if it is over."""
+        sides = _sides(planner, scheme) if self.tile_size is None else [self.tile_size]
+        plans = (planner.plan(scheme, side) for side in reversed(sides))
+        plan = next((p for p in plans if budget is None or p.bytes <= budget), None)
+        if plan is None:
+            return []
+        return [plan if mask is None else planner.plan(scheme, plan.tile, mask)]
+
+    def _budget(self) -> int | None:
+        """Bytes that a step may take; None is any number."""
+        if self.memory is None and self.tile_size is None:
+            return int(_SHARE * free_memory(self._device))
+        return self.memory
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -305,25 +322,30 @@ def _tile(tile_size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int]
     return sides
 
 
-def _largest(planner: Planner, scheme: Scheme, budget: int, mask: Tensor | None) -> StreamingPlan:
-    """Return the plan of the largest square tile that fits into ``budget`` bytes."""
-    smallest, size = planner.smallest_tile(scheme), max(planner.size)
+def _sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
+    """Return square tiles to choose from, smallest first, up to the whole image."""
+    side, size = max(planner.smallest_tile(scheme)), max(planner.size)
     step = max(planner.smallest_tile("seam"))
-    plans = []
-    side = max(smallest)
     sides = []
     while side < size:
         sides.append(side)
         side = max(side + step, side * 5 // 4 // step * step)
-    for side in [*sides, size]:
-        plan = planner.plan(scheme, (side, side))
-        if plan.bytes <= budget:
-            plans.append(plan)
-    if not plans:
-        best = min((planner.plan(scheme, (s, s)) for s in [*sides, size]), key=lambda p: p.bytes)
-        raise StreamingError(
-            f"no tile fits into {budget:,} bytes: an image of {planner.size[0]} x "
-            f"{planner.size[1]} px takes at least about {best.bytes:,} (tile {best.tile[0]}); "
-            "give more memory, a smaller image, or autocast to bfloat16"
-        )
-    return plans[-1] if mask is None else planner.plan(scheme, plans[-1].tile, mask)
+    return [(n, n) for n in (*sides, size)]
+
+
+def _too_little(
+    planner: Planner, schemes: Sequence[Scheme], tile: tuple[int, int] | None, budget: int
+) -> str:
+    """Say what the memory would have to be."""
+    plans = []
+    for scheme in schemes:
+        for side in _sides(planner, scheme) if tile is None else [tile]:
+            with suppress(StreamingError):  # smaller than the halo
+                plans.append(planner.plan(scheme, side))
+    best = min(plans, key=lambda plan: plan.bytes)
+    return (
+        f"{'no tile' if tile is None else f'no scheme with a tile of {tile[0]} x {tile[1]} px'} "
+        f"fits into {budget:,} bytes: an image of {planner.size[0]} x {planner.size[1]} px takes "
+        f"at least about {best.bytes:,} ({best.scheme}, tile {best.tile[0]}); give more memory, a "
+        "smaller image, or autocast to bfloat16"
+    )
