@@ -16,7 +16,7 @@ from slidelens.engine.loader import SlideView
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, predict
 from slidelens.engine.train import train
-from slidelens.errors import ModelError, SlideError, StreamingError
+from slidelens.errors import ModelError, SlideError, SlideLensError, StreamingError
 from slidelens.families.base import Model, Patch
 from slidelens.families.slide_image import SlideImage, frame_tissue
 from slidelens.families.streaming import FAMILY, StreamingConfig, frame_of
@@ -198,6 +198,28 @@ def test_what_cannot_be_cut_or_streamed_is_named():
         SlideClassifier("resnet18", 2, layers="layer9")
     with pytest.raises(StreamingError, match="avgpool"):
         SlideClassifier("mobilenet_v3_small", 2)
+    with pytest.raises(ModelError, match=r"backbone mobilenet_v3_small: .*avgpool.*resnet18"):
+        model_of(backbone="mobilenet_v3_small", layers="")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"streamed": "layer4.0"}, "no layer 'layer4.0' to cut at"),
+        ({"scheme": "halo", "tile": "16"}, "s0: a tile of 16 x 16 px.*smallest tile that works"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_slides_are_learnt_from(tmp_path, config, message):
+    cohort = make_cohort(tmp_path / "cohort")
+    fields = {"layers": "features.4", **config}
+    with pytest.raises(SlideLensError, match=message):
+        list(
+            train(
+                "streaming", cohort / "slides", cohort / "labels.csv", tmp_path / "m", epochs=1,
+                backbone="squeezenet1_1", weights="none", device="cpu", overrides=fields,
+            )
+        )  # fmt: skip
+    assert not list((tmp_path / "m").rglob("epoch-*"))
 
 
 # Inference -------------------------------------------------------------------------------------

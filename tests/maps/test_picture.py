@@ -80,15 +80,26 @@ def test_an_overview_holds_both_panels(result: Result, name: str | None) -> None
 
 
 def test_several_results_stand_side_by_side(result: Result) -> None:
-    one, two = (overview([result] * n, GREY, panel=240) for n in (1, 2))
-    six = overview([result] * 5, GREY, panel=240)
-    assert one.height == two.height < six.height
-    assert one.width < two.width == six.width
+    one, two, five = (overview([result] * n, GREY, "probability", panel=240) for n in (1, 2, 5))
+    assert one.height == two.height < five.height
+    assert one.width < two.width == five.width
     other = Result(SlideInfo(id="other"), result.model, result.probabilities)
     with pytest.raises(ResultError, match="results of one slide"):
         overview([result, other], GREY)
     with pytest.raises(ResultError, match="none"):
         overview([], GREY)
+
+
+def test_saliency_stands_beside_the_probability(result: Result) -> None:
+    both = np.asarray(overview(result, GREY, panel=240))
+    one = np.asarray(overview(result, GREY, "probability", panel=240))
+    other = np.asarray(overview(result, GREY, "saliency", panel=240))
+    assert both.shape[0] == one.shape[0]
+    assert both.shape[1] > one.shape[1] + 240
+    first, second = 24 + 252, 24 + 2 * 252  # margin; a panel and the gap behind it
+    body = slice(12 + 41, 12 + 41 + 160)
+    np.testing.assert_array_equal(both[body, first:][:, :240], one[body, first:][:, :240])
+    np.testing.assert_array_equal(both[body, second:][:, :240], other[body, first:][:, :240])
 
 
 def test_a_long_slide_stands_above_its_heatmap(result: Result) -> None:

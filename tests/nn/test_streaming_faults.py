@@ -280,18 +280,19 @@ def test_input_is_not_written_to() -> None:
     assert torch.equal(image, before)
 
 
-def test_bfloat16_error_is_that_of_the_module() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_error_in_half_precision_is_that_of_the_module(dtype: torch.dtype) -> None:
     module, image = small(), picture(1, 3, 128, 136)
     exact_values = gradients(module, module, image)
     module = module.float()
 
     def half(net: nn.Module) -> dict[str, float]:
         def call(x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", dtype):
                 return net(x)
 
         found = gradients(call, module, image.float())
-        assert found.output.dtype == torch.bfloat16
+        assert found.output.dtype == dtype
         return errors(found, exact_values)
 
     streamed, whole = half(StreamingTrunk(module, 32)), half(module)

@@ -58,7 +58,8 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     Returns
     -------
     dict
-        ``probabilities``, ``(classes,)``, and for each map ``map.<name>``, its patches' values.
+        ``probabilities``, ``(classes,)``, and for each map ``map.<name>``, its patches' values: one
+        after another, in a row where patches have different sizes.
     """
     import numpy as np
     import torch
@@ -81,7 +82,9 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
         elif isinstance(event, SlideScore):
             outputs["probabilities"] = torch.tensor(event.probabilities, dtype=torch.float32)
     for name, parts in values.items():
-        outputs[f"map.{name}"] = torch.from_numpy(np.concatenate(parts))
+        alike = len({part.shape[1:] for part in parts}) == 1
+        joined = np.concatenate(parts if alike else [part.ravel() for part in parts])
+        outputs[f"map.{name}"] = torch.from_numpy(joined)
     return outputs
 
 

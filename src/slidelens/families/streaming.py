@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, StreamingError
 from slidelens.families.base import (
     Event,
     Family,
@@ -67,6 +67,11 @@ class StreamingConfig(FamilyConfig):
     context: int = Field(
         1, ge=1, le=99, description="cells (odd) over which the feature map is averaged before"
     )
+    fine: bool = Field(
+        False,
+        description="the first layer sees the image as if enlarged twice, at four times the work: "
+        "for a network that was trained on finer images",
+    )
     mpp: float = Field(1.0, gt=0, le=100, description="resolution of the image in µm/px")
     size: int = Field(16384, ge=32, description="largest side of the image in px; more is cut off")
     background: Literal["white", "kept"] = Field(
@@ -98,15 +103,28 @@ class StreamingConfig(FamilyConfig):
 
 
 def build(config: StreamingConfig, n_classes: int) -> nn.Module:
-    """Build the network, with random weights."""
-    return SlideClassifier(
-        config.backbone,
-        n_classes,
-        layers=config.layers,
-        pooling=config.pooling,
-        sharpness=config.sharpness,
-        context=config.context,
-    )
+    """Build the network, with random weights.
+
+    Raises
+    ------
+    ModelError
+        No such layer, or layers that cannot be streamed.
+    """
+    try:
+        return SlideClassifier(
+            config.backbone,
+            n_classes,
+            layers=config.layers,
+            pooling=config.pooling,
+            sharpness=config.sharpness,
+            context=config.context,
+            fine=config.fine,
+        )
+    except StreamingError as error:
+        raise ModelError(
+            f"backbone {config.backbone}: {error}. Networks of local layers throughout stream: "
+            "resnet18, resnet34, resnet50, squeezenet1_1, convnext_tiny, googlenet, inception_v3."
+        ) from error
 
 
 def streaming_of(model: Model[StreamingConfig]) -> Streaming:
@@ -169,7 +187,7 @@ def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:
 
 def maps(config: StreamingConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
     """Return the evidence map, a cell per cell of the feature map, and the saliency map."""
-    cell = _stride(config.backbone, config.layers) * config.mpp
+    cell = _stride(config.backbone, config.layers, config.fine) * config.mpp
     found = [MapSpec("probability", "probability", tuple(classes), cell)]
     if config.saliency != "none":
         name = classes[_class_index(config.saliency_class, classes)]
@@ -183,10 +201,10 @@ def _network(model: Model[StreamingConfig]) -> SlideClassifier:
 
 
 @cache
-def _stride(backbone: BackboneName, layers: str) -> int:
+def _stride(backbone: BackboneName, layers: str, fine: bool) -> int:
     """Px of the image per cell of the feature map."""
     with torch.device("meta"):
-        return SlideClassifier(backbone, 2, layers=layers).field[0].stride
+        return SlideClassifier(backbone, 2, layers=layers, fine=fine).field[0].stride
 
 
 def _evidence(network: SlideClassifier, cells: torch.Tensor, frame: Frame) -> Patch:

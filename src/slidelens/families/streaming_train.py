@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from slidelens.errors import StreamingError
 from slidelens.families.slide_image import SlideImages
 from slidelens.families.streaming import StreamingConfig, frame_of, streaming_of
 from slidelens.families.training import (
@@ -26,7 +27,6 @@ from slidelens.families.training import (
     balanced_order,
 )
 from slidelens.geometry import Box
-from slidelens.nn.backbones import load_weights
 from slidelens.nn.mil import class_probabilities, slide_loss
 from slidelens.nn.slide_augment import SlideAugment
 from slidelens.nn.slide_classifier import SlideClassifier, split
@@ -128,6 +128,8 @@ class StreamingTask(TrainTask[StreamingConfig]):
     ) -> None:
         super().__init__(model, network, data, config, seed)
         assert isinstance(config, StreamingTraining)
+        # Made here, so that what cannot be streamed is refused before slides are read.
+        self._trunk, _ = _network(model).streamed(streaming_of(model))
         self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._colours: dict[str, NDArray[np.float64]] = {}
@@ -145,7 +147,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         torch.nn.init.zeros_(network.head.bias)
         if weights == "none":
             return {"backbone_weights": "random"}
-        report = load_weights(network.features, weights)
+        report = network.load_backbone(weights)
         return {
             "backbone_weights": Path(report.source).name,
             "ignored_tensors": list(report.ignored),
@@ -165,8 +167,12 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return [*head, (stage.lr, trunk)]
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide without tissue; look at the colours of one to learn from."""
+        """Refuse a slide without tissue or that cannot be streamed; look at one's colours."""
         frame = frame_of(self.model, self.data.view(slide_id))
+        try:
+            self._trunk.plan(frame.height, frame.width)
+        except StreamingError as error:
+            raise StreamingError(f"{slide_id}: {error}") from error
         if self.config.normalization == "training" and slide_id in self._learns:
             self._colours[slide_id] = self._sampled(slide_id, frame)
 

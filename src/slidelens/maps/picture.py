@@ -50,9 +50,9 @@ def overview(
     thumbnail
         ``(H, W, 3)`` uint8: the whole slide, of any size.
     map_name
-        Which map; default: the first that is not of labels.
+        Which map; default: the first that is not of labels, and those of saliency beside it.
     channel
-        Which class; default: the last, the positive one.
+        Which class; default: the last, the positive one. Saliency is of the class it was drawn for.
     panel
         Longer side of a panel in px.
     regions
@@ -71,16 +71,17 @@ def overview(
 
     several = (results,) if isinstance(results, Result) else tuple(results)
     size, mpp = _world_of(several)
-    sources = [_choose(result, map_name) for result in several]
-    layout = _Layout.of(size, panel, 1 + len(several))
+    sources = [(result, source) for result in several for source in _choose(result, map_name)]
+    layout = _Layout.of(size, panel, 1 + len(sources))
     plain = np.asarray(Image.fromarray(thumbnail).convert("RGB").resize(layout.panel, _SMOOTH))
     page = Image.new("RGB", layout.page, "white")
     draw = ImageDraw.Draw(page)
     page.paste(Image.fromarray(plain), layout.places[0])
     extent = f"{_length(size.width * mpp.x)} x {_length(size.height * mpp.y)}"
     _caption(draw, layout, layout.places[0], several[0].slide.id, extent)
-    for result, source, place in zip(several, sources, layout.places[1:], strict=True):
-        name = channel or source.channels[-1]
+    for (result, source), place in zip(sources, layout.places[1:], strict=True):
+        saliency = source.kind == "saliency"  # is of one class
+        name = channel if channel and not saliency else source.channels[-1]
         heat = Image.fromarray(
             draw_overlay(plain, size, source, name, tissue=result.maps.get("tissue"))
         )
@@ -107,13 +108,16 @@ def _world_of(results: Sequence[Result]) -> tuple[Size, Mpp]:
     raise ResultError(f"{results[0].slide.id}: needs the slide's width, height and mpp to draw it.")
 
 
-def _choose(result: Result, name: str | None) -> Map:
+def _choose(result: Result, name: str | None) -> list[Map]:
     names = [n for n, one in result.maps.items() if one.kind != "labels"] or list(result.maps)
     if not names or (name is not None and name not in result.maps):
         raise ResultError(
             f"{result.slide.id}: no map {name or 'to draw'!r}; it has {', '.join(result.maps)}."
         )
-    return result.maps[name or names[0]]
+    if name is not None:
+        return [result.maps[name]]
+    more = [n for n in names[1:] if result.maps[n].kind == "saliency"]
+    return [result.maps[n] for n in (names[0], *more)]
 
 
 @dataclass(frozen=True)

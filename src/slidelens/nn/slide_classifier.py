@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slidelens.errors import ModelError
-from slidelens.nn.backbones import build_features
+from slidelens.nn.backbones import build_features, load_weights
 from slidelens.nn.costs import count_costs
+from slidelens.nn.fine_stem import refine
 from slidelens.nn.mil import soft_maximum
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.streaming import StreamingTrunk
@@ -23,8 +24,9 @@ from slidelens.nn.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from slidelens.nn.backbones import BackboneName
+    from slidelens.nn.backbones import BackboneName, LoadReport
     from slidelens.nn.source import LazyImage
 
 __all__ = ["Pooling", "SlideClassifier", "Streaming", "parts", "split"]
@@ -68,11 +70,13 @@ class SlideClassifier(nn.Module):
         Side, in cells, of the neighbourhood over which the feature map is averaged before; 1 is the
         paper's. Ours, for shallow networks: they were trained to be averaged over an image, and the
         maximum of single cells is that of their outliers.
+    fine
+        The first layer sees the image as if it were enlarged twice: :mod:`slidelens.nn.fine_stem`.
 
     Raises
     ------
     ModelError
-        No such layer.
+        No such layer, or a first layer that cannot be made fine.
     StreamingError
         A layer that cannot be streamed.
     """
@@ -86,9 +90,12 @@ class SlideClassifier(nn.Module):
         pooling: Pooling = "max",
         sharpness: float = 4.0,
         context: int = 1,
+        fine: bool = False,
     ) -> None:
         super().__init__()
-        self.features = build_features(backbone)
+        features = build_features(backbone)
+        self.features = refine(features) if fine else features
+        self.fine = fine
         self.pooling: Pooling = pooling
         self.sharpness = sharpness
         self.context = context
@@ -103,6 +110,16 @@ class SlideClassifier(nn.Module):
         self.features.dim = count_costs(graph, self.features.trunk, 3).channels[graph.output]
         self.head = nn.Linear(self.features.dim, 1 if n_classes == 2 else n_classes)
         self._streamed: dict[Streaming, tuple[StreamingTrunk, nn.Sequential]] = {}
+
+    def load_backbone(self, weights: str | Path) -> LoadReport:
+        """Load ImageNet weights, as :func:`slidelens.nn.backbones.load_weights` does."""
+        if not self.fine:
+            return load_weights(self.features, weights)
+        plain = build_features(self.features.name)
+        report = load_weights(plain, weights)
+        found = refine(plain).state_dict()
+        self.features.load_state_dict({name: found[name] for name in self.features.state_dict()})
+        return report
 
     def train(self, mode: bool = True) -> SlideClassifier:
         """Set the mode of the head; the backbone stays in eval mode."""
