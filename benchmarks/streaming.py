@@ -391,7 +391,7 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
     claims, figures = work()
     cases = dict(CASES) if quick else {**CASES, "ResNet-34 to layer4[0]": LARGE}
     for name, case in cases.items():
-        rounds = 1 if case is LARGE else 2 if quick else 5
+        rounds = 1 if case is LARGE else 2 if quick else 3
         figures[name] = kept(f"{case.network}-{case.upto}-{rounds}", case, rounds, python)
         claims += judge(name, figures[name])
     more, found = gpu_or_not(quick)

@@ -19,8 +19,14 @@ from slidelens.testing.display import virtual_display
 from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 IMAGES = Path(__file__).resolve().parent / "images"
-PICTURES = {"demo-mil": "napari.png", "demo-multistage": "multistage.jpg"}
+PICTURES = {
+    "demo-mil": "napari.png",
+    "demo-multistage": "multistage.jpg",
+    "demo-streaming": "streaming.jpg",
+}
 """Model to the picture of its result in napari."""
+BOTH = ("demo-mil", "demo-multistage")
+"""Models whose results the pictures of the panels show."""
 SLIDE = PhantomSpec(size=(5120, 3584), mpp=0.5, seed=11, lesions=2, tumor_fraction=0.16, pen="blue")
 
 log = logging.getLogger("pictures")
@@ -50,7 +56,7 @@ def main() -> None:
         for path in panel_pictures.make(IMAGES):
             log.info("wrote %s", path)
         (folder / "both").mkdir()
-        for model in PICTURES:
+        for model in BOTH:
             (folder / "results" / model / model).rename(folder / "both" / model)
         (folder / "home").mkdir()
         for path in desktop_pictures.make(IMAGES, slide, folder / "both", folder / "home"):

@@ -16,7 +16,7 @@ LIMIT_MB = 3.0
 
 
 def test_there_are_packages():
-    assert {"demo-mil", "demo-abmil", "demo-local", "demo-multistage"} <= {
+    assert {"demo-mil", "demo-abmil", "demo-local", "demo-multistage", "demo-streaming"} <= {
         path.name for path in PACKAGES
     }
 

@@ -84,7 +84,7 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     for name, parts in values.items():
         alike = len({part.shape[1:] for part in parts}) == 1
         joined = np.concatenate(parts if alike else [part.ravel() for part in parts])
-        outputs[f"map.{name}"] = torch.from_numpy(joined)
+        outputs[f"map.{name}"] = torch.from_numpy(np.ascontiguousarray(joined))
     return outputs
 
 
