@@ -47,35 +47,53 @@ DRAWS = 200  # of random windows per slide
 
 CONFIG: dict[str, Any] = {
     # the network: small enough for a CPU
-    "patches": (1, 4, 1),
-    "glance": 48,
+    "patches": (1, 6),
+    "glance": 224,
     "look": 112,
     "mpp": 4.0,
     "width": 8,
-    "state": 64,
+    "state": 32,
     "auxiliary": "small",
     "auxiliary_layers": (),
+    "dropout": 0.2,
+    "evidence": True,
     # where to look
+    "frozen": False,  # one section, and much glass
+    "sees": "features",
     "shared": True,
     "tissue": True,
     "inhibition": 20.0,
-    "least": 0.3,
+    "gain": (0.001, 4.0),
+    "least": 0.175,
     "reach": 1.2,
     # training
-    "probes": 12,
+    "survey": 48,
+    "probes": 0,
     "probe_scales": (0.0438, 0.05),
     "stray": 0.1,
-    "warmup": 10,
-    "stages": [{"epochs": 30, "lr": 1e-4, "head_lr": 2e-3, "schedule": "cosine"}],
+    "warmup": 24,
+    "scouting": 18,
+    "window": 3,
+    "stages": [
+        {"epochs": 24, "lr": 1e-4, "head_lr": 3e-3, "trains": "head"},
+        {
+            "epochs": 18,
+            "lr": 1e-4,
+            "head_lr": 2e-3,
+            "trains": "head",
+            "schedule": "cosine",
+            "start": "last",
+        },
+    ],
 }
 
 
 def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     """Make slides, train, judge."""
-    counts = (4, 2, 4) if quick else (48, 8, 32)
+    counts = dict(zip(("train", "tune", "test"), (4, 2, 4) if quick else (128, 8, 32), strict=True))
     folder = WORK / ("quick" if quick else "whole")
     start = time.perf_counter()
-    write_slides(folder, *counts)
+    write_slides(folder, **counts)
     drawn = time.perf_counter() - start
     training = learn(folder, quick)
     rows = [look(folder, name, label) for name, label in test_slides(folder)]
@@ -85,7 +103,7 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     most = max(r["all_share"] for r in rows)
     network = "hardly trained" if quick else "trained"
     figures = {
-        "slides": dict(zip(("train", "tune", "test"), counts, strict=True)),
+        "slides": counts,
         "drawing_seconds": round(drawn, 1),
         "training": training,
         "random_windows_find": round(float(np.mean([r["random"] for r in positive])), 4),
@@ -119,7 +137,12 @@ def learn(folder: Path, quick: bool) -> dict[str, Any]:
     """Train where no model is yet; return what it cost and how it went."""
     out, config = folder / "magnet", dict(CONFIG)
     if quick:
-        config |= {"warmup": 1, "stages": [{**CONFIG["stages"][0], "epochs": 2}]}
+        config |= {
+            "survey": 8,
+            "warmup": 1,
+            "scouting": 1,
+            "stages": [{**one, "epochs": 1} for one in CONFIG["stages"]],
+        }
     kept = out / "cost.json"
     if not kept.exists():
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)

@@ -24,6 +24,8 @@ __all__ = ["REPEAT", "write_slides"]
 
 REPEAT = 5
 _BLOCK = 4096
+_SEEDS = {"train": 1000, "tune": 3000, "test": 5000}
+"""Of the first slide of each part: one can grow without changing the others."""
 
 
 def spec_of(seed: int) -> PhantomSpec:
@@ -43,16 +45,16 @@ def spec_of(seed: int) -> PhantomSpec:
     )
 
 
-def write_slides(folder: Path, train: int, tune: int, test: int, *, seed: int = 1000) -> None:
+def write_slides(folder: Path, **counts: int) -> None:
     """Write slides, ``labels.csv`` (train and tune), ``test.csv`` and ``targets.json`` (polygons).
 
-    What is there is kept. Every second slide of each part has a target; the polygons are for
-    judging only.
+    ``counts`` are of ``train``, ``tune`` and ``test``. What is there is kept. Every second slide of
+    each part has a target; the polygons are for judging only.
     """
     (folder / "slides").mkdir(parents=True, exist_ok=True)
     targets, rows = {}, []
-    for number, part in enumerate(["train"] * train + ["tune"] * tune + ["test"] * test):
-        spec, name = spec_of(seed + number), f"{part}_{number:03d}"
+    for part, number in ((part, n) for part, count in counts.items() for n in range(count)):
+        spec, name = spec_of(_SEEDS[part] + number), f"{part}_{number:03d}"
         path = folder / "slides" / f"{name}.tif"
         if not path.exists():
             write_phantom(path.with_suffix(".part"), spec)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from slidelens.engine.package import load_model, save_model, verify
 from slidelens.engine.train import train
 from slidelens.files import write_atomic
 from slidelens.geometry import Box
-from slidelens.nn.backbones import build_features
+from slidelens.nn.backbones import Features, build_features
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from slidelens.slide.open import open_slide
 from slidelens.testing.phantom import write_cohort
@@ -30,7 +31,6 @@ from slidelens.tiling.tissue import tissue_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -111,6 +111,24 @@ class Workshop:
         path = self.work / f"{name}-{self._slides}-{epochs}.safetensors"
         if not path.exists():
             _pretrain(name, *self.tiles(), path, epochs, self.seed)
+        return path
+
+    def learnt(self, package: str) -> Path:
+        """Return the backbone of a bundled package, in torchvision's layout.
+
+        Raises
+        ------
+        SystemExit
+            There is no such package yet.
+        """
+        folders = [self.out / package, Path(__file__).resolve().parent / package]
+        found = [folder for folder in folders if (folder / "model.json").exists()]
+        if not found:
+            raise SystemExit(f"{package} is not made yet, and its network is needed: make it first")
+        model = load_model(found[0], "cpu")
+        kept = [part for part in model.module.modules() if isinstance(part, Features)]
+        path = self.work / f"{package}-backbone.safetensors"
+        write_atomic(path, save(_torchvision_layout(kept[0])))
         return path
 
     def train(self, family: str, name: str, **options: Any) -> Path:
@@ -210,8 +228,11 @@ def _pretrain(
             losses.append(float(loss.detach()))
         spent = perf_counter() - start
         say(f"{name} epoch {epoch + 1}/{epochs}: loss {np.mean(losses):.3f}, {spent:.0f} s")
-    tensors = {
+    write_atomic(path, save(_torchvision_layout(features)))
+
+
+def _torchvision_layout(features: Features) -> dict[str, torch.Tensor]:
+    return {
         key.removeprefix("trunk."): value.contiguous()
         for key, value in features.state_dict().items()
     }
-    write_atomic(path, save(tensors))

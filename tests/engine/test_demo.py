@@ -12,6 +12,8 @@ from tiny_family import make_model
 from slidelens.engine.demo import demo
 from slidelens.engine.package import find_models, save_model
 from slidelens.errors import ModelError
+from slidelens.families.base import Model
+from slidelens.families.magnet import FAMILY, MagNetConfig
 from slidelens.settings import get_settings
 
 
@@ -44,6 +46,22 @@ def test_all_bundled_models_run_and_share_a_picture(only, tmp_path, monkeypatch)
     list(demo(out, n_slides=2))
     with Image.open(out / "overview" / "phantom_001.png") as one:
         assert one.width < wide
+
+
+def test_what_a_magnet_looked_at_is_drawn(only, tmp_path, monkeypatch):
+    monkeypatch.setattr("slidelens.engine.demo._SIZE", (768, 512))
+    config = MagNetConfig(
+        backbone="small", auxiliary="small", patches=(2, 2), glance=32, look=32, width=4, state=8
+    )
+    model = Model("demo-m", "magnet", config, ("normal", "tumor"), FAMILY.build(config, 2))
+    save_model(model, only / "demo-m")
+    save_model(make_model(name="demo-a"), only / "demo-a")
+    out = tmp_path / "out"
+    made = [step.result for step in demo(out, n_slides=2) if step.result]
+    assert len(made) == 4
+    assert {p.name for p in (out / "windows").iterdir()} == {"demo-m"}
+    with Image.open(out / "windows" / "demo-m" / "phantom_001.png") as sheet:
+        assert min(sheet.size) > 300
 
 
 def test_no_bundled_model_says_how_to_get_one(only, tmp_path):

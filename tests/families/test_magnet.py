@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from slidelens.engine.loader import SlideView
 from slidelens.errors import ModelError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
-from slidelens.families.magnet_eye import Eye, Overview, oriented, placed
-from slidelens.families.magnet_train import MagNetTask, MagNetTraining, _Sight
+from slidelens.families.magnet_eye import Eye, Overview, oriented, placed, turned
+from slidelens.families.magnet_schedule import MagNetTraining
+from slidelens.families.magnet_sight import Sight, draw_probes
+from slidelens.families.magnet_train import MagNetTask
 from slidelens.families.training import Sample, Stage
 from slidelens.geometry import Box
 from slidelens.nn.magnet import Seen
@@ -190,7 +194,7 @@ def test_the_finer_window_is_on_top_in_the_map(run):
 
 
 def test_reads_no_more_of_the_slide_than_it_looks_at(run):
-    array, model = pixels(width=1024, height=1024), model_of(spread=False, gain=1.0)
+    array, model = pixels(width=1024, height=1024), model_of(spread=False, gain=(1.0,))
     for layer in model.module.attention:
         for attention in layer.values():
             torch.nn.init.normal_(attention.third.weight, std=5.0)
@@ -210,6 +214,10 @@ def test_impossible_configurations_are_refused():
     for fault, what in (
         ({"patches": (2, 0)}, "need 1 or more per layer"),
         ({"patches": (9, 9, 9)}, "at most 256 windows"),
+        ({"gain": (1.0, 2.0, 3.0)}, "one for each of 2 layers"),
+        ({"gain": (0.0,)}, "need one above 0"),
+        ({"sees": "features"}, "attention on features needs 48 px"),
+        ({"shared": True}, "all patches of a window would be the same"),
         ({"backbone": "inception_v3", "look": 64}, "inception_v3 needs 75 px"),
     ):
         with pytest.raises(ValidationError, match=what):
@@ -256,6 +264,9 @@ def task_of(model, data, **fields) -> MagNetTask:
 
 
 STAGE = Stage(epochs=1, lr=1e-3, head_lr=1e-2)
+
+
+NEAR = {"atol": 1e-3, "rtol": 0}
 
 
 def epoch_of(task, epoch=0):
@@ -362,17 +373,16 @@ def test_the_same_seed_sees_the_same_and_another_epoch_does_not():
 
 
 def test_probes_lie_where_there_is_tissue():
-    model = model_of()
-    task = task_of(model, Data([0, 1]), probes=60, probe_scales=(0.1, 0.2), stray=0.0)
     pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
     pictures[0, 1, 4:8, 12:20] = 90
-    (probes,) = task._probes(pictures, np.random.default_rng(0))
+    (probes,) = draw_probes(pictures, 60, (0.1, 0.2), 0.0, np.random.default_rng(0))
     scale, x, y = probes.unbind(-1)
     assert ((scale >= 0.1) & (scale <= 0.2)).all()
     assert ((x >= 0) & (x < 20 / 12 - 1)).all()
     assert ((y >= 4 / 12 - 1) & (y < 8 / 12 - 1)).all()
     blank = torch.full((1, 3, 24, 24), 255, dtype=torch.uint8)
-    assert task._probes(blank, np.random.default_rng(0)).shape == (1, 60, 3)
+    drawn = draw_probes(blank, 60, (0.1, 0.2), 0.0, np.random.default_rng(0))
+    assert drawn.shape == (1, 60, 3)
 
 
 def test_warming_up_only_the_classifier_of_windows_learns():
@@ -390,16 +400,89 @@ def test_warming_up_only_the_classifier_of_windows_learns():
     assert any(p.grad is not None and p.grad.any() for p in module.attention.parameters())
 
 
+FROZEN = Stage(epochs=1, lr=1e-3, head_lr=1e-2, trains="head")
+
+
+def test_a_survey_looks_once_and_teaches_without_looking_again():
+    data = Data([0, 1, 1], width=512, height=512)
+    model = model_of(dropout=0.5)
+    fields = {"survey": 6, "probes": 0, "warmup": 1, "probe_scales": (0.05, 0.06)}
+    task = task_of(model, data, **fields, overview_px=64, stages=(FROZEN,))
+    _, losses = epoch_of(task)
+    fine = [r for r in data.reads if r[1] < 4.0]
+    assert len(fine) == 3 * 6
+    sum(losses).backward()
+    judge = model.module.judge
+    assert judge.single.weight.grad.any()
+    known = torch.cat([one.vectors for one in task._known.values()])
+    judge.eval()
+    torch.testing.assert_close(judge.standard(known).mean(0), torch.zeros(known.shape[1]), **NEAR)
+    data.reads.clear()
+    epoch_of(task)
+    assert not data.reads
+
+
+def test_what_is_known_lies_where_it_was_seen():
+    """A window that is recalled on the turned slide shows what the survey saw there."""
+    data = Data([1], width=256, height=256)
+    model = model_of(patches=(1,))
+    fields = {"survey": 8, "probes": 0, "stain": 0.0, "overview_px": 256}
+    task = task_of(model, data, **fields, stages=(FROZEN,))
+    next(iter(task.epoch(0, FROZEN)))
+    for way in range(8):
+        sight = Sight(["s0"], [way], random=np.random.default_rng(3))
+        windows, vectors = task._recalled(sight)
+        eyes = task.slides.eyes(sight)
+        there = task.slides.read(sight, eyes, windows, 32, 0)[0]
+        survey_way = int(np.random.default_rng([5, crc32(b"s0")]).integers(0, 8))
+        upright = [Eye(data.view("s0")).read(placed(w, way), 32) for w in windows[0].tolist()]
+        as_then = oriented(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), survey_way)
+        seen = model.module.judge.features(task.slides.prepared(as_then, sight))
+        torch.testing.assert_close(seen, vectors[0], atol=2e-3, rtol=2e-2)
+        again = oriented(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), way)
+        assert torch.equal(there, again)
+
+
+@pytest.mark.parametrize("way", range(8))
+def test_turning_a_window_is_undone_by_placing_it(way):
+    windows = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    back = [placed(window, way) for window in turned(windows, way).tolist()]
+    np.testing.assert_allclose(back, windows)
+
+
+def test_scouting_teaches_attention_alone_by_what_the_classifier_says_without_dropout():
+    model = model_of(dropout=0.5)
+    data = Data([0, 1], width=512, height=512)
+    fields = {"survey": 6, "probes": 0, "scouting": 1, "stages": (FROZEN,), "overview_px": 512}
+    task = task_of(model, data, **fields)
+    ((_, outcome),), (loss,) = epoch_of(task)
+    loss.backward()
+    module = model.module
+    assert len(outcome.losses) == 2
+    assert all(any(p.grad.any() for p in a.parameters()) for a in module.attention)
+    assert all(p.grad is None for p in module.judge.parameters())
+    _, (again,) = epoch_of(task)
+    assert torch.equal(loss, again)  # nothing is left out by chance
+    epoch_of(task, 1)
+    assert module.judge.training
+
+
+def test_a_survey_is_for_frozen_networks():
+    with pytest.raises(ValidationError, match="survey 4: what windows show is kept while networks"):
+        training(survey=4)
+    with pytest.raises(ValidationError, match="scouting 3: needs probes or a survey"):
+        training(scouting=3, probes=0)
+
+
 def test_warming_up_needs_probes():
-    with pytest.raises(ValueError, match="warmup 2: needs probes"):
+    with pytest.raises(ValueError, match="warmup 2: needs probes or a survey"):
         training(warmup=2, probes=0)
 
 
 def test_stray_probes_lie_anywhere():
-    task = task_of(model_of(), Data([0, 1]), probes=60, stray=1.0)
     pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
     pictures[0, 1, 4:8, 12:20] = 90
-    (probes,) = task._probes(pictures, np.random.default_rng(0))
+    (probes,) = draw_probes(pictures, 60, (0.1, 0.2), 1.0, np.random.default_rng(0))
     assert (probes[:, 1] < 0).any()
     assert (probes[:, 2] > 0).any()
 
@@ -410,7 +493,7 @@ def test_foresight_finds_nothing_on_slides_of_the_first_class():
     with torch.no_grad():
         model.module.judge.single.bias.fill_(20.0)
     task = task_of(model, Data([0, 0]), probes=4)
-    sight = _Sight(["s0", "s1"], [0, 0], random=np.random.default_rng(0))
+    sight = Sight(["s0", "s1"], [0, 0], random=np.random.default_rng(0))
     seen, probes = task._see(sight)
     none, all_of_it = (
         task._foresight(seen, probes, torch.full((2,), label)).item() for label in (0, 1)

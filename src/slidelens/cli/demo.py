@@ -49,6 +49,7 @@ def demo(
 Made in {out}/
   overview/   a picture of each slide beside its heatmaps: open {out}/overview/{slides[-1]}.png
   geojson/    the regions above threshold, for QuPath
+  windows/    every window that a magnifying network looked through
   results/    maps (OME-Zarr), tiles (CSV) and scores, one folder per slide
 
 Next

@@ -53,8 +53,8 @@ def demo(
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
     Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does,
-    ``geojson/<model>/<slide>.geojson`` for QuPath, and per slide ``overview/<slide>.png`` with all
-    models side by side.
+    ``geojson/<model>/<slide>.geojson`` for QuPath, ``windows/<model>/<slide>.png`` for a model that
+    chooses where to look, and per slide ``overview/<slide>.png`` with all models side by side.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _bundled() -> list[str]:
 
 
 def _predict(path: Path, model: Model[Any], out: Path) -> Generator[DemoStep, None, Result]:
-    """Run one model over one slide and write its regions for QuPath."""
+    """Run one model over one slide; write its regions for QuPath, and what it looked at."""
     with closing(Prediction(path, model, out=out / "results")) as run:
         for step in run:
             yield DemoStep("running the model", step.done, step.total, path.stem)
@@ -107,6 +107,10 @@ def _predict(path: Path, model: Model[Any], out: Path) -> Generator[DemoStep, No
     folder = out / "geojson" / model.name
     folder.mkdir(parents=True, exist_ok=True)
     export_result(run.result, "geojson", folder)
+    if run.result.trajectory:
+        sheets = out / "windows" / model.name
+        sheets.mkdir(parents=True, exist_ok=True)
+        export_result(run.result, "contact-sheet", sheets)
     return run.result
 
 

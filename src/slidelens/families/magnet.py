@@ -27,10 +27,11 @@ from slidelens.families.base import (
 from slidelens.families.magnet_eye import Eye
 from slidelens.maps.trajectory import Window
 from slidelens.nn.backbones import BackboneName, build_features
-from slidelens.nn.magnet import Judge, MagNet, SmallFeatures, WindowClassifier
+from slidelens.nn.judge import Judge, SmallFeatures, WindowClassifier
+from slidelens.nn.magnet import MagNet
 from slidelens.nn.mil import class_probabilities
 from slidelens.nn.pixels import normalize
-from slidelens.nn.zoom import Centre, remove_grey
+from slidelens.nn.zoom import Centre, Sees, remove_grey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY", "MagNetConfig", "Network", "prepare"]
 
 _MOST_WINDOWS = 256
+_LEAST_GLANCE = 48
+"""Of attention on features: its map has a cell for 8 px, and the rim counts for nothing."""
 _RASTER = 32
 """Cells along a window's side in which smaller windows within it are left out of the map."""
 
@@ -66,14 +69,25 @@ class MagNetConfig(FamilyConfig):
     look: int = Field(224, ge=32, le=1024, description="side in px of what is classified")
     width: int = Field(16, ge=4, le=256, multiple_of=4, description="channels of the attention")
     state: int = Field(256, ge=8, le=2048, description="state of the recurrent classifier")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of a window's features left out")
+    evidence: bool = Field(
+        False, description="the verdict is the most suspicious window and what memory adds"
+    )
     frozen: bool = Field(True, description="patch 1 of layer 2 is its whole parent")
-    shared: bool = Field(False, description="one attention for all parents in a layer")
-    gain: float = Field(0.05, gt=0, le=100, description="how sharply attention gathers")
+    shared: bool = Field(
+        False, description="one attention for all parents and patches of a layer; inhibition parts"
+    )
+    gain: tuple[float, ...] = Field(
+        (0.05,), min_length=1, description="how sharply attention gathers: once or by layer"
+    )
     least: float = Field(0.05, gt=0, le=1, description="smallest scale of a window in its parent")
     reach: float = Field(1.0, gt=0, le=4, description="scale of a window per spread of attention")
     centre: Centre = Field("exact", description="centre of a window: expected position or its tanh")
     inhibition: float = Field(
         0.0, ge=0, description="what attention loses where an earlier patch looks already"
+    )
+    sees: Sees = Field(
+        "colours", description="what attention reads: colours, or early features of the backbone"
     )
     tissue: bool = Field(False, description="attention keeps to what the grey filter left")
     radius: float = Field(1.0, gt=0, le=8, description="reach of multi-sampling in output px")
@@ -86,6 +100,19 @@ class MagNetConfig(FamilyConfig):
             raise ValueError(
                 f"patches {self.patches}: need 1 or more per layer and at most {_MOST_WINDOWS} "
                 "windows in the last"
+            )
+        if self.sees == "features" and self.glance < _LEAST_GLANCE:
+            raise ValueError(
+                f"glance {self.glance} px: attention on features needs {_LEAST_GLANCE} px or more"
+            )
+        if self.shared and not self.inhibition and max(self.patches) > 1:
+            raise ValueError(
+                "shared attention without inhibition: all patches of a window would be the same; "
+                "set inhibition, 20 for example"
+            )
+        if min(self.gain) <= 0 or len(self.gain) not in (1, len(self.patches)):
+            raise ValueError(
+                f"gain {self.gain}: need one above 0, or one for each of {len(self.patches)} layers"
             )
         if self.backbone == "inception_v3" and self.look < 75:
             raise ValueError(f"look {self.look} px: inception_v3 needs 75 px or more")
@@ -105,14 +132,18 @@ def build(config: MagNetConfig, n_classes: int) -> nn.Module:
         for layer in config.auxiliary_layers
         if layer <= len(config.patches)
     }
+    judge = Judge(
+        *_features(config.backbone),
+        outputs,
+        config.state,
+        dropout=config.dropout,
+        evidence=config.evidence,
+    )
     names = (
-        "patches glance look width frozen shared gain least reach centre inhibition tissue radius"
+        "patches glance look width frozen shared gain least reach centre inhibition tissue radius "
+        "sees"
     )
-    return MagNet(
-        Judge(*_features(config.backbone), outputs, config.state),
-        auxiliary,
-        **{name: getattr(config, name) for name in (*names.split(), "tissue", "radius")},
-    )
+    return MagNet(judge, auxiliary, **{name: getattr(config, name) for name in names.split()})
 
 
 def _features(name: Network) -> tuple[nn.Module, int]:

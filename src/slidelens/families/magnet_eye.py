@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Eye", "Overview", "oriented", "placed"]
+__all__ = ["Eye", "Overview", "oriented", "placed", "turned"]
 
 
 class _View(Protocol):
@@ -114,3 +114,15 @@ def placed(window: Sequence[float], way: int) -> tuple[float, float, float]:
     for _ in range(way % 4):
         x, y = -y, x
     return scale, -x if way >= 4 else x, y
+
+
+def turned(windows: NDArray[np.float32], way: int) -> NDArray[np.float32]:
+    """Return where windows ``(N, 3)`` of the slide as it is lie on the oriented slide.
+
+    The inverse of :func:`placed`.
+    """
+    scale, x, y = windows.T
+    x = -x if way >= 4 else x
+    for _ in range(way % 4):
+        x, y = y, -x
+    return np.stack((scale, x, y), 1)

@@ -7,7 +7,7 @@ silent the choice is ours, and the docstring says so.
 from __future__ import annotations
 
 from math import ceil, log, prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,25 @@ from torch import Tensor, nn
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.sampling import inside, multi_sample
 from slidelens.nn.sparsemax import spatial_sparsemax
-from slidelens.nn.zoom import Attention, Centre, places, read_out
+from slidelens.nn.zoom import (
+    Attention,
+    Centre,
+    FeatureAttention,
+    Sees,
+    early_part,
+    places,
+    read_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    Look = Callable[[Tensor, int, int], Tensor]
+    from slidelens.nn.judge import Judge
 
-__all__ = ["Judge", "MagNet", "Seen", "SmallFeatures", "WindowClassifier"]
+    Look = Callable[[Tensor, int, int], Tensor]
+    Until = Literal["probes", "windows", "verdict"]
+
+__all__ = ["MagNet", "Seen"]
 
 _SHADOW = 1.2
 """How much larger than a window the place is where it inhibits others."""
@@ -30,86 +41,6 @@ _BLACK = 1e-3
 """By how much the sum of a black pixel's normalised channels may be off."""
 _NEVER = 1e3
 """What keeps a cell out of sparsemax's support whatever its score."""
-
-
-class SmallFeatures(nn.Module):
-    """Four strided convolutions with group norm: enough for textures, and quick on a CPU."""
-
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        self.dim = 4 * width
-        layers: list[nn.Module] = []
-        for number in range(4):
-            before = 3 if number == 0 else number * width
-            after = (number + 1) * width
-            size = 5 if number == 0 else 3
-            layers += [
-                nn.Conv2d(before, after, size, 2, size // 2),
-                nn.GroupNorm(4, after),
-                nn.ReLU(),
-            ]
-        self.trunk = nn.Sequential(*layers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return one feature vector per image: ``(N, 3, H, W)`` to ``(N, dim)``."""
-        vectors: Tensor = self.trunk(images).mean((2, 3))
-        return vectors
-
-
-class WindowClassifier(nn.Module):
-    """An auxiliary classifier: ``(N, 3, H, W)`` windows to ``(N, K)`` logits (section 3.3)."""
-
-    def __init__(self, features: nn.Module, dim: int, outputs: int) -> None:
-        super().__init__()
-        self.features = features
-        self.head = nn.Linear(dim, outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Judge windows one by one."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-
-class Judge(nn.Module):
-    """The classification layer: windows one by one through a GRU, a verdict after each.
-
-    Two hidden layers of 512 and 256 as in section 3.2; the size of its state is not published, and
-    ours is a linear layer that judges the features of each window alone.
-    """
-
-    def __init__(
-        self,
-        features: nn.Module,
-        dim: int,
-        outputs: int,
-        state: int,
-        hidden: Sequence[int] = (512, 256),
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.single = nn.Linear(dim, outputs)
-        self.memory = nn.GRU(dim, state, batch_first=True)
-        sizes = (state, *hidden)
-        layers: list[nn.Module] = []
-        for before, after in zip(sizes, hidden, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.verdict = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Judge windows ``(B, T, 3, h, w)``.
-
-        Returns
-        -------
-        ``(B, T, K)`` logits after each window, and of each window alone.
-        """
-        vectors = self.features(images.flatten(0, 1)).view(*images.shape[:2], -1)
-        states, _ = self.memory(vectors)
-        return self.verdict(states), self.single(vectors)
-
-    def alone(self, images: Tensor) -> Tensor:
-        """Judge windows ``(N, 3, h, w)`` one by one: ``(N, K)`` logits."""
-        logits: Tensor = self.single(self.features(images))
-        return logits
 
 
 class Seen(NamedTuple):
@@ -129,7 +60,7 @@ class Seen(NamedTuple):
     auxiliary
         Layer (from 1) to ``(B, K)`` logits of its auxiliary classifier; empty in evaluation.
     probed
-        ``(B, M, K)`` of each probe alone.
+        ``(B, M, K)`` of each probe alone, those that are known last.
     """
 
     logits: Tensor
@@ -171,16 +102,21 @@ class MagNet(nn.Module):
     frozen
         The first patch of the second layer is its whole parent (section 4.3).
     shared
-        One attention per layer for all parents, instead of one for each.
+        One attention per layer for all parents and patches, instead of one for each; inhibition is
+        then what makes patches differ.
     inhibition
-        What attention loses where an earlier patch of the same parent looks already. (Ours: without
-        inhibition of return patches tend to find the same place; 0 is the paper's.)
+        What attention, times its gain, loses where an earlier patch of the same parent looks
+        already. (Ours: without inhibition of return patches tend to find the same place; 0 is the
+        paper's.)
     gain
-        Factor of the scores before sparsemax: low spreads attention, high gathers it.
+        By layer, factor of the scores before sparsemax: low spreads attention, high gathers it.
     least, reach, centre
         See :func:`read_out`.
     radius
         See :func:`~slidelens.nn.sampling.multi_sample`.
+    sees
+        What attention reads: the picture's ``colours``, by convolutions of its own, or early
+        ``features`` of the judge's network, without a gradient to it.
     tissue
         No attention to pixels that the grey filter blackened; pictures must then be normalised as
         ImageNet's. (Ours; the paper filters pictures and lets attention go anywhere.)
@@ -198,12 +134,13 @@ class MagNet(nn.Module):
         frozen: bool = True,
         shared: bool = False,
         inhibition: float = 0.0,
-        gain: float = 1.0,
+        gain: Sequence[float] = (1.0,),
         least: float = 0.05,
         reach: float = 1.0,
         centre: Centre = "exact",
         radius: float = 1.0,
         tissue: bool = False,
+        sees: Sees = "colours",
     ) -> None:
         super().__init__()
         self.judge = judge
@@ -211,14 +148,17 @@ class MagNet(nn.Module):
         self.patches = tuple(patches)
         self.glance, self.look = glance, look
         self.frozen, self.shared, self.inhibition = frozen, shared, inhibition
-        self.gain, self.least, self.reach = gain, least, reach
+        self.gain = tuple(gain) if len(gain) > 1 else tuple(gain) * len(self.patches)
+        self.least, self.reach = least, reach
         self.centre, self.radius, self.tissue = centre, radius, tissue
+        early, dim = early_part(judge.features.trunk) if sees == "features" else ([], 0)
+        self._early = early  # in a list: the modules are the judge's
         self.attention = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    f"{parent}_{patch}": Attention(width)
+                    f"{parent}_{patch}": FeatureAttention(dim) if dim else Attention(width)
                     for parent in range(1 if shared else prod(self.patches[:layer]))
-                    for patch in range(count)
+                    for patch in ((count - 1,) if shared else range(count))
                     if not self.is_frozen(layer, patch)
                 }
             )
@@ -236,7 +176,8 @@ class MagNet(nn.Module):
         *,
         finest: Tensor | None = None,
         probes: Tensor | None = None,
-        blind: bool = False,
+        known: Tensor | None = None,
+        until: Until = "verdict",
     ) -> Seen:
         """Look at B slides.
 
@@ -252,12 +193,14 @@ class MagNet(nn.Module):
             ``(B,)``: no window gets a smaller scale, as there is nothing more to see.
         probes
             ``(B, M, 3)`` windows to judge as well, each alone.
-        blind
-            Choose no windows and judge the probes only.
+        known
+            ``(B, N, dim)`` features of windows that were looked at before, to be judged alone too.
+        until
+            ``probes``: choose no windows, judge the probes only. ``windows``: choose windows, none
+            of which has a gradient, and do not look into those of the last layer.
         """
-        if blind:
-            assert probes is not None
-            probed = self._probe(probes, look)
+        probed = self._probe(overview, look, probes, known)
+        if until == "probes":
             return Seen(probed[:, :0], probed[:, :0], (), (), (), {}, probed)
         windows = overview.new_tensor((1.0, 0.0, 0.0)).expand(len(overview), 1, 3)
         pictures = overview[:, None]
@@ -268,28 +211,39 @@ class MagNet(nn.Module):
             if finest is not None:
                 scale = torch.maximum(windows[..., :1], finest.view(-1, 1, 1))
                 windows = torch.cat((scale, windows[..., 1:]), -1)
+            if until == "windows":
+                windows = windows.detach()
             found.append(windows)
             chosen.append(choice)
             last = layer + 1 == len(self.patches)
+            if last and until == "windows":
+                break
             pictures = self._see(windows, self.look if last else self.glance, look)
             name = str(layer + 1)
             if self.training and name in self.auxiliary:
                 single = self.auxiliary[name](pictures.flatten(0, 1)).view(*pictures.shape[:2], -1)
                 auxiliary[layer + 1] = single.logsumexp(1) - log(single.shape[1])
-        logits, alone = self.judge(pictures)
+        logits, alone = (probed[:, :0],) * 2 if until == "windows" else self.judge(pictures)
         scores = tuple(choice.scores.flatten(1, 2) for choice in chosen)
         attention = tuple(choice.attention.flatten(1, 2) for choice in chosen)
-        probed = alone[:, :0] if probes is None else self._probe(probes, look)
         return Seen(logits, alone, tuple(found), scores, attention, auxiliary, probed)
 
-    def _probe(self, probes: Tensor, look: Look) -> Tensor:
-        """Judge windows ``(B, M, 3)``, each alone: ``(B, M, K)``."""
-        images = look(probes, self.look, 0)
-        return self.judge.alone(images.flatten(0, 1)).view(*images.shape[:2], -1)
+    def _probe(
+        self, overview: Tensor, look: Look, probes: Tensor | None, known: Tensor | None
+    ) -> Tensor:
+        """Judge probes ``(B, M, 3)`` and known features ``(B, N, dim)``: ``(B, M + N, K)``."""
+        vectors = [] if known is None else [known]
+        if probes is not None:
+            images = look(probes, self.look, 0)
+            seen = self.judge.features(images.flatten(0, 1))
+            vectors.insert(0, seen.view(*images.shape[:2], -1))
+        if not vectors:
+            return overview.new_zeros(len(overview), 0, self.judge.single.out_features)
+        return self.judge.alone(torch.cat(vectors, 1))
 
     def _choose(self, layer: int, pictures: Tensor) -> _Choice:
         """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it."""
-        nets = self.attention[layer]
+        nets, gain = self.attention[layer], self.gain[layer]
         assert isinstance(nets, nn.ModuleDict)
         found: list[_Choice] = []
         for parent, picture in enumerate(pictures.unbind(1)):
@@ -299,14 +253,28 @@ class MagNet(nn.Module):
                 if self.is_frozen(layer, patch):
                     choices.append(_whole(picture))
                     continue
-                scores = nets[f"{0 if self.shared else parent}_{patch}"](picture)
-                allowed = self._inhibited(self._kept(scores, picture), taken)
-                mass = spatial_sparsemax(allowed * self.gain)
+                if not (self.shared and taken):
+                    name = f"0_{self.patches[layer] - 1}" if self.shared else f"{parent}_{patch}"
+                    scores = self._scores(nets[name], picture)
+                allowed = self._inhibited(self._kept(scores * gain, picture), taken)
+                mass = spatial_sparsemax(allowed)
                 window = read_out(mass, least=self.least, reach=self.reach, centre=self.centre)
                 choices.append(_Choice(window, scores, mass))
                 taken.append(window.detach())
             found.append(_Choice.join(choices, 1))
         return _Choice.join(found, 1)
+
+    def _scores(self, net: nn.Module, picture: Tensor) -> Tensor:
+        """Score the places of ``(B, 3, h, w)`` pictures: ``(B, h, w)``."""
+        if not self._early:
+            scores: Tensor = net(picture)
+            return scores
+        features = picture
+        with torch.no_grad():
+            for module in self._early:
+                features = module(features)
+        read: Tensor = net(features, picture.shape[-1])
+        return read
 
     def _kept(self, scores: Tensor, picture: Tensor) -> Tensor:
         """Lower scores ``(B, h, w)`` where the grey filter blackened ``(B, 3, h, w)`` pictures.
@@ -317,7 +285,7 @@ class MagNet(nn.Module):
             return scores
         black = sum(-m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
         glass = picture.detach().sum(1) < black + _BLACK
-        return scores - _NEVER / self.gain * (glass & ~glass.all(-1, True).all(-2, True))
+        return scores - _NEVER * (glass & ~glass.all(-1, True).all(-2, True))
 
     def _inhibited(self, scores: Tensor, windows: Sequence[Tensor]) -> Tensor:
         """Lower scores ``(B, h, w)`` in and around windows ``(B, 3)`` that look already.

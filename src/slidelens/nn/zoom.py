@@ -6,15 +6,33 @@ appendix) is silent the choice is ours, and the docstring says so.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Centre", "foresight_loss", "places", "read_out", "remove_grey"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Attention",
+    "Centre",
+    "FeatureAttention",
+    "Sees",
+    "early_part",
+    "foresight_loss",
+    "places",
+    "read_out",
+    "remove_grey",
+]
 
 Centre = Literal["exact", "tanh"]
+Sees = Literal["colours", "features"]
+_LEFT_OUT = 0.5
+"""Share of the features that a training step's attention does not see."""
+_TRIED, _SMALLEST = 64, 6
+"""Side in px of a picture by which an early part is found, and least side of its map: stride 8."""
 _KERNELS = (1, 3, 5, 7)
 _GREY = 15
 
@@ -137,3 +155,62 @@ class Attention(nn.Module):
         hidden = self.second(self.first(images).relu()).relu()
         scores: Tensor = self.third(hidden)
         return scores[:, 0]
+
+
+class FeatureAttention(nn.Module):
+    """Where to look, read out of early features of the network that classifies windows.
+
+    ``(N, D, h, w)`` features, standardized over all places, to ``(N, size, size)`` scores by one
+    weighted sum, interpolated. (Ours: a network that is trained already sees texture where three
+    new convolutions see colour, and a sum over its features is learnt from few slides.)
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # No BatchNorm2d: training keeps the statistics of those as a network brought them.
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.weigh = nn.Conv2d(dim, 1, 1)
+        nn.init.zeros_(self.weigh.weight)
+        assert self.weigh.bias is not None
+        nn.init.zeros_(self.weigh.bias)
+
+    def forward(self, features: Tensor, size: int) -> Tensor:
+        """Return scores; only their differences count.
+
+        Features at the rim see the convolutions' padding, so those next to them stand for them.
+        """
+        standard = F.batch_norm(features, self.mean, self.variance, training=self.training)
+        scores = self.weigh(F.dropout(standard, _LEFT_OUT, self.training))
+        scores = F.pad(scores[..., 1:-1, 1:-1], (1, 1, 1, 1), mode="replicate")
+        return F.interpolate(scores, (size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def early_part(trunk: nn.Sequential) -> tuple[list[nn.Module], int]:
+    """Return the first modules of a network, as long as their maps have a stride of 8, and ``D``.
+
+    The modules are the network's own.
+    """
+    flat = list(_flattened(trunk))
+    training = trunk.training
+    trunk.eval()
+    picture, length, dim = torch.zeros(1, 3, _TRIED, _TRIED), 0, 3
+    with torch.no_grad():
+        for number, module in enumerate(flat, 1):
+            picture = module(picture)
+            if picture.shape[-1] < _SMALLEST:
+                break
+            length, dim = number, picture.shape[1]
+    trunk.train(training)
+    return flat[:length], dim
+
+
+def _flattened(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        if isinstance(part, nn.Sequential):
+            yield from _flattened(part)
+        else:
+            yield part

@@ -1,0 +1,124 @@
+"""How a magnifying network learns: losses and their weights, what learns first, presets.
+
+Source: magnifying-networks-2023, sections 3.3 and 4; what is ours is said in docs/magnet.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from slidelens.families.training import Stage, TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MagNetTraining"]
+
+
+class MagNetTraining(TrainConfig):
+    """How a MagNet learns. The default preset is ours, for tens to hundreds of slides."""
+
+    train_batch: int = Field(8, ge=1, le=256, description="slides per training step")
+    flips: bool = Field(True, description="random mirroring and quarter turns of slides")
+    stain: float = Field(0.0, ge=0, lt=1, description="stain jitter in optical density")
+    auxiliary_weight: float = Field(1.0, ge=0, description="weight of the auxiliary classifiers")
+    paradox_weight: float = Field(
+        1.0, ge=0, description="weight of what a deeper auxiliary classifier does worse"
+    )
+    window_weight: float = Field(
+        0.0, ge=0, description="weight of the most suspicious window judged alone"
+    )
+    foresight_weight: float = Field(
+        0.0, ge=0, description="weight of attention foreseeing what a look at a place finds"
+    )
+    probes: int = Field(0, ge=0, le=64, description="random windows judged beside, per slide")
+    probe_scales: tuple[float, float] = Field(
+        (0.05, 0.2), description="smallest and largest scale of a probe in the slide"
+    )
+    stray: float = Field(
+        0.2, ge=0, le=1, description="share of the probes that may lie on bare glass too"
+    )
+    warmup: int = Field(
+        0, ge=0, description="epochs in which the classifier learns from probes alone"
+    )
+    survey: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="random windows per slide looked at once, at first, while networks are frozen",
+    )
+    scouting: int = Field(
+        0, ge=0, description="epochs after these in which attention learns from foresight alone"
+    )
+    overview_px: int = Field(
+        1024, ge=64, le=8192, description="side in px of the copy of each slide kept in memory"
+    )
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {
+            "stages": (Stage(epochs=60, lr=3e-4, head_lr=1e-3, schedule="cosine"),),
+            "clip_norm": 1.0,
+            "patience": 0,
+            "average": False,
+            "window_weight": 1.0,
+            "foresight_weight": 1.0,
+            "probes": 4,
+            "stain": 0.1,
+        },
+        "frozen": {
+            "stages": (
+                Stage(epochs=24, lr=1e-4, head_lr=3e-3, trains="head"),
+                Stage(
+                    epochs=14,
+                    lr=1e-4,
+                    head_lr=3e-3,
+                    trains="head",
+                    schedule="cosine",
+                    start="last",
+                ),
+            ),
+            "clip_norm": 1.0,
+            "patience": 0,
+            "average": False,
+            "window": 3,
+            "window_weight": 1.0,
+            "foresight_weight": 1.0,
+            "survey": 48,
+            "warmup": 24,
+            "scouting": 14,
+            "stain": 0.1,
+        },
+        "paper": {
+            "stages": (Stage(epochs=200, lr=3e-5, head_lr=3e-5, schedule="cosine"),),
+            "weight_decay": 0.0,
+            "train_batch": 16,
+            "patience": 0,
+        },
+    }
+    """``frozen`` is for a CPU and tens of slides: networks stay as they are, the classifier of
+    single windows learns from a survey, attention by foresight, and nothing else; set ``evidence``,
+    as no verdict learns. ``paper`` is the paper's schedule for 3 layers (for 4, its batch is 8)
+    with its three losses, each of weight 1: the weights are not published. Its optimiser is Adam,
+    which AdamW without weight decay is."""
+
+    @model_validator(mode="after")
+    def _scales(self) -> MagNetTraining:
+        if self.warmup and not ((self.probes or self.survey) and self.window_weight):
+            raise ValueError(
+                f"warmup {self.warmup}: needs probes or a survey, and window_weight above 0"
+            )
+        if self.scouting and not ((self.probes or self.survey) and self.foresight_weight):
+            raise ValueError(
+                f"scouting {self.scouting}: needs probes or a survey, and foresight_weight above 0"
+            )
+        if self.survey and any(stage.trains != "head" for stage in self.stages):
+            raise ValueError(
+                f"survey {self.survey}: what windows show is kept while networks are frozen; set "
+                'trains="head" in every stage, or use probes'
+            )
+        low, high = self.probe_scales
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"probe_scales {self.probe_scales}: need 0 < smallest <= largest <= 1")
+        return self

@@ -1,0 +1,169 @@
+"""What a magnifying network is shown in training: slides turned, stained and read on demand."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from slidelens.families.magnet import prepare
+from slidelens.families.magnet_eye import Eye, Overview, oriented, placed
+from slidelens.nn.augment import TileAugment
+from slidelens.nn.pixels import normalize
+from slidelens.nn.zoom import remove_grey
+from slidelens.settings import get_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from slidelens.families.base import Model, View
+    from slidelens.families.magnet import MagNetConfig
+    from slidelens.nn.magnet import Until
+
+__all__ = ["Sight", "Slides", "draw_probes"]
+
+_AHEAD = 8
+"""Slides copied ahead: a run keeps few slides open at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Which slides are looked at, in which orientations, and what is random about it."""
+
+    slides: Sequence[str]
+    ways: Sequence[int]
+    keys: Sequence[tuple[int, ...]] = ()
+    random: np.random.Generator | None = None
+    until: Until = "verdict"
+    """What the network stops at: see :meth:`~slidelens.nn.magnet.MagNet.forward`."""
+
+
+class Slides:
+    """Slides to look at, with a coarse copy of each in memory.
+
+    Copies are read ahead by threads, within a budget; windows with more detail are read from the
+    slide, in parallel, once chosen.
+
+    Parameters
+    ----------
+    model
+        Says how pictures are normalised.
+    view
+        Opens a slide by its id.
+    side
+        Longer side of a copy in px.
+    budget
+        Bytes that copies may take.
+    stain
+        Jitter of the stain in optical density, for a sight with keys.
+    """
+
+    def __init__(
+        self,
+        model: Model[MagNetConfig],
+        view: Callable[[str], View],
+        *,
+        side: int,
+        budget: int,
+        stain: float,
+    ) -> None:
+        self._model, self._view = model, view
+        self._side, self._left, self._stain = side, budget, stain
+        self._readers = ThreadPoolExecutor(get_settings().reader_threads, "slidelens-magnet")
+        self._overviews: dict[str, Overview] = {}
+        self._coming: dict[str, Future[Overview]] = {}
+
+    def eyes(self, sight: Sight) -> list[Eye]:
+        """Return what looks at the copies."""
+        return [Eye(self._overview(slide_id)) for slide_id in sight.slides]
+
+    def read(
+        self, sight: Sight, eyes: Sequence[Eye], windows: Tensor, size: int, margin: int
+    ) -> Tensor:
+        """Read windows ``(B, N, 3)`` as ``(B, N, 3, side, side)`` uint8, on the CPU.
+
+        Each from the copy of its slide in memory if that has the detail, else from the slide.
+        """
+        side = size + 2 * margin
+        grown = windows.double().cpu()
+        grown[..., 0] *= side / size
+        found = []
+        for slide_id, eye, way, places in zip(
+            sight.slides, eyes, sight.ways, grown.tolist(), strict=True
+        ):
+            there = [placed(window, way) for window in places]
+            fine = [n for n, window in enumerate(there) if eye.mpp(window, side) < eye.detail]
+            near = Eye(self._view(slide_id)) if fine else eye
+            tasks = [
+                self._readers.submit((near if n in fine else eye).read, window, side)
+                for n, window in enumerate(there)
+            ]
+            pictures = torch.from_numpy(np.stack([task.result() for task in tasks]))
+            found.append(oriented(pictures.permute(0, 3, 1, 2), way))
+        return torch.stack(found)
+
+    def prepared(self, pictures: Tensor, sight: Sight) -> Tensor:
+        """Make ``(B * N, 3, h, w)`` uint8 what the network takes, each slide with its stain."""
+        if not (sight.keys and self._stain):
+            return prepare(pictures, self._model)
+        augment = TileAugment(flips=False, stain=self._stain, colour=0.0)
+        repeats = len(pictures) // len(sight.keys)
+        keys = [key for key in sight.keys for _ in range(repeats)]
+        stained = augment(remove_grey(pictures), keys)
+        return normalize(stained, self._model.mean, self._model.std)
+
+    def read_ahead(self, slides: Sequence[str]) -> None:
+        """Begin to copy slides that are not in memory; few enough that all stay open."""
+        wanted = [s for s in slides if s not in self._overviews and s not in self._coming]
+        for slide_id in wanted[:_AHEAD]:
+            view = self._view(slide_id)
+            self._coming[slide_id] = self._readers.submit(_copy, view, self._side)
+
+    def _overview(self, slide_id: str) -> Overview:
+        if slide_id in self._overviews:
+            return self._overviews[slide_id]
+        coming = self._coming.pop(slide_id, None)
+        made = coming.result() if coming else _copy(self._view(slide_id), self._side)
+        if made.nbytes <= self._left:
+            self._left -= made.nbytes
+            self._overviews[slide_id] = made
+        return made
+
+
+def draw_probes(
+    pictures: Tensor,
+    count: int,
+    scales: tuple[float, float],
+    stray: float,
+    random: np.random.Generator,
+) -> Tensor:
+    """Draw windows ``(B, count, 3)`` centred where ``(B, 3, h, w)`` pictures are not grey.
+
+    Scales lie between two, evenly in their logarithm. A share ``stray`` may lie anywhere: attention
+    has to learn what bare glass is worth, too.
+    """
+    drawn = np.empty((len(pictures), count, 3), np.float32)
+    low, high = np.log(scales)
+    drawn[..., 0] = np.exp(random.uniform(low, high, drawn.shape[:2]))
+    side = pictures.shape[-1]
+    for row, tissue in zip(drawn, remove_grey(pictures).any(1).numpy(), strict=True):
+        cells = np.flatnonzero(tissue) if tissue.any() else np.arange(side * side)
+        chosen = random.choice(cells, count)
+        anywhere = random.uniform(size=count) < stray
+        chosen[anywhere] = random.integers(0, side * side, int(anywhere.sum()))
+        y, x = np.divmod(chosen, side)
+        inside = random.uniform(size=(2, count))
+        row[:, 1:] = np.stack([x + inside[0], y + inside[1]], 1) * 2 / side - 1
+    return torch.from_numpy(drawn)
+
+
+def _copy(view: View, side: int) -> Overview:
+    """Read a whole slide, its longer side ``side`` px (or what it has, if that is less)."""
+    region = view.region.scaled(*view.mpp)
+    mpp = max(region.w / side, region.h / side, *view.mpp)
+    return Overview(view.read(view.region, mpp), (region.w, region.h))
