@@ -273,7 +273,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             eyes = self.slides.eyes(sight)
             probes = self._probes(self._first(sight, eyes), self.config.survey, random)
             vectors = []
-            for some in probes.split(_AT_ONCE, 1):
+            for some in torch.split(probes, _AT_ONCE, 1):
                 seen = self.slides.read(sight, eyes, some, self.model.config.look, 0)[0]
                 with torch.no_grad():
                     shown = self.slides.prepared(seen.to(self.model.device), sight)

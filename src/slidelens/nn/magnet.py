@@ -151,7 +151,12 @@ class MagNet(nn.Module):
         self.gain = tuple(gain) if len(gain) > 1 else tuple(gain) * len(self.patches)
         self.least, self.reach = least, reach
         self.centre, self.radius, self.tissue = centre, radius, tissue
-        early, dim = early_part(judge.features.trunk) if sees == "features" else ([], 0)
+        early: list[nn.Module] = []
+        dim = 0
+        if sees == "features":
+            trunk = judge.features.get_submodule("trunk")
+            assert isinstance(trunk, nn.Sequential)
+            early, dim = early_part(trunk)
         self._early = early  # in a list: the modules are the judge's
         self.attention = nn.ModuleList(
             nn.ModuleDict(
