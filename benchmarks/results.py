@@ -104,6 +104,13 @@ ROWS = {
         (0, 1, 2),
         base="top1",
     ),
+    "rnn-top1": Row(
+        "RNN over the top tiles of the encoder that top-1 trained",
+        "mil",
+        ("--pooling", "rnn", "--features", "cached"),
+        (0, 1, 2),
+        base="top1",
+    ),
     "streaming": Row("streaming, end to end", "streaming", STREAMING, figures="streaming_crc"),
     "local-1": local("local, K = 1 (end to end)", 1),
     "local-4": local("local, K = 4", 4, tables=(1, 2)),

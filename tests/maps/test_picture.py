@@ -8,7 +8,7 @@ import pytest
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size
 from slidelens.maps.map import Map, MapData
-from slidelens.maps.overlay import draw_overlay, scale_bar_um
+from slidelens.maps.overlay import draw_overlay, scale_bar_um, scale_top
 from slidelens.maps.palette import TISSUE, class_colors, colormap, hex_color
 from slidelens.maps.picture import overview
 from slidelens.maps.result import ModelInfo, Result, SlideInfo
@@ -29,6 +29,17 @@ def test_a_cell_covers_exactly_its_pixels() -> None:
     r, g, b, a = colormap("probability")[255]
     expected = np.rint(200 * (1 - a) + 255 * a * np.array([r, g, b]))
     np.testing.assert_allclose(drawn[35, 75], expected, atol=1)
+
+
+def test_one_cell_far_above_all_others_does_not_hide_a_saliency_map() -> None:
+    values = np.tile(np.linspace(0, 1, 1000, dtype=np.float32), (1, 10, 1))
+    values[0, 5, 5] = 50
+    tops = {}
+    for kind in ("saliency", "attention", "probability"):
+        one = Map.from_array("m", kind, ("a",), values, Affine(1, 1), MPP)
+        tops[kind] = scale_top(one)
+    assert tops["saliency"] == pytest.approx(0.995, abs=0.001)
+    assert (tops["attention"], tops["probability"]) == (50, 1)
 
 
 def test_coarser_levels_lie_in_the_same_place() -> None:

@@ -50,7 +50,7 @@ def test_overview_and_fields_stand_under_every_method_with_what_it_gives_there(p
         assert said in whats
     assert "segmentation:" not in whats  # it is right
     assert of(found.rows[1], "mil").note.startswith(("P(tumor) 0.", "not looked at"))
-    assert "of max." in of(found.rows[1], "streaming").note
+    assert "of the colour scale." in of(found.rows[1], "streaming").note
     assert len(kept) == 5 * len(found.rows)
 
 

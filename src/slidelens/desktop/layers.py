@@ -16,6 +16,7 @@ from slidelens.desktop.windows import window_layers
 from slidelens.desktop.world import World, describe
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size
+from slidelens.maps.overlay import scale_top
 from slidelens.maps.palette import TISSUE, class_colors, colormap
 from slidelens.maps.regions import find_regions
 from slidelens.tiling.annotations import Annotation, rasterize
@@ -218,7 +219,7 @@ def map_layers(
             "multiscale": True,
             "rgb": False,
             "colormap": _colormap(source),
-            "contrast_limits": (0.0, _top(source, levels[-1])),
+            "contrast_limits": (0.0, scale_top(source, name)),
             "interpolation2d": "nearest",
             "blending": "translucent",
             "opacity": 0.7,
@@ -233,14 +234,6 @@ def _colormap(source: Map) -> Any:
     from napari.utils.colormaps import Colormap
 
     return Colormap(colormap(source.kind), name=source.kind)
-
-
-def _top(source: Map, coarsest: Any) -> float:
-    """Value of the colormap's upper end: 1, or for maps of no fixed scale their largest value."""
-    if source.kind == "probability":
-        return 1.0
-    values = np.asarray(coarsest)
-    return float(values.max(initial=0.0, where=np.isfinite(values))) or 1.0
 
 
 def _region_layers(result: Result, world: World, visible: bool) -> list[LayerData]:

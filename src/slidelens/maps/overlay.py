@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_overlay", "scale_bar_um", "scale_top"]
 
+_SALIENT = 0.995
+
 _LABEL_OPACITY = 0.6
 
 
@@ -70,14 +72,18 @@ def draw_overlay(
 def scale_top(source: Map, channel: str | int = -1) -> float:
     """Return the value of the colours' upper end, as viewers choose it.
 
-    It is 1 for probabilities. Saliency and attention have no scale of their own, so it is the
-    largest value of the channel's coarsest level.
+    It is 1 for probabilities. Attention and saliency have no scale of their own, so it is taken
+    from the channel's coarsest level: the largest attention, or the saliency that one of 200 cells
+    exceeds, as a single cell (a speck of dust, say) often is far above all others.
     """
     if source.kind == "probability":
         return 1.0
     plane = source.channel(channel)
     values = np.asarray(source.levels[-1][plane : plane + 1, :, :])
-    return float(values.max(initial=0.0, where=np.isfinite(values))) or 1.0
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
+        return 1.0
+    return float(np.quantile(positive, _SALIENT) if source.kind == "saliency" else positive.max())
 
 
 def scale_bar_um(width_um: float) -> float:

@@ -329,4 +329,4 @@ def _value(source: Map, target: str, box: Box | None) -> str:
         return "not looked at"
     if source.kind == "probability":
         return f"P({name}) {mean:.2f}"
-    return f"{source.name}: {mean / scale_top(source, name):.2f} of max."
+    return f"{source.name}: {mean / scale_top(source, name):.2f} of the colour scale."
