@@ -84,7 +84,7 @@ def test_napari_does_not_collect_a_colormap_for_every_threshold(ramp):
 
 def test_threshold_is_in_the_values_of_a_map_of_any_scale():
     values = np.linspace(0, 40, 41, dtype=np.float32)[None, None]
-    layer = layer_of(values, "saliency", ("tumor",))
+    layer = layer_of(values, "attention", ("tumor",))
     assert layer.contrast_limits == [0, 40]
     restyle(layer, Style("magma", 10))
     assert (shown(layer, np.array([0.2, 0.3]))[:, 3] > 0).tolist() == [False, True]

@@ -60,12 +60,12 @@ def test_run_shows_the_map_as_it_grows_and_keeps_the_result(panel, bench, slide,
     press(qtbot, panel.run_button)
     viewer = bench.viewer
     growing = "demo-mil: probability (running)"
+    qtbot.waitUntil(lambda: "Predicting" in panel.status.text(), timeout=LONG)
+    assert panel.bar.isVisible()
+    assert panel.stop_button.isEnabled()
     qtbot.waitUntil(lambda: growing in viewer.layers, timeout=LONG)
     layer = viewer.layers[growing]
     qtbot.waitUntil(lambda: np.isfinite(np.asarray(layer.data[0])).sum() > 5, timeout=LONG)
-    assert panel.bar.isVisible()
-    assert panel.stop_button.isEnabled()
-    assert "Predicting" in panel.status.text()
     layer.opacity = 0.4
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     qtbot.waitUntil(lambda: "demo-mil: regions" in viewer.layers, timeout=40_000)

@@ -35,9 +35,12 @@ def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
     if program is None:
         raise SlideLensError("no Xvfb found; install it (Debian: apt-get install xvfb).")
     read, write = os.pipe()
-    command = [program, "-displayfd", str(write), "-screen", "0", f"{width}x{height}x24"]
+    options = ["-displayfd", str(write), "-screen", "0", f"{width}x{height}x24", "-nolisten", "tcp"]
     quiet = subprocess.DEVNULL
-    server = subprocess.Popen([*command, "-nolisten", "tcp"], pass_fds=[write], stderr=quiet)  # noqa: S603  # reason: a program found on the path, no user's text
+    # Where this process is killed its display should not stay behind.
+    ends = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    command = [*ends, program, *options]
+    server = subprocess.Popen(command, pass_fds=[write], stdout=quiet, stderr=quiet)  # noqa: S603  # reason: a program found on the path, no user's text
     os.close(write)
     before = {name: os.environ.get(name) for name in ("DISPLAY", "QT_QPA_PLATFORM")}
     try:
