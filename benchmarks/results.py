@@ -71,10 +71,12 @@ class Row:
     figures: str = ""
 
 
-def cached(title: str, pooling: str, *options: object, tables: tuple[int, ...] = (1,)) -> Row:
-    """Return a row of a pooling on cached features."""
+def cached(
+    title: str, pooling: str, *options: object, tables: tuple[int, ...] = (1,), base: str = ""
+) -> Row:
+    """Return a row of a pooling on cached features, of ImageNet's encoder or of another row's."""
     words = ("--pooling", pooling, "--features", "cached", *options)
-    return Row(title, "mil", words, (0, 1, 2), tables)
+    return Row(title, "mil", words, (0, 1, 2), tables, base)
 
 
 def local(title: str, modules: int, *options: object, tables: tuple[int, ...] = (1,)) -> Row:
@@ -97,19 +99,11 @@ ROWS = {
     "clam-mb": cached("CLAM-MB", "clam-mb"),
     "rnn": cached("RNN over the top tiles", "rnn"),
     "top1": Row("top-1, end to end", "mil", (), (0, 1, 2), (1, 2), figures="mil_crc"),
-    "gated-top1": Row(
-        "gated ABMIL on the encoder that top-1 trained",
-        "mil",
-        ("--pooling", "gated-abmil", "--features", "cached"),
-        (0, 1, 2),
-        base="top1",
+    "gated-top1": cached(
+        "gated ABMIL on the encoder that top-1 trained", "gated-abmil", base="top1"
     ),
-    "rnn-top1": Row(
-        "RNN over the top tiles of the encoder that top-1 trained",
-        "mil",
-        ("--pooling", "rnn", "--features", "cached"),
-        (0, 1, 2),
-        base="top1",
+    "rnn-top1": cached(
+        "RNN over the top tiles of the encoder that top-1 trained", "rnn", base="top1"
     ),
     "streaming": Row("streaming, end to end", "streaming", STREAMING, figures="streaming_crc"),
     "local-1": local("local, K = 1 (end to end)", 1),

@@ -61,7 +61,8 @@ def test_predict_with_saliency_export_show(slidelens, model, cohort, tmp_path):
 
 
 def _check_layers(result, path):
-    layers = pytest.importorskip("slidelens.desktop.layers")
+    from slidelens.desktop import layers
+
     with open_slide(path) as slide:
         made = {options["name"]: options for _, options, _ in layers.result_layers(result, slide)}
     assert made["whole: saliency"]["colormap"].name == "saliency"

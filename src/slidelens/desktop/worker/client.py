@@ -41,10 +41,13 @@ class Job(QObject):
         self.number = number
         self.status: str | None = None
         """How it ended; ``None`` before."""
+        self.asked = False
+        """Whether it was asked to end."""
 
     def cancel(self) -> None:
         """Ask for an end after the step under way; a worker that does not answer is killed."""
         if self.status is None:
+            self.asked = True
             self._client.cancel(self)
 
     def end(self, status: str, error: str = "") -> None:
@@ -175,12 +178,10 @@ class WorkerClient(QObject):
         process, self._process = self._process, None
         if process is not None:
             process.deleteLater()
-        asked = self._closed or self._overdue.property("fired")
-        self._overdue.setProperty("fired", False)
         said = next((line for line in reversed(self._said) if line.strip()), "")
         detail = f" Its last words: {said}" if said else ""
         for job in list(self._jobs.values()):
-            if asked:
+            if self._closed or job.asked:
                 self._end(job, "cancelled")
             else:
                 error = f"The worker {why}; what was finished is kept. Start again.{detail}"
@@ -188,7 +189,6 @@ class WorkerClient(QObject):
         self._idle.stop()
 
     def _kill(self) -> None:
-        self._overdue.setProperty("fired", True)
         if self._process is not None:
             self._process.kill()
 
