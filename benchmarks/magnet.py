@@ -95,7 +95,7 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     start = time.perf_counter()
     write_slides(folder, **counts)
     drawn = time.perf_counter() - start
-    training = learn(folder, quick)
+    training = learn(folder / "slides", folder / "labels.csv", folder / "magnet", CONFIG, quick)
     rows = [look(folder, name, label) for name, label in test_slides(folder)]
     labels, scores = [r["label"] for r in rows], [r["score"] for r in rows]
     positive = [r for r in rows if r["label"]]
@@ -133,24 +133,21 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     return claims, figures
 
 
-def learn(folder: Path, quick: bool) -> dict[str, Any]:
+def learn(
+    slides: Path, labels: Path, out: Path, config: dict[str, Any], quick: bool
+) -> dict[str, Any]:
     """Train where no model is yet; return what it cost and how it went."""
-    out, config = folder / "magnet", dict(CONFIG)
     if quick:
-        config |= {
-            "survey": 8,
-            "warmup": 1,
-            "scouting": 1,
-            "stages": [{**one, "epochs": 1} for one in CONFIG["stages"]],
-        }
+        stages = [{**one, "epochs": 1} for one in config["stages"]]
+        config = {**config, "survey": 8, "warmup": 1, "scouting": 1, "stages": stages}
     kept = out / "cost.json"
     if not kept.exists():
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         epochs = []
         for step in train(
             "magnet",
-            folder / "slides",
-            folder / "labels.csv",
+            slides,
+            labels,
             out,
             backbone="squeezenet1_1",
             weights=WEIGHTS,

@@ -13,29 +13,24 @@ Model and figures of the training are kept in ``slidelens-magnet-crc`` in the te
 from __future__ import annotations
 
 import csv
-import json
 import os
-import resource
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from common import DATA, Claim, at_least, main
+from magnet import learn
 
 import slidelens as sl
 from slidelens.engine.metrics import auc, threshold_of_max_accuracy
-from slidelens.engine.train import train
 from slidelens.tiling.annotations import read_annotations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COHORT = DATA / "crc_mosaic"
-WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
 WORK = Path(tempfile.gettempdir()) / "slidelens-magnet-crc"
 DRAWS = 200  # of random windows per slide
 
@@ -82,8 +77,8 @@ CONFIG: dict[str, Any] = {
 
 def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     """Train, look at the tuning slides, judge."""
-    training = learn(WORK / ("quick" if quick else "whole"), quick)
     model = WORK / ("quick" if quick else "whole")
+    training = learn(COHORT / "slides", COHORT / "labels.csv", model, CONFIG, quick)
     with (COHORT / "labels.csv").open(newline="") as file:
         tune = [r for r in csv.DictReader(file) if r["split"] == "tune"]
     rows = [look(model, row["slide_id"], int(row["label"])) for row in tune]
@@ -116,35 +111,6 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
 def share(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
     return round(float(np.mean(values)), 4) if values else float("nan")
-
-
-def learn(out: Path, quick: bool) -> dict[str, Any]:
-    """Train where no model is yet; return what it cost and how it went."""
-    config, kept = dict(CONFIG), out / "cost.json"
-    if quick:
-        stages = [{**stage, "epochs": 1} for stage in CONFIG["stages"]]
-        config |= {"survey": 4, "warmup": 1, "scouting": 1, "stages": stages}
-    if not kept.exists():
-        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-        epochs = []
-        for step in train(
-            "magnet",
-            COHORT / "slides",
-            COHORT / "labels.csv",
-            out,
-            backbone="squeezenet1_1",
-            weights=WEIGHTS,
-            config=config,
-            resume=True,
-        ):
-            if step.doing == "epoch":
-                epochs.append([step.train_loss, step.tune_loss, step.tune_auc])
-                print(step, file=sys.stderr, flush=True)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        spent = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu, "epochs": epochs}
-        kept.write_text(json.dumps(spent))
-    return {**json.loads(kept.read_text()), "config": config}
 
 
 def look(model: Path, name: str, label: int) -> dict[str, Any]:

@@ -144,6 +144,19 @@ def test_a_killed_worker_is_reported_and_replaced(client, qtbot, slide, tmp_path
     assert "gone.svs" in again["outcome"][0].facts["error"]
 
 
+def test_only_the_job_that_was_asked_to_end_is_called_cancelled(qtbot, slide, tmp_path):
+    client = WorkerClient(patience=0.2)
+    asked = client.submit("predict", request(slide, tmp_path))
+    heard, waiting = events(asked), events(client.submit("catalogue", {"folders": []}))
+    qtbot.waitUntil(lambda: "progress" in heard, timeout=60_000)
+    os.kill(client.pid, signal.SIGSTOP)  # a worker that does not answer any more
+    asked.cancel()
+    qtbot.waitUntil(lambda: bool(heard["ended"] and waiting["ended"]), timeout=20_000)
+    assert heard["ended"] == [("cancelled", "")]
+    assert [status for status, _ in waiting["ended"]] == ["died"]
+    client.close()
+
+
 def test_closing_ends_the_process_and_cancels(qtbot, slide, tmp_path):
     client = WorkerClient()
     models = [{"path": "demo-mil", "options": {"overlap": 84, "batch_size": 4}}]
