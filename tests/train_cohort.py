@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def make_cohort(folder: Path, train: int = 4, tune: int = 2) -> Path:
         split = "train" if number < train else "tune"
         rows.append(f"{name},{'tumour' if positive else 'normal'},{split}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def annotate(folder: Path) -> Path:
+    """Annotate the dark tile of every positive slide of a cohort; return its folder."""
+    (folder / "annotations").mkdir()
+    for path in sorted((folder / "slides").iterdir()):
+        tiles = tifffile.imread(path).reshape(3, TILE, 3, TILE, 3).mean((1, 3, 4))
+        row, column = np.unravel_index(tiles.argmin(), tiles.shape)
+        x, y = int(column) * TILE, int(row) * TILE
+        if int(path.stem[1:]) % 2:
+            ring = [[x, y], [x + TILE, y], [x + TILE, y + TILE], [x, y + TILE], [x, y]]
+            polygon = {"type": "Polygon", "coordinates": [ring]}
+            (folder / "annotations" / f"{path.stem}.geojson").write_text(json.dumps(polygon))
     return folder
 
 

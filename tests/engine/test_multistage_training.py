@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -19,7 +18,7 @@ from slidelens.engine import loop
 from slidelens.engine.train import train
 from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.testing.phantom import write_cohort
-from train_cohort import TILE, make_cohort, request
+from train_cohort import annotate, make_cohort, request
 
 STAGES = [
     {"on": "patches", "trains": "head", "epochs": 1, "lr": 1e-3, "head_lr": 1e-2},
@@ -80,17 +79,7 @@ def test_train_and_predict_through_the_commands(phantoms, tmp_path, monkeypatch)
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     """Slides of 3 x 3 tiles; the dark one is annotated."""
-    folder = make_cohort(tmp_path_factory.mktemp("cohort"))
-    (folder / "annotations").mkdir()
-    for path in sorted((folder / "slides").iterdir()):
-        tiles = tifffile.imread(path).reshape(3, TILE, 3, TILE, 3).mean((1, 3, 4))
-        row, column = np.unravel_index(tiles.argmin(), tiles.shape)
-        x, y = int(column) * TILE, int(row) * TILE
-        if int(path.stem[1:]) % 2:
-            ring = [[x, y], [x + TILE, y], [x + TILE, y + TILE], [x, y + TILE], [x, y]]
-            polygon = {"type": "Polygon", "coordinates": [ring]}
-            (folder / "annotations" / f"{path.stem}.geojson").write_text(json.dumps(polygon))
-    return folder
+    return annotate(make_cohort(tmp_path_factory.mktemp("cohort")))
 
 
 def _request(cohort, out, **options):

@@ -162,11 +162,3 @@ def test_wrong_arguments_are_told(network: tuple[nn.Module, nn.Module], image: T
         smoothgrad(trunk, network[1], image, 1, quantity="sign")
     with pytest.raises(StreamingError, match="2 images"):
         smoothgrad(trunk, network[1], image.repeat(2, 1, 1, 1), 1)
-
-
-@pytest.mark.gpu
-def test_noise_is_the_same_on_the_gpu() -> None:
-    rect, noise = Rect(5, 300, 70, 900), PositionNoise(0.1, 1, 4)
-    on_cpu = noise(rect, torch.empty(1, 3, 0, 0))
-    on_gpu = noise(rect, torch.empty(1, 3, 0, 0, device="cuda"))
-    assert torch.equal(on_cpu, on_gpu.cpu())

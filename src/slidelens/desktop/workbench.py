@@ -28,6 +28,7 @@ from slidelens.desktop.shown import (
     select_map,
     shown_slides,
 )
+from slidelens.desktop.spare import SpareMemory
 from slidelens.desktop.state.cards import Card, Choice, FamilyCard, cards_of, families_of
 from slidelens.desktop.state.library import Trash
 from slidelens.desktop.state.memory import Memory
@@ -93,6 +94,7 @@ class Workbench(QObject):
         self.trash = Trash()
         self.background = Background(self)
         self.background.failed.connect(lambda text: self.told.emit(text, True))
+        self._spare = SpareMemory(self.background, self)
         self.runner = WorkerClient(self)
         self.trainer = WorkerClient(self, patience=60.0)
         self.flight = CameraFlight(lambda: self.viewer, self)
@@ -286,6 +288,7 @@ class Workbench(QObject):
             return
         self._closed = True
         self.flight.stop()
+        self._spare.stop()
         self.runner.close()
         self.trainer.close()
         self.background.close()
