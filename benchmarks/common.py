@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -126,7 +127,8 @@ def _cpu() -> str:
 
 def _gpu() -> str:
     """Name the GPU; torch is asked only if the benchmark has loaded it or a driver is there."""
-    if not Path("/proc/driver/nvidia").exists():
+    drivers = map(Path, ("/proc/driver/nvidia", "/dev/nvidiactl"))
+    if "torch" not in sys.modules and not any(path.exists() for path in drivers):
         return "none"
     import torch
 

@@ -50,7 +50,8 @@ def run(name: str, quick: bool) -> bool:
     figures = json.loads(done.stdout)
     figures["command"] = " ".join(["python", f"benchmarks/{name}.py", *command[2:]])
     FIGURES.mkdir(exist_ok=True)
-    (FIGURES / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    where = name if figures["environment"]["gpu"] == "none" else f"{name}-gpu"
+    (FIGURES / f"{where}.json").write_text(json.dumps(figures, indent=1) + "\n")
     return True
 
 

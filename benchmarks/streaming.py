@@ -23,8 +23,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import common
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
 LIGHTSTREAM = ["lightstream==1.0.7", "lightning", "numpy", "torchvision"]
@@ -292,99 +290,6 @@ def work() -> tuple[list[common.Claim], dict[str, Any]]:
     return claims, {"multiply_adds": counts, "plans": plans}
 
 
-def training_step(
-    size: int, tile: int | str, *, half: bool, device: str, streamed: bool = True
-) -> dict[str, Any]:
-    """Take a training step of ResNet-34, streamed to layer4[0], on random pixels; twice.
-
-    The head is global max pooling, as in the paper; ``tile`` does not count un-streamed.
-    """
-    import torch
-
-    from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-    from slidelens.nn.streaming import StreamingTrunk
-
-    module = trunk_of("resnet34", "layer4[0]").to(device)
-    trunk = StreamingTrunk(module, tile)
-    image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
-    cuda = device == "cuda"
-    seconds = []
-    for _ in range(2):  # the first one chooses kernels
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            if streamed:
-                features = trunk(image)
-            else:
-                features = module(normalize(image.to(device), IMAGENET_MEAN, IMAGENET_STD))
-            features.amax((2, 3)).sum().backward()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        module.zero_grad(set_to_none=True)
-    return {
-        "size": size, "tile": tile if streamed else None,
-        "precision": "bfloat16" if half else "float32",
-        "seconds": seconds[-1], "megapixels_per_second": size * size / seconds[-1] / 1e6,
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
-    }  # fmt: skip
-
-
-def against_whole(
-    sizes: Sequence[int], tile: int, *, half: bool, device: str
-) -> dict[str, Any] | None:
-    """Compare with the un-streamed step on the largest image that fits; None where none does."""
-    import torch
-
-    for size in sizes:
-        try:
-            whole = training_step(size, tile, half=half, device=device, streamed=False)
-        except torch.OutOfMemoryError:
-            continue
-        streamed = training_step(size, tile, half=half, device=device)
-        ratio = streamed["seconds"] / whole["seconds"]
-        return {"whole": whole, "streamed": streamed, "ratio": ratio}
-    return None
-
-
-def gpu(
-    size: int, tiles: Sequence[int], sizes: Sequence[int], device: str = "cuda"
-) -> tuple[list[common.Claim], dict[str, Any]]:
-    """Train on the image of the paper, in both precisions, and compare with un-streamed."""
-    steps, pairs, claims = [], [], []
-    for half in (False, True):
-        mine = [training_step(size, tile, half=half, device=device) for tile in tiles]
-        steps += mine
-        least = min(mine, key=lambda step: step["peak_gb"] or 0.0)
-        where = f"{size} px, {least['precision']}"
-        if least["peak_gb"] is not None:
-            claims.append(
-                common.at_most(f"ResNet-34, {where}, tile {least['tile']}: peak memory of a "
-                               "training step", least["peak_gb"], 6 if half else 11, "GB")
-            )  # fmt: skip
-        pair = against_whole(sizes, tiles[-1], half=half, device=device)
-        if pair is not None:
-            pairs.append(pair)
-            name = f"ResNet-34, {pair['whole']['size']} px, {least['precision']}, tile {tiles[-1]}"
-            claims.append(
-                common.Claim(f"{name}: time relative to un-streamed", pair["ratio"], "", "", None)
-            )
-    return claims, {"gpu": {"steps": steps, "against_whole": pairs}}
-
-
-def gpu_or_not(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
-    """Measure on a GPU; without one, prove the script on a small image and judge nothing."""
-    import torch
-
-    if torch.cuda.is_available():
-        return gpu(4096 if quick else 16384, (1024, 2048), (12288, 8192, 6144, 4096, 2048))
-    _, found = gpu(256, (64, 128), (256,), device="cpu")
-    claim = "ResNet-34, 16384 px: peak memory of a training step on a GPU"
-    return [common.Claim(claim, "no GPU here", "", "<= 11", None)], {"gpu_script": found["gpu"]}
-
-
 def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
     """Run all cases; ``quick`` leaves out the large one and most rounds."""
     python = lightstream_python()
@@ -394,8 +299,7 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
         rounds = 1 if case is LARGE else 2 if quick else 3
         figures[name] = kept(f"{case.network}-{case.upto}-{rounds}", case, rounds, python)
         claims += judge(name, figures[name])
-    more, found = gpu_or_not(quick)
-    return claims + more, figures | found
+    return claims, figures
 
 
 if __name__ == "__main__":
