@@ -35,6 +35,8 @@ TRAININGS = {
         {"stages": json.dumps(MULTISTAGE), "map_batch": "2", "depth": "1", "width": "4"},
     ),
 }  # fmt: skip
+MAGNET = {"patches": (2, 1), "glance": 64, "look": 64, "mpp": 1.0, "map_mpp": 8.0, "width": 8,
+          "state": 16, "auxiliary": "small", "auxiliary_layers": ()}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,19 @@ def test_memory_of_the_gpu_does_not_grow_with_the_slide(tmp_path):
         predict(slide, HOME / "demo-mil", tissue=WHOLE, device="cuda", batch_size=16)
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] <= 1.05 * peaks[0]
+
+
+def test_magnet_trains_and_predicts(tmp_path):
+    write_cohort(tmp_path, 4, seed=3, size=(1536, 1536), tune=0.5)
+    stages = [{"epochs": 1, "lr": 1e-4, "head_lr": 1e-3}]
+    overrides = {"warmup": "1", "stages": json.dumps(stages)}
+    asked = (tmp_path / "slides", tmp_path / "labels.csv", tmp_path / "m")
+    options = {"backbone": "squeezenet1_1", "weights": "none", "seed": 0, "overrides": overrides}
+    *_, last = train("magnet", *asked, device="cuda", config=MAGNET, **options)
+    assert last.tune_loss is not None
+    slide = next((tmp_path / "slides").iterdir())
+    on_gpu = predict(slide, tmp_path / "m", device="cuda", precision="fp32")
+    on_cpu = predict(slide, tmp_path / "m", device="cpu", precision="fp32")
+    assert on_gpu.probabilities == pytest.approx(on_cpu.probabilities, abs=0.02)
+    assert on_gpu.trajectory is not None
+    assert len(on_gpu.trajectory.windows) == len(on_cpu.trajectory.windows)
