@@ -26,7 +26,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,24 +206,32 @@ def step(modules: int, tile: int, height: int, width: int) -> float:
 
     0 modules are plain training. A first step on a small image makes the gradients' memory.
     """
+    network, label = learner(modules), torch.tensor([1])
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    take_step(network, image[:, :, :256, :256].clone(), label, modules, tile)
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    take_step(network, image, label, modules, tile)
+    return round(_status("VmHWM") - before, 1)
+
+
+def learner(modules: int) -> Any:
+    """Return a network in training mode; 0 modules are plain training."""
     torch.manual_seed(0)
-    label = torch.tensor([1])
     network: Any = (
         LocalNetwork(BACKBONE, 2, modules, stem_stride=STEM_STRIDE) if modules else Plain()
     )
     network.train().to(memory_format=torch.channels_last)
     if not modules:
         network.trunk.eval()
-    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-    _step(network, image[:, :, :256, :256].clone(), label, modules, tile)
-    gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    _step(network, image, label, modules, tile)
-    return round(_status("VmHWM") - before, 1)
+    return network
 
 
-def _step(network: Any, image: torch.Tensor, label: torch.Tensor, modules: int, tile: int) -> None:
+def take_step(
+    network: Any, image: torch.Tensor, label: torch.Tensor, modules: int, tile: int
+) -> None:
+    """Go forward and back through a network; 0 modules are plain training."""
     if not modules:
         features = network.stem(normalize(image, IMAGENET_MEAN, IMAGENET_STD))
         network(features, label).backward()
@@ -245,9 +253,7 @@ def _status(field: str) -> float:
 def inference_time(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     """Run both families over one slide, in turns."""
     side = 1792 if quick else 3584
-    random = np.random.default_rng(0)
-    texture = random.integers(90, 220, (side // 8, side // 8, 3), np.uint8)
-    slide = from_array(texture.repeat(8, 0).repeat(8, 1), mpp=2.0)
+    slide = all_tissue(side)
     figures: dict[str, Any] = {"size": f"{side} x {side}", "threads": torch.get_num_threads()}
     claims = []
     for precision in ("auto", "fp32"):
@@ -260,10 +266,26 @@ def inference_time(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     return claims, figures
 
 
-def compare(slide: Slide, tissue: str, precision: str, rounds: int) -> dict[str, Any]:
-    """Time ``predict`` by processor: others may be at work on this machine."""
+def all_tissue(side: int) -> Slide:
+    """Return a slide of texture in memory, at 2 µm/px."""
+    random = np.random.default_rng(0)
+    texture = random.integers(90, 220, (side // 8, side // 8, 3), np.uint8)
+    return from_array(texture.repeat(8, 0).repeat(8, 1), mpp=2.0)
+
+
+def compare(
+    slide: Slide, tissue: str, precision: str, rounds: int, device: str = "cpu", **local: Any
+) -> dict[str, Any]:
+    """Time ``predict`` by processor (others may be at work on this machine), on a GPU by the clock.
+
+    ``local`` are options of the locally supervised family.
+    """
     settings = TissueSettings(method=tissue)
-    models = {"local": {"modules": 4}, "mil": {"pooling": "gated-abmil", "keep_features": False}}
+    models = {
+        "local": {"modules": 4, **local},
+        "mil": {"pooling": "gated-abmil", "keep_features": False},
+    }
+    clock = process_time if device == "cpu" else perf_counter
 
     def way(family: str) -> Any:
         kind = family_of(family)
@@ -272,14 +294,15 @@ def compare(slide: Slide, tissue: str, precision: str, rounds: int) -> dict[str,
         model = Model(family, family, config, ("a", "b"), module, device=torch.device("cpu"))
 
         def run() -> float:
-            start = process_time()
-            predict(slide, model, tissue=settings, precision=precision, device="cpu")
-            return process_time() - start
+            start = clock()
+            predict(slide, model, tissue=settings, precision=precision, device=device)
+            return clock() - start
 
         return run
 
     seconds = interleaved({family: way(family) for family in models}, rounds)
-    return {"cpu_seconds": seconds, "speed_up": round(ratio(seconds["mil"], seconds["local"]), 3)}
+    name = "cpu_seconds" if device == "cpu" else "seconds"
+    return {name: seconds, "speed_up": round(ratio(seconds["mil"], seconds["local"]), 3)}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 MPP, BACKBONE = 1.0, "squeezenet1_1"
 STAGES = [
-    {"epochs": 1, "lr": 5e-5, "head_lr": 1e-3, "trains": "head"},
+    {"epochs": 2, "lr": 5e-5, "head_lr": 1e-3, "trains": "head"},
     {"epochs": 2, "lr": 5e-5, "head_lr": 2e-4, "schedule": "cosine", "start": "last"},
 ]
 

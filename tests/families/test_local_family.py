@@ -291,7 +291,7 @@ def test_groups_leave_the_stem_and_frozen_norms_alone():
 
 def test_a_warm_up_moves_the_heads_alone_and_learns_what_the_network_would():
     model, data = model_of(), Data([0, 1])
-    task = task_of(model, data, stages=(WARM,), warm_passes=3, stain=0.0, colour=0.0)
+    task = task_of(model, data, stages=(WARM,), warm_passes=3, stain=0.5)
     works = list(task.epoch(4, WARM))
     assert [w.phase for w in works] == ["scan"] * 2 + ["train"] * 6
     assert len(works) == task.length(WARM)
@@ -305,7 +305,8 @@ def test_a_warm_up_moves_the_heads_alone_and_learns_what_the_network_would():
     assert {n.split(".")[0] for n in learnt} == {"heads"}
     got = {n: p.grad.clone() for n, p in model.module.named_parameters() if n in learnt}
     model.module.zero_grad()
-    relay = task._augmented(works[2].slides[0], works[2].labels[0], 4, 0)
+    image = task._images[works[2].slides[0]]  # as it is
+    relay = relay_of(model, image, image.frame.blocks, works[2].labels[0])
     for index in range(3):
         model.module(relay, index).backward()
     for name, gradient in got.items():

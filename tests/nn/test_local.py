@@ -278,9 +278,9 @@ def test_a_step_streamed_is_a_step_whole():
 # Heads --------------------------------------------------------------------------------------
 
 
-def head(window=3, classes=3, mean=False):
+def head(window=3, classes=3, **options):
     torch.manual_seed(0)
-    made = AttentionHead(4, classes, window=window, width=6, hidden=5, inner=7, mean=mean)
+    made = AttentionHead(4, classes, window=window, width=6, hidden=5, inner=7, **options)
     return made.double().eval()
 
 
@@ -319,17 +319,75 @@ def test_a_head_sees_the_last_row_and_column(height, width):
 def test_windows_are_those_of_the_padded_map(height, width, mean):
     one, features = head(mean=mean), torch.randn(2, 4, height, width).double()
     with torch.no_grad():
-        expected = one.embed(whole_windows(features, 3))
+        whole = whole_windows(features, 3)
+        expected = F.avg_pool2d(whole, 3) if mean else one.embed(whole)
         torch.testing.assert_close(one.windows(features), expected)
 
 
-def test_a_mean_window_is_a_convolution_whose_cells_have_one_weight():
-    one, mean = head(), head(mean=True)
-    features = torch.randn(1, 4, 6, 9).double()
+def test_a_mean_is_normalised_by_itself():
+    """Brightness and contrast of a window's features change nothing of what is made of it."""
+    one, features = head(mean=True), torch.randn(1, 4, 6, 6).double()
     with torch.no_grad():
-        one.embed.weight.copy_(mean.embed[1].weight.expand_as(one.embed.weight) / 9)
-        one.embed.bias.copy_(mean.embed[1].bias)
-        torch.testing.assert_close(one.windows(features), mean.windows(features))
+        one.norm.eps = 0.0
+        before = one.read(one.windows(features)).instances
+        features[:, :, :3, :3] = 3 * features[:, :, :3, :3] + 2
+        torch.testing.assert_close(one.read(one.windows(features)).instances, before)
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("mean", [False, True])
+def test_glass_takes_no_part(mean, additive):
+    one = head(mean=mean, additive=additive)
+    features, tissue = torch.randn(2, 4, 7, 9).double(), torch.tensor([0, 2, 4, 7])
+    with torch.no_grad():
+        reading = one.read(one.windows(features), tissue)
+        torch.testing.assert_close(reading.logits, one(features, tissue))
+        other = features.clone()
+        other[:, :, :3, 3:6] = 9  # window 1
+        other[:, :, 3:6, 6:] = -5  # window 5
+        torch.testing.assert_close(one(other, tissue), reading.logits)
+        other[:, :, 6:, 3:6] = torch.randn(2, 4, 1, 3)  # window 7, past the map
+        assert not torch.allclose(one(other, tissue), reading.logits)
+    glass = [1, 3, 5, 6, 8]
+    assert not reading.attention.flatten(1)[:, glass].any()
+    torch.testing.assert_close(reading.attention.sum((1, 2)), torch.ones(2).double())
+    assert reading.instances.flatten(2)[:, :, glass].isnan().all()
+    assert reading.instances.flatten(2)[:, :, tissue].isfinite().all()
+
+
+def test_additive_logits_are_those_of_the_cells_weighed_by_attention():
+    one, features = head(mean=True, additive=True), torch.randn(2, 4, 6, 9).double()
+    with torch.no_grad():
+        reading = one.read(one.windows(features))
+    weighed = (reading.instances * reading.attention[:, None]).sum((2, 3))
+    torch.testing.assert_close(reading.logits, weighed)
+
+
+def test_windows_of_tissue_are_those_that_touch_it():
+    tissue = torch.zeros(6, 8, dtype=torch.bool)  # cells of 16 px
+    tissue[1, 3] = tissue[5, 7] = True
+    relay = Relay(torch.zeros(1, 3, 96, 128), tissue=tissue)
+    found = relay.windows_of_tissue((0, 0), 20, (5, 7))
+    assert found.tolist() == [2, 3, 9, 10, 4 * 7 + 5, 4 * 7 + 6]
+    # Shifted by 4 px the first row of windows ends where the cell begins.
+    assert relay.windows_of_tissue((4, 0), 12, (2, 6)).tolist() == [10, 11]
+    assert relay.windows_of_tissue((0, 0), 16, (1, 8)) is None  # the map ends before the tissue
+    assert Relay(torch.zeros(1, 3, 96, 128)).windows_of_tissue((0, 0), 20, (5, 7)) is None
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+def test_what_lies_outside_of_the_tissue_changes_no_reading(tile):
+    net = network(modules=2, patches=0, least_window=16).eval()
+    tissue = torch.zeros(12, 60, dtype=torch.bool)
+    tissue[:5, :6] = True
+    x = image(96, 480)
+    other = x.clone()
+    other[..., 400:] = 3  # farther than any cell of a window with tissue sees
+    whole, dirty = (net(Relay(v, tissue=tissue, tile=tile)) for v in (x, other))
+    for one, two in zip(whole, dirty, strict=True):
+        torch.testing.assert_close(one.logits, two.logits)
+        assert 0 < int((one.attention > 0).sum()) < one.attention.numel()
+    assert not torch.allclose(net(Relay(x))[-1].logits, net(Relay(other))[-1].logits)
 
 
 def test_whole_windows_leave_a_map_that_fits_alone():

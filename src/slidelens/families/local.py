@@ -27,7 +27,7 @@ from slidelens.families.base import (
 from slidelens.families.slide_image import Frame, SlideImage, frame_tissue, tissue_cells
 from slidelens.geometry import Affine
 from slidelens.nn.backbones import BackboneName
-from slidelens.nn.local import LocalNetwork, ModuleShape, module_shapes
+from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import cut_points
 from slidelens.nn.local_stream import read_slide
 from slidelens.nn.relay import Relay
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.nn.local_heads import Reading
-    from slidelens.nn.receptive import ReceptiveField
     from slidelens.nn.source import LazyImage
 
 __all__ = ["FAMILY", "LocalConfig", "frame_of", "network_of", "relay_of"]
@@ -70,6 +69,10 @@ class LocalConfig(FamilyConfig):
     head_width: int = Field(0, ge=0, description="channels of the heads; 0: those of their modules")
     windows: Literal["mean", "convolution"] = Field(
         "mean", description="what heads see of a window: its mean, or all of it (the paper's code)"
+    )
+    pooling: Literal["attention", "additive"] = Field(
+        "attention",
+        description="what attention weighs: the windows' vectors (the paper), or their logits",
     )
     window_px: int = Field(
         0, ge=0, description="least side in px of a window; 0: 9, 7 or 5 cells, as in the paper"
@@ -110,6 +113,7 @@ def build(config: LocalConfig, n_classes: int) -> nn.Module:
         patch_share=config.patch_share,
         head_width=config.head_width or None,
         mean_windows=config.windows == "mean",
+        additive=config.pooling == "additive",
         least_window=config.window_px,
     )
 
@@ -136,11 +140,12 @@ def relay_of(
     model: Model[LocalConfig], image: LazyImage, blocks: NDArray[np.bool_], label: int | None = None
 ) -> Relay:
     """Return a slide at the start of its way; ``blocks`` tell where it has tissue."""
-    painted = model.config.background == "white"
+    tissue = torch.from_numpy(blocks.copy())
     return Relay(
         image,
         None if label is None else torch.tensor([label], device=model.device),
-        torch.from_numpy(blocks.copy()) if painted else None,
+        tissue if model.config.background == "white" else None,
+        tissue=tissue,
         mean=model.mean,
         std=model.std,
     )
@@ -206,20 +211,13 @@ def _drawn(
 ) -> Patch:
     """Return a map ``(C, h, w)`` of module ``index``, NaN where there is no tissue."""
     network = network_of(model)
-    shape, (y_field, x_field) = network.shapes[index], network.fields[index]
-    # A window begins where the first of its cells does, which lies around what that cell sees.
-    left, top = (_cell_start(f, shape) for f in (x_field, y_field))
-    place, side = frame.place, shape.cell
+    place, side = frame.place, network.shapes[index].cell
+    top, left = network.start_of(index)
     box = place.box(left, top, values.shape[2] * side, values.shape[1] * side)
     cells = Affine(place.sx * side, place.sy * side, box.x, box.y)
     tissue = tissue_cells(view, cells, (values.shape[1], values.shape[2]))
     drawn = np.where(tissue, values.float().cpu().numpy(), np.float32("nan"))
     return Patch(name, np.array([box]), drawn[None])
-
-
-def _cell_start(field: ReceptiveField, shape: ModuleShape) -> float:
-    """Return where a map's first cell begins, in px of the image."""
-    return (field.first + field.last + 1 - shape.stride) / 2
 
 
 FAMILY = Family(

@@ -6,7 +6,7 @@ learn, one after the other; gradients of several slides are accumulated.
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from zlib import crc32
@@ -61,8 +61,14 @@ class LocalTraining(TrainConfig):
         False, description="module after module, each through all stages (the paper's text)"
     )
     alpha: float = Field(1.0, gt=0, description="weight of the reconstruction of features")
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="label smoothing: heads that are sure teach their modules nothing",
+    )
     warm_passes: int = Field(
-        15, ge=1, description="passes over the slides per epoch of a stage that trains heads alone"
+        10, ge=1, description="passes over the slides per epoch of a stage that trains heads alone"
     )
     train_tile: int = Field(
         0, ge=0, description="stream each module's step by tiles of so many px; 0: maps are whole"
@@ -77,9 +83,10 @@ class LocalTraining(TrainConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
             "stages": (
-                LocalStage(epochs=2, lr=1e-4, head_lr=1e-3, trains="head"),
-                LocalStage(epochs=12, lr=1e-4, head_lr=2e-4, schedule="cosine", start="last"),
+                LocalStage(epochs=3, lr=1e-4, head_lr=1e-3, trains="head", schedule="cosine"),
+                LocalStage(epochs=18, lr=1e-4, head_lr=5e-4, schedule="cosine", start="last"),
             ),
+            "smoothing": 0.1,
             "accumulate": 4,
             "patience": 0,
         },
@@ -125,8 +132,9 @@ class LocalTask(TrainTask[LocalConfig]):
     """One slide is one step: through all modules, each learning on its way.
 
     A stage that trains the heads alone (ours, not the paper's) takes each slide through the modules
-    once per epoch, and learns from the means of the windows that it keeps: nearly free. Without it
+    once, as it is, and learns from the means of the windows that it keeps: nearly free. Without it
     the heads' gradients mean nothing for the first hundred updates, and the modules follow them.
+    (Augmented, a slide that is seen once is known by the stain that it was given.)
     """
 
     training: ClassVar[type[TrainConfig]] = LocalTraining
@@ -145,9 +153,10 @@ class LocalTask(TrainTask[LocalConfig]):
         assert isinstance(config, LocalTraining)
         self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
-        self._means: dict[tuple[str, int], list[torch.Tensor]] = {}
-        """Slide and epoch to what each head sees of it, in a stage that trains the heads. It
-        follows from the modules alone, so a resumed run makes it anew."""
+        self._means: dict[str, list[torch.Tensor]] = {}
+        """What each head sees of a slide, in a stage that trains the heads. It follows from the
+        modules alone, so a resumed run makes it anew."""
+        self._seen_in: Stage | None = None
 
     @classmethod
     def initialize(cls, model: Model[LocalConfig], weights: str) -> Mapping[str, Any]:
@@ -183,7 +192,8 @@ class LocalTask(TrainTask[LocalConfig]):
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield a step for each slide, in random order, rare classes repeated."""
         assert isinstance(stage, LocalStage)
-        self._means = {}
+        if stage is not self._seen_in:
+            self._means, self._seen_in = {}, stage  # the modules have changed
         warms = self._warms(stage)
         if warms:
             for sample in self.data.train:
@@ -209,7 +219,7 @@ class LocalTask(TrainTask[LocalConfig]):
         """
         slide_id, label = work.slides[0], work.labels[0]
         if work.phase == "scan":
-            self._seen(slide_id, epoch)
+            self._seen(slide_id)
             return Outcome()
         target = torch.tensor([label], device=self.model.device)
         if work.phase == "tune":
@@ -219,7 +229,7 @@ class LocalTask(TrainTask[LocalConfig]):
             readings: Any = self.network(relay)  # the network of a relay reads with all heads
             logits = readings[self._learning(self.stage)[-1]].logits
         elif self._warms(self.stage):
-            logits = self._warm(slide_id, epoch, target, backward)
+            logits = self._warm(slide_id, target, backward)
         else:
             logits = self._learn(self._augmented(slide_id, label, epoch, work.detail), backward)
         loss = float(F.cross_entropy(logits.float(), target))
@@ -240,33 +250,35 @@ class LocalTask(TrainTask[LocalConfig]):
         turned, blocks = self.augment(image, image.frame.blocks, key, self.model.config.size)
         return relay_of(self.model, turned, blocks, label)
 
-    def _seen(self, slide_id: str, epoch: int) -> list[torch.Tensor]:
-        """Return the windows' means that each head sees of a slide as this epoch augments it."""
-        if (slide_id, epoch) not in self._means:
-            relay = self._augmented(slide_id, 0, epoch, 0)
+    def _seen(self, slide_id: str) -> list[torch.Tensor]:
+        """Return the windows' means that each head sees of a slide as it is."""
+        if slide_id not in self._means:
+            image = self._images[slide_id]
+            relay = relay_of(self.model, image, image.frame.blocks)
             relay.tile = self.config.train_tile
             with torch.no_grad():
                 means: Any = self.network(relay, means=True)
             # Made in a scan, they would be inference tensors, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._means[slide_id, epoch] = [_spaced(m).half().clone() for m in means]
-        return self._means[slide_id, epoch]
+                self._means[slide_id] = [_spaced(m).half().clone() for m in means]
+        return self._means[slide_id]
 
     def _warm(
         self,
         slide_id: str,
-        epoch: int,
         target: torch.Tensor,
         backward: Callable[[torch.Tensor], None],
     ) -> torch.Tensor:
         """Let the heads learn from what they see of a slide; return the last one's logits."""
-        network, seen = network_of(self.model), self._seen(slide_id, epoch)
+        network, seen = network_of(self.model), self._seen(slide_id)
         logits = []
         for index in self._learning(self.stage):
             head = network.heads[index]
             assert isinstance(head, AttentionHead)
             logits.append(head.score(seen[index].float()))
-        backward(torch.stack([F.cross_entropy(one, target) for one in logits]).sum())
+        smoothing = self.config.smoothing
+        losses = [F.cross_entropy(one, target, label_smoothing=smoothing) for one in logits]
+        backward(torch.stack(losses).sum())
         return logits[-1].detach()
 
     def _learning(self, stage: LocalStage) -> range:
@@ -277,6 +289,7 @@ class LocalTask(TrainTask[LocalConfig]):
     def _learn(self, relay: Relay, backward: Callable[[torch.Tensor], None]) -> torch.Tensor:
         """Send a slide through the modules up to the last that learns; return its logits."""
         relay.alpha, relay.tile = self.config.alpha, self.config.train_tile
+        relay.smoothing = self.config.smoothing
         learning = self._learning(self.stage)
         for index in range(learning.stop):
             # Up to the last that learns; in one after the other, those before only hand on.
@@ -289,6 +302,5 @@ class LocalTask(TrainTask[LocalConfig]):
 
 
 def _spaced(means: torch.Tensor) -> torch.Tensor:
-    """Return windows ``(N, C, h, w)``, of very many some that are evenly spaced."""
-    step = ceil(sqrt(means[0, 0].numel() / _WARM_WINDOWS))
-    return means[:, :, ::step, ::step]
+    """Return windows ``(N, C, n)``, of very many some that are evenly spaced."""
+    return means[:, :, :: ceil(means.shape[2] / _WARM_WINDOWS)]

@@ -27,7 +27,7 @@ from slidelens.nn.local_cuts import (
     first_convolution,
     measure,
 )
-from slidelens.nn.local_heads import AttentionHead, Reconstruction
+from slidelens.nn.local_heads import AttentionHead, Reconstruction, kept
 from slidelens.nn.local_stream import finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
@@ -121,6 +121,8 @@ class LocalNetwork(nn.Module):
         Channels of the heads; None: as many as the module's map (the paper).
     mean_windows
         Whether heads see the mean of each window, or convolve it (the paper's code).
+    additive
+        Whether heads weigh the logits of their windows, or their vectors (the paper).
     least_window
         Side in image px that a window of a head has at least; else it is 9, 7 or 5 cells.
 
@@ -150,6 +152,7 @@ class LocalNetwork(nn.Module):
         patch_share: float = 0.1,
         head_width: int | None = None,
         mean_windows: bool = True,
+        additive: bool = False,
         least_window: int = 0,
     ) -> None:
         super().__init__()
@@ -167,7 +170,14 @@ class LocalNetwork(nn.Module):
             del blocks[:count]
         self.shapes = module_shapes(backbone, modules, stem_stride, least_window)
         self.heads = nn.ModuleList(
-            _head(shape, n_classes, head_width, mean_windows, last=shape is self.shapes[-1])
+            AttentionHead(
+                shape.channels,
+                n_classes,
+                window=shape.window,
+                **_sizes(head_width or shape.channels, last=shape is self.shapes[-1]),
+                mean=mean_windows,
+                additive=additive,
+            )
             for shape in self.shapes
         )
         self._strides = [trace(self.stem.eval()).field[0].stride, *(s.stride for s in self.shapes)]
@@ -253,13 +263,13 @@ class LocalNetwork(nn.Module):
         learns
             False: only hand on, without a graph.
         means
-            Only look at a slide as heads of means do (:meth:`AttentionHead.means`), from which they
-            can learn while all modules stay as they are.
+            Only look at a slide as heads of means do, which can learn from that while all modules
+            stay as they are (:meth:`AttentionHead.score`).
 
         Returns
         -------
         The module's loss, averaged over the batch; what each head reads; None for a module that
-        only hands on; the means of each head's windows, ``(N, C, h, w)``.
+        only hands on; the means of each head's windows that have tissue, ``(N, C, n)``.
         """
         if means:
             return self._means(relay)
@@ -272,9 +282,10 @@ class LocalNetwork(nn.Module):
                 relay.features = self._run(index, given, relay.tile)
             return None
         made = self._run(index, given, relay.tile)
-        logits = self.heads[index](made).to(_precise(made))
+        tissue = self.tissue(relay, index, made.shape[2], made.shape[3])
+        logits = self.heads[index](made, tissue).to(_precise(made))
         assert relay.label is not None
-        loss = F.cross_entropy(logits, relay.label)
+        loss = F.cross_entropy(logits, relay.label, label_smoothing=relay.smoothing)
         if index < len(self.decoders):
             loss = loss + relay.alpha * self.decoders[index](made, given)
         relay.features, relay.logits = made.detach(), logits.detach()
@@ -320,6 +331,25 @@ class LocalNetwork(nn.Module):
         before, own = self._strides[index], self._strides[index + 1]
         return max(tile // own, 1) * own // before
 
+    def tissue(self, relay: Relay, index: int, rows: int, columns: int) -> Tensor | None:
+        """Return the numbers of the windows of module ``index``'s map that have tissue, or None.
+
+        ``rows`` and ``columns`` are the map's, in cells.
+        """
+        shape = self.shapes[index]
+        grid = (ceil(rows / shape.window), ceil(columns / shape.window))
+        found = relay.windows_of_tissue(self.start_of(index), shape.cell, grid)
+        return None if found is None else found.to(next(self.parameters()).device)
+
+    def start_of(self, index: int) -> tuple[float, float]:
+        """Return top and left of module ``index``'s map, in px of the image.
+
+        A cell lies around the middle of what it sees.
+        """
+        stride = self.shapes[index].stride
+        y, x = ((field.first + field.last + 1 - stride) / 2 for field in self.fields[index])
+        return y, x
+
     @torch.no_grad()
     def _means(self, relay: Relay) -> list[Tensor]:
         made = []
@@ -327,7 +357,8 @@ class LocalNetwork(nn.Module):
         for index, head in enumerate(self.heads):
             features = self._run(index, features, relay.tile)
             assert isinstance(head, AttentionHead)
-            made.append(head.means(features))
+            tissue = self.tissue(relay, index, features.shape[2], features.shape[3])
+            made.append(kept(head.windows(features), tissue))
         return made
 
     def _run(self, index: int, given: Tensor, tile: int) -> Tensor:
@@ -339,19 +370,10 @@ class LocalNetwork(nn.Module):
         return made
 
 
-def _head(
-    shape: ModuleShape, n_classes: int, width: int | None, mean: bool, *, last: bool
-) -> AttentionHead:
-    width = width or shape.channels
-    return AttentionHead(
-        shape.channels,
-        n_classes,
-        window=shape.window,
-        width=width,
-        hidden=max(width // (4 if last else 2), 1),
-        inner=width if last else _INNER,
-        mean=mean,
-    )
+def _sizes(width: int, *, last: bool) -> dict[str, int]:
+    """Return the sizes of a head of so many channels."""
+    hidden = max(width // (4 if last else 2), 1)
+    return {"width": width, "hidden": hidden, "inner": width if last else _INNER}
 
 
 def _precise(values: Tensor) -> torch.dtype:

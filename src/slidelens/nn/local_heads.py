@@ -5,6 +5,7 @@ Source: locally-supervised-2022, section 2.1 and figure 1; gated attention after
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,9 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["AttentionHead", "Reading", "Reconstruction", "patch_starts", "whole_windows"]
+__all__ = [
+    "AttentionHead",
+    "Reading",
+    "Reconstruction",
+    "kept",
+    "patch_starts",
+    "whole_windows",
+]
 
 _GROUPS = 32
 """Groups of a head's norm, at most (the paper does not say)."""
@@ -26,22 +34,24 @@ _SMALLEST = 8
 
 
 class Reading(NamedTuple):
-    """What a head makes of a map, in float32 or better; a cell is a window of its convolution."""
+    """What a head makes of a map, in float32 or better; a cell is one of its windows."""
 
     logits: Tensor
     """``(N, classes)``: of the slide."""
     attention: Tensor
-    """``(N, h, w)``: share of each cell in the slide's vector; sums to 1."""
+    """``(N, h, w)``: share of each cell in the slide; sums to 1, 0 where there is no tissue."""
     instances: Tensor
-    """``(N, classes, h, w)``: the logits that each cell would have as a slide of its own."""
+    """``(N, classes, h, w)``: the logits that each cell would have as a slide of its own; NaN where
+    there is no tissue."""
 
 
 class AttentionHead(nn.Module):
     """Classifies a slide from one map of features of it, by gated attention over its cells.
 
-    Windows that do not overlap make its cells, a norm over the whole slide follows, and attention
-    weighs the cells. The last row and column of windows may reach past the map, whose border is
-    then repeated, so that all of it is seen and small maps work (ours).
+    Windows that do not overlap make its cells, and attention weighs those that have tissue: glass
+    takes no part, neither in a norm nor in the attention, since how much of it there is differs
+    from slide to slide and says nothing (ours). The last row and column of windows may reach past
+    the map, whose border is then repeated, so that all of it is seen and small maps work (ours).
 
     Parameters
     ----------
@@ -58,8 +68,12 @@ class AttentionHead(nn.Module):
     inner
         Units of the classifier's hidden layer.
     mean
-        Whether a cell is a linear layer on the mean of its window, or a convolution over it (the
-        paper's code): that has as many times more weights as a window has cells.
+        True: a cell is a linear layer on the mean of its window, which is normalised by itself
+        before. False: a convolution over the window, and a norm over all windows of the slide
+        after it (the paper's code): that has as many times more weights as a window has cells.
+    additive
+        Whether attention weighs the cells' logits, so that a slide's logits are a sum over its
+        cells (Javed et al. 2022), or their vectors, which are classified then (the paper).
     dropout
         Before the classifier.
     """
@@ -74,14 +88,18 @@ class AttentionHead(nn.Module):
         hidden: int,
         inner: int,
         mean: bool = False,
+        additive: bool = False,
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.window = window
-        self.embed: nn.Module = nn.Conv2d(channels, width, window, stride=window)
+        self.window, self.sees_means, self.additive = window, mean, additive
+        self.embed: nn.Module
+        self.norm: nn.Module
         if mean:
-            self.embed = nn.Sequential(nn.AvgPool2d(window), nn.Conv2d(channels, width, 1))
-        self.norm = nn.GroupNorm(_groups(width), width)
+            self.norm, self.embed = nn.LayerNorm(channels), nn.Linear(channels, width)
+        else:
+            self.embed = nn.Conv2d(channels, width, window, stride=window)
+            self.norm = nn.GroupNorm(_groups(width), width)
         self.value = nn.Linear(width, hidden)
         self.gate = nn.Linear(width, hidden)
         self.weigh = nn.Linear(hidden, 1)
@@ -96,33 +114,17 @@ class AttentionHead(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits ``(N, classes)`` of the map ``(N, C, H, W)``."""
-        cells, attention = self._attend(self.windows(features))
-        return self._logits(cells, attention)
+    def forward(self, features: Tensor, tissue: Tensor | None = None) -> Tensor:
+        """Return the logits ``(N, classes)`` of the map ``(N, C, H, W)``.
 
-    @property
-    def sees_means(self) -> bool:
-        """Whether the mean of each window is all that the head sees of a map."""
-        return isinstance(self.embed, nn.Sequential)
+        ``tissue`` are the numbers of the windows that have any, row by row; None: all.
+        """
+        return self.score(kept(self.windows(features), tissue))
 
     def windows(self, features: Tensor) -> Tensor:
-        """Return what the convolution makes of each window: ``(N, width, h, w)``."""
-        return self._by_window(features, self.embed)
-
-    def means(self, features: Tensor) -> Tensor:
-        """Return the mean of each window, ``(N, C, h, w)``: all that a head of means sees."""
-        assert isinstance(self.embed, nn.Sequential)
-        return self._by_window(features, self.embed[0])
-
-    def score(self, means: Tensor) -> Tensor:
-        """Return the logits ``(N, classes)`` of what :meth:`means` gave."""
-        assert isinstance(self.embed, nn.Sequential)
-        return self._logits(*self._attend(self.embed[1](means)))
-
-    def _by_window(self, features: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply to every window what steps from window to window."""
+        """Return what is seen of each window ``(N, C, h, w)``: its mean, or its convolution."""
         side = self.window
+        make = partial(F.avg_pool2d, kernel_size=side) if self.sees_means else self.embed
         rows, columns = features.shape[2] // side, features.shape[3] // side
         if not rows or not columns:
             return make(whole_windows(features, side))
@@ -136,30 +138,56 @@ class AttentionHead(nn.Module):
             made = torch.cat([made, make(whole_windows(below, side))], 2)
         return made
 
-    def read(self, windows: Tensor) -> Reading:
-        """Return all there is to see, of the ``(N, width, h, w)`` that :meth:`windows` gave."""
-        size = windows.shape[2:]
-        cells, attention = self._attend(windows)
-        instances: Tensor = self.classify(cells)
+    def score(self, windows: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide."""
+        cells = self._cells(windows)
+        return self._logits(cells, self._attention(cells))
+
+    def read(self, windows: Tensor, tissue: Tensor | None = None) -> Reading:
+        """Return all there is to see, of the ``(N, C, h, w)`` that :meth:`windows` gave."""
+        cells = self._cells(kept(windows, tissue))
+        attention, instances = self._attention(cells), self.classify(cells)
         logits = self._logits(cells, attention)
+        size = windows.shape[2:]
         return Reading(
             logits.to(_precise(logits)),
-            attention.unflatten(1, size),  # type: ignore[no-untyped-call]
-            instances.to(_precise(instances)).movedim(1, 2).unflatten(2, size),  # type: ignore[no-untyped-call]
+            _spread(attention, tissue, size, 0.0),
+            _spread(instances.to(_precise(instances)).movedim(1, 2), tissue, size, torch.nan),
         )
 
-    def _attend(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cells ``(N, n, width)`` and their attention ``(N, n)``."""
-        cells = F.relu(self.norm(windows)).flatten(2).movedim(1, 2)
+    def _cells(self, windows: Tensor) -> Tensor:
+        """Return cells ``(N, n, width)`` of windows ``(N, C, n)``."""
+        if self.sees_means:
+            return F.relu(self.embed(self.norm(windows.movedim(1, 2))))
+        return F.relu(self.norm(windows)).movedim(1, 2)
+
+    def _attention(self, cells: Tensor) -> Tensor:
+        """Return the attention ``(N, n)`` of cells."""
         gated = torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))
         weights: Tensor = self.weigh(gated)
         # In float32: a softmax over a hundred thousand cells has no digits to spare.
-        return cells, torch.softmax(weights[:, :, 0].to(_precise(weights)), 1)
+        return torch.softmax(weights[:, :, 0].to(_precise(weights)), 1)
 
     def _logits(self, cells: Tensor, attention: Tensor) -> Tensor:
-        slide = torch.bmm(attention[:, None].to(cells.dtype), cells)[:, 0]
-        logits: Tensor = self.classify(slide)
+        weighed = self.classify(cells) if self.additive else cells
+        slide = torch.bmm(attention[:, None].to(weighed.dtype), weighed)[:, 0]
+        logits: Tensor = slide if self.additive else self.classify(slide)
         return logits
+
+
+def kept(windows: Tensor, tissue: Tensor | None) -> Tensor:
+    """Return the windows ``(N, C, n)`` that have tissue, of all ``(N, C, h, w)``."""
+    windows = windows.flatten(2)
+    return windows if tissue is None else windows[:, :, tissue]
+
+
+def _spread(values: Tensor, tissue: Tensor | None, size: Sequence[int], fill: float) -> Tensor:
+    """Lay values ``(..., n)`` of the windows that have tissue onto the grid ``(..., h, w)``."""
+    if tissue is not None:
+        grid = values.new_full((*values.shape[:-1], size[0] * size[1]), fill)
+        grid[..., tissue] = values
+        values = grid
+    return values.reshape(*values.shape[:-1], *size)
 
 
 class Reconstruction(nn.Module):

@@ -51,6 +51,9 @@ class Modules(Protocol):
     def tile_of(self, index: int, tile: int) -> int:
         """Return the side of a tile of a module's input, in its cells."""
 
+    def tissue(self, relay: Relay, index: int, rows: int, columns: int) -> Tensor | None:
+        """Return the numbers of the windows of a module's map that have tissue; None: all."""
+
 
 @torch.no_grad()
 def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Reading]]:
@@ -80,13 +83,15 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
     heads: list[Any] = list(network.heads)
     windows = [_Windows(head) for head in heads]
     stem = _Rows(trunk, source)
-    rows: _Rows = stem
+    rows, sizes = stem, []
     for index in range(len(network.parts)):
         trunk = network.trunk(index, network.tile_of(index, relay.tile))
         rows = _Rows(trunk, _Rolling(rows, source.device), windows[index])
+        sizes.append(rows.shape[2:])
     for _ in rows:
         yield stem.share
-    return [head.read(part.finish()) for head, part in zip(heads, windows, strict=True)]
+    tissue = [network.tissue(relay, index, *size) for index, size in enumerate(sizes)]
+    return [h.read(w.finish(), t) for h, w, t in zip(heads, windows, tissue, strict=True)]
 
 
 def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
@@ -103,10 +108,11 @@ def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[R
     features = network.stem_features(relay)
     readings = []
     heads: list[Any] = list(network.heads)
-    for number, (part, head) in enumerate(zip(network.parts, heads, strict=True), start=1):
+    for index, (part, head) in enumerate(zip(network.parts, heads, strict=True)):
         features = part(features)
-        readings.append(head.read(head.windows(features)))
-        yield number / len(network.parts)
+        tissue = network.tissue(relay, index, features.shape[2], features.shape[3])
+        readings.append(head.read(head.windows(features), tissue))
+        yield (index + 1) / len(network.parts)
     return readings
 
 

@@ -1,0 +1,100 @@
+"""Locally supervised learning on a GPU: memory of the device in training, and time of inference.
+
+**Memory** is the peak that PyTorch's allocator hands out on the device during one training step of
+ResNet-34 (fp32, stem frozen, first stride 3), weights, gradients and the libraries' workspace
+included, relative to plain end-to-end training of the same network on the same image
+(locally-supervised-2022, Table 2, at the table's sizes). A size at which plain training does not
+fit the device is reported without a ratio.
+
+**Time** is that of ``predict``, slide to score, against gated-attention MIL on tiles of 224 px with
+the same backbone (``benchmarks/local.py``), on an all-tissue slide at 2 µm/px in memory.
+
+Without a GPU the same runs on the CPU at a 256th of the area: to see that it runs; nothing is
+judged and memory is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from common import Claim, at_least, at_most, main
+from local import PAPER, SIZES, all_tissue, compare, learner, take_step
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILES = (1024, 4096)
+"""Px that the family computes at once: its default, and what keeps a large GPU busier."""
+
+
+def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    """Take steps and time inference."""
+    memory, table = device_memory(quick)
+    times, seconds = inference_time(quick)
+    claims = [*memory, *times]
+    if DEVICE == "cpu":
+        claims = [replace(claim, holds=None) for claim in claims]
+    return claims, {"device": DEVICE, "memory": table, "inference": seconds}
+
+
+def device_memory(quick: bool) -> tuple[list[Claim], list[dict[str, Any]]]:
+    """Take one step per method and size; return peaks in MB and what they are of plain training."""
+    claims, rows = [], []
+    for number, size in enumerate(SIZES[:1] if quick else SIZES):
+        width, height = size if DEVICE == "cuda" else (side // 16 for side in size)
+        row: dict[str, Any] = {"size": f"{width} x {height}"}
+        for modules in (0, 1, *PAPER):
+            name = f"modules_{modules}" if modules else "plain"
+            row[f"{name}_mb"], row[f"{name}_seconds"] = step(modules, height, width)
+        for modules, paper in PAPER.items():
+            if row["plain_mb"] and row[f"modules_{modules}_mb"]:
+                share = row[f"modules_{modules}_mb"] / row["plain_mb"]
+                row[f"modules_{modules}_to_plain"] = round(share, 4)
+                what = f"K = {modules}: peak of device memory relative to plain, {row['size']} px"
+                claims.append(at_most(what, share, paper[number]))
+        rows.append(row)
+    return claims, rows
+
+
+def step(modules: int, height: int, width: int) -> tuple[float | None, float | None]:
+    """Return MB of the peak and seconds of a second step; None where it does not fit.
+
+    The first, on a small image, loads the libraries and makes the gradients' memory.
+    """
+    network, label = learner(modules).to(DEVICE), torch.tensor([1], device=DEVICE)
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    if not modules:
+        image = image.to(DEVICE)  # the others read it piece by piece
+    small = image[:, :, :256, :256].clone()
+    take_step(network, small, label, modules, 0)
+    if DEVICE == "cpu":
+        take_step(network, image, label, modules, 0)
+        return None, None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    start = perf_counter()
+    try:
+        take_step(network, image, label, modules, 0)
+    except torch.OutOfMemoryError:
+        return None, None
+    finally:
+        torch.cuda.synchronize()
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1), round(perf_counter() - start, 2)
+
+
+def inference_time(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
+    """Run both families over one slide, in turns."""
+    side = (3584 if quick else 10240) if DEVICE == "cuda" else 896
+    slide = all_tissue(side)
+    figures: dict[str, Any] = {"size": f"{side} x {side}", "threads": torch.get_num_threads()}
+    claims = []
+    for tile in TILES:
+        found = figures[f"tile {tile}"] = compare(slide, "whole", "auto", 3, DEVICE, tile=tile)
+        what = f"inference faster than tiles and gated ABMIL, GPU, {tile} px at once"
+        claims.append(at_least(what, found["speed_up"], 7.0, "x"))
+    return claims, figures
+
+
+if __name__ == "__main__":
+    main(__doc__, measure)
