@@ -47,14 +47,21 @@ def device_memory(quick: bool) -> tuple[list[Claim], list[dict[str, Any]]]:
         for modules in (0, 1, *PAPER):
             name = f"modules_{modules}" if modules else "plain"
             row[f"{name}_mb"], row[f"{name}_seconds"] = step(modules, height, width)
-        for modules, paper in PAPER.items():
-            if row["plain_mb"] and row[f"modules_{modules}_mb"]:
-                share = row[f"modules_{modules}_mb"] / row["plain_mb"]
-                row[f"modules_{modules}_to_plain"] = round(share, 4)
-                what = f"K = {modules}: peak of device memory relative to plain, {row['size']} px"
-                claims.append(at_most(what, share, paper[number]))
+        claims += judged(row, number)
         rows.append(row)
     return claims, rows
+
+
+def judged(row: dict[str, Any], number: int) -> list[Claim]:
+    """Add to a size's row what the peaks are of plain training; claim what the paper has."""
+    claims = []
+    for modules, paper in PAPER.items():
+        own, plain = row[f"modules_{modules}_mb"], row["plain_mb"]
+        if own and plain:
+            row[f"modules_{modules}_to_plain"] = round(own / plain, 4)
+            what = f"K = {modules}: peak of device memory relative to plain, {row['size']} px"
+            claims.append(at_most(what, own / plain, paper[number]))
+    return claims
 
 
 def step(modules: int, height: int, width: int) -> tuple[float | None, float | None]:

@@ -251,13 +251,18 @@ def test_a_step_gives_each_modules_gradient_of_the_augmented_slide():
     key = (5, 2, crc32(slide.encode()), work.detail)
     turned, blocks = task.augment(image, image.frame.blocks, key, model.config.size)
     relay = relay_of(model, turned, blocks, work.labels[0])
+    relay.smoothing = task.config.smoothing
     torch.manual_seed(0)
     for index in range(3):
         model.module(relay, index).backward()
     expected = [p.grad for p in model.module.parameters() if p.grad is not None]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
-    assert outcome.losses[0] == pytest.approx(float(losses[-1]))  # the last has only its own loss
+    assert relay.smoothing == 0.1
+    logits = relay.logits.log_softmax(1)[0]  # the last module has only its classifier's loss
+    label = logits[work.labels[0]]
+    assert float(losses[-1]) == pytest.approx(float(-0.9 * label - 0.1 * logits.mean()), abs=1e-5)
+    assert outcome.losses[0] == pytest.approx(float(-label))  # as it is told, it is not smoothed
 
 
 def test_tuning_slides_are_seen_as_they_are_and_scored_as_predicted():
@@ -307,6 +312,7 @@ def test_a_warm_up_moves_the_heads_alone_and_learns_what_the_network_would():
     model.module.zero_grad()
     image = task._images[works[2].slides[0]]  # as it is
     relay = relay_of(model, image, image.frame.blocks, works[2].labels[0])
+    relay.smoothing = task.config.smoothing
     for index in range(3):
         model.module(relay, index).backward()
     for name, gradient in got.items():

@@ -123,9 +123,8 @@ class Source:
                     f"({rect.height}, {rect.width}, {self.shape[1]})"
                 )
             piece = torch.from_numpy(values).permute(2, 0, 1)[None]
-        if self.mask is None:
-            return piece
-        return piece.masked_fill(~self._tissue(rect).to(piece.device), WHITE)
+        tissue = self._tissue(rect)
+        return piece if tissue is None else piece.masked_fill(~tissue.to(piece.device), WHITE)
 
     def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:
         """Return a piece as the network takes it: on the device, normalised, with its noise."""
@@ -134,12 +133,16 @@ class Source:
             pixels = normalize(pixels, self.mean, self.std).to(self.dtype)
         return pixels if self.noise is None else pixels + self.noise(rect, pixels)
 
-    def _tissue(self, rect: Rect) -> Tensor:
-        """Mask of one piece: each pixel takes the cell it lies in."""
-        assert self.mask is not None
+    def _tissue(self, rect: Rect) -> Tensor | None:
+        """Mask of one piece: each pixel takes the cell it lies in. None: nothing is painted."""
+        if self.mask is None or not rect.area:
+            return None
         rows = torch.arange(rect.top, rect.bottom) * self.mask.shape[0] // self.height
         columns = torch.arange(rect.left, rect.right) * self.mask.shape[1] // self.width
-        return self.mask.cpu()[rows[:, None], columns]
+        cells = self.mask.cpu()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if cells.all():  # as in the midst of tissue: a copy less
+            return None
+        return cells[rows[:, None] - rows[0], columns - columns[0]]
 
     def empty(self) -> Tensor:
         """Return a prepared piece without pixels."""

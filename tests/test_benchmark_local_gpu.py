@@ -1,0 +1,37 @@
+"""The benchmark of local networks that needs a GPU runs on a CPU too, on a small image."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "local_gpu.py"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = spec_from_file_location("benchmark_local_gpu", SCRIPT)
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "DEVICE", "cpu")
+    return module
+
+
+@pytest.mark.parametrize("modules", [0, 4])
+def test_a_step_is_taken_and_memory_is_counted_on_cuda_alone(script, modules):
+    assert script.step(modules, 64, 96) == (None, None)
+
+
+def test_peaks_are_judged_where_plain_training_fits(script):
+    row = {"size": "1 x 1", "plain_mb": 1000.0, "modules_4_mb": 200.0, "modules_8_mb": 250.0}
+    claims = script.judged(row, 0)
+    assert [(c.value, c.target, c.holds) for c in claims] == [
+        (0.2, "<= 0.299", True), (0.25, "<= 0.207", False),
+    ]  # fmt: skip
+    assert row["modules_4_to_plain"] == 0.2
+    assert script.judged({**row, "plain_mb": None}, 0) == []
