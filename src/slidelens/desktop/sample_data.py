@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.window import dress, open_viewer
+from slidelens.errors import ModelError
 from slidelens.slide.array import from_array
-from slidelens.testing.phantom import PhantomSpec, draw
+from slidelens.testing.phantom import PhantomSpec, draw, write_phantom
 
 if TYPE_CHECKING:
     from slidelens.desktop.layer_data import LayerData
-    from slidelens.slide.base import Slide
 
 __all__ = ["SAMPLE_MODEL", "SAMPLE_SLIDE", "phantom", "phantom_with_heatmap"]
 
@@ -22,7 +27,7 @@ SAMPLE_SLIDE = PhantomSpec(size=(3072, 2304), seed=7, lesions=2, tumor_fraction=
 def phantom() -> list[LayerData]:
     """Draw a phantom slide with tumour, in memory."""
     _dress()
-    return [slide_layer(_phantom())]
+    return [slide_layer(from_array(draw(SAMPLE_SLIDE), mpp=SAMPLE_SLIDE.mpp, name="phantom"))]
 
 
 def phantom_with_heatmap() -> list[LayerData]:
@@ -33,16 +38,35 @@ def phantom_with_heatmap() -> list[LayerData]:
     ModelError
         The bundled model is not installed.
     """
-    from slidelens.engine.predict import predict
+    from slidelens.maps.result import Result
+    from slidelens.slide.open import open_slide
 
-    slide = _phantom()
-    result = predict(slide, SAMPLE_MODEL)
+    path = Path(_folder().name) / "phantom.tif"
+    write_phantom(path, SAMPLE_SLIDE)
+    _predict(path, path.parent)
+    slide, result = open_slide(path), Result.load(path.parent / SAMPLE_MODEL / path.stem)
     _dress()
     return [slide_layer(slide), *result_layers(result, slide)]
 
 
-def _phantom() -> Slide:
-    return from_array(draw(SAMPLE_SLIDE), mpp=SAMPLE_SLIDE.mpp, name="phantom")
+def _predict(slide: Path, out: Path) -> None:
+    """Run the model in a process of its own.
+
+    In the window's own, PyTorch's compiler and Mesa's software OpenGL each bring an LLVM, and the
+    second to be loaded ends the program.
+    """
+    command = [sys.executable, "-P", "-m", "slidelens", "predict", str(slide), "--out", str(out)]
+    command += ["--model", SAMPLE_MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # reason: our own program, our own files
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise ModelError(said[-1] if said else f"slidelens predict ended with {done.returncode}")
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    """Where the sample's files lie as long as the program runs."""
+    return TemporaryDirectory(prefix="slidelens-sample-")
 
 
 def _dress() -> None:
