@@ -49,13 +49,13 @@ CONFIG: dict[str, Any] = {
     # the network: small enough for a CPU
     "patches": (1, 6),
     "glance": 224,
-    "look": 112,
-    "mpp": 4.0,
+    "look": 224,
+    "mpp": 2.0,
     "width": 8,
     "state": 32,
     "auxiliary": "small",
     "auxiliary_layers": (),
-    "dropout": 0.2,
+    "dropout": 0.5,
     "evidence": True,
     # where to look
     "frozen": False,  # one section, and much glass
@@ -63,23 +63,23 @@ CONFIG: dict[str, Any] = {
     "shared": True,
     "tissue": True,
     "inhibition": 20.0,
-    "gain": (0.001, 4.0),
+    "gain": (1e-5, 8.0),  # the first window is the middle of all tissue
     "least": 0.175,
-    "reach": 1.2,
+    "reach": (1.2, 0.01),  # the last ones are as fine as there is
     # training
-    "survey": 48,
+    "survey": 32,
     "probes": 0,
-    "probe_scales": (0.0438, 0.05),
+    "probe_scales": (0.04, 0.04),  # that is, as fine as there is
     "stray": 0.1,
-    "warmup": 24,
+    "warmup": 30,
     "scouting": 18,
     "window": 3,
     "stages": [
-        {"epochs": 24, "lr": 1e-4, "head_lr": 3e-3, "trains": "head"},
+        {"epochs": 30, "lr": 1e-4, "head_lr": 3e-3, "trains": "head", "schedule": "cosine"},
         {
             "epochs": 18,
             "lr": 1e-4,
-            "head_lr": 2e-3,
+            "head_lr": 1e-2,
             "trains": "head",
             "schedule": "cosine",
             "start": "last",
@@ -174,7 +174,7 @@ def look(folder: Path, name: str, label: int) -> dict[str, Any]:
     """Predict one slide; say what it was taken for, whether the target was found, what was read."""
     with sl.open_slide(folder / "slides" / f"{name}.tif") as slide:
         with Reads(slide) as reads:
-            result = sl.predict(slide, folder / "magnet", device="cpu")
+            result = sl.predict(slide, folder / "magnet")
         thumbnail = slide.thumbnail(512)
         width, whole = slide.size.width, slide.size.width * slide.size.height
     trajectory = result.trajectory
@@ -214,16 +214,24 @@ def by_chance(
     target: shapely.Polygon, sides: np.ndarray, thumbnail: np.ndarray, width: int
 ) -> float:
     """Return how often windows of these sides, centred anywhere on the tissue, find the target."""
+    drawn = on_tissue(thumbnail, width, sides, DRAWS)
+    return float(np.mean([any(holds(target, *square) for square in squares) for squares in drawn]))
+
+
+def on_tissue(
+    thumbnail: np.ndarray, width: int, sides: np.ndarray, draws: int
+) -> list[list[tuple[float, float, float]]]:
+    """Draw windows of these sides, centred anywhere on the tissue: ``(x, y, side)`` in px."""
     random = np.random.default_rng(0)
     step = width / thumbnail.shape[1]
     spread = thumbnail.max(2).astype(int) - thumbnail.min(2)
     rows, columns = np.nonzero(spread > 15)
-    hits = 0
-    for _ in range(DRAWS):
+    found = []
+    for _ in range(draws):
         at = random.integers(0, len(rows), len(sides))
         x, y = (columns[at] + 0.5) * step - sides / 2, (rows[at] + 0.5) * step - sides / 2
-        hits += any(holds(target, *square) for square in zip(x, y, sides, strict=True))
-    return hits / DRAWS
+        found.append(list(zip(x.tolist(), y.tolist(), sides.tolist(), strict=True)))
+    return found
 
 
 def sampler() -> tuple[float, dict[str, list[float]]]:

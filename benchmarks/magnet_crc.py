@@ -4,7 +4,7 @@
 from 48 slides, and ``predict`` looks at the 20 of the tuning split, which also decided which epoch
 to keep: expect less on unseen slides. Judged are the AUC, and how many of the true positives have a
 window of the last layer that holds tumour (at least half of a tumour tile of 112 µm), beside
-windows of the same sizes at random places on the slide.
+windows of the same sizes at random places on the tissue.
 
 Model and figures of the training are kept in ``slidelens-magnet-crc`` in the temporary folder.
 ``--quick`` trains for an epoch of each kind only, and judges nothing.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 from common import DATA, Claim, at_least, main
-from magnet import learn
+from magnet import learn, on_tissue
 
 import slidelens as sl
 from slidelens.engine.metrics import auc, threshold_of_max_accuracy
@@ -36,37 +36,40 @@ DRAWS = 200  # of random windows per slide
 
 CONFIG: dict[str, Any] = {
     # the network: small enough for a CPU
-    "patches": (1, 8),
-    "glance": 224,
-    "look": 112,
-    "mpp": 1.0,
+    "patches": (8,),  # the slides are of 1 mm: one step from all of it to windows of 112 µm
+    "glance": 448,
+    "look": 224,
+    "mpp": 0.5,
     "width": 8,
     "state": 32,
     "auxiliary": "small",
     "auxiliary_layers": (),
-    "dropout": 0.2,
+    "dropout": 0.5,
     "evidence": True,
     # where to look
     "frozen": False,
     "sees": "features",
     "shared": True,
+    "tissue": True,
     "inhibition": 20.0,
-    "gain": (0.001, 4.0),
-    "least": 0.08,
-    "reach": 1.2,
+    "gain": (8.0,),
+    "least": 0.05,
+    "reach": (0.01,),
     # training
+    "train_batch": 4,
     "survey": 64,
     "probes": 0,
-    "probe_scales": (0.09, 0.125),
-    "warmup": 30,
-    "scouting": 20,
+    "probe_scales": (0.05, 0.05),  # that is, as fine as there is
+    "stray": 0.1,
+    "warmup": 40,
+    "scouting": 30,
     "window": 3,
     "stages": [
-        {"epochs": 30, "lr": 1e-4, "head_lr": 3e-3, "trains": "head"},
+        {"epochs": 40, "lr": 1e-4, "head_lr": 3e-3, "trains": "head", "schedule": "cosine"},
         {
-            "epochs": 20,
+            "epochs": 30,
             "lr": 1e-4,
-            "head_lr": 3e-3,
+            "head_lr": 1e-2,
             "trains": "head",
             "schedule": "cosine",
             "start": "last",
@@ -116,8 +119,8 @@ def share(values: Sequence[float]) -> float:
 def look(model: Path, name: str, label: int) -> dict[str, Any]:
     """Predict one slide; say what it was taken for and whether its windows hold tumour."""
     with sl.open_slide(COHORT / "slides" / f"{name}.tif") as slide:
-        result = sl.predict(slide, model, device="cpu")
-        width, height = slide.size
+        result = sl.predict(slide, model)
+        thumbnail, width = slide.thumbnail(512), slide.size.width
     assert result.trajectory is not None
     boxes = [w.box for w in result.trajectory.last]
     row: dict[str, Any] = {
@@ -127,22 +130,12 @@ def look(model: Path, name: str, label: int) -> dict[str, Any]:
         "median_um": round(float(np.median([b.w for b in boxes])) * result.trajectory.mpp.x),
     }
     if label:
-        drawn = read_annotations(COHORT / "annotations" / f"{name}.geojson")
-        tiles = [annotation.polygon for annotation in drawn]
+        areas = read_annotations(COHORT / "annotations" / f"{name}.geojson")
+        tiles = [area.polygon for area in areas]
         row["holds"] = holds(tiles, [(b.x, b.y, b.w) for b in boxes])
-        random = np.random.default_rng(0)
-        row["random"] = share(
-            [
-                holds(
-                    tiles,
-                    [
-                        (*(random.uniform(0, side - b.w) for side in (width, height)), b.w)
-                        for b in boxes
-                    ],
-                )
-                for _ in range(DRAWS)
-            ]
-        )
+        sides = np.array([b.w for b in boxes])
+        drawn = on_tissue(thumbnail, width, sides, DRAWS)
+        row["random"] = share([holds(tiles, squares) for squares in drawn])
     return row
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
 from slidelens.engine import device
-from slidelens.engine.device import evaluating, pick_device, uses_bf16
+from slidelens.engine.device import autocast_plugin, evaluating, pick_device, uses_bf16
 from slidelens.errors import ModelError
 
 
@@ -53,3 +54,22 @@ def test_evaluating_ends_with_its_block(bf16):
     assert inside.dtype == (torch.bfloat16 if bf16 else torch.float32)
     assert not torch.is_inference_mode_enabled()
     assert not torch.is_autocast_enabled("cpu")
+
+
+class _Told(torch.nn.Linear):
+    """Keeps what it was told and what it made of it."""
+
+    def forward(self, place: torch.Tensor) -> torch.Tensor:
+        self.seen = place, super().forward(place)
+        return self.seen[1]
+
+
+def test_training_in_bf16_multiplies_in_it_and_leaves_inputs_their_digits():
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[autocast_plugin(torch.device("cpu"))])
+    place = torch.tensor([[0.7123456]])
+    module = _Told(1, 1)
+    out = fabric.setup_module(module)(place)
+    given, made = module.seen
+    assert torch.equal(given, place)
+    assert made.dtype == torch.bfloat16
+    assert out.dtype == torch.float32

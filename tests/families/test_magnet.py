@@ -216,6 +216,7 @@ def test_impossible_configurations_are_refused():
         ({"patches": (9, 9, 9)}, "at most 256 windows"),
         ({"gain": (1.0, 2.0, 3.0)}, "one for each of 2 layers"),
         ({"gain": (0.0,)}, "need one above 0"),
+        ({"reach": (1.0, 0.5, 1.0)}, r"reach .*one for each of 2 layers"),
         ({"sees": "features"}, "attention on features needs 48 px"),
         ({"shared": True}, "all patches of a window would be the same"),
         ({"backbone": "inception_v3", "look": 64}, "inception_v3 needs 75 px"),
@@ -224,6 +225,18 @@ def test_impossible_configurations_are_refused():
             MagNetConfig(**{**SMALL, **fault})
     with pytest.raises(ValidationError, match="need 0 < smallest <= largest <= 1"):
         training(probe_scales=(0.4, 0.2))
+
+
+def test_reach_is_by_layer_and_a_single_number_is_taken():
+    model = model_of(reach=(0.8, 1e-3), least=0.2, frozen=False)
+    with torch.inference_mode():
+        seen = model.module.eval()(
+            torch.rand(1, 3, 24, 24), lambda w, size, _m: torch.rand(*w.shape[:2], 3, size, size)
+        )
+    first, last = (w[0, :, 0] for w in seen.windows)
+    assert (first > 0.2 + 1e-3).all()
+    torch.testing.assert_close(last, 0.2 * first.repeat_interleave(2))
+    assert MagNetConfig(reach=0.8).reach == (0.8,)
 
 
 # How it learns.
@@ -284,7 +297,7 @@ def test_an_epoch_takes_every_slide_and_balances_classes():
 
 
 def test_every_loss_reaches_what_it_teaches():
-    model = model_of(reach=0.3)
+    model = model_of(reach=(0.3,))
     module = model.module
     data = Data([0, 1], width=256, height=256)
 
@@ -349,7 +362,7 @@ def test_slides_are_copied_once_and_read_for_detail():
 
 def test_without_memory_slides_are_copied_each_time():
     data = Data([0, 1])
-    epochs = task_of(model_of(), data, cache_mb=0, overview_px=64)
+    epochs = task_of(model_of(), data, cache_mb=0, overview_px=64, probes=0)
     for epoch in (0, 1):
         epoch_of(epochs, epoch)
     assert sum(mpp == 1.5 for _, mpp in data.reads) == 4
@@ -422,6 +435,20 @@ def test_a_survey_looks_once_and_teaches_without_looking_again():
     assert not data.reads
 
 
+def test_the_first_probes_say_how_features_are_standardized():
+    model = model_of()
+    data = Data([0, 1], width=256, height=256)
+    task = task_of(model, data, probes=16)
+    judge = model.module.judge
+    assert not judge.standardized
+    epoch_of(task)
+    kept = judge.shift.clone()
+    looked = [task._looked_at(s, 16).vectors for s in ("s0", "s1")]
+    torch.testing.assert_close(torch.cat(looked).mean(0), kept)
+    epoch_of(task_of(model, data, probes=3), 1)
+    assert torch.equal(judge.shift, kept)  # networks that learn are not standardized again
+
+
 def test_what_is_known_lies_where_it_was_seen():
     """A window that is recalled on the turned slide shows what the survey saw there."""
     data = Data([1], width=256, height=256)
@@ -465,6 +492,44 @@ def test_scouting_teaches_attention_alone_by_what_the_classifier_says_without_dr
     assert torch.equal(loss, again)  # nothing is left out by chance
     epoch_of(task, 1)
     assert module.judge.training
+
+
+def test_training_with_stain_jitter_looks_where_inference_looks():
+    """The grey filter's black stays black: jitter lightens it, and glass would count as tissue."""
+    array = pixels(width=512, height=512)
+    array[64:] = 230  # glass
+    data = Data([1])
+    data.views["s0"] = view_of(array)
+    model = model_of(spread=False, tissue=True, patches=(1, 1), frozen=False)
+    windows = []
+    for stain in (0.0, 0.3):
+        task = task_of(model, data, stain=stain)
+        seen, _ = task._see(Sight(["s0"], [0], [(7,)] if stain else ()))
+        windows.append(seen.windows[0][0, 0].detach())
+    still, jittered = windows
+    assert still[2] < -0.7  # in the strip of tissue, not in the middle
+    torch.testing.assert_close(jittered, still)
+
+
+def test_after_scouting_attention_learns_at_its_own_rate_and_leaves_nothing_out():
+    model = model_of()
+    stages = (Stage(epochs=2, lr=1e-3, head_lr=0.1), Stage(epochs=1, lr=1e-3, head_lr=0.1))
+    fields = {"probes": 2, "warmup": 1, "scouting": 1, "stages": stages}
+    zoom = {id(p) for p in model.module.attention.parameters()}
+    for rate, expected in ((1.0, {0.1}), (0.01, {0.001}), (0.0, set())):
+        task = task_of(model, Data([0, 1]), **fields, zoom_rate=rate)
+        rates = [
+            {lr for lr, parameters in task.groups(stage) for p in parameters if id(p) in zoom}
+            for stage in task.config.stages
+        ]
+        assert rates == [{0.1}, expected]
+    said = []
+    for epoch in range(3):
+        epoch_of(task, epoch)
+        said.append((model.module.attention.training, model.module.judge.training))
+    assert said == [(False, True), (True, False), (False, True)]
+    with pytest.raises(ValidationError, match=r"zoom_rate 0\.1: is for the stages after"):
+        training(probes=2, warmup=1, zoom_rate=0.1)
 
 
 def test_a_survey_is_for_frozen_networks():

@@ -62,6 +62,20 @@ def test_attention_is_independent_for_each_patch_and_parent(shared, count):
     assert sum(len(layer) for layer in network(shared=shared).attention) == count
 
 
+@pytest.mark.parametrize("sees", ["colours", "features"])
+def test_under_autocast_places_keep_their_digits(sees):
+    """Sparsemax sums over a whole map, which bfloat16 cannot."""
+    made = network(sees=sees, glance=48, gain=(0.3,)).eval()
+    with torch.inference_mode():
+        full = made(overview(2, 48), world)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = made(overview(2, 48), world)
+    for attention, windows in zip(half.attention, half.windows, strict=True):
+        assert attention.dtype == windows.dtype == torch.float32
+        torch.testing.assert_close(attention.sum((2, 3)), torch.ones(attention.shape[:2]))
+    torch.testing.assert_close(half.windows[0], full.windows[0], atol=0.02, rtol=0)
+
+
 def test_windows_lie_in_their_parents():
     seen = network().eval()(overview(), world)
     first, second = seen.windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from slidelens.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Precision", "evaluating", "pick_device", "uses_bf16"]
+__all__ = ["Precision", "autocast_plugin", "evaluating", "pick_device", "uses_bf16"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 """``fp32`` computes in single precision. ``bf16`` runs convolutions and matrix products in bfloat16
@@ -85,3 +85,18 @@ def evaluating(device: torch.device, bf16: bool) -> Iterator[None]:
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
         yield
+
+
+def autocast_plugin(device: torch.device) -> Any:
+    """Return Fabric's plugin for training in bf16 that leaves a module's inputs as they are.
+
+    Fabric's own makes all of them bf16 first, which inference (:func:`evaluating`) does not.
+    Autocast casts what is multiplied; coordinates, and pixels that are compared, need their digits.
+    """
+    from lightning.fabric.plugins.precision import MixedPrecision
+
+    class Autocast(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return Autocast("bf16-mixed", device.type)

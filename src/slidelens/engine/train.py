@@ -142,7 +142,7 @@ def _keep_request(plan: TrainPlan) -> None:
 
 def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
     """Start Fabric on the plan's devices and seed every generator."""
-    from slidelens.engine.device import pick_device, uses_bf16
+    from slidelens.engine.device import autocast_plugin, pick_device, uses_bf16
 
     try:
         from lightning.fabric import Fabric, seed_everything
@@ -163,7 +163,8 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
         devices=only,
         num_nodes=plan.nodes,
         strategy=replica_strategy(processes),
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision=None if bf16 else "32-true",
+        plugins=[autocast_plugin(device)] if bf16 else None,
     )
     fabric.launch()
     seed_everything(plan.seed, verbose=False)

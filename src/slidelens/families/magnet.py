@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slidelens.families.base import (
     Event,
@@ -81,7 +81,9 @@ class MagNetConfig(FamilyConfig):
         (0.05,), min_length=1, description="how sharply attention gathers: once or by layer"
     )
     least: float = Field(0.05, gt=0, le=1, description="smallest scale of a window in its parent")
-    reach: float = Field(1.0, gt=0, le=4, description="scale of a window per spread of attention")
+    reach: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="scale per spread of attention: once or by layer"
+    )
     centre: Centre = Field("exact", description="centre of a window: expected position or its tanh")
     inhibition: float = Field(
         0.0, ge=0, description="what attention loses where an earlier patch looks already"
@@ -93,6 +95,12 @@ class MagNetConfig(FamilyConfig):
     radius: float = Field(1.0, gt=0, le=8, description="reach of multi-sampling in output px")
     mpp: float = Field(0.25, gt=0, le=100, description="finest resolution in µm/px")
     map_mpp: float = Field(32.0, gt=0, description="cell of the maps in µm")
+
+    @field_validator("reach", mode="before")
+    @classmethod
+    def _once(cls, given: Any) -> Any:
+        """Take a single number, which packages made before it was by layer have."""
+        return (given,) if isinstance(given, (int, float)) else given
 
     @model_validator(mode="after")
     def _possible(self) -> MagNetConfig:
@@ -110,10 +118,12 @@ class MagNetConfig(FamilyConfig):
                 "shared attention without inhibition: all patches of a window would be the same; "
                 "set inhibition, 20 for example"
             )
-        if min(self.gain) <= 0 or len(self.gain) not in (1, len(self.patches)):
-            raise ValueError(
-                f"gain {self.gain}: need one above 0, or one for each of {len(self.patches)} layers"
-            )
+        for name, given in (("gain", self.gain), ("reach", self.reach)):
+            if min(given) <= 0 or len(given) not in (1, len(self.patches)):
+                raise ValueError(
+                    f"{name} {given}: need one above 0, or one for each of "
+                    f"{len(self.patches)} layers"
+                )
         if self.backbone == "inception_v3" and self.look < 75:
             raise ValueError(f"look {self.look} px: inception_v3 needs 75 px or more")
         return self

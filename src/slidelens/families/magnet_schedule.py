@@ -52,6 +52,12 @@ class MagNetTraining(TrainConfig):
     scouting: int = Field(
         0, ge=0, description="epochs after these in which attention learns from foresight alone"
     )
+    zoom_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="learning rate of attention beside the head's in the stages after scouting",
+    )
     overview_px: int = Field(
         1024, ge=64, le=8192, description="side in px of the copy of each slide kept in memory"
     )
@@ -69,11 +75,11 @@ class MagNetTraining(TrainConfig):
         },
         "frozen": {
             "stages": (
-                Stage(epochs=24, lr=1e-4, head_lr=3e-3, trains="head"),
+                Stage(epochs=30, lr=1e-4, head_lr=3e-3, trains="head", schedule="cosine"),
                 Stage(
-                    epochs=14,
+                    epochs=18,
                     lr=1e-4,
-                    head_lr=3e-3,
+                    head_lr=1e-2,
                     trains="head",
                     schedule="cosine",
                     start="last",
@@ -86,8 +92,8 @@ class MagNetTraining(TrainConfig):
             "window_weight": 1.0,
             "foresight_weight": 1.0,
             "survey": 48,
-            "warmup": 24,
-            "scouting": 14,
+            "warmup": 30,
+            "scouting": 18,
             "stain": 0.1,
         },
         "paper": {
@@ -118,7 +124,20 @@ class MagNetTraining(TrainConfig):
                 f"survey {self.survey}: what windows show is kept while networks are frozen; set "
                 'trains="head" in every stage, or use probes'
             )
+        if self.zoom_rate != 1 and not self.scouted:
+            raise ValueError(
+                f"zoom_rate {self.zoom_rate}: is for the stages after scouting; let one begin "
+                f"after {self.warmup + self.scouting} epochs (warmup and scouting)"
+            )
         low, high = self.probe_scales
         if not 0 < low <= high <= 1:
             raise ValueError(f"probe_scales {self.probe_scales}: need 0 < smallest <= largest <= 1")
         return self
+
+    @property
+    def scouted(self) -> tuple[Stage, ...]:
+        """The stages after scouting, in which all learns together; none without scouting."""
+        begins = [sum(s.epochs for s in self.stages[:n]) for n in range(len(self.stages))]
+        end = self.warmup + self.scouting if self.scouting else None
+        first = begins.index(end) if end in begins else len(begins)
+        return self.stages[first:]

@@ -114,7 +114,10 @@ class Slides:
         augment = TileAugment(flips=False, stain=self._stain, colour=0.0)
         repeats = len(pictures) // len(sight.keys)
         keys = [key for key in sight.keys for _ in range(repeats)]
-        stained = augment(remove_grey(pictures), keys)
+        filtered = remove_grey(pictures)
+        # Stain jitter lightens black; what the grey filter took out must stay out, or attention
+        # that keeps to tissue would learn from other windows than it is shown in inference.
+        stained = augment(filtered, keys) * filtered.any(1, keepdim=True)
         return normalize(stained, self._model.mean, self._model.std)
 
     def read_ahead(self, slides: Sequence[str]) -> None:

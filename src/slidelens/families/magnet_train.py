@@ -29,14 +29,14 @@ from slidelens.families.training import (
     Work,
     balanced_order,
 )
-from slidelens.nn.backbones import Features, load_weights
+from slidelens.nn.backbones import Features, freeze_norm_statistics, load_weights
 from slidelens.nn.judge import WindowClassifier, most_suspicious
 from slidelens.nn.magnet import MagNet
 from slidelens.nn.mil import class_probabilities, slide_loss
 from slidelens.nn.zoom import foresight_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -52,6 +52,8 @@ _SURE = 1e-6
 """Of a class: no probability is taken for more or less certain."""
 _AT_ONCE = 64
 """Windows of a survey that go through the network together."""
+_SOME = 32
+"""Slides whose probes say how features are standardized, about."""
 
 
 class MagNetTask(TrainTask[MagNetConfig]):
@@ -110,17 +112,28 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return {"backbone_weights": said}
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
-        """Return attention, memory and verdict; and the networks unless the head alone learns."""
+        """Return attention, memory and verdict; and the networks unless the head alone learns.
+
+        Attention is by itself, or not there, where it learns at another rate after scouting.
+        """
         network = _network(self.model)
         trunk = [p for part in _backbones(network) for p in part.parameters()]
-        own = {id(p) for p in trunk}
-        head = (stage.head_lr, [p for p in network.parameters() if id(p) not in own])
-        return [head] if stage.trains == "head" else [head, (stage.lr, trunk)]
+        # By identity: stages that say the same are still one after the other.
+        scouted = any(stage is one for one in self.config.scouted)
+        rate = self.config.zoom_rate if scouted else 1.0
+        zoom = list(network.attention.parameters()) if rate != 1 else []
+        own = {id(p) for p in (*trunk, *zoom)}
+        groups = [(stage.head_lr, [p for p in network.parameters() if id(p) not in own])]
+        if zoom and rate:
+            groups.append((rate * stage.head_lr, zoom))
+        return groups if stage.trains == "head" else [*groups, (stage.lr, trunk)]
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # all are alike
         """Yield batches of training slides; the next one's overviews are read meanwhile."""
         if self.config.survey and not self._known:
             self._look_around()
+        elif self.config.probes and not _network(self.model).judge.standardized:
+            self._standardize()
         order = balanced_order(self.data.train, self.seed, epoch)
         size = self.config.train_batch
         batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -147,8 +160,12 @@ class MagNetTask(TrainTask[MagNetConfig]):
         ways = random.integers(0, 8 if self.config.flips else 1, len(work.slides)).tolist()
         keys = [(self.seed, epoch, number) for number in numbers]
         until = self._until(epoch)
-        judge = _network(self.model).judge
-        judge.train(until != "windows")  # which only asks what it thinks
+        network = _network(self.model)
+        network.judge.train(until != "windows")  # which only asks what it thinks
+        freeze_norm_statistics(network.judge)
+        # Once it has scouted, attention chooses as it will in inference: with what it leaves out
+        # by chance in scouting, the classifier would learn from other windows than it will judge.
+        network.attention.train(until == "windows" or not self.config.scouting)
         seen, probes = self._see(Sight(work.slides, ways, keys, random, until))
         if until == "probes":
             losses = self._most_suspicious(seen, labels)
@@ -230,7 +247,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         first = self._first(sight, eyes)
         finest = [eye.finest(model.config.look, model.config.mpp) for eye in eyes]
         count = self.config.probes if sight.random is not None else 0
-        probes, known = self._probes(first, count, sight.random).to(device), None
+        probes, known = self._probes(first, count, sight.random, eyes).to(device), None
         looked = probes
         if self._known and sight.random is not None:
             windows, known = self._recalled(sight)
@@ -251,38 +268,66 @@ class MagNetTask(TrainTask[MagNetConfig]):
         whole = torch.tensor((1.0, 0.0, 0.0)).expand(len(eyes), 1, 3)
         return self.slides.read(sight, eyes, whole, self.model.config.glance, 0)[:, 0]
 
-    def _probes(self, first: Tensor, count: int, random: np.random.Generator | None) -> Tensor:
-        """Draw windows ``(B, count, 3)`` in pictures of whole slides; none without chance."""
+    def _probes(
+        self,
+        first: Tensor,
+        count: int,
+        random: np.random.Generator | None,
+        eyes: Sequence[Eye],
+    ) -> Tensor:
+        """Draw windows ``(B, count, 3)`` in pictures of whole slides; none without chance.
+
+        None is finer than a window that attention chooses can be.
+        """
         if random is None:
             return torch.empty(len(first), 0, 3)
-        return draw_probes(first, count, self.config.probe_scales, self.config.stray, random)
+        probes = draw_probes(first, count, self.config.probe_scales, self.config.stray, random)
+        finest = [eye.finest(self.model.config.look, self.model.config.mpp) for eye in eyes]
+        probes[..., 0] = torch.maximum(probes[..., 0], torch.tensor(finest)[:, None])
+        return probes
 
     def _look_around(self) -> None:
         """Look at random windows of every training slide, once; keep what they show.
 
         The features of all of them say how features are standardized.
         """
+        slides = sorted({sample.slide_id for sample in self.data.train})
+        self._known = {
+            slide_id: self._looked_at(slide_id, self.config.survey) for slide_id in slides
+        }
+        self._standardize_by(self._known.values())
+
+    def _standardize(self) -> None:
+        """Standardize features by those of the probes of some training slides."""
+        slides = sorted({sample.slide_id for sample in self.data.train})
+        some = slides[:: ceil(len(slides) / _SOME)]
+        self._standardize_by(self._looked_at(slide_id, self.config.probes) for slide_id in some)
+
+    def _standardize_by(self, known: Iterable[_Known]) -> None:
+        judge = _network(self.model).judge
+        judge.standardize(torch.cat([one.vectors for one in known]))
+
+    def _looked_at(self, slide_id: str, count: int) -> _Known:
+        """Look at random windows of a slide, in a random orientation and stain."""
         features = _network(self.model).judge.features
         training = features.training
         features.eval()
-        for slide_id in sorted({sample.slide_id for sample in self.data.train}):
-            number = crc32(slide_id.encode())
-            random = np.random.default_rng([self.seed, number])
-            way = int(random.integers(0, 8 if self.config.flips else 1))
-            sight = Sight([slide_id], [way], [(self.seed, number)], random)
-            eyes = self.slides.eyes(sight)
-            probes = self._probes(self._first(sight, eyes), self.config.survey, random)
-            vectors = []
-            for some in torch.split(probes, _AT_ONCE, 1):
-                seen = self.slides.read(sight, eyes, some, self.model.config.look, 0)[0]
-                with torch.no_grad():
-                    shown = self.slides.prepared(seen.to(self.model.device), sight)
-                    vectors.append(features(shown).float())
-            windows = np.array([placed(window, way) for window in probes[0].tolist()], np.float32)
-            self._known[slide_id] = _Known(windows, torch.cat(vectors))
+        number = crc32(slide_id.encode())
+        random = np.random.default_rng([self.seed, number])
+        way = int(random.integers(0, 8 if self.config.flips else 1))
+        sight = Sight([slide_id], [way], [(self.seed, number)], random)
+        eyes = self.slides.eyes(sight)
+        probes = self._probes(self._first(sight, eyes), count, random, eyes)
+        vectors = []
+        for some in torch.split(probes, _AT_ONCE, 1):
+            seen = self.slides.read(sight, eyes, some, self.model.config.look, 0)[0]
+            with torch.no_grad():
+                shown = self.slides.prepared(seen.to(self.model.device), sight)
+                vectors.append(features(shown).float())
         features.train(training)
-        judge = _network(self.model).judge
-        judge.standardize(torch.cat([known.vectors for known in self._known.values()]))
+        freeze_norm_statistics(features)
+        windows = np.array([placed(window, way) for window in probes[0].tolist()], np.float32)
+        return _Known(windows, torch.cat(vectors))
 
     def _recalled(self, sight: Sight) -> tuple[Tensor, Tensor]:
         """Return half of what is known of each slide: windows ``(B, N, 3)`` and their features.

@@ -111,7 +111,8 @@ class MagNet(nn.Module):
     gain
         By layer, factor of the scores before sparsemax: low spreads attention, high gathers it.
     least, reach, centre
-        See :func:`read_out`.
+        See :func:`read_out`; reach is by layer. With one of nearly 0, every window of a layer is
+        the smallest there is.
     radius
         See :func:`~slidelens.nn.sampling.multi_sample`.
     sees
@@ -136,7 +137,7 @@ class MagNet(nn.Module):
         inhibition: float = 0.0,
         gain: Sequence[float] = (1.0,),
         least: float = 0.05,
-        reach: float = 1.0,
+        reach: Sequence[float] = (1.0,),
         centre: Centre = "exact",
         radius: float = 1.0,
         tissue: bool = False,
@@ -148,8 +149,11 @@ class MagNet(nn.Module):
         self.patches = tuple(patches)
         self.glance, self.look = glance, look
         self.frozen, self.shared, self.inhibition = frozen, shared, inhibition
-        self.gain = tuple(gain) if len(gain) > 1 else tuple(gain) * len(self.patches)
-        self.least, self.reach = least, reach
+        self.gain, self.reach = (
+            tuple(given) if len(given) > 1 else tuple(given) * len(self.patches)
+            for given in (gain, reach)
+        )
+        self.least = least
         self.centre, self.radius, self.tissue = centre, radius, tissue
         early: list[nn.Module] = []
         dim = 0
@@ -211,11 +215,13 @@ class MagNet(nn.Module):
         pictures = overview[:, None]
         found, chosen, auxiliary = [], [], {}
         for layer in range(len(self.patches)):
-            choice = self._choose(layer, pictures)
-            windows = inside(windows[:, :, None], choice.windows).flatten(1, 2)
+            least = torch.full_like(windows[..., 0], self.least)
             if finest is not None:
-                scale = torch.maximum(windows[..., :1], finest.view(-1, 1, 1))
-                windows = torch.cat((scale, windows[..., 1:]), -1)
+                least = torch.maximum(least, finest[:, None] / windows[..., 0].detach()).clamp(
+                    max=1
+                )
+            choice = self._choose(layer, pictures, least)
+            windows = inside(windows[:, :, None], choice.windows).flatten(1, 2)
             if until == "windows":
                 windows = windows.detach()
             found.append(windows)
@@ -246,9 +252,13 @@ class MagNet(nn.Module):
             return overview.new_zeros(len(overview), 0, self.judge.single.out_features)
         return self.judge.alone(torch.cat(vectors, 1))
 
-    def _choose(self, layer: int, pictures: Tensor) -> _Choice:
-        """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it."""
-        nets, gain = self.attention[layer], self.gain[layer]
+    def _choose(self, layer: int, pictures: Tensor, least: Tensor) -> _Choice:
+        """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it.
+
+        ``least`` is the smallest scale ``(B, N)`` of a window in each: no finer than the slide, so
+        that inhibition is of what is looked at.
+        """
+        nets, gain, reach = self.attention[layer], self.gain[layer], self.reach[layer]
         assert isinstance(nets, nn.ModuleDict)
         found: list[_Choice] = []
         for parent, picture in enumerate(pictures.unbind(1)):
@@ -263,23 +273,26 @@ class MagNet(nn.Module):
                     scores = self._scores(nets[name], picture)
                 allowed = self._inhibited(self._kept(scores * gain, picture), taken)
                 mass = spatial_sparsemax(allowed)
-                window = read_out(mass, least=self.least, reach=self.reach, centre=self.centre)
+                window = read_out(mass, least=least[:, parent], reach=reach, centre=self.centre)
                 choices.append(_Choice(window, scores, mass))
                 taken.append(window.detach())
             found.append(_Choice.join(choices, 1))
         return _Choice.join(found, 1)
 
     def _scores(self, net: nn.Module, picture: Tensor) -> Tensor:
-        """Score the places of ``(B, 3, h, w)`` pictures: ``(B, h, w)``."""
+        """Score the places of ``(B, 3, h, w)`` pictures: ``(B, h, w)``.
+
+        In the precision of the picture, even under autocast: sparsemax sums over a whole map.
+        """
         if not self._early:
             scores: Tensor = net(picture)
-            return scores
+            return scores.to(picture.dtype)
         features = picture
         with torch.no_grad():
             for module in self._early:
                 features = module(features)
         read: Tensor = net(features, picture.shape[-1])
-        return read
+        return read.to(picture.dtype)
 
     def _kept(self, scores: Tensor, picture: Tensor) -> Tensor:
         """Lower scores ``(B, h, w)`` where the grey filter blackened ``(B, 3, h, w)`` pictures.

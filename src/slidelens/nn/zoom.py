@@ -47,7 +47,7 @@ def remove_grey(images: Tensor, threshold: int = _GREY) -> Tensor:
 
 
 def read_out(
-    mass: Tensor, *, least: float = 0.05, reach: float = 1.0, centre: Centre = "exact"
+    mass: Tensor, *, least: float | Tensor = 0.05, reach: float = 1.0, centre: Centre = "exact"
 ) -> Tensor:
     """Read windows out of maps of attention: ``(..., H, W)`` mass to ``(..., 3)`` scale, x, y.
 
@@ -58,7 +58,7 @@ def read_out(
     - translation: the expected position, ``m = sum p g``;
     - scale: the spread, ``s = sqrt(3/2 sum p |g - m|^2)``, which is 1 for even attention (the
       window is the whole picture) and 0 for attention to one point;
-    - ``s = max(s, least)`` (equation 1);
+    - ``s = max(s, least)`` (equation 1), ``least`` for all maps or ``(...)`` for each;
     - equations 2 and 3 bound the centre by tanh. ``m`` is bounded already, and tanh of it would
       pull each window up to a quarter of the picture away from what was attended to, out of reach
       of the rim. ``centre="exact"`` therefore takes ``tanh(artanh(m)) = m``; ``"tanh"`` is the
@@ -71,7 +71,8 @@ def read_out(
     mean_x, mean_y = (across * x).sum(-1), (down * y).sum(-1)
     spread = (across * (x - mean_x[..., None]).square()).sum(-1)
     spread = spread + (down * (y - mean_y[..., None]).square()).sum(-1)
-    scale = (reach * (1.5 * spread + 1e-12).sqrt()).clamp(min=least, max=1.0)
+    scale = (reach * (1.5 * spread + 1e-12).sqrt()).clamp(max=1.0)
+    scale = torch.maximum(scale, torch.as_tensor(least, dtype=scale.dtype, device=scale.device))
     place = torch.stack((mean_x, mean_y), -1)
     if centre == "tanh":
         place = place.tanh()
