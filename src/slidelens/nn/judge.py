@@ -144,9 +144,10 @@ class Judge(nn.Module):
         """
         vectors = self.features(images.flatten(0, 1)).view(*images.shape[:2], -1)
         vectors = self.standard(vectors)
-        states, _ = self.memory(vectors)
-        verdict, alone = self.verdict(states), self.single(vectors)
-        return (verdict + most_suspicious(alone) if self.evidence else verdict), alone
+        with torch.autocast(images.device.type, enabled=False):  # little work, and it adds up
+            states, _ = self.memory(vectors)
+            verdict, alone = self.verdict(states), self.single(vectors)
+            return (verdict + most_suspicious(alone) if self.evidence else verdict), alone
 
     def alone(self, vectors: Tensor) -> Tensor:
         """Judge windows one by one, by their features ``(..., dim)``: ``(..., K)`` logits."""
