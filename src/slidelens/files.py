@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import escape
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["atomic_file", "make_scratch", "remove_scratch", "staged_folder", "write_atomic"]
 
 _active: set[Path] = set()  # what this process is writing now
+_SYNCS = 16  # files that are put on the disk at a time
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
 
 
@@ -157,10 +159,13 @@ def _runs(pid: int) -> bool:
 
 
 def _sync_tree(folder: Path) -> None:
+    paths = []
     for parent, _, names in os.walk(folder):
-        for name in names:
-            _sync(os.path.join(parent, name))  # noqa: PTH118  # os.walk gives strings
-        _sync(parent)
+        paths += [os.path.join(parent, name) for name in names]  # noqa: PTH118  # os.walk gives strings
+        paths.append(parent)
+    with ThreadPoolExecutor(_SYNCS) as pool:  # what is asked for together the disk does at once
+        for _ in pool.map(_sync, paths):
+            pass
 
 
 def _sync(path: Path | str) -> None:
