@@ -40,7 +40,7 @@ class Step:
         self.trunk = StreamingTrunk(self.module, tile) if tile else None
         self.peak_gb: float | None = None
         if device == "cuda":
-            torch.cuda.empty_cache()  # of the step before; its own memory a step keeps, as trainings do
+            torch.cuda.empty_cache()  # of the way before; its own it keeps, as a training does
 
     def __call__(self) -> float:
         """Take the step; return its seconds."""
