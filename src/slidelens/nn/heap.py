@@ -12,7 +12,9 @@ __all__ = ["HeapGuard", "resident", "trim_heap"]
 
 _GROWTH = 1.2
 """Times the need by which a process may grow before its heap is trimmed."""
-_LEAST = 192 << 20
+_LEAST = 320 << 20
+"""Bytes of growth that are never worth a trim. With 192 MB, streaming ResNet-18 to layer2 by tiles
+of 512 px trimmed 17 times a step, which took a fifth of its time."""
 _STATM = Path("/proc/self/statm")
 
 
