@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from zlib import crc32
 
 import numpy as np
@@ -17,11 +18,12 @@ from slidelens.engine.predict import Prediction, predict
 from slidelens.engine.train import train
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, Patch
-from slidelens.families.local import FAMILY, LocalConfig, frame_of, relay_of
+from slidelens.families.local import FAMILY, LocalConfig, frame_of, read_at_once, relay_of
 from slidelens.families.local_train import LocalStage, LocalTask, LocalTraining
 from slidelens.families.slide_image import SlideImage
 from slidelens.families.training import Sample, Work
 from slidelens.geometry import Box
+from slidelens.nn.local_stream import finish
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import make_cohort
@@ -87,6 +89,56 @@ def test_score_and_maps_are_those_of_the_network(classes):
     values = drawn["probability"].values[0]
     known = np.isfinite(values[0])
     np.testing.assert_allclose(values.sum(0)[known], 1, atol=1e-5)
+
+
+def test_a_slide_that_is_read_at_once_reads_the_same():
+    """What a GPU with memory for it does; here on the CPU."""
+    model, view = model_of(tile=32), view_of(tissue(700, 330, box=(40, 660, 60, 300)))
+    image = SlideImage(view.read, frame_of(model, view))
+    with torch.inference_mode():
+        steps = read_at_once(model, image, torch.device("cpu"))
+        shares, readings = [], []
+        while not readings:
+            try:
+                shares.append(next(steps))
+            except StopIteration as stop:
+                readings = stop.value
+        relay = relay_of(model, image, image.frame.blocks)
+        relay.tile = 96
+        streamed = model.module(relay)
+    for one, other in zip(readings, streamed, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(shares) >= 2 + model.config.modules
+
+
+def test_an_image_that_threads_read_is_the_image():
+    model, view = model_of(), view_of(tissue(1400, 330, box=(40, 1360, 60, 300)))
+    image = SlideImage(view.read, frame_of(model, view))
+    height, width, _ = image.shape
+    assert height > 1024  # several pieces, of which the last is smaller
+    pixels = finish(image.onto(torch.device("cpu")))
+    whole = image.read(Box(0, 0, width, height))
+    assert pixels.shape == (1, 3, height, width)
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), whole)
+
+
+def test_reading_by_threads_can_be_stopped_and_fails_as_the_slide_does():
+    def broken(box, mpp):
+        if box.y > 600:
+            raise SlideError("this part cannot be decoded")
+        return view.read(box, mpp)
+
+    model, view = model_of(), view_of(tissue(1400, 330, box=(40, 1360, 60, 300)))
+    frame = frame_of(model, view)
+    steps = SlideImage(view.read, frame).onto(torch.device("cpu"))
+    next(steps)
+    steps.close()
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        finish(SlideImage(broken, frame).onto(torch.device("cpu")))
+    assert not [t for t in threading.enumerate() if t.name.startswith("slidelens-read_")]
 
 
 def test_maps_are_declared_as_they_are_drawn():

@@ -19,7 +19,7 @@ from slidelens.nn.frozen import FrozenNorm, freeze_norms
 from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import balanced_cuts, blocks_of, cut_points, measure
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, patch_starts, whole_windows
-from slidelens.nn.local_stream import read_slide
+from slidelens.nn.local_stream import fits_whole, read_slide
 from slidelens.nn.relay import Relay
 
 NETWORKS = [("squeezenet1_1", 4), ("resnet18", 2)]
@@ -518,6 +518,19 @@ def test_a_network_that_sees_the_whole_slide_is_read_whole():
     torch.testing.assert_close(whole, asked, rtol=0, atol=0)
     loss = net(Relay(image(), torch.tensor([0]), tile=32), 0)
     assert loss.isfinite()
+
+
+def test_what_whole_maps_take_is_told_before():
+    """A slide fits if the estimate says so: it lies near what tensors really hold."""
+    net, image = network(modules=2).float().eval(), Stripes(448, 384)
+    relay = Relay(image, tile=64)
+    needed = next(n for n in range(10**5, 10**8, 10**5) if fits_whole(net, relay, n))
+    seen = []
+    with _Sizes(seen):
+        net(Relay(image))
+    assert 2 * max(seen) * 4 < needed < 8 * max(seen) * 4
+    # Four billion values in a map: 8 GB in bfloat16, but kernels count them in 32 bits.
+    assert not fits_whole(net, Relay(Stripes(130_000, 130_000), tile=64), 10**15)
 
 
 class Stripes:

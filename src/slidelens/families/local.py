@@ -6,7 +6,8 @@ Source: locally-supervised-2022. The networks are in :mod:`slidelens.nn.local`, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import logging
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +30,12 @@ from slidelens.geometry import Affine
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import cut_points
-from slidelens.nn.local_stream import read_slide
+from slidelens.nn.local_stream import fits_whole, read_slide
+from slidelens.nn.plan import free_memory
 from slidelens.nn.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,6 +45,13 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY", "LocalConfig", "frame_of", "network_of", "relay_of"]
 
 _PAPER_STRIDE = 3
+_SHARE = 0.6
+"""Of a GPU's free memory that maps may take: the estimate leaves out what kernels need."""
+_READING = 0.7
+"""Share of the time that reading is said to take where maps are whole."""
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class LocalConfig(FamilyConfig):
@@ -78,7 +87,10 @@ class LocalConfig(FamilyConfig):
         0, ge=0, description="least side in px of a window; 0: 9, 7 or 5 cells, as in the paper"
     )
     tile: int = Field(
-        1024, ge=0, description="side in px of what is computed at once; 0: the whole image"
+        1024,
+        ge=0,
+        description="side in px of what is computed at once; 0: the whole image, which a GPU takes "
+        "anyway if it fits",
     )
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"size", "background", "tile"})
@@ -163,11 +175,9 @@ def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
         No tissue.
     """
     frame = frame_of(model, view)
-    relay = relay_of(model, SlideImage(view.read, frame), frame.blocks)
-    relay.tile = model.config.tile
     view.total(frame.height)
     rows = 0
-    steps = read_slide(network_of(model), relay)
+    steps = _readings(model, SlideImage(view.read, frame))
     while True:
         try:
             share = next(steps)
@@ -178,11 +188,60 @@ def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
         rows = round(share * frame.height)
         yield Patch("probability", np.empty((0, 4)), np.empty((0, len(model.classes)), np.float32))
     last = readings[-1]
-    yield _drawn(model, view, frame, len(readings) - 1, "probability", last.instances.softmax(1)[0])
     for index, reading in enumerate(readings):
-        name = _attention_name(index, len(readings))
-        yield _drawn(model, view, frame, index, name, reading.attention)
+        drawn = {_attention_name(index, len(readings)): reading.attention}
+        if reading is last:
+            drawn = {"probability": last.instances.softmax(1)[0], **drawn}
+        yield from _drawn(model, view, frame, index, drawn)
     yield SlideScore(tuple(last.logits.softmax(1)[0].tolist()))
+
+
+def _readings(
+    model: Model[LocalConfig], image: SlideImage
+) -> Generator[float, None, list[Reading]]:
+    """Read a slide with all heads; yield the share that is done.
+
+    A GPU takes it in one piece where it has the memory: tile after tile it would wait for files,
+    copies and launches of kernels most of the time.
+    """
+    network = network_of(model)
+    relay = relay_of(model, image, image.frame.blocks)
+    relay.tile = model.config.tile
+    device = model.device or torch.device("cpu")
+    must = not (relay.tile and network.streams)
+    if device.type == "cuda" and (
+        must or fits_whole(network, relay, int(_SHARE * free_memory(device)))
+    ):
+        try:
+            return (yield from read_at_once(model, image, device))
+        except torch.OutOfMemoryError:
+            if must:
+                raise
+        log.warning("%s: out of memory; going on by tiles of %d px", device, relay.tile)
+        torch.cuda.empty_cache()
+    return (yield from read_slide(network, relay))
+
+
+def read_at_once(
+    model: Model[LocalConfig], image: SlideImage, device: torch.device
+) -> Generator[float, None, list[Reading]]:
+    """Read a slide that lies on the device as a whole, and so does each map."""
+    relay = relay_of(model, image, image.frame.blocks)
+    relay.image = yield from _scaled(image.onto(device), 0, _READING)
+    return (yield from _scaled(read_slide(network_of(model), relay), _READING, 1))
+
+
+def _scaled(
+    steps: Generator[float, None, T], start: float, end: float
+) -> Generator[float, None, T]:
+    """Let shares from 0 to 1 be those of a part of the work."""
+    while True:
+        try:
+            share = next(steps)
+        except StopIteration as stop:
+            found: T = stop.value
+            return found
+        yield start + share * (end - start)
 
 
 def maps(config: LocalConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
@@ -206,18 +265,19 @@ def _drawn(
     view: View,
     frame: Frame,
     index: int,
-    name: str,
-    values: torch.Tensor,
-) -> Patch:
-    """Return a map ``(C, h, w)`` of module ``index``, NaN where there is no tissue."""
+    values: Mapping[str, torch.Tensor],
+) -> Iterator[Patch]:
+    """Draw maps ``(C, h, w)`` of module ``index`` by name, NaN where there is no tissue."""
     network = network_of(model)
     place, side = frame.place, network.shapes[index].cell
     top, left = network.start_of(index)
-    box = place.box(left, top, values.shape[2] * side, values.shape[1] * side)
+    height, width = next(iter(values.values())).shape[1:]
+    box = place.box(left, top, width * side, height * side)
     cells = Affine(place.sx * side, place.sy * side, box.x, box.y)
-    tissue = tissue_cells(view, cells, (values.shape[1], values.shape[2]))
-    drawn = np.where(tissue, values.float().cpu().numpy(), np.float32("nan"))
-    return Patch(name, np.array([box]), drawn[None])
+    tissue = tissue_cells(view, cells, (height, width))
+    for name, found in values.items():
+        drawn = np.where(tissue, found.float().cpu().numpy(), np.float32("nan"))
+        yield Patch(name, np.array([box]), drawn[None])
 
 
 FAMILY = Family(

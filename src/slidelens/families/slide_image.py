@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from slidelens.errors import SlideError
 from slidelens.geometry import Affine, Box
+from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
 
@@ -26,6 +31,10 @@ __all__ = ["Frame", "SlideImage", "SlideImages", "frame_tissue", "tissue_cells"]
 log = logging.getLogger(__name__)
 
 _STRIP = 1024
+_PIECE = 512
+"""Rows that a thread reads at once: as many as a few tiles of a file have."""
+_CELLS = 1 << 16
+"""Cells that are looked up at once: a row at a time, the mask was summed over and over."""
 _SPECK = 1e-6
 """Share of a cell below which its tissue is the rounding of a float."""
 
@@ -89,6 +98,48 @@ class SlideImage:
                 rows = pixels[top : top + _STRIP]
                 rows[...] = self.read(Box(0, top, self.frame.width, len(rows)))
             self._pixels = pixels
+
+    def onto(self, device: torch.device) -> Generator[float, None, torch.Tensor]:
+        """Read all pixels onto a device; several threads read, so that a GPU need not wait.
+
+        Yields
+        ------
+        float
+            Share of the pixels that is read. Closing the generator stops the threads.
+
+        Returns
+        -------
+        ``(1, 3, height, width)`` uint8, channels last in memory.
+        """
+        pixels = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        threads = get_settings().reader_threads
+        pending: deque[tuple[int, torch.Tensor, Future[None]]] = deque()
+        readers = ThreadPoolExecutor(threads, thread_name_prefix="slidelens-read")
+        starts = iter(range(0, self.frame.height, _PIECE))
+        try:
+            while True:
+                for top in islice(starts, threads + 1 - len(pending)):
+                    piece = self._room(top, pinned=device.type == "cuda")
+                    pending.append((top, piece, readers.submit(self._fill, top, piece.numpy())))
+                if not pending:
+                    return pixels.permute(2, 0, 1)[None]
+                top, piece, filled = pending.popleft()
+                filled.result()
+                pixels[top : top + len(piece)].copy_(piece, non_blocking=True)
+                yield (top + len(piece)) / self.frame.height
+        finally:
+            readers.shutdown(wait=True, cancel_futures=True)
+
+    def _room(self, top: int, *, pinned: bool) -> torch.Tensor:
+        """Return memory for the rows from ``top`` on.
+
+        Pinned, it comes from torch's cache, which reuses a block only after its copy is done.
+        """
+        rows = min(_PIECE, self.frame.height - top)
+        return torch.empty((rows, *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+
+    def _fill(self, top: int, rows: NDArray[np.uint8]) -> None:
+        rows[...] = self.read(Box(0, top, self.frame.width, len(rows)))
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Pixels ``(h, w, 3)`` of a box in whole pixels of the image."""
@@ -192,7 +243,7 @@ def frame_tissue(
         mpp=mpp,
         place=place,
         cells=cells,
-        mask=tissue_cells(view, cells, (rows, columns)),
+        mask=_part(found, top, left, rows, columns),
         blocks=tissue_cells(view, blocks, (rows, columns)),
     )
 
@@ -200,15 +251,28 @@ def frame_tissue(
 def tissue_cells(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Say of ``shape`` (rows, columns) cells which have tissue in the view's region."""
     found = np.zeros(shape, bool)
-    columns = np.arange(shape[1])
-    for row in range(shape[0]):
-        corners = np.stack([columns, np.full(shape[1], row)], 1)
+    step = max(_CELLS // max(shape[1], 1), 1)
+    for top in range(0, shape[0], step):
+        rows = found[top : top + step]
+        corners = np.indices(rows.shape).reshape(2, -1)[::-1].T + np.array([0, top])
         low, high = cells.apply(corners), cells.apply(corners + 1)
         low, high = (
             v.clip(view.region[:2], (view.region.right, view.region.bottom)) for v in (low, high)
         )
-        found[row] = view.tissue.fraction(np.concatenate([low, high - low], 1)) > _SPECK
+        share = view.tissue.fraction(np.concatenate([low, high - low], 1))
+        rows[...] = (share > _SPECK).reshape(rows.shape)
     return found
+
+
+def _part(
+    found: NDArray[np.bool_], top: int, left: int, rows: int, columns: int
+) -> NDArray[np.bool_]:
+    """Return a part of an array that may reach past it, where there is nothing."""
+    part = np.zeros((rows, columns), bool)
+    into = part[max(-top, 0) :, max(-left, 0) :]
+    inside = found[max(top, 0) : top + rows, max(left, 0) : left + columns]
+    into[: inside.shape[0], : inside.shape[1]] = inside
+    return part
 
 
 def _span(where: NDArray[np.int64], most: int) -> tuple[int, int]:

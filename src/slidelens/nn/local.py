@@ -28,7 +28,7 @@ from slidelens.nn.local_cuts import (
     measure,
 )
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, kept
-from slidelens.nn.local_stream import finish, read_slide
+from slidelens.nn.local_stream import STEM_TILE, finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.streaming import StreamingTrunk
@@ -49,9 +49,8 @@ _PATCH_PX = 512
 _FINE = 8
 """Up to this stride a head's windows are 9 cells wide, above it 7 (the paper's code)."""
 _INNER = 128
-_STEM_TILE = 1024
-"""Px of the image that the stem sees at once: its output at full resolution is four times what it
-hands on."""
+_ALL_COLUMNS = 1 << 30
+"""Of a tile as wide as any image."""
 
 
 class ModuleShape(NamedTuple):
@@ -303,7 +302,7 @@ class LocalNetwork(nn.Module):
     @torch.no_grad()
     def stem_features(self, relay: Relay) -> Tensor:
         """Return what the frozen stem makes of the image, ``(N, C, H, W)``, whole."""
-        trunk = self.trunk(None, _STEM_TILE, relay.mean, relay.std)
+        trunk = self.trunk(None, STEM_TILE, relay.mean, relay.std, wide=True)
         features: Tensor = trunk(relay.image, relay.mask)
         return features
 
@@ -313,13 +312,20 @@ class LocalNetwork(nn.Module):
         tile: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        *,
+        wide: bool = False,
     ) -> StreamingTrunk:
-        """Return module ``index`` (None: the stem), streamed; ``tile`` in px of its own input."""
-        key = (index, tile, mean, std)
+        """Return module ``index`` (None: the stem), streamed; ``tile`` in px of its own input.
+
+        ``wide``: where it runs on a GPU, tiles are as wide as the image.
+        """
+        wide = wide and next(self.parameters()).is_cuda
+        key = (index, wide, tile, mean, std)
         if key not in self._trunks:
             module = self.stem if index is None else self._parts[index]
-            trunk = StreamingTrunk(module.eval(), tile, scheme="seam", mean=mean, std=std)
-            self._trunks = {k: v for k, v in self._trunks.items() if k[0] != index}
+            size = (tile, _ALL_COLUMNS if wide else tile)
+            trunk = StreamingTrunk(module.eval(), size, scheme="seam", mean=mean, std=std)
+            self._trunks = {k: v for k, v in self._trunks.items() if k[:2] != key[:2]}
             self._trunks[key] = trunk
         return self._trunks[key]
 

@@ -6,7 +6,7 @@ and go when both have read them. No map is ever whole: memory is a band of rows 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from slidelens.nn.tape import Band
     from slidelens.nn.windows import Rect
 
-__all__ = ["Modules", "finish", "read_slide"]
+__all__ = ["STEM_TILE", "Modules", "finish", "fits_whole", "read_slide"]
+
+STEM_TILE = 1024
+"""Px of the image that the stem sees at once where the modules see all of it: its output at full
+resolution is four times what it hands on."""
+_MOST_VALUES = 2**31
+
+T = TypeVar("T")
 
 
 class Modules(Protocol):
@@ -44,7 +51,13 @@ class Modules(Protocol):
         """Return what the stem makes of the image, whole."""
 
     def trunk(
-        self, index: int | None, tile: int, mean: Sequence[float] = ..., std: Sequence[float] = ...
+        self,
+        index: int | None,
+        tile: int,
+        mean: Sequence[float] = ...,
+        std: Sequence[float] = ...,
+        *,
+        wide: bool = ...,
     ) -> StreamingTrunk:
         """Return a module (None: the stem), streamed; ``tile`` in px of its own input."""
 
@@ -78,14 +91,14 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
     """
     if not (relay.tile and network.streams):
         return (yield from _read_whole(network, relay))
-    trunk = network.trunk(None, relay.tile, relay.mean, relay.std)
+    trunk = network.trunk(None, relay.tile, relay.mean, relay.std, wide=True)
     source = trunk.source(relay.image, relay.mask)
     heads: list[Any] = list(network.heads)
     windows = [_Windows(head) for head in heads]
     stem = _Rows(trunk, source)
     rows, sizes = stem, []
     for index in range(len(network.parts)):
-        trunk = network.trunk(index, network.tile_of(index, relay.tile))
+        trunk = network.trunk(index, network.tile_of(index, relay.tile), wide=True)
         rows = _Rows(trunk, _Rolling(rows, source.device), windows[index])
         sizes.append(rows.shape[2:])
     for _ in rows:
@@ -94,14 +107,34 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
     return [h.read(w.finish(), t) for h, w, t in zip(heads, windows, tissue, strict=True)]
 
 
-def finish(steps: Generator[float, None, list[Reading]]) -> list[Reading]:
-    """Take all steps of :func:`read_slide`; return what it returns."""
+def fits_whole(network: Modules, relay: Relay, free: int) -> bool:
+    """Say whether modules that could stream a slide may as well take it in one piece each.
+
+    ``free`` are the bytes that it may take, the image on the device among them. Maps of two billion
+    values and more are not given to a device's kernels, some of which count in 32 bits.
+    """
+    height, width = relay.image.shape[:2]
+    trunk = network.trunk(None, relay.tile, relay.mean, relay.std, wide=True)
+    peak, most = trunk.whole_bytes(min(height, STEM_TILE), width)
+    made = trunk.plan(height, width)
+    peak += made.bytes_output // 2
+    for index in range(len(network.parts)):
+        trunk = network.trunk(index, network.tile_of(index, relay.tile), wide=True)
+        channels, *size = made.output
+        held, largest = trunk.whole_bytes(size[0], size[1], channels)
+        peak, most = max(peak, held + made.bytes_output // 2), max(most, largest)
+        made = trunk.plan(size[0], size[1], channels=channels)
+    return most < _MOST_VALUES and peak + 3 * height * width < free
+
+
+def finish(steps: Generator[float, None, T]) -> T:
+    """Take all steps of a generator, such as :func:`read_slide`; return what it returns."""
     while True:
         try:
             next(steps)
         except StopIteration as stop:
-            readings: list[Reading] = stop.value
-            return readings
+            found: T = stop.value
+            return found
 
 
 def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[Reading]]:

@@ -173,6 +173,19 @@ class Planner:
             computed=rows.tiles * columns.tiles if mask is None else self._computed(layout, mask),
         )
 
+    def values(self) -> tuple[int, int]:
+        """Return what a forward pass over the whole image holds: at most, and of one value.
+
+        In numbers; a value of the network is held until all that read it are done.
+        """
+        counts = [h * w * c for h, w, c in zip(*self.sizes, self.costs.channels, strict=True)]
+        now = peak = 0
+        for node in self.graph.nodes:
+            now += counts[node.index]
+            peak = max(peak, now)
+            now -= sum(counts[i] for i in {*node.inputs} if self.graph.last_use[i] == node.index)
+        return self.batch * peak, self.batch * max(counts)
+
     def _computed(self, layout: Layout, mask: Tensor) -> int:
         """Count the tiles with tissue, and the kinds of those without."""
         repeats, (rows, columns) = Repeats(self.graph, *layout), layout
@@ -241,7 +254,9 @@ class Planner:
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that a device has free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What PyTorch holds back for later is free as well.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     info = Path("/proc/meminfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -123,8 +123,8 @@ class Source:
                     f"({rect.height}, {rect.width}, {self.shape[1]})"
                 )
             piece = torch.from_numpy(values).permute(2, 0, 1)[None]
-        tissue = self._tissue(rect)
-        return piece if tissue is None else piece.masked_fill(~tissue.to(piece.device), WHITE)
+        tissue = self._tissue(rect, piece.device)
+        return piece if tissue is None else piece.masked_fill(~tissue, WHITE)
 
     def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:
         """Return a piece as the network takes it: on the device, normalised, with its noise."""
@@ -133,7 +133,7 @@ class Source:
             pixels = normalize(pixels, self.mean, self.std).to(self.dtype)
         return pixels if self.noise is None else pixels + self.noise(rect, pixels)
 
-    def _tissue(self, rect: Rect) -> Tensor | None:
+    def _tissue(self, rect: Rect, device: torch.device) -> Tensor | None:
         """Mask of one piece: each pixel takes the cell it lies in. None: nothing is painted."""
         if self.mask is None or not rect.area:
             return None
@@ -142,7 +142,8 @@ class Source:
         cells = self.mask.cpu()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         if cells.all():  # as in the midst of tissue: a copy less
             return None
-        return cells[rows[:, None] - rows[0], columns - columns[0]]
+        rows, columns = (rows - rows[0]).to(device), (columns - columns[0]).to(device)
+        return cells.to(device)[rows[:, None], columns]  # pixels are many: made where they are
 
     def empty(self) -> Tensor:
         """Return a prepared piece without pixels."""

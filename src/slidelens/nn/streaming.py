@@ -160,6 +160,15 @@ class StreamingTrunk(nn.Module):
             raise StreamingError(_too_little(planner, schemes, self.tile_size, budget or 0))
         return min(plans, key=lambda plan: plan.work(training=training))
 
+    def whole_bytes(self, height: int, width: int, channels: int = 3) -> tuple[int, int]:
+        """Return what an image that is not cut takes without a graph: bytes, and values of a map.
+
+        An estimate of the bytes held at once beside the weights, and the size of the largest map.
+        """
+        planner = self._planner((height, width), channels, 1)
+        held, largest = planner.values()
+        return held * planner.itemsize, largest
+
     def forward(self, image: Tensor | LazyImage, mask: Tensor | None = None) -> Tensor:
         """Compute ``module(image)``.
 
