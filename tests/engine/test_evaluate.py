@@ -1,5 +1,6 @@
 import csv
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 from sklearn import metrics as oracle
 
 from slidelens.engine.evaluate import EvaluationOptions, evaluate, parse_rule
+from slidelens.engine.evaluation_tables import Table
 from slidelens.engine.measure import Resampling, Rule
+from slidelens.engine.plots import table_picture
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
 from slidelens.slide.array import from_array
@@ -479,3 +482,13 @@ def test_the_threshold_of_a_model_travels_with_its_results(tiny, tmp_path):
     write_labels(tmp_path / "labels.csv", [(f"s{i}", i % 2) for i in range(4)])
     one = run(tmp_path).metrics["models"]["tiny-model"]
     assert (one["threshold"], one["threshold_source"], one["n"]) == (0.25, "model", 4)
+
+
+def test_the_picture_of_the_comparison_has_the_tests_and_stays_small():
+    def height(pairs):
+        tests = [Table(("a", "b", "p"), [("m", "n", "0.5")] * pairs, words=2)] if pairs else []
+        tables = [Table(("model", "AUC"), [("m", "0.9")]), *tests]
+        with Image.open(BytesIO(table_picture(tables, "a note"))) as picture:
+            return picture.height
+
+    assert height(0) < height(1) < height(40) == height(900) < 3000

@@ -22,7 +22,12 @@ import numpy as np
 
 import slidelens
 from slidelens.engine.compare import compare
-from slidelens.engine.evaluation_tables import comparison_rows, errors_csv, markdown
+from slidelens.engine.evaluation_tables import (
+    comparison_table,
+    errors_csv,
+    markdown,
+    tests_table,
+)
 from slidelens.engine.labels import read_labels
 from slidelens.engine.measure import (
     RESAMPLING,
@@ -39,7 +44,7 @@ from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases, LeftOut
@@ -144,7 +149,7 @@ def evaluate(
     record = _record(results, labels, out, options, cases, metrics)
     text = markdown(measured, comparisons, note)
     files: dict[str, bytes | str] = {
-        **_pictures(measured, options.resampling.level, note),
+        **_pictures(measured, comparisons, options.resampling.level, note),
         "comparison.md": f"# Evaluation\n\n{text}",
         "errors.csv": errors_csv(cases, measured),
         "metrics.json": _json(metrics),
@@ -297,14 +302,22 @@ def _record(
     }
 
 
-def _pictures(measured: Mapping[str, Measured], level: float, note: str) -> dict[str, bytes | str]:
+def _pictures(
+    measured: Mapping[str, Measured],
+    comparisons: Sequence[Mapping[str, Any]],
+    level: float,
+    note: str,
+) -> dict[str, bytes | str]:
     # matplotlib takes half a second to import; a caller who reads an Evaluation needs none of it.
     from slidelens.engine.plots import calibration_picture, roc_picture, table_picture
 
+    tables = [comparison_table(measured)]
+    if comparisons:
+        tables.append(tests_table(comparisons))
     return {
         "roc.png": roc_picture(measured, level),
         "calibration.png": calibration_picture(measured),
-        "comparison.png": table_picture(*comparison_rows(measured), note),
+        "comparison.png": table_picture(tables, note),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slidelens.engine.measure import Measured
     from slidelens.engine.scores import Cases
 
-__all__ = ["comparison_rows", "errors_csv", "find_errors", "markdown"]
+__all__ = ["Table", "comparison_table", "errors_csv", "find_errors", "markdown", "tests_table"]
 
 _COLUMNS = (
     "model",
@@ -41,6 +41,15 @@ _HEADER = (
     "Brier",
     "ECE",
 )
+
+
+class Table(NamedTuple):
+    """A table of text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    """Columns at the left that hold words; the others hold numbers."""
 
 
 def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> str:
@@ -92,10 +101,8 @@ def find_errors(
     return sorted(found, key=lambda error: (-error["margin"], error["slide_id"]))
 
 
-def comparison_rows(
-    measured: Mapping[str, Measured],
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of the table of models."""
+def comparison_table(measured: Mapping[str, Measured]) -> Table:
+    """Return the table of models."""
     rows: list[tuple[str, ...]] = []
     for name, one in measured.items():
         f = one.figures
@@ -114,30 +121,34 @@ def comparison_rows(
                 _number(f["ece"]),
             )
         )
-    return _HEADER, rows
+    return Table(_HEADER, rows)
 
 
 def markdown(
     measured: Mapping[str, Measured], comparisons: Sequence[Mapping[str, Any]], note: str
 ) -> str:
     """Write the table of models and the tests between them as Markdown."""
-    header, rows = comparison_rows(measured)
-    lines = [*_table(header, rows), "", note]
+    lines = [*_lines(comparison_table(measured)), "", note]
     if comparisons:
-        tests = [
-            (
-                c["a"],
-                c["b"],
-                str(c["n"]),
-                _number(c["difference"], c["difference_ci"]),
-                _p(c["p"]),
-                _p(c["p_holm"]),
-            )
-            for c in comparisons
-        ]
-        head = ("a", "b", "n", "AUC a - AUC b", f"p ({comparisons[0]['test']})", "p (Holm)")
-        lines += ["", *_table(head, tests)]
+        lines += ["", *_lines(tests_table(comparisons))]
     return "\n".join(lines) + "\n"
+
+
+def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of tests between models."""
+    header = ("a", "b", "n", "AUC a - AUC b", f"p ({comparisons[0]['test']})", "p (Holm)")
+    rows = [
+        (
+            c["a"],
+            c["b"],
+            str(c["n"]),
+            _number(c["difference"], c["difference_ci"]),
+            _p(c["p"]),
+            _p(c["p_holm"]),
+        )
+        for c in comparisons
+    ]
+    return Table(header, rows, words=2)
 
 
 def _number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
@@ -156,7 +167,7 @@ def _p(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[text.replace("|", "\\|") for text in row] for row in rows]
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in [list(header), rule, *cells]]
+def _lines(table: Table) -> list[str]:
+    cells = [[text.replace("|", "\\|") for text in row] for row in table.rows]
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [list(table.header), rule, *cells]]

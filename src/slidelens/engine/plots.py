@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from slidelens.engine.evaluation_tables import Table
     from slidelens.engine.measure import Measured
 
 __all__ = ["calibration_picture", "roc_picture", "table_picture"]
@@ -25,6 +26,8 @@ __all__ = ["calibration_picture", "roc_picture", "table_picture"]
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _GREY = "#666666"
+_MOST_ROWS = 40
+"""Of a table in a picture: thirteen models make 78 pairs."""
 
 
 FileFormat = Literal["png", "svg"]
@@ -114,26 +117,42 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
     return _file(figure, file_format)
 
 
-def table_picture(header: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> bytes:
-    """Draw a table: the first column to the left, the others to the right."""
-    texts = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[c]) for row in texts) + 2.5 for c in range(len(header))]
-    total = sum(widths)
-    figure = Figure(figsize=(total * 0.092, 0.36 * len(texts) + 0.75), dpi=150, facecolor="white")
+def table_picture(tables: Sequence[Table], note: str) -> bytes:
+    """Draw tables below each other, with a note under the first; of a long table the first rows."""
+    drawn = [table._replace(rows=table.rows[:_MOST_ROWS]) for table in tables]
+    widths = [
+        [max(map(len, column)) + 2.5 for column in zip(header, *rows, strict=True)]
+        for header, rows, _ in drawn
+    ]
+    total = max(map(sum, widths))
+    height = sum(len(table.rows) + 2.4 for table in drawn)
+    figure = Figure(figsize=(total * 0.092, 0.36 * height + 0.2), dpi=150, facecolor="white")
     axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
     axes.set_axis_off()
-    axes.set(xlim=(0, total), ylim=(-len(texts) - 1.2, 0.4))
-    for r, row in enumerate(texts):
-        left = 0.0
-        for c, text in enumerate(row):
-            at, align = (left, "left") if c == 0 else (left + widths[c], "right")
-            weight = "bold" if r == 0 else "normal"
-            axes.text(at, -r - 0.5, text, ha=align, va="center", fontsize=9, fontweight=weight)
-            left += widths[c]
-    for y, width in ((-1.0, 1.0), (0.0, 1.6), (-float(len(texts)), 1.6)):
-        axes.plot([0, total], [y, y], color="black", linewidth=width, clip_on=False)
-    axes.text(0, -len(texts) - 0.6, note, ha="left", va="center", fontsize=8, color=_GREY)
+    axes.set(xlim=(0, total), ylim=(-height, 0.4))
+    top = 0.0
+    for table, whole, columns in zip(drawn, tables, widths, strict=True):
+        _draw(axes, table, columns, top)
+        left_out = len(whole.rows) - len(table.rows)
+        below = note if whole is tables[0] else f"and {left_out} more rows" if left_out else ""
+        top -= len(table.rows) + 2.4
+        axes.text(0, top + 0.8, below, ha="left", va="center", fontsize=8, color=_GREY)
     return _file(figure)
+
+
+def _draw(axes: Axes, table: Table, widths: Sequence[float], top: float) -> None:
+    """Draw a table whose upper border is at ``top``; words stand to the left, numbers right."""
+    left = 0.0
+    for column, width in enumerate(widths):
+        words = column < table.words
+        at, align = (left, "left") if words else (left + width, "right")
+        for number, row in enumerate([table.header, *table.rows]):
+            weight = "normal" if number else "bold"
+            y = top - number - 0.5
+            axes.text(at, y, row[column], ha=align, va="center", fontsize=9, fontweight=weight)
+        left += width
+    for y, line in ((0.0, 1.6), (-1.0, 1.0), (-1.0 - len(table.rows), 1.6)):
+        axes.plot([0, left], [top + y] * 2, color="black", linewidth=line, clip_on=False)
 
 
 def _figure(width: float, height: float) -> Figure:
