@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from slidelens.geometry import Box
 from slidelens.nn.augment import TileAugment
-from slidelens.nn.slide_augment import Colours, Rotated, SlideAugment, Turned
+from slidelens.nn.slide_augment import Colours, SlideAugment, Turned
+from slidelens.nn.slide_resample import DEFORMED_PX, Deformed, Rotated
 
 CELL = 8
 
@@ -48,12 +49,13 @@ def some_mask(image, seed=0):
 @settings(max_examples=40)
 @given(
     rotation=st.sampled_from(["none", "quarter", "free"]),
+    elastic=st.sampled_from([0.0, 1.0, 7.0]),
     key=st.integers(0, 10_000),
     place=st.tuples(*[st.floats(0, 1)] * 4),
 )
-def test_any_piece_is_the_crop_of_the_whole(rotation, key, place):
+def test_any_piece_is_the_crop_of_the_whole(rotation, elastic, key, place):
     image = picture()
-    made, _ = SlideAugment(rotation)(image, some_mask(image), (key,), 4096)
+    made, _ = SlideAugment(rotation, elastic=elastic)(image, some_mask(image), (key,), 4096)
     height, width, _ = made.shape
     x, y = int(place[0] * (width - 1)), int(place[1] * (height - 1))
     w, h = 1 + int(place[2] * (width - x - 1)), 1 + int(place[3] * (height - y - 1))
@@ -79,7 +81,8 @@ def test_the_mask_lies_where_its_tissue_lies():
         mask = rng.random((9, 13)) < 0.3
         pixels = np.where(mask.repeat(CELL, 0).repeat(CELL, 1)[..., None], 0, 255)
         image = Picture(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8))
-        made, turned = SlideAugment("free", stain=0, colour=0)(image, mask, (key,), 4096)
+        augment = SlideAugment("free", stain=0, colour=0, elastic=key % 3)
+        made, turned = augment(image, mask, (key,), 4096)
         assert made.shape == (turned.shape[0] * CELL, turned.shape[1] * CELL, 3)
         background = ~turned.repeat(CELL, 0).repeat(CELL, 1)
         assert whole(made)[background].min(initial=255) == 255
@@ -103,6 +106,28 @@ def test_a_rotation_turns_against_the_clock_about_the_centre():
 
 def test_a_rotated_image_is_cut_to_the_limit():
     assert Rotated(picture(), 0.5, CELL, 50).shape == (48, 48, 3)
+
+
+def test_a_deformation_by_nothing_is_the_image():
+    image = picture()
+    deformed = Deformed(image, 0.0, CELL, np.random.default_rng(0))
+    np.testing.assert_array_equal(whole(deformed), image.pixels)
+
+
+def test_a_deformation_moves_pixels_by_as_much_as_is_asked_and_smoothly():
+    image = Picture(np.zeros((40 * DEFORMED_PX, 30 * DEFORMED_PX, 3), np.uint8))
+    deformed = Deformed(image, 6.0, 50, np.random.default_rng(0))
+    x, y = (np.arange(0, side, 25.0) for side in (image.shape[1], image.shape[0]))
+    u, v = deformed.back(x[None], y[:, None])
+    for moved in (u - x[None], v - y[:, None]):
+        assert moved.std() == pytest.approx(6, rel=0.2)
+        assert abs(moved.mean()) < 1
+        # A sixth of the way from one point to the next: far less than a move, and no fold.
+        assert np.abs(np.diff(moved, axis=0)).max() < 6
+        assert np.abs(np.diff(moved, axis=1)).max() < 6
+    assert np.corrcoef((u - x[None]).ravel(), (v - y[:, None]).ravel())[0, 1] == pytest.approx(
+        0, abs=0.2
+    )
 
 
 def test_colours_are_those_of_tiles():

@@ -76,6 +76,9 @@ class LocalTraining(TrainConfig):
     rotation: Literal["none", "quarter", "free"] = Field(
         "quarter", description="random rotation of slides: quarter turns, or any angle"
     )
+    elastic: float = Field(
+        0.0, ge=0, le=20, description="px by which elastic deformation moves a pixel (std)"
+    )
     flips: bool = Field(True, description="random mirroring of slides")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
     colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
@@ -151,7 +154,9 @@ class LocalTask(TrainTask[LocalConfig]):
     ) -> None:
         super().__init__(model, network, data, config, seed)
         assert isinstance(config, LocalTraining)
-        self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
+        self.augment = SlideAugment(
+            config.rotation, config.flips, config.stain, config.colour, config.elastic
+        )
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._means: dict[str, list[torch.Tensor]] = {}
         """What each head sees of a slide, in a stage that trains the heads. It follows from the

@@ -68,6 +68,9 @@ class StreamingTraining(TrainConfig):
     rotation: Literal["none", "quarter", "free"] = Field(
         "quarter", description="random rotation of slides: quarter turns, or any angle"
     )
+    elastic: float = Field(
+        0.0, ge=0, le=20, description="px by which elastic deformation moves a pixel (std)"
+    )
     flips: bool = Field(True, description="random mirroring of slides")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
     colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
@@ -99,11 +102,12 @@ class StreamingTraining(TrainConfig):
             "patience": 0,
             "normalization": "training",
             "rotation": "free",
+            "elastic": 1.0,
             "stain": 0.0,
         },
     }
     """``paper`` is the paper's schedule for a ResNet. The paper states no weight decay (we take
-    none); its elastic deformation (alpha 1000, sigma 150: about a pixel) is not applied."""
+    none); its elastic deformation (alpha 1000, sigma 150) moves a pixel by about one."""
 
 
 class StreamingTask(TrainTask[StreamingConfig]):
@@ -130,7 +134,9 @@ class StreamingTask(TrainTask[StreamingConfig]):
         assert isinstance(config, StreamingTraining)
         # Made here, so that what cannot be streamed is refused before slides are read.
         self._trunk, _ = _network(model).streamed(streaming_of(model))
-        self.augment = SlideAugment(config.rotation, config.flips, config.stain, config.colour)
+        self.augment = SlideAugment(
+            config.rotation, config.flips, config.stain, config.colour, config.elastic
+        )
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._colours: dict[str, NDArray[np.float64]] = {}
         """Training slide to count, sum and sum of squares of its colours, 0 to 1."""

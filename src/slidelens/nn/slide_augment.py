@@ -2,21 +2,22 @@
 
 Every pixel of an augmented image is a function of its position alone, in whole numbers where it is
 interpolated, so that tiles agree with the whole image and a tile that is read twice is the same
-twice. Source: streaming-prostate-2020, section IV.A (flips, rotations, hue, saturation and
-brightness); stain jitter is ours, the paper's elastic deformation is not applied.
+twice. Source: streaming-prostate-2020, section IV.A (flips, rotations, elastic deformation, hue,
+saturation and brightness); stain jitter is ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, cos, pi, sin
+from math import pi
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from slidelens.geometry import Box
 from slidelens.nn.augment import TileAugment
+from slidelens.nn.slide_resample import Deformed, Rotated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
 
     from slidelens.nn.source import LazyImage
 
-__all__ = ["Colours", "Recoloured", "Rotated", "SlideAugment", "Turned"]
+__all__ = ["Colours", "Recoloured", "SlideAugment", "Turned"]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
-_SUB = 32
-"""Steps per pixel to which a rotated position is rounded."""
 _ROWS = 256
-"""Rows that are rotated or recoloured at once."""
+"""Rows that are recoloured at once."""
 _DENSITIES = 4096
 """Steps of optical density from 0 (white) to `_DARKEST`, and as many of what is brighter."""
 _DARKEST = 8.0
@@ -41,7 +40,7 @@ _WHITE = 255
 
 @dataclass(frozen=True)
 class SlideAugment:
-    """Flips, rotations, stain and colour jitter of a whole image.
+    """Flips, rotations, elastic deformation, stain and colour jitter of a whole image.
 
     Attributes
     ----------
@@ -52,12 +51,15 @@ class SlideAugment:
         Mirrored or not.
     stain, colour
         As of :class:`~slidelens.nn.augment.TileAugment`.
+    elastic
+        Px by which a pixel is moved, as of :class:`~slidelens.nn.slide_resample.Deformed`.
     """
 
     rotation: Literal["none", "quarter", "free"] = "quarter"
     flips: bool = True
     stain: float = 0.2
     colour: float = 0.05
+    elastic: float = 0.0
 
     def __call__(
         self, image: LazyImage, mask: NDArray[np.bool_], key: Sequence[int], limit: int
@@ -80,8 +82,11 @@ class SlideAugment:
         if quarters or mirrored:
             image = Turned(image, quarters, mirrored)
             mask = _turn(mask, quarters, mirrored)
+        cell = image.shape[0] // mask.shape[0]
+        if self.elastic:
+            deformed = Deformed(image, self.elastic, cell, random)
+            image, mask = deformed, deformed.mask(mask)
         if self.rotation == "free":
-            cell = image.shape[0] // mask.shape[0]
             rotated = Rotated(image, angle, cell, limit)
             image, mask = rotated, rotated.mask(mask)
         if self.stain or self.colour:
@@ -109,72 +114,6 @@ class Turned:
             x, y, w, h = height - y - h, x, h, w
             height, width = width, height
         return _turn(self.image.read(Box(x, y, w, h)), self.quarters, self.mirrored)
-
-
-class Rotated:
-    """An image rotated about its centre by any angle, bilinear, white outside.
-
-    Its sides are those of the rotated image's bounding box in whole cells, at most ``limit``.
-    """
-
-    def __init__(self, image: LazyImage, angle: float, cell: int, limit: int) -> None:
-        self.image, self.cell = image, cell
-        self.cos, self.sin = cos(angle), sin(angle)
-        height, width, channels = image.shape
-        c, s = abs(self.cos), abs(self.sin)
-        sides = (height * c + width * s, height * s + width * c)
-        largest = max(limit // cell, 1)
-        rows, columns = (min(ceil(side / cell - 1e-9), largest) for side in sides)
-        self.shape = (rows * cell, columns * cell, channels)
-
-    def read(self, box: Box) -> NDArray[np.uint8]:
-        """Pixels ``(h, w, C)`` of a box in whole pixels."""
-        x, y, w, h = (int(v) for v in box)
-        strips = [self._strip(x, top, w, min(_ROWS, y + h - top)) for top in range(y, y + h, _ROWS)]
-        return np.concatenate(strips)
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the mask of the rotated image: cells that any cell of the mask comes near to."""
-        rows, columns = self.shape[0] // self.cell, self.shape[1] // self.cell
-        y, x = np.mgrid[:rows, :columns] + 0.5
-        u, v = self._back(x * self.cell, y * self.cell)
-        padded = np.pad(mask, 1)
-        # A cell's corners are at most half a diagonal from its centre: its neighbours count too.
-        near = np.zeros((rows, columns), bool)
-        for shift in np.ndindex(3, 3):
-            j = np.floor(u / self.cell).astype(int) + shift[1]
-            i = np.floor(v / self.cell).astype(int) + shift[0]
-            near |= padded[i.clip(0, padded.shape[0] - 1), j.clip(0, padded.shape[1] - 1)]
-        return near
-
-    def _back(
-        self, x: NDArray[np.float64], y: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return where points of the rotated image lie in the image."""
-        dx, dy = x - self.shape[1] / 2, y - self.shape[0] / 2
-        return (
-            self.cos * dx - self.sin * dy + self.image.shape[1] / 2,
-            self.sin * dx + self.cos * dy + self.image.shape[0] / 2,
-        )
-
-    def _strip(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        rows = np.arange(y, y + h, dtype=np.float64)[:, None] + 0.5
-        columns = np.arange(x, x + w, dtype=np.float64)[None] + 0.5
-        u, v = self._back(columns, rows)
-        # Pixel centres are at halves: position in steps of the centres' grid.
-        at_x, at_y = (np.floor(p * _SUB + (0.5 - _SUB / 2)).astype(np.int32) for p in (u, v))
-        left, top = at_x // _SUB, at_y // _SUB
-        area = (left.min(), top.min(), left.max() + 2, top.max() + 2)
-        block = _padded(self.image, *(int(a) for a in area))
-        wide, colours = block.shape[1], block.reshape(-1, block.shape[2])
-        first = (top - area[1]) * wide + (left - area[0])
-        fx, fy = (at_x - left * _SUB)[..., None], (at_y - top * _SUB)[..., None]
-        total = colours[first] * ((_SUB - fx) * (_SUB - fy))
-        total += colours[first + 1] * (fx * (_SUB - fy))
-        total += colours[first + wide] * ((_SUB - fx) * fy)
-        total += colours[first + wide + 1] * (fx * fy)
-        pixels: NDArray[np.uint8] = ((total + _SUB * _SUB // 2) // (_SUB * _SUB)).astype(np.uint8)
-        return pixels
 
 
 @dataclass(frozen=True)
@@ -241,15 +180,3 @@ class Recoloured:
 def _turn(values: NDArray[ScalarT], quarters: int, mirrored: bool) -> NDArray[ScalarT]:
     turned = np.rot90(values, quarters)
     return turned[:, ::-1] if mirrored else turned
-
-
-def _padded(image: LazyImage, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
-    """Read a box that may reach outside of the image, where it is white."""
-    height, width, channels = image.shape
-    left, top = min(max(x0, 0), width), min(max(y0, 0), height)
-    right, bottom = min(max(x1, left), width), min(max(y1, top), height)
-    out = np.full((y1 - y0, x1 - x0, channels), _WHITE, np.uint8)
-    if left < right and top < bottom:
-        part = image.read(Box(left, top, right - left, bottom - top))
-        out[top - y0 : bottom - y0, left - x0 : right - x0] = part
-    return out
