@@ -88,8 +88,8 @@ def local(title: str, modules: int, *options: object, tables: tuple[int, ...] = 
     At this resolution SqueezeNet's own first stride would leave it cells of 16 µm, in which it has
     next to no features of nuclei.
     """
-    words = ("--modules", modules, "--mpp", 1, "--stem-stride", 1, "--window-px", 112, *options)
-    return Row(title, "local", words, (0,), tables)
+    words = ("--modules", modules, "--mpp", 1, "--stem-stride", 1, "--window-px", 112)
+    return Row(title, "local", (*words, "--epochs", 12, *options), (0,), tables)
 
 
 ROWS = {

@@ -71,6 +71,8 @@ def page() -> str:
 def section(name: str, figures: dict[str, Any]) -> list[str]:
     lines = ["", f"## {name}", "", f"`{figures['command']}`", ""]
     lines += [", ".join(f"{k}: {v}" for k, v in figures["environment"].items()), ""]
+    if "note" in figures:  # added by hand where the code has changed since
+        lines += [figures["note"], ""]
     lines += ["| claim | value | target | holds |", "|---|---|---|---|"]
     for claim in figures["claims"]:
         holds = {True: "yes", False: "**no**", None: "not judged here"}[claim["holds"]]

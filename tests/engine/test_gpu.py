@@ -12,6 +12,8 @@ from tests.engine.test_multistage_training import STAGES as MULTISTAGE
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import predict
 from slidelens.engine.train import train
+from slidelens.nn.local import LocalNetwork
+from slidelens.nn.relay import Relay
 from slidelens.testing.phantom import write_cohort
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import annotate, make_cohort, request
@@ -116,3 +118,16 @@ def test_magnet_trains_and_predicts(tmp_path):
     assert on_gpu.probabilities == pytest.approx(on_cpu.probabilities, abs=0.02)
     assert on_gpu.trajectory is not None
     assert len(on_gpu.trajectory.windows) == len(on_cpu.trajectory.windows)
+
+
+def test_rows_of_a_slide_read_as_the_whole_does():
+    """A GPU that has no room for whole maps takes rows as wide as the slide."""
+    torch.manual_seed(0)
+    network = LocalNetwork("resnet18", 2, 4, stem_stride=3).eval().to("cuda")
+    image = torch.randint(0, 256, (1, 3, 1100, 700), dtype=torch.uint8, device="cuda")
+    mask = torch.rand(11, 7) < 0.7
+    with torch.no_grad():
+        whole, rows = (network(Relay(image, mask=mask, tile=tile)) for tile in (0, 192))
+    for one, other in zip(whole, rows, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(one.attention, other.attention, rtol=1e-2, atol=1e-4)

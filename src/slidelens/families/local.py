@@ -79,9 +79,9 @@ class LocalConfig(FamilyConfig):
     windows: Literal["mean", "convolution"] = Field(
         "mean", description="what heads see of a window: its mean, or all of it (the paper's code)"
     )
-    pooling: Literal["attention", "additive"] = Field(
-        "attention",
-        description="what attention weighs: the windows' vectors (the paper), or their logits",
+    pooling: Literal["additive", "attention"] = Field(
+        "additive",
+        description="what attention weighs: the logits of windows, or their vectors (the paper)",
     )
     window_px: int = Field(
         0, ge=0, description="least side in px of a window; 0: 9, 7 or 5 cells, as in the paper"
