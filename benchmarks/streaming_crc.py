@@ -35,7 +35,7 @@ from slidelens.tiling.annotations import fraction, read_annotations
 STAGES = [
     {"epochs": 1, "lr": 1e-4, "head_lr": 5e-4, "trains": "head"},
     {
-        "epochs": 3,
+        "epochs": 7,
         "lr": 1e-4,
         "head_lr": 3e-4,
         "freeze": "features.5",
