@@ -24,6 +24,7 @@ def make(shop: Workshop) -> None:
             "modules": 4,
             "mpp": MPP,
             "head_width": 64,
+            "pooling": "attention",
             "patches": 0,  # their decoders would be twice as large as all else
             "tile": 512,
             "stages": STAGES,
