@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tifffile
 import torch
 from safetensors.torch import load_file
 
@@ -195,7 +196,16 @@ def test_bad_slides_are_all_named_before_training(tmp_path):
     with pytest.raises(SlideError, match=r"(?s)2 of 6 slides.*s1: .*s4: ") as caught:
         list(train(**request(cohort, tmp_path / "m")))
     assert "s0" not in str(caught.value)
+    assert "--slide-mpp" not in str(caught.value)
     assert not (tmp_path / "m" / "training" / "checkpoint.json").exists()
+
+
+def test_slides_without_resolution_name_the_option_of_training(tmp_path):
+    cohort = make_cohort(tmp_path / "c")
+    path = cohort / "slides" / "s1.tif"
+    tifffile.imwrite(path, tifffile.imread(path), tile=(32, 32), photometric="rgb")
+    with pytest.raises(SlideError, match=r"(?s)1 of 6 slides.*s1: .*--slide-mpp"):
+        list(train(**request(cohort, tmp_path / "m")))
 
 
 def test_labels_without_slides_are_all_named(cohort, tmp_path):

@@ -12,7 +12,7 @@ from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
 from slidelens.engine.replicas import replica_strategy
 from slidelens.engine.train_file import write_train_file
-from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.errors import LabelError, MissingMppError, ModelError, ResultError, SlideError
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
@@ -238,18 +238,20 @@ def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[Train
     """Look at every slide before the first step, so that a bad one does not end a night's work."""
     from slidelens.engine.loop import TrainProgress
 
-    faults = []
+    faults, without_mpp = [], False
     for number, slide_id in enumerate(slides, start=1):
         try:
             task.check(slide_id)
         except (LabelError, SlideError) as error:
             faults.append(f"{slide_id}: {error}")
+            without_mpp |= isinstance(error, MissingMppError)
         yield TrainProgress("open", number, len(slides), slide_id)
     if faults:
         listed = "\n  ".join(faults)
         raise SlideError(
             f"{len(faults)} of {len(slides)} slides cannot be used for training; repair them or "
             f"take them out of the labels:\n  {listed}"
+            + ("\n(For `slidelens train` the option is --slide-mpp.)" if without_mpp else "")
         )
 
 
