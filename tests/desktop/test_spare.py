@@ -20,13 +20,13 @@ background = Background(parent)
 trim_heap()
 spare = SpareMemory(background, parent)
 
-def run_for(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def run_until(done):
+    end = time.monotonic() + 60
+    while not done() and time.monotonic() < end:
         app.processEvents()
         time.sleep(0.02)
 
-run_for(3.5)  # it has looked once
+run_until(lambda: spare._guard._low is not None)  # it has looked once
 np.ones(16 << 20, np.uint8)  # from here on glibc takes such blocks from its heap
 blocks, between = [], []
 for _ in range(120):
@@ -35,7 +35,7 @@ for _ in range(120):
 before = resident()
 blocks.clear()
 held = resident()
-run_for(3.5)
+run_until(lambda: held - resident() > 300 << 20)
 after = resident()
 spare.stop()
 background.close()
