@@ -7,7 +7,7 @@ window of the last layer that holds tumour (at least half of a tumour tile of 11
 windows of the same sizes at random places on the tissue.
 
 Model and figures of the training are kept in ``slidelens-magnet-crc`` in the temporary folder.
-``--quick`` trains for an epoch of each kind only, and judges nothing.
+``--quick`` trains for an epoch of each kind only; its claims say so.
 """
 
 from __future__ import annotations
@@ -100,14 +100,15 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
         "load": round(os.getloadavg()[1], 2),
         "slides": rows,
     }
-    if quick:
-        return [], figures
+    of = ", hardly trained" if quick else ""
     gain = figures["hold_tumour"] - figures["random_hold_tumour"]
     return [
         at_least(
-            "slide AUC on the tuning slides, from slide labels alone", auc(labels, scores), 0.9
+            f"slide AUC on the tuning slides, from slide labels alone{of}",
+            auc(labels, scores),
+            0.9,
         ),
-        at_least("true positives whose windows hold tumour, above random windows", gain, 0.1),
+        at_least(f"true positives whose windows hold tumour, above random windows{of}", gain, 0.1),
     ], figures
 
 

@@ -4,8 +4,8 @@ Trains with ``slidelens train streaming`` at 1 µm/px, predicts the tuning slide
 SmoothGrad map of those positive slides that are called positive. Slides are scored by
 ``predictions.csv``; tiles of 112 µm by the mean of the SmoothGrad map over them, tumour tiles
 against healthy ones within each slide; and, for comparison, by the evidence map (``tiles.csv``).
-The tuning split also chose the epochs, so expect less on unseen slides. ``--quick`` is two epochs,
-three slides and five samples: to see that it runs; nothing is judged.
+The tuning split also chose the epochs, so expect less on unseen slides. ``--quick`` trains the head
+alone, for an epoch, and draws three slides with five samples; its claims say so.
 
 With SLIDELENS_BENCH_WORK set to a folder, model and results are kept there, and a run that was
 stopped goes on; its processor time is then not judged. SLIDELENS_BENCH_SAMPLES is the number of
@@ -20,7 +20,6 @@ import os
 import statistics
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +56,19 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     kept = os.environ.get("SLIDELENS_BENCH_WORK")
     with tempfile.TemporaryDirectory() as folder:
         figures = run(Path(kept) / "streaming_crc" if kept else Path(folder), quick)
+    of = ", head alone" if quick else ""
     claims = [
-        at_least("slide AUC on the tuning split, seed 0", figures["slide_auc"], 0.93),
+        at_least(f"slide AUC on the tuning split, seed 0{of}", figures["slide_auc"], 0.93),
         at_least(
-            f"tile AUC of SmoothGrad, mean of {len(figures['true_positives'])} true positives",
+            f"tile AUC of SmoothGrad, mean of {len(figures['true_positives'])} true positives{of}",
             figures["smoothgrad_tile_auc"],
             0.85,
         ),
     ]
     if figures["train_cpu_seconds"] is not None:
         minutes = figures["train_cpu_seconds"] / 60
-        claims.append(at_most("processor time of training", minutes, 20, "minutes"))
-    return [replace(c, holds=None) for c in claims] if quick else claims, figures
+        claims.append(at_most(f"processor time of training{of}", minutes, 20, "minutes"))
+    return claims, figures
 
 
 def run(folder: Path, quick: bool) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def run(folder: Path, quick: bool) -> dict[str, Any]:
     labels = COHORT / "labels.csv"
     train = ["train", "streaming", "--slides", COHORT / "slides", "--labels", labels]
     train += ["--backbone", "squeezenet1_1", "--weights", WEIGHTS, "--out", model, *OPTIONS]
-    train += ["--seed", "0", *(["--epochs", "2"] if quick else [])]
+    train += ["--seed", "0", *(["--epochs", "1"] if quick else [])]
     seconds = cpu = None
     if (model / "training").exists():
         if not (model / "model.json").exists():
