@@ -18,8 +18,9 @@ from slidelens.nn.backbones import build_features
 from slidelens.nn.frozen import FrozenNorm, freeze_norms
 from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import balanced_cuts, blocks_of, cut_points, measure
-from slidelens.nn.local_heads import AttentionHead, Reconstruction, patch_starts, whole_windows
+from slidelens.nn.local_heads import AttentionHead, Reconstruction, patch_starts
 from slidelens.nn.local_stream import fits_whole, read_slide
+from slidelens.nn.pieces import whole_windows
 from slidelens.nn.relay import Relay
 
 NETWORKS = [("squeezenet1_1", 4), ("resnet18", 2)]

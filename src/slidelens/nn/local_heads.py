@@ -5,13 +5,14 @@ Source: locally-supervised-2022, section 2.1 and figure 1; gated attention after
 
 from __future__ import annotations
 
-from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from slidelens.nn.pieces import cut_patches, each_window, window_means
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ __all__ = [
     "Reconstruction",
     "kept",
     "patch_starts",
-    "whole_windows",
 ]
 
 _GROUPS = 32
@@ -123,20 +123,9 @@ class AttentionHead(nn.Module):
 
     def windows(self, features: Tensor) -> Tensor:
         """Return what is seen of each window ``(N, C, h, w)``: its mean, or its convolution."""
-        side = self.window
-        make = partial(F.avg_pool2d, kernel_size=side) if self.sees_means else self.embed
-        rows, columns = features.shape[2] // side, features.shape[3] // side
-        if not rows or not columns:
-            return make(whole_windows(features, side))
-        # The map itself is not padded, only what is left of it: it would be copied, and kept.
-        made = make(features)
-        if features.shape[3] > columns * side:
-            right = features[:, :, : rows * side, columns * side :]
-            made = torch.cat([made, make(whole_windows(right, side))], 3)
-        if features.shape[2] > rows * side:
-            below = features[:, :, rows * side :]
-            made = torch.cat([made, make(whole_windows(below, side))], 2)
-        return made
+        if self.sees_means:
+            return window_means(features, self.window)
+        return each_window(features, self.window, self.embed)
 
     def score(self, windows: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide."""
@@ -243,10 +232,10 @@ class Reconstruction(nn.Module):
         )
         ys = torch.randint(len(rows.made), (self.patches,)).tolist()
         xs = torch.randint(len(columns.made), (self.patches,)).tolist()
-        source = _patches(
+        source = cut_patches(
             made, [rows.made[y] for y in ys], [columns.made[x] for x in xs], rows.side, columns.side
         )
-        target = _patches(
+        target = cut_patches(
             given,
             [rows.given[y] for y in ys],
             [columns.given[x] for x in xs],
@@ -289,23 +278,9 @@ def patch_starts(made: int, given: int, side: int, scale: int) -> Places:
     return Places(starts, [*(min(s * scale, last) for s in starts[:-1]), last], side, given_side)
 
 
-def whole_windows(features: Tensor, window: int) -> Tensor:
-    """Repeat the last row and column of a map until its sides are whole windows."""
-    down, right = (-features.shape[axis] % window for axis in (2, 3))
-    return F.pad(features, (0, right, 0, down), mode="replicate") if down or right else features
-
-
 def _groups(width: int) -> int:
     """Return the number of groups of a norm; two channels or more each, for maps of one cell."""
     return next((g for g in range(min(_GROUPS, width // 2), 0, -1) if width % g == 0), 1)
-
-
-def _patches(
-    features: Tensor, ys: Sequence[int], xs: Sequence[int], height: int, width: int
-) -> Tensor:
-    return torch.cat(
-        [features[:, :, y : y + height, x : x + width] for y, x in zip(ys, xs, strict=True)]
-    )
 
 
 def _precise(values: Tensor) -> torch.dtype:
