@@ -91,7 +91,7 @@ class _Patches(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         found = ctx.of.zeros(grad)
         height, width = grad.shape[2:]
-        for (y, x), part in zip(ctx.places, grad.split(ctx.of.shape[0]), strict=True):
+        for (y, x), part in zip(ctx.places, torch.split(grad, ctx.of.shape[0]), strict=True):
             found[:, :, y : y + height, x : x + width] += part
         return found, None, None, None, None
 
