@@ -14,7 +14,7 @@ from slidelens.desktop import launch
 from slidelens.desktop.annotate import new_annotations
 from slidelens.desktop.launch import add_slides, view
 from slidelens.desktop.layers import result_layers, slide_layer
-from slidelens.desktop.window import dress, photograph
+from slidelens.desktop.window import camera, dress, overlays, photograph
 from slidelens.families.base import MapSpec
 from slidelens.geometry import Affine, Box, Mpp
 from slidelens.maps.canvas import Canvas
@@ -43,8 +43,8 @@ def draw(viewer) -> np.ndarray:
 
 
 def zoom_to(viewer, um_per_pixel: float, y: float, x: float) -> None:
-    viewer.scene.camera.center = (y, x)
-    viewer.scene.camera.zoom = 1 / um_per_pixel
+    camera(viewer).center = (y, x)
+    camera(viewer).zoom = 1 / um_per_pixel
     QApplication.processEvents()
 
 
@@ -93,8 +93,8 @@ def test_picture_of_slide_heatmap_polygons_and_scale_bar(viewer, tmp_path):
     photograph(viewer, PICTURES / "napari.png")
     picture = np.asarray(Image.open(PICTURES / "napari.png").convert("RGB")).astype(int)
     assert picture.shape == (800, 1280, 3)
-    assert viewer.canvas.overlays.scale_bar.visible
-    assert viewer.dims.units[0] == "micrometer"
+    assert overlays(viewer)[0].visible
+    assert {str(unit) for layer in viewer.layers for unit in layer.units} == {"micrometer"}
     canvas = picture[:, 400:]
     red, green, blue = canvas[..., 0], canvas[..., 1], canvas[..., 2]
     shown = {
@@ -109,7 +109,7 @@ def test_picture_of_slide_heatmap_polygons_and_scale_bar(viewer, tmp_path):
     assert pixels["outline"] > 300
     assert pixels["pen"] > 1_000
     hide = picture[700:, 1100:].copy()
-    viewer.canvas.overlays.scale_bar.visible = False
+    overlays(viewer)[0].visible = False
     photograph(viewer, tmp_path / "without.png")
     without = np.asarray(Image.open(tmp_path / "without.png").convert("RGB")).astype(int)
     assert (hide != without[700:, 1100:]).any()
@@ -143,7 +143,7 @@ def test_heatmap_lies_on_the_square_on_screen(viewer, um_per_pixel):
 
 def test_magnification_follows_the_zoom(viewer):
     dress(viewer)
-    text = viewer.canvas.overlays.text
+    text = overlays(viewer)[1]
     assert not text.visible
     viewer.add_layer(Layer.create(*slide_layer(make_slide(0.5))))
     zoom_to(viewer, 0.5, 100, 100)
@@ -180,7 +180,7 @@ def test_sample_slide(viewer):
     (layer,) = viewer.layers
     assert layer.name == "phantom"
     assert str(layer.units[0]) == "micrometer"
-    assert viewer.canvas.overlays.scale_bar.visible
+    assert overlays(viewer)[0].visible
     tissue = draw(viewer)
     assert ((tissue[..., 0] > 180) & (tissue[..., 1] < 150)).sum() > 5_000
 
