@@ -180,11 +180,14 @@ def done() -> dict[str, list[dict[str, Any]]]:
 
 def published(row: Row) -> list[dict[str, Any]]:
     """Return the runs that another benchmark has measured in full, if it has."""
-    path = FIGURES / f"{row.figures}.json"
-    figures = json.loads(path.read_text()) if row.figures and path.exists() else {}
-    if "--quick" in figures.get("command", ""):
+    paths = [FIGURES / f"{row.figures}{machine}.json" for machine in ("", "-gpu")]
+    path = next((path for path in paths if row.figures and path.exists()), None)
+    figures = {} if path is None else json.loads(path.read_text())
+    if not figures or "--quick" in figures["command"]:
         return []
-    runs: list[dict[str, Any]] = figures.get("runs", [figures] if figures else [])
+    if figures["environment"]["gpu"] != "none":
+        figures["gpu"] = figures["environment"]["gpu"]
+    runs: list[dict[str, Any]] = figures.get("runs", [figures])
     return runs
 
 
