@@ -163,7 +163,17 @@ class StreamingTrunk(nn.Module):
     def whole_bytes(self, height: int, width: int, channels: int = 3) -> tuple[int, int]:
         """Return what an image that is not cut takes without a graph: bytes, and values of a map.
 
-        An estimate of the bytes held at once beside the weights, and the size of the largest map.
+        Parameters
+        ----------
+        height, width
+            Of the image, in px.
+        channels
+            Of the image.
+
+        Returns
+        -------
+        An estimate of the bytes held at once beside the weights, and the number of values of the
+        largest map.
         """
         planner = self._planner((height, width), channels, 1)
         held, largest = planner.values()
