@@ -144,6 +144,18 @@ def test_a_killed_worker_is_reported_and_replaced(client, qtbot, slide, tmp_path
     assert "gone.svs" in again["outcome"][0].facts["error"]
 
 
+def test_a_client_that_was_closed_works_again_and_tells_a_death_from_an_end(qtbot, slide, tmp_path):
+    client = WorkerClient()
+    first = events(client.submit("predict", request(slide, tmp_path)))
+    client.close()  # as a window does that closes while a run is going on
+    assert [status for status, _ in first["ended"]] == ["cancelled"]
+    heard = events(client.submit("predict", request(slide, tmp_path)))
+    os.kill(client.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=60_000)
+    assert [status for status, _ in heard["ended"]] == ["died"]
+    client.close()
+
+
 def test_only_the_job_that_was_asked_to_end_is_called_cancelled(qtbot, slide, tmp_path):
     client = WorkerClient(patience=0.2)
     asked = client.submit("predict", request(slide, tmp_path))

@@ -124,6 +124,7 @@ class WorkerClient(QObject):
             process.waitForFinished(5000)
 
     def _start(self) -> None:
+        self._closed = False  # of an earlier process
         self._decoder = Decoder()
         self._said.clear()
         self._process = process = QProcess(self)
