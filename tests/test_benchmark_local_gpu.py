@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "local_gpu.py"
+from benchmark_script import load
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = spec_from_file_location("benchmark_local_gpu", SCRIPT)
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load(monkeypatch, "local_gpu")
     monkeypatch.setattr(module, "DEVICE", "cpu")
     return module
 

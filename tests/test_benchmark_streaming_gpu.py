@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "streaming_gpu.py"
+from benchmark_script import load
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = spec_from_file_location("benchmark_streaming_gpu", SCRIPT)
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load(monkeypatch, "streaming_gpu")
 
 
 def test_steps_in_both_precisions(script):

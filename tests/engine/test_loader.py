@@ -166,7 +166,6 @@ def test_slide_without_resolution():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_arrive_whole_on_the_gpu():
     device = torch.device("cuda", 0)
     with from_array(picture(1024, 1024), mpp=1.0) as slide:

@@ -7,11 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TOLERANCE = 1e-10
+SIZES = st.tuples(st.integers(7, 96), st.integers(7, 96))
+EXAMPLES = settings(
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+"""The same networks every time; the caller says how many."""
 
 
 def settle(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -31,6 +38,13 @@ def settle(module: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 tensor.copy_(0.5 * noise + (1.0 if name.endswith("weight") else 0.0))
     return module
+
+
+def image_of(size: tuple[int, int], batch: int, *, nhwc: bool) -> Tensor:
+    """Return random images of a size, in either order of memory."""
+    generator = torch.Generator().manual_seed(size[0] * 100 + size[1])
+    image = torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64)
+    return image.to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
 @dataclass

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, networks
+from tests.nn.streaming_oracle import (
+    EXAMPLES,
+    SIZES,
+    TOLERANCE,
+    errors,
+    gradients,
+    image_of,
+    networks,
+)
 from torch import nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.streaming import StreamingTrunk
 
 
-@settings(
-    max_examples=250,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+@settings(EXAMPLES, max_examples=250)
 @given(
     module=networks(),
-    size=st.tuples(st.integers(7, 96), st.integers(7, 96)),
+    size=SIZES,
     cut=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)),
     scheme=st.sampled_from(["seam", "seam", "halo"]),
     batch=st.integers(1, 2),
@@ -33,11 +36,7 @@ def test_any_network_any_size_any_tile(
     batch: int,
     nhwc: bool,
 ) -> None:
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    generator = torch.Generator().manual_seed(size[0] * 100 + size[1])
-    image = torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64)
-    image = image.to(memory_format=layout)
-    image.requires_grad_()
+    image = image_of(size, batch, nhwc=nhwc).requires_grad_()
     try:
         expected = gradients(module, module, image)
     except RuntimeError:

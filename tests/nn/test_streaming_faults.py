@@ -478,3 +478,13 @@ def test_a_module_that_cannot_be_traced_streams_by_its_stated_field(size: tuple[
 def test_wrong_tiles_are_told(tile: object) -> None:
     with pytest.raises(StreamingError, match="tile_size"):
         StreamingTrunk(small(), tile)
+
+
+def test_first_tile_that_reaches_further_than_the_next() -> None:
+    """Reflection at the top: the first row of the output is made of rows below the second's."""
+    layers = (
+        nn.Conv2d(3, 2, 3),
+        nn.Conv2d(2, 2, 3, 3, dilation=2),
+        nn.ReflectionPad2d((0, 0, 1, 0)),
+    )
+    exact(settle(nn.Sequential(*layers)), (1, 3, 38, 20), (10, 20), "halo")

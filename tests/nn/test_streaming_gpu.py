@@ -6,9 +6,18 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, networks, settle
+from tests.nn.streaming_oracle import (
+    EXAMPLES,
+    SIZES,
+    TOLERANCE,
+    errors,
+    gradients,
+    image_of,
+    networks,
+    settle,
+)
 from tests.nn.test_streaming_networks import NETWORKS, resnet
 from torch import nn
 from torchvision.models import resnet18
@@ -23,14 +32,10 @@ from slidelens.nn.windows import Rect
 pytestmark = pytest.mark.gpu
 
 
-@settings(
-    max_examples=60,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+@settings(EXAMPLES, max_examples=60)
 @given(
     module=networks(),
-    size=st.tuples(st.integers(7, 96), st.integers(7, 96)),
+    size=SIZES,
     cut=st.tuples(st.floats(0.1, 1.0), st.floats(0.1, 1.0)),
     scheme=st.sampled_from(["seam", "halo"]),
     nhwc=st.booleans(),
@@ -38,10 +43,7 @@ pytestmark = pytest.mark.gpu
 def test_any_network_any_size_any_tile(
     module: nn.Module, size: tuple[int, int], cut: tuple[float, float], scheme: str, nhwc: bool
 ) -> None:
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    generator = torch.Generator().manual_seed(size[0] * 100 + size[1])
-    image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
-    image = image.cuda().to(memory_format=layout).requires_grad_()
+    image = image_of(size, 1, nhwc=nhwc).cuda().requires_grad_()
     module.cuda()
     try:
         expected = gradients_on_gpu(module, module, image)

@@ -203,6 +203,22 @@ def test_the_pdf_has_a_page_per_slide_and_its_pictures(made):
     assert images == made.html.read_text().count('loading="lazy"')
 
 
+@pytest.mark.usefixtures("_no_pictures")
+def test_tables_of_many_methods_stay_on_the_page(tmp_path):
+    from sample_evaluation import SCORES, TRUTH, evaluated
+
+    names = [f"method-with-a-name-{n}" for n in range(7)]
+    scores = dict.fromkeys(names, SCORES["weak"])
+    found = write_report(
+        evaluated(tmp_path, TRUTH, scores), tmp_path / "r.html", pdf=tmp_path / "r.pdf"
+    )
+    with pypdfium2.PdfDocument(found.pdf) as document:
+        for page in document:
+            text = page.get_textpage()
+            ends = [text.get_charbox(n)[2] for n in range(text.count_chars())]
+            assert max(ends) < page.get_width() - 30
+
+
 def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_path):
     shutil.copytree(reviewed.parent, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "results" / "mil" / "doe_jane_1")

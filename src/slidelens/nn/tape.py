@@ -294,7 +294,8 @@ class _BandSum:
 
     def finish(self, row: int, source: Source) -> Band:
         """Return the rows that no earlier tile reaches."""
-        first = self.rows.last[0][row - 1] if row else 0
+        # Reflection at the top may let the first tile reach further than the next ones.
+        first = max(self.rows.last[0][:row], default=0)
         have = self._reach(source.empty(), min(first, self.top))
         keep = first - self.top
         self.sum, self.bottom = have[:, :, :keep], first
