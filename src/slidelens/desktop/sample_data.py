@@ -66,7 +66,7 @@ def _predict(slide: Path, out: Path) -> None:
 @cache
 def _folder() -> TemporaryDirectory[str]:
     """Where the sample's files lie as long as the program runs."""
-    return TemporaryDirectory(prefix="slidelens-sample-")
+    return TemporaryDirectory(prefix="slidelens-sample-", ignore_cleanup_errors=True)
 
 
 def _dress() -> None:

@@ -95,8 +95,7 @@ class SlideImage:
         if self._pixels is None:
             pixels = np.empty(self.shape, np.uint8)
             for top in range(0, self.frame.height, _STRIP):
-                rows = pixels[top : top + _STRIP]
-                rows[...] = self.read(Box(0, top, self.frame.width, len(rows)))
+                self._fill(top, pixels[top : top + _STRIP])
             self._pixels = pixels
 
     def onto(self, device: torch.device) -> Generator[float, None, torch.Tensor]:
