@@ -110,6 +110,9 @@ class Workbench(QObject):
         self._slide: ShownSlide | None = None
         self._plugins: dict[str, QWidget] = {}
         self._adding: dict[str, object] = {}  # model to the showing whose layers come
+        # What one asks for last is what one sees, in whatever order files are read: askings are
+        # counted, and this is the one that brought the current slide.
+        self._askings = self._brought_by = 0
         self._closed = False
         # Several layers change at once; the panels need hear of it once.
         self._settle = QTimer(self)
@@ -229,9 +232,12 @@ class Workbench(QObject):
                 then()
             return
 
+        asking = self._ask()
+
         def opened(slide: Slide) -> None:
-            self._replace(slide)
-            if then is not None:
+            if not self._replace(slide, asking):
+                slide.close()
+            elif then is not None:
                 then()
 
         from slidelens.slide.open import open_slide
@@ -252,7 +258,8 @@ class Workbench(QObject):
         """Show a result on its slide, which is opened if it is not the current one.
 
         Layers of the same model on the same slide are replaced. Where the slide's file is gone,
-        the maps are shown alone.
+        the maps are shown alone. Where another slide was asked for meanwhile, that one stays, and
+        nothing is shown.
 
         Parameters
         ----------
@@ -267,13 +274,16 @@ class Workbench(QObject):
         owner
             The panel that asks: when it is gone nothing is shown.
         """
-        slide = self.slide
+        slide, asking = self.slide, self._ask()
 
         def show(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
-            if wanted():
-                self._show_layers(*parcel, visible, then)
-            elif parcel[1] is not None:
-                parcel[1].close()
+            result, opened, layers, error = parcel
+            if wanted() and self._bring_slide_of(result, opened, asking):
+                if error:
+                    self.told.emit(f"The maps are shown without their slide. {error}", True)
+                self._show_layers(result, layers, visible, then)
+            elif opened is not None:
+                opened.close()
 
         self.background.run(
             lambda: read_result(folder, slide, slide_file, visible),
@@ -294,24 +304,31 @@ class Workbench(QObject):
         self.background.close()
         self.trash.empty()
 
+    def _ask(self) -> int:
+        """Count one more asking for what may be another slide."""
+        self._askings += 1
+        return self._askings
+
+    def _bring_slide_of(self, result: Result, opened: Slide | None, asking: int) -> bool:
+        """Have the slide of a result in the window; whether it is there, or its place is free."""
+        now = self.slide
+        if opened is not None and (now is None or now.path != opened.path):
+            return self._replace(opened, asking)
+        if opened is not None:  # it was brought meanwhile
+            opened.close()
+        if now is None or now.id == result.slide.id:
+            return True
+        return self._replace(None, asking, result.slide.id)
+
     def _show_layers(
         self,
         result: Result,
-        opened: Slide | None,
         layers: list[LayerData],
-        error: str,
         visible: bool,
         then: Callable[[Result], object] | None,
     ) -> None:
-        """Show what :func:`~slidelens.desktop.reading.read_result` gave."""
+        """Show the layers of a result on the slide that is shown."""
         viewer = self.viewer
-        if error:
-            self.told.emit(f"The maps are shown without their slide. {error}", True)
-        if opened is not None:
-            self._replace(opened)
-        elif self.slide is not None and self.slide.id != result.slide.id:
-            self._clear(result.slide.id)
-            self._look()
         of_slide = {"slide": result.slide.id}
         old = list(layers_of(viewer, model=result.model.name, **of_slide))
         for layer in old:
@@ -371,14 +388,23 @@ class Workbench(QObject):
         remove_layers(viewer, (layer for layer in layers_of(viewer) if layer not in kept))
         viewer.title = title
 
-    def _replace(self, slide: Slide) -> None:
+    def _replace(self, slide: Slide | None, asking: int, title: str = "") -> bool:
+        """Show a slide, or none, in the place of the current one, unless that was asked for later.
+
+        Returns whether it is shown.
+        """
+        if asking < self._brought_by:
+            return False
         viewer = self.viewer
-        self._clear(slide.id)
-        layer = add_layer(viewer, slide_layer(slide))
-        viewer.layers.move(viewer.layers.index(layer), 0)
-        viewer.reset_view()
-        dress(viewer)
+        self._clear(title if slide is None else slide.id)
+        if slide is not None:
+            layer = add_layer(viewer, slide_layer(slide))
+            viewer.layers.move(viewer.layers.index(layer), 0)
+            viewer.reset_view()
+            dress(viewer)
         self._look()
+        self._brought_by = asking
+        return True
 
     def _changed(self) -> None:
         if not self._closed:
@@ -390,7 +416,7 @@ class Workbench(QObject):
             return
         now = current_slide(viewer)
         if now != self._slide:
-            self._slide = now
+            self._slide, self._brought_by = now, self._ask()
             if now is not None and now.path is not None and now.path.exists():
                 self.memory.opened(now.path)
             self.slide_changed.emit()

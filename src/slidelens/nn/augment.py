@@ -17,14 +17,33 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
 __all__ = ["TileAugment"]
 
-# Optical densities of haematoxylin, eosin and the rest in RGB (Ruifrok & Johnston 2001), unit rows.
-_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+# Optical densities of haematoxylin, eosin and the rest in RGB (Ruifrok & Johnston 2001), unit
+# columns.
+_STAINS = np.array(((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))).T
+_STAINS /= np.linalg.norm(_STAINS, axis=0)
 # RGB to luma and two colour differences: hue is a rotation of the latter, saturation their length.
-_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_YIQ = np.array(((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))
+
+
+def _parts(basis: NDArray[np.float64], *between: ArrayLike) -> tuple[Tensor, ...]:
+    """Return ``basis @ m @ basis**-1`` of each matrix: what any sum of the matrices does to RGB."""
+    back = np.linalg.inv(basis)
+    return tuple(torch.from_numpy(basis @ np.array(m) @ back).float() for m in between)
+
+
+_EACH_STAIN = _parts(_STAINS, *(np.diag(row) for row in np.eye(3)))
+_STAIN_COLOURS = tuple(torch.from_numpy(column[:, None]).float() for column in _STAINS.T)
+_LIGHT_STRENGTH_HUE = _parts(
+    np.linalg.inv(_YIQ),
+    ((1, 0, 0), (0, 0, 0), (0, 0, 0)),
+    ((0, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((0, 0, 0), (0, 0, -1), (0, 1, 0)),
+)
 _DRAWS = 10
 
 
@@ -78,25 +97,27 @@ class TileAugment:
 
     def _stain(self, jitter: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift ``(N, 3, 1)`` and matrix ``(N, 3, 3)`` on optical densities."""
-        stains = torch.tensor(_STAINS, device=jitter.device)
-        stains = (stains / stains.norm(dim=1, keepdim=True)).T  # columns: stain to RGB
-        scale = torch.diag_embed(1 + self.stain * jitter[:, :3])
-        shift = stains @ (0.1 * self.stain * jitter[:, 3:, None])
-        return shift, stains @ scale @ torch.linalg.inv(stains)
+        shift = _sum(0.1 * self.stain * jitter[:, 3:], _STAIN_COLOURS)
+        return shift, _sum(1 + self.stain * jitter[:, :3], _EACH_STAIN)
 
     def _colour(self, jitter: Tensor) -> Tensor:
         """Return the matrix ``(N, 3, 3)`` on RGB that turns hue, scales saturation and light."""
         angle = 0.2 * pi * self.colour * jitter[:, 0]
         light = 1 + self.colour * jitter[:, 2]
         strength = light * (1 + self.colour * jitter[:, 1])
-        turn = torch.zeros(len(jitter), 3, 3, device=jitter.device)
-        turn[:, 0, 0] = light
-        turn[:, 1, 1] = turn[:, 2, 2] = strength * angle.cos()
-        turn[:, 2, 1] = strength * angle.sin()
-        turn[:, 1, 2] = -turn[:, 2, 1]
-        yiq = torch.tensor(_YIQ, device=jitter.device)
-        matrix: Tensor = torch.linalg.inv(yiq) @ turn @ yiq
-        return matrix
+        weights = torch.stack([light, strength * angle.cos(), strength * angle.sin()], 1)
+        return _sum(weights, _LIGHT_STRENGTH_HUE)
+
+
+def _sum(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of three parts, each ``(3, M)``, under weights ``(N, 3)``: ``(N, 3, M)``.
+
+    Term by term: what a matrix product of many gives for one can depend on how many they are.
+    """
+    first, second, third = (
+        w[:, None, None] * part for w, part in zip(weights.unbind(1), parts, strict=True)
+    )
+    return first + second + third
 
 
 def _draws(
