@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from slidelens.engine.loader import SlideView
+from slidelens.engine.loader import SlideView, suited_batch
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
@@ -55,6 +55,15 @@ def test_a_cpu_gets_small_batches_unless_told():
             with SlideView(slide, tissue=WHOLE, batch_size=given) as view:
                 batch = next(view.batches(view.grid(GridSpec(224, 1.0)), 32))
                 assert len(batch.boxes) == view.batch_in_use == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "side", "asked", "expected"),
+    [(7, 224, 32, 32), (9, 224, 32, 256), (9, 224, 400, 400), (9, 512, 32, 49)],
+)
+def test_a_gpu_with_free_memory_gets_large_batches(monkeypatch, free, side, asked, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free << 30, 80 << 30))
+    assert suited_batch(torch.device("cuda", 0), asked, side * side * 3) == expected
 
 
 def test_the_view_s_batch_size_overrides_the_model_s():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from slidelens.nn.heap import resident, trim_heap
 
-__all__ = ["HeapTrimmer"]
+__all__ = ["PER_READER", "HeapTrimmer"]
 
+PER_READER = 16 << 20
+"""Bytes of growth per thread that reads: each has an arena of the heap to itself, and while one is
+trimmed no other goes on."""
 _SETTLE = 3
 """Steps after which a process has again what a step needs."""
 
@@ -21,7 +24,7 @@ class HeapTrimmer:
     is seen in the first steps after each time.
     """
 
-    def __init__(self, growth: int = 32 << 20) -> None:
+    def __init__(self, growth: int = 2 * PER_READER) -> None:
         self._growth = growth
         self._settling, self._usual = _SETTLE, 0
 

@@ -37,6 +37,10 @@ _AHEAD_BYTES = 128 << 20
 _CPU_BYTES = 8 * 224 * 224 * 3
 """A batch on a CPU has at most so many pixels: feature maps of more are over 32 MB, which glibc
 takes from the system and gives back each time; the page faults cost a quarter of a run's time."""
+_GPU_BYTES, _GPU_FREE = 256 * 224 * 224 * 3, 8 << 30
+"""A batch on a GPU with so much free memory has at least so many pixels. A pass starts some hundred
+kernels, and while it does, for 5 ms, it holds Python's lock and the readers stand still; a GPU is
+done with hundreds of tiles in that time."""
 
 
 _Found = tuple[Lock, dict[TissueSettings, TissueMask]]
@@ -68,7 +72,8 @@ class SlideView:
     device
         Where batches are put.
     batch_size
-        Overrides what the model asks for, of which a CPU gets no more than suits it.
+        Overrides what the model asks for, of which a CPU gets no more than suits it and a GPU with
+        8 GiB of free memory no less.
     threads
         Reader threads; ``None`` takes ``SLIDELENS_THREADS`` or one per core, 2 to 8.
     stain
@@ -141,6 +146,11 @@ class SlideView:
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     @property
+    def readers(self) -> int:
+        """Number of threads that read."""
+        return self._threads
+
+    @property
     def tissue(self) -> TissueMask:
         """Tissue of the whole slide (not only the region), found at the first use and kept."""
         if isinstance(self._tissue, TissueSettings):
@@ -184,7 +194,8 @@ class SlideView:
         SlideError
             A tile that cannot be read, naming slide and place.
         """
-        self.batch_in_use = size = self.batch_size or self._suited(grid, batch_size)
+        tile = _batch_bytes(grid, 1)
+        self.batch_in_use = size = self.batch_size or suited_batch(self.device, batch_size, tile)
         ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
         pending: deque[_Reading] = deque()
         try:
@@ -197,12 +208,6 @@ class SlideView:
         finally:
             for reading in pending:
                 reading.cancel()
-
-    def _suited(self, grid: Grid, batch_size: int) -> int:
-        """Return how many tiles at a time suit the device."""
-        if self.device.type != "cpu":
-            return batch_size
-        return max(1, min(batch_size, _CPU_BYTES // _batch_bytes(grid, 1)))
 
     def _begin(self, grid: Grid, boxes: NDArray[np.float64]) -> _Reading:
         shape = (len(boxes), grid.spec.tile, grid.spec.tile, 3)
@@ -260,6 +265,15 @@ class _Reading:
     def cancel(self) -> None:
         for tile in self.tiles:
             tile.cancel()
+
+
+def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
+    """Return how many tiles at a time suit a device, where a model asks for so many."""
+    if device.type == "cpu":
+        return max(1, min(asked, _CPU_BYTES // tile_bytes))
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= _GPU_FREE:
+        return max(asked, _GPU_BYTES // tile_bytes)
+    return asked
 
 
 def _batch_bytes(grid: Grid, size: int) -> int:

@@ -19,7 +19,7 @@ import torch
 from slidelens.engine.assemble import Assembly
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
-from slidelens.engine.heap import HeapTrimmer
+from slidelens.engine.heap import PER_READER, HeapTrimmer
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.provenance import is_done, settings_sha256
@@ -269,7 +269,7 @@ class Prediction:
         self._assembly = assembly = Assembly(family, model, view)
         bf16 = uses_bf16(view.device, self._precision)
         model.module.eval()
-        spent, trim = 0.0, HeapTrimmer()
+        spent, trim = 0.0, HeapTrimmer(view.readers * PER_READER)
         events = family.infer(model, view)
         while True:
             start = perf_counter()
