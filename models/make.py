@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import recipes
 from workshop import Workshop, say
@@ -42,11 +43,17 @@ def main() -> int:
     with kept as work:
         Path(work).mkdir(parents=True, exist_ok=True)
         shop = Workshop(Path(work), options.out, slides=options.slides, quick=options.quick)
-        for name in options.names or known:
+        for name, recipe in in_order(options.names or known):
             start = perf_counter()
-            import_module(f"recipes.{name.replace('-', '_')}").make(shop)
+            recipe.make(shop)
             say(f"{name}: made in {perf_counter() - start:.0f} s")
     return 0
+
+
+def in_order(names: list[str]) -> list[tuple[str, Any]]:
+    """Return names with their recipes; last those that build on the network of another."""
+    found = [(name, import_module(f"recipes.{name.replace('-', '_')}")) for name in names]
+    return sorted(found, key=lambda one: getattr(one[1], "NEEDS", ""))
 
 
 if __name__ == "__main__":

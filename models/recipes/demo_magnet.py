@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from workshop import Workshop
 
+NEEDS = "demo-mil"
 LOOK, MPP, BACKBONE = 112, 1.0, "squeezenet1_1"
 SIDE = 448
 """µm along an edge of the golden picture: with a whole phantom the package would be too large."""
@@ -66,7 +67,7 @@ def make(shop: Workshop) -> None:
         "magnet",
         "demo-magnet",
         backbone=BACKBONE,
-        weights=shop.learnt("demo-mil"),
+        weights=shop.learnt(NEEDS),
         config=CONFIG,
     )
     shop.publish("demo-magnet", trained, golden=_around_a_lesion(shop))
