@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Eye", "Overview", "oriented", "placed", "turned"]
+__all__ = ["Eye", "Overview", "Recollection", "oriented", "placed", "turned"]
 
 
 class _View(Protocol):
@@ -88,18 +88,31 @@ class Overview:
         ``(h, w, 3)`` uint8 RGB of the whole slide.
     extent_um
         Width and height of the slide in µm.
+    glance
+        ``(glance, glance, 3)`` uint8: the slide as the network's first look has it.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], extent_um: tuple[float, float]) -> None:
+    def __init__(
+        self, pixels: NDArray[np.uint8], extent_um: tuple[float, float], glance: NDArray[np.uint8]
+    ) -> None:
+        self.glance = glance
         size = Size(pixels.shape[1], pixels.shape[0])
         self.mpp = Mpp(extent_um[0] / size.width, extent_um[1] / size.height)
         self.region = Box.of_size(size)
-        self.nbytes = pixels.nbytes
+        self.nbytes = pixels.nbytes + glance.nbytes
         self._slide = from_array(pixels, mpp=(self.mpp[0], self.mpp[1]))
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
         """Read any box, in px of the copy, at any resolution."""
         return self._slide.read(box, mpp)
+
+
+class Recollection(Eye):
+    """Looks at a coarse copy; ``glance`` is the slide itself at first sight."""
+
+    def __init__(self, overview: Overview) -> None:
+        super().__init__(overview)
+        self.glance = overview.glance
 
 
 def oriented(pictures: Tensor, way: int) -> Tensor:

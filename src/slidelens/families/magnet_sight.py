@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from slidelens.families.magnet import prepare
-from slidelens.families.magnet_eye import Eye, Overview, oriented, placed
+from slidelens.families.magnet_eye import Eye, Overview, Recollection, oriented, placed
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.pixels import normalize
 from slidelens.nn.zoom import remove_grey
@@ -46,8 +46,9 @@ class Sight:
 class Slides:
     """Slides to look at, with a coarse copy of each in memory.
 
-    Copies are read ahead by threads, within a budget; windows with more detail are read from the
-    slide, in parallel, once chosen.
+    Copies are read ahead by threads, within a budget. With each comes the first glance at the slide
+    itself: attention has to learn from the very pictures that it is shown in inference. Windows
+    with more detail are read from the slide, in parallel, once chosen.
 
     Parameters
     ----------
@@ -78,16 +79,22 @@ class Slides:
         self._overviews: dict[str, Overview] = {}
         self._coming: dict[str, Future[Overview]] = {}
 
-    def eyes(self, sight: Sight) -> list[Eye]:
+    def eyes(self, sight: Sight) -> list[Recollection]:
         """Return what looks at the copies."""
-        return [Eye(self._overview(slide_id)) for slide_id in sight.slides]
+        return [Recollection(self._overview(slide_id)) for slide_id in sight.slides]
+
+    def glances(self, sight: Sight, eyes: Sequence[Recollection]) -> Tensor:
+        """Return slides whole: ``(B, 3, glance, glance)`` uint8, on the CPU."""
+        seen = [torch.from_numpy(eye.glance).permute(2, 0, 1) for eye in eyes]
+        return torch.stack([oriented(one, way) for one, way in zip(seen, sight.ways, strict=True)])
 
     def read(
-        self, sight: Sight, eyes: Sequence[Eye], windows: Tensor, size: int, margin: int
+        self, sight: Sight, eyes: Sequence[Recollection], windows: Tensor, size: int, margin: int
     ) -> Tensor:
         """Read windows ``(B, N, 3)`` as ``(B, N, 3, side, side)`` uint8, on the CPU.
 
-        Each from the copy of its slide in memory if that has the detail, else from the slide.
+        Each from the copy of its slide in memory if that has the detail, else from the slide; all
+        from the slide where nothing is augmented, which are those that score a network.
         """
         side = size + 2 * margin
         grown = windows.double().cpu()
@@ -97,10 +104,14 @@ class Slides:
             sight.slides, eyes, sight.ways, grown.tolist(), strict=True
         ):
             there = [placed(window, way) for window in places]
-            fine = [n for n, window in enumerate(there) if eye.mpp(window, side) < eye.detail]
-            near = Eye(self._view(slide_id)) if fine else eye
+            fine = [
+                n
+                for n, window in enumerate(there)
+                if not sight.keys or eye.mpp(window, side) < eye.detail
+            ]
+            near = Eye(self._view(slide_id)).read if fine else eye.read
             tasks = [
-                self._readers.submit((near if n in fine else eye).read, window, side)
+                self._readers.submit(near if n in fine else eye.read, window, side)
                 for n, window in enumerate(there)
             ]
             pictures = torch.from_numpy(np.stack([task.result() for task in tasks]))
@@ -125,17 +136,24 @@ class Slides:
         wanted = [s for s in slides if s not in self._overviews and s not in self._coming]
         for slide_id in wanted[:_AHEAD]:
             view = self._view(slide_id)
-            self._coming[slide_id] = self._readers.submit(_copy, view, self._side)
+            self._coming[slide_id] = self._readers.submit(self._copy, view)
 
     def _overview(self, slide_id: str) -> Overview:
         if slide_id in self._overviews:
             return self._overviews[slide_id]
         coming = self._coming.pop(slide_id, None)
-        made = coming.result() if coming else _copy(self._view(slide_id), self._side)
+        made = coming.result() if coming else self._copy(self._view(slide_id))
         if made.nbytes <= self._left:
             self._left -= made.nbytes
             self._overviews[slide_id] = made
         return made
+
+    def _copy(self, view: View) -> Overview:
+        """Read a whole slide, its longer side ``side`` px (or what it has, if that is less)."""
+        region = view.region.scaled(*view.mpp)
+        mpp = max(region.w / self._side, region.h / self._side, *view.mpp)
+        glance = Eye(view).read((1.0, 0.0, 0.0), self._model.config.glance)
+        return Overview(view.read(view.region, mpp), (region.w, region.h), glance)
 
 
 def draw_probes(
@@ -163,10 +181,3 @@ def draw_probes(
         inside = random.uniform(size=(2, count))
         row[:, 1:] = np.stack([x + inside[0], y + inside[1]], 1) * 2 / side - 1
     return torch.from_numpy(drawn)
-
-
-def _copy(view: View, side: int) -> Overview:
-    """Read a whole slide, its longer side ``side`` px (or what it has, if that is less)."""
-    region = view.region.scaled(*view.mpp)
-    mpp = max(region.w / side, region.h / side, *view.mpp)
-    return Overview(view.read(view.region, mpp), (region.w, region.h))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slidelens.families.base import Model
-    from slidelens.families.magnet_eye import Eye
+    from slidelens.families.magnet_eye import Recollection
     from slidelens.families.training import TrainData
     from slidelens.nn.magnet import Seen, Until
 
@@ -244,7 +244,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             pictures = slides.read(sight, eyes, windows, size, margin).to(device)
             return slides.prepared(pictures.flatten(0, 1), sight).view(pictures.shape)
 
-        first = self._first(sight, eyes)
+        first = self.slides.glances(sight, eyes)
         finest = [eye.finest(model.config.look, model.config.mpp) for eye in eyes]
         count = self.config.probes if sight.random is not None else 0
         probes, known = self._probes(first, count, sight.random, eyes).to(device), None
@@ -263,17 +263,12 @@ class MagNetTask(TrainTask[MagNetConfig]):
         )
         return seen, looked
 
-    def _first(self, sight: Sight, eyes: Sequence[Eye]) -> Tensor:
-        """Read slides whole: ``(B, 3, glance, glance)`` uint8."""
-        whole = torch.tensor((1.0, 0.0, 0.0)).expand(len(eyes), 1, 3)
-        return self.slides.read(sight, eyes, whole, self.model.config.glance, 0)[:, 0]
-
     def _probes(
         self,
         first: Tensor,
         count: int,
         random: np.random.Generator | None,
-        eyes: Sequence[Eye],
+        eyes: Sequence[Recollection],
     ) -> Tensor:
         """Draw windows ``(B, count, 3)`` in pictures of whole slides; none without chance.
 
@@ -317,7 +312,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         way = int(random.integers(0, 8 if self.config.flips else 1))
         sight = Sight([slide_id], [way], [(self.seed, number)], random)
         eyes = self.slides.eyes(sight)
-        probes = self._probes(self._first(sight, eyes), count, random, eyes)
+        probes = self._probes(self.slides.glances(sight, eyes), count, random, eyes)
         vectors = []
         for some in torch.split(probes, _AT_ONCE, 1):
             seen = self.slides.read(sight, eyes, some, self.model.config.look, 0)[0]
