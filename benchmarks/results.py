@@ -89,7 +89,7 @@ def local(title: str, modules: int, *options: object, tables: tuple[int, ...] = 
     next to no features of nuclei.
     """
     words = ("--modules", modules, "--mpp", 1, "--stem-stride", 1, "--window-px", 112)
-    return Row(title, "local", (*words, "--epochs", 12, *options), (0,), tables)
+    return Row(title, "local", (*words, *options), (0,), tables)
 
 
 ROWS = {

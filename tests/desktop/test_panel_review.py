@@ -170,7 +170,7 @@ def test_layers_of_a_slide_that_was_left_do_not_come_late(bench, made, qtbot):
 
     def leave():
         if bench.slide is not None and bench.slide.id == "a":
-            QTimer.singleShot(0, lambda: bench._replace(other))
+            QTimer.singleShot(0, lambda: bench._replace(other, bench._ask()))
 
     bench.slide_changed.connect(leave)
     bench.show_result(made.parent / "results" / "good" / "a")
