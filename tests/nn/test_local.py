@@ -295,6 +295,18 @@ def test_reading_is_consistent_with_the_logits():
     assert reading.instances.shape == (2, 3, 3, 3)
 
 
+@pytest.mark.parametrize("additive", [False, True])
+def test_heads_keep_their_digits_under_autocast(additive):
+    one, features = head(mean=True, additive=additive).float(), torch.randn(1, 4, 9, 9)
+    windows = one.windows(features)
+    with torch.no_grad():
+        exact = one.read(windows)
+        with torch.autocast("cpu", torch.bfloat16):
+            reading, logits = one.read(windows), one.score(windows.flatten(2))
+    for got, wanted in zip((logits, *reading), (exact.logits, *exact), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
 def test_an_instance_is_a_slide_of_one_cell():
     """Where all attention is on one cell, the slide's logits are that cell's."""
     one, features = head(), torch.randn(1, 4, 6, 6).double()

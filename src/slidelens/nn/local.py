@@ -282,7 +282,7 @@ class LocalNetwork(nn.Module):
             return None
         made = self._run(index, given, relay.tile)
         tissue = self.tissue(relay, index, made.shape[2], made.shape[3])
-        logits = self.heads[index](made, tissue).to(_precise(made))
+        logits = self.heads[index](made, tissue)
         assert relay.label is not None
         loss = F.cross_entropy(logits, relay.label, label_smoothing=relay.smoothing)
         if index < len(self.decoders):
@@ -380,7 +380,3 @@ def _sizes(width: int, *, last: bool) -> dict[str, int]:
     """Return the sizes of a head of so many channels."""
     hidden = max(width // (4 if last else 2), 1)
     return {"width": width, "hidden": hidden, "inner": width if last else _INNER}
-
-
-def _precise(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)

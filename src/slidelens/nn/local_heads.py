@@ -128,20 +128,26 @@ class AttentionHead(nn.Module):
         return each_window(features, self.window, self.embed)
 
     def score(self, windows: Tensor) -> Tensor:
-        """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide."""
-        cells = self._cells(windows)
-        return self._logits(cells, self._attention(cells))
+        """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide.
+
+        In float32 or better, also under autocast: windows are few, and what decides between two
+        slides is often less than bfloat16 can tell apart.
+        """
+        with torch.autocast(windows.device.type, enabled=False):
+            cells = self._cells(windows.to(_precise(windows)))
+            return self._logits(cells, self._attention(cells))
 
     def read(self, windows: Tensor, tissue: Tensor | None = None) -> Reading:
         """Return all there is to see, of the ``(N, C, h, w)`` that :meth:`windows` gave."""
-        cells = self._cells(kept(windows, tissue))
-        attention, instances = self._attention(cells), self.classify(cells)
-        logits = self._logits(cells, attention)
+        with torch.autocast(windows.device.type, enabled=False):
+            cells = self._cells(kept(windows, tissue).to(_precise(windows)))
+            attention, instances = self._attention(cells), self.classify(cells)
+            logits = self._logits(cells, attention)
         size = windows.shape[2:]
         return Reading(
-            logits.to(_precise(logits)),
+            logits,
             _spread(attention, tissue, size, 0.0),
-            _spread(instances.to(_precise(instances)).movedim(1, 2), tissue, size, torch.nan),
+            _spread(instances.movedim(1, 2), tissue, size, torch.nan),
         )
 
     def _cells(self, windows: Tensor) -> Tensor:
@@ -154,12 +160,11 @@ class AttentionHead(nn.Module):
         """Return the attention ``(N, n)`` of cells."""
         gated = torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))
         weights: Tensor = self.weigh(gated)
-        # In float32: a softmax over a hundred thousand cells has no digits to spare.
-        return torch.softmax(weights[:, :, 0].to(_precise(weights)), 1)
+        return torch.softmax(weights[:, :, 0], 1)
 
     def _logits(self, cells: Tensor, attention: Tensor) -> Tensor:
         weighed = self.classify(cells) if self.additive else cells
-        slide = torch.bmm(attention[:, None].to(weighed.dtype), weighed)[:, 0]
+        slide = torch.bmm(attention[:, None], weighed)[:, 0]
         logits: Tensor = slide if self.additive else self.classify(slide)
         return logits
 
