@@ -9,8 +9,9 @@ per slide). The tuning split also chose the epochs, so expect less on unseen sli
 Models and scores are kept in ``$SLIDELENS_BENCH_WORK`` (default: the system's temporary folder);
 the same command goes on from there, row by row, and writes the tables into ``docs/results.md`` when
 all are done. ``--row NAME`` makes one row only (rows can be made side by side), ``--rows`` lists
-them, ``--render`` writes the tables of what is done so far. ``--quick`` is two rows and one seed:
-to see that it runs; nothing is written into the docs. All runs on the CPU unless
+them, ``--render`` writes the tables of what is done so far, and keeps the runs behind them in
+``figures/results.csv``, so that rows can come from several machines. ``--quick`` is two rows and
+one seed: to see that it runs; nothing is written into the docs. All runs on the CPU unless
 SLIDELENS_BENCH_DEVICE names another device; rows that were trained on a GPU say so in the table.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Claim, at_least, main
+from common import Claim, at_least, environment, main
 from mil_crc import COHORT, WEIGHTS, slidelens, tiles
 from streaming_crc import OPTIONS as STREAMING
 
@@ -38,10 +39,19 @@ from slidelens.testing.shift import StainShift
 
 WORK = Path(os.environ.get("SLIDELENS_BENCH_WORK", tempfile.gettempdir())) / "results"
 FIGURES = Path(__file__).resolve().parent / "figures"
+RECORD = FIGURES / "results.csv"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 DEVICE = os.environ.get("SLIDELENS_BENCH_DEVICE", "cpu")
 PLAIN = ("--stain", 0, "--colour", 0)
 COPIES = ("--copies", 4)
+WORDS = ("row", "gpu", "cpu", "date")
+"""Fields of a run that are not numbers."""
+FIELDS = (
+    *("row", "seed", "slide_auc", "tile_auc", "tiles", "epochs"),
+    *("shifted_slide_auc", "shifted_tile_auc", "shifted_tiles"),
+    *("train_seconds", "train_cpu_seconds", "load", "gpu", "cpu", "date"),
+)
+"""Of a run on record."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,8 @@ class Row:
     base
         The row whose model of the same seed it starts from; none: ImageNet weights.
     figures
-        Another benchmark that trains the same model; ``--render`` shows its committed figures as
-        long as the row is not done here.
+        Another benchmark that trains the same model; its committed figures are shown as long as the
+        row is not done here.
     """
 
     title: str
@@ -148,12 +158,12 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
         rows = {name: [made(name, 0)] for name in ("mean", "gated-abmil")}
         gated = statistics.mean(run["slide_auc"] for run in rows["gated-abmil"])
         return [at_least("gated ABMIL: slide AUC, seed 0", gated, 0.97)], {"rows": rows}
-    finished = done()
+    finished = published() | measured()
     for name, row in ROWS.items():
         if name not in finished:
             finished[name] = [made(name, seed) for seed in row.seeds]
     rows = {name: finished[name] for name in ROWS}
-    write_page(rows)
+    render()
     claims = [
         at_least("gated ABMIL: slide AUC, mean of 3 seeds", mean(rows["gated-abmil"]), 0.97),
         at_least(
@@ -166,29 +176,51 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     return claims, {"rows": rows}
 
 
-def done() -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of which every seed is done."""
+def measured() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of which every seed was run here."""
     rows = {}
     for name, row in ROWS.items():
         files = [WORK / "rows" / f"{name}-{seed}.json" for seed in row.seeds]
         if all(path.exists() for path in files):
             rows[name] = [json.loads(path.read_text()) for path in files]
-        elif runs := published(row):
-            rows[name] = runs
     return rows
 
 
-def published(row: Row) -> list[dict[str, Any]]:
-    """Return the runs that another benchmark has measured in full, if it has."""
-    paths = [FIGURES / f"{row.figures}{machine}.json" for machine in ("", "-gpu")]
-    path = next((path for path in paths if row.figures and path.exists()), None)
-    figures = {} if path is None else json.loads(path.read_text())
-    if not figures or "--quick" in figures["command"]:
-        return []
-    if figures["environment"]["gpu"] != "none":
-        figures["gpu"] = figures["environment"]["gpu"]
-    runs: list[dict[str, Any]] = figures.get("runs", [figures])
-    return runs
+def published() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows that another benchmark has measured in full."""
+    rows = {}
+    for name, row in ROWS.items():
+        paths = [FIGURES / f"{row.figures}{machine}.json" for machine in ("", "-gpu")]
+        path = next((path for path in paths if row.figures and path.exists()), None)
+        figures = {} if path is None else json.loads(path.read_text())
+        if not figures or "--quick" in figures["command"]:
+            continue
+        if figures["environment"]["gpu"] != "none":
+            figures["gpu"] = figures["environment"]["gpu"]
+        rows[name] = figures.get("runs", [figures])
+    return rows
+
+
+def recorded() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows whose runs are on record, from whatever machine."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    if RECORD.exists():
+        with RECORD.open(newline="") as file:
+            for line in csv.DictReader(file):
+                run = {k: v if k in WORDS else float(v) for k, v in line.items() if v}
+                rows.setdefault(str(run.pop("row")), []).append(run)
+    return rows
+
+
+def render() -> None:
+    """Write the tables of what is done, here or on record; put on record what is done here."""
+    rows = recorded() | measured()
+    runs = [{"row": name, **run} for name in ROWS for run in rows.get(name, [])]
+    with RECORD.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(runs)
+    write_page(published() | rows)
 
 
 def mean(runs: list[dict[str, Any]], key: str = "slide_auc") -> float:
@@ -210,6 +242,7 @@ def made(name: str, seed: int) -> dict[str, Any]:
                 made(base, seed)
             train(ROWS[name], model, seed, WORK / "models" / f"{base}-{seed}" if base else None)
         figures = score(model, shifted=2 in ROWS[name].tables)
+        figures |= {key: environment()[key] for key in ("cpu", "date")}
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"seed": seed, **figures}, indent=1))
         print(name, kept.read_text(), file=sys.stderr)
@@ -312,7 +345,7 @@ def first_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
             runs = rows[name]
             lines.append(
                 f"| {row.title} | {len(runs)} | {spread(runs, 'slide_auc')} | "
-                f"{spread(runs, 'tile_auc')} | {runs[0]['epochs']} | {spent(runs)} |"
+                f"{spread(runs, 'tile_auc')} | {runs[0]['epochs']:.0f} | {spent(runs)} |"
             )
     return lines
 
@@ -355,7 +388,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--rows"]:
         print("\n".join(ROWS))
     elif sys.argv[1:] == ["--render"]:
-        write_page(done())
+        render()
     elif sys.argv[1:2] == ["--row"]:
         for asked in sys.argv[2:]:
             for one in ROWS[asked].seeds:
