@@ -7,7 +7,7 @@ white, so that a grey background has density 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
 
 __all__ = ["classify", "clean"]
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _CHROMA = (0.045, 0.085)
 _DENSITY = (0.06, 0.22)
@@ -60,17 +62,17 @@ def classify(
     """
     if method == "intensity" or (method == "auto" and _is_dark(image)):
         return "intensity", _lit(image, cell)
-    void = image.max(axis=2) <= _VOID
+    void = _highest(image) <= _VOID
     seen = _thinned(image)
-    white = _white(seen[seen.max(axis=2) > _VOID])
+    white = _white(seen[_highest(seen) > _VOID])
     measure = np.empty(void.shape, np.float32)
     sure, perhaps = np.zeros_like(void), np.zeros_like(void)
     for rows in _strips(image):  # whole, the densities of a large slide take gigabytes
         density = _density(image[rows], void[rows], white)
         if method == "otsu":
-            measure[rows] = density.mean(axis=2)
+            measure[rows] = sum(_channels(density)) / np.float32(3)
         else:
-            measure[rows] = density.max(axis=2) - density.min(axis=2)
+            measure[rows] = _highest(density) - _lowest(density)
         if pen:
             sure[rows], perhaps[rows] = _looks_inky(density)
     measure[void] = np.nan  # which is neither counted nor above the threshold
@@ -152,7 +154,7 @@ def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _is_dark(image: NDArray[np.uint8]) -> bool:
     """Tell fluorescence from brightfield: mostly dark, and what is not dark has no white in it."""
     image = _thinned(image)
-    brightest, darkest = image.max(axis=2), image.min(axis=2)
+    brightest, darkest = _highest(image), _lowest(image)
     if np.median(brightest) > 64:
         return False
     lit = brightest > _VOID
@@ -162,7 +164,7 @@ def _is_dark(image: NDArray[np.uint8]) -> bool:
 
 def _lit(image: NDArray[np.uint8], cell: float) -> Mask:
     """Cells brighter than the dark background, at the scale of tissue rather than of nuclei."""
-    light = image.max(axis=2).astype(np.float32)
+    light = _highest(image).astype(np.float32)
     light = ndimage.gaussian_filter(light, _NUCLEI_UM / cell)
     light -= np.percentile(light, 1)
     return np.asarray(light > _threshold(light, _LIGHT))
@@ -170,16 +172,34 @@ def _lit(image: NDArray[np.uint8], cell: float) -> Mask:
 
 def _density(image: NDArray[np.uint8], void: Mask, white: Plane) -> Plane:
     """Optical density ``(h, w, 3)`` against the slide's own white, 0 where nothing was scanned."""
-    light = np.maximum(image, 1).astype(np.float32)
-    density = np.maximum(-np.log(light / white), 0)
+    light = np.arange(256, dtype=np.float32).clip(1)[:, None]
+    of_light = np.maximum(-np.log(light / white), 0)
+    density = np.empty(image.shape, np.float32)
+    for channel in range(3):
+        density[..., channel] = of_light[:, channel][image[..., channel]]
     density[void] = 0
-    return np.asarray(density, np.float32)
+    return density
+
+
+def _channels(image: NDArray[ScalarT]) -> list[NDArray[ScalarT]]:
+    """Return the three channels, which are the last axis: numpy is ten times slower along it."""
+    return [image[..., k] for k in range(3)]
+
+
+def _highest(image: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    red, green, blue = _channels(image)
+    return np.asarray(np.maximum(np.maximum(red, green), blue))
+
+
+def _lowest(image: NDArray[ScalarT]) -> NDArray[ScalarT]:
+    red, green, blue = _channels(image)
+    return np.asarray(np.minimum(np.minimum(red, green), blue))
 
 
 def _white(pixels: NDArray[np.uint8]) -> Plane:
     """Colour of the empty glass: the commonest bright grey; white where there is no glass."""
     default = np.full(3, 245, np.float32)
-    brightest, darkest = pixels.max(axis=1), pixels.min(axis=1)
+    brightest, darkest = _highest(pixels), _lowest(pixels)
     grey = (brightest >= 150) & (brightest - darkest <= 14)
     if np.count_nonzero(grey) < 0.01 * max(1, len(pixels)):
         return default
@@ -209,10 +229,10 @@ def _looks_inky(density: Plane) -> tuple[Mask, Mask]:
     black absorbs all alike; red is purer and denser than eosin or blood. A thin or pale stroke is
     purple at its edges and where it thins out, but as dense as no mucin is.
     """
-    red, green, blue = (density[..., k] for k in range(3))
+    red, green, blue = _channels(density)
     total = red + green + blue
     cool = (red > green + 0.15) & (red > 0.35)
-    black = (total > 3.0) & (density.max(axis=2) - density.min(axis=2) < 0.15 * total)
+    black = (total > 3.0) & (_highest(density) - _lowest(density) < 0.15 * total)
     scarlet = (green > 1.1) & (blue > 0.75 * green) & (red < 0.3 * green)
     sure = cool | black | scarlet
     return np.asarray(sure), np.asarray(sure | ((red > green + 0.03) & (red > 0.6)))
