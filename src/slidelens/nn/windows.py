@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slidelens.nn.pooling import max_pool
+
 if TYPE_CHECKING:
     from slidelens.nn.receptive import Window
 
@@ -141,7 +143,7 @@ class WindowOp:
             assert weight is not None
             return F.conv2d(values, weight, bias, stride, padding, dilation, self.groups)
         if self.kind == "max":
-            return F.max_pool2d(values, kernel, stride, padding, dilation)
+            return max_pool(values, kernel, stride, padding, dilation)
         if self.kind == "average":
             return F.avg_pool2d(values, kernel, stride, 0, divisor_override=divisor)
         return values
