@@ -36,8 +36,8 @@ __all__ = ["StreamingPlan", "StreamingReport", "StreamingTrunk"]
 # Share of the free memory that tile_size="auto" plans with: the plan is an estimate, and the head,
 # the optimiser and the allocator want their part.
 _SHARE = 0.6
-# Bytes of the heap that may pile up between tiles. With half of it, streaming ResNet-18 to layer3 by
-# tiles of 512 px trimmed six times a step: a sixth of its time, for a twentieth less at the peak.
+# Bytes of the heap that may pile up between tiles. With half of it, streaming ResNet-18 to layer3
+# by tiles of 512 px trimmed six times a step: a sixth of its time, for a twentieth less memory.
 _PILED = 640 << 20
 
 
