@@ -13,7 +13,8 @@ __all__ = ["HeapGuard", "resident", "trim_heap"]
 _GROWTH = 1.2
 """Times the need by which a process may grow before its heap is trimmed."""
 _LEAST = 320 << 20
-"""Bytes of growth that are not worth a trim."""
+"""Bytes of growth that are never worth a trim. With 192 MB, streaming ResNet-18 to layer2 by tiles
+of 512 px trimmed 17 times a step, which took a fifth of its time."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -23,15 +24,9 @@ class HeapGuard:
     The feature maps of a tile come and go between small objects that stay, and glibc's heap grows
     around the holes: streaming ResNet-18 to layer2 held 600 MB where 260 MB were in use. Pages that
     are given back cost time when they are asked for again, so that is done when they have piled up.
-
-    Parameters
-    ----------
-    least
-        Bytes of growth that are never worth a trim.
     """
 
-    def __init__(self, least: int = _LEAST) -> None:
-        self._least = least
+    def __init__(self) -> None:
         self._low: int | None = None
 
     def __call__(self, need: int) -> None:
@@ -44,7 +39,7 @@ class HeapGuard:
             return
         if self._low is None or now < self._low:
             self._low = now
-        elif now - self._low > max(_GROWTH * need, self._least):
+        elif now - self._low > max(_GROWTH * need, _LEAST):
             trim_heap()
             self._low = resident()
 

@@ -36,9 +36,6 @@ __all__ = ["StreamingPlan", "StreamingReport", "StreamingTrunk"]
 # Share of the free memory that tile_size="auto" plans with: the plan is an estimate, and the head,
 # the optimiser and the allocator want their part.
 _SHARE = 0.6
-# Bytes of the heap that may pile up between tiles. With half of it, streaming ResNet-18 to layer3
-# by tiles of 512 px trimmed six times a step: a sixth of its time, for a twentieth less memory.
-_PILED = 640 << 20
 
 
 class StreamingTrunk(nn.Module):
@@ -119,7 +116,7 @@ class StreamingTrunk(nn.Module):
             self.graph, costs = opaque_graph(module, fields, channels=3)
             self._costs = {3: costs}
         self._planners: dict[tuple[int, ...], Planner] = {}
-        self._guard = HeapGuard(_PILED)
+        self._guard = HeapGuard()
 
     def train(self, mode: bool = True) -> StreamingTrunk:
         """Set the mode of the trunk itself; the module stays as it was given."""
