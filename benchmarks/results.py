@@ -324,44 +324,43 @@ def shifted_slides() -> Path:
 
 
 def write_page(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Put both tables between their markers in the page."""
+    """Put both tables between their markers in the page; lines of rows without runs stay."""
     text = PAGE.read_text()
-    for number, lines in ((1, first_table(rows)), (2, second_table(rows))):
+    for number, heading, line_of in ((1, FIRST, first_line), (2, SECOND, second_line)):
         begin, end = f"<!-- table {number} begins -->\n", f"<!-- table {number} ends -->"
         head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(end)
+        before, _, tail = rest.partition(end)
+        lines = [heading, "|---|" + "---|" * (heading.count("|") - 2)]
+        for name, row in ROWS.items():
+            if number in row.tables:
+                made_here = line_of(row, rows.get(name, []))
+                old = [one for one in before.splitlines() if one.startswith(f"| {row.title} |")]
+                lines += [made_here] if made_here else old
         text = "".join([head, begin, "\n", *(f"{line}\n" for line in lines), "\n", end, tail])
     PAGE.write_text(text)
 
 
-def first_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the lines of the table of methods."""
-    lines = [
-        "| Method | Seeds | Slide AUC | Tile AUC | Epochs | Training, minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in ROWS.items():
-        if 1 in row.tables and name in rows:
-            runs = rows[name]
-            lines.append(
-                f"| {row.title} | {len(runs)} | {spread(runs, 'slide_auc')} | "
-                f"{spread(runs, 'tile_auc')} | {runs[0]['epochs']:.0f} | {spent(runs)} |"
-            )
-    return lines
+FIRST = "| Method | Seeds | Slide AUC | Tile AUC | Epochs | Training, minutes |"
+SECOND = "| Method | Seeds | Slide AUC | shifted | Tile AUC | shifted |"
 
 
-def second_table(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the lines of the table of stain shift."""
-    lines = [
-        "| Method | Seeds | Slide AUC | shifted | Tile AUC | shifted |",
-        "|---|---|---|---|---|---|",
-    ]
+def first_line(row: Row, runs: list[dict[str, Any]]) -> str:
+    """Return a row's line of the table of methods; empty without runs."""
+    if not runs:
+        return ""
+    return (
+        f"| {row.title} | {len(runs)} | {spread(runs, 'slide_auc')} | {spread(runs, 'tile_auc')} | "
+        f"{runs[0]['epochs']:.0f} | {spent(runs)} |"
+    )
+
+
+def second_line(row: Row, runs: list[dict[str, Any]]) -> str:
+    """Return a row's line of the table of stain shift; empty without runs on shifted slides."""
     keys = ("slide_auc", "shifted_slide_auc", "tile_auc", "shifted_tile_auc")
-    for name, row in ROWS.items():
-        if 2 in row.tables and keys[1] in rows.get(name, [{}])[0]:
-            cells = " | ".join(spread(rows[name], key) for key in keys)
-            lines.append(f"| {row.title} | {len(rows[name])} | {cells} |")
-    return lines
+    if not runs or keys[1] not in runs[0]:
+        return ""
+    cells = " | ".join(spread(runs, key) for key in keys)
+    return f"| {row.title} | {len(runs)} | {cells} |"
 
 
 def spent(runs: list[dict[str, Any]]) -> str:
