@@ -130,8 +130,8 @@ class AttentionHead(nn.Module):
     def score(self, windows: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide.
 
-        In float32 or better, also under autocast: windows are few, and what decides between two
-        slides is often less than bfloat16 can tell apart.
+        In float32 or better, also under autocast: windows are few, so that it costs next to
+        nothing, and a softmax over very many has no digits to spare.
         """
         with torch.autocast(windows.device.type, enabled=False):
             cells = self._cells(windows.to(_precise(windows)))
