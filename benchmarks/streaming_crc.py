@@ -44,7 +44,7 @@ STAGES = [
 ]
 OPTIONS = (
     *("--fine", "--context", "13", "--pooling", "lse", "--accumulate", "4"),
-    *("--set", "sharpness=8", "--set", "stain=0.3", "--set", "warm_steps=30", "--set", "window=2"),
+    *("--set", "sharpness=8", "--set", "stain=0.3", "--set", "warm_steps=30", "--set", "window=3"),
     *("--set", f"stages={json.dumps(STAGES)}"),
 )
 """A first layer that sees as at 0.5 µm/px; cells of 8 µm, each seen in 104 µm of tissue; a soft
