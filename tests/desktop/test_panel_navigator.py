@@ -10,6 +10,7 @@ from qtpy.QtCore import QPoint, Qt
 
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.shown import add_layer
+from slidelens.desktop.state.memory import Bookmark
 from slidelens.desktop.state.viewport import Look
 from slidelens.desktop.window import camera, overlays
 
@@ -122,3 +123,19 @@ def test_slide_without_resolution_has_no_objectives(panel, bench, qtbot):
     assert "slide px per screen px" in panel.look.text()
     assert panel.place.placeholderText().endswith("px")
     np.testing.assert_allclose(place(panel), (500, 400), atol=1)
+
+
+def test_a_removed_bookmark_comes_back_on_its_own_slide(panel, bench, qtbot):
+    panel.go(120, 80, 0.25)
+    press(qtbot, panel._add)
+    press(qtbot, panel._add)
+    panel.marks.setCurrentRow(0)
+    press(qtbot, panel._remove)
+    bench.memory.set_bookmarks("other", [Bookmark("important", 1, 2, 3)])
+    bench.viewer.layers.clear()
+    add_layer(bench.viewer, slide_layer(make_slide(0.5, "other")))
+    qtbot.waitUntil(lambda: panel.marks.item(0).text() == "important", timeout=WAIT)
+    press(qtbot, panel.notice._action)
+    assert [m.name for m in bench.memory.bookmarks("other")] == ["important"]
+    assert [m.name for m in bench.memory.bookmarks("square")] == ["Place 1", "Place 2"]
+    assert panel.marks.item(0).text() == "important"

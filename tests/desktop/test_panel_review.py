@@ -15,6 +15,7 @@ from slidelens.desktop.panels.categories import CategoriesDialog
 from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import camera
 from slidelens.desktop.world import described
+from slidelens.errors import ResultError
 from slidelens.review.store import CaseKey, ReviewStore
 from slidelens.slide.open import open_slide
 
@@ -230,3 +231,26 @@ def test_pictures(panel, bench, qtbot, request):
     path = out / "review.png"
     bench.viewer.screenshot(str(path), canvas_only=False, flash=False)
     assert path.stat().st_size > 20_000
+
+
+def test_a_note_that_cannot_be_kept_stays_to_be_tried_again(panel, cohort, qtbot, monkeypatch):
+    """Another program holds the file for long."""
+    store = ReviewStore(cohort / "review.sqlite")
+    review = panel.review
+
+    def refuse(*_args, **_options):
+        raise ResultError("review.sqlite: another program holds the file; try again.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(review, "decide", refuse)
+        panel.case.note.setFocus()
+        qtbot.keyClicks(panel.case.note, "dense")
+        panel.step(1)
+        assert "try again" in panel.notice.text
+        assert review.index == 0, "what was typed is not left behind"
+        panel.case.choose_category(2)
+        assert panel.case.categories.checkedId() == 0, "what is shown is what is kept"
+        assert panel.case.note.toPlainText() == "dense"
+    panel.step(1)
+    assert review.index == 1
+    assert store.get(FIRST, "ann").note == "dense"

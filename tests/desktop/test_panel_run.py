@@ -179,3 +179,61 @@ def test_closing_during_a_run_ends_the_worker_and_leaves_no_half_result(
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert not list(results.glob("*/*/result.json"))
+
+
+def test_a_resolution_that_is_typed_is_not_for_a_folder_of_slides(panel, bench, tmp_path, qtbot):
+    import tifffile
+    from known_slides import make_slide
+
+    path = tmp_path / "bare.tif"
+    tifffile.imwrite(path, np.asarray(make_slide(None).pyramid()[0]), tile=(256, 256))
+    show_slide(qtbot, bench, path)
+    panel.models.choose("demo-mil")
+    panel._folder = tmp_path
+    panel.where.blockSignals(True)  # it would ask for the folder
+    panel.where.setCurrentIndex(panel.where.findData("folder"))
+    panel.where.blockSignals(False)
+    panel._update()
+    assert not panel.mpp.isVisible()
+    assert panel._request().mpp is None
+    panel.where.setCurrentIndex(panel.where.findData("open"))
+    assert panel.mpp.isVisible()
+
+
+def test_a_run_of_other_settings_asks_before_it_replaces_a_result(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    folder = bench.results / "demo-mil" / "phantom"
+    before = (folder / "result.json").stat().st_mtime_ns
+    press(qtbot, panel.run_button)
+    assert panel.running, "the same again is the same result"
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    set_options(panel, overlap=56)
+    press(qtbot, panel.run_button)
+    assert not panel.running
+    assert "There is a result of demo-mil on phantom" in panel.notice.text
+    assert (folder / "result.json").stat().st_mtime_ns == before
+    press(qtbot, panel.notice._action)
+    assert panel.running
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert (folder / "result.json").stat().st_mtime_ns != before
+
+
+def test_several_deleted_results_come_back_one_after_the_other(panel, bench, case, qtbot):
+    for model in ("one", "two"):
+        case.result.save(bench.results / model / "square")
+    bench.results_changed.emit()
+    tree = panel.results.tree
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 2, timeout=40_000)
+    assert not panel.results.undo.isVisible()
+    for left, model in ((1, "one"), (0, "two")):
+        panel.results.select(bench.results / model / "square")
+        press(qtbot, panel.results.delete)
+        qtbot.waitUntil(lambda left=left: tree.topLevelItemCount() == left, timeout=40_000)
+    for there, model in ((1, "two"), (2, "one")):
+        press(qtbot, panel.results.undo)
+        qtbot.waitUntil(lambda there=there: tree.topLevelItemCount() == there, timeout=40_000)
+        assert (bench.results / model / "square").exists()
+    assert not panel.results.undo.isVisible()

@@ -243,3 +243,85 @@ def take_picture(bench, request, name):
     out.mkdir(exist_ok=True)
     bench.viewer.screenshot(str(out / name), canvas_only=False, flash=False)
     assert (out / name).stat().st_size > 20_000
+
+
+QUPATH = {
+    "type": "FeatureCollection",
+    "features": [
+        {
+            "type": "Feature",
+            "id": "area",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[10, 10], [60, 10], [60, 60], [10, 60], [10, 10]]],
+            },
+            "properties": {
+                "objectType": "annotation",
+                "classification": {"name": "tumor", "color": [200, 0, 0]},
+                "isLocked": True,
+                "metadata": {"by": "ann"},
+                "measurements": {"Nuclei": 12},
+            },
+        },
+        {
+            "type": "Feature",
+            "id": "spot",
+            "geometry": {"type": "Point", "coordinates": [5, 5]},
+            "properties": {"objectType": "annotation"},
+        },
+    ],
+}
+
+
+@pytest.fixture
+def outlined(panel, bench, made, qtbot, tmp_path):
+    """A slide whose outlines QuPath has written, being drawn on; the file."""
+    file = tmp_path / "outlines" / "s1.geojson"
+    file.parent.mkdir()
+    file.write_text(json.dumps(QUPATH))
+    panel.options.choose("multistage")
+    panel.data.set_annotations(file.parent)
+    bench.open_slide(made / "slides" / "s1.tif")
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
+    press(qtbot, panel.data.draw_button)
+    return file
+
+
+def test_outlines_that_nothing_was_drawn_on_are_not_written(panel, outlined):
+    before = outlined.read_text()
+    panel.data.outlining.save()
+    assert outlined.read_text() == before
+
+
+def test_what_other_programs_wrote_beside_the_outlines_stays(panel, bench, outlined):
+    layer = panel.data.outlining._layer
+    layer.add_polygons([[100, 100], [100, 150], [150, 150]])
+    panel.data.outlining.save()
+    area, drawn, spot = json.loads(outlined.read_text())["features"]
+    assert spot == QUPATH["features"][1]
+    assert area["properties"]["isLocked"] is True
+    assert area["properties"]["metadata"] == {"by": "ann"}
+    assert area["properties"]["measurements"]["Nuclei"] == 12
+    assert drawn["geometry"]["type"] == "Polygon"
+    layer.selected_data = {0}
+    layer.remove_selected()
+    panel.data.outlining.save()
+    left = json.loads(outlined.read_text())["features"]
+    assert [one["id"] for one in left] == [drawn["id"], "spot"]
+
+
+def test_a_file_that_another_program_changed_is_read_anew(panel, bench, outlined, qtbot):
+    newer = json.loads(outlined.read_text())
+    newer["features"].append({**newer["features"][0], "id": "second"})
+    outlined.write_text(json.dumps(newer))
+    layer = panel.data.outlining._layer
+    layer.add_polygons([[100, 100], [100, 150], [150, 150]])
+    panel.data.outlining.save()
+    assert "another program has changed it" in panel.notice.text
+    assert json.loads(outlined.read_text()) == newer
+    press(qtbot, panel.data.draw_button)
+    now = panel.data.outlining._layer
+    assert now is not layer
+    assert len(now.data) == 2
+    assert layer in bench.viewer.layers, "what was drawn is not lost"
+    assert "not saved" in layer.name

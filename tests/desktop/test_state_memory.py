@@ -59,3 +59,11 @@ def test_a_damaged_file_is_begun_anew(tmp_path):
 
 def test_it_lies_in_the_home_of_the_person():
     assert memory_file().is_relative_to(Path.home())
+
+
+def test_a_file_that_cannot_be_written_is_logged(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    memory = Memory(tmp_path / "file" / "m.json")
+    memory.set_text("reviewer", "Ada")
+    assert "settings are not kept" in caplog.text
+    assert memory.text("reviewer") == ""

@@ -97,20 +97,23 @@ def test_a_deleted_result_can_be_brought_back(results):
     trash.delete(folder)
     assert not folder.exists()
     assert len(entries([results])) == 2
-    assert trash.restore() == folder
+    trash.restore(folder)
     assert len(entries([results])) == 3
-    with pytest.raises(ResultError, match="none was deleted"):
-        trash.restore()
+    with pytest.raises(ResultError, match="was not deleted"):
+        trash.restore(folder)
 
 
-def test_deleting_another_or_closing_is_for_good(results):
+def test_each_of_several_deleted_results_can_be_brought_back_until_the_window_closes(results):
     trash = Trash()
-    trash.delete(results / "m1" / "a")
-    trash.delete(results / "m2" / "a")
-    assert trash.last == results / "m2" / "a"
-    assert not list((results / "m1").iterdir())
+    first, second = results / "m1" / "a", results / "m2" / "a"
+    trash.delete(first)
+    trash.delete(second)
+    trash.restore(first)
+    assert first.exists()
+    assert not second.exists()
     trash.empty()
     assert [p.name for p in (results / "m2").iterdir()] == ["bad"]
+    assert first.exists()
 
 
 def test_a_newer_result_is_not_replaced(results):
@@ -119,4 +122,4 @@ def test_a_newer_result_is_not_replaced(results):
     trash.delete(folder)
     folder.mkdir()
     with pytest.raises(ResultError, match="newer result"):
-        trash.restore()
+        trash.restore(folder)

@@ -156,3 +156,26 @@ def test_unfinished_trainings_are_known_by_their_files(tmp_path):
     assert state.summary("died", "It was killed.").endswith("from the last checkpoint.")
     (tmp_path / "model.json").write_text("{}")
     assert not resumable(tmp_path)
+
+
+def test_what_others_write_to_the_table_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\na,normal\nb,normal\n")
+    book = LabelBook(path, SLIDES)
+    path.write_text("slide_id,label\na,tumor\nb,normal\nz,tumor\n")
+    book.set(["b"], "tumor")
+    assert path.read_text() == "slide_id,label\na,tumor\nb,tumor\nz,tumor\n"
+    path.write_text(path.read_text() + "y,normal\n")
+    book.undo()
+    assert path.read_text() == "slide_id,label\na,tumor\nb,normal\nz,tumor\ny,normal\n"
+
+
+def test_rows_that_were_taken_out_come_back_where_they_were(tmp_path):
+    path = tmp_path / "labels.csv"
+    text = "slide_id,grade,label\na,3,tumor\nz,1,tumor\nb,2,normal\n"
+    path.write_text(text)
+    book = LabelBook(path, SLIDES)
+    book.set(["a", "b", "c"], "")
+    assert path.read_text() == "slide_id,grade,label\nz,1,tumor\n"
+    book.undo()
+    assert path.read_text() == text

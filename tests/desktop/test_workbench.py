@@ -92,3 +92,17 @@ def test_the_result_of_a_slide_that_was_opened_meanwhile_lies_on_it(bench, files
     gate.set()
     qtbot.waitUntil(lambda: any(layers_of(bench.viewer, "map")), timeout=WAIT)
     assert bench.slide.layer is layer
+
+
+def test_what_no_panel_shows_napari_shows(bench, tmp_path, qtbot):
+    from napari.utils.notifications import notification_manager
+
+    notification_manager.records.clear()
+    (tmp_path / "torn.tif").write_text("no slide")
+    bench.open_slide(tmp_path / "torn.tif")
+    qtbot.waitUntil(lambda: len(notification_manager.records) == 1, timeout=WAIT)
+    assert "torn.tif" in notification_manager.records[0].message
+    panel = bench.open_panel("run")
+    bench.open_slide(tmp_path / "torn.tif")
+    qtbot.waitUntil(lambda: "torn.tif" in panel.notice.text, timeout=WAIT)
+    assert len(notification_manager.records) == 1

@@ -179,3 +179,19 @@ def test_closing_ends_the_process_and_cancels(qtbot, slide, tmp_path):
     assert heard["ended"] == [("cancelled", "")]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_job_that_waits_is_cancelled_without_the_one_under_way(qtbot, slide, tmp_path):
+    client = WorkerClient(patience=0.5)
+    models = [{"path": "demo-mil", "options": {"overlap": 84, "batch_size": 4}}]
+    first = events(client.submit("predict", request(slide, tmp_path, models=models)))
+    job = client.submit("predict", request(slide, tmp_path / "other"))
+    waiting = events(job)
+    qtbot.waitUntil(lambda: "cells" in first, timeout=60_000)
+    job.cancel()
+    assert waiting["ended"] == [("cancelled", "")]
+    qtbot.waitUntil(lambda: bool(first["ended"]), timeout=120_000)
+    assert first["ended"] == [("done", "")], "longer than the patience"
+    assert finish(qtbot, client.submit("catalogue", {"folders": []}))["ended"] == [("done", "")]
+    assert not (tmp_path / "other").exists()
+    client.close()

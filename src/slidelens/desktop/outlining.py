@@ -11,7 +11,7 @@ from slidelens.desktop.layers import annotation_layers
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.desktop.world import described
-from slidelens.desktop.writer import write_geojson
+from slidelens.desktop.writer import shape_features, update_geojson
 from slidelens.engine.annotations import annotation_files
 from slidelens.errors import LabelError
 from slidelens.tiling.annotations import read_annotations
@@ -47,6 +47,10 @@ class Outlining(QObject):
         self._layer: Any = None
         self._layers: dict[Path, Any] = {}
         """By file, also of slides that are not shown now: their outlines stay, hidden."""
+        self._kept: dict[Path, list[dict[str, Any]]] = {}
+        """By file, the features of the layer that are in it."""
+        self._stamps: dict[Path, tuple[int, int] | None] = {}
+        """By file, time and size of what was read or written here last."""
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_SETTLE_MS)
@@ -64,7 +68,8 @@ class Outlining(QObject):
         ------
         LabelError
             No slide is open, its outlines are in a file that is not GeoJSON, or one that cannot
-            be read.
+            be read. A file that another program has changed since is read anew; what was not saved
+            by then stays in a layer of its own.
         """
         slide = self._bench.slide
         if slide is None:
@@ -77,7 +82,7 @@ class Outlining(QObject):
                 "program that made them, or move the file."
             )
         file = folder / f"{slide.id}.geojson"
-        if file != self._file or self._layer not in self._bench.viewer.layers:
+        if file != self._file or self._layer not in self._bench.viewer.layers or self._stale(file):
             self.end()
             self._file, self._layer = file, self._shown(file, there)
             self._layers[file] = self._layer
@@ -89,17 +94,29 @@ class Outlining(QObject):
         layer.mode = "add_polygon"
 
     def save(self) -> None:
-        """Write the file now, if there is something that is not in it."""
+        """Write the file now, if there is something that is not in it.
+
+        What else is in the file stays: points, properties of other programs.
+        """
         self._timer.stop()
         if self._layer is None or self._file is None:
             return
-        file, layer = self._file, self._layer.as_layer_data_tuple()
+        file, features = self._file, _features(self._layer)
+        if features == self._kept[file]:
+            return
+        if self._stale(file):
+            self.failed.emit(
+                f"{file}: another program has changed it, so it was not written. Press Draw: it is "
+                "read anew, and what you drew stays in a layer of its own."
+            )
+            return
         try:
-            write_geojson(str(file), [layer])
+            update_geojson(file, features, {one["id"] for one in self._kept[file]})
         except LabelError as error:
             self.failed.emit(str(error))
             return
-        self.saved.emit(file, len(layer[0]))
+        self._kept[file], self._stamps[file] = features, _stamp(file)
+        self.saved.emit(file, len(features))
 
     def end(self) -> None:
         """Write what is not in the file yet and let go of the layer."""
@@ -118,17 +135,46 @@ class Outlining(QObject):
         if known is None and there is None:  # drawn before a folder was chosen
             drawn = layers_of(viewer, "annotations", slide=slide.id)
             known = next((layer for layer in drawn if layer.name == options["name"]), None)
+            self._kept[file], self._stamps[file] = [], None
         if known is not None and known in viewer.layers:
-            known.visible = True
-            return known
-        found = [] if there is None else read_annotations(there)
+            if not self._stale(file):
+                known.visible = True
+                return known
+            if _features(known) == self._kept[file]:
+                viewer.layers.remove(known)
+            else:
+                known.name += " (not saved)"
+        stamp, found = _stamp(file), [] if there is None else read_annotations(there)
         if found:
             (data,) = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
             if data[2] != "shapes":
                 raise LabelError(f"{there}: holds {len(found)} outlines, too many to be edited.")
-            return add_layer(viewer, data)
-        return viewer.add_shapes(None, **options)
+            layer = add_layer(viewer, data)
+        else:
+            layer = viewer.add_shapes(None, **options)
+        self._kept[file], self._stamps[file] = _features(layer), stamp
+        return layer
+
+    def _stale(self, file: Path) -> bool:
+        """Whether a file is there and not as it was read or written here last."""
+        now = _stamp(file)
+        return now is not None and now != self._stamps.get(file)
 
     def _changed(self, event: Any) -> None:
         if described(event.source.metadata) and self._layer is event.source:
             self._timer.start()
+
+
+def _features(layer: Any) -> list[dict[str, Any]]:
+    """Return the layer's shapes as they would be written."""
+    data, attributes, _ = layer.as_layer_data_tuple()
+    return list(shape_features(data, attributes))
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Return time and size of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

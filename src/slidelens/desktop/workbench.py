@@ -94,6 +94,9 @@ class Workbench(QObject):
         self.trash = Trash()
         self.background = Background(self)
         self.background.failed.connect(lambda text: self.told.emit(text, True))
+        self.told.connect(self._notify)
+        self.listener: QWidget | None = None
+        """The panel that shows what is told; without one, napari does."""
         self._spare = SpareMemory(self.background, self)
         self.runner = WorkerClient(self)
         self.trainer = WorkerClient(self, patience=60.0)
@@ -198,6 +201,15 @@ class Workbench(QObject):
         dock.show()
         dock.raise_()
         return widget
+
+    def _notify(self, text: str, bad: bool) -> None:
+        """Let napari say what no panel shows."""
+        listener = self.listener
+        if self._closed or (listener is not None and alive(listener) and not listener.isHidden()):
+            return
+        from napari.utils.notifications import show_info, show_warning
+
+        (show_warning if bad else show_info)(text)
 
     def open_plugin(self, name: str) -> Any:
         """Show the panel of a plugin, in front of the others; return its widget.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,13 @@ from slidelens.geometry import Mpp
 from slidelens.maps.geojson import feature, write_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
     from numpy.typing import NDArray
 
     from slidelens.desktop.layer_data import LayerData
 
-__all__ = ["shape_features", "write_geojson"]
+__all__ = ["shape_features", "update_geojson", "write_geojson"]
 
 _CLASS_COLUMNS = ("class", "classification", "label")
 _ELLIPSE = 128  # vertices
@@ -43,11 +44,65 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
         A file that cannot be written.
     """
     features = [one for data, attributes, _ in layers for one in shape_features(data, attributes)]
+    _write(Path(path), features)
+    return [path]
+
+
+def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[str]) -> None:
+    """Write a slide's outlines to a file that may hold more than outlines.
+
+    Features without area that are not ours (QuPath's points and lines) stay; an outline that was
+    there keeps the properties that are not ours.
+
+    Parameters
+    ----------
+    features
+        All outlines, as :func:`shape_features` makes them.
+    before
+        The ids of those that were written last: what is not among ``features`` was deleted.
+
+    Raises
+    ------
+    LabelError
+        A file that cannot be read or written.
+    """
+    old = _read(path) if path.exists() else []
+    known = {str(one["id"]): one for one in old if one.get("id")}
+    own = before | {one["id"] for one in features}
+    others = [one for one in old if not _areal(one) and str(one.get("id")) not in own]
+    _write(path, [*(_merged(known.get(one["id"], {}), one) for one in features), *others])
+
+
+def _merged(old: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Return a feature as it was, with geometry, name, class and measurements as made."""
+    was, now = old.get("properties") or {}, made["properties"]
+    measured = {**(was.get("measurements") or {}), **now["measurements"]}
+    kept = {name: value for name, value in was.items() if name != "classification"}
+    told = {name: now[name] for name in ("name", "classification") if name in now}
+    return {**old, **made, "properties": {**now, **kept, **told, "measurements": measured}}
+
+
+def _areal(one: dict[str, Any]) -> bool:
+    geometry = one.get("geometry") or {}
+    return geometry.get("type") in ("Polygon", "MultiPolygon", "GeometryCollection")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the features of a file that was read before as annotations."""
     try:
-        write_features(Path(path), features)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise LabelError(f"{path}: cannot be read ({error}), so nothing was written.") from error
+    if isinstance(content, dict):
+        content = content.get("features", [content])
+    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+
+
+def _write(path: Path, features: Sequence[dict[str, Any]]) -> None:
+    try:
+        write_features(path, features)
     except OSError as error:
         raise LabelError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    return [path]
 
 
 def shape_features(

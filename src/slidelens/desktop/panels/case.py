@@ -125,18 +125,19 @@ class CaseView(QWidget):
         self.show_places((), "Opening the slide…")
         self.show_decision(review, case)
 
-    def show_decision(self, review: Review, case: ErrorCase) -> None:
-        """Show what is decided now."""
+    def show_decision(self, review: Review, case: ErrorCase, *, keep_note: bool = False) -> None:
+        """Show what is decided now; ``keep_note`` leaves what was typed, which is not kept yet."""
         own = review.decision(case)
         self._show_categories(review.categories(), own)
         with QSignalBlocker(self.label):
             found = self.label.findData("" if own is None else own.true_label)
             self.label.setCurrentIndex(max(0, found))
         note = "" if own is None else own.note
-        if note != self.note.toPlainText().strip():
-            with QSignalBlocker(self.note):
-                self.note.setPlainText(note)
-        self._noted = note
+        if not keep_note:
+            if note != self.note.toPlainText().strip():
+                with QSignalBlocker(self.note):
+                    self.note.setPlainText(note)
+            self._noted = note
         others = [f"{d.reviewer}: {decision_text(d)}" for d in review.others(case)]
         self.others.setText("\n".join(others))
         self.others.setVisible(bool(others))
@@ -165,13 +166,13 @@ class CaseView(QWidget):
         if chosen is not None:
             chosen.click()
 
-    def flush(self) -> None:
-        """Hand over the note if it was changed."""
+    def flush(self) -> bool:
+        """Hand over the note if it was changed; return whether it is kept now."""
         self._typing.stop()
         note = self.note.toPlainText().strip()
         if note != self._noted:
-            self._noted = note
             self.decided.emit("note", note)
+        return note == self._noted
 
     def _show_categories(self, names: Sequence[str], own: Decision | None) -> None:
         wanted = (_NONE, *names)

@@ -259,10 +259,21 @@ class NavigatorPanel(Panel):
         number = self.marks.currentRow()
         if not 0 <= number < len(self._marks):
             return
-        before = list(self._marks)
-        self._keep([mark for i, mark in enumerate(before) if i != number])
-        said = f"{before[number].name} was removed."
-        self.notice.say(said, action="Undo", then=lambda: self._keep(before))
+        marks, slide = list(self._marks), self._slide
+        assert slide is not None
+        mark = marks.pop(number)
+        self._keep(marks)
+        said = f"{mark.name} was removed."
+        self.notice.say(said, action="Undo", then=lambda: self._bring_back(slide.id, mark, number))
+
+    def _bring_back(self, slide_id: str, mark: Bookmark, number: int) -> None:
+        """Put a bookmark where it was, on its own slide, whichever is shown now."""
+        marks = self.bench.memory.bookmarks(slide_id)
+        marks.insert(number, mark)
+        self.bench.memory.set_bookmarks(slide_id, marks)
+        if self._slide is not None and self._slide.id == slide_id:
+            self._marks = marks
+            self._show_marks()
 
 
 def _small(level: Any) -> NDArray[np.uint8]:

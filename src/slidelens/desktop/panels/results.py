@@ -35,6 +35,8 @@ class ResultsList(QWidget):
         super().__init__()
         self._bench, self._notice = bench, notice
         self._entries: list[Entry] = []
+        self._deleted: list[Path] = []
+        """By this list, the last one last; each can be brought back."""
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels(["Model", "Score", "Slide", "Made"])
         self.tree.setRootIsDecorated(False)
@@ -49,13 +51,14 @@ class ResultsList(QWidget):
         self.all.setToolTip("List the results of every slide, not only of this one")
         self.open = button("Show", "Show the chosen result on its slide (Enter)", self._open)
         self.delete = button("Delete", "Delete the result; it can be brought back", self._delete)
+        self.undo = button("Undo delete", "Bring back what was deleted last", self._restore)
         self._folder = button("Folder…", "Choose where results are kept", self._choose_folder)
         self._empty = caption()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._empty)
         layout.addWidget(self.tree)
-        layout.addLayout(row(self.open, self.delete, self._folder, self.all))
+        layout.addLayout(row(self.open, self.delete, self.undo, self._folder, self.all))
         self.tree.itemActivated.connect(lambda *_: self._open())
         self.tree.itemSelectionChanged.connect(self._enable)
         self.all.toggled.connect(lambda _: self._fill())
@@ -109,6 +112,7 @@ class ResultsList(QWidget):
         entry = self._chosen()
         self.open.setEnabled(entry is not None and not entry.error)
         self.delete.setEnabled(entry is not None)
+        self.undo.setVisible(bool(self._deleted))
 
     def _open(self) -> None:
         entry = self._chosen()
@@ -124,15 +128,21 @@ class ResultsList(QWidget):
         except ResultError as error:
             self._notice.say(str(error), "error")
             return
+        self._deleted.append(entry.folder)
         what = f"The result of {entry.model} on {entry.slide} was deleted."
         self._notice.say(what, action="Undo", then=self._restore)
         self._bench.results_changed.emit()
 
     def _restore(self) -> None:
+        if not self._deleted:
+            return
         try:
-            self._bench.trash.restore()
+            self._bench.trash.restore(self._deleted[-1])
         except ResultError as error:
             self._notice.say(str(error), "error")
+            return
+        self._deleted.pop()
+        self._notice.say("")
         self._bench.results_changed.emit()
 
     def _choose_folder(self) -> None:

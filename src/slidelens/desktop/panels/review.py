@@ -69,7 +69,8 @@ class ReviewPanel(Panel):
         if not reviewer:
             self.notice.say("Give your name: decisions are kept under it.", "error")
             return
-        self.case.flush()
+        if not self.case.flush():
+            return
         self.notice.say("")
         self.bench.background.run(
             lambda: open_review(folder, reviewer, points),
@@ -85,17 +86,15 @@ class ReviewPanel(Panel):
 
     def go(self, index: int) -> None:
         """Go to an error of the list."""
-        if self.review is None:
+        if self.review is None or not self.case.flush():
             return
-        self.case.flush()
         before = self.review.case
         if self.review.go(index) is not before:
             self._safely(self._show_case)
 
     def undo(self) -> None:
         """Take the last decision back."""
-        if self.review is not None:
-            self.case.flush()
+        if self.review is not None and self.case.flush():
             self._safely(self._undo)
 
     def evaluate(self, labels: Path) -> None:
@@ -217,12 +216,14 @@ class ReviewPanel(Panel):
         if now is not None:
             self.open(now.saved.folder)
 
-    def _safely(self, work: Callable[[], object]) -> None:
-        """Do what reads or writes the store; say it if that cannot be."""
+    def _safely(self, work: Callable[[], object]) -> bool:
+        """Do what reads or writes the store; say it if that cannot be. Return whether it was."""
         try:
             work()
         except ResultError as error:
             self.notice.say(str(error), "error")
+            return False
+        return True
 
     def _undo(self) -> None:
         review = self.review
@@ -259,8 +260,8 @@ class ReviewPanel(Panel):
         self._show_case()
 
     def _filter(self) -> None:
-        self.case.flush()
-        self._safely(self._choose)
+        if self.case.flush():
+            self._safely(self._choose)
 
     def _choose(self) -> None:
         review = self.review
@@ -285,11 +286,11 @@ class ReviewPanel(Panel):
         self.errors.show_current(review)
         self.undo_button.setEnabled(review.can_undo)
 
-    def _show_decision(self) -> None:
+    def _show_decision(self, *, keep_note: bool = False) -> None:
         review = self.review
         if review is None or review.case is None:
             return
-        self.case.show_decision(review, review.case)
+        self.case.show_decision(review, review.case, keep_note=keep_note)
         self.errors.show_current(review)
         self.undo_button.setEnabled(review.can_undo)
 
@@ -297,8 +298,8 @@ class ReviewPanel(Panel):
         review = self.review
         case = None if review is None else review.case
         if review is not None and case is not None:
-            self._safely(lambda: review.decide(case, **{what: text}))
-            self._safely(self._show_decision)
+            kept = self._safely(lambda: review.decide(case, **{what: text}))
+            self._safely(partial(self._show_decision, keep_note=not kept))
 
     def _show_method(self, model: str) -> None:
         self._model = model

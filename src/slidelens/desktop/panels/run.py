@@ -61,6 +61,7 @@ class RunPanel(Panel):
         bench = self.bench
         bench.slide_changed.connect(self._update)
         bench.models_changed.connect(self._fill_devices)
+        bench.listener = self
         bench.told.connect(lambda text, bad: self.notice.say(text, "error" if bad else "info"))
         self.models.changed.connect(self._update)
         self.where.currentIndexChanged.connect(lambda _: self._where_chosen())
@@ -74,9 +75,22 @@ class RunPanel(Panel):
         return self._job is not None
 
     def run(self) -> None:
-        """Start what is chosen."""
+        """Start what is chosen; ask first where that replaces a result of other settings."""
         request = self._request()
         if request is None or self.running:
+            return
+        replaced = request.replaces({card.path: card.name for card, _ in self.models.chosen()})
+        if replaced:
+            self.notice.say(
+                f"{replaced} A run on a region or with other options takes its place.",
+                action="Run all the same",
+                then=lambda: self._start(request),
+            )
+            return
+        self._start(request)
+
+    def _start(self, request: RunRequest) -> None:
+        if self.running:
             return
         self.notice.say("")
         self.state = RunState(request)
@@ -90,9 +104,9 @@ class RunPanel(Panel):
     def stop(self) -> None:
         """Stop the run; what is finished is kept."""
         if self._job is not None:
-            self._job.cancel()
             self.status.setText("Stopping…")
             self.stop_button.setEnabled(False)
+            self._job.cancel()
 
     def draw_region(self) -> None:
         """Let the person draw a rectangle on the slide; the one before goes."""
@@ -169,9 +183,16 @@ class RunPanel(Panel):
         slide = self.bench.slide
         return [] if slide is None or slide.path is None else [slide.path]
 
+    def _bare(self) -> bool:
+        """Whether no slide to run on states a resolution, as far as the window knows them."""
+        chosen, slide = self.where.currentData(), self.bench.slide
+        if chosen == "folder" or slide is None:
+            return False  # what is typed would hold against what the files say
+        meant = shown_slides(self.bench.viewer) if chosen == "open" else [slide]
+        return all(one.world.unit == "pixel" for one in meant)
+
     def _request(self) -> RunRequest | None:
         slide = self.bench.slide
-        bare = slide is not None and slide.world.unit == "pixel"
         try:
             slides = self._slides()
         except LabelError as error:
@@ -181,7 +202,7 @@ class RunPanel(Panel):
             return None
         one = self.where.currentData() in ("slide", "region")
         mpp: float | tuple[float, float] | None = None
-        if bare:
+        if self._bare():
             mpp = self.mpp.value()
         elif slide is not None and one:  # as shown: it may have been given on the command line
             mpp = (slide.world.mpp.x, slide.world.mpp.y)
@@ -290,8 +311,7 @@ class RunPanel(Panel):
 
     def _update(self) -> None:
         """Enable what can be done and say what is missing."""
-        slide = self.bench.slide
-        bare = slide is not None and slide.world.unit == "pixel"
+        bare = self._bare()
         self.mpp.setVisible(bare)
         self.mpp_label.setVisible(bare)
         self.region.setVisible(self.where.currentData() == "region")

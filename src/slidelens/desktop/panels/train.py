@@ -89,9 +89,9 @@ class TrainPanel(Panel):
     def pause(self) -> None:
         """Stop after the step under way; what was learnt is kept."""
         if self._job is not None:
-            self._job.cancel()
             self.status.setText("Saving what it learnt…")
             self._enable()
+            self._job.cancel()
 
     def cancel(self) -> None:
         """Stop and throw away; it can be brought back as long as the window is open."""
@@ -298,7 +298,7 @@ class TrainPanel(Panel):
 
     def _bring_back(self, folder: Path) -> None:
         try:
-            self.bench.trash.restore()
+            self.bench.trash.restore(folder)
         except ResultError as error:
             self.notice.say(str(error), "error")
             return

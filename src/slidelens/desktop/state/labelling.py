@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["LabelBook", "class_names"]
 
 _COLUMNS = ["slide_id", "label"]
+_Rows = dict[str, tuple[int, dict[str, str]] | None]
+"""Of each slide its row before, and the row's number; None: it had none."""
 
 
 class LabelBook:
     """Labels of the slides in a folder.
 
     Rows of other slides, other columns and the order of a table that is there stay as they are.
+    Each change reads the file anew, so that what others write to it meanwhile is kept.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class LabelBook:
         self.path = path
         self.slides = dict(slides)
         self._columns, self._rows = _read(path) if path.exists() else (list(_COLUMNS), [])
-        self._undo: list[list[dict[str, str]]] = []
+        self._undo: list[_Rows] = []
 
     @property
     def labels(self) -> dict[str, str]:
@@ -70,36 +73,57 @@ class LabelBook:
         Raises
         ------
         LabelError
-            A slide that is not in the folder, or a file that cannot be written.
+            A slide that is not in the folder, or a file that cannot be read or written.
         """
         wanted = list(slides)
         unknown = [name for name in wanted if name not in self.slides]
         if unknown:
             raise LabelError(f"no slide {', '.join(unknown)} in this folder.")
-        rows = [dict(row) for row in self._rows]
+        rows = self._fresh()
+        before: _Rows = {}
         for name in wanted:
-            own = next((row for row in rows if self._meant(row) == name), None)
-            if own is None and label:
+            at = self._at(rows, name)
+            before[name] = None if at is None else (at, dict(rows[at]))
+            if at is not None and label:
+                rows[at]["label"] = label
+            elif at is not None:
+                del rows[at]
+            elif label:
                 rows.append(dict.fromkeys(self._columns, "") | {"slide_id": name, "label": label})
-            elif own is not None and label:
-                own["label"] = label
-            elif own is not None:
-                rows.remove(own)
-        before = self._rows
         self._write(rows)
         self._undo.append(before)
 
     def undo(self) -> None:
-        """Take the last labelling back.
+        """Take the last labelling back; what was labelled elsewhere since stays.
 
         Raises
         ------
         LabelError
-            The file cannot be written.
+            The file cannot be read or written.
         """
-        if self._undo:
-            self._write(self._undo[-1])
-            self._undo.pop()
+        if not self._undo:
+            return
+        rows = self._fresh()
+        for name, old in reversed(self._undo[-1].items()):
+            at = self._at(rows, name)
+            if old is None and at is not None:
+                del rows[at]
+            elif old is not None and at is None:
+                rows.insert(old[0], old[1])
+            elif old is not None and at is not None:
+                rows[at]["label"] = old[1]["label"]
+        self._write(rows)
+        self._undo.pop()
+
+    def _fresh(self) -> list[dict[str, str]]:
+        """Return the rows as the file has them now: others may have written to it."""
+        if self.path.exists():
+            self._columns, self._rows = _read(self.path)
+        return [dict(row) for row in self._rows]
+
+    def _at(self, rows: list[dict[str, str]], name: str) -> int | None:
+        """Return the number of the row of a slide."""
+        return next((i for i, row in enumerate(rows) if self._meant(row) == name), None)
 
     def _meant(self, row: Mapping[str, str]) -> str:
         """Return which of the folder's slides a row is of: by id or by file name."""

@@ -66,26 +66,21 @@ def entries(folders: Iterable[Path]) -> list[Entry]:
 class Trash:
     """Results that were deleted and can still be brought back.
 
-    A deleted result is renamed in its place, so that neither costs time nor can fail half-way.
+    A deleted result is renamed in its place, so that neither costs time nor can fail half-way; it
+    is removed when the window closes.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Path, Path] | None = None
-
-    @property
-    def last(self) -> Path | None:
-        """What :meth:`restore` would bring back."""
-        return None if self._last is None else self._last[0]
+        self._hidden: dict[Path, Path] = {}
 
     def delete(self, folder: Path) -> None:
-        """Take a result out of its list; what was deleted before is gone for good.
+        """Take a result (or a training) out of its list.
 
         Raises
         ------
         ResultError
             It cannot be deleted.
         """
-        self.empty()
         hidden = folder.with_name(f".deleted-{folder.name}-{uuid4().hex[:8]}")
         try:
             folder.rename(hidden)
@@ -93,30 +88,37 @@ class Trash:
             raise ResultError(
                 f"{folder}: cannot be deleted ({error.strerror or error}); check its permissions."
             ) from error
-        self._last = (folder, hidden)
+        older = self._hidden.pop(folder, None)
+        if older is not None:  # only one of them can come back
+            shutil.rmtree(older, ignore_errors=True)
+        self._hidden[folder] = hidden
 
-    def restore(self) -> Path:
-        """Bring back what was deleted last.
+    def restore(self, folder: Path) -> None:
+        """Bring back what was deleted.
 
         Raises
         ------
         ResultError
-            Nothing was deleted, or another result has taken its place.
+            It was not deleted here, another one has taken its place, or it cannot be renamed.
         """
-        if self._last is None:
-            raise ResultError("no result to bring back: none was deleted since the window opened.")
-        folder, hidden = self._last
+        hidden = self._hidden.get(folder)
+        if hidden is None:
+            raise ResultError(f"{folder}: was not deleted since the window opened.")
         if folder.exists():
             raise ResultError(f"{folder}: a newer result lies there; delete that one first.")
-        hidden.rename(folder)
-        self._last = None
-        return folder
+        try:
+            hidden.rename(folder)
+        except OSError as error:
+            raise ResultError(
+                f"{folder}: cannot be brought back ({error.strerror or error}); it is in {hidden}."
+            ) from error
+        del self._hidden[folder]
 
     def empty(self) -> None:
         """Remove what was deleted."""
-        if self._last is not None:
-            shutil.rmtree(self._last[1], ignore_errors=True)
-            self._last = None
+        for hidden in self._hidden.values():
+            shutil.rmtree(hidden, ignore_errors=True)
+        self._hidden = {}
 
 
 def _entry(path: Path) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Bookmark", "Memory", "memory_file"]
 
 _RECENT = 12
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Memory:
     """Recent slides, bookmarks, trained models, unfinished trainings, the reviewer's name.
 
     Each change reads the file anew and writes it at once, so two windows do not forget for each
-    other. A file that is damaged is begun anew: nothing in it is worth an error.
+    other. A file that is damaged is begun anew, and one that cannot be written is only logged:
+    nothing in it is worth an error.
 
     Parameters
     ----------
@@ -128,7 +131,11 @@ class Memory:
     def _set(self, name: str, value: Any) -> None:
         content = self._read()
         content[name] = value
-        write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        try:
+            write_atomic(self.path, text)
+        except OSError as error:  # a setting that is forgotten is no reason to stop anybody
+            _log.warning("%s: cannot be written (%s); settings are not kept", self.path, error)
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from slidelens.slide.base import slide_id
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -49,6 +51,22 @@ class RunRequest:
     region: Box | None = None
     mpp: float | tuple[float, float] | None = None
     overwrite: bool = False
+
+    def replaces(self, names: Mapping[Path, str]) -> str:
+        """Say which results a run on a region or with other options would take the place of.
+
+        One sentence; empty where there is none. A run as a model comes finds its own result again.
+        ``names`` are those of the models' folders.
+        """
+        models = [names[p] for p, options in self.models if options or self.region is not None]
+        found = [
+            f"{model} on {slide_id(slide)}"
+            for model in models
+            for slide in self.slides
+            if (self.out / model / slide_id(slide) / "result.json").exists()
+        ]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        return f"There is a result of {found[0]}{more}." if found else ""
 
     def facts(self) -> dict[str, Any]:
         """Return the request as the worker takes it."""

@@ -107,9 +107,11 @@ class WorkerClient(QObject):
         return job
 
     def cancel(self, job: Job) -> None:
-        """See :meth:`Job.cancel`."""
+        """See :meth:`Job.cancel`. A job that waits ends at once; the one under way goes on."""
         self._write(Message(job.number, "cancel"))
-        if not self._overdue.isActive():
+        if job is not self.jobs[0]:
+            self._end(job, "cancelled")
+        elif not self._overdue.isActive():
             self._overdue.start()
 
     def close(self) -> None:
@@ -157,8 +159,9 @@ class WorkerClient(QObject):
             self._said.extend(text.splitlines())
 
     def _end(self, job: Job, status: str, error: str = "") -> None:
+        if job is self.jobs[0]:
+            self._overdue.stop()
         self._jobs.pop(job.number, None)
-        self._overdue.stop()
         if not self._jobs:
             self._idle.start()
         job.end(status, error)
