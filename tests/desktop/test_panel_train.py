@@ -308,6 +308,10 @@ def test_what_other_programs_wrote_beside_the_outlines_stays(panel, bench, outli
     panel.data.outlining.save()
     left = json.loads(outlined.read_text())["features"]
     assert [one["id"] for one in left] == [drawn["id"], "spot"]
+    layer.selected_data = {0}
+    layer.remove_selected()
+    panel.data.outlining.save()
+    assert json.loads(outlined.read_text())["features"] == [QUPATH["features"][1]]
 
 
 def test_a_file_that_another_program_changed_is_read_anew(panel, bench, outlined, qtbot):

@@ -121,6 +121,8 @@ def shape_features(
         The layer's other attributes. A layer that slidelens did not make lies on the slide's
         pixels, as napari's button "New shapes layer" makes it.
     """
+    if not len(data):
+        return  # napari gives an empty layer one colour all the same
     world = world_of(attributes.get("metadata", {})) or _world_of_scale(attributes)
     to_world = _data_to_world(attributes)
     kinds = _each(attributes.get("shape_type", "polygon"), len(data))
