@@ -6,7 +6,7 @@ a :class:`Box` is exactly the area it names and two boxes that touch share no pi
 
 from __future__ import annotations
 
-from math import ceil, floor
+from math import ceil, floor, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ class Mpp(NamedTuple):
             A value that is not a finite number above zero.
         """
         x, y = value if isinstance(value, tuple) else (value, value)
-        if not all(np.isfinite(v) and v > 0 for v in (x, y)):
+        if not (0 < x < inf and 0 < y < inf):
             raise ValueError(f"resolution must be above 0 µm/px, not {value!r}")
         return cls(float(x), float(y))
 

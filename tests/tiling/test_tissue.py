@@ -65,6 +65,27 @@ def test_fraction_is_the_covered_area(boxes: list[tuple[float, ...]], place: tup
         assert value == pytest.approx(sum(cells) / (box[2] * box[3]), abs=1e-9)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    place=st.tuples(st.floats(0.3, 40), st.floats(0.3, 40), st.floats(-30, 30), st.floats(-30, 30)),
+    cell=st.tuples(st.floats(0.5, 500), st.floats(0.5, 500)),
+    start=st.tuples(st.floats(-200, 100), st.floats(-200, 100)),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+)
+def test_a_lattice_has_the_tissue_of_its_boxes(
+    place: tuple[float, ...],
+    cell: tuple[float, float],
+    start: tuple[float, float],
+    shape: tuple[int, int],
+):
+    mask = TissueMask(np.random.default_rng(1).random((300, 17)) > 0.4, Affine(*place))
+    (w, h), (rows, columns) = cell, shape
+    x, y = start[0] + w * np.arange(columns + 1), start[1] + h * np.arange(rows + 1)
+    boxes = [(left, top, w, h) for top in y[:-1] for left in x[:-1]]
+    cells = mask.fraction(np.array(boxes)).reshape(shape) * w * h / (place[0] * place[1])
+    assert mask.of_lattice(x, y) == pytest.approx(cells, abs=1e-6 + 1e-6 * cells.max())
+
+
 def test_fraction_of_a_box_without_area_is_nothing():
     mask = TissueMask(np.ones((2, 2), bool), Affine(1, 1))
     assert mask.fraction(np.array([[0.5, 0.5, 0, 1]])).tolist() == [0]

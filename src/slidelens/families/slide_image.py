@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 _STRIP = 1024
 _PIECE = 512
 """Rows that a thread reads at once: as many as a few tiles of a file have."""
-_CELLS = 1 << 16
-"""Cells that are looked up at once: a row at a time, the mask was summed over and over."""
 _SPECK = 1e-6
 """Share of a cell below which its tissue is the rounding of a float."""
 
@@ -249,18 +247,13 @@ def frame_tissue(
 
 def tissue_cells(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Say of ``shape`` (rows, columns) cells which have tissue in the view's region."""
-    found = np.zeros(shape, bool)
-    step = max(_CELLS // max(shape[1], 1), 1)
-    for top in range(0, shape[0], step):
-        rows = found[top : top + step]
-        corners = np.indices(rows.shape).reshape(2, -1)[::-1].T + np.array([0, top])
-        low, high = cells.apply(corners), cells.apply(corners + 1)
-        low, high = (
-            v.clip(view.region[:2], (view.region.right, view.region.bottom)) for v in (low, high)
-        )
-        share = view.tissue.fraction(np.concatenate([low, high - low], 1))
-        rows[...] = (share > _SPECK).reshape(rows.shape)
-    return found
+    region = view.region
+    low, high = region[:2], (region.right, region.bottom)
+    x = (cells.tx + cells.sx * np.arange(shape[1] + 1)).clip(low[0], high[0])
+    y = (cells.ty + cells.sy * np.arange(shape[0] + 1)).clip(low[1], high[1])
+    found = view.tissue.of_lattice(x, y)
+    area = cells.sx * cells.sy / (view.tissue.affine.sx * view.tissue.affine.sy)
+    return found > _SPECK * area
 
 
 def _part(

@@ -54,7 +54,9 @@ def trim_heap() -> None:
 def resident() -> int | None:
     """Bytes of the process that are in memory; ``None`` where there is no ``/proc``."""
     try:
-        return int(_STATM.read_text().split()[1]) * PAGESIZE
+        # Few calls of the system: after each, a thread waits until readers leave it Python's lock.
+        with _STATM.open("rb", buffering=0) as file:
+            return int(file.read(256).split()[1]) * PAGESIZE
     except OSError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
@@ -94,6 +95,30 @@ class _Store:
     array: NDArray[Any] | None
 
 
+class _File:
+    """A file that threads read at any place; it is closed when the last of them lets go of it.
+
+    Where the system can read at a place there is no lock: with one, threads stand in line for it,
+    and each waits for the interpreter's lock while it holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = Lock()
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def read(self, start: int, count: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._number, count, start)
+        with self._lock:  # Windows
+            os.lseek(self._number, start, os.SEEK_SET)
+            return os.read(self._number, count)
+
+    def __del__(self) -> None:
+        number = getattr(self, "_number", None)  # none: it could not be opened
+        if number is not None:
+            os.close(number)
+
+
 class TiffPixels:
     """The levels of one TIFF series, readable box by box.
 
@@ -107,10 +132,9 @@ class TiffPixels:
 
     def __init__(self, path: Path, file: tifffile.TiffFile, levels: list[Any | None]) -> None:
         self._path = path
-        self._lock = Lock()
         self._owner = new_owner()
         self._stores = [None if s is None else self._store(s, file.byteorder) for s in levels]
-        self._file = path.open("rb", buffering=0)
+        self._file: _File | None = _File(path)
 
     @classmethod
     def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
@@ -127,8 +151,8 @@ class TiffPixels:
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
         """Read ``(h, w, C)`` as stored, a box inside the level; ``SlideError`` after closing."""
-        store = self._stores[level]
-        if store is None:
+        store, file = self._stores[level], self._file
+        if store is None or file is None:
             raise SlideError(f"{self._path}: was closed while it was read.")
         if store.array is not None:
             return np.array(store.array[y : y + h, x : x + w])
@@ -136,7 +160,7 @@ class TiffPixels:
         return read_blocks(
             tile_cache(),
             (self._owner, level),
-            lambda row, column: self._decode(store, row, column),
+            lambda row, column: self._decode(file, store, row, column),
             store.block,
             (x, y, w, h),
         )
@@ -144,7 +168,7 @@ class TiffPixels:
     def close(self) -> None:
         """Close the file and forget its tiles."""
         self._stores = [None] * len(self._stores)
-        self._file.close()
+        self._file = None  # what is being read is read to its end
         tile_cache().drop(self._owner)
 
     def _store(self, level: Any, byteorder: str) -> _Store:
@@ -187,24 +211,20 @@ class TiffPixels:
         height, width = level.keyframe.imagelength, level.keyframe.imagewidth
         return kept.transpose(order).reshape(height, width, -1)
 
-    def _decode(self, store: _Store, row: int, column: int) -> NDArray[Any]:
+    def _decode(self, file: _File, store: _Store, row: int, column: int) -> NDArray[Any]:
         """Decode one tile or strip of every channel: ``(bh, bw, C)``."""
         index = row * store.columns + column
         parts = [
-            self._segment(page, plane * store.rows * store.columns + index)
+            self._segment(file, page, plane * store.rows * store.columns + index)
             for page in store.pages
             for plane in range(store.planes)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _segment(self, page: _Page, index: int) -> NDArray[Any]:
+    def _segment(self, file: _File, page: _Page, index: int) -> NDArray[Any]:
         count = int(page.counts[index])
         try:
-            data = None
-            if count:
-                with self._lock:
-                    self._file.seek(int(page.offsets[index]))
-                    data = self._file.read(count)
+            data = file.read(int(page.offsets[index]), count) if count else None
             decoded, _, shape = page.decode(data, index, **page.tables)
         except Exception as error:  # reason: decoders raise their own kinds, one per compression
             raise unreadable(self._path, error, "its pixels cannot be decoded") from error

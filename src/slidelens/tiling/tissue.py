@@ -104,10 +104,52 @@ class TissueMask:
         share = np.divide(covered, area, out=np.zeros(len(area)), where=area > 0)
         return np.asarray(np.clip(share, 0.0, 1.0))
 
+    def of_lattice(
+        self, x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Measure the tissue of the cells between lines, exactly, in one pass over the mask.
+
+        Parameters
+        ----------
+        x, y
+            ``(n + 1,)`` and ``(m + 1,)`` positions of the lines in level-0 px, in rising order.
+
+        Returns
+        -------
+        ndarray
+            ``(m, n)`` float64, in cells of the mask. What lies outside the mask is not tissue.
+        """
+        height, width = self.array.shape
+        columns = ((x - self.affine.tx) / self.affine.sx).clip(0, width)
+        bands = self._bands(((y - self.affine.ty) / self.affine.sy).clip(0, height))
+        at, part = _split(columns, width)
+        upto = np.zeros((len(bands), width + 1))
+        np.cumsum(bands, axis=1, out=upto[:, 1:])
+        return np.diff(upto[:, at] + part * bands[:, at], axis=1)
+
+    def _bands(self, lines: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum the rows between lines ``(m + 1,)``, which cut rows in parts: ``(m, width)``."""
+        rows = self.array.view(np.uint8)
+        at, part = _split(lines, len(rows))
+        kind = np.uint8 if np.diff(at).max() < 256 else np.int32
+        sums = np.empty((len(at) - 1, rows.shape[1]), kind)
+        for start, stop, line in zip(at, at[1:], sums, strict=False):  # 25 times np.add.reduceat
+            np.add.reduce(rows[start:stop], axis=0, dtype=kind, out=line)
+        cut = part[:, None] * rows[at]
+        return np.asarray(sums + np.diff(cut, axis=0))
+
     def area_mm2(self, mpp: Mpp) -> float:
         """Return the area of all tissue in mm², for a slide of ``mpp`` µm/px."""
         cell = self.affine.sx * mpp.x * self.affine.sy * mpp.y
         return float(np.count_nonzero(self.array)) * cell / 1e6
+
+
+def _split(
+    positions: NDArray[np.float64], n: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return which of ``n`` cells positions lie in, and how far; the end is all of the last."""
+    at = np.minimum(positions.astype(np.intp), n - 1)
+    return at, positions - at
 
 
 def _covered(
