@@ -14,6 +14,7 @@ from slidelens.geometry import Box
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.slide_augment import Colours, SlideAugment, Turned
 from slidelens.nn.slide_resample import DEFORMED_PX, Deformed, Rotated
+from slidelens.nn.source import DeviceImage
 
 CELL = 8
 
@@ -138,6 +139,17 @@ def test_colours_are_those_of_tiles():
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         exact = TileAugment(False, 0.2, 0.05)(images, [(key,)])[0].permute(1, 2, 0) * 255
         assert np.abs(made - exact.numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])])
+def test_a_device_makes_the_very_same_colours(device: str):
+    image = picture(400, 300)
+    made, _ = SlideAugment(stain=0.3, colour=0.1)(image, some_mask(image), (3,), 4096)
+    assert isinstance(made, DeviceImage)
+    box = Box(10, 20, 200, 270)
+    there = made.read_onto(box, torch.device(device))
+    assert there.device.type == device
+    np.testing.assert_array_equal(there[0].permute(1, 2, 0).cpu().numpy(), made.read(box))
 
 
 def test_the_same_key_is_the_same_picture_and_another_is_another():

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from slidelens.nn.local_heads import Reading
     from slidelens.nn.source import LazyImage
 
-__all__ = ["FAMILY", "LocalConfig", "frame_of", "network_of", "relay_of"]
+__all__ = ["FAMILY", "LocalConfig", "frame_of", "network_of", "relay_of", "set_tile"]
 
 _PAPER_STRIDE = 3
 _SHARE = 0.6
@@ -206,20 +206,27 @@ def _readings(
     """
     network = network_of(model)
     relay = relay_of(model, image, image.frame.blocks)
-    relay.tile = model.config.tile
     device = model.device or torch.device("cpu")
-    must = not (relay.tile and network.streams)
-    if device.type == "cuda" and (
-        must or fits_whole(network, relay, int(_SHARE * free_memory(device)))
-    ):
+    set_tile(model, relay)
+    if device.type == "cuda" and not (relay.tile and network.streams):
         try:
             return (yield from read_at_once(model, image, device))
         except torch.OutOfMemoryError:
-            if must:
+            if not (model.config.tile and network.streams):
                 raise
+        relay.tile = model.config.tile
         log.warning("%s: out of memory; going on by tiles of %d px", device, relay.tile)
         torch.cuda.empty_cache()
     return (yield from read_slide(network, relay))
+
+
+def set_tile(model: Model[LocalConfig], relay: Relay) -> None:
+    """Choose the side in px of what is computed at once to read a slide; 0: all of it."""
+    network, device = network_of(model), model.device or torch.device("cpu")
+    relay.tile = model.config.tile
+    if relay.tile and network.streams and device.type == "cuda":
+        free = int(_SHARE * free_memory(device))
+        relay.tile = 0 if fits_whole(network, relay, free) else relay.tile
 
 
 def read_at_once(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from slidelens.errors import ModelError
-from slidelens.families.local import LocalConfig, frame_of, network_of, relay_of
+from slidelens.families.local import LocalConfig, frame_of, network_of, relay_of, set_tile
 from slidelens.families.slide_image import SlideImages
 from slidelens.families.training import (
     Outcome,
@@ -53,6 +53,14 @@ class LocalStage(Stage):
     )
 
 
+def _stages(lr: float) -> tuple[LocalStage, ...]:
+    """Return the default schedule: the heads, then all."""
+    return (
+        LocalStage(epochs=3, lr=lr, head_lr=1e-3, trains="head", schedule="cosine"),
+        LocalStage(epochs=18, lr=lr, head_lr=5 * lr, schedule="cosine", start="last"),
+    )
+
+
 class LocalTraining(TrainConfig):
     """How a locally supervised model learns. The default preset is ours, for tens of slides."""
 
@@ -85,10 +93,7 @@ class LocalTraining(TrainConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
-            "stages": (
-                LocalStage(epochs=3, lr=1e-4, head_lr=1e-3, trains="head", schedule="cosine"),
-                LocalStage(epochs=18, lr=1e-4, head_lr=5e-4, schedule="cosine", start="last"),
-            ),
+            "stages": _stages(1e-4),
             "smoothing": 0.1,
             "accumulate": 4,
             "patience": 0,
@@ -113,6 +118,9 @@ class LocalTraining(TrainConfig):
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training of a model of this configuration; greedy: a stage for each module.
 
+        One module learns end to end, through all of the network, at a third of the default preset's
+        rates: at these it forgets what it knew.
+
         Raises
         ------
         ModelError
@@ -124,6 +132,8 @@ class LocalTraining(TrainConfig):
             raise ModelError(
                 f"stages: module {wrong[0]} is to learn, but the model has {config.modules}."
             )
+        if config.modules == 1 and self.stages == _stages(1e-4):
+            return self.model_copy(update={"stages": _stages(3e-5)})
         if not self.greedy:
             return self
         numbers = range(1, config.modules + 1)
@@ -230,7 +240,7 @@ class LocalTask(TrainTask[LocalConfig]):
         if work.phase == "tune":
             image = self._images[slide_id]
             relay = relay_of(self.model, image, image.frame.blocks, label)
-            relay.tile = self.model.config.tile
+            set_tile(self.model, relay)
             readings: Any = self.network(relay)  # the network of a relay reads with all heads
             logits = readings[self._learning(self.stage)[-1]].logits
         elif self._warms(self.stage):

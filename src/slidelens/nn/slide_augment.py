@@ -14,6 +14,7 @@ from math import pi
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
+import torch
 
 from slidelens.geometry import Box
 from slidelens.nn.augment import TileAugment
@@ -143,6 +144,19 @@ class Colours:
             out[..., row] = np.rint(value.clip(0, _WHITE))
         return out
 
+    def onto(self, image: torch.Tensor) -> torch.Tensor:
+        """Recolour ``(N, 3, h, w)`` uint8 where it is, to the very same values."""
+        tables = (torch.from_numpy(t).to(image.device) for t in (self._density, self._light))
+        densities, lights = tables
+        density = densities[image.int()]
+        light = []
+        for (a, b, c), shift in zip(self.stain.tolist(), self.shift.tolist(), strict=True):
+            mixed = a * density[:, 0] + b * density[:, 1] + c * density[:, 2] + shift
+            steps = (mixed * (_DENSITIES / _DARKEST)).round().clamp(-_DENSITIES, _DENSITIES)
+            light.append(lights[steps.int() + _DENSITIES])
+        rows = (a * light[0] + b * light[1] + c * light[2] for a, b, c in self.colour.tolist())
+        return torch.stack([row.clamp(0, _WHITE).round().byte() for row in rows], 1)
+
     def _mixed(self, density: NDArray[np.float32], row: int) -> NDArray[np.int32]:
         a, b, c = self.stain[row]
         mixed = a * density[..., 0] + b * density[..., 1] + c * density[..., 2] + self.shift[row]
@@ -175,6 +189,11 @@ class Recoloured:
         image = self.image.read(box)
         strips = [self.colours(image[i : i + _ROWS]) for i in range(0, len(image), _ROWS)]
         return np.concatenate(strips)
+
+    def read_onto(self, box: Box, device: torch.device) -> torch.Tensor:
+        """Pixels ``(1, C, h, w)`` of a box in whole pixels, recoloured on a device."""
+        image = torch.from_numpy(np.ascontiguousarray(self.image.read(box)))
+        return self.colours.onto(image.to(device).permute(2, 0, 1)[None])
 
 
 def _turn(values: NDArray[ScalarT], quarters: int, mirrored: bool) -> NDArray[ScalarT]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slidelens.nn.noise import PositionNoise
     from slidelens.nn.windows import Rect
 
-__all__ = ["LazyImage", "Source"]
+__all__ = ["DeviceImage", "LazyImage", "Source"]
 
 WHITE = 255
 
@@ -36,6 +36,15 @@ class LazyImage(Protocol):
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Pixels ``(h, w, C)`` of a box in the image's own pixels."""
+        ...
+
+
+@runtime_checkable
+class DeviceImage(LazyImage, Protocol):
+    """A lazy image that makes its pixels on a device out of what it reads."""
+
+    def read_onto(self, box: Box, device: torch.device) -> Tensor:
+        """Pixels ``(1, C, h, w)`` uint8 of a box in the image's own pixels, on the device."""
         ...
 
 
@@ -114,8 +123,10 @@ class Source:
         """
         if isinstance(self.image, Tensor):
             piece = self.image.detach()[:, :, rect.top : rect.bottom, rect.left : rect.right]
+        elif self.device.type != "cpu" and isinstance(self.image, DeviceImage):
+            piece = self.image.read_onto(_box(rect), self.device)
         else:
-            box = Box(rect.left, rect.top, rect.width, rect.height)
+            box = _box(rect)
             values = np.array(self.image.read(box), dtype=np.uint8)
             if values.shape != (rect.height, rect.width, self.shape[1]):
                 raise StreamingError(
@@ -153,3 +164,7 @@ class Source:
     @property
     def _stored(self) -> torch.dtype:
         return self.image.dtype if isinstance(self.image, Tensor) else torch.uint8
+
+
+def _box(rect: Rect) -> Box:
+    return Box(rect.left, rect.top, rect.width, rect.height)

@@ -104,9 +104,7 @@ class TissueMask:
         share = np.divide(covered, area, out=np.zeros(len(area)), where=area > 0)
         return np.asarray(np.clip(share, 0.0, 1.0))
 
-    def of_lattice(
-        self, x: NDArray[np.float64], y: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def of_lattice(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Measure the tissue of the cells between lines, exactly, in one pass over the mask.
 
         Parameters
@@ -144,9 +142,7 @@ class TissueMask:
         return float(np.count_nonzero(self.array)) * cell / 1e6
 
 
-def _split(
-    positions: NDArray[np.float64], n: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _split(positions: NDArray[np.float64], n: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return which of ``n`` cells positions lie in, and how far; the end is all of the last."""
     at = np.minimum(positions.astype(np.intp), n - 1)
     return at, positions - at
