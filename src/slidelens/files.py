@@ -15,14 +15,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-__all__ = ["atomic_file", "make_scratch", "remove_scratch", "staged_folder", "write_atomic"]
+__all__ = [
+    "atomic_file",
+    "make_scratch",
+    "names_folder",
+    "remove_scratch",
+    "staged_folder",
+    "write_atomic",
+]
 
 _active: set[Path] = set()  # what this process is writing now
 _SYNCS = 16  # files that are put on the disk at a time
@@ -50,6 +57,15 @@ def staged_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # after a plain rename nothing is left here
         _active.discard(staging)
+
+
+def names_folder(path: str | Path) -> bool:
+    """Say whether a place to write to is a folder: it exists as one, or its text ends in a slash.
+
+    A :class:`~pathlib.Path` has lost the slash.
+    """
+    slashes = ("/", os.sep)
+    return Path(path).is_dir() or (isinstance(path, str) and path.endswith(slashes))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

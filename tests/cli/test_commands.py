@@ -219,3 +219,40 @@ def test_predict_sets_fields_of_the_run(slidelens, phantom, tmp_path):
     wrong = slidelens(*run, "--out", tmp_path / "c", "--set", "tile=64")
     assert wrong.code == 1
     assert "its options are" in wrong.err
+
+
+def test_export_into_a_folder_or_a_file(slidelens, phantom, tmp_path):
+    """A slash makes a folder; one file for several results is refused before anything is there."""
+    out = tmp_path / "results"
+    second = tmp_path / "second.tif"
+    second.write_bytes(phantom.read_bytes())
+    slidelens("predict", phantom, second, "--model", "demo-mil", "--out", out, "--device", "cpu")
+    one = ("export", out / "demo-mil" / "slide", "--to", "geojson", "--out")
+    assert slidelens(*one, f"{tmp_path}/qupath/").out.strip() == f"{tmp_path}/qupath/slide.geojson"
+    assert slidelens(*one, tmp_path / "x.geojson").out.strip() == f"{tmp_path}/x.geojson"
+    both = ("export", out, "--to", "geojson", "--out")
+    done = slidelens(*both, tmp_path / "ee" / "all.geojson")
+    assert done.code == 2
+    assert "names one file, but each of the 2 results" in " ".join(done.err.split())
+    assert not (tmp_path / "ee").exists()
+    for folder in ("v1.2", "ee/all.geojson/"):
+        done = slidelens(*both, f"{tmp_path}/{folder}")
+        assert done.code == 0, done.err
+        written = sorted(path.name for path in (tmp_path / folder).iterdir())
+        assert written == ["second.geojson", "slide.geojson"]
+    assert slidelens(*one, tmp_path / "ee" / "all.geojson").code == 0  # a folder that is there
+    whole = ("export", out, "--to", "ome-zarr", "--out", f"{tmp_path}/all.ome.zarr/")
+    assert slidelens(*whole).code == 2
+
+
+def test_a_slide_that_is_too_coarse_for_the_model_fails_with_what_to_do(
+    slidelens, phantom, tmp_path
+):
+    arguments = ("predict", phantom, "--model", "demo-mil", "--out", tmp_path, "--device", "cpu")
+    done = slidelens(*arguments, "--mpp", "29")
+    assert done.code == 1
+    said = " ".join(done.err.split())
+    assert "slide.tif: its finest resolution is 29 µm/px (given), and model 'demo-mil'" in said
+    assert "reads at 1 µm/px" in said
+    assert "give the right one with --mpp X" in said
+    assert not (tmp_path / "demo-mil" / "slide").exists()

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,15 @@ def test_the_report_is_written_and_told(slidelens, folder, tmp_path):
     text = out.read_text()
     assert "<title>Board &lt;7&gt;</title>" in text
     assert "Inflammation" in text
+
+
+def test_a_folder_takes_the_report_under_its_usual_name(slidelens, folder, tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there", f"{tmp_path}/new/"):
+        done = slidelens("report", folder, "--out", place, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["html"] == str(Path(place) / "report.html")
+        assert (Path(place) / "report.html").is_file()
 
 
 def test_options_reach_the_report(slidelens, folder, tmp_path):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from pydantic import field_validator
 from test_predict import WHOLE, picture
 from tiny_family import make_model
 
 from slidelens.engine.cohort import predict_cohort
-from slidelens.engine.fields import read_value, with_options
+from slidelens.engine.fields import read_value, validated, with_options
 from slidelens.engine.predict import predict
 from slidelens.errors import ModelError
+from slidelens.families.base import FamilyConfig, Model
+from slidelens.families.mil import MilConfig
 from slidelens.slide.array import from_array
 
 
@@ -36,6 +40,27 @@ def test_a_field_that_weights_depend_on_is_refused(tiny):
 def test_a_value_that_does_not_fit_is_named(tiny):
     with pytest.raises(ModelError, match=r"overlap: .*integer.*'wide'"):
         with_options(tiny, {"overlap": "wide"})
+
+
+def test_values_that_do_not_go_together_are_told_in_one_sentence():
+    model = Model("m", "mil", MilConfig(tile=112), ("a", "b"), torch.nn.Identity())
+    with pytest.raises(ModelError) as caught:
+        with_options(model, {"overlap": 112})
+    assert str(caught.value) == "overlap 112 px must be below the tile's 112 px."
+
+
+def test_a_fields_own_check_is_told_without_pydantics_words():
+    class Odd(FamilyConfig):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def _odd(cls, number: int) -> int:
+            raise ValueError("must be odd.")
+
+    with pytest.raises(ModelError) as caught:
+        validated(Odd, {"number": 4})
+    assert str(caught.value) == "number: must be odd, not 4."
 
 
 def test_a_cohort_refuses_options_before_it_runs(tiny, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ from tiny_family import make_model
 
 import slidelens as sl
 from slidelens.engine import predict as engine
+from slidelens.engine.loader import find_tissue, timed_tissue
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
 from slidelens.errors import MissingMppError, ModelError, SlideError
@@ -375,3 +377,44 @@ def test_a_family_without_patches_gets_tiles_from_its_map(tiny, monkeypatch):
     assert result.tiles.boxes[:3].tolist() == [[112.0 * c, 0, 112, 112] for c in range(3)]
     cells = result.maps["probability"].read()[:, :7, :7]
     np.testing.assert_allclose(result.tiles.probabilities[0], cells.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "outcome"), [(1.0, ""), (1.4, ""), (2.0, "warned"), (4.04, "warned"), (5.0, "refused")]
+)
+def test_a_slide_coarser_than_the_model_reads(tiny, caplog, mpp, outcome):
+    facts = rf"s: its finest resolution is {mpp:g} µm/px .*model 'tiny-model' reads at 1 µm/px"
+    with from_array(picture(), mpp=mpp, name="s") as slide:
+        if outcome == "refused":
+            with pytest.raises(SlideError, match=facts + r".*finer scan.*--mpp X"):
+                predict(slide, tiny, tissue=WHOLE)
+        else:
+            predict(slide, tiny, tissue=WHOLE)
+    assert bool(re.search(facts, caplog.text)) == (outcome == "warned")
+
+
+def test_a_model_that_reads_coarse_levels_takes_a_coarse_slide(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.config), "finest_mpp", lambda config, extent_um: extent_um / 60)
+    with from_array(picture(), mpp=10.0) as slide:  # 2400 µm: read at 40 µm/px
+        assert predict(slide, tiny, tissue=WHOLE).tiles is not None
+        with pytest.raises(SlideError, match=r"reads at 1\.667 µm/px"):  # of a part: 100 µm
+            predict(slide, tiny, tissue=WHOLE, region=Box(0, 0, 10, 10))
+
+
+def test_timings_of_a_slide_that_was_open_are_those_of_opening_it(tiny, tmp_path):
+    """A cohort opens the next slide, and finds its tissue, while the model is at work."""
+    from PIL import Image
+
+    path = tmp_path / "slide.tif"
+    Image.fromarray(tissue_picture()).save(path)
+    with sl.open_slide(path, mpp=1.0) as slide:
+        assert slide.open_seconds > 0
+        slide.open_seconds = 70.0
+        find_tissue(slide, TissueSettings())
+        _, seconds = timed_tissue(slide, TissueSettings())
+        for _ in range(2):
+            timings = predict(slide, tiny).timings
+            assert timings["open"] > 70
+            assert timings["tissue"] == seconds > 0
+        mask = find_tissue(slide, TissueSettings())
+        assert predict(slide, tiny, tissue=mask).timings["tissue"] == 0

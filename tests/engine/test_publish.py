@@ -203,11 +203,27 @@ def test_a_card_that_was_altered_on_its_way_is_noticed(server, packed, cache):
         ("hf://lab", "expected hf://owner/repository"),
         ("https://host/model#md5=1", "sha256="),
         ("http://example.org/model", "https:// only"),
+        ("demo-mil", r"demo-mil: expected hf://owner/repository or https://host/folder"),
+        ("file:///etc", "expected hf://owner/repository or https://host/folder"),
+        ("file://localhost/etc", "expected hf://owner/repository or https://host/folder"),
+        ("https:///model", "names no host"),
+        ("https://[::1/model", "is no address"),
+        ("https://host:port/model", "is no address"),
+        ("https://host/my model", "has a space"),
+        ("https://host/modèle", "a letter that addresses cannot have"),
     ],
 )
 def test_references_of_another_form_are_refused(text, message):
     with pytest.raises(ModelError, match=message):
         read_reference(text)
+
+
+def test_a_hub_is_reached_by_https_too(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "file:///srv/hub")
+    with pytest.raises(ModelError, match="HF_ENDPOINT file:///srv/hub: expected https://host"):
+        read_reference("hf://lab/model")
+    monkeypatch.setenv("HF_ENDPOINT", "")  # as if it were not set
+    assert read_reference("hf://lab/model").base.startswith("https://huggingface.co/lab/")
 
 
 def test_no_server_is_said_in_one_sentence(server):

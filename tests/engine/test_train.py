@@ -246,3 +246,11 @@ def test_statistics_of_batch_norm_stay_frozen(cohort, tmp_path):
 def test_small_cache_reads_tiles_again_with_the_same_outcome(cohort, reference, tmp_path):
     list(train(**request(cohort, tmp_path / "m", overrides={"cache_mb": "0"})))
     assert _weights(tmp_path / "m") == _weights(reference[0])
+
+
+def test_slides_far_coarser_than_the_model_reads_them_are_refused(cohort, tmp_path):
+    asked = request(cohort, tmp_path / "m", overrides={"mpp": "0.5"}, mpp=5.0)
+    message = r"6 of 6 slides cannot be used(.|\n)*s0.tif: its finest resolution is 5 µm/px"
+    with pytest.raises(SlideError, match=message + r".*coarser resolution \(--mpp X\)"):
+        list(train(**asked))
+    assert not (tmp_path / "m" / "model.json").exists()

@@ -622,3 +622,10 @@ def test_flips_can_be_left_out():
     plain = Eye(data.view(slide_id)).read((1.0, 0.0, 0.0), 24)
     expected = prepare(torch.from_numpy(plain).permute(2, 0, 1)[None], model)
     torch.testing.assert_close(first[0][:1], expected, atol=0.05, rtol=0)
+
+
+def test_the_finest_resolution_is_that_of_the_smallest_window():
+    """A network whose windows stay large never reads at its ``mpp``, so a coarse slide will do."""
+    config = MagNetConfig(patches=(2, 2), least=0.25, look=100, mpp=0.25)
+    assert config.finest_mpp(16_000) == 16_000 / 16 / 100
+    assert config.finest_mpp(100) == 0.25

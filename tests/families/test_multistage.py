@@ -180,3 +180,8 @@ def test_a_slide_without_tissue_is_refused():
     white = from_array(np.full((96, 96, 3), 255, np.uint8), mpp=0.5)
     with pytest.raises(SlideError, match=r"no patch of 32 px at 0\.5 µm/px holds 80% tissue"):
         next(FAMILY.infer(_model(min_tissue=0.8), SlideView(white)))
+
+
+def test_only_the_reduced_picture_is_read_for_segmentation():
+    assert MultistageConfig(mpp=0.5).finest_mpp(1000) == 0.5
+    assert MultistageConfig(mpp=0.5, method="segmentation", reduce=8).finest_mpp(1000) == 4

@@ -116,6 +116,19 @@ def test_a_table_of_resolutions(tmp_path):
         resolve_mpp(FACTS, tmp_path / "b.svs", "b", tmp_path / "missing.csv")
 
 
+def test_a_table_without_the_slide_is_told(tmp_path, toy, caplog):
+    table = tmp_path / "t.csv"
+    table.write_text("slide,mpp\na,0.3\n")
+    resolve_mpp(FACTS, tmp_path / "a.svs", "a", table)
+    assert caplog.text == ""
+    resolve_mpp(FACTS, tmp_path / "c.svs", "c", table)
+    assert f"{table}: no row for slide 'c', which keeps the 0.25 µm/px of its file" in caplog.text
+    with open_slide(toy, mpp=table) as slide:  # its file states none: it can be looked at
+        message = r"slide\.toy: .*table .*t\.csv has no row for it; add the row `slide,X`"
+        with pytest.raises(MissingMppError, match=message):
+            slide.require_mpp()
+
+
 def test_ids(tmp_path):
     assert slide_id(tmp_path / "TCGA-1.2.svs") == "TCGA-1.2"
     assert slide_id(tmp_path / "a.ome.tif") == "a"

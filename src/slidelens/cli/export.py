@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slidelens.files import names_folder
+
+if TYPE_CHECKING:
+    from slidelens.export import Exporter
+
 __all__ = ["register"]
+
+_FILE = re.compile(r"\.[A-Za-z]\w{1,9}$")
+"""Ends the name of a file, and not that of a folder such as v1.2."""
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +30,13 @@ def register(app: typer.Typer) -> None:
 def export(
     result: Annotated[Path, typer.Argument(help="Result folder of one slide, or of many.")],
     to: Annotated[str, typer.Option(help="Format: geojson, ome-zarr, wsinfer-csv, clam-h5, ...")],
-    out: Annotated[Path, typer.Option(help="File to write, or a folder to write into.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="File to write, or a folder to write into: one that exists, or PATH/.",
+        ),
+    ],
 ) -> None:
     """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""
     from slidelens.export import EXPORTERS, export_result
@@ -31,13 +46,16 @@ def export(
         raise typer.BadParameter(f"no format {to!r}; there are {', '.join(EXPORTERS)}")
     folders = list(find_results(result)) or [result]
     if folders != [result]:
-        _prepare(out, folders)
+        out = _folder(out, folders, EXPORTERS.get(to))
     for folder in folders:
         typer.echo(export_result(Result.load(folder), to, out))
 
 
-def _prepare(out: Path, folders: list[Path]) -> None:
-    """Make the folder that takes the files of several results, one per slide."""
+def _folder(out: str, folders: list[Path], exporter: Exporter) -> str:
+    """Return the folder that takes the files of several results, one per slide.
+
+    Where there is only one result after all, it may be a file.
+    """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         models = sorted({folder.parent.name for folder in folders})
@@ -45,6 +63,16 @@ def _prepare(out: Path, folders: list[Path]) -> None:
             f"there are results of several models ({', '.join(models)}), whose files would "
             "overwrite each other; name the folder of one"
         )
-    if out.exists() and not out.is_dir():
+    place = Path(out)
+    if place.exists() and not place.is_dir():
         raise typer.BadParameter(f"--out {out} is a file; several results need a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    one = exporter.folder and place.name.endswith(exporter.suffix)
+    if one or (_FILE.search(place.name) and not names_folder(out)):
+        if len(folders) == 1:
+            return out
+        folder = place.with_name(place.name.split(".")[0] or "exports")
+        raise typer.BadParameter(
+            f"--out {out} names one file, but each of the {len(folders)} results gets its own "
+            f"<slide>{exporter.suffix}; name a folder, such as {folder}/"
+        )
+    return f"{place}/"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from slidelens.files import names_folder
+
 if TYPE_CHECKING:
     from slidelens.geometry import Box
 
@@ -14,6 +16,7 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "MppOption",
+    "parse_file",
     "parse_mpp",
     "parse_region",
 ]
@@ -58,6 +61,11 @@ def parse_mpp(
     if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
         raise typer.BadParameter(f"--mpp {text!r}: expected one or two numbers above 0 µm/px")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def parse_file(text: str, name: str) -> Path:
+    """Read where to write a file: ``name`` in a folder that exists, or in ``FOLDER/``."""
+    return Path(text) / name if names_folder(text) else Path(text)
 
 
 def parse_region(text: str | None) -> Box | None:

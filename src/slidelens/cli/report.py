@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, parse_file
 from slidelens.cli.progress import Bar
 from slidelens.cli.review import OperatingPoints, read_points
 
@@ -26,8 +26,20 @@ def report(
     evaluation: Annotated[
         Path, typer.Argument(help="Folder that `slidelens evaluate` wrote.", metavar="EVAL_DIR")
     ],
-    out: Annotated[Path, typer.Option("--out", help="HTML file to write; needs nothing else.")],
-    pdf: Annotated[Path | None, typer.Option("--pdf", help="PDF file to write too.")] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="HTML file to write, which needs nothing else; in a folder: report.html.",
+        ),
+    ],
+    pdf: Annotated[
+        str | None,
+        typer.Option(
+            "--pdf", metavar="PATH", help="PDF file to write too; in a folder: report.pdf."
+        ),
+    ] = None,
     operating_point: OperatingPoints = None,
     identify: Annotated[
         bool,
@@ -69,7 +81,13 @@ def report(
         title=title,
     )
     with Bar(quiet=as_json) as bar:
-        done = write_report(evaluation, out, pdf=pdf, options=options, progress=bar.update)
+        done = write_report(
+            evaluation,
+            parse_file(out, "report.html"),
+            pdf=None if pdf is None else parse_file(pdf, "report.pdf"),
+            options=options,
+            progress=bar.update,
+        )
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:

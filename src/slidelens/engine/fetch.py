@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Reference", "fetch_model", "fetching", "is_reference", "read_reference"]
 
 _OPTIONAL = ("golden.safetensors", "README.md", "SHA256SUMS")
+_EXPECTED = (
+    "expected hf://owner/repository or https://host/folder; a model that is on this machine "
+    "already needs no fetching: use its name or folder."
+)
 _SCHEMES = ("hf://", "https://", "http://")
 _CHUNK = 1 << 20
 _SECONDS = 30.0
@@ -71,7 +75,8 @@ def read_reference(text: str) -> Reference:
     Raises
     ------
     ModelError
-        It has another form than those above; ``http://`` to another machine than this one.
+        It has another form than those above, or names no machine; ``http://`` to another machine
+        than this one.
     """
     address, _, fragment = text.partition("#")
     pinned = None
@@ -84,12 +89,31 @@ def read_reference(text: str) -> Reference:
         match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
         if match is None:
             raise ModelError(f"{text}: expected hf://owner/repository or ...@revision.")
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        _check_address(hub, f"{text}: HF_ENDPOINT {hub}", "expected https://host.")
         return Reference(text, f"{hub}/{match[1]}/resolve/{quote(match[2] or 'main')}", pinned)
-    parts = urlsplit(address)
-    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise ModelError(f"{text}: models are fetched over https:// only.")
+    _check_address(address, text, _EXPECTED)
     return Reference(text, address.rstrip("/"), pinned)
+
+
+def _check_address(address: str, what: str, expected: str) -> None:
+    """Refuse what is no https address of a host; ``what`` and ``expected`` are for the message."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port  # which raises for what is no number
+    except ValueError as error:
+        raise ModelError(f"{what}: is no address ({error}).") from error
+    if parts.scheme not in ("http", "https"):
+        raise ModelError(f"{what}: {expected}")
+    if not host:
+        raise ModelError(f"{what}: names no host; {expected}")
+    if parts.scheme == "http" and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ModelError(f"{what}: models are fetched over https:// only.")
+    if not address.isascii() or any(c.isspace() for c in address):
+        raise ModelError(
+            f"{what}: has a space or a letter that addresses cannot have; write it as %20 and so "
+            "on, as a browser's address line copies it."
+        )
 
 
 def fetch_model(

@@ -40,8 +40,11 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ModelError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
+        why = first["msg"].removeprefix("Value error, ").rstrip(".")
+        where = ".".join(str(part) for part in first["loc"])
+        if not where:  # fields that do not go together: the input is the whole configuration
+            raise ModelError(f"{why}.") from error
+        raise ModelError(f"{where}: {why}, not {first['input']!r}.") from error
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_lesions"]
 
+_WAY = "--tumour NAME (of several: --tumour A --tumour B)"
+
 
 def evaluate_lesions(
     results: str | Path,
@@ -114,7 +116,7 @@ def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[
     """Read the tumour that is drawn on each labelled slide; list all that is wrong."""
     table = LabelTable(folder, cases.scored.classes, cases.rows)
     files = find_annotations(folder, table)
-    rules = PatchRules(tumour=tuple(tumour), positive=cases.scored.classes[-1])
+    rules = PatchRules(tumour=tuple(tumour), positive=cases.scored.classes[-1], way=_WAY)
     truth: dict[str, list[Annotation]] = {}
     faults = []
     for row in cases.rows:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.tiling.stain import StainMethod
 
-__all__ = ["SlideView", "find_tissue"]
+__all__ = ["SlideView", "find_tissue", "timed_tissue"]
 
 _AHEAD_BYTES = 128 << 20
 """Tiles read ahead of the model take at most this (or one batch, if that is larger)."""
@@ -43,18 +43,25 @@ kernels, and while it does, for 5 ms, it holds Python's lock and the readers sta
 done with hundreds of tiles in that time."""
 
 
-_Found = tuple[Lock, dict[TissueSettings, TissueMask]]
+_Found = tuple[Lock, dict[TissueSettings, tuple[TissueMask, float]]]
 _masks: WeakKeyDictionary[Slide, _Found] = WeakKeyDictionary()
 _masks_lock = Lock()
 
 
 def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     """Return a slide's tissue mask; it is computed once for as long as the slide lives."""
+    return timed_tissue(slide, settings)[0]
+
+
+def timed_tissue(slide: Slide, settings: TissueSettings) -> tuple[TissueMask, float]:
+    """Return a slide's tissue mask and the seconds that finding it took, whenever that was."""
     with _masks_lock:
         lock, found = _masks.setdefault(slide, (Lock(), {}))
     with lock:  # of this slide: a second thread that asks for it waits instead of computing again
         if settings not in found:
-            found[settings] = tissue_mask(slide, settings)
+            start = perf_counter()
+            mask = tissue_mask(slide, settings)
+            found[settings] = mask, perf_counter() - start
         return found[settings]
 
 
@@ -118,6 +125,7 @@ class SlideView:
         self.waited = 0.0
         """Seconds that the model waited for tiles."""
         self.tissue_seconds = 0.0
+        """Seconds that finding the tissue took, also where that was done before."""
         self._tissue = tissue or TissueSettings()
         self.normalizer: StainNormalizer | None = None
         if isinstance(stain, StainNormalizer):
@@ -154,9 +162,7 @@ class SlideView:
     def tissue(self) -> TissueMask:
         """Tissue of the whole slide (not only the region), found at the first use and kept."""
         if isinstance(self._tissue, TissueSettings):
-            start = perf_counter()
-            self._tissue = find_tissue(self.slide, self._tissue)
-            self.tissue_seconds += perf_counter() - start
+            self._tissue, self.tissue_seconds = timed_tissue(self.slide, self._tissue)
         return self._tissue
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from slidelens.engine.assemble import Assembly
+from slidelens.engine.detail import check_detail
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
 from slidelens.engine.heap import PER_READER, HeapTrimmer
@@ -42,6 +43,11 @@ __all__ = ["Prediction", "Progress", "predict"]
 
 Stage = Literal["open", "tissue", "infer", "write", "done"]
 log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "Use a finer scan, or a model made for coarser images; if the slide states a wrong resolution, "
+    "give the right one with --mpp X."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,8 @@ def predict(
     Raises
     ------
     SlideError
-        A slide that cannot be read, or that states no resolution when ``mpp`` is not given.
+        A slide that cannot be read, that states no resolution when ``mpp`` is not given, or whose
+        finest resolution is more than four times as coarse as the model reads.
     ModelError
         A model that cannot be used, or an option that it does not have.
     ResultError
@@ -209,7 +216,8 @@ class Prediction:
             else open_slide(given, mpp=self._given_mpp)
         ) as slide:
             digest = self._digest(slide, model)
-            self._timings["open"] = clock.seconds()
+            opened = given.open_seconds if isinstance(given, Slide) else 0.0
+            self._timings["open"] = opened + clock.seconds()
             clock.name(slide.id, model.name)
             yield clock.progress("open")
             folder = None if self._out is None else self._out / model.name / slide.id
@@ -238,6 +246,8 @@ class Prediction:
         self, slide: Slide, model: Model[Any], clock: _Clock
     ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
         """Run the model; where it does not fit on the GPU, begin again with half the batch."""
+        name = f"model {model.name!r}"
+        check_detail(slide, model.config, name, _REMEDY, region=self._region)
         batch_size = self._batch_size
         while True:
             view = SlideView(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from slidelens.engine.bags import BagCache, bags_folder, read_bag
+from slidelens.engine.detail import check_detail
 from slidelens.engine.loader import SlideView
 from slidelens.families.base import Batch
 from slidelens.families.training import take
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from slidelens.families.base import Bag
+    from slidelens.families.base import Bag, FamilyConfig
     from slidelens.families.training import Encoding, Sample
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
@@ -34,6 +35,10 @@ __all__ = ["TrainSlides"]
 
 _OPEN = 16
 """Slides held open at once: each has file handles and reader threads."""
+_REMEDY = (
+    "Train at a coarser resolution (--mpp X), or, if the slide states a wrong one, give the right "
+    "one with --slide-mpp X."
+)
 
 
 class TrainSlides:
@@ -56,6 +61,8 @@ class TrainSlides:
         Stain normalisation, as for :class:`~slidelens.engine.loader.SlideView`.
     annotations
         Slide id to the file of its annotations, of the slides that have one.
+    config
+        Of the model that learns: slides far coarser than it reads them are refused.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class TrainSlides:
         mpp: GivenMpp = None,
         stain: StainMethod = "none",
         annotations: Mapping[str, Path] | None = None,
+        config: FamilyConfig | None = None,
     ) -> None:
         self.train = tuple(train)
         self.tune = tuple(tune)
@@ -82,6 +90,8 @@ class TrainSlides:
         self._open: OrderedDict[str, _TrainView] = OrderedDict()
         self._annotations = annotations or {}
         self._bags: dict[Path, BagCache] = {}
+        self._config = config
+        self._fine_enough: set[str] = set()
 
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return a slide's feature vectors from the cache; encode its tiles at first.
@@ -129,13 +139,14 @@ class TrainSlides:
         Raises
         ------
         SlideError
-            The slide cannot be opened, or has no resolution.
+            The slide cannot be opened, has no resolution, or is far too coarse.
         """
         if slide_id in self._open:
             self._open.move_to_end(slide_id)
             return self._open[slide_id]
         slide = open_slide(self._files[slide_id], mpp=self._mpp)
         try:
+            self._check_detail(slide_id, slide)
             stain = self._normalizers.get(slide_id, self._stain)
             view = _TrainView(slide, slide_id, self._tiles, self._grids, self._device, stain)
         except BaseException:
@@ -147,6 +158,12 @@ class TrainSlides:
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)[1].close()
         return view
+
+    def _check_detail(self, slide_id: str, slide: Slide) -> None:
+        """Refuse a slide that is far too coarse; say so once of one that is coarse."""
+        if self._config is not None and slide_id not in self._fine_enough:
+            check_detail(slide, self._config, "the model", _REMEDY)
+            self._fine_enough.add(slide_id)
 
     def close(self) -> None:
         """Close all slides."""

@@ -231,6 +231,7 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
         mpp=plan.mpp,
         stain=plan.config.stain_normalization,
         annotations=plan.annotations,
+        config=plan.config,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.errors import PluginError, ResultError, SlideLensError
+from slidelens.files import names_folder
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ class Exporter:
     write
         ``write(result, path)`` makes the file or folder, whole or not at all; raises
         ``ResultError`` if the result lacks what the format holds.
+    folder
+        Whether it makes a folder: a path that ends in ``suffix`` is then what is written, also
+        where it is there already or ends in a slash.
     """
 
     name: str
     about: str
     suffix: str
     write: Callable[[Result, Path], None]
+    folder: bool = False
 
 
 EXPORTERS: Registry[Exporter] = Registry(
@@ -63,8 +68,8 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
     to
         Name of an exporter.
     path
-        The file (or OME-Zarr folder) to write, or a folder that exists, to write
-        ``<slide id><suffix>`` into.
+        The file (or OME-Zarr folder) to write; or a folder, to write ``<slide id><suffix>`` into:
+        one that exists, or text that ends in a slash.
 
     Returns
     -------
@@ -79,9 +84,8 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
     """
     if to not in EXPORTERS:
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
-    exporter, path = EXPORTERS.get(to), Path(path)
-    into = path.is_dir() and not path.name.endswith(exporter.suffix)
-    target = path / f"{result.slide.id}{exporter.suffix}" if into else path
+    exporter = EXPORTERS.get(to)
+    target = _target(path, exporter, result.slide.id)
     try:
         exporter.write(result, target)
     except OSError as error:
@@ -94,3 +98,11 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
             f"{type(error).__name__}: {error}."
         ) from error
     return target
+
+
+def _target(path: str | Path, exporter: Exporter, slide_id: str) -> Path:
+    place = Path(path)
+    whole = exporter.folder and place.name.endswith(exporter.suffix)
+    if names_folder(path) and not whole:
+        return place / f"{slide_id}{exporter.suffix}"
+    return place

@@ -31,4 +31,5 @@ EXPORTER = Exporter(
     "Every map as an OME-NGFF 0.5 image in µm on the slide, labels with colours.",
     ".ome.zarr",
     _write,
+    folder=True,
 )

@@ -65,6 +65,16 @@ class FamilyConfig(BaseModel):
         """Return the fields of a model that starts from one with the fields ``base``."""
         return {**base, **given}
 
+    def finest_mpp(self, extent_um: float) -> float | None:  # noqa: ARG002  # for those that zoom
+        """Return the finest µm/px at which slides are read; ``None`` where that is not known.
+
+        The engine refuses a slide that is far coarser. This is the field ``mpp``, for a family that
+        has one; a family that reads in another way says it here. ``extent_um`` is the longer side
+        of what is read of the slide, in µm.
+        """
+        mpp = getattr(self, "mpp", None)
+        return float(mpp) if isinstance(mpp, (int, float)) else None
+
 
 ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
 

@@ -128,6 +128,11 @@ class MagNetConfig(FamilyConfig):
             raise ValueError(f"look {self.look} px: inception_v3 needs 75 px or more")
         return self
 
+    def finest_mpp(self, extent_um: float) -> float:
+        """Return that of the smallest window that the last layer may choose."""
+        smallest_um = extent_um * self.least ** len(self.patches)
+        return max(self.mpp, smallest_um / self.look)
+
 
 def prepare(pictures: Tensor, model: Model[Any]) -> Tensor:
     """Make ``(N, 3, H, W)`` uint8 RGB what the network takes: without grey, normalised."""

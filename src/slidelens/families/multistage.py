@@ -90,6 +90,10 @@ class MultistageConfig(FamilyConfig):
             raise ValueError(f"a patch of {self.tile} px cannot be reduced by {self.reduce}")
         return self
 
+    def finest_mpp(self, extent_um: float) -> float:  # noqa: ARG002  # the same for all slides
+        """Return that of the patches, or of the reduced picture where no patch is read."""
+        return self.mpp * (self.reduce if self.method == "segmentation" else 1)
+
 
 def grid_spec(config: MultistageConfig, fine: int = 1) -> GridSpec:
     """Return the grid of patches: edge to edge in training; ``fine`` of them per patch in use."""

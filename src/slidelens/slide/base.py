@@ -72,6 +72,10 @@ class Slide:
         self.properties: Mapping[str, str] = facts.properties
         self.associated_images: tuple[str, ...] = facts.associated_images
         self.channels: tuple[str, ...] = facts.channels
+        self.open_seconds = 0.0
+        """How long opening took; 0 for a slide that was in memory."""
+        self.without_row: Path | None = None
+        """A table that was to state the resolution, and has no row for this slide."""
 
     def read(self, box: Box, mpp: float | None = None) -> NDArray[np.uint8]:
         """Read any box at any resolution.
@@ -193,6 +197,12 @@ class Slide:
     def require_mpp(self) -> Mpp:
         """Return :attr:`mpp`, or raise :class:`MissingMppError` that says how to give one."""
         if self.mpp is None:
+            if self.without_row is not None:
+                raise MissingMppError(
+                    f"{self.path}: the file states no resolution (µm per pixel), and the table "
+                    f"{self.without_row} has no row for it; add the row `{self.id},X`, or give "
+                    "--mpp X."
+                )
             raise MissingMppError(
                 f"{self.path}: the file states no resolution (µm per pixel); give it with --mpp X, "
                 "with a CSV of `slide,mpp` rows, or with --mpp from-objective where the file "

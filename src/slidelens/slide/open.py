@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slidelens.errors import PluginError, SlideError, SlideNotFoundError, UnsupportedSlideError
@@ -65,7 +66,7 @@ def open_slide(
     MissingMppError
         ``mpp="from-objective"`` and the file states no objective power.
     """
-    where = Path(path)
+    start, where = perf_counter(), Path(path)
     reader = _choose(where, backend)(where)
     try:
         found, source = resolve_mpp(reader.facts, where, slide_id(where), mpp)
@@ -77,7 +78,11 @@ def open_slide(
     except BaseException:
         reader.close()
         raise
-    return Slide(reader, where, mpp=found, mpp_source=source, colour=colour)
+    slide = Slide(reader, where, mpp=found, mpp_source=source, colour=colour)
+    if isinstance(mpp, Path) and found is None:
+        slide.without_row = mpp
+    slide.open_seconds = perf_counter() - start
+    return slide
 
 
 def is_slide(path: str | os.PathLike[str]) -> bool:

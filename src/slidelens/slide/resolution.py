@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["PRINT_MPP", "GivenMpp", "resolve_mpp"]
 
 GivenMpp = float | tuple[float, float] | Mpp | Literal["from-objective"] | Path | None
+
+log = logging.getLogger(__name__)
 
 PRINT_MPP = 10.0
 """A resolution tag of a plain TIFF is µm/px of the specimen only below this.
@@ -29,8 +32,9 @@ def resolve_mpp(
 ) -> tuple[Mpp | None, str | None]:
     """Return the resolution to use and where it comes from.
 
-    A number wins over the file. A table's row wins over the file. ``"from-objective"`` only fills
-    in for a file that states none, as 10 µm over the objective power.
+    A number wins over the file. A table's row wins over the file; a table without a row for the
+    slide is said in the log. ``"from-objective"`` only fills in for a file that states none, as
+    10 µm over the objective power.
 
     Parameters
     ----------
@@ -50,7 +54,15 @@ def resolve_mpp(
         return facts.mpp, facts.mpp_source
     if isinstance(given, Path):
         row = _from_table(given, slide, path)
-        return (row, f"table {given.name}") if row else (facts.mpp, facts.mpp_source)
+        if row is not None:
+            return row, f"table {given.name}"
+        if facts.mpp is not None:  # else it is an error, as soon as the resolution is needed
+            log.warning(
+                "%s: no row for slide %r, which keeps the %.4g µm/px of its file (%s); rows name "
+                "a slide by its id or its file's name",
+                *(given, slide, facts.mpp.mean, facts.mpp_source),
+            )
+        return facts.mpp, facts.mpp_source
     if given == "from-objective":
         return _from_objective(facts, path)
     if isinstance(given, str):

@@ -44,6 +44,8 @@ class PatchRules:
     tumour_share, normal_share
         A patch is tumour if more than the one is tumour, else normal if more than the other is
         normal (paper: 20 % and 80 %), else it has no label.
+    way
+        How the user names the classes that are tumour, for messages: training's option by default.
     """
 
     tumour: tuple[str, ...] = ()
@@ -51,6 +53,7 @@ class PatchRules:
     positive: str = "tumour"
     tumour_share: float = 0.2
     normal_share: float = 0.8
+    way: str = '--set tumour=NAME (of several: --set tumour=\'["A", "B"]\')'
 
     def label(
         self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size
@@ -113,11 +116,10 @@ class PatchRules:
         if self.tumour:
             raise LabelError(
                 f"no annotation of class {' or '.join(self.tumour)}; there are {listed}. Name the "
-                "classes that are tumour with --set tumour=NAME."
+                f"classes that are tumour with {self.way}."
             )
         raise LabelError(
-            f"annotations of the classes {listed}: say which are tumour with --set tumour=NAME "
-            '(of several: --set tumour=\'["A", "B"]\').'
+            f"annotations of the classes {listed}: say which are tumour with {self.way}."
         )
 
     def check_negative(self, annotations: Sequence[Annotation], name: str) -> None:

@@ -1,0 +1,60 @@
+"""Whether a slide is fine enough for a model: enlarged pixels show nothing that was not there."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from slidelens.errors import SlideError
+from slidelens.geometry import Box
+
+if TYPE_CHECKING:
+    from slidelens.families.base import FamilyConfig
+    from slidelens.slide.base import Slide
+
+__all__ = ["check_detail"]
+
+_WARNED = 1.5
+"""Above it a slide is coarser than scanners differ at one magnification."""
+_REFUSED = 4.2
+"""Two magnifications, such as 10x for 40x, and as much as scanners differ."""
+log = logging.getLogger(__name__)
+
+
+def check_detail(
+    slide: Slide, config: FamilyConfig, reader: str, remedy: str, *, region: Box | None = None
+) -> None:
+    """Refuse a slide far coarser than it would be read, and warn of one that is coarser.
+
+    Parameters
+    ----------
+    slide
+        Open, with a resolution.
+    config
+        Of the model; it says how finely it reads
+        (:meth:`~slidelens.families.base.FamilyConfig.finest_mpp`).
+    reader, remedy
+        For the message: who reads the slide, and what the user can do.
+    region
+        The part that is read, in level-0 px; ``None`` is all of it.
+
+    Raises
+    ------
+    MissingMppError
+        The slide has no resolution.
+    SlideError
+        Its finest µm/px is more than four times what is asked for.
+    """
+    mpp = slide.require_mpp()
+    whole = Box.of_size(slide.size)
+    part = (whole if region is None else region.intersect(whole)).scaled(*mpp)
+    asked = config.finest_mpp(max(part.w, part.h))
+    if asked is None or max(mpp) <= _WARNED * asked:
+        return
+    facts = (
+        f"{slide.path}: its finest resolution is {max(mpp):.4g} µm/px "
+        f"({slide.mpp_source or 'given'}), and {reader} reads at {asked:.4g} µm/px"
+    )
+    if max(mpp) > _REFUSED * asked:
+        raise SlideError(f"{facts}, at which it shows nothing. {remedy}")
+    log.warning("%s: details that the model looks for may be missing", facts)
