@@ -80,6 +80,7 @@ def test_progress_counts_every_step(reference):
     assert {p.epochs for p in steps} == {3}
     assert [p.doing for p in progress[:6]] == ["open"] * 6
     assert [p.doing for p in progress[-3:]] == ["score", "score", "done"]
+    assert all(p.epoch <= p.epochs for p in progress)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort, reference, tmp_path):

@@ -96,7 +96,7 @@ _VERBS = {
     "scan": "looking at slides",
     "train": "learning",
     "tune": "tuning split",
-    "score": "scoring",
+    "score": "scoring the tuning split with the final weights",
 }
 
 
@@ -119,5 +119,6 @@ class TrainBars(Bar):
             ]
             self.line("  ".join([*parts, f"{step.seconds:.0f} s"]))
         elif step.doing in _VERBS:
-            where = f"epoch {step.epoch}/{step.epochs}: " if step.epoch else ""
+            within = step.epoch and step.doing != "score"
+            where = f"epoch {step.epoch}/{step.epochs}: " if within else ""
             self.update(fold + where + _VERBS[step.doing], step.done, step.total, step.slide_id)

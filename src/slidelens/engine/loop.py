@@ -330,7 +330,7 @@ class TrainLoop:
             done,
             total,
             slide,
-            epoch=self._at.epoch + (doing != "epoch"),
+            epoch=self._at.epoch + (doing in ("scan", "train", "tune")),
             epochs=self._at.first + sum(s.epochs for s in self.config.stages[self._at.stage :]),
             train_loss=last.get("train_loss"),
             tune_loss=last.get("tune_loss"),
