@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
@@ -41,7 +41,9 @@ _GPU_BYTES, _GPU_FREE = 256 * 224 * 224 * 3, 8 << 30
 """A batch on a GPU with so much free memory has at least so many pixels. A pass starts some hundred
 kernels, and while it does, for 5 ms, it holds Python's lock and the readers stand still; a GPU is
 done with hundreds of tiles in that time."""
-
+_SOME = 16
+"""Tiles that a thread reads in a row, at most: handing them out one by one, and waiting for each,
+takes the interpreter's lock from those that read."""
 
 _Found = tuple[Lock, dict[TissueSettings, tuple[TissueMask, float]]]
 _masks: WeakKeyDictionary[Slide, _Found] = WeakKeyDictionary()
@@ -220,11 +222,22 @@ class SlideView:
         # Pinned memory comes from torch's cache, which reuses a block only after its copy is done.
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
         rows = images.numpy()
-        tiles = [
-            self._readers.submit(self._read_tile, Box(*box), grid.spec.mpp, row)
-            for box, row in zip(boxes.tolist(), rows, strict=True)
-        ]
-        return _Reading(boxes, images, tiles)
+        reading = _Reading(boxes, images)
+        some = min(max(len(boxes) // (2 * self._threads), 1), _SOME)
+        for start in range(0, len(boxes), some):
+            part = slice(start, start + some)
+            reading.parts.append(
+                self._readers.submit(self._read_some, reading, part, grid.spec.mpp, rows[part])
+            )
+        return reading
+
+    def _read_some(
+        self, reading: _Reading, part: slice, mpp: float, rows: NDArray[np.uint8]
+    ) -> None:
+        for box, row in zip(reading.boxes[part].tolist(), rows, strict=True):
+            if reading.cancelled:
+                return
+            self._read_tile(Box(*box), mpp, row)
 
     def _read_tile(self, box: Box, mpp: float, row: NDArray[np.uint8]) -> None:
         try:
@@ -239,8 +252,8 @@ class SlideView:
         """Wait for the oldest batch; start the next one's copy, to run beside the model."""
         start = perf_counter()
         first = pending[0]
-        for tile in first.tiles:
-            tile.result()
+        for part in first.parts:
+            part.result()
         self.waited += perf_counter() - start
         pending.popleft()
         images = first.on_device(self.device, self._copies)
@@ -248,18 +261,19 @@ class SlideView:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._copies)
             images.record_stream(current)
-            if pending and all(tile.done() for tile in pending[0].tiles):
+            if pending and all(part.done() for part in pending[0].parts):
                 pending[0].on_device(self.device, self._copies)
         return Batch(first.boxes, images.permute(0, 3, 1, 2))
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A batch under way: its memory on the host and one future per tile."""
+    """A batch under way: its memory on the host, and a future for some tiles each."""
 
     boxes: NDArray[np.float64]
     images: torch.Tensor
-    tiles: list[Future[None]]
+    parts: list[Future[None]] = field(default_factory=list)
+    cancelled: bool = False
 
     def on_device(self, device: torch.device, stream: torch.cuda.Stream | None) -> torch.Tensor:
         """Copy to the device once, without waiting for the copy."""
@@ -269,8 +283,9 @@ class _Reading:
         return self.images
 
     def cancel(self) -> None:
-        for tile in self.tiles:
-            tile.cancel()
+        self.cancelled = True
+        for part in self.parts:
+            part.cancel()
 
 
 def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
