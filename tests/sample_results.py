@@ -11,6 +11,7 @@ from slidelens.maps.canvas import Canvas
 from slidelens.maps.map import Kind, Map
 from slidelens.maps.regions import positive_regions
 from slidelens.maps.result import ModelInfo, Result, SlideInfo, TileFeatures, Tiles
+from slidelens.maps.run_settings import RunSettings
 
 SIZE, MPP = Size(3000, 2000), Mpp(0.2527, 0.2527)
 
@@ -66,6 +67,12 @@ def make_result() -> Result:
         ),
         regions=positive_regions(probability),
         timings={"infer": 1.5},
+        settings=RunSettings(
+            region=(0, 10, 2000, 1500.5),
+            precision="fp32",
+            config={"tile": 256, "overlap": 32, "pooling": None},
+            options={"overlap": 32},
+        ),
         settings_sha256="abcd",
         software={"slidelens": "0.1.0"},
     )

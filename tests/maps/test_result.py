@@ -43,6 +43,7 @@ def test_everything_comes_back(tmp_path: Path, result: Result) -> None:
     assert list(back.probabilities.items()) == [("normal", 0.25), ("tumor", 0.75)]
     assert back.classes == ("normal", "tumor")
     assert (back.timings, back.software) == (result.timings, result.software)
+    assert back.settings == result.settings
     assert back.settings_sha256 == "abcd"
     assert list(back.maps) == ["probability", "saliency", "tissue"]
     for name, one in back.maps.items():
@@ -87,6 +88,13 @@ def test_the_folder_is_as_promised(tmp_path: Path, result: Result) -> None:
     }
     assert content["maps"][2]["path"] == "maps.ome.zarr/labels/tissue"
     assert content["settings_sha256"] == "abcd"
+    assert content["settings"] == {
+        "region": [0, 10, 2000, 1500.5],
+        "precision": "fp32",
+        "config": {"tile": 256, "overlap": 32, "pooling": None},
+        "options": {"overlap": 32},
+        "tissue": {},
+    }
     for entry in content["maps"]:
         assert (tmp_path / "a" / entry["path"] / "zarr.json").is_file()
 
@@ -123,6 +131,19 @@ def test_the_least_a_reader_needs(tmp_path: Path) -> None:
 def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     more = {**MINIMAL, "new": [1], "slide": {"id": "a", "stain": "HE"}, "schema_version": 1}
     assert Result.load(write(tmp_path / "a", more)).slide.id == "a"
+
+
+@pytest.mark.parametrize("theirs", ["fast", {"region": "all"}, {"config": [1]}, None])
+def test_settings_of_another_writer_are_passed_over(tmp_path: Path, theirs: object) -> None:
+    back = Result.load(write(tmp_path / "a", {**MINIMAL, "settings": theirs}))
+    assert (back.slide.id, back.settings) == ("a", None)
+
+
+def test_settings_may_be_told_in_part_or_with_more(tmp_path: Path) -> None:
+    told = {"region": [0, 0, 5, 5], "workers": 4}
+    settings = Result.load(write(tmp_path / "a", {**MINIMAL, "settings": told})).settings
+    assert settings is not None
+    assert (settings.region, settings.precision, settings.config) == ((0, 0, 5, 5), "auto", {})
 
 
 def test_oblong_pixels_keep_both_resolutions(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def report(
             options=options,
             progress=bar.update,
         )
-    for note in done.notes:
+    for note in [*done.warnings, *done.notes]:
         typer.echo(f"note: {note}", err=True)
     if as_json:
         facts = {
@@ -98,6 +98,7 @@ def report(
             "errors": done.errors,
             "decided": done.decided,
             "notes": done.notes,
+            "warnings": done.warnings,
         }
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return

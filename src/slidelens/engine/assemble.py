@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.loader import SlideView
     from slidelens.families.base import Event, Family, MapKind, MapSpec, Model
+    from slidelens.maps.run_settings import RunSettings
 
 __all__ = ["Assembly"]
 
@@ -92,8 +93,8 @@ class Assembly:
         """Return the maps as they are now; NaN where nothing was predicted yet."""
         return {name: canvas.peek() for name, canvas in self._canvases.items()}
 
-    def finish(self, *, digest: str, precision: str) -> Result:
-        """Make the result.
+    def finish(self, *, settings: RunSettings, digest: str, precision: str) -> Result:
+        """Make the result, which keeps how it was run: ``settings`` as asked, ``precision`` used.
 
         Raises
         ------
@@ -116,6 +117,7 @@ class Assembly:
             features=None if self._vectors is None else self._vectors.finish(),
             regions=self._regions(maps),
             trajectory=self._trajectory,
+            settings=settings,
             settings_sha256=digest,
             software={
                 "slidelens": slidelens.__version__,

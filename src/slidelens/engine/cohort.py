@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from slidelens.engine.fields import with_options
+from slidelens.engine.last_run import PREDICTIONS
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
@@ -221,7 +222,7 @@ class _Table:
     """``predictions.csv`` of one model."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
-        self._path = folder / "predictions.csv"
+        self._path = folder / PREDICTIONS
         self._classes = classes
         names = [f"prob_{name}" for name in classes]
         self._header = ["slide_id", "status", "error", *names, "seconds"]

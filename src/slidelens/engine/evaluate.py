@@ -29,6 +29,7 @@ from slidelens.engine.evaluation_tables import (
     tests_table,
 )
 from slidelens.engine.labels import read_labels
+from slidelens.engine.last_run import counted_failed, named_warnings
 from slidelens.engine.measure import (
     RESAMPLING,
     STORED,
@@ -42,6 +43,7 @@ from slidelens.engine.scores import join, read_scores
 from slidelens.engine.tile_metrics import measure_tiles, read_annotated
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
+from slidelens.maps.run_settings import settings_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,8 +106,11 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the figures must know."""
-        return list(self.metrics["warnings"])
+        """What a reader of the figures must know, with the names of slides.
+
+        ``metrics.json`` only counts them there, as reports repeat its warnings.
+        """
+        return named_warnings(self.metrics)
 
 
 def evaluate(
@@ -199,6 +204,8 @@ def _metrics(
         models[name]["patients"] = by_patient(one, options.rule, options.resampling)
         if any(left_out[name]):
             models[name]["left_out"] = left_out[name]._asdict()
+        if failed := [i for i in one.ids if i in one.scored.last_run_failed]:
+            models[name]["last_run_failed"] = failed
     if options.annotations is not None:
         ids = dict.fromkeys(slide_id for one in cases.values() for slide_id in one.ids)
         annotated = read_annotated(options.annotations, ids, classes)
@@ -251,6 +258,10 @@ def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) 
             )
         if any(one.get("left_out", {}).values()):
             found.append(f"{name}: slides without label or result are left out (left_out).")
+        if failed := one.get("last_run_failed"):
+            found.append(counted_failed(name, len(failed)))
+        settings = cases[name].scored.settings
+        found += settings_warnings(name, [settings[i] for i in cases[name].ids if i in settings])
     return found
 
 

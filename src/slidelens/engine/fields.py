@@ -71,4 +71,6 @@ def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:
             f"{', '.join(fixed)}: not an option of running {model.family} model {model.name!r}; "
             f"its options are: {allowed or 'none'}."
         )
-    return replace(model, config=validated(kind, {**model.config.model_dump(), **options}))
+    config = validated(kind, {**model.config.model_dump(), **options})
+    used = config.model_dump(mode="json", include=set(options))
+    return replace(model, config=config, options={**model.options, **used})

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import torch
 
@@ -23,7 +23,7 @@ from slidelens.engine.fields import with_options
 from slidelens.engine.heap import PER_READER, HeapTrimmer
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
-from slidelens.engine.provenance import is_done, settings_sha256
+from slidelens.engine.provenance import is_done, run_settings, settings_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.maps.result import Result
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from slidelens.engine.device import Precision
     from slidelens.geometry import Box
     from slidelens.maps.map import Map
+    from slidelens.maps.run_settings import RunSettings
     from slidelens.slide.open import GivenMpp
 
 __all__ = ["Prediction", "Progress", "predict"]
@@ -215,7 +216,9 @@ class Prediction:
             if isinstance(given, Slide)
             else open_slide(given, mpp=self._given_mpp)
         ) as slide:
-            digest = self._digest(slide, model)
+            asked = self._asked()
+            digest = settings_sha256(slide, model, **asked)
+            settings = run_settings(model, **asked)
             opened = given.open_seconds if isinstance(given, Slide) else 0.0
             self._timings["open"] = opened + clock.seconds()
             clock.name(slide.id, model.name)
@@ -226,7 +229,7 @@ class Prediction:
             else:
                 view, assembly = yield from self._infer(slide, model, clock)
                 yield clock.progress("write", view)
-                self.result = self._write(view, assembly, digest, folder)
+                self.result = self._write(view, assembly, settings, digest, folder)
         yield clock.progress("done")
 
     def _on_device(self, given: Model[Any] | str | Path) -> Model[Any]:
@@ -237,10 +240,8 @@ class Prediction:
         device = pick_device(self._device)
         return replace(given, device=device, module=given.module.to(device))
 
-    def _digest(self, slide: Slide, model: Model[Any]) -> str:
-        return settings_sha256(
-            slide, model, region=self._region, precision=self._precision, tissue=self._tissue
-        )
+    def _asked(self) -> _Asked:
+        return {"region": self._region, "precision": self._precision, "tissue": self._tissue}
 
     def _infer(
         self, slide: Slide, model: Model[Any], clock: _Clock
@@ -295,15 +296,29 @@ class Prediction:
         return assembly
 
     def _write(
-        self, view: SlideView, assembly: Assembly, digest: str, folder: Path | None
+        self,
+        view: SlideView,
+        assembly: Assembly,
+        settings: RunSettings,
+        digest: str,
+        folder: Path | None,
     ) -> Result:
         HeapTrimmer.now()  # what the network no longer needs, writing may take
         bf16 = uses_bf16(view.device, self._precision)
-        result = assembly.finish(digest=digest, precision="bf16" if bf16 else "fp32")
+        used: Precision = "bf16" if bf16 else "fp32"
+        result = assembly.finish(settings=settings, digest=digest, precision=used)
         result.timings = self._timings
         if folder is not None:
             result.save(folder)  # which adds how long writing took
         return result
+
+
+class _Asked(TypedDict):
+    """What of a run its result depends on, beside slide and model."""
+
+    region: Box | None
+    precision: Precision
+    tissue: TissueSettings | TissueMask
 
 
 class _Clock:

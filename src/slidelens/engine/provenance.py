@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.maps.run_settings import RunSettings
 from slidelens.tiling.tissue import TissueMask
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slidelens.engine.device import Precision
     from slidelens.families.base import Model
     from slidelens.geometry import Box
     from slidelens.slide.base import Slide
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["fingerprint", "is_done", "settings_sha256", "weights_sha256"]
+__all__ = ["fingerprint", "is_done", "run_settings", "settings_sha256", "weights_sha256"]
 
 _ALGORITHM = 1
 """Raised when a new version of the engine gives other results from the same settings."""
@@ -51,6 +51,26 @@ def settings_sha256(
         "tissue": _tissue(tissue),
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def run_settings(
+    model: Model[Any],
+    *,
+    region: Box | None,
+    precision: Precision,
+    tissue: TissueSettings | TissueMask,
+) -> RunSettings:
+    """Put down how a model is run, for the result to keep; the place of files is left out."""
+    places = {name for name, value in model.config if isinstance(value, Path)}
+    return RunSettings(
+        region=None if region is None else tuple(region),
+        precision=precision,
+        config=model.config.model_dump(mode="json", exclude=places),
+        options={name: value for name, value in model.options.items() if name not in places},
+        tissue={"method": "given"}
+        if isinstance(tissue, TissueMask)
+        else tissue.model_dump(mode="json"),
+    )
 
 
 def weights_sha256(model: Model[Any]) -> str:

@@ -6,12 +6,13 @@ Everything that is wrong is found before anything is computed, and listed at onc
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from slidelens.engine.last_run import failed_slides
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.result import find_results
 from slidelens.maps.schema import read_result_file
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.labels import LabelledSlide, LabelTable, Split
+    from slidelens.maps.run_settings import RunSettings
     from slidelens.maps.schema import ResultFile
 
 __all__ = ["Cases", "LeftOut", "Scored", "join", "read_scores"]
@@ -43,6 +45,10 @@ class Scored:
         Slide id to result folder.
     threshold
         The operating point stored with the model (chosen on its tuning split), if any.
+    settings
+        Slide id to how it was run, of the results that state it.
+    last_run_failed
+        Slides whose result is of an earlier run than their last, which failed.
     """
 
     name: str
@@ -50,6 +56,8 @@ class Scored:
     probabilities: Mapping[str, NDArray[np.float64]]
     folders: Mapping[str, Path]
     threshold: float | None
+    settings: Mapping[str, RunSettings] = field(default_factory=dict)
+    last_run_failed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -220,6 +228,7 @@ def _model_faults(name: str, found: Sequence[tuple[Path, ResultFile]]) -> list[s
 
 def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
     thresholds = {c.model.threshold for _, c in found} - {None}
+    failed = {folder: failed_slides(folder) for folder in {path.parent for path, _ in found}}
     return Scored(
         name=name,
         classes=tuple(found[0][1].probabilities),
@@ -228,6 +237,10 @@ def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
         },
         folders={c.slide.id: path for path, c in found},
         threshold=thresholds.pop() if thresholds else None,
+        settings={c.slide.id: c.settings for _, c in found if c.settings is not None},
+        last_run_failed=frozenset(
+            c.slide.id for path, c in found if c.slide.id in failed[path.parent]
+        ),
     )
 
 

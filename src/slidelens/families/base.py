@@ -214,6 +214,8 @@ class Model(Generic[ConfigT]):
     device: torch.device | None = None
     card: dict[str, Any] = field(default_factory=dict)
     """Everything else that ``model.json`` holds: training data, metrics, licence, intended use."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``config`` that were changed for a run, with the values they have now."""
 
 
 @dataclass(frozen=True)

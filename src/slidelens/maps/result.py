@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from slidelens.maps.regions import Region
+    from slidelens.maps.run_settings import RunSettings
     from slidelens.maps.trajectory import Trajectory
 
 __all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "TileFeatures", "Tiles", "find_results"]
@@ -57,6 +58,8 @@ class Result:
         Where the network looked; ``None`` for models that look everywhere.
     timings
         Seconds by stage.
+    settings
+        How it was run; ``None``: not stated.
     settings_sha256
         Digest of all settings that the result depends on.
     software
@@ -80,6 +83,7 @@ class Result:
         features: TileFeatures | None = None,
         trajectory: Trajectory | None = None,
         timings: Mapping[str, float] | None = None,
+        settings: RunSettings | None = None,
         settings_sha256: str | None = None,
         software: Mapping[str, str] | None = None,
     ) -> None:
@@ -88,6 +92,7 @@ class Result:
         self.probabilities = dict(probabilities)
         self.maps = {one.name: one for one in maps}
         self.timings = dict(timings or {})
+        self.settings = settings
         self.settings_sha256 = settings_sha256
         self.software = dict(software or {})
         self.path: Path | None = None
@@ -157,6 +162,7 @@ class Result:
             content.model,
             content.probabilities,
             timings=content.timings,
+            settings=content.settings,
             settings_sha256=content.settings_sha256,
             software=content.software,
         )
@@ -228,6 +234,7 @@ class Result:
                 maps=tuple(entries),
                 timings=self.timings,
                 software=self.software,
+                settings=self.settings,
                 settings_sha256=self.settings_sha256,
             )
         except ValueError as error:

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from slidelens.errors import ResultError
 from slidelens.geometry import Mpp, Size
 from slidelens.maps.map import Kind
+from slidelens.maps.run_settings import RunSettings
 
 __all__ = ["SCHEMA_VERSION", "MapEntry", "ModelInfo", "ResultFile", "SlideInfo", "read_result_file"]
 
@@ -87,7 +95,18 @@ class ResultFile(_Part):
     maps: tuple[MapEntry, ...] = ()
     timings: dict[str, float] = {}
     software: dict[str, str] = {}
+    settings: RunSettings | None = None
     settings_sha256: str | None = None
+
+    @field_validator("settings", mode="wrap")
+    @classmethod
+    def _ours(cls, given: Any, read: ValidatorFunctionWrapHandler) -> RunSettings | None:
+        """Pass over what is not of our form: other writers may have a key of this name."""
+        try:
+            settings: RunSettings | None = read(given)
+        except ValidationError:
+            return None
+        return settings
 
 
 def read_result_file(path: Path) -> ResultFile:

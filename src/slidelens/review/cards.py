@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from slidelens.engine.manifest import Manifest, read_manifest
 from slidelens.engine.package import find_models
 from slidelens.errors import ModelError, ResultError
+from slidelens.maps.run_settings import config_texts, grouped, said
 from slidelens.maps.schema import read_result_file
+from slidelens.review.wording import how_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from slidelens.maps.schema import ResultFile
+    from slidelens.maps.run_settings import RunGroup
+    from slidelens.maps.schema import ResultFile, SlideInfo
     from slidelens.review.evaluation import SavedEvaluation
 
 __all__ = ["CohortCard", "ModelCard", "cohort_card", "model_cards"]
@@ -59,14 +62,23 @@ class ModelCard:
         Name to text, to be printed in order.
     about
         Sentences of the package: what it is, what it is meant for.
-    results, gone
-        How many results were evaluated, and how many of them cannot be read any longer.
+    results, gone, changed
+        How many results were evaluated; how many of them cannot be read any longer, and how many
+        are others by now.
     software
         Versions that occur among the results.
     settings
         Digest of the settings of all results together: of slides, regions, resolution and model.
+    runs
+        How its slides were run, those that were run alike together.
+    given_mpp
+        Slide id to what ``predict --mpp`` was told of it: a number, ``from-objective``, ``TABLE``,
+        or nothing.
     config
-        The model's fields, as its package states them.
+        Field of the model to text: as its runs used them, and where slides differ; as its package
+        states them if no result says.
+    as_run
+        Whether ``config`` is of the runs.
     """
 
     name: str
@@ -75,9 +87,13 @@ class ModelCard:
     about: list[str] = field(default_factory=list)
     results: int = 0
     gone: int = 0
+    changed: int = 0
     software: dict[str, str] = field(default_factory=dict)
     settings: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
+    runs: list[RunGroup] = field(default_factory=list)
+    given_mpp: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    as_run: bool = False
 
 
 def cohort_card(saved: SavedEvaluation) -> CohortCard:
@@ -123,23 +139,30 @@ def model_cards(saved: SavedEvaluation, packages: Sequence[Path] = ()) -> list[M
 
 def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> ModelCard:
     card = ModelCard(name)
-    read: list[ResultFile] = []
-    for folder in saved.cases[name].scored.folders.values():
+    scored = saved.cases[name].scored
+    of_slide: dict[str, ResultFile] = {}
+    for slide_id, folder in scored.folders.items():
         card.results += 1
         try:
-            read.append(read_result_file(folder / "result.json"))
+            of_slide[slide_id] = one = read_result_file(folder / "result.json")
         except ResultError:
             card.gone += 1
+            continue
+        evaluated = scored.probabilities[slide_id].tolist()
+        card.changed += list(one.probabilities.values()) != evaluated
+    read = list(of_slide.values())
     card.digest = digest = next((r.model.sha256 for r in read if r.model.sha256), None)
     family = next((r.model.family for r in read if r.model.family), None)
     manifest = next((m for m in manifests if digest and m.weights_sha256 == digest), None)
+    _tell_runs(card, of_slide)
     if family:
         card.facts["Family"] = family
     if manifest is not None:
         _tell_package(card, manifest)
     else:
         card.about.append("Its package is not at hand; this is what its results say.")
-    stored = saved.cases[name].scored.threshold
+    card.facts["Run"] = _how_run(card)
+    stored = scored.threshold
     card.facts["Stored threshold"] = "none" if stored is None else f"{stored:.4g}"
     if digest:
         card.facts["Weights (sha256)"] = f"{digest[:_SHORT]}…"
@@ -152,16 +175,50 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
     return card
 
 
+def _tell_runs(card: ModelCard, of_slide: Mapping[str, ResultFile]) -> None:
+    """Put down how the slides were run, as their results state it."""
+    card.runs = grouped({slide_id: one.settings for slide_id, one in of_slide.items()})
+    card.given_mpp = {slide_id: _given_mpp(one.slide) for slide_id, one in of_slide.items()}
+    stated = [one.settings for one in of_slide.values() if one.settings is not None]
+    card.as_run = bool(stated)
+    card.config = config_texts(stated)
+
+
+def _given_mpp(slide: SlideInfo) -> str:
+    """Return what ``predict --mpp`` was told of a slide, going by where its resolution is from."""
+    source, mpp = slide.mpp_source or "", slide.resolution
+    if source == "given" and mpp is not None:
+        return f"{mpp.x:.12g}" if mpp.x == mpp.y else f"{mpp.x:.12g},{mpp.y:.12g}"
+    if source.startswith("table "):
+        return "TABLE"
+    return "from-objective" if source.startswith("objective power") else ""
+
+
+def _how_run(card: ModelCard) -> str:
+    """Say how the slides were run, or that they were not run alike."""
+    if not card.runs:
+        return "not known, as its results are gone"
+    if len(card.runs) > 1:
+        return f"in {len(card.runs)} ways; see Settings and versions"
+    settings = card.runs[0].settings
+    return "not stated by its results" if settings is None else how_run(settings)
+
+
 def _tell_package(card: ModelCard, manifest: Manifest) -> None:
     extra: dict[str, Any] = manifest.model_extra or {}
-    card.facts["Resolution"] = f"{manifest.mpp:g} µm/px"
+    if not card.as_run:
+        config = {k: v for k, v in manifest.config.items() if v is not None}
+        card.config = {name: said(name, value) for name, value in config.items()}
+    used = [run.settings.config for run in card.runs if run.settings is not None] or [{}]
+    mpps = [_number(one.get("mpp"), manifest.mpp) for one in used]
+    card.facts["Resolution"] = _either(f"{mpp:g} µm/px" for mpp in mpps)
     if manifest.tile_size:
-        side = manifest.tile_size * manifest.mpp
-        card.facts["Tile"] = f"{manifest.tile_size} px ({side:g} µm)"
-    card.config = dict(manifest.config)
+        sides = [_number(one.get("tile"), manifest.tile_size) for one in used]
+        tiles = zip(sides, mpps, strict=True)
+        card.facts["Tile"] = _either(f"{n:g} px ({n * mpp:g} µm)" for n, mpp in tiles)
     backbone = manifest.config.get("backbone")
     if isinstance(backbone, str):
-        card.facts["Backbone"] = backbone
+        card.facts["Backbone"] = said("backbone", backbone)
     if trained := _slides(manifest.training_data):
         card.facts["Trained on"] = trained
     auc, split = manifest.metrics.get("auc"), manifest.metrics.get("split")
@@ -170,6 +227,14 @@ def _tell_package(card: ModelCard, manifest: Manifest) -> None:
     if manifest.licence:
         card.facts["Licence"] = manifest.licence
     card.about += [t for t in (extra.get("about"), manifest.intended_use) if isinstance(t, str)]
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return value if isinstance(value, int | float) and value > 0 else otherwise
+
+
+def _either(texts: Iterable[str]) -> str:
+    return " | ".join(dict.fromkeys(texts))
 
 
 def _slides(training: Any) -> str:

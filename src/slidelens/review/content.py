@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
 from slidelens.engine.labels import find_slides
+from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
 from slidelens.engine.tile_metrics import SUFFIXES, read_annotated
 from slidelens.errors import LabelError, ResultError
+from slidelens.maps.run_settings import settings_warnings
 from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
 from slidelens.review.errors import ErrorCase, list_errors, list_near_misses
 from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
@@ -131,6 +133,8 @@ class Content:
         Slide id to what the report calls it.
     notes
         What a reader must know of the figures.
+    last_run_failed
+        Model to the slides (by id) whose last run failed, so that what is evaluated is older.
     """
 
     saved: SavedEvaluation
@@ -149,6 +153,7 @@ class Content:
     names: Mapping[str, str]
     stray: int
     notes: list[str] = field(default_factory=list)
+    last_run_failed: Mapping[str, list[str]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     annotations: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
 
@@ -214,6 +219,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         reviewers=sorted({d.reviewer for d in shown}),
         names=names,
         stray=len({d.key for d in decisions if d.decided} - keys),
+        last_run_failed=_last_run_failed(saved),
         files={} if options.slides is None else find_slides(options.slides),
     )
     content.notes += said_once(_notes(saved, content), saved.models)
@@ -293,7 +299,49 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
     gone = [f"{card.name} {card.gone}" for card in content.cards if card.gone]
     if gone:
         notes.append(f"Results that are gone since the evaluation: {', '.join(gone)}.")
+    return [*_failed_notes(content, notes), *_run_notes(content)]
+
+
+def _failed_notes(content: Content, notes: list[str]) -> list[str]:
+    """Name the slides of older results as the report names them; the evaluation counts them."""
+    counted = {
+        counted_failed(name, len(one["last_run_failed"]))
+        for name, one in content.saved.metrics.get("models", {}).items()
+        if one.get("last_run_failed")
+    }
+    named = [
+        named_failed(name, [content.names[slide_id] for slide_id in slides])
+        for name, slides in content.last_run_failed.items()
+    ]
+    return [*named, *(text for text in notes if text not in counted)]
+
+
+def _run_notes(content: Content) -> list[str]:
+    """Say how the slides were run, where figures depend on it; said again it is said once."""
+    notes = []
+    for card in content.cards:
+        runs = [run.settings for run in card.runs if run.settings for _ in run.slides]
+        notes += settings_warnings(card.name, runs)
+    changed = [f"{card.name} {card.changed}" for card in content.cards if card.changed]
+    if changed:
+        notes.append(
+            f"Results that are others since the evaluation: {', '.join(changed)}. Figures are of "
+            "the old ones, pictures and settings of the new ones; evaluate again."
+        )
     return notes
+
+
+def _last_run_failed(saved: SavedEvaluation) -> dict[str, list[str]]:
+    """Return the slides whose last run failed, when they were evaluated or by now."""
+    found = {}
+    for name, one in saved.cases.items():
+        then = saved.metrics.get("models", {}).get(name, {}).get("last_run_failed", ())
+        folders = one.scored.folders
+        now = {folder: failed_slides(folder) for folder in {f.parent for f in folders.values()}}
+        failed = {i for i, folder in folders.items() if i in now[folder.parent]}
+        if slides := [slide_id for slide_id in one.ids if slide_id in failed.union(then)]:
+            found[name] = slides
+    return found
 
 
 def _annotate(saved: SavedEvaluation, content: Content) -> None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.last_run import named_failed
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import atomic_file, make_scratch, remove_scratch
+from slidelens.review.commands import commands_of
 from slidelens.review.content import Content, ReportOptions, SlideCase, gather
 from slidelens.review.evaluation import read_evaluation
 from slidelens.review.evidence import Evidence, Picture, make_evidence
 from slidelens.review.tally import DISAGREED, LABEL_WRONG, NOT_REVIEWED
-from slidelens.review.wording import HELPERS, commands_of, legend_css, settings_of
+from slidelens.review.wording import HELPERS, legend_css, runs_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +46,8 @@ class Report:
         How many errors are decided.
     notes
         What is missing in the evidence, by slide, as the report says it.
+    warnings
+        What is out of date, with the ids of slides: for who writes the report, not in it.
     """
 
     html: Path
@@ -52,6 +56,7 @@ class Report:
     errors: int
     decided: int
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def write_report(
@@ -97,7 +102,9 @@ def write_report(
             document.write_pdf(pdf)
     notes = [f"{case.name}: {note}" for case, evidence in drawn for note in evidence.notes]
     decided = {d.key for case in content.cases for d in case.decisions if d.decided}
-    return Report(out, pdf, len(content.cases), len(content.errors), len(decided), notes)
+    warnings = [named_failed(name, slides) for name, slides in content.last_run_failed.items()]
+    counts = (len(content.cases), len(content.errors), len(decided))
+    return Report(out, pdf, *counts, notes, warnings)
 
 
 def _draw(
@@ -203,6 +210,7 @@ class _Document:
             suspects=[case for case in content.cases if case.suspect],
             special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),
             settings=settings_of(content),
+            runs=runs_of(content),
             commands=commands_of(content),
         )
         stream.enable_buffering(64)

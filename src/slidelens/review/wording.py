@@ -6,22 +6,36 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from slidelens.maps.palette import COLORMAPS, colormap
+from slidelens.maps.run_settings import counted, region_text, said
 from slidelens.review.evidence import OPACITY
 from slidelens.review.tally import LABEL_WRONG
+from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from slidelens.maps.run_settings import RunSettings
+    from slidelens.review.cards import ModelCard
     from slidelens.review.content import Content, SlideCase
     from slidelens.review.errors import Verdict
 
-__all__ = ["HELPERS", "commands_of", "legend_css", "said_once", "settings_of"]
+__all__ = [
+    "HELPERS",
+    "how_run",
+    "legend_css",
+    "runs_of",
+    "said_once",
+    "settings_of",
+    "tissue_asked",
+]
+
+_NAMED = 20  # slides that were run alike; of more the number is told
 
 
 def said_once(notes: Iterable[str], models: Sequence[str]) -> list[str]:
     """Say what holds for several models (``MODEL: text``) in one sentence, in the order given."""
     names: dict[str, list[str]] = {}
-    for note in notes:
+    for note in dict.fromkeys(notes):
         name, colon, text = note.partition(": ")
         if colon and name in models:
             names.setdefault(text, []).append(name)
@@ -62,31 +76,52 @@ def settings_of(content: Content) -> dict[str, str]:
     }
 
 
-def commands_of(content: Content) -> str:
-    """Return the commands that lead from slides to this report; names in capitals are one's own."""
-    interval = content.saved.metrics.get("interval") or {}
-    split = f" --split {content.cohort.split}" if content.cohort.split else ""
-    rule = content.saved.rule
-    point = {
-        "given": f"{rule.value}",
-        "sensitivity": f"sensitivity={rule.value}",
-    }.get(rule.kind, rule.kind)
-    models = " ".join(f"--model {name}" for name in content.models)
-    drawn = f"--resamples {interval.get('resamples', 10000)} --seed {interval.get('seed', 0)}"
-    how = f"--labels LABELS{split} --operating-point {point} {drawn}"
-    lines = [
-        f"slidelens predict SLIDES {models} --out RESULTS",
-        f"slidelens evaluate RESULTS {how} --out EVALUATION",
-        "slidelens review EVALUATION import DECISIONS",
-        f"slidelens report EVALUATION --fields {content.options.fields} --out report.html",
-    ]
-    if content.options.rules is not None:
-        lines[-1] += "".join(
-            f" --operating-point {name}:{one.figures['threshold']}"
-            for name, one in content.measured.items()
-            if one.figures["threshold"] is not None
-        )
-    return "\n".join(lines)
+def how_run(run: RunSettings) -> str:
+    """Say in a line what was asked of a run."""
+    parts = ["whole slides" if run.region is None else f"region {region_text(run)}"]
+    parts += [f"{name} {said(name, value)}" for name, value in run.options.items()]
+    if run.precision != "auto":
+        parts.append(f"precision {run.precision}")
+    return ", ".join([*parts, *(f"tissue {text}" for text in tissue_asked(run))])
+
+
+def tissue_asked(run: RunSettings) -> list[str]:
+    """Say how tissue was found, where that is not the default."""
+    usual = TissueSettings().model_dump(mode="json")
+    return [f"{k} {said(k, v)}" for k, v in run.tissue.items() if usual.get(k) != v]
+
+
+def runs_of(content: Content) -> list[tuple[str, ...]]:
+    """Say how each method was run: a row for all slides that were run alike.
+
+    Its cells are method, slides, region, fields that were changed, precision, how tissue was found,
+    and where the slides' resolution is from.
+    """
+    rows = []
+    for card in content.cards:
+        for run in card.runs:
+            number = f"{len(run.slides)} of {card.results}"
+            if len(card.runs) > 1:
+                names = [content.names[slide_id] for slide_id in run.slides[:_NAMED]]
+                more = len(run.slides) - _NAMED
+                number += f": {', '.join(names)}" + (f" and {more} more" if more > 0 else "")
+            rows.append((card.name, number, *_asked(run.settings), _given(card, run.slides)))
+    return rows
+
+
+def _asked(run: RunSettings | None) -> tuple[str, ...]:
+    if run is None:
+        return ("not stated",) * 4
+    options = ", ".join(f"{name} {said(name, value)}" for name, value in run.options.items())
+    tissue = ", ".join(tissue_asked(run)) or "as usual"
+    return region_text(run), options or "nothing", run.precision, tissue
+
+
+def _given(card: ModelCard, slides: Sequence[str]) -> str:
+    """Say what was given of the slides' resolution."""
+    words = {"": "of the file", "TABLE": "by a table", "from-objective": "from the objective"}
+    given = (card.given_mpp[slide_id] for slide_id in slides)
+    return counted(words.get(text, f"given: {text} µm/px") for text in given)
 
 
 def _decided(case: SlideCase) -> list[dict[str, Any]]:

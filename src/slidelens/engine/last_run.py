@@ -1,0 +1,62 @@
+"""Slides whose last run failed, while the result of an earlier run still lies in its folder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["PREDICTIONS", "counted_failed", "failed_slides", "named_failed", "named_warnings"]
+
+PREDICTIONS = "predictions.csv"
+
+_SHOWN = 20
+log = logging.getLogger(__name__)
+
+
+def failed_slides(folder: Path) -> frozenset[str]:
+    """Return the slides whose last run failed, as ``predictions.csv`` of a model's folder says.
+
+    Without a table there are none; one that cannot be read is said in the log.
+    """
+    path = folder / PREDICTIONS
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        log.warning("%s: cannot be read (%s); slides that failed are not known", path, error)
+        return frozenset()
+    return frozenset(row.get("slide_id") or "" for row in rows if row.get("status") == "failed")
+
+
+def counted_failed(model: str, count: int) -> str:
+    """Say that older results are evaluated, without the names of the slides."""
+    return (
+        f"{model}: the last run of {count} evaluated slide{'' if count == 1 else 's'} failed, so "
+        "an older result is evaluated (last_run_failed); predict again, then evaluate again."
+    )
+
+
+def named_failed(model: str, slides: Sequence[str]) -> str:
+    """Say of which slides older results are evaluated, and what to do."""
+    more = f" and {len(slides) - _SHOWN} more" if len(slides) > _SHOWN else ""
+    return (
+        f"{model}: the last run of {', '.join(slides[:_SHOWN])}{more} failed ({PREDICTIONS} says "
+        "why), so an older result is evaluated. Predict again, or delete the results that are out "
+        "of date, then evaluate again."
+    )
+
+
+def named_warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the warnings of ``metrics.json`` with the names of slides put in."""
+    named = {}
+    for model, one in metrics["models"].items():
+        if slides := one.get("last_run_failed"):
+            named[counted_failed(model, len(slides))] = named_failed(model, slides)
+    return [named.get(text, text) for text in metrics["warnings"]]
