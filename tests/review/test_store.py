@@ -13,6 +13,7 @@ import pytest
 from slidelens.errors import ResultError
 from slidelens.review import store as module
 from slidelens.review.store import CaseKey, Decision, ReviewStore
+from slidelens.review.taxonomy import TAXONOMY, save_taxonomy
 
 CASE = CaseKey("a", "mil", "fp")
 
@@ -88,13 +89,50 @@ def test_a_decision_needs_a_reviewer_and_a_kind_that_exists(store):
     assert store.decisions() == []  # all or none
 
 
+def test_a_category_of_the_other_kind_of_error_is_refused(store):
+    missed = CaseKey("b", "mil", "fn")
+    text = (
+        r"slide 'b', model 'mil': no category 'Bladder epithelium' of false negatives \(it is one "
+        r"of false positives\): Little amount of tumor, .*Unclear reason; .* taxonomy --edit"
+    )
+    with pytest.raises(ResultError, match=text):
+        store.set_all([CASE, missed], "ann", "Bladder epithelium")
+    with pytest.raises(ResultError, match="no category 'inflammation' of false positives: Normal"):
+        store.set(CASE, reviewer="ann", category="inflammation")
+    assert store.history() == []  # all or none
+    store.set_all([CASE, missed], "ann", "Tissue artefacts")  # which both have
+
+
+def test_categories_are_those_of_the_file_and_what_was_chosen_may_be_chosen_again(store):
+    lists = {"fp": ["Crush"], "fn": ["Mucin", "Blur"]}
+    save_taxonomy(store.path.parent, lists)
+    missed = CaseKey("b", "mil", "fn")
+    store.set(missed, reviewer="ann", category="Mucin")
+    with pytest.raises(ResultError, match="no category 'Inflammation' of false positives: Crush;"):
+        store.set(CASE, reviewer="ann", category="Inflammation")
+    save_taxonomy(store.path.parent, lists | {"fn": ["Blur"]})
+    store.set(missed, reviewer="ann", note="pale")  # a category that is gone is kept
+    store.set(missed, reviewer="ann", category="Blur")
+    store.set(missed, reviewer="ann", category="Mucin")  # as undo does
+    assert store.get(missed, "ann").category == "Mucin"
+    for key, reviewer in ((missed, "bob"), (CaseKey("c", "mil", "fn"), "ann")):
+        with pytest.raises(ResultError, match="no category 'Mucin'"):
+            store.set(key, reviewer=reviewer, category="Mucin")
+
+
+def test_the_documentation_lists_the_categories_of_both_kinds():
+    text = (Path(__file__).parents[2] / "docs" / "review.md").read_text(encoding="utf-8")
+    rows = "\n".join(f"| {fp} | {fn} |" for fp, fn in zip(*TAXONOMY.values(), strict=True))
+    assert f"| false positives | false negatives |\n|---|---|\n{rows}\n" in text
+
+
 WRITER = """
 import sys
 from slidelens.review.store import CaseKey, ReviewStore
 path, who = sys.argv[1:]
 for i in range(40):
     ReviewStore(path).set(CaseKey(f"s{i % 8}", "mil", "fp"), reviewer="both", note=f"{who} {i}")
-    ReviewStore(path).set(CaseKey(f"s{i}", "mil", "fn"), reviewer=who, category=f"{i}")
+    ReviewStore(path).set(CaseKey(f"s{i}", "mil", "fn"), reviewer=who, true_label=f"{i}")
 """
 
 
@@ -107,7 +145,7 @@ def test_two_processes_that_write_at_once_lose_nothing(store):
     history = store.history()
     assert len(history) == 160
     for who in ("ann", "bob"):
-        assert [d.category for d in history if d.reviewer == who] == [str(i) for i in range(40)]
+        assert [d.true_label for d in history if d.reviewer == who] == [str(i) for i in range(40)]
         notes = [d.note for d in history if d.note.startswith(who)]
         assert notes == [f"{who} {i}" for i in range(40)]
     assert len(store.decisions("both")) == 8

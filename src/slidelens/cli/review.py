@@ -355,15 +355,13 @@ def _other_class(saved: SavedEvaluation, slide_id: str, true_label: str | None) 
 
 
 def _check_category(category: str, keys: Sequence[CaseKey], saved: SavedEvaluation) -> None:
-    from slidelens.review.taxonomy import read_taxonomy
+    from slidelens.review.taxonomy import no_category, read_taxonomy
 
     known = read_taxonomy(saved.folder)
     for kind in sorted({key.kind for key in keys}):
         if category not in known[kind]:
             raise typer.BadParameter(
-                f"no category {category!r} of {kind}: {', '.join(known[kind])}; `slidelens review "
-                f"{saved.folder} taxonomy --edit` writes the file to add one to",
-                param_hint="--category",
+                no_category(saved.folder, kind, category, known), param_hint="--category"
             )
 
 

@@ -124,7 +124,7 @@ def _decision(
     elif cells["slide_id"] not in saved.labels:
         fault = f"slide {cells['slide_id']!r} was not evaluated"
     elif cells["category"] and cells["category"] not in known:
-        fault = f"category {cells['category']!r} is none of {', '.join(known)}"
+        fault = f"category {cells['category']!r} is none of {kind}: {', '.join(known)}"
     elif cells["true_label"] and cells["true_label"] not in saved.classes:
         fault = f"true_label {cells['true_label']!r} is none of {', '.join(saved.classes)}"
     one = Decision(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slidelens.errors import ResultError
-from slidelens.review.taxonomy import TAXONOMY, Kind
+from slidelens.review.taxonomy import TAXONOMY, Kind, no_category, read_taxonomy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -161,7 +161,8 @@ class ReviewStore:
         reviewer
             Who decides; each reviewer has decisions of their own.
         category, note, true_label
-            Why it went wrong, in a word of the taxonomy; free text; what the label should be.
+            Why it went wrong, in a word that the taxonomy (``taxonomy.toml`` beside the store, or
+            :data:`TAXONOMY`) has for this kind of error; free text; what the label should be.
 
         Returns
         -------
@@ -171,6 +172,9 @@ class ReviewStore:
         ------
         ValueError
             No reviewer.
+        ResultError
+            A category that is none of this kind of error's, unless the reviewer chose it for this
+            error before (it may have been taken from the file since).
         """
         return self.set_all([key], reviewer, category, note, true_label)[0]
 
@@ -191,13 +195,28 @@ class ReviewStore:
         ------
         ValueError
             No reviewer.
+        ResultError
+            A category that is none of these kinds of errors'.
         """
         if not reviewer.strip():
             raise ValueError("a decision needs the name of its reviewer")
         changes = {"category": category, "note": note, "true_label": true_label}
         given = {name: text.strip() for name, text in changes.items() if text is not None}
         with self._write() as db:
-            return [_change(db, key, reviewer.strip(), given) for key in keys]
+            wanted = list(keys)
+            if given.get("category"):
+                self._check_category(wanted, reviewer.strip(), given["category"])
+            return [_change(db, key, reviewer.strip(), given) for key in wanted]
+
+    def _check_category(self, keys: Iterable[CaseKey], reviewer: str, category: str) -> None:
+        taxonomy = read_taxonomy(self.path.parent)
+        for key in keys:
+            if category in taxonomy.get(key.kind, (category,)):  # other kinds: the table refuses
+                continue
+            chosen = {d.category for d in self.history(key) if d.reviewer == reviewer}
+            if category not in chosen:
+                why = no_category(self.path.parent, key.kind, category, taxonomy)
+                raise ResultError(f"slide {key.slide_id!r}, model {key.model!r}: {why}.")
 
     def add_all(self, decisions: Iterable[Decision]) -> int:
         """Take decisions over from elsewhere with the times they state, all or none.

@@ -18,6 +18,7 @@ __all__ = [
     "TAXONOMY_FILE",
     "Kind",
     "Taxonomy",
+    "no_category",
     "read_taxonomy",
     "save_taxonomy",
     "write_taxonomy",
@@ -69,6 +70,17 @@ def read_taxonomy(folder: str | Path) -> Taxonomy:
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read ({error}); mend or delete it.") from error
     return {kind: _names(path, key, content.get(key)) for key, kind in _KEYS.items()}
+
+
+def no_category(folder: Path, kind: Kind, category: str, taxonomy: Taxonomy) -> str:
+    """Say that this kind of error has no such category, which it has, and how one is added."""
+    names: dict[Kind, str] = {"fp": "false positives", "fn": "false negatives"}
+    others = [names[other] for other, known in taxonomy.items() if category in known]
+    of = f" (it is one of {' and '.join(others)})" if others else ""
+    return (
+        f"no category {category!r} of {names[kind]}{of}: {', '.join(taxonomy[kind])}; "
+        f"`slidelens review {folder} taxonomy --edit` writes the file to add one to"
+    )
 
 
 def write_taxonomy(folder: str | Path) -> Path:
