@@ -5,7 +5,8 @@ ResNet-34 (fp32, stem frozen, first stride 3), weights, gradients and the librar
 included, relative to plain end-to-end training of the same network on the same image
 (locally-supervised-2022, Table 2, at the table's sizes). Judged is the step of which each module is
 streamed by tiles of 2048 px (``--set train_tile=2048``), which changes no gradient; the same
-without is given. A size at which plain training does not fit the device is reported without a ratio.
+without is given. A size at which plain training does not fit the device is reported without a
+ratio.
 
 **Time** is that of ``predict``, slide to score, against gated-attention MIL on tiles of 224 px with
 the same backbone (``benchmarks/local.py``), on an all-tissue slide at 2 µm/px in memory.
