@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -26,6 +26,16 @@ __all__ = ["Band", "StreamingReport", "Tape"]
 
 Tensors = Mapping[str, "Tensor"]
 Tile = tuple[int, int]
+
+
+class Settle(Protocol):
+    """Called in the midst of work, and at its end."""
+
+    def __call__(self, *, last: bool = False) -> None: ...
+
+
+def _nothing(*, last: bool = False) -> None:
+    """Do nothing after a tile."""
 
 
 class Band(NamedTuple):
@@ -85,7 +95,7 @@ class Tape:
     input_grad
         The gradient of the image will be asked for.
     settle
-        Called after each tile.
+        Called after each tile, and with ``last=True`` after the backward pass.
     """
 
     def __init__(
@@ -97,7 +107,7 @@ class Tape:
         *,
         record: bool,
         input_grad: bool = False,
-        settle: Callable[[], None] = lambda: None,
+        settle: Settle = _nothing,
     ) -> None:
         self.graph, self.module, self.source = graph, module, source
         self.rows, self.columns = layout
@@ -174,6 +184,7 @@ class Tape:
         for at, part in merged.values():
             self._tile_backward(at, tensors, part, into)
         self.report.idle = idle - len(merged)
+        self._settle(last=True)
 
     # One tile ---------------------------------------------------------------------------------
 
