@@ -11,6 +11,7 @@ import torch
 
 from slidelens.nn import heap
 from slidelens.nn.heap import HeapGuard, trim_heap
+from slidelens.nn.streaming import StreamingTrunk
 
 MB = 1 << 20
 
@@ -33,12 +34,24 @@ def pile_up(count: int) -> list[torch.Tensor]:
     return between
 
 
-@pytest.mark.parametrize("what", ["much_is_given_back", "what_tiles_need_is_kept"])
+@pytest.mark.parametrize(
+    "what", ["much_is_given_back", "what_tiles_need_is_kept", "at_the_end_it_is_given_back"]
+)
 def test_the_guard(what: str) -> None:
     """In a process of its own: what others left in the heap changes what glibc does."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
     code += f"from test_heap_allocator import {what}; {what}()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_step_says_its_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(HeapGuard, "__call__", lambda _, __, *, last=False: said.append(last))
+    trunk = StreamingTrunk(torch.nn.Conv2d(3, 4, 3), 64)
+    trunk(torch.randn(1, 3, 128, 128)).sum().backward()
+    assert said[-1]
+    assert said.count(True) == 1
+    assert len(said) > 4
 
 
 def much_is_given_back() -> None:
@@ -60,4 +73,16 @@ def what_tiles_need_is_kept() -> None:
     before = resident()
     guard(1000 * MB)
     assert abs(before - resident()) < 20 * MB
+    assert len(between) == 100
+
+
+def at_the_end_it_is_given_back() -> None:
+    trim_heap()
+    guard = HeapGuard()
+    guard(0)
+    between = pile_up(100)
+    before = resident()
+    guard(1000 * MB)
+    guard(1000 * MB, last=True)
+    assert before - resident() > 250 * MB
     assert len(between) == 100

@@ -118,8 +118,8 @@ class LocalTraining(TrainConfig):
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training of a model of this configuration; greedy: a stage for each module.
 
-        One module learns end to end, through all of the network, at a third of the default preset's
-        rates: at these it forgets what it knew.
+        One module learns end to end, through all of the network, at three tenths of the default
+        preset's rates: at these it forgets what it knew.
 
         Raises
         ------
