@@ -25,12 +25,15 @@ def resident() -> int:
 
 
 def pile_up(count: int) -> list[torch.Tensor]:
-    """Fill and free blocks of 4 MB with small ones between them that stay."""
+    """Fill and free blocks of 4 MB with others between them that stay.
+
+    Those are larger than the holes that imports leave in the heap: they would go there.
+    """
     torch.ones(4 * MB)  # from here on glibc takes such blocks from its heap
     blocks, between = [], []
     for _ in range(count):
         blocks.append(torch.ones(MB))
-        between.append(torch.ones(64))
+        between.append(torch.ones(MB // 8))
     return between
 
 
