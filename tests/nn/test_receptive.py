@@ -188,6 +188,43 @@ def test_tile_and_scheme_fit_the_memory_given() -> None:
         StreamingTrunk(module, 256, memory=gigabyte).plan(16384, 16384)
 
 
+def test_memory_that_is_left_keeps_graphs() -> None:
+    """What is kept need not be computed again."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module, image = resnet34(2).eval(), torch.randn(1, 3, 256, 256)
+    least = StreamingTrunk(module, 64).plan(256, 256)
+    assert (least.graphs, least.tiles) == (1, 16)
+    work = {}
+    for graphs in (1, 5, 16):
+        memory = least.bytes + (graphs - 1) * least.bytes_graph
+        trunk = StreamingTrunk(module, 64, memory=memory)
+        plan = trunk.plan(256, 256)
+        assert (plan.graphs, plan.bytes) == (graphs, memory)
+        with FlopCounterMode(display=False) as counter:
+            trunk(image).sum().backward()
+        work[graphs] = counter.get_total_flops()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(image)
+    tile = counter.get_total_flops() / 16
+    # The later tiles do the more work: the first ones wait for what lies below and to the right.
+    assert 4 <= (work[1] - work[5]) / tile <= 6
+    assert 13 <= (work[1] - work[16]) / tile <= 15
+    assert StreamingTrunk(module, 64, memory=10**12).plan(256, 256).graphs == 16
+    small = StreamingTrunk(module, 64, memory=10**12).plan(256, 256, training=False)
+    assert small.work(training=False) == plan.multiply_adds
+
+
+def test_automatic_tiles_are_of_one_size() -> None:
+    """The last ones have their graphs kept: they are not to be remnants."""
+    for memory in (40_000_000, 60_000_000):
+        plan = StreamingTrunk(resnet34(2).eval(), memory=memory).plan(800, 512)
+        rows, columns = (n / count for n, count in zip(plan.image, plan.grid, strict=True))
+        assert plan.tiles > 1
+        assert 0 <= plan.tile[0] - rows < 16
+        assert 0 <= plan.tile[1] - columns < 16
+
+
 def test_seams_kept_are_the_bytes_planned() -> None:
     module = resnet34(2).eval()
     trunk = StreamingTrunk(module, (64, 96))

@@ -25,6 +25,7 @@ from slidelens.nn.streaming import StreamingTrunk
     size=SIZES,
     cut=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)),
     scheme=st.sampled_from(["seam", "seam", "halo"]),
+    graphs=st.sampled_from([0.0, 0.4, 1.0]),
     batch=st.integers(1, 2),
     nhwc=st.booleans(),
 )
@@ -33,6 +34,7 @@ def test_any_network_any_size_any_tile(
     size: tuple[int, int],
     cut: tuple[float, float],
     scheme: str,
+    graphs: float,
     batch: int,
     nhwc: bool,
 ) -> None:
@@ -48,7 +50,11 @@ def test_any_network_any_size_any_tile(
             trunk.plan(*size)
         except StreamingError:
             assume(False)  # smaller than the halo
-    plan = trunk.plan(*size)
+    plan = trunk.plan(*size, batch=batch)
+    if graphs and plan.bytes_graph:
+        trunk.memory = plan.bytes + round(graphs * plan.tiles) * plan.bytes_graph
+        plan = trunk.plan(*size, batch=batch)
+        assert plan.graphs == min(1 + round(graphs * plan.tiles), plan.tiles)
     assert plan.output == expected.output.shape[1:]
     found = errors(gradients(trunk, module, image), expected)
     assert max(found.values()) <= TOLERANCE, (plan, found)

@@ -53,3 +53,20 @@ def test_the_scheme_follows_the_mask() -> None:
     assert (
         StreamingTrunk(two_layers(), 4).plan(512, 512, mask=_blob_mask(64, 0.005)).scheme == "seam"
     )
+
+
+@pytest.mark.parametrize("scheme", ["seam", "halo"])
+def test_background_among_the_kept_graphs(scheme: Literal["seam", "halo"]) -> None:
+    """White tiles are neither computed nor kept twice, and gradients stay those of one graph."""
+    module, grads = two_layers().double(), []
+    image = torch.randint(0, 255, (1, 3, 160, 160), dtype=torch.uint8)
+    for memory in (None, 10**9):
+        trunk = StreamingTrunk(module, 16, scheme=scheme, memory=memory)
+        module.zero_grad()
+        output = trunk(image, _blob_mask(10, 0.3))
+        output.square().sum().backward()
+        assert trunk.report is not None
+        assert trunk.report.reused > 0
+        grads.append([output.detach(), *(p.grad.clone() for p in module.parameters())])
+    for value, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)

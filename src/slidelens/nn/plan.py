@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -48,6 +48,8 @@ class StreamingPlan:
     """Seams, held from forward to backward."""
     bytes_tile: int
     """One tile's graph and gradients: an estimate."""
+    bytes_graph: int
+    """One tile's graph alone: an estimate."""
     bytes_output: int
     """The output and its gradient."""
     multiply_adds: int
@@ -56,6 +58,8 @@ class StreamingPlan:
     """Of one forward pass of the module on the whole image."""
     computed: int
     """Tiles that the forward pass computes: those that a mask paints white are computed once."""
+    graphs: int = 1
+    """Tiles, the last ones, whose graph is kept: the backward pass computes the others again."""
 
     @property
     def tiles(self) -> int:
@@ -65,7 +69,17 @@ class StreamingPlan:
     @property
     def bytes(self) -> int:
         """Memory of a training step, without weights and image: an estimate."""
-        return self.bytes_kept + self.bytes_tile + self.bytes_output
+        return self.bytes_kept + self.bytes_moving + self.bytes_output
+
+    @property
+    def bytes_moving(self) -> int:
+        """What comes and goes with the tiles: an estimate."""
+        return self.bytes_tile + (self.graphs - 1) * self.bytes_graph
+
+    def within(self, budget: int) -> StreamingPlan:
+        """Return this plan with as many graphs kept as fit into ``budget`` bytes."""
+        spare = (budget - self.bytes) // max(self.bytes_graph, 1)
+        return replace(self, graphs=min(self.graphs + max(spare, 0), self.tiles))
 
     @property
     def overhead(self) -> float:
@@ -75,12 +89,14 @@ class StreamingPlan:
     def work(self, *, training: bool) -> float:
         """Multiply-adds of a step, without the background that the scheme does not compute.
 
-        A backward pass counts three times: it repeats the forward pass. Every tile is taken to have
-        a gradient, as below mean pooling; of background only independent tiles share theirs.
+        A backward pass counts three times: it repeats the forward pass, but for tiles whose graph
+        is kept. Every tile is taken to have a gradient, as below mean pooling; of background only
+        independent tiles share theirs.
         """
         share = self.computed / self.tiles
         backward = share if self.scheme == "halo" else 1.0
-        return self.multiply_adds * (share + 3 * backward * training)
+        known = min(self.graphs / self.tiles, backward)
+        return self.multiply_adds * (share + (3 * backward - known) * training)
 
 
 class Planner:
@@ -159,6 +175,7 @@ class Planner:
         out = self.graph.output
         output = (self.costs.channels[out], self.sizes[0][out], self.sizes[1][out])
         unit = self.itemsize * self.batch
+        held, largest = self._tile_bytes(layout)
         return StreamingPlan(
             scheme=scheme,
             image=self.size,
@@ -166,7 +183,8 @@ class Planner:
             grid=(rows.tiles, columns.tiles),
             output=output,
             bytes_kept=self._seam_cells(layout) * unit,
-            bytes_tile=self._tile_bytes(layout) * self.batch,
+            bytes_tile=(held + 3 * largest) * self.batch,
+            bytes_graph=held * self.batch,
             bytes_output=2 * prod(output) * unit,
             multiply_adds=self._multiply_adds(layout),
             multiply_adds_whole=self.whole,
@@ -224,10 +242,10 @@ class Planner:
                 )
         return total
 
-    def _tile_bytes(self, layout: Layout) -> int:
-        """Estimate what the largest tile holds in its backward pass.
+    def _tile_bytes(self, layout: Layout) -> tuple[int, int]:
+        """Estimate what autograd saves of the largest tile, and the size of its largest value.
 
-        What autograd saves, and the gradients of the two largest values.
+        The backward pass holds gradients of the two largest values besides.
         """
         held, largest = 0, 0
         for node in self.graph.streamed:
@@ -241,7 +259,7 @@ class Planner:
             held += value * self._is_saved(node)
             if node.window is not None and node.window.kind == "max":
                 held += area * self.costs.channels[i] * 8  # indices
-        return held + 3 * largest
+        return held, largest
 
     def _is_saved(self, node: Node) -> bool:
         """Whether a tensor of its own is held for the backward pass."""

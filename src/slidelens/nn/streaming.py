@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -64,8 +65,9 @@ class StreamingTrunk(nn.Module):
         Where tiles are computed; the module is moved there. Default: where it is.
     memory
         Bytes that a training step may take beside weights and image: tile and scheme, where they
-        are ``"auto"``, are chosen to fit. Default: 60 % of what is free when an image comes if the
-        tile is ``"auto"``, else no limit.
+        are ``"auto"``, are chosen to fit, and what is left keeps the graphs of tiles, which the
+        backward pass then need not compute again. Default: 60 % of what is free when an image comes
+        if the tile is ``"auto"``, else one tile's graph and no limit.
     mean, std
         Normalisation of uint8 images, per channel for values from 0 to 1.
     field
@@ -251,10 +253,10 @@ class StreamingTrunk(nn.Module):
             size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
         )
         layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
-        settle = partial(self._guard, plan.bytes_tile)
+        settle = partial(self._guard, plan.bytes_moving)
         return Tape(
             self.graph, self.module, layout, source,
-            record=record, input_grad=input_grad, settle=settle,
+            graphs=plan.graphs if record else 0, input_grad=input_grad, settle=settle,
         )  # fmt: skip
 
     def _planner(self, size: tuple[int, int], channels: int, batch: int) -> Planner:
@@ -279,7 +281,9 @@ class StreamingTrunk(nn.Module):
         plan = next((p for p in plans if budget is None or p.bytes <= budget), None)
         if plan is None:
             return []
-        return [plan if mask is None else planner.plan(scheme, plan.tile, mask)]
+        if mask is not None:
+            plan = planner.plan(scheme, plan.tile, mask)
+        return [plan if budget is None else plan.within(budget)]
 
     def _budget(self) -> int | None:
         """Bytes that a step may take; None is any number."""
@@ -342,14 +346,27 @@ def _tile(tile_size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int]
 
 
 def _sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
-    """Return square tiles to choose from, smallest first, up to the whole image."""
+    """Return tiles to choose from, smallest first, up to the whole image.
+
+    Square, or evened out so that the last ones are as large as the others: these have their graphs
+    kept.
+    """
     side, size = max(planner.smallest_tile(scheme)), max(planner.size)
     step = max(planner.smallest_tile("seam"))
     sides = []
     while side < size:
         sides.append(side)
         side = max(side + step, side * 5 // 4 // step * step)
-    return [(n, n) for n in (*sides, size)]
+    if scheme != "seam":
+        return [(n, n) for n in (*sides, size)]
+    height, width = planner.size
+    return [(_even(n, height, step), _even(n, width, step)) for n in (*sides, size)]
+
+
+def _even(side: int, size: int, step: int) -> int:
+    """Return the smallest multiple of ``step`` that cuts ``size`` into as many as ``side`` does."""
+    count = ceil(size / side)
+    return ceil(size / count / step) * step
 
 
 def _too_little(

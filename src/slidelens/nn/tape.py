@@ -90,8 +90,9 @@ class Tape:
         Along y and x.
     source
         The image.
-    record
-        Keep what the backward pass needs.
+    graphs
+        Number of tiles, the last ones, whose graph the forward pass keeps, so that the backward
+        pass need not compute them again; 0 if there is no backward pass.
     input_grad
         The gradient of the image will be asked for.
     settle
@@ -105,19 +106,21 @@ class Tape:
         layout: tuple[AxisLayout, AxisLayout],
         source: Source,
         *,
-        record: bool,
+        graphs: int,
         input_grad: bool = False,
         settle: Settle = _nothing,
     ) -> None:
         self.graph, self.module, self.source = graph, module, source
         self.rows, self.columns = layout
-        self.record, self.input_grad = record, input_grad
+        self.record, self.input_grad = graphs > 0, input_grad
         self.live = graph.live(module, input_grad)
-        self.seams = Seams(graph.kept, self.rows, self.columns, remember=record)
+        self.seams = Seams(graph.kept, self.rows, self.columns, remember=self.record)
         self.tiles = [(r, c) for r in range(self.rows.tiles) for c in range(self.columns.tiles)]
         self.report = StreamingReport(len(self.tiles))
         self._keys: dict[Tile, Hashable] = {}
-        self._kept: _Result | None = None
+        # The backward pass begins with the last tiles: their graphs are kept.
+        self._last = frozenset(self.tiles[-graphs:] if graphs else [])
+        self._kept: dict[Tile, _Result] = {}
         self._autocast = _autocast_state(source.device)
         self._settle = settle
 
@@ -176,7 +179,7 @@ class Tape:
                     band.add(self._input(at), image_grad)
             else:
                 idle += 1
-            self._kept = None
+            self._kept.pop(at, None)
             self.seams.settled(at)
             self._settle()
             if band is not None and at[1] == 0:
@@ -199,15 +202,14 @@ class Tape:
                 pixels = self.source.pixels(self._input(at))
                 key = repeats.key(at, pixels) if self.source.noise is None else None
                 self._keys[at] = key
-                if self.record and at == self.tiles[-1]:
-                    # The backward pass begins with the last tile: keep its graph.
-                    self._kept = self._run_with_graph(at, pixels, tensors)
-                    output = self._kept.output
-                    values = None if output is None else output.detach()
-                elif key in done:
+                if key in done:
                     values = self._reuse(at, done[key])
                 else:
-                    values = self._run(at, pixels, weights)
+                    if at in self._last:
+                        self._kept[at] = run = self._run_with_graph(at, pixels, tensors, keep=True)
+                        values = None if run.output is None else run.output.detach()
+                    else:
+                        values = self._run(at, pixels, weights)
                     if key is not None:
                         done[key] = _Repeat(values, self.seams.strips(self._frames(at), at))
                 self.seams.passed(at)
@@ -219,7 +221,7 @@ class Tape:
         walk = Walk(self.graph, self.rows, self.columns, self.seams, at)
         return call_with(self.module, weights, lambda root: walk.run(root, image))
 
-    def _run_with_graph(self, at: Tile, pixels: Tensor, tensors: Tensors) -> _Result:
+    def _run_with_graph(self, at: Tile, pixels: Tensor, tensors: Tensors, *, keep: bool) -> _Result:
         # Fresh leaves: hooks of the real parameters run once, on the sum over all tiles.
         weights = {
             name: value.detach().requires_grad_(value.requires_grad)
@@ -227,7 +229,8 @@ class Tape:
         }
         image = self.source.prepare(pixels, self._input(at)).requires_grad_(self.input_grad)
         anchor = torch.zeros((), device=image.device, requires_grad=True)
-        walk = Walk(self.graph, self.rows, self.columns, self.seams, at, anchor, self.live)
+        layout = (self.graph, self.rows, self.columns, self.seams)
+        walk = Walk(*layout, at, anchor, self.live, keep=keep)
         with torch.enable_grad():
             output = call_with(self.module, weights, lambda root: walk.run(root, image))
         return _Result(output, walk.tokens, image, weights, anchor)
@@ -240,10 +243,11 @@ class Tape:
     def _tile_backward(
         self, at: Tile, tensors: Tensors, grad: Tensor, into: dict[str, Tensor]
     ) -> Tensor | None:
-        run, self._kept = self._kept, None
+        run = self._kept.pop(at, None)
         if run is None:
             with self._autocast():
-                run = self._run_with_graph(at, self.source.pixels(self._input(at)), tensors)
+                pixels = self.source.pixels(self._input(at))
+                run = self._run_with_graph(at, pixels, tensors, keep=False)
         roots, grads = list(run.tokens), [torch.zeros_like(token) for token in run.tokens]
         if run.output is not None and run.output.requires_grad:
             roots.append(run.output)

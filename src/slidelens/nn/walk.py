@@ -34,15 +34,18 @@ class Walk:
         Row and column of the tile.
     anchor
         A leaf that requires a gradient: run with a graph, and exchange gradients at the seams of
-        the nodes in ``live``. None: run without, and keep the seams for the next tiles.
+        the nodes in ``live``. None: run without.
+    keep
+        Keep the seams for the next tiles; else they are there from an earlier run.
     """
 
     def __init__(
         self, graph: LocalGraph, rows: AxisLayout, columns: AxisLayout, seams: Seams,
         at: tuple[int, int], anchor: Tensor | None = None, live: list[bool] | None = None,
+        *, keep: bool = True,
     ) -> None:  # fmt: skip
         self.graph, self.rows, self.columns, self.seams = graph, rows, columns, seams
-        self.at, self.anchor, self.live = at, anchor, live or []
+        self.at, self.anchor, self.live, self.keep = at, anchor, live or [], keep
         self.frames = frames(graph, rows, columns, at)
         self.tokens: list[Tensor] = []
 
@@ -100,14 +103,15 @@ class Walk:
         new, have = self._new(root, node, rects, values)
         if rects.alone:
             return None if new is None else crop(new, have, rects.new, node.dims)
+        value: Tensor | None
         if self.anchor is not None and self.live[node.index]:
             value, token = join(self.seams, node, self.at, rects, new, have, self.anchor)
             if token is not None:
                 self.tokens.append(token)
-            return value
-        value = self.seams.assemble(node, self.at, rects, new, have)
-        if self.anchor is None:
-            self.seams.keep(node, self.at, rects, value)
+        else:
+            value = self.seams.assemble(node, self.at, rects, new, have)
+        if self.keep:
+            self.seams.keep(node, self.at, rects, None if value is None else value.detach())
         return value
 
     def _new(
