@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from slidelens.errors import StreamingError
+from slidelens.nn.fold import fold_norms
 from slidelens.nn.graph import Call, LocalGraph, Node, Ref
 
 __all__ = ["Builder", "Operation", "Pieces", "Rule"]
@@ -93,7 +94,7 @@ class Builder:
             elif node.op == "get_attr":
                 self._env[node] = self._attribute(node)
             elif node.op == "output":
-                return LocalGraph(self.nodes, self._output(node))
+                return LocalGraph(*fold_norms(self.nodes, self._output(node), self.root))
             else:
                 self._env[node] = self._operation(node)
         raise StreamingError("the traced module returns nothing")

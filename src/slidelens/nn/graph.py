@@ -107,6 +107,8 @@ class Node:
     window: WindowOp | None = None
     module: str | None = None
     """The module whose parameters it uses."""
+    norm: str | None = None
+    """The frozen norm that the module has taken over: it runs with other weights."""
     weights: tuple[Ref | None, ...] = ()
     """Weights of a functional convolution."""
     view: bool = False
@@ -134,6 +136,28 @@ class Node:
             layer = root.get_submodule(self.module)
             return layer.weight, layer.bias
         return tuple(None if ref is None else values[ref.node] for ref in self.weights)
+
+    def renumbered(self, new: Mapping[int, int] | Sequence[int]) -> Node:
+        """Return this node among nodes of other numbers: ``new`` by old."""
+
+        def ref(arg: Any) -> Any:
+            if isinstance(arg, Ref):
+                return Ref(new[arg.node])
+            if isinstance(arg, list | tuple):
+                return type(arg)(ref(item) for item in arg)
+            return arg
+
+        call = self.call and replace(
+            self.call, args=ref(self.call.args), kwargs=ref(self.call.kwargs)
+        )
+        return replace(
+            self,
+            index=new[self.index],
+            inputs=tuple(new[i] for i in self.inputs),
+            constants=tuple(new[i] for i in self.constants),
+            call=call,
+            weights=ref(self.weights),
+        )
 
 
 class _Body(nn.Module):
@@ -232,8 +256,9 @@ class LocalGraph:
         result: list[bool] = []
         for node in self.nodes:
             own = input_live if node.kind == "input" else False
-            if node.module is not None:
-                own |= any(p.requires_grad for p in root.get_submodule(node.module).parameters())
+            for name in (node.module, node.norm):
+                if name is not None:
+                    own |= any(p.requires_grad for p in root.get_submodule(name).parameters())
             if node.call is not None and node.call.kind == "attribute":
                 own |= bool(getattr(_attribute(root, node.call.target), "requires_grad", False))
             result.append(own or any(result[i] for i in (*node.inputs, *node.constants)))
@@ -275,26 +300,7 @@ def _reachable(nodes: Sequence[Node], output: int) -> tuple[list[Node], int]:
             keep.add(index)
             todo += [*nodes[index].inputs, *nodes[index].constants]
     new = {old: i for i, old in enumerate(sorted(keep))}
-    return [_renumber(nodes[old], new) for old in sorted(keep)], new[output]
-
-
-def _renumber(node: Node, new: Mapping[int, int]) -> Node:
-    def ref(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            return Ref(new[arg.node])
-        if isinstance(arg, list | tuple):
-            return type(arg)(ref(item) for item in arg)
-        return arg
-
-    call = node.call and replace(node.call, args=ref(node.call.args), kwargs=ref(node.call.kwargs))
-    return replace(
-        node,
-        index=new[node.index],
-        inputs=tuple(new[i] for i in node.inputs),
-        constants=tuple(new[i] for i in node.constants),
-        call=call,
-        weights=ref(node.weights),
-    )
+    return [nodes[old].renumbered(new) for old in sorted(keep)], new[output]
 
 
 def _readers(nodes: Sequence[Node]) -> list[tuple[int, ...]]:

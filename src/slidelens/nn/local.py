@@ -28,7 +28,7 @@ from slidelens.nn.local_cuts import (
     measure,
 )
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, kept
-from slidelens.nn.local_stream import STEM_TILE, finish, read_slide
+from slidelens.nn.local_stream import ALL, STEM_TILE, finish, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.streaming import StreamingTrunk
@@ -49,8 +49,6 @@ _PATCH_PX = 512
 _FINE = 8
 """Up to this stride a head's windows are 9 cells wide, above it 7 (the paper's code)."""
 _INNER = 128
-_ALL_COLUMNS = 1 << 30
-"""Of a tile as wide as any image."""
 
 
 class ModuleShape(NamedTuple):
@@ -315,27 +313,41 @@ class LocalNetwork(nn.Module):
         *,
         wide: bool = False,
     ) -> StreamingTrunk:
-        """Return module ``index`` (None: the stem), streamed; ``tile`` in px of its own input.
+        """Return module ``index`` (None: the stem), streamed.
 
-        ``wide``: where it runs on a GPU, tiles are as wide as the image.
+        ``tile`` is the height of a tile in cells of its own input. ``wide``: where it runs on a
+        GPU, tiles are as wide as the image.
         """
         wide = wide and next(self.parameters()).is_cuda
         key = (index, wide, tile, mean, std)
         if key not in self._trunks:
             module = self.stem if index is None else self._parts[index]
-            size = (tile, _ALL_COLUMNS if wide else tile)
-            trunk = StreamingTrunk(module.eval(), size, scheme="seam", mean=mean, std=std)
+            columns = ALL if wide else tile if index is None else self._width_of(index, tile)
+            trunk = StreamingTrunk(
+                module.eval(), (tile, columns), scheme="seam", mean=mean, std=std
+            )
             self._trunks = {k: v for k, v in self._trunks.items() if k[:2] != key[:2]}
             self._trunks[key] = trunk
         return self._trunks[key]
 
     def tile_of(self, index: int, tile: int) -> int:
-        """Return the side of a tile of module ``index``'s input, in its cells.
+        """Return the height of a tile of module ``index``'s input, in its cells.
 
         ``tile`` is in image px; whole cells of what the module makes, for speed.
         """
         before, own = self._strides[index], self._strides[index + 1]
         return max(tile // own, 1) * own // before
+
+    def _width_of(self, index: int, tile: int) -> int:
+        """Return the width of a tile that is ``tile`` cells high, in cells of the input.
+
+        Deeper modules make fewer values of a pixel than the first: their tiles are as much wider,
+        for the same memory, and for more speed, since all of many weights are read for each tile.
+        """
+        first, here = self.shapes[0], self.shapes[index]
+        more = here.stride**2 * first.channels / (first.stride**2 * here.channels)
+        own = here.stride // self._strides[index]
+        return int(tile * more) // own * own
 
     def tissue(self, relay: Relay, index: int, rows: int, columns: int) -> Tensor | None:
         """Return the numbers of the windows of module ``index``'s map that have tissue, or None.

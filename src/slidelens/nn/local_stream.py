@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from slidelens.nn.tape import Band
     from slidelens.nn.windows import Rect
 
-__all__ = ["STEM_TILE", "Modules", "finish", "fits_whole", "read_slide"]
+__all__ = ["ALL", "STEM_TILE", "Modules", "finish", "fits_whole", "read_slide"]
 
+ALL = 1 << 30
+"""Side of a tile that takes any image in one piece."""
 STEM_TILE = 1024
 """Px of the image that the stem sees at once where the modules see all of it: its output at full
 resolution is four times what it hands on."""
@@ -142,7 +144,8 @@ def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[R
     readings = []
     heads: list[Any] = list(network.heads)
     for index, (part, head) in enumerate(zip(network.parts, heads, strict=True)):
-        features = part(features)
+        # Streamed in one tile, a module has no norms to run.
+        features = (network.trunk(index, ALL) if network.streams else part)(features)
         tissue = network.tissue(relay, index, features.shape[2], features.shape[3])
         readings.append(head.read(head.windows(features), tissue))
         yield (index + 1) / len(network.parts)

@@ -18,6 +18,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from slidelens.errors import StreamingError
 from slidelens.nn.costs import count_costs, image_channels
+from slidelens.nn.fold import folded_tensors
 from slidelens.nn.heap import HeapGuard
 from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -28,7 +29,7 @@ from slidelens.nn.tape import StreamingReport, Tape
 from slidelens.nn.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from slidelens.nn.noise import PositionNoise
 
@@ -214,8 +215,8 @@ class StreamingTrunk(nn.Module):
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the module by name, each of its own shape."""
-        return dict((*self.module.named_parameters(), *self.module.named_buffers()))
+        """Parameters and buffers to run the module with, by name; frozen norms are folded in."""
+        return folded_tensors(self.graph.nodes, self.module)
 
     def source(
         self,
@@ -293,12 +294,16 @@ class StreamingTrunk(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        floats = (t.dtype for t in self.tensors().values() if t.is_floating_point())
+        floats = (t.dtype for t in self._own() if t.is_floating_point())
         return next(floats, torch.get_default_dtype())
 
     @property
     def _device(self) -> torch.device:
-        return next((t.device for t in self.tensors().values()), torch.device("cpu"))
+        return next((t.device for t in self._own()), torch.device("cpu"))
+
+    def _own(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
 
 
 class _Stream(Function):
