@@ -64,3 +64,22 @@ def test_the_report_of_a_real_run_repeats_its_options(slidelens, stale):
     assert again in page
     assert "--model demo-mil --mpp 1 --out RESULTS" in page
     assert "its slides were run with unlike settings" in page
+
+
+def test_lesions_name_the_slides(slidelens, stale):
+    square = [[2, 2], [254, 2], [254, 254], [2, 254], [2, 2]]
+    drawn = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [square]},
+        "properties": {"classification": {"name": "tumor"}},
+    }
+    (stale / "drawn").mkdir()
+    (stale / "drawn" / "doe_jane.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": [drawn]})
+    )
+    command = ("lesions", stale / "r" / "demo-mil", "--labels", stale / "labels.csv")
+    more = ("--annotations", stale / "drawn", "--out", stale / "l")
+    done = slidelens(*command, *more, "--tumour", "tumor")
+    assert done.code == 0, done.err
+    assert "demo-mil: the last run of doe_jane failed" in done.err
+    assert json.loads((stale / "l" / "froc.json").read_text())["last_run_failed"] == ["doe_jane"]

@@ -46,6 +46,11 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append(self.path)
+        if self.server.sends_on:
+            self.send_response(302)
+            self.send_header("Location", self.server.sends_on + self.path)
+            self.end_headers()
+            return
         super().do_GET()
 
 
@@ -54,7 +59,7 @@ def server(tmp_path):
     root = tmp_path / "www"
     root.mkdir()
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-    httpd.asked = []
+    httpd.asked, httpd.sends_on = [], ""
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     httpd.root, httpd.url = root, f"http://127.0.0.1:{httpd.server_address[1]}"
@@ -231,3 +236,13 @@ def test_no_server_is_said_in_one_sentence(server):
     server.server_close()
     with pytest.raises(ModelError, match=r"cannot be fetched .*check the address and the network"):
         fetch_model(f"{server.url}/model")
+
+
+def test_a_server_that_sends_on_to_an_address_without_encryption_is_not_followed(server):
+    server.sends_on = "http://models.example"
+    with pytest.raises(ModelError, match=r"sends on to http://models.example.*https:// only"):
+        fetch_model(f"{server.url}/tiny")
+    server.sends_on = "file:///etc"
+    with pytest.raises(ModelError, match="not allowed"):
+        fetch_model(f"{server.url}/tiny")
+    assert server.asked == ["/tiny/model.json"] * 2

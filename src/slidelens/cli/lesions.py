@@ -58,6 +58,8 @@ def lesions(
         split=split,
         allow_missing=allow_missing,
     )
+    for warning in found["warnings"]:
+        typer.echo(f"note: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from slidelens.engine.manifest import MANIFEST, WEIGHTS, read_manifest
 from slidelens.errors import ModelError
@@ -116,6 +116,15 @@ def _check_address(address: str, what: str, expected: str) -> None:
         )
 
 
+class _Redirects(HTTPRedirectHandler):
+    """Follows a server to another address where that could have been given as well."""
+
+    def redirect_request(self, req: Request, *args: Any) -> Request | None:
+        """Check the address that is to be asked instead, the last argument."""
+        _check_address(args[-1], f"{req.full_url}: the server sends on to {args[-1]}", _EXPECTED)
+        return super().redirect_request(req, *args)
+
+
 def fetch_model(
     text: str, *, refresh: bool = False, check: Callable[[Path], None] | None = None
 ) -> Path:
@@ -204,7 +213,7 @@ def _save(
     try:
         # The scheme was checked: https, or http on this machine.
         request = Request(url, headers={"User-Agent": "slidelens"})  # noqa: S310
-        with urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+        with build_opener(_Redirects).open(request, timeout=_SECONDS) as answer:
             total = int(answer.headers.get("Content-Length") or 0)
             with (staging / name).open("wb") as file:
                 while chunk := answer.read(_CHUNK):

@@ -11,6 +11,7 @@ import numpy as np
 from slidelens.engine.annotations import find_annotations
 from slidelens.engine.froc import RATES, froc, true_lesions
 from slidelens.engine.labels import LabelTable, read_labels
+from slidelens.engine.last_run import named_failed
 from slidelens.engine.scores import join, read_scores
 from slidelens.errors import LabelError, ResultError
 from slidelens.files import staged_folder
@@ -66,7 +67,7 @@ def evaluate_lesions(
 
     Returns
     -------
-    What ``froc.json`` holds.
+    What ``froc.json`` holds; ``warnings`` are for people.
 
     Raises
     ------
@@ -80,6 +81,7 @@ def evaluate_lesions(
     table = read_labels(Path(labels), one.classes, every_class=False)
     joined, left_out = join(scored, table, split=split, allow_missing=allow_missing)
     cases = joined[one.name]
+    failed = sorted(one.last_run_failed.intersection(row.slide_id for row in cases.rows))
     truth = _truth(cases, Path(annotations), tumour)
     maps = {slide: _map_of(cases.scored.folders[slide]) for slide in truth}
     label = one.classes[-1]
@@ -100,6 +102,8 @@ def evaluate_lesions(
         "radius_um": radius_um,
         "split": split,
         "left_out": left_out[one.name]._asdict(),
+        "last_run_failed": failed,
+        "warnings": [named_failed(one.name, failed)] if failed else [],
         "curve": np.stack([curve.rates, curve.sensitivity], 1).tolist(),
     }
     with staged_folder(Path(out)) as staging:

@@ -215,7 +215,10 @@ class StreamingTrunk(nn.Module):
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers to run the module with, by name; frozen norms are folded in."""
+        """Return what the module is run with, by name, each of its own shape.
+
+        Parameters and buffers; convolutions with the frozen norms after them folded in.
+        """
         return folded_tensors(self.graph.nodes, self.module)
 
     def source(
