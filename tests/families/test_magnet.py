@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from slidelens.engine.loader import SlideView
+from slidelens.engine.predict import predict
 from slidelens.errors import ModelError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
@@ -629,3 +630,15 @@ def test_the_finest_resolution_is_that_of_the_smallest_window():
     config = MagNetConfig(patches=(2, 2), least=0.25, look=100, mpp=0.25)
     assert config.finest_mpp(16_000) == 16_000 / 16 / 100
     assert config.finest_mpp(100) == 0.25
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "fp32"), ("bf16", "bf16")])
+def test_bfloat16_only_where_it_is_asked_for(monkeypatch, asked, used):
+    """A rounding may lead the first look elsewhere, and the answer with it."""
+    monkeypatch.setattr("slidelens.engine.device._has_bf16", lambda _: True)
+    image = np.full((256, 256, 3), 200, np.uint8)
+    image[64:192, 64:192] = (150, 60, 130)
+    slide = from_array(image, mpp=0.5)
+    assert predict(slide, model_of(), precision=asked, device="cpu").software["precision"] == used
+    whole = TissueSettings(method="whole")
+    assert predict(slide, "demo-mil", tissue=whole, device="cpu").software["precision"] == "bf16"

@@ -189,6 +189,7 @@ class Prediction:
         self._options = options or {}
         self._overwrite = overwrite
         self._assembly: Assembly | None = None
+        self._bf16 = False
         self._timings = dict.fromkeys(("open", "tissue", "read", "infer"), 0.0)
         self._steps = self._run()
 
@@ -229,7 +230,7 @@ class Prediction:
             else:
                 view, assembly = yield from self._infer(slide, model, clock)
                 yield clock.progress("write", view)
-                self.result = self._write(view, assembly, settings, digest, folder)
+                self.result = self._write(assembly, settings, digest, folder)
         yield clock.progress("done")
 
     def _on_device(self, given: Model[Any] | str | Path) -> Model[Any]:
@@ -278,7 +279,9 @@ class Prediction:
         """Pull the family's events through once."""
         family = family_of(model.family)
         self._assembly = assembly = Assembly(family, model, view)
-        bf16 = uses_bf16(view.device, self._precision)
+        self._bf16 = bf16 = uses_bf16(view.device, self._precision) and (
+            family.auto_bf16 or self._precision == "bf16"
+        )
         model.module.eval()
         spent, trim = 0.0, HeapTrimmer(view.readers * PER_READER)
         events = family.infer(model, view)
@@ -297,15 +300,13 @@ class Prediction:
 
     def _write(
         self,
-        view: SlideView,
         assembly: Assembly,
         settings: RunSettings,
         digest: str,
         folder: Path | None,
     ) -> Result:
         HeapTrimmer.now()  # what the network no longer needs, writing may take
-        bf16 = uses_bf16(view.device, self._precision)
-        used: Precision = "bf16" if bf16 else "fp32"
+        used: Precision = "bf16" if self._bf16 else "fp32"
         result = assembly.finish(settings=settings, digest=digest, precision=used)
         result.timings = self._timings
         if folder is not None:

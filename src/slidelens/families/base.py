@@ -238,6 +238,9 @@ class Family(Generic[ConfigT]):
     trainer
         ``"module:Class"`` of the training steps (see ``slidelens.engine.train``), or ``None`` for a
         family that only runs; named, not imported, so that running a model needs no trainer.
+    auto_bf16
+        Whether precision ``auto`` may be bfloat16 when a model is run. Not where scores choose what
+        is looked at next: there a rounding leads elsewhere.
     """
 
     name: str
@@ -248,3 +251,4 @@ class Family(Generic[ConfigT]):
     infer: Callable[[Model[ConfigT], View], Iterator[Event]]
     maps: Callable[[ConfigT, Sequence[str]], Sequence[MapSpec]]
     trainer: str | None = None
+    auto_bf16: bool = True

@@ -251,4 +251,5 @@ FAMILY = Family(
     infer=infer,
     maps=maps,
     trainer="slidelens.families.magnet_train:MagNetTask",
+    auto_bf16=False,
 )
