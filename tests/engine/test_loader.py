@@ -9,6 +9,7 @@ import torch
 
 from slidelens.engine.loader import SlideView, suited_batch
 from slidelens.errors import MissingMppError, SlideError
+from slidelens.families.training import take
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.grid import GridSpec
@@ -41,6 +42,36 @@ def test_tiles_are_those_of_the_slide_in_the_order_of_the_grid(batch_size, mpp):
             expected = slide.read(Box(*box), mpp)
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
         assert [len(b.boxes) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.73])
+def test_neighbours_are_read_as_one_box_and_no_others(monkeypatch, mpp):
+    with from_array(picture(), mpp=0.5) as slide, SlideView(slide, tissue=WHOLE, threads=2) as view:
+        grid = view.grid(GridSpec(tile=32, mpp=mpp, overlap=5))
+        order = [6, 7, 8, 3, 0, 2, 1, *range(9, len(grid)), 4, 4, 5]
+        original, read = slide.read, []
+        monkeypatch.setattr(
+            slide, "read", lambda box, mpp=None: read.append(box) or original(box, mpp)
+        )
+        (batch,) = view.batches(take(grid, order), 1000)
+        assert len(read) < len(order) / 2
+        assert all(box.h == grid.boxes[0, 3] for box in read)
+        for number, image in zip(order, batch.images, strict=True):
+            expected = original(Box(*grid.boxes[number]), mpp)
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
+def test_large_tiles_are_read_one_by_one(monkeypatch):
+    with (
+        from_array(picture(2100, 4200), mpp=1.0) as slide,
+        SlideView(slide, tissue=WHOLE, batch_size=15) as view,
+    ):
+        grid, read, original = view.grid(GridSpec(1024, 1.0)), [], slide.read
+        monkeypatch.setattr(
+            slide, "read", lambda box, mpp=None: read.append(box) or original(box, mpp)
+        )
+        list(view.batches(grid, 15))
+        assert len(read) == len(grid) == 15
 
 
 def test_batches_are_channels_last_without_a_copy():
@@ -129,7 +160,8 @@ def test_closing_the_iterator_stops_the_readers(monkeypatch):
     assert len(readers()) == before
 
 
-def test_an_error_in_a_reader_names_slide_and_place(monkeypatch):
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_an_error_in_a_reader_names_slide_and_place(monkeypatch, batch_size):
     with (
         from_array(picture(), mpp=1.0, name="broken.svs") as slide,
         SlideView(slide, tissue=WHOLE) as view,
@@ -137,14 +169,14 @@ def test_an_error_in_a_reader_names_slide_and_place(monkeypatch):
         original = slide.read
 
         def fail(box, mpp=None):
-            if box.x == 64 and box.y == 32:
+            if box.x <= 64 < box.right and box.y == 32:
                 raise RuntimeError("JPEG data is cut")
             return original(box, mpp)
 
         grid = view.grid(GridSpec(32, 1.0))
         monkeypatch.setattr(slide, "read", fail)
         with pytest.raises(SlideError, match=r"broken.*tile at x=64, y=32 .*JPEG data is cut"):
-            list(view.batches(grid, 4))
+            list(view.batches(grid, batch_size))
 
 
 def test_tissue_is_found_once(monkeypatch):

@@ -20,6 +20,7 @@ from slidelens.slide.open import open_slide
 from slidelens.testing.phantom import PhantomSpec, draw, truth
 from slidelens.tiling.annotations import fraction, read_annotations
 from slidelens.tiling.grid import GridSpec, make_grid
+from slidelens.tiling.thresholds import _near
 from slidelens.tiling.tissue import TissueMask, TissueSettings, tissue_mask
 
 PINK, PURPLE = (222, 150, 190), (120, 70, 150)
@@ -209,6 +210,16 @@ def test_holes_and_specks_are_judged_by_their_area():
     mask = _at(tissue_mask(slide, fine), slide.size)
     assert not mask[250, 300]
     assert mask[30, 30]
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (1, 40), (3, 5), (1, 1)])
+@pytest.mark.parametrize("radius", [0.4, 1.0, 2.5, 3.0, 7.3, 60.0])
+def test_near_is_a_true_disc(shape: tuple[int, int], radius: float):
+    mask = np.random.default_rng(0).random(shape) < 0.02
+    mask[0, 0] = True
+    expected = ndimage.distance_transform_edt(~mask) <= radius
+    assert np.array_equal(_near(mask, radius), expected)
+    assert not _near(np.zeros(shape, bool), radius).any()
 
 
 def test_closing_bridges_gaps_of_its_width():

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from slidelens.errors import SlideError
 from slidelens.families.base import Batch
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from slidelens.slide.base import Slide
@@ -44,6 +46,8 @@ done with hundreds of tiles in that time."""
 _SOME = 16
 """Tiles that a thread reads in a row, at most: handing them out one by one, and waiting for each,
 takes the interpreter's lock from those that read."""
+_RUN_BYTES = _SOME * 224 * 224 * 3
+"""Neighbours that are read as one box take at most so much, which the cores' caches hold."""
 
 _Found = tuple[Lock, dict[TissueSettings, tuple[TissueMask, float]]]
 _masks: WeakKeyDictionary[Slide, _Found] = WeakKeyDictionary()
@@ -208,7 +212,7 @@ class SlideView:
         pending: deque[_Reading] = deque()
         try:
             for start in range(0, len(grid), size):
-                pending.append(self._begin(grid, grid.boxes[start : start + size]))
+                pending.append(self._begin(grid, slice(start, start + size)))
                 if len(pending) > ahead:
                     yield self._finish(pending)
             while pending:
@@ -217,36 +221,48 @@ class SlideView:
             for reading in pending:
                 reading.cancel()
 
-    def _begin(self, grid: Grid, boxes: NDArray[np.float64]) -> _Reading:
+    def _begin(self, grid: Grid, tiles: slice) -> _Reading:
+        boxes = grid.boxes[tiles]
         shape = (len(boxes), grid.spec.tile, grid.spec.tile, 3)
         # Pinned memory comes from torch's cache, which reuses a block only after its copy is done.
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
         rows = images.numpy()
-        reading = _Reading(boxes, images)
+        reading = _Reading(boxes, grid.index[tiles], images)
         some = min(max(len(boxes) // (2 * self._threads), 1), _SOME)
         for start in range(0, len(boxes), some):
             part = slice(start, start + some)
             reading.parts.append(
-                self._readers.submit(self._read_some, reading, part, grid.spec.mpp, rows[part])
+                self._readers.submit(self._read_some, reading, part, grid.spec, rows[part])
             )
         return reading
 
     def _read_some(
-        self, reading: _Reading, part: slice, mpp: float, rows: NDArray[np.uint8]
+        self, reading: _Reading, part: slice, spec: GridSpec, images: NDArray[np.uint8]
     ) -> None:
-        for box, row in zip(reading.boxes[part].tolist(), rows, strict=True):
+        boxes = reading.boxes[part]
+        for run in _runs(reading.index[part], max(1, _RUN_BYTES // images[0].nbytes)):
             if reading.cancelled:
                 return
-            self._read_tile(Box(*box), mpp, row)
+            self._read_run(boxes[run], spec, images[run])
 
-    def _read_tile(self, box: Box, mpp: float, row: NDArray[np.uint8]) -> None:
+    def _read_run(
+        self, boxes: NDArray[np.float64], spec: GridSpec, images: NDArray[np.uint8]
+    ) -> None:
+        """Read neighbours of one row as one box: a stored tile is copied once, not to each."""
+        (x, y, _, h), (last, _, w, _) = boxes[0].tolist(), boxes[-1].tolist()
         try:
-            row[...] = self.read(box, mpp)
+            pixels = self.read(Box(x, y, last + w - x, h), spec.mpp)
         except Exception as error:  # reason: any backend's error must name slide and place
+            if len(boxes) > 1:  # which of them cannot be read?
+                for n in range(len(boxes)):
+                    self._read_run(boxes[n : n + 1], spec, images[n : n + 1])
+                return
             raise SlideError(
-                f"{self.slide.path}: cannot read the tile at x={box.x:.0f}, y={box.y:.0f} "
-                f"({box.w:.0f} x {box.h:.0f} px, level 0): {error}"
+                f"{self.slide.path}: cannot read the tile at x={x:.0f}, y={y:.0f} "
+                f"({w:.0f} x {h:.0f} px, level 0): {error}"
             ) from error
+        columns = sliding_window_view(pixels, spec.tile, axis=1)[:, :: spec.stride]
+        images[...] = columns.transpose(1, 0, 3, 2)
 
     def _finish(self, pending: deque[_Reading]) -> Batch:
         """Wait for the oldest batch; start the next one's copy, to run beside the model."""
@@ -271,6 +287,7 @@ class _Reading:
     """A batch under way: its memory on the host, and a future for some tiles each."""
 
     boxes: NDArray[np.float64]
+    index: NDArray[np.int64]
     images: torch.Tensor
     parts: list[Future[None]] = field(default_factory=list)
     cancelled: bool = False
@@ -295,6 +312,15 @@ def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= _GPU_FREE:
         return max(asked, _GPU_BYTES // tile_bytes)
     return asked
+
+
+def _runs(index: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Cut tiles, given by column and row, where the next is not the right neighbour."""
+    apart = (np.diff(index, axis=0) != (1, 0)).any(axis=1)
+    starts = [0, *(np.flatnonzero(apart) + 1).tolist(), len(index)]
+    for start, stop in pairwise(starts):
+        for first in range(start, stop, most):
+            yield slice(first, min(first + most, stop))
 
 
 def _batch_bytes(grid: Grid, size: int) -> int:

@@ -189,13 +189,14 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     if len(grid) == 0:
         raise SlideError(no_tiles(config))
     view.total(len(grid))
-    facts = _facts(model) if config.keep_features else {}
+    facts: dict[str, str] = {}
     seen = []
     for batch in view.batches(grid, config.batch_size):
         vectors = network(normalize(batch.images, model.mean, model.std), vectors=True).float()
         values = class_probabilities(network.instances(vectors)).cpu().numpy()
         yield Patch("probability", batch.boxes, values)
         if config.keep_features:
+            facts = facts or _facts(model)  # not before: threads read on meanwhile
             yield Bag(batch.boxes, vectors.half().cpu().numpy(), facts)
         seen.append(network.essence(vectors))
         view.step(len(values))

@@ -67,17 +67,18 @@ def write_map(folder: Path, source: Map) -> None:
     """Write one map as a multiscale image, block by block."""
     import zarr
 
-    group = zarr.create_group(folder, zarr_format=3)
-    finest = _create(group, "0", source.shape, source)
+    finest = _create(folder / "0", source.shape, source)
     cells = source.levels[0]
     largest = _fill(finest, lambda rows, columns: np.asarray(cells[:, rows, columns]), source.kind)
     fine, count = cells, 1  # not what was just written: decoding it again takes time and memory
     while max(fine.shape[1:]) > _COARSEST:
         planes, height, width = fine.shape
-        level = _create(group, str(count), (planes, -(-height // 2), -(-width // 2)), source)
+        halves = (planes, -(-height // 2), -(-width // 2))
+        level = _create(folder / str(count), halves, source)
         _fill(level, partial(_read_halved, fine, source.kind), source.kind)
         fine, count = level, count + 1
-    group.attrs["ome"] = _metadata(source, count, largest)
+    about = {"ome": _metadata(source, count, largest)}
+    zarr.create_group(folder, zarr_format=3, attributes=about)
 
 
 def _fill(
@@ -111,15 +112,17 @@ def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
     return Map(name, kind, lambda: _open(folder, kind, slide_mpp))
 
 
-def _create(group: zarr.Group, path: str, shape: tuple[int, ...], source: Map) -> zarr.Array[Any]:
-    side = [min(_CHUNK, n) for n in shape[1:]]
-    large = max(shape[1:]) > _CHUNK
-    shards = [min(_SHARD, -(-n // s) * s) for n, s in zip(shape[1:], side, strict=True)]
-    return group.create_array(
-        path,
+def _create(place: Path, shape: tuple[int, ...], source: Map) -> zarr.Array[Any]:
+    """Make an array: one chunk a channel if it is small, else shards of chunks."""
+    import zarr
+
+    small = max(shape[1:]) <= _SHARD
+    return zarr.create_array(
+        place,
+        zarr_format=3,
         shape=shape,
-        chunks=(1, *side),
-        shards=(1, *shards) if large else None,
+        chunks=(1, *shape[1:]) if small else (1, _CHUNK, _CHUNK),
+        shards=None if small else (1, _SHARD, _SHARD),
         dtype=source.dtype,
         fill_value=0 if source.kind == "labels" else np.nan,
         dimension_names=("c", "y", "x"),

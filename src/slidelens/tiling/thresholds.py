@@ -98,15 +98,20 @@ def clean(mask: Mask, radius: float, min_cells: float, max_hole_cells: float) ->
 
 
 def _near(mask: Mask, radius: float) -> Mask:
-    """Cells at most ``radius`` cells from the mask (centre to centre), strip by strip."""
-    halo = int(np.ceil(radius))
-    out = np.zeros_like(mask)
-    for rows in _strips(mask):
-        top = max(0, rows.start - halo)
-        part = mask[top : rows.stop + halo]
-        if part.any():
-            near = ndimage.distance_transform_edt(~part) <= radius
-            out[rows] = near[rows.start - top : rows.stop - top]
+    """Cells at most ``radius`` cells from the mask (centre to centre): a disc of shifted copies.
+
+    Row by row of the disc, the widest last: each is the mask widened by half that row's length.
+    """
+    height, width = mask.shape
+    out, wide, widened = np.zeros_like(mask), mask.copy(), 0
+    for dy in range(min(int(radius), height - 1), -1, -1):
+        half = min(int((radius**2 - dy**2) ** 0.5), width - 1)
+        for dx in range(widened + 1, half + 1):
+            wide[:, dx:] |= mask[:, : width - dx]
+            wide[:, : width - dx] |= mask[:, dx:]
+        widened = max(widened, half)
+        out[dy:] |= wide[: height - dy]
+        out[: height - dy] |= wide[dy:]
     return out
 
 
