@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILY", "MilConfig", "backbone_sha256", "grid_spec", "no_tiles"]
 
+_known: dict[str, str] = {}
+"""Checksum of a package's weights to that of its backbone's: summed once, not for every slide."""
+
 _OWN = "; by default what the pooling's paper says"
 
 
@@ -189,14 +192,13 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     if len(grid) == 0:
         raise SlideError(no_tiles(config))
     view.total(len(grid))
-    facts: dict[str, str] = {}
+    facts = _facts(model) if config.keep_features else {}
     seen = []
     for batch in view.batches(grid, config.batch_size):
         vectors = network(normalize(batch.images, model.mean, model.std), vectors=True).float()
         values = class_probabilities(network.instances(vectors)).cpu().numpy()
         yield Patch("probability", batch.boxes, values)
         if config.keep_features:
-            facts = facts or _facts(model)  # not before: threads read on meanwhile
             yield Bag(batch.boxes, vectors.half().cpu().numpy(), facts)
         seen.append(network.essence(vectors))
         view.step(len(values))
@@ -211,10 +213,16 @@ def _facts(model: Model[MilConfig]) -> dict[str, str]:
     config = model.config
     fields = ("tile", "overlap", "mpp", "orientations")
     assert isinstance(model.module, MilNetwork)
+    package = model.card.get("weights_sha256")
+    digest = _known.get(package) if isinstance(package, str) else None
+    if digest is None:
+        digest = backbone_sha256(model.module)
+        if isinstance(package, str):
+            _known[package] = digest
     return {
         **{name: str(getattr(config, name)) for name in fields},
         "backbone": config.backbone,
-        "backbone_sha256": backbone_sha256(model.module),
+        "backbone_sha256": digest,
     }
 
 

@@ -67,9 +67,8 @@ class Tiles:
             header.append(_ATTENTION)
             columns.append(_texts(self.attention))
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(*columns, strict=True))
+        csv.writer(text, lineterminator="\n").writerow(header)
+        text.writelines(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
         write_atomic(path, text.getvalue())
 
     @classmethod
@@ -105,9 +104,9 @@ class Tiles:
 
 def _texts(column: NDArray[Any]) -> list[str]:
     """Shortest texts that read back as the same numbers; whole ones without a point; NaN empty."""
-    return [
-        "" if text == "nan" else text.removesuffix(".0") for text in column.astype(str).tolist()
-    ]
+    double = column.dtype == np.float64  # which Python writes alike, and in half the time
+    texts = map(repr, column.tolist()) if double else column.astype(str).tolist()
+    return ["" if text == "nan" else text.removesuffix(".0") for text in texts]
 
 
 def _numbers(path: Path, rows: Any, columns: list[int], names: list[str]) -> NDArray[np.float64]:
