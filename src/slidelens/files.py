@@ -76,14 +76,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write; it takes the place of ``path`` when the block ends well."""
+    """Give a file to write; it takes the place of ``path`` when the block ends well.
+
+    In a folder that is staged or scratch it is not put on the disk by itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(path, "tmp")
+    alone = _active.isdisjoint(path.parents)
     try:
         with staging.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if alone:
+                os.fsync(file.fileno())
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)

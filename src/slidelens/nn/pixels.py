@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,19 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         and GPU.
     """
     full = 255.0 if images.dtype == torch.uint8 else 1.0
-    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * full
-    scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1) * full
-    images = images.to(torch.float32, memory_format=torch.channels_last)
-    return (images - shift).div_(scale)
+    n, _, height, width = images.shape
+    # Rows of pixels times channels: several times as fast as an axis of three that is broadcast.
+    rows = images.permute(0, 2, 3, 1).reshape(n, height, 3 * width)
+    shift, scale = (_row(tuple(v), full, width, images.device) for v in (mean, std))
+    if images.dtype == torch.float32:
+        rows = rows - shift
+    else:  # the conversion made a copy that nobody else has
+        rows = rows.to(torch.float32).sub_(shift)
+    return rows.div_(scale).view(n, height, width, 3).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=256)
+def _row(values: tuple[float, ...], full: float, width: int, device: torch.device) -> Tensor:
+    """Return a row of pixels of these values; kept, since a GPU waits for what is copied to it."""
+    with torch.inference_mode(False):  # whoever comes next may want a gradient
+        return (torch.tensor(values, device=device) * full).repeat(width)
