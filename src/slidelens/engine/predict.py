@@ -230,6 +230,8 @@ class Prediction:
             else:
                 view, assembly = yield from self._infer(slide, model, clock)
                 yield clock.progress("write", view)
+                if view.device.type == "cpu":
+                    HeapTrimmer.now()  # what the network no longer needs, writing may take
                 self.result = self._write(assembly, settings, digest, folder)
         yield clock.progress("done")
 
@@ -305,7 +307,6 @@ class Prediction:
         digest: str,
         folder: Path | None,
     ) -> Result:
-        HeapTrimmer.now()  # what the network no longer needs, writing may take
         used: Precision = "bf16" if self._bf16 else "fp32"
         result = assembly.finish(settings=settings, digest=digest, precision=used)
         result.timings = self._timings

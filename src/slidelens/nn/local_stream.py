@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slidelens.nn.source import Source
+from slidelens.nn.windows import joined
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -186,9 +187,12 @@ class _Rolling(Source):
     def pixels(self, rect: Rect) -> Tensor:
         """Return a piece; no later one may reach above it."""
         held = next(self._bands).values if self._held is None else self._held
-        held = held[:, :, rect.top - self._top :]
-        while held.shape[2] < rect.height:
-            held = torch.cat([held, next(self._bands).values], 2)
+        parts = [held[:, :, rect.top - self._top :]]
+        rows = parts[0].shape[2]
+        while rows < rect.height:
+            parts.append(next(self._bands).values)
+            rows += parts[-1].shape[2]
+        held = joined(parts, 2)
         self._held, self._top = held, rect.top
         return held[:, :, : rect.height, rect.left : rect.right]
 
@@ -207,7 +211,7 @@ class _Windows:
 
     def feed(self, rows: Tensor) -> None:
         """Take the next rows of the map."""
-        rows = torch.cat([*self._rest, rows], 2)
+        rows = joined([*self._rest, rows], 2)
         whole = rows.shape[2] // self._head.window * self._head.window
         if whole:
             self._made.append(self._head.windows(rows[:, :, :whole]))

@@ -38,10 +38,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     # Rows of pixels times channels: several times as fast as an axis of three that is broadcast.
     rows = images.permute(0, 2, 3, 1).reshape(n, height, 3 * width)
     shift, scale = (_row(tuple(v), full, width, images.device) for v in (mean, std))
-    if images.dtype == torch.float32:
-        rows = rows - shift
-    else:  # the conversion made a copy that nobody else has
-        rows = rows.to(torch.float32).sub_(shift)
+    # What is converted is a copy that nobody else has.
+    rows = rows - shift if images.dtype == torch.float32 else rows.to(torch.float32).sub_(shift)
     return rows.div_(scale).view(n, height, width, 3).permute(0, 3, 1, 2)
 
 

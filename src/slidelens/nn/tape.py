@@ -13,7 +13,7 @@ from slidelens.nn.layout import Frame, frame
 from slidelens.nn.repeats import Repeats
 from slidelens.nn.seam import Seams, Strips
 from slidelens.nn.walk import Walk, frames
-from slidelens.nn.windows import Rect, crop
+from slidelens.nn.windows import Rect, crop, joined
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -151,7 +151,7 @@ class Tape:
             if values is not None:
                 parts.append(values)
             if parts and column + 1 == self.columns.tiles:
-                yield Band(self.rows.first[self.graph.output][row], torch.cat(parts, 3))
+                yield Band(self.rows.first[self.graph.output][row], joined(parts, 3))
                 parts = []
 
     def backward(self, tensors: Tensors, grad: Tensor, into: dict[str, Tensor]) -> Iterator[Band]:

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from slidelens.nn.pooling import max_pool
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from slidelens.nn.receptive import Window
 
-__all__ = ["Rect", "WindowOp", "crop"]
+__all__ = ["Rect", "WindowOp", "crop", "joined"]
 
 
 class Rect(NamedTuple):
@@ -57,6 +59,12 @@ def crop(values: Tensor, have: Rect, want: Rect, dims: tuple[int, int] = (2, 3))
     if have.left != want.left or have.right != want.right:
         values = values.narrow(dims[1], want.left - have.left, want.width)
     return values
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate along an axis those that have any cells; one alone is not copied."""
+    some = [part for part in parts if part.shape[dim]]
+    return some[0] if len(some) == 1 else torch.cat(some or list(parts), dim)
 
 
 class _Fit(NamedTuple):
