@@ -160,3 +160,23 @@ def test_scratch_folders_of_dead_runs_are_cleared_and_ours_stay(tmp_path: Path) 
     remove_scratch(first)
     remove_scratch(second)
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is synced")
+def test_each_file_goes_to_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    original = files.os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        original(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_atomic(tmp_path / "alone.txt", "a")
+    assert [name.split(".tmp")[0] for name in synced] == [".alone.txt"]
+    synced.clear()
+    with staged_folder(tmp_path / "folder") as staging:
+        write_atomic(staging / "sub" / "within.txt", "b")
+        assert synced == []
+    assert synced.count("within.txt") == 1
+    assert (tmp_path / "folder" / "sub" / "within.txt").read_text() == "b"

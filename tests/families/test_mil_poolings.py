@@ -11,6 +11,7 @@ from slidelens.engine.fields import validated
 from slidelens.engine.loader import SlideView
 from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Model, Patch, SlideScore
+from slidelens.families import mil
 from slidelens.families.mil import FAMILY, MilConfig, backbone_sha256, grid_spec
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS
 from slidelens.families.mil_train import MilTask, MilTraining
@@ -111,6 +112,28 @@ def test_inference_draws_what_it_declares(pooling, classes):
         np.concatenate([bag.vectors for bag in bags]), vectors.numpy(), rtol=2e-3, atol=1e-6
     )
     assert bags[0].facts["backbone_sha256"] == backbone_sha256(model.module)
+
+
+def test_a_package_s_backbone_is_summed_once_and_any_other_model_s_each_time(monkeypatch):
+    summed = []
+    monkeypatch.setattr(
+        mil, "backbone_sha256", lambda network: summed.append(network) or backbone_sha256(network)
+    )
+
+    def fact(model):
+        with torch.inference_mode():
+            events = FAMILY.infer(model, _view(0))
+            return next(e for e in events if isinstance(e, Bag)).facts["backbone_sha256"]
+
+    monkeypatch.setattr(mil, "_known", {})
+    model = _model("mean", keep_features=True)
+    for _ in range(2):
+        assert fact(model) == backbone_sha256(model.module)
+    assert len(summed) == 2
+    model.card["weights_sha256"] = "of a package"
+    for _ in range(3):
+        assert fact(model) == backbone_sha256(model.module)
+    assert len(summed) == 3
 
 
 def test_features_need_not_be_kept():

@@ -69,6 +69,31 @@ def test_only_square_tiles_turn():
         TileAugment()(torch.zeros(1, 3, 8, 4, dtype=torch.uint8), [(0,)])
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "channels-first"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
+def test_normalize_is_the_plain_formula_bit_for_bit(kind, last):
+    images = torch.randint(0, 256, (2, 3, 9, 13), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8) if kind == torch.uint8 else images.to(kind) / 255
+    images = images.to(memory_format=torch.channels_last) if last else images
+    before, full = images.clone(), 255.0 if kind == torch.uint8 else 1.0
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * full for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.inference_mode():  # what is kept here must not spoil training after it
+        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    made = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(made, (images.float() - mean) / std)
+    assert torch.equal(images, before)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalize_hands_gradients_on():
+    images = torch.rand(1, 3, 4, 5, requires_grad=True)
+    with torch.inference_mode():
+        normalize(torch.rand(1, 3, 4, 5), IMAGENET_MEAN, IMAGENET_STD)
+    normalize(images, IMAGENET_MEAN, IMAGENET_STD).sum().backward()
+    expected = 1 / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    torch.testing.assert_close(images.grad, expected.expand(1, 3, 4, 5))
+
+
 def test_normalize_takes_bytes_and_fractions_alike(tiles):
     as_bytes = normalize(tiles, IMAGENET_MEAN, IMAGENET_STD)
     as_floats = normalize(tiles.float() / 255, IMAGENET_MEAN, IMAGENET_STD)

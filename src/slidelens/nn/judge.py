@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slidelens.nn.precision import without_autocast
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -144,7 +146,7 @@ class Judge(nn.Module):
         """
         vectors = self.features(images.flatten(0, 1)).view(*images.shape[:2], -1)
         vectors = self.standard(vectors)
-        with torch.autocast(images.device.type, enabled=False):  # little work, and it adds up
+        with without_autocast(images.device):  # little work, and it adds up
             states, _ = self.memory(vectors)
             verdict, alone = self.verdict(states), self.single(vectors)
             return (verdict + most_suspicious(alone) if self.evidence else verdict), alone

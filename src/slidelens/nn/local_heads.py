@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slidelens.nn.pieces import cut_patches, each_window, window_means
+from slidelens.nn.precision import without_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,13 +134,13 @@ class AttentionHead(nn.Module):
         In float32 or better, also under autocast: windows are few, so that it costs next to
         nothing, and a softmax over very many has no digits to spare.
         """
-        with torch.autocast(windows.device.type, enabled=False):
+        with without_autocast(windows.device):
             cells = self._cells(windows.to(_precise(windows)))
             return self._logits(cells, self._attention(cells))
 
     def read(self, windows: Tensor, tissue: Tensor | None = None) -> Reading:
         """Return all there is to see, of the ``(N, C, h, w)`` that :meth:`windows` gave."""
-        with torch.autocast(windows.device.type, enabled=False):
+        with without_autocast(windows.device):
             cells = self._cells(kept(windows, tissue).to(_precise(windows)))
             attention, instances = self._attention(cells), self.classify(cells)
             logits = self._logits(cells, attention)

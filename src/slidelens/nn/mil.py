@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slidelens.nn.precision import without_autocast
+
 if TYPE_CHECKING:
     from slidelens.nn.backbones import Encoder
 
@@ -114,7 +116,7 @@ class MilNetwork(nn.Module, ABC):
           autocast, with a loss if there is a ``label``.
         """
         if bag is not None:
-            with torch.autocast(bag.device.type, enabled=False):
+            with without_autocast(bag.device):
                 return self._pool(bag.float(), label, smoothing)
         assert images is not None
         found = self._encode(images)
@@ -129,7 +131,7 @@ class MilNetwork(nn.Module, ABC):
 
     def instances(self, vectors: Tensor) -> Tensor:
         """Return ``(N, K)`` float32, also under autocast: the logits of each tile alone."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with without_autocast(vectors.device):
             return self._instances(vectors.float())
 
     def essence(self, vectors: Tensor) -> Tensor:
