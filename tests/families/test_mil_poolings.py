@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from slidelens.engine.fields import validated
 from slidelens.engine.loader import SlideView
 from slidelens.errors import ModelError
-from slidelens.families.base import Bag, Model, Patch, SlideScore
 from slidelens.families import mil
+from slidelens.families.base import Bag, Model, Patch, SlideScore
 from slidelens.families.mil import FAMILY, MilConfig, backbone_sha256, grid_spec
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS
 from slidelens.families.mil_train import MilTask, MilTraining
