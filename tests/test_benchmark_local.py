@@ -1,4 +1,4 @@
-"""The count of kept tensors runs on any release of PyTorch: on tensors without data, in a moment."""
+"""The count of kept tensors runs on any release of PyTorch: on tensors without data, in no time."""
 
 from __future__ import annotations
 
