@@ -207,7 +207,7 @@ def recorded() -> dict[str, list[dict[str, Any]]]:
     if RECORD.exists():
         with RECORD.open(newline="") as file:
             for line in csv.DictReader(file):
-                run = {k: v if k in WORDS else float(v) for k, v in line.items() if v}
+                run = {k: v if k in WORDS else json.loads(v) for k, v in line.items() if v}
                 rows.setdefault(str(run.pop("row")), []).append(run)
     return rows
 

@@ -82,7 +82,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(path, "tmp")
-    alone = _active.isdisjoint(path.parents)
+    alone = os.name == "nt" or _active.isdisjoint(path.parents)  # Windows syncs no folder
     try:
         with staging.open("xb") as file:
             yield file

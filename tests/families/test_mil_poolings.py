@@ -125,7 +125,6 @@ def test_a_package_s_backbone_is_summed_once_and_any_other_model_s_each_time(mon
             events = FAMILY.infer(model, _view(0))
             return next(e for e in events if isinstance(e, Bag)).facts["backbone_sha256"]
 
-    monkeypatch.setattr(mil, "_known", {})
     model = _model("mean", keep_features=True)
     for _ in range(2):
         assert fact(model) == backbone_sha256(model.module)

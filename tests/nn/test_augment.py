@@ -85,6 +85,13 @@ def test_normalize_is_the_plain_formula_bit_for_bit(kind, last):
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_normalize_takes_any_number_of_channels(channels):
+    images = torch.randint(0, 256, (2, channels, 5, 7), dtype=torch.uint8)
+    made = normalize(images, (0.5,) * channels, (0.25,) * channels)
+    assert torch.equal(made, (images.float() - 127.5) / 63.75)
+
+
 def test_normalize_hands_gradients_on():
     images = torch.rand(1, 3, 4, 5, requires_grad=True)
     with torch.inference_mode():

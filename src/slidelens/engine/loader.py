@@ -6,6 +6,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isclose
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
@@ -47,7 +48,10 @@ _SOME = 16
 """Tiles that a thread reads in a row, at most: handing them out one by one, and waiting for each,
 takes the interpreter's lock from those that read."""
 _RUN_BYTES = _SOME * 224 * 224 * 3
-"""Neighbours that are read as one box take at most so much, which the cores' caches hold."""
+"""Neighbours that are read as one box take at most so much."""
+
+_WHERE = 1e-4
+"""Level-0 px: closer places are one, but for the rounding of floats."""
 
 _Found = tuple[Lock, dict[TissueSettings, tuple[TissueMask, float]]]
 _masks: WeakKeyDictionary[Slide, _Found] = WeakKeyDictionary()
@@ -227,7 +231,7 @@ class SlideView:
         # Pinned memory comes from torch's cache, which reuses a block only after its copy is done.
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
         rows = images.numpy()
-        reading = _Reading(boxes, grid.index[tiles], images)
+        reading = _Reading(boxes, images)
         some = min(max(len(boxes) // (2 * self._threads), 1), _SOME)
         for start in range(0, len(boxes), some):
             part = slice(start, start + some)
@@ -240,7 +244,7 @@ class SlideView:
         self, reading: _Reading, part: slice, spec: GridSpec, images: NDArray[np.uint8]
     ) -> None:
         boxes = reading.boxes[part]
-        for run in _runs(reading.index[part], max(1, _RUN_BYTES // images[0].nbytes)):
+        for run in _runs(boxes, spec, self._neighbours(spec, images[0].nbytes)):
             if reading.cancelled:
                 return
             self._read_run(boxes[run], spec, images[run])
@@ -252,6 +256,8 @@ class SlideView:
         (x, y, _, h), (last, _, w, _) = boxes[0].tolist(), boxes[-1].tolist()
         try:
             pixels = self.read(Box(x, y, last + w - x, h), spec.mpp)
+            columns = sliding_window_view(pixels, spec.tile, axis=1)[:, :: spec.stride]
+            images[...] = columns.transpose(1, 0, 3, 2)
         except Exception as error:  # reason: any backend's error must name slide and place
             if len(boxes) > 1:  # which of them cannot be read?
                 for n in range(len(boxes)):
@@ -261,8 +267,14 @@ class SlideView:
                 f"{self.slide.path}: cannot read the tile at x={x:.0f}, y={y:.0f} "
                 f"({w:.0f} x {h:.0f} px, level 0): {error}"
             ) from error
-        columns = sliding_window_view(pixels, spec.tile, axis=1)[:, :: spec.stride]
-        images[...] = columns.transpose(1, 0, 3, 2)
+
+    def _neighbours(self, spec: GridSpec, tile_bytes: int) -> int:
+        """Return how many tiles are read as one box: of stored pixels alone.
+
+        Where pixels are resampled or normalised, what comes in between is many times as large.
+        """
+        stored = any(isclose(lv.downsample * self.mpp.x, spec.mpp) for lv in self.slide.levels)
+        return max(1, _RUN_BYTES // tile_bytes) if stored and self.normalizer is None else 1
 
     def _finish(self, pending: deque[_Reading]) -> Batch:
         """Wait for the oldest batch; start the next one's copy, to run beside the model."""
@@ -287,7 +299,6 @@ class _Reading:
     """A batch under way: its memory on the host, and a future for some tiles each."""
 
     boxes: NDArray[np.float64]
-    index: NDArray[np.int64]
     images: torch.Tensor
     parts: list[Future[None]] = field(default_factory=list)
     cancelled: bool = False
@@ -314,10 +325,12 @@ def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
     return asked
 
 
-def _runs(index: NDArray[np.int64], most: int) -> Iterator[slice]:
-    """Cut tiles, given by column and row, where the next is not the right neighbour."""
-    apart = (np.diff(index, axis=0) != (1, 0)).any(axis=1)
-    starts = [0, *(np.flatnonzero(apart) + 1).tolist(), len(index)]
+def _runs(boxes: NDArray[np.float64], spec: GridSpec, most: int) -> Iterator[slice]:
+    """Cut tiles, ``(N, 4)`` boxes, where the next is not the right neighbour."""
+    steps = np.diff(boxes, axis=0)
+    steps[:, 0] -= boxes[:-1, 2] * spec.stride / spec.tile
+    apart = (np.abs(steps) > _WHERE).any(axis=1)
+    starts = [0, *(np.flatnonzero(apart) + 1).tolist(), len(boxes)]
     for start, stop in pairwise(starts):
         for first in range(start, stop, most):
             yield slice(first, min(first + most, stop))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field, model_validator
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILY", "MilConfig", "backbone_sha256", "grid_spec", "no_tiles"]
 
-_known: dict[str, str] = {}
-"""Checksum of a package's weights to that of its backbone's: summed once, not for every slide."""
+_known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Checksums of the backbones of loaded packages: summed once, not for every slide."""
 
 _OWN = "; by default what the pooling's paper says"
 
@@ -213,12 +214,12 @@ def _facts(model: Model[MilConfig]) -> dict[str, str]:
     config = model.config
     fields = ("tile", "overlap", "mpp", "orientations")
     assert isinstance(model.module, MilNetwork)
-    package = model.card.get("weights_sha256")
-    digest = _known.get(package) if isinstance(package, str) else None
+    packed = "weights_sha256" in model.card
+    digest = _known.get(model.module) if packed else None
     if digest is None:
         digest = backbone_sha256(model.module)
-        if isinstance(package, str):
-            _known[package] = digest
+        if packed:
+            _known[model.module] = digest
     return {
         **{name: str(getattr(config, name)) for name in fields},
         "backbone": config.backbone,
