@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from slidelens.errors import ResultError
-from slidelens.review import store as module
+from slidelens.review import database as module
 from slidelens.review.store import CaseKey, Decision, ReviewStore
 from slidelens.review.taxonomy import TAXONOMY, save_taxonomy
 

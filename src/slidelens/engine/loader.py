@@ -49,7 +49,6 @@ _SOME = 16
 takes the interpreter's lock from those that read."""
 _RUN_BYTES = _SOME * 224 * 224 * 3
 """Neighbours that are read as one box take at most so much."""
-
 _WHERE = 1e-4
 """Level-0 px: closer places are one, but for the rounding of floats."""
 
@@ -273,7 +272,10 @@ class SlideView:
 
         Where pixels are resampled or normalised, what comes in between is many times as large.
         """
-        stored = any(isclose(lv.downsample * self.mpp.x, spec.mpp) for lv in self.slide.levels)
+        stored = any(
+            all(isclose(level.downsample * own, spec.mpp) for own in self.mpp)
+            for level in self.slide.levels
+        )
         return max(1, _RUN_BYTES // tile_bytes) if stored and self.normalizer is None else 1
 
     def _finish(self, pending: deque[_Reading]) -> Batch:
