@@ -185,6 +185,8 @@ class LocalGraph:
         self.nodes, self.output = _reachable(nodes, output)
         self.readers: list[tuple[int, ...]] = _readers(self.nodes)
         self.nodes = [self._overwriting(node) for node in self.nodes]
+        self.rectified = {node.inputs[0]: node.index for node in self.nodes if node.overwrites}
+        """By node that only an overwriting ReLU reads: that ReLU."""
         self.last_use = [max(readers, default=i) for i, readers in enumerate(self.readers)]
         self.last_use[self.output] = len(self.nodes)
         self.fields = (self._fields(0), self._fields(1))

@@ -45,7 +45,8 @@ def seam_layout(graph: LocalGraph, axis: int, n: int, tile: int) -> AxisLayout:
     """Lay out seams: every cell of every layer is computed once.
 
     Tile ``t`` computes all that the image up to ``edge[t + 1]`` allows. A seam holds what later
-    outputs still need of what is done, kept once per tensor, before norm and activation.
+    outputs still need of what is done, kept once per tensor, before norm and activation (behind a
+    ReLU, where that has been applied on the way).
     """
     sizes = graph.sizes(axis, n)
     edges = [*range(0, n, tile), n]

@@ -182,19 +182,23 @@ class _Rolling(Source):
         self.noise = self.mask = None
         self._bands = iter(rows)
         self._top = 0
-        self._held: Tensor | None = None
+        self._held: list[Tensor] = []
 
     def pixels(self, rect: Rect) -> Tensor:
         """Return a piece; no later one may reach above it."""
-        held = next(self._bands).values if self._held is None else self._held
-        parts = [held[:, :, rect.top - self._top :]]
-        rows = parts[0].shape[2]
-        while rows < rect.height:
-            parts.append(next(self._bands).values)
-            rows += parts[-1].shape[2]
-        held = joined(parts, 2)
-        self._held, self._top = held, rect.top
-        return held[:, :, : rect.height, rect.left : rect.right]
+        held = self._held
+        while not held or self._top + sum(part.shape[2] for part in held) < rect.bottom:
+            held.append(next(self._bands).values)
+        while len(held) > 1 and self._top + held[0].shape[2] <= rect.top:
+            self._top += held.pop(0).shape[2]
+        # What lies in one band is not copied, what lies in two is, and nothing of the rest.
+        columns = slice(rect.left, rect.right)
+        parts, top = [], self._top
+        for part in held:
+            rows = slice(max(0, rect.top - top), max(0, rect.bottom - top))
+            parts.append(part[:, :, rows, columns])
+            top += part.shape[2]
+        return joined(parts, 2)
 
     def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:  # noqa: ARG002  # reason: as it is
         """Return a piece as the network takes it, which it is."""

@@ -68,9 +68,13 @@ class Seams:
         )
 
     def assemble(
-        self, node: Node, at: tuple[int, int], frame: Frame, new: Tensor | None, have: Rect
-    ) -> Tensor | None:
-        """Put strips and new values (which cover ``have``) together, or None where all is empty."""
+        self, node: Node, at: tuple[int, int], frame: Frame, new: Tensor | None, have: Rect,
+        *, rectify: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        """Put strips and new values (which cover ``have``) together, or None where all is empty.
+
+        ``rectify`` applies the ReLU that comes next on the way, which saves a pass over the values.
+        """
         if not frame.whole.area:
             return None
         row, column = at
@@ -86,7 +90,11 @@ class Seams:
         whole = _empty_like(like, frame.whole, dims)
         for values, covers, part in parts:
             assert values is not None
-            crop(whole, frame.whole, part, dims).copy_(crop(values, covers, part, dims))
+            target, values = crop(whole, frame.whole, part, dims), crop(values, covers, part, dims)
+            if rectify:
+                torch.clamp_min(values, 0, out=target)
+            else:
+                target.copy_(values)
         return whole
 
     def keep(self, node: Node, at: tuple[int, int], frame: Frame, whole: Tensor | None) -> None:

@@ -48,6 +48,7 @@ class Walk:
         self.at, self.anchor, self.live, self.keep = at, anchor, live or [], keep
         self.frames = frames(graph, rows, columns, at)
         self.tokens: list[Tensor] = []
+        self._rectified: set[int] = set()
 
     def run(self, root: nn.Module, image: Tensor) -> Tensor | None:
         """Compute the tile's part of the output; None where it has none.
@@ -93,7 +94,7 @@ class Walk:
         if node.overwrites and self.frames[source].whole == whole:
             value = values[source]
             assert value is not None
-            return torch.relu_(value)
+            return value if node.index in self._rectified else torch.relu_(value)
         result: Tensor = node.call.run(root, self._inputs(node, values, whole))
         return result
 
@@ -109,7 +110,12 @@ class Walk:
             if token is not None:
                 self.tokens.append(token)
         else:
-            value = self.seams.assemble(node, self.at, rects, new, have)
+            # Strips that went through a ReLU before they were kept are the same behind it.
+            relu = self.graph.rectified.get(node.index)
+            rectify = relu is not None and self.frames[relu].whole == rects.whole
+            value = self.seams.assemble(node, self.at, rects, new, have, rectify=rectify)
+            if relu is not None and rectify:
+                self._rectified.add(relu)
         if self.keep:
             self.seams.keep(node, self.at, rects, None if value is None else value.detach())
         return value
