@@ -38,6 +38,9 @@ class MeanColour(torch.nn.Module):
         self.seen.append(images.detach().clone())
         return images.mean((2, 3))[:, : self.outputs] * self.scale
 
+    def features(self, images):
+        return self(images)
+
     def instances(self, vectors):
         return vectors
 

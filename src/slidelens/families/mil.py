@@ -34,9 +34,11 @@ from slidelens.families.mil_heads import (
     attention_channels,
     build_network,
 )
+from slidelens.nn.backbones import Features
 from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
-from slidelens.nn.mil import MilNetwork, class_probabilities
+from slidelens.nn.mil import MilNetwork, class_probabilities, encoded
 from slidelens.nn.pixels import normalize
+from slidelens.nn.precision import cast_once
 from slidelens.tiling.grid import GridSpec
 
 if TYPE_CHECKING:
@@ -195,8 +197,12 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     view.total(len(grid))
     facts = _facts(model) if config.keep_features else {}
     seen = []
+    features = network.features
+    if isinstance(features, Features):  # a plugin's may cast as it likes
+        features = cast_once(features)
     for batch in view.batches(grid, config.batch_size):
-        vectors = network(normalize(batch.images, model.mean, model.std), vectors=True).float()
+        images = normalize(batch.images, model.mean, model.std)
+        vectors = encoded(features, images, config.orientations).float()
         values = class_probabilities(network.instances(vectors)).cpu().numpy()
         yield Patch("probability", batch.boxes, values)
         if config.keep_features:

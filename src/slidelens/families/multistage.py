@@ -28,6 +28,7 @@ from slidelens.geometry import Box
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.multistage import Method, MultiStage, arrange
 from slidelens.nn.pixels import normalize
+from slidelens.nn.precision import cast_once
 from slidelens.tiling.grid import GridSpec
 from slidelens.tiling.lumps import find_lumps, split_windows
 
@@ -217,7 +218,7 @@ def maps(config: MultistageConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
 
 def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch.Tensor:
     """Return the logit of each patch of a grid, of whatever method."""
-    config, network = model.config, model.module
+    config, network = model.config, cast_once(model.module)
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return normalize(images.to(model.device), model.mean, model.std)

@@ -32,6 +32,7 @@ __all__ = [
     "TileClassifier",
     "bag_loss",
     "class_probabilities",
+    "encoded",
     "oriented",
     "outputs",
     "slide_loss",
@@ -119,15 +120,9 @@ class MilNetwork(nn.Module, ABC):
             with without_autocast(bag.device):
                 return self._pool(bag.float(), label, smoothing)
         assert images is not None
-        found = self._encode(images)
-        return found if vectors else self.instances(found)
-
-    def _encode(self, images: Tensor) -> Tensor:
         assert self.features is not None
-        total: Tensor = self.features(images)
-        for number in range(1, self.orientations):
-            total = total + self.features(oriented(images, number))
-        return total / self.orientations
+        found = encoded(self.features, images, self.orientations)
+        return found if vectors else self.instances(found)
 
     def instances(self, vectors: Tensor) -> Tensor:
         """Return ``(N, K)`` float32, also under autocast: the logits of each tile alone."""
@@ -223,6 +218,14 @@ class BagClassifier(MilNetwork):
     def _pool(self, vectors: Tensor, label: Tensor | None, smoothing: float) -> BagOutput:
         output: BagOutput = self.head(vectors, label, smoothing)
         return output
+
+
+def encoded(features: nn.Module, images: Tensor, orientations: int) -> Tensor:
+    """Return the vectors ``(N, D)`` of tiles, the means over so many of their orientations."""
+    total: Tensor = features(images)
+    for number in range(1, orientations):
+        total = total + features(oriented(images, number))
+    return total / orientations
 
 
 def oriented(images: Tensor, number: int) -> Tensor:

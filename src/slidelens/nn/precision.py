@@ -1,16 +1,21 @@
-"""Where a network computes in the precision of its input, whatever goes on around it."""
+"""Precision: where autocast does not belong, and what it need not do at every step."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["without_autocast"]
+__all__ = ["cast_once", "without_autocast"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_PRODUCTS = (nn.Conv2d, nn.Linear)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -18,3 +23,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def cast_once(module: ModuleT) -> ModuleT:
+    """Return a network whose weights are in the type that autocast multiplies in on its device.
+
+    Autocast casts the weights of every convolution and linear layer each time the network runs: on
+    a small network a third of what a GPU is told to do. The copy gives the same values. The network
+    itself is returned where autocast is off.
+    """
+    first = next(module.parameters(), None)
+    kind = "cpu" if first is None else first.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return module
+    dtype = torch.get_autocast_dtype(kind)
+    copy = deepcopy(module)
+    for layer in copy.modules():
+        if isinstance(layer, _PRODUCTS):
+            layer.to(dtype)
+    return copy

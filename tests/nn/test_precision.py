@@ -1,0 +1,55 @@
+"""Weights that are cast once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slidelens.nn.backbones import build_features
+from slidelens.nn.precision import cast_once
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast to bfloat16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.count += kwargs.get("dtype") is torch.bfloat16 and "_to_copy" in str(func)
+        return func(*args, **kwargs)
+
+
+NETWORKS = ["squeezenet1_1", "resnet18", "mobilenet_v3_small", "convnext_tiny"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_gives_the_values_of_autocast(name):
+    torch.manual_seed(0)
+    features = build_features(name).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        quick = cast_once(features)
+        assert torch.equal(quick(images), features(images))
+    assert quick is not features
+    assert all(p.dtype == torch.float32 for p in features.parameters())
+
+
+def test_no_weight_is_cast_at_a_step():
+    features = build_features("squeezenet1_1").eval()
+    images = torch.randn(1, 3, 64, 64)
+    layers = sum(isinstance(layer, torch.nn.Conv2d) for layer in features.modules())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with Casts() as plain:
+            features(images)
+        quick = cast_once(features)
+        with Casts() as once:
+            quick(images)
+    assert plain.count == 2 * layers + 1  # weights, biases, the images
+    assert once.count == 1
+
+
+def test_without_autocast_it_is_the_network_itself():
+    features = build_features("squeezenet1_1")
+    assert cast_once(features) is features
