@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from slidelens.testing.phantom import write_cohort
 from train_cohort import STAGES, TILE, make_cohort
 
 ONE = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001, "trains": "head"}]'
@@ -133,3 +134,22 @@ def _record(out: Path) -> dict[str, Any]:
 def _small_files() -> None:
     """Let no file grow past the limit, as on a disk that is full: the system refuses to write."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+@pytest.mark.parametrize(("command", "said"), [("train", "--resume"), ("predict", "goes on")])
+def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
+    slides = tmp_path / "cohort"
+    write_cohort(slides, 4, size=(1024, 1024))
+    call = {
+        "train": f"train mil --slides {slides}/slides --labels {slides}/labels.csv --weights none "
+        f"--backbone squeezenet1_1 --out {tmp_path}/m",
+        "predict": f"predict {slides}/slides --model demo-mil --out {tmp_path}/r",
+    }[command]
+    program = [sys.executable, "-c", "from slidelens.cli import main; main()", *call.split()]
+    run = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    run.stderr.readline()  # the first word of progress
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert said in told.splitlines()[-1]

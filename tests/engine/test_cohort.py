@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from tiny_family import make_model
 
 import slidelens as sl
 from slidelens.engine import cohort
-from slidelens.engine.cohort import Outcome, predict_cohort
+from slidelens.engine.cohort import predict_cohort
+from slidelens.engine.last_run import failed_slides
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Progress
-from slidelens.errors import ModelError, SlideError
+from slidelens.engine.prediction_table import Outcome, PredictionTable
+from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.tiling.tissue import TissueSettings
 
 WHOLE = TissueSettings(method="whole")
@@ -185,7 +188,8 @@ def test_cancelling_keeps_what_is_done_and_closes_all(tiny, tmp_path, monkeypatc
     events.close()
     assert threading.active_count() == threads
     assert list(table(out)) == ["s0"]
-    assert sorted(p.name for p in (out / "tiny-model").iterdir()) == ["predictions.csv", "s0"]
+    left = {path.name for path in (out / "tiny-model").iterdir()}
+    assert left == {".predictions.lock", "predictions.csv", "s0"}
     assert len(opened) == 3
     for slide in opened:
         with pytest.raises(SlideError, match="closed"):
@@ -219,3 +223,50 @@ def test_steps_of_a_cohort_show_the_map_so_far(tiny, tmp_path):
     assert len(filled) > 2
     assert filled == sorted(filled)
     assert filled[0] < filled[-1]
+
+
+def test_runs_side_by_side_keep_each_others_rows(tmp_path):
+    one, other = (PredictionTable(tmp_path / "m", ("a", "b")) for _ in range(2))
+    one.record(Outcome("m", "s1", "failed", "broken", {}, 1.0))
+    other.record(Outcome("m", "s2", "done", "", {"a": 0.25, "b": 0.75}, 1.0))
+    one.record(Outcome("m", "s3", "done", "", {"a": 0.5, "b": 0.5}, 1.0))
+    assert list(table(tmp_path, "m")) == ["s1", "s2", "s3"]
+    assert failed_slides(tmp_path / "m") == {"s1"}
+
+
+def test_a_good_run_alone_takes_a_failure_off_the_table(tiny, tmp_path):
+    path, out = tmp_path / "s.tif", tmp_path / "out"
+    path.write_text("no slide")
+    other = write_slide(tmp_path, "other.tif")
+    run([path, other], [tiny], out)
+    assert failed_slides(out / "tiny-model") == {"s"}
+    write_slide(tmp_path, "s.tif")
+    result = sl.predict(path, tiny, out=out, mpp=1.0, tissue=WHOLE)
+    assert failed_slides(out / "tiny-model") == frozenset()
+    row = table(out)["s"]
+    assert float(row["prob_tumour"]) == pytest.approx(result.probabilities["tumour"], abs=1e-7)
+    assert set(table(out)) == {"s", "other"}
+
+
+def test_a_folder_stands_for_its_slides_and_a_faulty_table_for_no_slide(tiny, tmp_path):
+    slides = [write_slide(tmp_path / "slides", f"s{i}.tif", i) for i in range(2)]
+    (tmp_path / "slides" / "labels.csv").write_text("slide_id,label\n")
+    out = tmp_path / "out"
+    assert [o.slide_id for o in run([tmp_path / "slides"], [tiny], out)] == ["s0", "s1"]
+    bad = tmp_path / "mpp.csv"
+    bad.write_text("name,mpp\ns0,1\n")
+    with pytest.raises(SlideError, match="columns `slide,mpp`"):
+        run(slides, [tiny], out, mpp=bad)
+    assert {row["status"] for row in table(out).values()} == {"done"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabelError, match="no slide in this folder"):
+        run([tmp_path / "empty"], [tiny], out)
+
+
+def test_a_result_that_lost_a_map_is_made_again(tiny, tmp_path):
+    path, out = write_slide(tmp_path, "s.tif"), tmp_path / "out"
+    run([path], [tiny], out)
+    maps = next((out / "tiny-model" / "s").rglob("*/zarr.json"))
+    shutil.rmtree(maps.parent.parent)
+    assert [o.status for o in run([path], [tiny], out)] == ["done"]
+    assert [o.status for o in run([path], [tiny], out)] == ["skipped"]

@@ -412,6 +412,95 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     assert wider["tiles"]["n_positive"] == 1
 
 
+def draw(folder, **labels_of_slides):
+    """Annotate the first of a slide's tiles, by the labels that are given for each slide."""
+    folder.mkdir(exist_ok=True)
+    for slide_id, label in labels_of_slides.items():
+        features = [square(0, 0, 100, label)]
+        content = {"type": "FeatureCollection", "features": features}
+        (folder / f"{slide_id}.geojson").write_text(json.dumps(content))
+
+
+def test_annotations_of_another_name_are_no_negative_tiles(cohort):
+    """Slide e is annotated in other words: its tumour must not count as a false positive."""
+    draw(cohort / "annotations", d="tumor", e="Carcinoma")
+    for slide_id in "ade":
+        write_tiles(cohort / "results" / "good" / slide_id, [0.9, 0.1])
+    found = run(cohort, annotations=cohort / "annotations").metrics
+    tiles = found["models"]["good"]["tiles"]
+    assert (tiles["slides"], tiles["n"], tiles["n_positive"]) == (2, 4, 1)
+    assert "e" in tiles["left_out"]["no annotations"]
+    assert tiles["ignored_labels"] == ["Carcinoma"]
+    assert any("labelled Carcinoma are of no class" in text for text in found["warnings"])
+
+
+def test_the_figures_of_tiles_are_told(cohort):
+    draw(cohort / "annotations", d="tumor")
+    write_tiles(cohort / "results" / "good" / "d", [0.9, 0.1])
+    found = run(cohort, annotations=cohort / "annotations")
+    assert "- good, tiles: AUC 1.000" in found.table
+    assert "(1 of 2 annotated)" in found.table
+    assert "- weak, tiles: AUC is undefined, because no slide with tiles" in found.table
+
+
+def test_what_is_drawn_as_the_negative_class_is_not_positive(cohort):
+    draw(cohort / "annotations", d="Metastasis", e="normal")
+    for slide_id in "ade":
+        write_tiles(cohort / "results" / "good" / slide_id, [0.9, 0.1])
+    tiles = run(cohort, annotations=cohort / "annotations").metrics["models"]["good"]["tiles"]
+    assert tiles["annotations"] == "all of the positive class"
+    assert (tiles["n"], tiles["n_positive"]) == (4, 1)
+    assert "e" in tiles["left_out"]["no annotations"]
+
+
+def test_of_a_tile_at_the_border_the_part_in_the_slide_counts(cohort):
+    draw(cohort / "annotations", d="tumor")
+    folder = cohort / "results" / "good" / "d"
+    content = json.loads((folder / "result.json").read_text())
+    content["slide"] |= {"width": 150, "height": 50}
+    (folder / "result.json").write_text(json.dumps(content))
+    write_tiles(folder, [0.9, 0.1])
+    features = [square(0, 0, 50, "tumor"), square(50, 0, 50, "tumor")]  # all of tile 0 in the slide
+    (cohort / "annotations" / "d.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": features})
+    )
+    given = {"annotations": cohort / "annotations", "tile_overlap": 0.9}
+    assert run(cohort, **given).metrics["models"]["good"]["tiles"]["n_positive"] == 1
+
+
+def test_a_table_names_slides_with_any_extension_and_points(cohort):
+    rows = [(f"{name}.ome.tif", truth) for name, truth in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows)
+    assert run(cohort).metrics["models"]["good"]["n"] == 6
+    write_labels(cohort / "labels.csv", [*list(TRUTH.items())[1:], ("a.7", 0)])
+    with pytest.raises(LabelError, match=r"labelled, no result: a\.7"):
+        run(cohort)
+
+
+def test_many_classes_and_few_patients_have_no_interval(tmp_path):
+    names = [f"c{i}" for i in range(10)]
+    rows, rng = [], np.random.default_rng(0)
+    for number, label in enumerate(names * 2):
+        p = rng.dirichlet(np.ones(10))
+        write_result(tmp_path / "results", "m", f"s{number}", dict(zip(names, p, strict=True)))
+        rows.append((f"s{number}", label, f"p{number % 10}"))
+    write_labels(tmp_path / "labels.csv", rows, "slide_id,label,patient")
+    one = run(tmp_path, resampling=Resampling(resamples=100)).metrics["models"]["m"]
+    assert 0 < one["auc"] < 1
+    assert one["auc_ci"] is None
+    assert one["undefined"]["auc_ci"] == "fewer than half of the resamples hold every class"
+
+
+def test_all_intervals_are_of_the_level_that_is_asked_for(cohort):
+    widths = []
+    for level in (0.8, 0.99):
+        one = run(cohort, resampling=Resampling(300, 0, level)).metrics["models"]["good"]
+        widths.append({k: v[1] - v[0] for k, v in one.items() if k.endswith("_ci") and v})
+    assert {"sensitivity_ci", "specificity_ci", "accuracy_ci"} <= set(widths[0])
+    for name in ("sensitivity_ci", "specificity_ci", "accuracy_ci"):
+        assert widths[0][name] < widths[1][name]
+
+
 def test_a_tile_overlap_is_a_share():
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], not 0"):
         EvaluationOptions(tile_overlap=0)

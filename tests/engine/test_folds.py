@@ -55,6 +55,18 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
     assert rest[-1].tune_auc == summary["auc_mean"]
     assert load_model(tmp_path / "cv" / "fold-2", "cpu").card["training_data"]["slides"]
 
+    # All is done: the same request says so, another is not answered with these figures.
+    (again,) = train_folds(**asked, folds=2, resume=True)
+    assert (again.doing, again.tune_auc) == ("done", summary["auc_mean"])
+    with pytest.raises(ModelError, match=r"fold-1 was trained with other settings \(seed"):
+        train_folds(**(asked | {"seed": 9}), folds=2, resume=True)
+    fewer = asked | {"overrides": {**asked["overrides"], "smoothing": "0.1"}}
+    with pytest.raises(ModelError, match=r"other settings \(smoothing\)"):
+        train_folds(**fewer, folds=2, resume=True)
+    (tmp_path / "cv" / "fold-3").mkdir()
+    with pytest.raises(ModelError, match="holds fold-3 of another cross-validation"):
+        train_folds(**asked, folds=2, resume=True)
+
 
 def test_less_than_two_folds_are_refused(cohort, tmp_path):
     with pytest.raises(ModelError, match="at least 2 folds"):
@@ -97,6 +109,10 @@ def test_the_program_trains_from_a_file_and_the_command_line_comes_first(cohort,
         ("family: local\nseed: 1", "run slidelens train local"),
         ("a: [", "is not YAML"),
         ("slides: s\nlabels: l\nout: o\ntiel: 3", "tiel"),
+        ("seed: one", "train.yaml: seed: Input should be a valid integer, not 'one'"),
+        ("epochs: 0", "epochs: Input should be greater than or equal to 1"),
+        ("fold: 3", "fold: Input should be a valid list"),
+        ("slides: [a, b]", "slides: Input should be a valid string"),
     ],
 )
 def test_a_file_that_is_no_training_is_named(cohort, tmp_path, text, message):

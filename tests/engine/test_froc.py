@@ -42,6 +42,13 @@ def test_lesions_grow_by_half_of_that_and_have_no_holes():
     assert not lesion.isolated_cells
 
 
+def test_what_lies_in_a_filled_hole_is_the_same_lesion():
+    ring = shapely.Point(0, 0).buffer(1500).difference(shapely.Point(0, 0).buffer(1200))
+    core = shapely.Point(0, 0).buffer(200)
+    drawn = [Annotation(ring, "tumour"), Annotation(core, "tumour")]
+    assert len(true_lesions(_in_px(drawn), MPP)) == 1
+
+
 def test_small_lesions_are_isolated_cells():
     """A disc of diameter d has the major axis d; it grows by 75 µm."""
     for diameter, small in ((195, True), (205, False)):

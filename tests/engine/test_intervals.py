@@ -168,6 +168,26 @@ def test_degenerate_resamples_are_counted_and_left_out():
     assert np.isnan(percentile_interval(bootstrap([1, 1], [0.1, 0.2]).auc[:, 0])).all()
 
 
+def test_few_resamples_that_are_defined_give_no_interval():
+    """Of four classes with one patient each, a tenth of the resamples hold all."""
+    labels = np.eye(4, dtype=bool).repeat(2, 0)
+    scores = np.random.default_rng(0).random((8, 4))
+    found = bootstrap(labels, scores, groups=np.arange(4).repeat(2), resamples=2000)
+    areas = found.auc.mean(1)
+    assert 0 < (~np.isnan(areas)).sum() < 1000
+    assert np.isnan(percentile_interval(areas)).all()
+    assert percentile_interval(np.append([np.nan] * 5, np.arange(5.0))).high == pytest.approx(3.9)
+
+
+def test_a_variance_that_rounds_below_zero_is_zero():
+    scores = np.array([1, 2, 2, 0, 2, 0, 2, 2, 0]) / 3
+    groups = [1, 1, 1, 0, 1, 0, 0, 0, 1]
+    found = delong([0, 0, 1, 0, 1, 1, 1, 0, 1], scores, groups=groups)
+    assert abs(found.covariance[0, 0]) < 1e-15
+    low, high = found.interval()
+    assert low == pytest.approx(high)
+
+
 def test_chunks_do_not_change_the_draws(monkeypatch):
     labels, scores = cohort()
     whole = bootstrap(labels, scores, resamples=50, fpr=[0.1, 0.5])

@@ -157,3 +157,15 @@ def test_folders_that_hold_no_clear_slides(tmp_path):
     (tmp_path / "a.ndpi").touch()
     with pytest.raises(LabelError, match=r"a\.ndpi and a\.svs"):
         find_slides(tmp_path)
+
+
+def test_rows_that_a_spreadsheet_leaves_empty_are_passed_over_and_lines_are_the_files(table):
+    read = table("slide_id,label", "a,0", "b,1", ",", "", ",,")
+    assert [row.slide_id for row in read.rows] == ["a", "b"]
+    with pytest.raises(LabelError, match="line 5"):
+        table("slide_id,label", "a,0", "", "b,1", "c,")
+
+
+def test_classes_that_differ_in_case_are_said(table, caplog):
+    table("slide_id,label", "a,normal", "b,Normal")
+    assert "differ only in upper and lower case" in caplog.text

@@ -102,7 +102,10 @@ def test_threshold_of_max_accuracy_is_the_best_of_all(cases):
     labels, scores = cases
     threshold = metrics.threshold_of_max_accuracy(labels, scores)
     found = metrics.at_threshold(labels, scores, threshold)
-    points = [metrics.at_threshold(labels, scores, t) for t in [*np.unique(scores), 2.0]]
+    points = [
+        metrics.at_threshold(labels, scores, t)
+        for t in [*np.unique(scores), *([] if scores.max() >= 1 else [2.0])]
+    ]
     best = max(p.accuracy for p in points)
     assert found.accuracy == best
     assert found.tp == max(p.tp for p in points if p.accuracy == best)
@@ -129,6 +132,17 @@ def test_a_threshold_lies_between_two_scores():
     high = float(np.nextafter(low, 1))
     threshold = metrics.threshold_of_max_accuracy([0, 1], [low, high])
     assert metrics.at_threshold([0, 1], [low, high], threshold).accuracy == 1.0
+
+
+def test_no_threshold_lies_above_one():
+    """A float32 sigmoid reaches 1; a model that stored more could not be saved."""
+    labels, scores = [0, 0, 1, 0], [1.0, 1.0, 0.2, 0.5]
+    threshold = metrics.threshold_of_max_accuracy(labels, scores)
+    assert threshold <= 1
+    points = [metrics.at_threshold(labels, scores, t) for t in np.unique(scores)]
+    best = max(point.accuracy for point in points)
+    assert metrics.at_threshold(labels, scores, threshold).accuracy == best
+    assert metrics.threshold_of_max_accuracy([0, 0], [1.0, 1.0]) == 1.0
 
 
 def test_a_threshold_by_sensitivity_needs_positive_cases():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from slidelens.engine.plan import plan_training
 from slidelens.errors import ModelError
+from slidelens.families.magnet_schedule import MagNetTraining
 
 
 @pytest.fixture
@@ -58,6 +61,33 @@ def test_epochs_are_shared_among_stages(plan, epochs, shares):
 
 
 @pytest.mark.parametrize(
+    ("epochs", "stages", "warmup", "scouting"),
+    [(48, [30, 18], 30, 18), (10, [6, 4], 6, 4), (2, [1, 1], 1, 1), (1, [1], 0, 1)],
+)
+def test_what_learns_first_is_shortened_with_the_stages(epochs, stages, warmup, scouting):
+    """Else a short MagNet would end before its attention began to learn."""
+    training = MagNetTraining(**MagNetTraining.presets["frozen"]).of_length(epochs)
+    assert [s.epochs for s in training.stages] == stages
+    assert (training.warmup, training.scouting) == (warmup, scouting)
+    default = MagNetTraining(**MagNetTraining.presets["default"]).of_length(epochs)
+    assert (default.warmup, default.scouting) == (0, 0)
+
+
+def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
+    def stated(mpp):
+        return json.dumps(plan(mpp=mpp).settings)
+
+    assert stated(None) == stated(None)
+    assert len({stated(mpp) for mpp in (None, 0.5, 1.0, (0.5, 1.0), "from-objective")}) == 5
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    first.write_text("slide_id,mpp\ns,0.5\n")
+    second.write_text("slide_id,mpp\ns,0.5\n")
+    assert stated(first) == stated(second)
+    second.write_text("slide_id,mpp\ns,0.25\n")
+    assert stated(first) != stated(second)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"family": "nonesuch"}, "nonesuch"),
@@ -67,6 +97,7 @@ def test_epochs_are_shared_among_stages(plan, epochs, shares):
         ({"overrides": {"stages": '[{"epochs": 0}]'}}, r"stages\.0\.epochs"),
         ({"overrides": {"overlap": "224"}}, "overlap 224 px must be below"),
         ({"backbone": "vgg"}, "backbone: .*'vgg'"),
+        ({"config": {"bag_dim": 512, "pooling": "abmil"}}, "say where they are, with --bags DIR"),
         ({"annotations": "a"}, "learns from slide labels alone"),
     ],
 )

@@ -13,11 +13,12 @@ from pydantic import Field
 from tiny_family import TinyConfig
 
 from sample_evaluation import SCORES, TRUTH, evaluated, write_result
-from slidelens.engine.cohort import Outcome, predict_cohort
+from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
 from slidelens.engine.fields import with_options
 from slidelens.engine.measure import Resampling
 from slidelens.engine.predict import predict
+from slidelens.engine.prediction_table import Outcome
 from slidelens.engine.provenance import run_settings
 from slidelens.families.base import Model
 from slidelens.geometry import Box

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,34 @@ def test_a_quarter_is_a_quarter():
     whole = table([(0, 1)] * 40 + [(1, 1)] * 20, "train")
     quarter = take_fraction(whole, 0.25, 0)
     assert [sum(r.label == c for r in quarter.rows) for c in (0, 1)] == [10, 5]
+
+
+def test_patients_with_slides_of_both_classes_can_be_folded():
+    """As with lymph nodes: each patient has one of either class."""
+    rows = [
+        LabelledSlide(f"s{patient}{label}", label, None, f"p{patient}")
+        for patient in range(4)
+        for label in (0, 1)
+    ]
+    whole = LabelTable(Path("l.csv"), ("a", "b"), tuple(rows))
+    for fold in (1, 2):
+        part = fold_table(whole, fold, 2, 0)
+        assert {r.label for r in part.of("tune")} == {r.label for r in part.of("train")} == {0, 1}
+
+
+def test_a_fold_that_holds_all_of_a_class_is_refused():
+    """Both slides of class a are of patients that fall into one fold, by class b."""
+    rows = [LabelledSlide(f"s{n}", 1, None, f"p{n}") for n in range(6)]
+    for seed in range(50):
+        whole = LabelTable(Path("l.csv"), ("a", "b"), tuple(rows))
+        order = [r.patient for r in fold_table(replace_label(whole), 1, 2, seed).of("tune")]
+        if {"p0", "p1"} <= set(order):
+            break
+    mixed = (*rows, *(LabelledSlide(f"a{n}", 0, None, f"p{n}") for n in (0, 1)))
+    with pytest.raises(LabelError, match="holds every patient of class a"):
+        fold_table(LabelTable(Path("l.csv"), ("a", "b"), mixed), 1, 2, seed)
+
+
+def replace_label(table):
+    """Return the table with class b alone, so that folds do not ask for another."""
+    return LabelTable(table.path, ("b",), tuple(replace(r, label=0) for r in table.rows))

@@ -145,7 +145,7 @@ def test_closing_the_iterator_saves(cohort, reference, tmp_path):
     assert not (out / "model.json").exists()
     with pytest.raises(ModelError, match="unfinished training; continue it with --resume"):
         train(**request(cohort, out))
-    with pytest.raises(ModelError, match=r"other settings \(seed\)"):
+    with pytest.raises(ModelError, match=r"other settings \(seed: 1, now 9\)"):
         list(train(**request(cohort, out, seed=9), resume=True))
     list(train(**request(cohort, out), resume=True))
     assert _weights(out) == _weights(reference[0])

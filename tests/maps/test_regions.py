@@ -120,3 +120,17 @@ def test_sums_are_those_of_the_cells(mask: np.ndarray, seed: int) -> None:
     found = list(outlines(runs))
     assert sum(cells for _, cells, _ in found) == mask.sum()
     np.testing.assert_allclose(sum(total for *_, total in found), values[mask].sum())
+
+
+def test_what_lies_outside_of_the_slide_is_cut_off():
+    """Cells of 10 px over a slide of 25 x 18 px: the last ones reach past it."""
+    values = np.ones((1, 2, 3), np.float32)
+    values[0, 0, 0] = 0
+    one = Map.from_array("m", "probability", ("a",), values, Affine(10, 10), Mpp(0.5, 0.5))
+    (whole,) = find_regions(one, "a")
+    (cut,) = find_regions(one, "a", within=Size(25, 18))
+    assert whole.polygon.bounds == (0, 0, 30, 20)
+    assert cut.polygon.bounds == (0, 0, 25, 18)
+    assert cut.polygon.area == 25 * 18 - 100
+    assert cut.area_mm2 == pytest.approx(cut.polygon.area * 0.25e-6)
+    assert find_regions(one, "a", within=Size(30, 20)) == [whole]

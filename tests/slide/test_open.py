@@ -100,6 +100,22 @@ def test_a_number_wins_over_the_header_and_the_objective_does_not(tmp_path):
         resolve_mpp(Facts(FACTS.levels), path, "a", "from-objective")
 
 
+def test_a_table_of_resolutions_from_a_spreadsheet(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("slide; mpp\na;0,3\n;\nb;0,25\n")
+    assert resolve_mpp(FACTS, tmp_path / "a.svs", "a", table) == ((0.3, 0.3), "table t.csv")
+    table.write_text("slide,mpp\na,0.3\na,0.5\n")
+    with pytest.raises(SlideError, match="line 3: a second row of a"):
+        resolve_mpp(FACTS, tmp_path / "a.svs", "a", table)
+
+
+def test_a_resolution_unlike_the_files_is_said(tmp_path, caplog):
+    resolve_mpp(FACTS, tmp_path / "a.svs", "a", 0.251)
+    assert not caplog.text
+    assert resolve_mpp(FACTS, tmp_path / "a.svs", "a", 0.5) == ((0.5, 0.5), "given")
+    assert "read at the given 0.5 µm/px, though its file states 0.25" in caplog.text
+
+
 def test_a_table_of_resolutions(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("slide,mpp,note\na.svs,0.3,x\nb,0.4,y\n", encoding="utf-8-sig")

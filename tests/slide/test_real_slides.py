@@ -10,7 +10,10 @@ import pytest
 import tifffile
 
 from slidelens import Box, MissingMppError, SlideError, UnsupportedSlideError, open_slide
+from slidelens.engine.package import load_model
+from slidelens.engine.provenance import settings_sha256
 from slidelens.slide.describe import describe
+from slidelens.tiling.tissue import TissueSettings
 
 pytestmark = pytest.mark.realdata
 
@@ -183,6 +186,14 @@ def test_an_icc_profile_is_applied_when_asked_for(data, tmp_path):
     with open_slide(path, icc=True) as slide:
         assert np.abs(slide.read(Box(0, 0, 9, 9)).astype(int) - (40, 120, 230)).max() <= 3
         assert (slide.read(Box(-9, 0, 9, 9)) == 255).all()
+    # What is computed of one is not taken for the other's.
+    model, how = load_model("demo-mil"), {"region": None, "precision": "fp32"}
+    digests = set()
+    for icc in (False, True):
+        with open_slide(path, icc=icc, mpp=0.5) as slide:
+            assert slide.color_managed is icc
+            digests.add(settings_sha256(slide, model, tissue=TissueSettings(), **how))
+    assert len(digests) == 2
     tifffile.imwrite(path, orange, tile=(64, 64), photometric="rgb", iccprofile=b"nonsense")
     with pytest.raises(SlideError, match="ICC profile cannot be used"):
         open_slide(path, icc=True)

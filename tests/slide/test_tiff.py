@@ -186,6 +186,14 @@ def test_kinds_that_are_no_pictures_are_refused(tmp_path):
         open_slide(path)
 
 
+def test_colours_of_unusual_types_are_refused_when_opened(tmp_path):
+    path = tmp_path / "odd.tif"
+    for kind in (np.float32, np.uint32, np.int16):
+        tifffile.imwrite(path, RGB[:64, :64].astype(kind), photometric="rgb")
+        with pytest.raises(UnsupportedSlideError, match=f"{np.dtype(kind)}; slidelens reads RGB"):
+            open_slide(path)
+
+
 def test_one_huge_compressed_strip_is_refused_not_decoded(tmp_path, monkeypatch):
     path = tmp_path / "strip.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=300, compression="zlib")

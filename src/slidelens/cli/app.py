@@ -30,6 +30,11 @@ from slidelens.errors import SlideLensError
 
 __all__ = ["program", "run"]
 
+_INTERRUPTED = 130
+_STOPPED = {
+    "train": "stopped; go on with the same command and --resume",
+    "predict": "stopped; finished slides are kept, the same command goes on with the others",
+}
 _COMMANDS = (
     info,
     doctor,
@@ -86,9 +91,10 @@ def run() -> None:
     except SlideLensError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer has made it of a KeyboardInterrupt
+            typer.echo(_STOPPED.get("".join(sys.argv[1:2]), "stopped"), err=True)
+        raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

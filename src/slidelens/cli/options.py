@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,8 +27,8 @@ MppOption = Annotated[
     typer.Option(
         "--mpp",
         metavar="X",
-        help="Resolution of the slide where the file states none: µm/px, 'from-objective', or a "
-        "CSV file with columns slide,mpp.",
+        help="Resolution of the slide in place of what its file states: µm/px, or a CSV file with "
+        "columns slide,mpp; 'from-objective' only where the file states none.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -37,9 +38,9 @@ DeviceOption = Annotated[
 
 
 def parse_mpp(
-    text: str | None,
+    text: str | None, option: str = "--mpp"
 ) -> float | tuple[float, float] | Path | Literal["from-objective"] | None:
-    """Read ``--mpp``: a number, ``X,Y`` for oblong pixels, ``from-objective`` or a CSV file.
+    """Read a resolution: a number, ``X,Y`` for oblong pixels, ``from-objective`` or a CSV file.
 
     Raises
     ------
@@ -56,10 +57,10 @@ def parse_mpp(
         if Path(text).is_file():
             return Path(text)
         raise typer.BadParameter(
-            f"--mpp {text!r} is neither a number of µm/px, 'from-objective', nor a CSV file"
+            f"{option} {text!r} is neither a number of µm/px, 'from-objective', nor a CSV file"
         ) from None
     if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
-        raise typer.BadParameter(f"--mpp {text!r}: expected one or two numbers above 0 µm/px")
+        raise typer.BadParameter(f"{option} {text!r}: expected one or two numbers above 0 µm/px")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
@@ -84,6 +85,8 @@ def parse_region(text: str | None) -> Box | None:
         raise typer.BadParameter(
             f"--region {text!r}: expected x,y,w,h in level-0 pixels, such as 1000,2000,4096,4096"
         ) from None
+    if not all(map(isfinite, (x, y, w, h))):
+        raise typer.BadParameter(f"--region {text!r}: expected finite numbers")
     if w <= 0 or h <= 0:
         raise typer.BadParameter(f"--region {text!r}: width and height must be above 0")
     from slidelens.geometry import Box  # here: numpy comes with it, and --help does without

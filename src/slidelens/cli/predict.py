@@ -14,7 +14,7 @@ from slidelens.cli.options import DeviceOption, JsonOption, MppOption, parse_mpp
 from slidelens.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from slidelens.engine.cohort import Outcome
+    from slidelens.engine.prediction_table import Outcome
 
 __all__ = ["register"]
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
+    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.")],
     model: Annotated[list[str], typer.Option(help="Name or folder of a model; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
     device: DeviceOption = "auto",
@@ -50,8 +50,9 @@ def predict(
     """Run models over slides; what is there already, from the same settings, is skipped."""
     box, resolution = parse_region(region), parse_mpp(mpp)
     given = parse_assignments(assignments or [])
-    from slidelens.engine.cohort import Outcome, predict_cohort
+    from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.fields import read_value
+    from slidelens.engine.prediction_table import Outcome
 
     run = predict_cohort(
         slides,

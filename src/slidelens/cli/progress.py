@@ -106,6 +106,8 @@ class TrainBars(Bar):
     def show(self, step: TrainProgress) -> None:
         """Show one step."""
         fold = f"fold {step.fold}/{step.folds}, " if step.folds else ""
+        if step.note:
+            self.line(fold + step.note)
         if step.doing == "epoch":
             parts = [f"{fold}epoch {step.epoch}/{step.epochs}"]
             parts += [

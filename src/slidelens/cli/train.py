@@ -113,7 +113,8 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field.")
         ] = None,
         slide_mpp: Annotated[
-            str | None, typer.Option(help="Resolution of slides that state none, as predict --mpp.")
+            str | None,
+            typer.Option(help="Resolution of the slides in place of the files', as predict --mpp."),
         ] = None,
         device: Annotated[
             str | None,
@@ -195,7 +196,7 @@ def _begin(
     if "fold" in request:
         request["fold"] = tuple(request["fold"])
     request |= {"config": fields, "overrides": overrides, "resume": resume}
-    request["mpp"] = None if resolution is None else parse_mpp(str(resolution))
+    request["mpp"] = None if resolution is None else parse_mpp(str(resolution), "--slide-mpp")
     if "folds" in request:
         from slidelens.engine.folds import train_folds
 

@@ -191,7 +191,11 @@ class Assembly:
         threshold = self._specs[drawn.name].threshold
         if threshold is None:
             threshold = self._model.card.get("threshold")
-        return positive_regions(drawn, threshold=_THRESHOLD if threshold is None else threshold)
+        return positive_regions(
+            drawn,
+            threshold=_THRESHOLD if threshold is None else threshold,
+            within=self._view.slide.size,
+        )
 
     def _first_map(self, maps: dict[str, Map], kind: MapKind) -> Map | None:
         """Return the first map of a kind that the family declares."""

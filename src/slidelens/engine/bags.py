@@ -209,7 +209,9 @@ def _facts(
     """Return everything that the vectors depend on."""
     slide = view.slide
     bf16 = uses_bf16(view.device, encoder.precision)
+    colour = {"colour": "icc"} if slide.color_managed else {}
     return {
+        **colour,
         "algorithm": _ALGORITHM,
         "slide": [slide.id, *slide.size, *view.mpp, fingerprint(slide)],
         "grid": [spec.tile, spec.mpp, spec.overlap, spec.min_tissue],

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slidelens.engine.fields import with_options
-from slidelens.engine.last_run import PREDICTIONS
+from slidelens.engine.labels import find_slides
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
+from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.provenance import is_done, settings_sha256
-from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
+from slidelens.errors import ModelError, SlideError, SlideLensError
 from slidelens.families.base import Model
-from slidelens.files import write_atomic
 from slidelens.slide.base import Slide, slide_id
-from slidelens.slide.open import GivenMpp, open_slide
+from slidelens.slide.open import GivenMpp, is_slide, open_slide
+from slidelens.slide.resolution import read_mpp_table
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
@@ -36,25 +34,9 @@ if TYPE_CHECKING:
     from slidelens.engine.device import Precision
     from slidelens.geometry import Box
 
-__all__ = ["Outcome", "RunOptions", "predict_cohort"]
+__all__ = ["RunOptions", "predict_cohort"]
 
-Status = Literal["done", "failed", "skipped"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one slide (``slide_id``) and one ``model`` ended, after so many ``seconds``.
-
-    ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty.
-    """
-
-    model: str
-    slide_id: str
-    status: Status
-    error: str
-    probabilities: dict[str, float]
-    seconds: float
 
 
 class RunOptions(TypedDict, total=False):
@@ -105,14 +87,19 @@ def predict_cohort(
     Raises
     ------
     SlideError
-        No slides, or two of one id (before anything runs).
+        No slides, two of one id, or a table of resolutions that cannot be used (before anything
+        runs).
+    LabelError
+        A folder without slides, or with two of one id.
     ModelError
         A model that cannot be loaded or lacks an option, or two of one name (before anything runs).
     ResultError
         A table that cannot be written.
     """
-    paths = [Path(slide) for slide in slides]
+    paths = [path for slide in slides for path in _slides_of(Path(slide))]
     _check_ids(paths)
+    if isinstance(mpp, Path):
+        read_mpp_table(mpp)  # a faulty table is not a fault of every slide
     loaded = [
         with_options(m if isinstance(m, Model) else load_model(m, device), options or {})
         for m in models
@@ -139,7 +126,7 @@ class _Cohort:
     ) -> None:
         self.models, self.out = models, out
         self.device, self.mpp, self.options = device, mpp, options
-        self.tables = {model.name: _Table(out / model.name, model.classes) for model in models}
+        self.tables = {m.name: PredictionTable(out / m.name, m.classes) for m in models}
 
     def run(self, paths: list[Path]) -> Generator[Progress | Outcome, None, None]:
         """Go through the slides, one ahead of the model."""
@@ -218,59 +205,17 @@ class _Cohort:
         )
 
 
-class _Table:
-    """``predictions.csv`` of one model."""
-
-    def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
-        self._path = folder / PREDICTIONS
-        self._classes = classes
-        names = [f"prob_{name}" for name in classes]
-        self._header = ["slide_id", "status", "error", *names, "seconds"]
-        self._rows = self._read()
-
-    def record(self, outcome: Outcome) -> None:
-        """Add or replace the row of a slide and write the file."""
-        values = [outcome.probabilities.get(name) for name in self._classes]
-        self._rows[outcome.slide_id] = [
-            outcome.slide_id,
-            outcome.status,
-            outcome.error,
-            *("" if value is None else f"{value:.8g}" for value in values),
-            f"{outcome.seconds:.2f}",
-        ]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._header)
-        writer.writerows(self._rows.values())
-        try:
-            write_atomic(self._path, text.getvalue())
-        except OSError as error:
-            raise ResultError(
-                f"{self._path}: cannot write the table ({error.strerror or error}). "
-                "Free some space or choose another --out."
-            ) from error
-
-    def _read(self) -> dict[str, list[str]]:
-        """Return the rows of earlier calls; a table of other classes is not ours to go on with."""
-        try:
-            content = self._path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResultError(f"{self._path}: cannot be read ({error}).") from error
-        header, *rows = [row for row in csv.reader(io.StringIO(content)) if row] or [[]]
-        if header != self._header:
-            log.warning("%s: has other columns and is written anew", self._path)
-            return {}
-        return {row[0]: row for row in rows if len(row) == len(header)}
-
-
 def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:
     text = " ".join(str(error).split())
     if not isinstance(error, SlideLensError):  # not foreseen: the log gets the traceback
         log.error("%s: %s failed", path, model.name, exc_info=error)
         text = f"{path}: {type(error).__name__}: {text}"
     return Outcome(model.name, slide_id(path), "failed", text, {}, seconds)
+
+
+def _slides_of(path: Path) -> list[Path]:
+    """Return the slides in a folder; a path that is one itself, or none, alone."""
+    return [path] if not path.is_dir() or is_slide(path) else list(find_slides(path).values())
 
 
 def _check_ids(paths: list[Path]) -> None:

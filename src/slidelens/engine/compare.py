@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.intervals import bootstrap, delong, delong_test, holm, percentile_interval
+from slidelens.engine.intervals import (
+    bootstrap,
+    delong,
+    delong_test,
+    enough,
+    holm,
+    percentile_interval,
+)
 from slidelens.engine.metrics import auc
 
 if TYPE_CHECKING:
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
     from slidelens.engine.scores import Cases
 
 __all__ = ["compare"]
+
+_BOOTSTRAP = "paired bootstrap"
 
 
 def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str, Any]]:
@@ -40,13 +49,13 @@ def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str
             binary = len(first.scored.classes) == 2
             test |= (_by_delong if binary else _by_bootstrap)(one, other, resampling)
         if not common or test["p"] is None:
-            why = (
-                "no slide in common"
-                if not common
-                else "the variance of the difference is not defined"
-            )
+            why = "no slide in common"
             if common and test["auc_a"] is None:
                 why = "a class has no case"
+            elif common and test["test"] == _BOOTSTRAP:
+                why = "fewer than half of the resamples hold every class"
+            elif common:
+                why = "the variance of the difference is not defined"
             test = {"test": None, "auc_a": None, "auc_b": None, "difference": None} | test
             test |= {"difference_ci": None, "p": None, "undefined": why}
         found.append(test)
@@ -85,12 +94,12 @@ def _by_bootstrap(one: Cases, other: Cases, resampling: Resampling) -> dict[str,
     samples = draw(one.probabilities).auc.mean(1) - draw(other.probabilities).auc.mean(1)
     areas = [_macro_auc(onehot, case.probabilities) for case in (one, other)]
     kept = samples[~np.isnan(samples)]
-    defined = len(kept) > 0 and not isnan(areas[0])
+    defined = enough(samples) and not isnan(areas[0])
     # A p value of 0 cannot be known from a finite number of resamples.
     tail = min((kept <= 0).sum(), (kept >= 0).sum()) + 1
     interval = percentile_interval(samples, resampling.level)
     return {
-        "test": "paired bootstrap",
+        "test": _BOOTSTRAP,
         "auc_a": _or_none(areas[0]),
         "auc_b": _or_none(areas[1]),
         "difference": _or_none(areas[0] - areas[1]),

@@ -26,6 +26,7 @@ from slidelens.engine.evaluation_tables import (
     comparison_table,
     errors_csv,
     markdown,
+    number,
     tests_table,
 )
 from slidelens.engine.labels import read_labels
@@ -152,7 +153,7 @@ def evaluate(
     metrics = _metrics(options, cases, measured, comparisons, left_out)
     note = _note(metrics)
     record = _record(results, labels, out, options, cases, metrics)
-    text = markdown(measured, comparisons, note)
+    text = markdown(measured, comparisons, note, _tiles_told(metrics))
     files: dict[str, bytes | str] = {
         **_pictures(measured, comparisons, options.resampling.level, note),
         "comparison.md": f"# Evaluation\n\n{text}",
@@ -162,6 +163,29 @@ def evaluate(
     }
     _write(out, files)
     return Evaluation(out, metrics, text)
+
+
+def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
+    """Say in a line per model how well its tiles find what is annotated, where that was asked."""
+    found = []
+    for name, one in metrics["models"].items():
+        for what, tiles in _tile_figures(one.get("tiles")):
+            where = f"{name}, tiles{what}"
+            if tiles["auc"] is None:
+                found.append(f"{where}: AUC is undefined, because {tiles['undefined']['auc']}.")
+            else:
+                found.append(
+                    f"{where}: AUC {number(tiles['auc'], tiles['auc_ci'])}, PR-AUC "
+                    f"{number(tiles['pr_auc'])} ({tiles['n_positive']} of {tiles['n']} annotated)."
+                )
+    return found
+
+
+def _tile_figures(tiles: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    if tiles is None:
+        return []
+    of_class = tiles.get("per_class")
+    return [("", tiles)] if of_class is None else [(f" of {k}", v) for k, v in of_class.items()]
 
 
 def parse_rule(text: str) -> Rule:
@@ -245,10 +269,10 @@ def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) 
             found.append(f"{name}: the threshold was chosen on the evaluated slides.")
         if one["auc"] is None:
             found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
-        if one["auc"] == 1:
+        if one["auc"] in (0, 1):
             found.append(
-                f"{name}: the classes are separated without error, so a bootstrap cannot give "
-                "less than 1; the interval of AUC and PR-AUC says nothing of new slides."
+                f"{name}: the scores separate the classes entirely, so every resample has the AUC "
+                f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
             )
         degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
         if degenerate and one["auc"] is not None:
@@ -258,6 +282,11 @@ def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) 
             )
         if any(one.get("left_out", {}).values()):
             found.append(f"{name}: slides without label or result are left out (left_out).")
+        if ignored := one.get("tiles", {}).get("ignored_labels"):
+            found.append(
+                f"{name}: annotations labelled {', '.join(ignored)} are of no class of the model "
+                "and do not count in the figures of tiles; rename them if they should."
+            )
         if failed := one.get("last_run_failed"):
             found.append(counted_failed(name, len(failed)))
         settings = cases[name].scored.settings

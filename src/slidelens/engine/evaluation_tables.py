@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from slidelens.engine.measure import Measured
     from slidelens.engine.scores import Cases
 
-__all__ = ["Table", "comparison_table", "errors_csv", "find_errors", "markdown", "tests_table"]
+__all__ = [
+    "Table",
+    "comparison_table",
+    "errors_csv",
+    "find_errors",
+    "markdown",
+    "number",
+    "tests_table",
+]
 
 _COLUMNS = (
     "model",
@@ -110,25 +118,30 @@ def comparison_table(measured: Mapping[str, Measured]) -> Table:
             (
                 name,
                 str(f["n"]),
-                _number(f["auc"], f["auc_ci"]),
-                _number(f["pr_auc"], f["pr_auc_ci"]),
-                _number(f["accuracy"], f["accuracy_ci"]),
-                _number(f["sensitivity"], f.get("sensitivity_ci")),
-                _number(f["specificity"], f.get("specificity_ci")),
-                f"{_number(f['threshold'])} {f['threshold_source']}".replace("- argmax", "argmax"),
-                _number(f["kappa"]),
-                _number(f["brier"]),
-                _number(f["ece"]),
+                number(f["auc"], f["auc_ci"]),
+                number(f["pr_auc"], f["pr_auc_ci"]),
+                number(f["accuracy"], f["accuracy_ci"]),
+                number(f["sensitivity"], f.get("sensitivity_ci")),
+                number(f["specificity"], f.get("specificity_ci")),
+                f"{number(f['threshold'])} {f['threshold_source']}".replace("- argmax", "argmax"),
+                number(f["kappa"]),
+                number(f["brier"]),
+                number(f["ece"]),
             )
         )
     return Table(_HEADER, rows)
 
 
 def markdown(
-    measured: Mapping[str, Measured], comparisons: Sequence[Mapping[str, Any]], note: str
+    measured: Mapping[str, Measured],
+    comparisons: Sequence[Mapping[str, Any]],
+    note: str,
+    tiles: Sequence[str] = (),
 ) -> str:
-    """Write the table of models and the tests between them as Markdown."""
+    """Write the table of models, lines about their tiles and the tests as Markdown."""
     lines = [*_lines(comparison_table(measured)), "", note]
+    if tiles:
+        lines += ["", *(f"- {line}" for line in tiles)]
     if comparisons:
         lines += ["", *_lines(tests_table(comparisons))]
     return "\n".join(lines) + "\n"
@@ -136,13 +149,14 @@ def markdown(
 
 def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of tests between models."""
-    header = ("a", "b", "n", "AUC a - AUC b", f"p ({comparisons[0]['test']})", "p (Holm)")
+    tests = [c["test"] for c in comparisons if c["test"] is not None]
+    header = ("a", "b", "n", "AUC a - AUC b", f"p ({tests[0]})" if tests else "p", "p (Holm)")
     rows = [
         (
             c["a"],
             c["b"],
             str(c["n"]),
-            _number(c["difference"], c["difference_ci"]),
+            number(c["difference"], c["difference_ci"]),
             _p(c["p"]),
             _p(c["p_holm"]),
         )
@@ -151,7 +165,8 @@ def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
     return Table(header, rows, words=2)
 
 
-def _number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+def number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    """Write a figure with its interval, or a dash."""
     if value is None:
         return "-"
     low, high = interval if interval is not None else (None, None)

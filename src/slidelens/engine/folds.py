@@ -14,17 +14,25 @@ import numpy as np
 from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
+from slidelens.engine.plan import plan_training
 from slidelens.engine.splits import fold_table
 from slidelens.engine.train import train
+from slidelens.engine.train_file import read_train_file
+from slidelens.engine.train_state import REQUEST, STATE, TrainProgress
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from slidelens.engine.loop import TrainProgress
+    from slidelens.engine.plan import TrainPlan
 
 __all__ = ["train_folds"]
+
+_PLACES = frozenset(
+    {"slides", "labels", "annotations", "device", "devices", "nodes", "bag_cache", "cache_mb"}
+)
+"""What may differ between folds: where things are, and on what they are computed."""
 
 
 def train_folds(
@@ -66,6 +74,15 @@ def train_folds(
         raise ModelError(
             f"{out} holds finished folds; continue with --resume, or give another folder."
         )
+    strange = sorted({path.name for path in Path(out).glob("fold-*")} - {p.name for p in places})
+    if strange:
+        raise ModelError(
+            f"{out} holds {', '.join(strange)} of another cross-validation; resume with as many "
+            "folds as it had, or give another folder."
+        )
+    for number, place in enumerate(places, start=1):
+        if done[number - 1]:
+            _check_finished(plan_training(*request, place, fold=(number, folds), **options))
     first = done.index(False) if not all(done) else None
     begun = None
     if first is not None:  # so that faults of the input are raised now
@@ -82,7 +99,7 @@ def _steps(
     options: Mapping[str, Any],
 ) -> Generator[TrainProgress]:
     count = len(places)
-    last = None
+    last = TrainProgress("done")
     for number, place in enumerate(places, start=1):
         if (place / "model.json").exists():
             continue
@@ -94,8 +111,25 @@ def _steps(
                 yield replace(step, fold=number, folds=count)
             last = step
     summary = _summarise(places)
-    if last is not None:
-        yield replace(last, doing="done", fold=count, folds=count, tune_auc=summary["auc_mean"])
+    yield replace(last, doing="done", fold=count, folds=count, tune_auc=summary["auc_mean"])
+
+
+def _check_finished(plan: TrainPlan) -> None:
+    """Refuse to go on beside a fold that was trained in another way or on other slides."""
+    kept = plan.out / STATE
+    options, fields = read_train_file(kept / REQUEST)
+    had = {**options, **fields}
+    asked = json.loads(json.dumps({k: v for k, v in plan.file.items() if v is not None}))
+    changed = [key for key in sorted({*had, *asked} - _PLACES) if had.get(key) != asked.get(key)]
+    with (kept / TUNE_TABLE).open(encoding="utf-8", newline="") as file:
+        held = {(row["slide_id"], row["label"]) for row in csv.DictReader(file)}
+    if held != {(r.slide_id, plan.labels.classes[r.label]) for r in plan.labels.of("tune")}:
+        changed.append("labels")
+    if changed:
+        raise ModelError(
+            f"{plan.out} was trained with other settings ({', '.join(changed)}); resume with the "
+            "same ones, or train into another folder."
+        )
 
 
 def _summarise(places: Sequence[Path]) -> dict[str, Any]:

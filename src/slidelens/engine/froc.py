@@ -79,9 +79,10 @@ def true_lesions(tumour: Sequence[Annotation], mpp: Mpp) -> list[TrueLesion]:
     scale = (mpp.x, mpp.y)
     in_um = [shapely.transform(a.polygon, lambda xy: xy * scale) for a in tumour]
     grown = shapely.union_all(shapely.buffer(in_um, _GROWN_UM))
+    filled_up = [shapely.Polygon(part.exterior) for part in shapely.get_parts(grown)]
     found = []
-    for part in shapely.get_parts(grown):
-        filled = shapely.Polygon(part.exterior)
+    # Once more: what lay in a hole is in the lesion that has been filled.
+    for filled in shapely.get_parts(shapely.union_all(filled_up)):
         small = _major_axis(shapely.get_coordinates(filled)) < _CELLS_UM
         found.append(TrueLesion(shapely.transform(filled, lambda xy: xy / scale), small))
     return found

@@ -27,6 +27,7 @@ __all__ = [
     "bootstrap",
     "delong",
     "delong_test",
+    "enough",
     "holm",
     "percentile_interval",
     "wilson",
@@ -70,7 +71,7 @@ class Delong(NamedTuple):
 
     def interval(self, model: int = 0, level: float = 0.95) -> Interval:
         """Return the normal interval of one AUC, cut to 0..1."""
-        half = _quantile(level) * sqrt(self.covariance[model, model])
+        half = _quantile(level) * sqrt(max(0.0, self.covariance[model, model]))  # 0, rounded
         low, high = np.clip([self.auc[model] - half, self.auc[model] + half], 0.0, 1.0)
         return Interval(float(low), float(high))
 
@@ -132,12 +133,21 @@ def bootstrap(
 
 
 def percentile_interval(samples: NDArray[np.float64], level: float = 0.95) -> Interval:
-    """Return the percentile interval of ``(R,)`` samples; those that are NaN are left out."""
+    """Return the percentile interval of ``(R,)`` samples; those that are NaN are left out.
+
+    Where fewer than half are left it is not defined: those few are of a chosen kind of resample.
+    """
     kept = samples[~np.isnan(samples)]
-    if not len(kept):
+    if not enough(samples):
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def enough(samples: NDArray[np.float64]) -> bool:
+    """Say whether half of the resamples ``(R,)``, at least one, are defined (not NaN)."""
+    defined = int((~np.isnan(samples)).sum())
+    return defined > 0 and 2 * defined >= len(samples)
 
 
 def delong(labels: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) -> Delong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Split = Literal["train", "tune", "test"]
+log = logging.getLogger(__name__)
 
 _SPLITS: Mapping[str, Split] = {
     "train": "train",
@@ -254,21 +256,28 @@ def _cells(path: Path) -> list[dict[str, str]]:
             f"{path}: no column {' and '.join(lacking)}; expected slide_id,label[,split][,patient]"
             f", found {', '.join(columns) or 'nothing'}."
         )
-    rows = [
-        {name: (row.get(name) or "").strip() for name in ("slide_id", "label", "split", "patient")}
-        for row in reader
-    ]
+    names = ("slide_id", "label", "split", "patient")
+    rows, incomplete = [], []
+    for row in reader:
+        cells = {name: (row.get(name) or "").strip() for name in names}
+        if not any(cells.values()):
+            continue  # what spreadsheets leave below a table
+        rows.append(cells)
+        if not (cells["slide_id"] and cells["label"]):
+            incomplete.append(f"line {reader.line_num}")
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
-    incomplete = (
-        f"line {i}" for i, r in enumerate(rows, start=2) if not (r["slide_id"] and r["label"])
-    )
     _refuse(path, incomplete, "rows without slide_id or label")
     return rows
 
 
 def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
     names = sorted(set(labels))
+    if len({name.casefold() for name in names}) < len(names):
+        log.warning(
+            "%s: classes that differ only in upper and lower case are different classes: %s",
+            *(path, ", ".join(names)),
+        )
     if all(name.isdecimal() for name in names):
         count = max(int(name) for name in names) + 1
         empty = [str(i) for i in range(min(count, 1000)) if str(i) not in names]

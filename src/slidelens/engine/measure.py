@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from slidelens.engine import metrics
-from slidelens.engine.intervals import Interval, bootstrap, percentile_interval, wilson
+from slidelens.engine.intervals import Interval, bootstrap, enough, percentile_interval, wilson
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ _SENTENCE = {
     "argmax": "no threshold: the most probable class",
 }
 _NO_CASE = "a class has no case"
+_FEW = "fewer than half of the resamples hold every class"
 _WHY = {
     "auc": _NO_CASE,
-    "auc_ci": "no resample holds every class",
+    "auc_ci": _FEW,
     "pr_auc": _NO_CASE,
-    "pr_auc_ci": "no resample holds every class",
+    "pr_auc_ci": _FEW,
     "sensitivity": _NO_CASE,
     "specificity": _NO_CASE,
     "ppv": "no case is called positive",
@@ -117,7 +118,8 @@ class Measured:
         ``(2, K)`` fpr and tpr (macro average of one-vs-rest curves for more than two classes);
         ``None`` where the curve is not defined.
     band
-        ``(2, G)`` pointwise lower and upper bound of tpr at :data:`FPR`.
+        ``(2, G)`` pointwise lower and upper bound of tpr at :data:`FPR`; ``None`` where too few
+        resamples hold every class.
     calibration
         Of the positive class; of the predicted class for more than two classes.
     """
@@ -141,7 +143,7 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     onehot = cases.labels[:, None] == np.arange(n_classes)
     scores = cases.probabilities
     if n_classes == 2:
-        figures, predictions = _binary(cases, rule)
+        figures, predictions = _binary(cases, rule, resampling.level)
         quality = metrics.calibration(onehot[:, 1], scores[:, 1])
         figures["brier"] = metrics.brier(onehot[:, 1], scores[:, 1])
         columns = slice(1, 2)
@@ -217,7 +219,7 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
     return figures
 
 
-def _binary(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
+def _binary(cases: Cases, rule: Rule, level: float) -> tuple[dict[str, Any], NDArray[np.int64]]:
     positive, scores = cases.labels == 1, cases.probabilities[:, 1]
     calls = call(cases, rule)
     assert calls.threshold is not None
@@ -229,8 +231,8 @@ def _binary(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]
         "threshold_source": calls.source,
         "threshold_rule": calls.rule,
         **_rates(point),
-        "sensitivity_ci": None if clustered else wilson(point.tp, point.tp + point.fn),
-        "specificity_ci": None if clustered else wilson(point.tn, point.tn + point.fp),
+        "sensitivity_ci": None if clustered else wilson(point.tp, point.tp + point.fn, level),
+        "specificity_ci": None if clustered else wilson(point.tn, point.tn + point.fp, level),
         "operating_points": _points(cases),
     }
     return figures, calls.predictions
@@ -298,7 +300,9 @@ def _ranking(
     else:
         roc = np.stack([FPR, np.mean([np.interp(FPR, c.fpr, c.tpr) for c in curves], axis=0)])
     bounds = ((1 - level) / 2, (1 + level) / 2)
-    band = np.quantile(drawn.tpr[~np.isnan(drawn.tpr).any(1)], bounds, axis=0)
+    band = None
+    if enough(drawn.tpr.sum(1)):
+        band = np.quantile(drawn.tpr[~np.isnan(drawn.tpr).any(1)], bounds, axis=0)
     return {"figures": figures, "roc": roc, "band": band}
 
 

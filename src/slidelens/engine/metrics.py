@@ -179,7 +179,8 @@ def threshold_of_max_accuracy(labels: ArrayLike, scores: ArrayLike) -> float:
 
     Of several, the most sensitive is taken. It lies halfway between two scores, so that rounding a
     score does not move it over. Where calling nothing positive is best, it lies just above the
-    highest score. On the cases it was chosen on, accuracy is optimistic.
+    highest score, if that is below 1: there is no threshold of a probability above 1. On the cases
+    it was chosen on, accuracy is optimistic.
 
     Raises
     ------
@@ -189,8 +190,9 @@ def threshold_of_max_accuracy(labels: ArrayLike, scores: ArrayLike) -> float:
     thresholds, tp, fp = _steps(*check_binary(labels, scores))
     if len(thresholds) == 1:
         raise ValueError("no cases to choose a threshold on")
-    correct = tp - fp  # plus the number of negatives, which is the same for all
-    return _halfway(thresholds, int(np.flatnonzero(correct == correct.max())[-1]))
+    least = int(thresholds[1] >= 1)  # distinct scores that are called positive
+    correct = (tp - fp)[least:]  # plus the number of negatives, which is the same for all
+    return _halfway(thresholds, least + int(np.flatnonzero(correct == correct.max())[-1]))
 
 
 def threshold_at_sensitivity(labels: ArrayLike, scores: ArrayLike, sensitivity: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,11 @@ from slidelens.errors import ModelError
 from slidelens.families import FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from slidelens.engine.labels import LabelTable
     from slidelens.families.base import FamilyConfig
-    from slidelens.families.training import Stage, TrainConfig, TrainTask
+    from slidelens.families.training import TrainConfig, TrainTask
     from slidelens.slide.open import GivenMpp
 
 __all__ = ["TrainPlan", "plan_training", "task_of"]
@@ -77,7 +78,7 @@ class TrainPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """JSON values that must be equal when the run is resumed."""
-        return {
+        settings = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
@@ -89,6 +90,7 @@ class TrainPlan:
             "seed": self.seed,
             "processes": self.devices * self.nodes,
         }
+        return settings if self.mpp is None else {**settings, "slide_mpp": _told(self.mpp)}
 
 
 def plan_training(
@@ -220,6 +222,13 @@ def plan_training(
     )
 
 
+def _told(mpp: GivenMpp) -> object:
+    """Return what slides are said to be in µm/px; a table counts by what it says, not its name."""
+    if isinstance(mpp, Path) and mpp.is_file():
+        return sha256(mpp.read_bytes()).hexdigest()
+    return list(mpp) if isinstance(mpp, tuple) else str(mpp)
+
+
 def _check_annotated(
     family: str, task: type[TrainTask[Any]], annotations: str | Path | None
 ) -> None:
@@ -282,22 +291,4 @@ def _training(
         known = [*type(config).model_fields, *kind.model_fields]
         raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
     training = validated(kind, {**values, **given}).suited(config)
-    if epochs is None:
-        return training
-    return training.model_copy(update={"stages": _of_length(training.stages, epochs)})
-
-
-def _of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
-    """Share ``epochs`` among stages as they are shared now, each at least one.
-
-    Where there are fewer epochs than stages, the first stages are left out.
-    """
-    stages = stages[max(0, len(stages) - epochs) :]
-    full, shares, left = sum(s.epochs for s in stages), [], epochs
-    for rest, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
-        share = min(max(1, round(epochs * stage.epochs / full)), left - rest)
-        shares.append(share if rest else left)
-        left -= share
-    return tuple(
-        stage.model_copy(update={"epochs": n}) for stage, n in zip(stages, shares, strict=True)
-    )
+    return training if epochs is None else training.of_length(epochs)

@@ -42,14 +42,15 @@ def roc_picture(
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
     for i, (name, one) in enumerate(measured.items()):
         figures = one.figures
-        if one.roc is None or one.band is None:
+        if one.roc is None:
             axes.plot([], [], " ", label=f"{_short(name)}: ROC undefined (a class has no case)")
             continue
         color, style = _look(i)
         label = f"{_short(name)}: AUC {_with_interval(figures['auc'], figures['auc_ci'])}"
         # Bands lie over each other: many opaque ones are mud.
         alpha = min(0.14, 0.3 / len(measured))
-        axes.fill_between(FPR, one.band[0], one.band[1], color=color, alpha=alpha, linewidth=0)
+        if one.band is not None:
+            axes.fill_between(FPR, *one.band, color=color, alpha=alpha, linewidth=0)
         axes.plot(*one.roc, color=color, linestyle=style, linewidth=1.8, label=label)
         if figures["threshold"] is not None:
             axes.plot(
@@ -176,8 +177,8 @@ def _bin_centres(predicted: Any, bins: int = 10) -> Any:
     return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
 
 
-def _with_interval(value: float, interval: Sequence[float | None]) -> str:
-    low, high = interval
+def _with_interval(value: float, interval: Sequence[float | None] | None) -> str:
+    low, high = interval or (None, None)
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
 
 

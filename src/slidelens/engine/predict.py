@@ -21,8 +21,10 @@ from slidelens.engine.detail import check_detail
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
 from slidelens.engine.heap import PER_READER, HeapTrimmer
+from slidelens.engine.last_run import failed_slides
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
+from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
@@ -312,7 +314,16 @@ class Prediction:
         result.timings = self._timings
         if folder is not None:
             result.save(folder)  # which adds how long writing took
+            self._no_longer_failed(result, folder.parent)
         return result
+
+    def _no_longer_failed(self, result: Result, folder: Path) -> None:
+        """Let ``predictions.csv`` not say of a slide that its last run failed, when it did not."""
+        slide = result.slide.id
+        if slide in failed_slides(folder):
+            seconds = sum(self._timings.values())
+            done = Outcome(result.model.name, slide, "done", "", result.probabilities, seconds)
+            PredictionTable(folder, result.classes).record(done)
 
 
 class _Asked(TypedDict):

@@ -50,6 +50,8 @@ def settings_sha256(
         "precision": precision,
         "tissue": _tissue(tissue),
     }
+    if slide.color_managed:
+        facts["colour"] = "icc"
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,7 +92,10 @@ def is_done(folder: Path, digest: str) -> bool:
         written = json.loads((folder / "result.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(written, dict) and written.get("settings_sha256") == digest
+    if not isinstance(written, dict) or written.get("settings_sha256") != digest:
+        return False
+    maps = [folder / one["path"] / "zarr.json" for one in written.get("maps", ())]
+    return all(path.is_file() for path in maps)
 
 
 def _tissue(tissue: TissueSettings | TissueMask) -> object:

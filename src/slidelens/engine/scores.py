@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,13 +15,16 @@ from slidelens.engine.last_run import failed_slides
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.result import find_results
 from slidelens.maps.schema import read_result_file
+from slidelens.slide.base import id_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from slidelens.engine.labels import LabelledSlide, LabelTable, Split
+    from slidelens.geometry import Size
     from slidelens.maps.run_settings import RunSettings
     from slidelens.maps.schema import ResultFile
 
@@ -49,6 +51,8 @@ class Scored:
         Slide id to how it was run, of the results that state it.
     last_run_failed
         Slides whose result is of an earlier run than their last, which failed.
+    sizes
+        Slide id to level-0 width and height, of the results that state it.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Scored:
     threshold: float | None
     settings: Mapping[str, RunSettings] = field(default_factory=dict)
     last_run_failed: frozenset[str] = frozenset()
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,7 @@ def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
         last_run_failed=frozenset(
             c.slide.id for path, c in found if c.slide.id in failed[path.parent]
         ),
+        sizes={c.slide.id: c.slide.size for _, c in found if c.slide.size is not None},
     )
 
 
@@ -248,7 +254,7 @@ def _result_ids(table: LabelTable, known: set[str]) -> dict[str, str]:
     """Return the id of results that each id of the table means: itself, or without extension."""
     ids = {}
     for given in (row.slide_id for row in table.rows):
-        stem = PurePath(given).stem
+        stem = id_of_name(given)
         ids[given] = stem if given not in known and stem in known else given
     rows_of: dict[str, list[str]] = defaultdict(list)
     for given, meant in ids.items():

@@ -34,19 +34,27 @@ def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTabl
     Raises
     ------
     LabelError
-        A class with fewer patients than folds.
+        A class with slides of fewer patients than folds, or a fold that holds all of a class.
     """
     rows = [row for row in table.rows if row.split != "test"]
-    by_class = _patients_by_class(table, rows)
-    few = [table.classes[label] for label, names in by_class.items() if len(names) < folds]
+    patients = {r.label: {o.patient_key for o in rows if o.label == r.label} for r in rows}
+    few = [name for label, name in enumerate(table.classes) if len(patients.get(label, ())) < folds]
     if few:
         raise LabelError(
             f"{table.path}: class {', '.join(few)} has fewer patients than {folds} folds; label "
             "more slides, or take fewer folds."
         )
+    by_class = _patients_by_class(table, rows)
     random = np.random.default_rng(seed)
     order = [name for label in sorted(by_class) for name in random.permutation(by_class[label])]
     held = set(order[fold - 1 :: folds])
+    bare = [table.classes[label] for label, names in sorted(patients.items()) if names <= held]
+    if bare:
+        raise LabelError(
+            f"{table.path}: fold {fold} of {folds} holds every patient of class "
+            f"{', '.join(bare)}, so none is left to learn from; take another --seed or number of "
+            "folds."
+        )
     return replace(
         table,
         rows=tuple(replace(r, split="tune" if r.patient_key in held else "train") for r in rows),

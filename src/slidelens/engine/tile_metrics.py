@@ -11,9 +11,10 @@ from slidelens.engine.intervals import delong
 from slidelens.errors import LabelError, SlideLensError
 from slidelens.maps.tiles import Tiles
 from slidelens.tiling.annotations import fraction, read_annotations
+from slidelens.tiling.patch_labels import within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,13 +38,17 @@ class AnnotatedSlides(NamedTuple):
     of_slide
         Slide id to annotations.
     by_label
-        Whether annotations are labelled with class names, and so count for that class only.
-        Otherwise all of them are of the positive class.
+        Whether any annotation is labelled with the name of a class but the first, the negative
+        one. Then those of a class count for it, and others not at all. Else all annotations are of
+        the positive class, unless they have the negative one's name.
+    ignored
+        Labels of annotations that do not count though they are of no class.
     """
 
     folder: Path
     of_slide: Mapping[str, list[Annotation]]
     by_label: bool
+    ignored: tuple[str, ...] = ()
 
 
 class _Truth(NamedTuple):
@@ -82,8 +87,12 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
             f"{folder}: no annotations of the evaluated slides; expected <slide_id>"
             f"{' or '.join(SUFFIXES)}."
         )
-    labels = {a.label.casefold() for found in of_slide.values() for a in found}
-    return AnnotatedSlides(folder, of_slide, bool(labels & {c.casefold() for c in classes}))
+    labels = {a.label for found in of_slide.values() for a in found}
+    known = {name.casefold() for name in classes}
+    positive = {name.casefold() for name in classes[1:]}
+    by_label = any(label.casefold() in positive for label in labels)
+    others = sorted(label for label in labels if label.casefold() not in known)
+    return AnnotatedSlides(folder, of_slide, by_label, tuple(others) if by_label else ())
 
 
 def measure_tiles(
@@ -92,9 +101,10 @@ def measure_tiles(
     """Measure one model's tile scores.
 
     A tile is positive if annotations cover at least ``overlap`` of it. Slides of the first class
-    need no annotations: all their tiles are negative. Slides of other classes without annotations,
-    and results without tile probabilities, are left out and named. The interval counts tiles of one
-    slide as dependent (:func:`slidelens.engine.intervals.delong`).
+    need no annotations: all their tiles are negative. Slides of other classes without annotations
+    that count, and results without tile probabilities, are left out and named. Of a tile at the
+    border, what lies in the slide counts. The interval counts tiles of one slide as dependent
+    (:func:`slidelens.engine.intervals.delong`).
     """
     classes = cases.scored.classes
     multiclass = len(classes) > 2
@@ -110,6 +120,8 @@ def measure_tiles(
         else "all of the positive class",
         "left_out": left_out,
     }
+    if annotated.ignored:
+        figures["ignored_labels"] = list(annotated.ignored)
     if not tables:
         return {**figures, "auc": None, "undefined": {"auc": "no slide with tiles and annotations"}}
     per_class = {
@@ -160,7 +172,7 @@ def _tables(
     left_out: dict[str, list[str]] = {"no annotations": [], "no tile probabilities": []}
     for row in cases.rows:
         path = cases.scored.folders[row.slide_id] / "tiles.csv"
-        if row.label and row.slide_id not in annotated.of_slide:
+        if row.label and not _counting(annotated, row.slide_id, cases.scored.classes):
             left_out["no annotations"].append(row.slide_id)
             continue
         table = Tiles.read(path) if path.is_file() else None
@@ -171,18 +183,32 @@ def _tables(
     return tables, {reason: ids for reason, ids in left_out.items() if ids}
 
 
+def _counting(
+    annotated: AnnotatedSlides, slide_id: str, classes: Sequence[str]
+) -> list[Annotation]:
+    """Return the annotations of a slide that are of any of these classes but the first."""
+    names = {name.casefold() for name in classes[1:]}
+    normal = classes[0].casefold()
+    return [
+        a
+        for a in annotated.of_slide.get(slide_id, [])
+        if (a.label.casefold() in names if annotated.by_label else a.label.casefold() != normal)
+    ]
+
+
 def _truth(
     cases: Cases, tables: Mapping[str, Tiles], annotated: AnnotatedSlides, k: int, overlap: float
 ) -> _Truth:
     name = cases.scored.classes[k]
     positive, scores, slide = [], [], []
     for number, (slide_id, table) in enumerate(tables.items()):
-        found = annotated.of_slide.get(slide_id, [])
+        found = _counting(annotated, slide_id, cases.scored.classes)
         if annotated.by_label:
             found = [a for a in found if a.label.casefold() == name.casefold()]
         values = table.probabilities[:, table.classes.index(name)].astype(np.float64)
         scored = np.isfinite(values)
-        covered = fraction(found, table.boxes[scored])
+        boxes, size = table.boxes[scored], cases.scored.sizes.get(slide_id)
+        covered = fraction(found, boxes if size is None else within(boxes, size))
         # Areas are exact to rounding: a tile that is half covered must not fall by 1e-16.
         positive.append(covered >= overlap - 1e-9)
         scores.append(values[scored])

@@ -12,26 +12,25 @@ from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
 from slidelens.engine.replicas import replica_strategy
 from slidelens.engine.train_file import write_train_file
+from slidelens.engine.train_state import REQUEST, STATE
 from slidelens.errors import LabelError, MissingMppError, ModelError, ResultError, SlideError
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
     import torch
     from lightning.fabric import Fabric
 
     from slidelens.engine.checkpoint import CheckpointStore
+    from slidelens.engine.labels import LabelTable
     from slidelens.engine.loop import TrainLoop, TrainProgress
     from slidelens.engine.plan import TrainPlan
     from slidelens.engine.samples import TrainSlides
     from slidelens.families.training import TrainTask
 
 __all__ = ["train"]
-
-_STATE = "training"
-"""Folder inside the model's for checkpoints and history."""
 
 
 def train(
@@ -78,7 +77,7 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
         raise ModelError(
             f"{plan.out} already holds a model; give another folder, or --from to fine-tune it."
         )
-    store = CheckpointStore(plan.out / _STATE)
+    store = CheckpointStore(plan.out / STATE)
     if store.exists and not resume:
         raise ModelError(
             f"{plan.out} holds an unfinished training; continue it with --resume, or give another "
@@ -107,7 +106,7 @@ def _work(
     slides = _open(plan, device)
     try:
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
-        yield from _check_slides(task, [row.slide_id for row in plan.labels.rows])
+        yield from _check_slides(task, plan.labels)
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
             _keep_request(plan)
@@ -132,7 +131,7 @@ def _work(
 
 def _keep_request(plan: TrainPlan) -> None:
     """Leave the used configuration beside the history, so that it can be run again."""
-    path = plan.out / _STATE / "config.yaml"
+    path = plan.out / STATE / REQUEST
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_train_file(path, plan.file)
@@ -235,10 +234,12 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
     )
 
 
-def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[TrainProgress]:
+def _check_slides(task: TrainTask[Any], table: LabelTable) -> Iterator[TrainProgress]:
     """Look at every slide before the first step, so that a bad one does not end a night's work."""
     from slidelens.engine.loop import TrainProgress
 
+    slides = [row.slide_id for row in table.rows]
+    note = _classes_told(table)
     faults, without_mpp = [], False
     for number, slide_id in enumerate(slides, start=1):
         try:
@@ -246,7 +247,8 @@ def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[Train
         except (LabelError, SlideError) as error:
             faults.append(f"{slide_id}: {error}")
             without_mpp |= isinstance(error, MissingMppError)
-        yield TrainProgress("open", number, len(slides), slide_id)
+        yield TrainProgress("open", number, len(slides), slide_id, note=note)
+        note = ""
     if faults:
         listed = "\n  ".join(faults)
         raise SlideError(
@@ -254,6 +256,16 @@ def _check_slides(task: TrainTask[Any], slides: Sequence[str]) -> Iterator[Train
             f"take them out of the labels:\n  {listed}"
             + ("\n(For `slidelens train` the option is --slide-mpp.)" if without_mpp else "")
         )
+
+
+def _classes_told(table: LabelTable) -> str:
+    """Say which classes and splits there are."""
+    counts = ", ".join(
+        f"{name} {sum(row.label == label for row in table.rows)}"
+        for label, name in enumerate(table.classes)
+    )
+    train, tune = len(table.of("train")), len(table.of("tune"))
+    return f"{len(table.classes)} classes: {counts}; {train} slides to learn from, {tune} to tune"
 
 
 def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +293,7 @@ def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[s
 
 def _publish(model: Model[Any], out: Path) -> None:
     """Put the package into its folder beside the history; ``model.json`` comes last."""
-    staging = save_model(model, out / _STATE / "package")
+    staging = save_model(model, out / STATE / "package")
     for name in ("weights.safetensors", "model.json"):
         (staging / name).replace(out / name)
     staging.rmdir()

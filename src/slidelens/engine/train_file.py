@@ -6,7 +6,9 @@ of the family's and the training's configuration, side by side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
@@ -17,25 +19,36 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "read_train_file", "write_train_file"]
 
-OPTIONS = (
-    "family",
-    "slides",
-    "labels",
-    "out",
-    "annotations",
-    "weights",
-    "from",
-    "preset",
-    "epochs",
-    "seed",
-    "fraction",
-    "fold",
-    "folds",
-    "slide_mpp",
-    "device",
-    "devices",
-    "nodes",
-)
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Options(BaseModel):
+    """The options that a file may give, as the command line takes them."""
+
+    model_config = ConfigDict(strict=True)
+
+    family: str | None = None
+    slides: str | None = None
+    labels: str | None = None
+    out: str | None = None
+    annotations: str | None = None
+    weights: str | None = None
+    from_: str | None = Field(None, alias="from")
+    preset: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    seed: int | None = None
+    fraction: float | None = Field(None, gt=0, le=1)
+    fold: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    folds: int | None = Field(None, ge=2)
+    slide_mpp: (
+        Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | str | None
+    ) = None
+    device: str | None = None
+    devices: int | None = Field(None, ge=1)
+    nodes: int | None = Field(None, ge=1)
+
+
+OPTIONS = tuple(field.alias or name for name, field in _Options.model_fields.items())
 """Keys that are options; all others are fields."""
 
 
@@ -50,7 +63,7 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     Raises
     ------
     ModelError
-        It cannot be read, is no mapping, or is of another family.
+        It cannot be read, is no mapping, is of another family, or an option is of another type.
     """
     try:
         import yaml
@@ -63,7 +76,7 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f"{path} is not YAML: {error}") from error
+        raise ModelError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ModelError(
             f"{path}: expected a mapping of options and fields, such as 'seed: 0', not "
@@ -76,6 +89,14 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
             f"{given['family']} with it."
         )
     options = {key: given.pop(key) for key in OPTIONS if key in given}
+    try:
+        _Options.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(
+            f"{path}: {first['loc'][0]}: {first['msg']}, not {options[str(first['loc'][0])]!r}."
+        ) from error
+    options = {key: value for key, value in options.items() if value is not None}
     if family is not None:
         options.pop("family", None)
     return options, given

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from slidelens.engine.history import Score
 
-__all__ = ["Doing", "Position", "TrainProgress"]
+__all__ = ["REQUEST", "STATE", "Doing", "Position", "TrainProgress"]
+
+STATE = "training"
+"""Folder inside the model's for checkpoints, history and request."""
+REQUEST = "config.yaml"
+"""What was asked for, in that folder."""
 
 Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
 
@@ -35,6 +40,8 @@ class TrainProgress:
     fold: int = 0
     """Of a cross-validation, from 1; 0 is none."""
     folds: int = 0
+    note: str = ""
+    """Something to know, said once."""
 
 
 @dataclass(slots=True)

@@ -5,14 +5,15 @@ Source: magnifying-networks-2023, sections 3.3 and 4; what is ours is said in do
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from slidelens.families.training import Stage, TrainConfig
+from slidelens.families.training import Stage, TrainConfig, stages_of_length
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["MagNetTraining"]
 
@@ -134,6 +135,21 @@ class MagNetTraining(TrainConfig):
             raise ValueError(f"probe_scales {self.probe_scales}: need 0 < smallest <= largest <= 1")
         return self
 
+    def of_length(self, epochs: int) -> MagNetTraining:
+        """Return the training with so many epochs; what learns first gets its share of them."""
+        stages = stages_of_length(self.stages, epochs)
+        full = sum(stage.epochs for stage in self.stages)
+        # Stages that were left out are the first: their ends are at the start.
+        left_out = len(self.stages) - len(stages)
+        ends = dict(zip(_ends(self.stages), [0] * left_out + _ends(stages), strict=True))
+
+        def moved(epoch: int) -> int:
+            return ends.get(epoch, round(epoch * epochs / full))
+
+        warmup = moved(self.warmup) if self.warmup else 0
+        scouting = moved(self.warmup + self.scouting) - warmup if self.scouting else 0
+        return self.with_fields(stages=stages, warmup=warmup, scouting=scouting)
+
     @property
     def scouted(self) -> tuple[Stage, ...]:
         """The stages after scouting, in which all learns together; none without scouting."""
@@ -141,3 +157,8 @@ class MagNetTraining(TrainConfig):
         end = self.warmup + self.scouting if self.scouting else None
         first = begins.index(end) if end in begins else len(begins)
         return self.stages[first:]
+
+
+def _ends(stages: Sequence[Stage]) -> list[int]:
+    """Return the epochs at which stages end."""
+    return list(accumulate(stage.epochs for stage in stages))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from slidelens.errors import ModelError
 from slidelens.families.mil import MilConfig
 from slidelens.families.mil_bags import BagSteps
 from slidelens.families.mil_tiles import MilTiles, network_of
@@ -110,6 +111,11 @@ class MilTraining(TrainConfig):
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training with ``features`` decided."""
         assert isinstance(config, MilConfig)
+        if config.bag_dim and not self.bags:
+            raise ModelError(
+                "bag_dim is the length of feature vectors made elsewhere: say where they are, with "
+                "--bags DIR, or leave bag_dim out."
+            )
         return self.model_copy(update={"features": _features(self.features, config, self.bags)})
 
     @model_validator(mode="after")

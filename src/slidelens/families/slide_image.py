@@ -223,8 +223,8 @@ def frame_tissue(
     (top, rows), (left, columns) = (_span(s, n) for s, n in zip(spans, most, strict=True))
     if rows < np.ptp(spans[0]) + 1 or columns < np.ptp(spans[1]) + 1:
         log.warning(
-            "the tissue is larger than %d px at %g µm/px: what lies outside of the middle is not "
-            "seen; give the model a larger size", limit, mpp,
+            "the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
+            "not seen; give the model a larger size", limit, mpp,
         )  # fmt: skip
     cells = Affine(lattice.sx, lattice.sy, left * lattice.sx, top * lattice.sy)
     # A cell sees around the centre of its receptive field: the image is shifted so that this is

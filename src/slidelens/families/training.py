@@ -43,6 +43,7 @@ __all__ = [
     "TrainTask",
     "Work",
     "balanced_order",
+    "stages_of_length",
     "take",
 ]
 
@@ -113,6 +114,33 @@ class TrainConfig(BaseModel):
         A family whose configuration says which parts there are leaves out the stages of the others.
         """
         return self
+
+    def of_length(self, epochs: int) -> Self:
+        """Return the training with at most ``epochs`` epochs in all, its parts shortened alike.
+
+        A family whose own fields count epochs shortens these too.
+        """
+        return self.with_fields(stages=stages_of_length(self.stages, epochs))
+
+    def with_fields(self, **fields: Any) -> Self:
+        """Return a copy with other values, checked as new ones are."""
+        return type(self).model_validate({**dict(self), **fields})
+
+
+def stages_of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
+    """Share ``epochs`` among stages as they are shared now, each at least one.
+
+    Where there are fewer epochs than stages, the first stages are left out.
+    """
+    stages = stages[max(0, len(stages) - epochs) :]
+    full, shares, left = sum(s.epochs for s in stages), [], epochs
+    for rest, stage in zip(range(len(stages) - 1, -1, -1), stages, strict=True):
+        share = min(max(1, round(epochs * stage.epochs / full)), left - rest)
+        shares.append(share if rest else left)
+        left -= share
+    return tuple(
+        stage.model_copy(update={"epochs": n}) for stage, n in zip(stages, shares, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

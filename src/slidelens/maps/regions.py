@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import shapely
     from numpy.typing import NDArray
 
+    from slidelens.geometry import Size
     from slidelens.maps.map import Map
 
 __all__ = ["Region", "find_regions", "positive_regions"]
@@ -45,7 +46,12 @@ class Region:
 
 
 def find_regions(
-    source: Map, channel: str | int, *, threshold: float = 0.5, min_area_mm2: float = 0.0
+    source: Map,
+    channel: str | int,
+    *,
+    threshold: float = 0.5,
+    min_area_mm2: float = 0.0,
+    within: Size | None = None,
 ) -> list[Region]:
     """Find the 4-connected regions of cells whose value is at least ``threshold``.
 
@@ -62,20 +68,28 @@ def find_regions(
         Least value of a cell that belongs to a region.
     min_area_mm2
         Smaller regions are left out.
+    within
+        The slide's level-0 size: what border cells have outside is cut off. None: nothing is.
     """
     label = channel if isinstance(channel, str) else source.channels[channel]
     runs = _runs(source, label, threshold)
     found = []
     for rings, cells, total in outlines(runs):
-        area = cells * source.cell_area_mm2
-        if area < min_area_mm2:
-            continue
-        found.append(Region(_polygon(source, rings), label, area, total / cells))
+        polygon, area = _polygon(source, rings), cells * source.cell_area_mm2
+        if within is not None and (cut := _cut(polygon, within)) is not None:
+            area *= cut.area / polygon.area
+            polygon = cut
+        if area >= min_area_mm2:
+            found.append(Region(polygon, label, area, total / cells))
     return found
 
 
 def positive_regions(
-    source: Map, *, threshold: float = 0.5, min_area_mm2: float = 0.0
+    source: Map,
+    *,
+    threshold: float = 0.5,
+    min_area_mm2: float = 0.0,
+    within: Size | None = None,
 ) -> list[Region]:
     """Find the regions of every class but the first (the negative one) of a probability map.
 
@@ -87,12 +101,16 @@ def positive_regions(
         Least probability of a cell that belongs to a region.
     min_area_mm2
         Least area of a region, in mm².
+    within
+        See :func:`find_regions`.
     """
     chosen: Sequence[str] = source.channels if len(source.channels) == 1 else source.channels[1:]
     return [
         region
         for name in chosen
-        for region in find_regions(source, name, threshold=threshold, min_area_mm2=min_area_mm2)
+        for region in find_regions(
+            source, name, threshold=threshold, min_area_mm2=min_area_mm2, within=within
+        )
     ]
 
 
@@ -111,6 +129,17 @@ def _runs(source: Map, label: str, threshold: float) -> Runs:
             with np.errstate(invalid="ignore"):
                 parts.append(Runs.of(values >= threshold, values, y))
     return Runs.join(parts, width)
+
+
+def _cut(polygon: shapely.Polygon, size: Size) -> shapely.Polygon | None:
+    """Return what of a polygon lies in the slide; None: all of it, or (by rounding) nothing."""
+    import shapely
+
+    left, top, right, bottom = polygon.bounds
+    if left >= 0 and top >= 0 and right <= size.width and bottom <= size.height:
+        return None
+    cut = shapely.intersection(polygon, shapely.box(0, 0, size.width, size.height))
+    return cut if isinstance(cut, shapely.Polygon) and not cut.is_empty else None
 
 
 def _polygon(source: Map, rings: list[NDArray[np.int64]]) -> Any:

@@ -7,13 +7,14 @@ import io
 from dataclasses import astuple, fields
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from slidelens.errors import LabelError, ResultError
 from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
+from slidelens.slide.base import id_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -189,7 +190,7 @@ def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) ->
     for row in rows:
         kept = {name: row[name] or "" for name in columns}
         given = kept["slide_id"].strip()
-        meant = given if given in saved.labels else PurePath(given).stem
+        meant = given if given in saved.labels else id_of_name(given)
         if meant in changed:
             found.add(meant)
             by_name = kept["label"].strip() in saved.classes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -14,15 +16,15 @@ from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-__all__ = ["Facts", "Level", "Reader", "Slide", "slide_id"]
+__all__ = ["Facts", "Level", "Reader", "Slide", "id_of_name", "slide_id"]
 
 _WHOLE = 2.0**-18  # closer to a whole pixel than the resampler's quantum tells apart
 _CLOSE_ENOUGH = 1.01
+_EXTENSION = re.compile(r"\.[a-z][a-z0-9]{2,}$", re.IGNORECASE)
 """A level up to 1 % coarser than asked is used: downsamples such as 2.0003 mean 2."""
 
 
@@ -189,6 +191,11 @@ class Slide:
         return self._reader.read_associated(name)
 
     @property
+    def color_managed(self) -> bool:
+        """Whether the embedded ICC profile is applied to what is read."""
+        return self._colour is not None
+
+    @property
     def icc_profile(self) -> bytes | None:
         """The embedded ICC profile; kept, and applied only with ``open_slide(..., icc=True)``."""
         self._check_open()
@@ -265,7 +272,17 @@ class Slide:
             raise SlideError(f"{self.path}: the slide is closed; open it again to read from it.")
 
 
-def slide_id(path: Path) -> str:
+def id_of_name(name: str) -> str:
+    """Return the id that a slide's file name stands for; a name without extension is an id.
+
+    What follows the last point is an extension if it looks like one: ``a.svs`` is ``a``, but
+    ``P1.7`` and ``case.HE`` are themselves.
+    """
+    stem = slide_id(PurePath(name))
+    return stem if _EXTENSION.search(name) else name
+
+
+def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
 
     A DICOM folder keeps its whole name.
@@ -274,4 +291,5 @@ def slide_id(path: Path) -> str:
     for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
         if name.lower().endswith(double):
             return name[: -len(double)]
-    return name if path.is_dir() and path.suffix.lower() != ".zarr" else path.stem
+    folder = isinstance(path, Path) and path.is_dir()
+    return name if folder and path.suffix.lower() != ".zarr" else path.stem

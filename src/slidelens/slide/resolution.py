@@ -13,12 +13,14 @@ from slidelens.geometry import Mpp
 if TYPE_CHECKING:
     from slidelens.slide.reader import Facts
 
-__all__ = ["PRINT_MPP", "GivenMpp", "resolve_mpp"]
+__all__ = ["PRINT_MPP", "GivenMpp", "read_mpp_table", "resolve_mpp"]
 
 GivenMpp = float | tuple[float, float] | Mpp | Literal["from-objective"] | Path | None
 
 log = logging.getLogger(__name__)
 
+_FAR = 0.1
+"""Relative difference of a given resolution from the file's that is worth a word."""
 PRINT_MPP = 10.0
 """A resolution tag of a plain TIFF is µm/px of the specimen only below this.
 
@@ -69,7 +71,13 @@ def resolve_mpp(
         raise ValueError(  # noqa: TRY004  # a word, but the wrong one
             f"mpp is a number, a CSV path or 'from-objective', not {given!r}"
         )
-    return Mpp.of(given), "given"
+    mpp = Mpp.of(given)
+    if facts.mpp is not None and abs(mpp.mean / facts.mpp.mean - 1) > _FAR:
+        log.warning(
+            "%s: read at the given %.4g µm/px, though its file states %.4g (%s)",
+            *(path.name, mpp.mean, facts.mpp.mean, facts.mpp_source),
+        )
+    return mpp, "given"
 
 
 def _from_objective(facts: Facts, path: Path) -> tuple[Mpp, str | None]:
@@ -85,24 +93,48 @@ def _from_objective(facts: Facts, path: Path) -> tuple[Mpp, str | None]:
 
 
 def _from_table(table: Path, slide: str, path: Path) -> Mpp | None:
+    rows = read_mpp_table(table)
+    return rows.get(slide, rows.get(path.name))
+
+
+def read_mpp_table(table: Path) -> dict[str, Mpp]:
+    """Read a CSV file with columns ``slide`` and ``mpp`` (µm/px): name of slide to resolution.
+
+    It is separated by comma, semicolon (then 0,5 is a number too) or tab.
+
+    Raises
+    ------
+    SlideError
+        A table that cannot be read, without these columns, with two rows for one slide, or with
+        what is no number above 0.
+    """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise SlideError(
             f"{table}: cannot be read as a CSV of `slide,mpp` rows ({error})."
         ) from error
-    if not rows or not {"slide", "mpp"} <= set(rows[0]):
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    found: dict[str, Mpp] = {}
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    if not {"slide", "mpp"} <= {name.strip() for name in reader.fieldnames or ()}:
         raise SlideError(
             f"{table}: expected a CSV with the columns `slide,mpp` and one row or more."
         )
-    for line, row in enumerate(rows, 2):
-        if row["slide"] in (slide, path.name):
-            try:
-                return Mpp.of(float(row["mpp"]))
-            except (TypeError, ValueError) as error:
-                raise SlideError(
-                    f"{table}, line {line}: mpp of {row['slide']} must be a number above 0, "
-                    f"not {row['mpp']!r}."
-                ) from error
-    return None
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    for row in reader:
+        name, text = (row["slide"] or "").strip(), (row["mpp"] or "").strip()
+        if not name and not text:
+            continue
+        if name in found:
+            raise SlideError(f"{table}, line {reader.line_num}: a second row of {name}; keep one.")
+        try:
+            found[name] = Mpp.of(float(text if delimiter == "," else text.replace(",", ".")))
+        except ValueError as error:
+            raise SlideError(
+                f"{table}, line {reader.line_num}: mpp of {name} must be a number above 0, "
+                f"not {text!r}."
+            ) from error
+    if not found:
+        raise SlideError(f"{table}: has no row; expected the columns `slide,mpp`.")
+    return found

@@ -57,6 +57,11 @@ class TiffReader(Reader):
             self._inverted = page.photometric == 0
             samples = page.samplesperpixel
             rgb = page.photometric in (2, 3, 6) and (samples >= 3 or page.photometric == 3)
+            if rgb and page.dtype not in (np.uint8, np.uint16):
+                raise UnsupportedSlideError(
+                    f"{path}: its colours are of type {page.dtype}; slidelens reads RGB of 8 or 16 "
+                    "bits per colour (grey and fluorescence channels of any type). Convert it."
+                )
             channels = len(self.facts.channels) or (3 if self._map is not None else samples)
         self._compose = Composer(channels, page.dtype, rgb, self._overview)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slidelens.geometry import Size
     from slidelens.tiling.annotations import Annotation
 
-__all__ = ["NOLABEL", "NORMAL", "TUMOUR", "PatchRules", "check_drawn"]
+__all__ = ["NOLABEL", "NORMAL", "TUMOUR", "PatchRules", "check_drawn", "within"]
 
 NOLABEL, NORMAL, TUMOUR = -1, 0, 1
 
@@ -84,8 +84,7 @@ class PatchRules:
                 f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
                 "it out of the labels."
             )
-        inside = boxes.copy()
-        inside[:, 2:] = np.minimum(boxes[:, :2] + boxes[:, 2:], tuple(size)) - boxes[:, :2]
+        inside = within(boxes, size)
         tumour = fraction(drawn, inside)
         if self.normal:
             normal = fraction([a for a in annotations if _is(a, self.normal)], inside)
@@ -163,3 +162,10 @@ def _is(annotation: Annotation, names: Sequence[str]) -> bool:
 def _place(polygon: Any) -> str:
     left, top, right, bottom = polygon.bounds
     return f"x={left:.0f}..{right:.0f}, y={top:.0f}..{bottom:.0f}"
+
+
+def within(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
+    """Return the part of boxes ``(N, 4)`` x, y, w, h in level-0 px that lies in the slide."""
+    low = np.maximum(boxes[:, :2], 0)
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], tuple(size))
+    return np.concatenate([low, high - low], axis=1)

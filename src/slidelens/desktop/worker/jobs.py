@@ -14,8 +14,8 @@ from slidelens.desktop.worker.pace import Pace
 from slidelens.desktop.worker.training import plan, resume, train
 
 if TYPE_CHECKING:
-    from slidelens.engine.cohort import Outcome
     from slidelens.engine.predict import Progress
+    from slidelens.engine.prediction_table import Outcome
     from slidelens.families.base import Model
     from slidelens.slide.open import GivenMpp
 
@@ -39,7 +39,8 @@ def catalogue(request: Facts, send: Send) -> Iterator[None]:
 def predict(request: Facts, send: Send) -> Iterator[None]:
     """Run models over slides; send ``progress``, ``cells`` of growing maps, and ``outcome``."""
     from slidelens.desktop.worker.preview import Preview
-    from slidelens.engine.cohort import Outcome, predict_cohort
+    from slidelens.engine.cohort import predict_cohort
+    from slidelens.engine.prediction_table import Outcome
     from slidelens.geometry import Box
 
     models = []

@@ -1,0 +1,104 @@
+"""``predictions.csv``: how the last run of each slide ended, in the folder of a model's results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock
+
+from slidelens.engine.last_run import PREDICTIONS
+from slidelens.errors import ResultError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Outcome", "PredictionTable"]
+
+Status = Literal["done", "failed", "skipped"]
+_LOCK = ".predictions.lock"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one slide (``slide_id``) and one ``model`` ended, after so many ``seconds``.
+
+    ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty.
+    """
+
+    model: str
+    slide_id: str
+    status: Status
+    error: str
+    probabilities: dict[str, float]
+    seconds: float
+
+
+class PredictionTable:
+    """The table of one model. Several runs, on several machines too, may write it side by side.
+
+    Parameters
+    ----------
+    folder
+        Of the model's results.
+    classes
+        The model's.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self._path = folder / PREDICTIONS
+        self._classes = classes
+        names = [f"prob_{name}" for name in classes]
+        self._header = ["slide_id", "status", "error", *names, "seconds"]
+        self._read()  # what cannot be read is said before anything is computed
+
+    def record(self, outcome: Outcome) -> None:
+        """Add or replace the row of a slide and write the file.
+
+        Raises
+        ------
+        ResultError
+            A table that cannot be read or written.
+        """
+        values = [outcome.probabilities.get(name) for name in self._classes]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._path.with_name(_LOCK)):
+                rows = self._read()  # anew: another run may have added rows
+                rows[outcome.slide_id] = [
+                    outcome.slide_id,
+                    outcome.status,
+                    outcome.error,
+                    *("" if value is None else f"{value:.8g}" for value in values),
+                    f"{outcome.seconds:.2f}",
+                ]
+                text = io.StringIO()
+                writer = csv.writer(text, lineterminator="\n")
+                writer.writerow(self._header)
+                writer.writerows(rows.values())
+                write_atomic(self._path, text.getvalue())
+        except OSError as error:
+            raise ResultError(
+                f"{self._path}: cannot write the table ({error.strerror or error}). "
+                "Free some space or choose another --out."
+            ) from error
+
+    def _read(self) -> dict[str, list[str]]:
+        """Return the rows of earlier calls; a table of other classes is not ours to go on with."""
+        try:
+            content = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ResultError(f"{self._path}: cannot be read ({error}).") from error
+        header, *rows = [row for row in csv.reader(io.StringIO(content)) if row] or [[]]
+        if header != self._header:
+            log.warning("%s: has other columns and is written anew", self._path)
+            return {}
+        return {row[0]: row for row in rows if len(row) == len(header)}
