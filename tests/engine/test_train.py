@@ -134,7 +134,7 @@ def test_sigkill_at_a_random_moment_then_resume(cohort, reference, tmp_path):
     assert _weights(out) == _weights(reference[0]), f"killed after {survived} lines"
 
 
-def test_closing_the_iterator_saves(cohort, reference, tmp_path):
+def test_closing_the_iterator_saves(cohort, reference, tmp_path, caplog):
     out = tmp_path / "closed"
     steps = train(**request(cohort, out))
     for _ in range(6 + STEPS + 3):
@@ -149,6 +149,8 @@ def test_closing_the_iterator_saves(cohort, reference, tmp_path):
         list(train(**request(cohort, out, seed=9), resume=True))
     list(train(**request(cohort, out), resume=True))
     assert _weights(out) == _weights(reference[0])
+    train(**request(cohort, tmp_path / "mistyped"), resume=True).close()
+    assert "mistyped holds no unfinished training" in caplog.text
 
 
 def test_a_finished_model_is_not_overwritten(cohort, reference):

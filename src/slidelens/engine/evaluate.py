@@ -297,10 +297,12 @@ def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) 
 def _note(metrics: Mapping[str, Any]) -> str:
     interval = metrics["interval"]
     one = next(iter(metrics["models"].values()))
+    wilson = any(model["accuracy_ci"] for model in metrics["models"].values())
+    rates = "rates Wilson" if wilson else "none of rates, as slides of a patient are alike"
     averaged = "" if metrics["positive_class"] else " Figures are means over classes, one-vs-rest."
     return (
         f"{interval['level']:.0%} intervals: AUC and PR-AUC {interval['resamples']:,} bootstrap "
-        f"resamples of {one['bootstrap']['drawn']}, rates Wilson.{averaged}"
+        f"resamples of {one['bootstrap']['drawn']}, {rates}.{averaged}"
     )
 
 

@@ -21,10 +21,21 @@ BaseModelT = TypeVar("BaseModelT", bound=BaseModel)
 
 
 def read_value(text: str) -> Any:
-    """Read the text of an option: JSON where it is, else the text itself."""
+    """Read the text of an option: JSON where it is, else the text itself.
+
+    Raises
+    ------
+    ModelError
+        Text that begins like a list or a mapping and is no JSON.
+    """
     try:
         return json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        if text.lstrip()[:1] in ("[", "{"):
+            raise ModelError(
+                f"{text!r} is not JSON ({error}); keys stand in double quotes, as in "
+                '\'[{"epochs": 20, "lr": 1e-4, "head_lr": 1e-3}]\'.'
+            ) from error
         return text
 
 

@@ -100,6 +100,11 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
+    Returns
+    -------
+    The model. Results are known by the checksum in its card (``weights_sha256``): who changes the
+    weights takes it out, or gets results of the old ones that lie in the folder.
+
     Raises
     ------
     ModelError

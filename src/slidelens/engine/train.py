@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+log = logging.getLogger(__name__)
+
 
 def train(
     family_name: str,
@@ -83,6 +85,8 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
             f"{plan.out} holds an unfinished training; continue it with --resume, or give another "
             "folder."
         )
+    if resume and not store.exists:
+        log.warning("%s holds no unfinished training: it begins at the start", plan.out)
     return _steps(plan, store)
 
 
