@@ -145,7 +145,10 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
         f"--backbone squeezenet1_1 --out {tmp_path}/m",
         "predict": f"predict {slides}/slides --model demo-mil --out {tmp_path}/r",
     }[command]
-    program = [sys.executable, "-c", "from slidelens.cli import main; main()", *call.split()]
+    # What runs in the background of a shell ignores the signal, and so would its children.
+    body = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    body += "from slidelens.cli import main; main()"
+    program = [sys.executable, "-c", body, *call.split()]
     run = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert run.stderr is not None
     run.stderr.readline()  # the first word of progress
