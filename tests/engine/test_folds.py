@@ -61,7 +61,7 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
     with pytest.raises(ModelError, match=r"fold-1 was trained with other settings \(seed"):
         train_folds(**(asked | {"seed": 9}), folds=2, resume=True)
     fewer = asked | {"overrides": {**asked["overrides"], "smoothing": "0.1"}}
-    with pytest.raises(ModelError, match=r"other settings \(smoothing\)"):
+    with pytest.raises(ModelError, match=r"other settings \(smoothing: 0.0, now 0.1\)"):
         train_folds(**fewer, folds=2, resume=True)
     (tmp_path / "cv" / "fold-3").mkdir()
     with pytest.raises(ModelError, match="holds fold-3 of another cross-validation"):

@@ -66,11 +66,11 @@ def test_epochs_are_shared_among_stages(plan, epochs, shares):
 )
 def test_what_learns_first_is_shortened_with_the_stages(epochs, stages, warmup, scouting):
     """Else a short MagNet would end before its attention began to learn."""
-    training = MagNetTraining(**MagNetTraining.presets["frozen"]).of_length(epochs)
-    assert [s.epochs for s in training.stages] == stages
-    assert (training.warmup, training.scouting) == (warmup, scouting)
+    found = MagNetTraining(**MagNetTraining.presets["frozen"]).of_length(epochs)
+    assert [s.epochs for s in found["stages"]] == stages
+    assert (found["warmup"], found["scouting"]) == (warmup, scouting)
     default = MagNetTraining(**MagNetTraining.presets["default"]).of_length(epochs)
-    assert (default.warmup, default.scouting) == (0, 0)
+    assert (default["warmup"], default["scouting"]) == (0, 0)
 
 
 def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):

@@ -91,10 +91,12 @@ def run() -> None:
     except SlideLensError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer has made it of a KeyboardInterrupt
-            typer.echo(_STOPPED.get("".join(sys.argv[1:2]), "stopped"), err=True)
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Within a command typer makes the one of the other.
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
+        typer.echo(_STOPPED.get("".join(sys.argv[1:2]), "stopped"), err=True)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

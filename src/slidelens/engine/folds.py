@@ -18,7 +18,7 @@ from slidelens.engine.plan import plan_training
 from slidelens.engine.splits import fold_table
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file
-from slidelens.engine.train_state import REQUEST, STATE, TrainProgress
+from slidelens.engine.train_state import REQUEST, STATE, TrainProgress, changed_settings
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
 
@@ -118,9 +118,10 @@ def _check_finished(plan: TrainPlan) -> None:
     """Refuse to go on beside a fold that was trained in another way or on other slides."""
     kept = plan.out / STATE
     options, fields = read_train_file(kept / REQUEST)
-    had = {**options, **fields}
-    asked = json.loads(json.dumps({k: v for k, v in plan.file.items() if v is not None}))
-    changed = [key for key in sorted({*had, *asked} - _PLACES) if had.get(key) != asked.get(key)]
+    asked = json.loads(json.dumps(plan.file))
+    changed = changed_settings(
+        *({k: v for k, v in one.items() if k not in _PLACES} for one in (options | fields, asked))
+    )
     with (kept / TUNE_TABLE).open(encoding="utf-8", newline="") as file:
         held = {(row["slide_id"], row["label"]) for row in csv.DictReader(file)}
     if held != {(r.slide_id, plan.labels.classes[r.label]) for r in plan.labels.of("tune")}:

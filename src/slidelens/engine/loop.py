@@ -29,7 +29,7 @@ from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.optimiser import make_optimizer, optimizer_state, restore_optimizer
 from slidelens.engine.replicas import Replicas
 from slidelens.engine.selection import Window, best_window, wanted_epochs
-from slidelens.engine.train_state import Position, TrainProgress
+from slidelens.engine.train_state import Position, TrainProgress, changed_settings
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import freeze_norm_statistics
 
@@ -364,7 +364,7 @@ class TrainLoop:
     def _restore(self) -> None:
         checkpoint = self.store.load()
         record = checkpoint.record
-        changed = _changed(record["settings"], json.loads(json.dumps(self.settings)))
+        changed = changed_settings(record["settings"], json.loads(json.dumps(self.settings)))
         if changed:
             raise ModelError(
                 f"the checkpoint in {self.store.folder} was made with other settings "
@@ -376,28 +376,6 @@ class TrainLoop:
         restore_optimizer(self._optimizer, checkpoint.part("optimizer."), record["optimizer"])
         self.task.load_state(record["task"])
         restore_random(checkpoint.part("random."), record["random"])
-
-
-def _changed(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ; of configurations their fields, with what they were."""
-    found = []
-    for key in {**asked, **had}:
-        one, other = had.get(key), asked.get(key)
-        if one == other:
-            continue
-        if isinstance(one, dict) and isinstance(other, dict):
-            fields = [name for name in {**other, **one} if one.get(name) != other.get(name)]
-            found += [_told(name, one.get(name), other.get(name)) for name in fields]
-        else:
-            found.append(_told(key, one, other))
-    return found
-
-
-def _told(name: str, had: Any, asked: Any) -> str:
-    plain = (str, int, float, bool, type(None))
-    if isinstance(had, plain) and isinstance(asked, plain):
-        return f"{name}: {had}, now {asked}"
-    return name
 
 
 def _no_backward(loss: torch.Tensor) -> None:  # noqa: ARG001  # reason: stands in for backward

@@ -291,4 +291,6 @@ def _training(
         known = [*type(config).model_fields, *kind.model_fields]
         raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
     training = validated(kind, {**values, **given}).suited(config)
-    return training if epochs is None else training.of_length(epochs)
+    if epochs is None:
+        return training
+    return validated(kind, {**dict(training), **training.of_length(epochs)})

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from slidelens.engine.history import Score
 
-__all__ = ["REQUEST", "STATE", "Doing", "Position", "TrainProgress"]
+__all__ = ["REQUEST", "STATE", "Doing", "Position", "TrainProgress", "changed_settings"]
 
 STATE = "training"
 """Folder inside the model's for checkpoints, history and request."""
@@ -60,3 +62,25 @@ class Position:
     """Tuning slides that are scored in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per epoch."""
+
+
+def changed_settings(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Name the settings that differ; of configurations their fields, with what they were."""
+    found = []
+    for key in {**asked, **had}:
+        one, other = had.get(key), asked.get(key)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            fields = [name for name in {**other, **one} if one.get(name) != other.get(name)]
+            found += [_told(name, one.get(name), other.get(name)) for name in fields]
+        else:
+            found.append(_told(key, one, other))
+    return found
+
+
+def _told(name: str, had: Any, asked: Any) -> str:
+    plain = (str, int, float, bool, type(None))
+    if isinstance(had, plain) and isinstance(asked, plain):
+        return f"{name}: {had}, now {asked}"
+    return name

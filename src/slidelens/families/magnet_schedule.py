@@ -135,8 +135,8 @@ class MagNetTraining(TrainConfig):
             raise ValueError(f"probe_scales {self.probe_scales}: need 0 < smallest <= largest <= 1")
         return self
 
-    def of_length(self, epochs: int) -> MagNetTraining:
-        """Return the training with so many epochs; what learns first gets its share of them."""
+    def of_length(self, epochs: int) -> Mapping[str, Any]:
+        """Return the fields of so many epochs; what learns first gets its share of them."""
         stages = stages_of_length(self.stages, epochs)
         full = sum(stage.epochs for stage in self.stages)
         # Stages that were left out are the first: their ends are at the start.
@@ -148,7 +148,7 @@ class MagNetTraining(TrainConfig):
 
         warmup = moved(self.warmup) if self.warmup else 0
         scouting = moved(self.warmup + self.scouting) - warmup if self.scouting else 0
-        return self.with_fields(stages=stages, warmup=warmup, scouting=scouting)
+        return {"stages": stages, "warmup": warmup, "scouting": scouting}
 
     @property
     def scouted(self) -> tuple[Stage, ...]:

@@ -115,16 +115,12 @@ class TrainConfig(BaseModel):
         """
         return self
 
-    def of_length(self, epochs: int) -> Self:
-        """Return the training with at most ``epochs`` epochs in all, its parts shortened alike.
+    def of_length(self, epochs: int) -> Mapping[str, Any]:
+        """Return the fields that make it at most ``epochs`` epochs in all, parts shortened alike.
 
         A family whose own fields count epochs shortens these too.
         """
-        return self.with_fields(stages=stages_of_length(self.stages, epochs))
-
-    def with_fields(self, **fields: Any) -> Self:
-        """Return a copy with other values, checked as new ones are."""
-        return type(self).model_validate({**dict(self), **fields})
+        return {"stages": stages_of_length(self.stages, epochs)}
 
 
 def stages_of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
