@@ -30,7 +30,7 @@ def demo(
 
     slides = []
     typer.echo(f"{'slide':<14}{'truth':<8}{'model':<18}{'P(tumor)':>9}  regions   seconds")
-    with closing(steps(out, models=model or ())) as run, Bar() as bar:
+    with Bar() as bar, closing(steps(out, models=model or ())) as run:
         for step in run:
             if step.result is None:
                 bar.update(step.doing, step.done, step.total, step.slide_id)

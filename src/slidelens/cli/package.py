@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,7 @@ def fetch(
     from slidelens.engine.package import check_received
 
     steps = fetching(reference, refresh=refresh, check=check_received)
-    with Bar() as bar:
+    with Bar() as bar, closing(steps):
         while True:
             try:
                 done, total = next(steps)

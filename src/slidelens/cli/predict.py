@@ -67,7 +67,7 @@ def predict(
         overwrite=overwrite,
     )
     outcomes = []
-    with closing(run), Bar(quiet=as_json) as bar:
+    with Bar(quiet=as_json) as bar, closing(run):
         for event in run:
             if isinstance(event, Outcome):
                 outcomes.append(event)

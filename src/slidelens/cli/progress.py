@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
+from slidelens.cli.stopping import Stopping
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -23,7 +25,7 @@ _PLAIN_SECONDS = 30.0
 
 
 class Bar:
-    """One bar on stderr that is given new work again and again.
+    """One bar on stderr that is given new work again and again; Ctrl-C ends the work between two.
 
     With ``quiet``, or without a terminal, no bar is drawn; without a terminal :meth:`update` prints
     a plain line every 30 seconds instead.
@@ -36,8 +38,10 @@ class Bar:
         self._task: TaskID | None = None
         self._title = ""
         self._said = monotonic()
+        self._stopping = Stopping()
 
     def __enter__(self) -> Self:
+        self._stopping.__enter__()
         if self._drawn:
             from rich.console import Console
             from rich.progress import (
@@ -68,9 +72,17 @@ class Bar:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        self._stopping.__exit__(kind, error, trace)
 
     def update(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Show how far the work of this title is; a new title is a new bar."""
+        """Show how far the work of this title is; a new title is a new bar.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Ctrl-C was pressed.
+        """
+        self._stopping.check()
         if self._bars is not None:
             if title != self._title or self._task is None:
                 if self._task is not None:

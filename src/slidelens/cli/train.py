@@ -150,7 +150,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         for kind in configs:
             given |= given_fields(fields, kind)
         steps = _begin(name, options, resume, given, parse_assignments(assignments or []))
-        with closing(steps), TrainBars(quiet=as_json) as bars:
+        with TrainBars(quiet=as_json) as bars, closing(steps):
             last = None
             for last in steps:
                 bars.show(last)

@@ -128,6 +128,11 @@ class Assembly:
             },
         )
 
+    def close(self) -> None:
+        """Give back the file of a run's vectors. What :meth:`finish` made stays."""
+        if self._vectors is not None:
+            self._vectors.close()
+
     def _probabilities(self) -> dict[str, float]:
         classes, score = self._model.classes, self._score
         if (

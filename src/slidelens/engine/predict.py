@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -214,11 +214,12 @@ class Prediction:
         given = self._slide
         model = with_options(self._on_device(self._model), self._options)
         # A slide that the caller opened is the caller's to close.
-        with (
+        opening = (
             nullcontext(given)
             if isinstance(given, Slide)
             else open_slide(given, mpp=self._given_mpp)
-        ) as slide:
+        )
+        with opening as slide, ExitStack() as held:
             asked = self._asked()
             digest = settings_sha256(slide, model, **asked)
             settings = run_settings(model, **asked)
@@ -230,7 +231,7 @@ class Prediction:
             if folder is not None and not self._overwrite and is_done(folder, digest):
                 self.result, self.skipped = Result.load(folder), True
             else:
-                view, assembly = yield from self._infer(slide, model, clock)
+                view, assembly = yield from self._infer(slide, model, clock, held)
                 yield clock.progress("write", view)
                 if view.device.type == "cpu":
                     HeapTrimmer.now()  # what the network no longer needs, writing may take
@@ -249,7 +250,7 @@ class Prediction:
         return {"region": self._region, "precision": self._precision, "tissue": self._tissue}
 
     def _infer(
-        self, slide: Slide, model: Model[Any], clock: _Clock
+        self, slide: Slide, model: Model[Any], clock: _Clock, held: ExitStack
     ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
         """Run the model; where it does not fit on the GPU, begin again with half the batch."""
         name = f"model {model.name!r}"
@@ -270,7 +271,7 @@ class Prediction:
                 HeapTrimmer.now()
                 self._timings["tissue"] += view.tissue_seconds
                 try:
-                    return view, (yield from self._pass(view, model, clock))
+                    return view, (yield from self._pass(view, model, clock, held))
                 except torch.OutOfMemoryError as error:
                     batch_size = _halved(view, model, error)
             # Here, not in the handler: its traceback held the tensors of the step that failed.
@@ -278,11 +279,11 @@ class Prediction:
             torch.cuda.empty_cache()
 
     def _pass(
-        self, view: SlideView, model: Model[Any], clock: _Clock
+        self, view: SlideView, model: Model[Any], clock: _Clock, held: ExitStack
     ) -> Generator[Progress, None, Assembly]:
         """Pull the family's events through once."""
         family = family_of(model.family)
-        self._assembly = assembly = Assembly(family, model, view)
+        self._assembly = assembly = held.enter_context(closing(Assembly(family, model, view)))
         self._bf16 = bf16 = uses_bf16(view.device, self._precision) and (
             family.auto_bf16 or self._precision == "bf16"
         )

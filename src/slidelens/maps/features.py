@@ -68,7 +68,7 @@ class VectorSpool:
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         self._facts = facts
-        self._file = TemporaryFile()  # noqa: SIM115  # reason: closed when it is collected
+        self._file = TemporaryFile()  # noqa: SIM115  # reason: closed by close()
         self._rows = 0
 
     def add(self, vectors: NDArray[Any]) -> None:
@@ -78,7 +78,11 @@ class VectorSpool:
         self._like = vectors[:0]
 
     def finish(self) -> TileFeatures:
-        """Return all vectors, mapped from the file."""
+        """Return all vectors, mapped from the file; they outlive :meth:`close`."""
         self._file.flush()
         shape = (self._rows, *self._like.shape[1:])
         return TileFeatures(np.memmap(self._file, self._like.dtype, "r", shape=shape), self._facts)
+
+    def close(self) -> None:
+        """Give the file back; its space is free when the vectors are gone too."""
+        self._file.close()

@@ -1,0 +1,64 @@
+"""Ctrl-C is kept for the place between two steps: nowhere else is it lost or half obeyed."""
+
+import signal
+import threading
+from io import BytesIO
+
+import pytest
+
+from slidelens.cli.progress import Bar
+from slidelens.cli.stopping import Stopping
+
+
+@pytest.fixture(autouse=True)
+def _as_at_a_terminal():
+    """Python's own handler, also where the shell that runs the tests ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_waits_for_the_step_to_end_and_the_second_does_not(capfd):
+    with Stopping() as stopping:
+        stopping.check()
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_is_not_lost_in_a_destructor():
+    class Leaving(BytesIO):
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with Bar(quiet=True) as bar:
+        bar.update("slide", 1, 2)
+        leaving = Leaving()
+        del leaving
+        with pytest.raises(KeyboardInterrupt):
+            bar.update("slide", 2, 2)
+
+
+@pytest.mark.parametrize("others", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_signal_that_is_ignored_or_someone_elses_stays_so(others):
+    signal.signal(signal.SIGINT, others)
+    with Stopping() as stopping:
+        signal.raise_signal(signal.SIGINT)
+        stopping.check()
+    assert signal.getsignal(signal.SIGINT) is others
+
+
+def test_in_a_thread_there_is_no_ctrl_c_to_wait_for():
+    ended = threading.Event()
+
+    def run():
+        with Bar(quiet=True) as bar:
+            bar.update("slide", 1, 1)
+        ended.set()
+
+    threading.Thread(target=run).start()
+    assert ended.wait(10)
