@@ -40,6 +40,7 @@ def test_list_tells_errors_decisions_and_near_misses(review):
 def test_set_decides_for_all_models_or_one_and_keeps_what_is_not_given(review, folder):
     assert review("set", "b", "--category", "Inflammation", "--reviewer", "ann").code == 0
     review("set", "b", "--note", "dense", "--reviewer", "ann", "--model", "good")
+    assert "no error was decided by two reviewers yet" in review("agreement").out
     name = json.loads(review("list", "--json").out)["errors"][0]["pseudonym"]
     made = json.loads(review("set", name, "--label-wrong", "--reviewer", "bob", "--json").out)
     assert {(d["slide_id"], d["true_label"]) for d in made} == {("b", "tumor")}

@@ -259,6 +259,9 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps([a._asdict() for a in found], indent=2, ensure_ascii=False))
         return
+    if not found:
+        typer.echo("no error was decided by two reviewers yet; each decides with --reviewer NAME")
+        return
     rows = [
         (
             *(a.first, a.second, a.about, str(a.cases), str(a.same)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 
 from slidelens.errors import LabelError
 from slidelens.slide.base import slide_id
+from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -245,11 +245,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
         raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise LabelError(f"{path} is not UTF-8 text; save it as CSV (UTF-8).") from error
-    header = lines[0] if lines else ""
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-    columns = [(name or "").strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    reader, columns, _ = read_rows(lines)
     lacking = [name for name in ("slide_id", "label") if name not in columns]
     if lacking:
         raise LabelError(

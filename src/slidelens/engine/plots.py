@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slidelens.engine.evaluation_tables import Table, number
 from slidelens.engine.measure import FPR
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from slidelens.engine.evaluation_tables import Table
     from slidelens.engine.measure import Measured
 
 __all__ = ["calibration_picture", "roc_picture", "table_picture"]
@@ -46,7 +46,7 @@ def roc_picture(
             axes.plot([], [], " ", label=f"{_short(name)}: ROC undefined (a class has no case)")
             continue
         color, style = _look(i)
-        label = f"{_short(name)}: AUC {_with_interval(figures['auc'], figures['auc_ci'])}"
+        label = f"{_short(name)}: AUC {number(figures['auc'], figures['auc_ci'])}"
         # Bands lie over each other: many opaque ones are mud.
         alpha = min(0.14, 0.3 / len(measured))
         if one.band is not None:
@@ -147,13 +147,13 @@ def _draw(axes: Axes, table: Table, widths: Sequence[float], top: float) -> None
     for column, width in enumerate(widths):
         words = column < table.words
         at, align = (left, "left") if words else (left + width, "right")
-        for number, row in enumerate([table.header, *table.rows]):
-            weight = "normal" if number else "bold"
-            y = top - number - 0.5
+        for line, row in enumerate([table.header, *table.rows]):
+            weight = "normal" if line else "bold"
+            y = top - line - 0.5
             axes.text(at, y, row[column], ha=align, va="center", fontsize=9, fontweight=weight)
         left += width
-    for y, line in ((0.0, 1.6), (-1.0, 1.0), (-1.0 - len(table.rows), 1.6)):
-        axes.plot([0, left], [top + y] * 2, color="black", linewidth=line, clip_on=False)
+    for y, thick in ((0.0, 1.6), (-1.0, 1.0), (-1.0 - len(table.rows), 1.6)):
+        axes.plot([0, left], [top + y] * 2, color="black", linewidth=thick, clip_on=False)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -175,11 +175,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def _bin_centres(predicted: Any, bins: int = 10) -> Any:
     return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
-
-
-def _with_interval(value: float, interval: Sequence[float | None] | None) -> str:
-    low, high = interval or (None, None)
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
 
 
 def _short(name: str, longest: int = 40) -> str:

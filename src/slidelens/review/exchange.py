@@ -15,6 +15,7 @@ from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
 from slidelens.slide.base import id_of_name
+from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,15 +177,9 @@ def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
 
 def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
     """Replace labels in a table, each written as there: as class name or as index."""
-    header = original.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    rows = csv.DictReader(
-        io.StringIO(original, newline=""), delimiter=delimiter, skipinitialspace=True
-    )
-    columns = [(name or "").strip() for name in rows.fieldnames or ()]
-    rows.fieldnames = columns
+    rows, columns, separator = read_rows(original.splitlines(keepends=True))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, delimiter=separator, lineterminator="\n")
     writer.writeheader()
     found = set()
     for row in rows:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Mpp
+from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
     from slidelens.slide.reader import Facts
@@ -114,14 +114,12 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
         raise SlideError(
             f"{table}: cannot be read as a CSV of `slide,mpp` rows ({error})."
         ) from error
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
     found: dict[str, Mpp] = {}
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-    if not {"slide", "mpp"} <= {name.strip() for name in reader.fieldnames or ()}:
+    reader, columns, separator = read_rows(lines)
+    if not {"slide", "mpp"} <= set(columns):
         raise SlideError(
             f"{table}: expected a CSV with the columns `slide,mpp` and one row or more."
         )
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     for row in reader:
         name, text = (row["slide"] or "").strip(), (row["mpp"] or "").strip()
         if not name and not text:
@@ -129,7 +127,7 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
         if name in found:
             raise SlideError(f"{table}, line {reader.line_num}: a second row of {name}; keep one.")
         try:
-            found[name] = Mpp.of(float(text if delimiter == "," else text.replace(",", ".")))
+            found[name] = Mpp.of(float(text if separator == "," else text.replace(",", ".")))
         except ValueError as error:
             raise SlideError(
                 f"{table}, line {reader.line_num}: mpp of {name} must be a number above 0, "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import LabelError
 from slidelens.files import write_atomic
+from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,11 +158,8 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
-    header = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
-    columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    reader, columns, _ = read_rows(lines)
     lacking = [name for name in _COLUMNS if name not in columns]
     if lacking:
         raise LabelError(f"{path}: no column {' and '.join(lacking)}; its first line names them.")
-    reader.fieldnames = columns
     return columns, [{name: row.get(name) or "" for name in columns} for row in reader]
