@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +22,8 @@ from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
 from slidelens.errors import MissingMppError, ModelError, SlideError
 from slidelens.families import FAMILIES
-from slidelens.families.base import Patch, SlideScore
+from slidelens.families.base import Model, Patch, SlideScore
+from slidelens.families.mil import MilConfig, build
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueMask, TissueSettings
@@ -418,3 +421,23 @@ def test_timings_of_a_slide_that_was_open_are_those_of_opening_it(tiny, tmp_path
             assert timings["tissue"] == seconds > 0
         mask = find_tissue(slide, TissueSettings())
         assert predict(slide, tiny, tissue=mask).timings["tissue"] == 0
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_leaves_no_file_for_the_collector_to_close(ended):
+    """The vectors of its tiles lie in a file; what a collector does, Ctrl-C can get lost in."""
+    config = MilConfig(backbone="squeezenet1_1", pooling="abmil", tile=64, mpp=1.0)
+    model = Model("m", "mil", config, ("normal", "tumour"), build(config, 2))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        with from_array(picture(), mpp=1.0) as slide:
+            run = Prediction(slide, model, tissue=WHOLE)
+            stages = [next(run).stage for _ in range(3)] if not ended else [p.stage for p in run]
+            run.close()
+        assert "infer" in stages
+        assert (run.result is not None) == ended
+        if ended:
+            assert len(run.result.features.vectors) == len(run.result.tiles)
+        del run
+        gc.collect()
+    assert not [str(w.message) for w in told if w.category is ResourceWarning]

@@ -16,7 +16,7 @@ from slidelens.maps.result import ModelInfo, Result, SlideInfo
 
 def test_a_row_per_lesion_largest_first(tmp_path: Path, result: Result) -> None:
     path = export_result(result, "lesions-csv", tmp_path / "l.csv")
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     lesions = find_lesions(result.regions, result.maps["probability"])
     assert len(rows) == len(lesions) > 0
     sizes = [float(row["diameter_mm"]) for row in rows]

@@ -16,6 +16,7 @@ def test_vectors_come_back_batch_by_batch_and_are_not_held(tmp_path: Path) -> No
     for batch in batches:
         spool.add(batch)
     found = spool.finish()
+    spool.close()
     assert isinstance(found.vectors, np.memmap)
     np.testing.assert_array_equal(found.vectors, np.concatenate(batches))
     found.write(tmp_path / "f.safetensors")
