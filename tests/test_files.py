@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from slidelens import files
+from slidelens.errors import ResultError
 from slidelens.files import make_scratch, remove_scratch, staged_folder, write_atomic
 
 
 def fill(folder: Path, text: str) -> None:
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, None) as staging:
         (staging / "a.txt").write_text(text)
         (staging / "sub").mkdir()
         (staging / "sub" / "b.txt").write_text(text)
@@ -33,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_folder_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
-    with staged_folder(tmp_path / "x") as staging:
+    with staged_folder(tmp_path / "x", None) as staging:
         assert staging.parent == tmp_path
         assert staging.name.startswith(".x.tmp-")
         assert not (tmp_path / "x").exists()
@@ -47,6 +49,33 @@ def test_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
     assert names(tmp_path / "x") == ["a.txt", "sub"]
     assert (tmp_path / "x" / "sub" / "b.txt").read_text() == "new"
+
+
+def test_a_folder_that_holds_more_than_ours_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "study"
+    with staged_folder(mine, {"froc.json"}) as staging:
+        (staging / "froc.json").write_text("old")
+    (mine / ".DS_Store").touch()
+    with staged_folder(mine, {"froc.json"}) as staging:
+        (staging / "froc.json").write_text("new")
+    assert (mine / "froc.json").read_text() == "new"
+    for name in ("thesis.txt", "notes", ".git", "data"):
+        (mine / name).mkdir()
+    told = r"study: holds other files \(\.git, data, notes and 1 more\), which would be lost"
+    with pytest.raises(ResultError, match=told), staged_folder(mine, {"froc.json"}):
+        pass
+    with pytest.raises(ResultError, match="is a file"), staged_folder(mine / "froc.json", {"x"}):
+        pass
+    assert names(mine) == [".git", "data", "froc.json", "notes", "thesis.txt"]
+
+
+def test_the_folder_one_is_in_may_be_named_by_a_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fill(Path(), "new")
+    assert (tmp_path / "here" / "a.txt").read_text() == "new"
 
 
 def test_an_error_in_the_block_leaves_what_was_there(tmp_path: Path) -> None:
@@ -100,7 +129,7 @@ if moment == "between":                       # the old folder is away, the new 
     files._exchange = lambda one, other: False
     rename = Path.rename
     Path.rename = lambda self, to: die() if ".tmp-" in self.name else rename(self, to)
-with files.staged_folder(target) as staging:
+with files.staged_folder(target, None) as staging:
     (staging / "a.txt").write_text("new")
     if moment == "writing":
         die()
@@ -126,11 +155,12 @@ def test_leftovers_of_living_runs_and_other_machines_stay(tmp_path: Path) -> Non
     parent = f".x.tmp-{host}-1-abcd"  # process 1 lives
     foreign = ".x.tmp-elsewhere-999999-abcd"
     other = f".y.tmp-{host}-99999999-abcd"  # dead, but of another target
-    for name in (parent, foreign, other):
+    contained = f".x.tmp-{host}1-{os.getpid()}-abcd"  # this process id, counted elsewhere
+    for name in (parent, foreign, other, contained):
         (tmp_path / name).mkdir()
-    with staged_folder(tmp_path / "x"), staged_folder(tmp_path / "x"):
+    with staged_folder(tmp_path / "x", None), staged_folder(tmp_path / "x", None):
         pass  # two threads of one process on the same target do not clear each other
-    assert names(tmp_path) == sorted([parent, foreign, other, "x"])
+    assert names(tmp_path) == sorted([parent, foreign, other, contained, "x"])
 
 
 def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +205,7 @@ def test_each_file_goes_to_the_disk_once(tmp_path: Path, monkeypatch: pytest.Mon
     write_atomic(tmp_path / "alone.txt", "a")
     assert [name.split(".tmp")[0] for name in synced] == [".alone.txt"]
     synced.clear()
-    with staged_folder(tmp_path / "folder") as staging:
+    with staged_folder(tmp_path / "folder", None) as staging:
         write_atomic(staging / "sub" / "within.txt", "b")
         assert synced == []
     assert synced.count("within.txt") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slidelens.engine.scaffold import new_plugin
-from slidelens.errors import PluginError
+from slidelens.errors import PluginError, ResultError
 
 
 @pytest.mark.parametrize("name", ["Colour", "1st", "mil", "a b", "-x", "class"])
@@ -17,7 +17,7 @@ def test_names_that_cannot_be_are_refused(tmp_path, name):
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(PluginError, match="not empty"):
+    with pytest.raises(ResultError, match=r"other files \(thesis.txt\)"):
         new_plugin("colour", tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 What is being written lies beside its target as ``.<name>.tmp-<host>-<pid>-<random>``: hidden, on
 the same file system, and known as a leftover once its process is dead; the next run clears those.
+``<host>`` names the process ids' namespace too: containers of one machine number their own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
+from slidelens.errors import ResultError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = [
     "atomic_file",
@@ -32,18 +36,34 @@ __all__ = [
 ]
 
 _active: set[Path] = set()  # what this process is writing now
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave
+_TOLD = 3  # names of files that a message tells
 _SYNCS = 16  # files that are put on the disk at a time
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, holds: Collection[str] | None) -> Iterator[Path]:
     """Give a new folder to fill; it takes the place of ``target`` when the block ends well.
 
     The new folder is on the disk (fsync) before it gets its name, and is removed if the block
     raises. What was there before stays until then: the two change places in one step where the
     system can, else the old one is put back by the next run if this one dies in between.
+
+    Parameters
+    ----------
+    holds
+        Names of all that such a folder may hold. None: the caller knows that what is there is its
+        own.
+
+    Raises
+    ------
+    ResultError
+        There is something else in ``target``, or it is a file: nobody's work is replaced.
     """
+    target = target.absolute()  # "." has no name
+    if holds is not None:
+        _check_own(target, holds)
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(target)
     staging = _beside(target, "tmp")
@@ -57,6 +77,21 @@ def staged_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # after a plain rename nothing is left here
         _active.discard(staging)
+
+
+def _check_own(target: Path, holds: Collection[str]) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ResultError(f"{target}: is a file; expected a new folder, or one to replace.")
+    names = sorted(path.name for path in target.iterdir())
+    other = [name for name in names if name not in holds and name not in _LITTER]
+    if other:
+        more = f" and {len(other) - _TOLD} more" if len(other) > _TOLD else ""
+        raise ResultError(
+            f"{target}: holds other files ({', '.join(other[:_TOLD])}{more}), which would be "
+            "lost; give a new or an empty folder."
+        )
 
 
 def names_folder(path: str | Path) -> bool:
@@ -207,5 +242,11 @@ def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{_host()}-{os.getpid()}-{uuid4().hex[:8]}")
 
 
+@cache
 def _host() -> str:
-    return re.sub(r"\W", "", platform.node())[:16] or "localhost"
+    name = re.sub(r"\W", "", platform.node())[:16] or "localhost"
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())  # such as pid:[4026531836]
+    except OSError:  # no Linux: no containers of one host name
+        return name
+    return name + re.sub(r"\D", "", namespace)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +141,23 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     assert json.loads(done.out)[0]["status"] == "done"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_slide_whose_name_is_no_text_is_told_before_any_work(slidelens, phantom, tmp_path):
+    path = tmp_path / os.fsdecode(b"f\xe4rb.tif")
+    path.write_bytes(phantom.read_bytes())
+    out = tmp_path / "results"
+    arguments = ("--model", "demo-mil", "--out", out, "--device", "cpu", "--region", "0,0,512,512")
+    done = slidelens("predict", path, phantom, *arguments)
+    assert done.code == 1
+    assert "rename the file" in done.err
+    with (out / "demo-mil" / "predictions.csv").open(encoding="utf-8") as file:
+        rows = {row["slide_id"]: row["status"] for row in csv.DictReader(file)}
+    assert rows == {r"f\udce4rb": "failed", "slide": "done"}
+    done = slidelens("info", path)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "rename the file" in done.err
+
+
 @pytest.mark.parametrize("to", ["geojson", "ome-zarr", "wsinfer-csv", "camelyon16-csv"])
 def test_export(slidelens, phantom, tmp_path, to):
     out = tmp_path / "results"
@@ -240,9 +260,29 @@ def test_export_into_a_folder_or_a_file(slidelens, phantom, tmp_path):
         assert done.code == 0, done.err
         written = sorted(path.name for path in (tmp_path / folder).iterdir())
         assert written == ["second.geojson", "slide.geojson"]
-    assert slidelens(*one, tmp_path / "ee" / "all.geojson").code == 0  # a folder that is there
+    again = (*one, tmp_path / "ee" / "all.geojson", "--overwrite")
+    assert slidelens(*again).code == 0  # a folder that is there
     whole = ("export", out, "--to", "ome-zarr", "--out", f"{tmp_path}/all.ome.zarr/")
     assert slidelens(*whole).code == 2
+
+
+def test_export_replaces_nothing_that_it_was_not_told_to(slidelens, phantom, tmp_path):
+    """Not the outlines of the same name, not the slide, not what it has just written."""
+    results, drawn = tmp_path / "results", tmp_path / "annotations" / "slide.geojson"
+    slidelens("predict", phantom, "--model", "demo-mil", "--out", results, "--device", "cpu")
+    drawn.parent.mkdir()
+    drawn.write_text("outlines")
+    words = ("export", results, "--to", "geojson", "--out", drawn.parent)
+    done = slidelens(*words)
+    assert done.code == 1
+    assert "slide.geojson: is there already" in done.err
+    assert drawn.read_text() == "outlines"
+    assert slidelens(*words, "--overwrite").code == 0
+    shutil.copytree(results / "demo-mil" / "slide", results / "demo-mil" / "slide-old")
+    done = slidelens("export", results, "--to", "geojson", "--out", tmp_path / "both")
+    assert done.code == 2
+    assert "several results of slide slide" in " ".join(done.err.replace("│", "").split())
+    assert not (tmp_path / "both").exists()
 
 
 def test_a_slide_that_is_too_coarse_for_the_model_fails_with_what_to_do(

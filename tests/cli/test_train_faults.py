@@ -69,6 +69,21 @@ def test_labels_that_cannot_be_learnt_from(slidelens, cohort, tmp_path, rows, me
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 5_000_000_000])
+def test_a_seed_that_no_generator_takes(slidelens, cohort, tmp_path, seed):
+    out = tmp_path / "m"
+    done = slidelens(*_words(cohort, out), "--seed", seed)
+    assert done.code == 2
+    assert re.search(r"'--seed': Input should be .* than or equal to (0|4294967295)", done.err)
+    file = tmp_path / "train.yaml"
+    file.write_text(f"seed: {seed}\n")
+    words = ["--slides", cohort / "slides", "--labels", cohort / "labels.csv", "--out", out]
+    done = slidelens("train", "mil", *words, "--config", file)
+    assert done.code == 1
+    assert re.search(rf"train\.yaml: seed: .* than or equal to \d+, not {seed}", done.err), done.err
+    assert not out.exists()
+
+
 def test_a_label_that_the_model_to_start_from_does_not_know(slidelens, cohort, tmp_path):
     base = tmp_path / "base"
     assert slidelens(*_words(cohort, base, stages=ONE)).code == 0

@@ -19,6 +19,7 @@ from slidelens.engine import bags
 from slidelens.engine.bags import BagCache, find_bags, fitted, read_bag
 from slidelens.engine.loader import SlideView
 from slidelens.errors import LabelError, ResultError, SlideError
+from slidelens.export.clam import ClamBag, write_clam
 from slidelens.families.mil import MilConfig
 from slidelens.families.training import Encoding
 from slidelens.slide.array import from_array
@@ -260,3 +261,15 @@ def test_bags_made_elsewhere(tmp_path):
     (tmp_path / "b.h5").write_text("no")
     with pytest.raises(SlideError, match="cannot be read as HDF5"):
         read_bag(tmp_path / "b.h5")
+
+
+def test_a_model_reads_slides_as_its_bags_were_read(tmp_path):
+    facts = {"tile": "64", "overlap": "8", "mpp": "0.25", "orientations": "8"}
+    read = MilConfig(tile=64, overlap=8, mpp=0.25, orientations=8)
+    bag = ClamBag(np.zeros((1, 4)), np.zeros((1, 2)), {**facts, "backbone_sha256": "a"})
+    write_clam(tmp_path / "old.h5", bag, "old", (1, 1), 0.5)
+    assert fitted(MilConfig(), tmp_path / "old.h5") == read
+    stained = {**bag.facts, "stain_normalization": "macenko"}
+    write_clam(tmp_path / "new.h5", replace(bag, facts=stained), "new", (1, 1), 0.5)
+    wanted = read.model_copy(update={"stain_normalization": "macenko"})
+    assert fitted(MilConfig(), tmp_path / "new.h5") == wanted

@@ -97,6 +97,17 @@ def test_generators_continue_where_they_were():
     assert draw() == first
 
 
+def test_every_device_gets_its_own_state_back_where_there_are_more_than_ten(monkeypatch):
+    tensors, record = random_state()
+    tensors = {k: v for k, v in tensors.items() if not k.startswith("cuda.")}
+    tensors |= {f"cuda.{device}": torch.tensor([device]) for device in range(12)}
+    given = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 12)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    restore_random(tensors, record)
+    assert [state.item() for state in given] == list(range(12))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_optimisers_continue_bit_for_bit(kind):
     def make():

@@ -13,6 +13,7 @@ from tiny_family import make_model
 import slidelens as sl
 from slidelens.engine import cohort
 from slidelens.engine.cohort import predict_cohort
+from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Progress
@@ -270,3 +271,14 @@ def test_a_result_that_lost_a_map_is_made_again(tiny, tmp_path):
     shutil.rmtree(maps.parent.parent)
     assert [o.status for o in run([path], [tiny], out)] == ["done"]
     assert [o.status for o in run([path], [tiny], out)] == ["skipped"]
+
+
+def test_a_slide_that_may_not_be_looked_at_is_a_failure_with_its_reason(tiny, tmp_path):
+    (only,) = run(["x" * 300 + ".svs"], [tiny], tmp_path)
+    assert only.status == "failed"
+    assert "cannot be read (File name too long)" in only.error
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_sentence(tmp_path):
+    with pytest.raises(LabelError, match=r"cannot be read .*too long"):
+        find_slides(tmp_path / ("x" * 300))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import shapely
 from skimage.measure import regionprops
 
 from slidelens.engine.froc import RATES, froc, true_lesions
+from slidelens.engine.froc import _curve as curve_of
 from slidelens.engine.froc import _major_axis as major_axis
 from slidelens.geometry import Mpp
 from slidelens.maps.lesions import Peak
@@ -112,3 +115,23 @@ def test_what_cannot_be_measured_is_refused(truth):
     with pytest.raises(ValueError, match="no lesion to be found"):
         froc({}, {"c": []})
     assert froc({}, truth).score == 0
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 16])
+def test_the_curve_counts_what_is_as_high_or_higher_also_among_equals(decimals):
+    random = np.random.default_rng(decimals)
+    false, hits = (random.random(n).round(decimals) for n in (70, 30))
+    found = curve_of(false, hits, 40, 9)
+    levels = sorted({*false.tolist(), *hits.tolist()}, reverse=True)
+    assert found.rates.tolist() == [0.0, *((false >= level).sum() / 9 for level in levels)]
+    assert found.sensitivity.tolist() == [0.0, *((hits >= level).sum() / 40 for level in levels)]
+
+
+def test_memory_grows_with_the_detections_and_not_with_their_square():
+    random = np.random.default_rng(0)
+    false, hits = random.random(5000), random.random(50)
+    tracemalloc.start()
+    curve_of(false, hits, 60, 50)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 * false.nbytes  # compared each with each, they take 600 times as much

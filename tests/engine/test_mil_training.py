@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from slidelens.engine import loop
+from slidelens.engine import loader, loop
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.package import load_model
@@ -140,15 +140,39 @@ def test_end_to_end_trains_the_backbone(pooling, trained, cohort, cache, tmp_pat
     assert all(v.equal(again[k]) for k, v in learnt.items())
 
 
-def test_resumes_to_the_same_weights(cohort, tmp_path, monkeypatch):
+def test_a_full_tile_cache_changes_nothing(cohort, cache, tmp_path, monkeypatch):
+    """Then a slide is read in batches that suit the device, and not in those asked for."""
+    monkeypatch.setattr(loader, "_CPU_BYTES", 4 * TILE * TILE * 3)
+    stages = '[{"epochs": 1, "lr": 0.01, "head_lr": 0.01}]'
+    fields = {"features": "end-to-end", "stages": stages, "optimizer": "sgd"}
+    for size in ("2048", "0"):
+        asked = _request(cohort, tmp_path / size, cache, "abmil", cache_mb=size, **fields)
+        list(train(**asked))
+    kept, read = (load_model(tmp_path / n, "cpu").module.state_dict() for n in ("2048", "0"))
+    for name, value in kept.items():
+        np.testing.assert_allclose(read[name], value, atol=1e-5, err_msg=name)
+
+
+END_TO_END = (
+    '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001},'
+    ' {"epochs": 2, "lr": 0.001, "head_lr": 0.001, "trains": "head"}]'
+)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"copies": "1"}, {"features": "end-to-end", "stages": END_TO_END}],
+    ids=["cached", "end-to-end"],
+)
+def test_resumes_to_the_same_weights(cohort, tmp_path, monkeypatch, fields):
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", 0.0)
-    cache, fields = tmp_path / "cache", {"copies": "1", "dropout": "0.3"}
+    cache, fields = tmp_path / "cache", {"dropout": "0.3", **fields}
     whole = tmp_path / "whole"
     for number, _ in enumerate(train(**_request(cohort, whole, cache, "clam-sb", **fields))):
         if (whole / "training" / "checkpoint.json").exists():
             shutil.copytree(whole / "training", tmp_path / f"killed-{number}" / "training")
-    killed = sorted(tmp_path.glob("killed-*"))
+    killed = sorted(tmp_path.glob("killed-*"), key=lambda path: int(path.name.split("-")[1]))
     for out in killed[:: max(1, len(killed) // 3)]:
         list(train(**_request(cohort, out, cache, "clam-sb", **fields), resume=True))
         name = "weights.safetensors"
@@ -228,6 +252,64 @@ def test_bags_of_another_backbone_are_refused(bags, cohort, tmp_path):
     _, folder = bags
     with pytest.raises(SlideError, match=r"6 of 6 slides.*\n.*another backbone.*bag_dim=512"):
         list(train(**_bag_request(cohort, tmp_path / "m", folder, seed=77)))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "bag_dim"])
+@pytest.mark.parametrize(
+    ("part", "fact", "value", "told"),
+    [
+        ("coords", "spacing_um_px", 1.0, "mpp 1 (WHO 0.5)"),
+        ("coords", "patch_size", 64, "tile 64 (WHO 32)"),
+        ("coords", "overlap", 8, "overlap 8 (WHO 0)"),
+        ("features", "orientations", "8", "orientations 8 (WHO 1)"),
+        (
+            "features",
+            "stain_normalization",
+            "macenko",
+            "stain_normalization macenko (WHO none)",
+        ),
+    ],
+)
+def test_a_bag_of_other_tiles_is_refused(bags, cohort, tmp_path, own, part, fact, value, told):
+    base, folder = bags
+    shutil.copytree(folder, tmp_path / "h5")
+    with h5py.File(tmp_path / "h5" / "s2.h5", "a") as file:
+        file[part].attrs[fact] = value
+    options = {"from_model": base} if own else {"config": {"bag_dim": 512}}
+    with pytest.raises(SlideError) as caught:
+        list(train(**_bag_request(cohort, tmp_path / "m", tmp_path / "h5", **options)))
+    whose = "the model has" if own else "the bags before have"
+    first, *rest = str(caught.value).split("\n")
+    assert first.startswith("1 of 6 slides cannot be used")
+    assert rest == [
+        f"  s2: its bag has {told.replace('WHO', whose)}; give bags that were made alike."
+    ]
+
+
+def test_bags_of_two_backbones_are_refused(bags, cohort, tmp_path):
+    _, folder = bags
+    shutil.copytree(folder, tmp_path / "h5")
+    with h5py.File(tmp_path / "h5" / "s2.h5", "a") as file:
+        file["features"].attrs["backbone_sha256"] = "another one"
+    asked = _bag_request(cohort, tmp_path / "m", tmp_path / "h5", config={"bag_dim": 512})
+    with pytest.raises(SlideError, match=r"\n.*s2: its bag has backbone_sha256 another one \(the"):
+        list(train(**asked))
+
+
+def test_a_model_on_bags_normalises_stains_as_they_were(bags, cohort, tmp_path):
+    base, folder = bags
+    shutil.copytree(folder, tmp_path / "h5")
+    for path in (tmp_path / "h5").iterdir():
+        with h5py.File(path, "a") as file:
+            assert file["features"].attrs["stain_normalization"] == "none"
+            file["features"].attrs["stain_normalization"] = "macenko"
+    asked = _bag_request(cohort, tmp_path / "m", tmp_path / "h5", from_model=base)
+    list(train(**asked))
+    assert load_model(tmp_path / "m", "cpu").config.stain_normalization == "macenko"
+    with h5py.File(tmp_path / "h5" / "s2.h5", "a") as file:  # as older versions wrote it
+        del file["features"].attrs["stain_normalization"]
+    with pytest.raises(SlideError, match=r"s2: .*stain_normalization none \(the model has macenko"):
+        list(train(**{**asked, "out": tmp_path / "n"}))
 
 
 def test_trains_from_bags_made_elsewhere(bags, cohort, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 from slidelens.engine.plan import plan_training
 from slidelens.errors import ModelError
+from slidelens.families.local import LocalConfig
+from slidelens.families.local_train import LocalStage, LocalTraining
 from slidelens.families.magnet_schedule import MagNetTraining
 
 
@@ -60,6 +62,47 @@ def test_epochs_are_shared_among_stages(plan, epochs, shares):
     assert [s.epochs for s in plan(epochs=epochs).training.stages] == shares
 
 
+def test_a_greedy_training_run_again_from_its_file_is_the_same(plan):
+    for modules in (1, 3):
+        first = plan("local", config={"modules": modules, "greedy": True})
+        named = [stage.module for stage in first.training.stages]
+        assert named == ([None, None] if modules == 1 else [1, 1, 2, 2, 3, 3])
+        fields = {k: v for k, v in first.file.items() if k not in {"family", *first.request}}
+        again = plan("local", config=fields)
+        assert again.settings == first.settings
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shares"),
+    [
+        (84, [[3, 18]] * 4),
+        (8, [[1, 1]] * 4),
+        (10, [[1, 1], [1, 2], [1, 1], [1, 2]]),
+        (5, [[1], [1], [1], [1, 1]]),
+        (4, [[1]] * 4),
+    ],
+)
+def test_epochs_are_shared_among_modules_that_learn_one_after_the_other(plan, epochs, shares):
+    stages = plan("local", config={"greedy": True}, epochs=epochs).training.stages
+    found = [[s.epochs for s in stages if s.module == n] for n in range(1, 5)]
+    assert found == shares
+    assert [s.module for s in stages] == sorted(s.module for s in stages)
+    assert all([s.trains for s in stages if s.module == n][-1] == "all" for n in range(1, 5))
+
+
+def test_too_few_epochs_for_modules_that_learn_one_after_the_other_are_refused(plan):
+    with pytest.raises(ModelError, match=r"in 4 parts .* give 4 epochs or more, not 3"):
+        plan("local", config={"greedy": True}, epochs=3)
+
+
+def test_parts_of_unequal_length_are_shortened_alike():
+    stages = [LocalStage(epochs=n, lr=1, head_lr=1, module=m) for n, m in ((20, None), (2, 2))]
+    default = LocalTraining.model_validate(LocalTraining.presets["default"])
+    training = default.model_copy(update={"stages": tuple(stages)}).suited(LocalConfig())
+    assert [s.epochs for s in training.of_length(11)["stages"]] == [9, 2]
+    assert [s.epochs for s in training.of_length(2)["stages"]] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("epochs", "stages", "warmup", "scouting"),
     [(48, [30, 18], 30, 18), (10, [6, 4], 6, 4), (2, [1, 1], 1, 1), (1, [1], 0, 1)],
@@ -100,6 +143,8 @@ def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
         ({"backbone": "vgg"}, "backbone: .*'vgg'"),
         ({"config": {"bag_dim": 512, "pooling": "abmil"}}, "say where they are, with --bags DIR"),
         ({"annotations": "a"}, "learns from slide labels alone"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
+        ({"seed": 2**32}, "seed must be from 0 to 4294967295, not 4294967296"),
     ],
 )
 def test_what_is_refused(plan, options, message):

@@ -15,7 +15,7 @@ from slidelens.engine.fetch import fetch_model, fetching, read_reference
 from slidelens.engine.package import load_model, locate_model, save_model
 from slidelens.engine.publish import check_package, pack
 from slidelens.engine.sums import write_sums
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
 
 
@@ -103,9 +103,12 @@ def test_without_licence_or_use_nothing_is_packed(package, tmp_path, missing):
 def test_other_files_are_not_replaced(package, tmp_path):
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "thesis.txt").write_text("years")
-    with pytest.raises(ModelError, match="holds other files"):
+    with pytest.raises(ResultError, match="holds other files"):
         pack(package, tmp_path / "up", licence="MIT", intended_use="Tests.")
     assert (tmp_path / "up" / "thesis.txt").read_text() == "years"
+    with pytest.raises(ResultError, match=r"holds other files \(training\)"):
+        pack(package, package, licence="MIT", intended_use="Tests.")
+    assert (package / "training").exists()
 
 
 def test_figures_of_an_evaluation_are_in_the_card(package, tmp_path):

@@ -42,6 +42,15 @@ def test_weights_that_later_windows_need_are_kept(values, size):
         assert len(kept) < 2 * size
 
 
+def test_average_leaves_what_did_not_change_to_the_bit():
+    frozen = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    for n in (3, 5, 7):
+        states = [{"frozen": frozen, "head": torch.tensor([float(i)])} for i in range(n)]
+        found = average_weights(states)
+        assert torch.equal(found["frozen"], frozen)
+        assert found["head"].item() == pytest.approx((n - 1) / 2)
+
+
 def test_average_takes_integers_from_the_centre():
     weights = [{"w": torch.full((2,), float(i)), "n": torch.tensor(10 + i)} for i in range(5)]
     average = average_weights(weights)

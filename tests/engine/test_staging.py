@@ -116,6 +116,9 @@ def test_a_forest_learns_the_classes_and_is_read_back(cohort, tmp_path):
     )
     assert done.exit_code == 0
     assert "fitted to 3 negative, 2 itc, 2 micro, 5 macro" in done.output
+    fit = ("stage", "fit", cohort / "results", "--stages", cohort / "stages.csv")
+    with pytest.raises(ResultError, match="which would be lost"):
+        _run(*fit, "--out", cohort / "results")
     done = _run(
         *("stage", "patients", cohort / "results", "--forest", tmp_path / "f", "--json"),
         *("--truth", cohort / "stages.csv", "--out", tmp_path / "pn.csv"),
@@ -197,6 +200,10 @@ def test_lesions_are_measured_by_froc(tmp_path):
     assert (tmp_path / "o" / "froc.png").stat().st_size > 5000
     first = (tmp_path / "o" / "detections" / "a.csv").read_text().splitlines()[0]
     assert first == "0.9,700,1100"
+    assert _run(*words).exit_code == 0  # in the place of what it wrote
+    with pytest.raises(ResultError, match=r"holds other files \(m\), which would be lost"):
+        _run(*words[:-4], "--out", tmp_path / "r")
+    assert (tmp_path / "r" / "m" / "a").exists()
 
 
 def test_lesions_of_a_split_or_of_what_there_is_are_measured(tmp_path):

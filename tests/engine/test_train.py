@@ -9,6 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -16,10 +20,11 @@ import tifffile
 import torch
 from safetensors.torch import load_file
 
-from slidelens.engine import loop
+from slidelens.engine import loop, samples
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
 
 STEPS = 8  # per epoch: 4 scans, 2 batches, 2 tuning slides
@@ -257,3 +262,73 @@ def test_slides_far_coarser_than_the_model_reads_them_are_refused(cohort, tmp_pa
     with pytest.raises(SlideError, match=message + r".*coarser resolution \(--mpp X\)"):
         list(train(**asked))
     assert not (tmp_path / "m" / "model.json").exists()
+
+
+def test_a_view_that_is_closed_for_others_can_still_be_read(cohort, monkeypatch):
+    """Threads of a family read from views; those of more slides than may be open are closed."""
+    monkeypatch.setattr(samples, "_OPEN", 1)
+    files = {f"s{i}": cohort / "slides" / f"s{i}.tif" for i in range(2)}
+    data = samples.TrainSlides([], [], files, device=torch.device("cpu"), cache_bytes=0)
+    view = data.view("s0")
+    stored, events = view.slide.read, []
+    reading, may_end = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        reading.set()
+        assert may_end.wait(20)
+        pixels = stored(*arguments)
+        events.append("read")
+        return pixels
+
+    monkeypatch.setattr(view.slide, "read", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(view.read, view.region, 0.5)
+        assert reading.wait(20)
+        other = threads.submit(data.view, "s1")  # there is no room for both
+        other.add_done_callback(lambda _: events.append("opened"))
+        assert not wait([other], timeout=0.2).done
+        may_end.set()
+        assert first.result().shape == (96, 96, 3)
+        assert other.result().mpp == view.mpp
+    assert events == ["read", "opened"]
+    with pytest.raises(SlideError, match="closed"):
+        stored(view.region, 0.5)
+    assert (view.read(view.region, 0.5) == first.result()).all()
+    data.close()
+
+
+@pytest.mark.parametrize("stop", [None, 1])
+def test_magnet_reads_no_slide_that_is_closed(cohort, tmp_path, monkeypatch, stop):
+    """Neither while there are more slides than may be open, nor when the training is closed."""
+    reading, broken = Counter(), []
+    read, close = OpenSlideReader.read, OpenSlideReader.close
+
+    def slow(self, *arguments):
+        if not threading.current_thread().name.startswith("slidelens-magnet"):
+            return read(self, *arguments)
+        reading[self] += 1
+        time.sleep(0.02)
+        try:
+            return read(self, *arguments)
+        finally:
+            reading[self] -= 1
+
+    def noted(self):
+        broken.extend([self.path] * reading[self])
+        close(self)
+
+    monkeypatch.setattr(OpenSlideReader, "read", slow)
+    monkeypatch.setattr(OpenSlideReader, "close", noted)
+    monkeypatch.setattr(samples, "_OPEN", 1)
+    fields = {"auxiliary": "small", "patches": "[1]", "auxiliary_layers": "[]", "glance": "16"}
+    fields |= {"look": "32", "mpp": "0.5", "train_batch": "1", "precision": "fp32"}
+    fields |= {"probes": "0", "window_weight": "0", "foresight_weight": "0"}
+    fields["stages"] = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001}]'
+    asked = request(cohort, tmp_path / "m", family_name="magnet", backbone="small")
+    steps = train(**(asked | {"overrides": fields}))
+    for step in steps:
+        if step.doing == "train" and step.done == stop:
+            steps.close()
+    assert not broken
+    assert not any(reading.values())
+    assert (tmp_path / "m" / "model.json").exists() == (stop is None)

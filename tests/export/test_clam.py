@@ -48,6 +48,14 @@ def test_what_was_written_reads_back_exactly(tmp_path: Path, result: Result) -> 
     assert (bag.facts["tile"], bag.facts["mpp"], bag.facts["overlap"]) == ("256", "0.5", "0")
 
 
+def test_all_that_made_the_vectors_is_kept(tmp_path: Path) -> None:
+    facts = {"tile": "64", "overlap": "8", "mpp": "0.25", "orientations": "8"}
+    facts |= {"backbone": "resnet18", "backbone_sha256": "a", "stain_normalization": "macenko"}
+    bag = ClamBag(np.zeros((1, 4)), np.zeros((1, 2)), facts)
+    write_clam(tmp_path / "a.h5", bag, "a", (1, 1), 0.5)
+    assert facts.items() <= read_clam(tmp_path / "a.h5").facts.items()
+
+
 def test_files_of_other_programs(tmp_path: Path) -> None:
     """TRIDENT names magnifications, older ones add an axis, CLAM's own hold nothing but the two."""
     features, coords = np.ones((1, 3, 5), np.float64), np.array([[[0, 0], [512, 0], [0, 512]]])

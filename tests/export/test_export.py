@@ -44,9 +44,21 @@ def test_every_exporter_loads_and_is_named_as_it_calls_itself() -> None:
 
 def test_a_folder_takes_the_slides_name(tmp_path: Path, result: Result) -> None:
     for name in OF_ANY_RESULT:
-        written = export_result(result, name, tmp_path)
-        assert written == tmp_path / f"Fall 7 µ{EXPORTERS.get(name).suffix}"
+        written = export_result(result, name, f"{tmp_path}/{name}/")
+        assert written == tmp_path / name / f"Fall 7 µ{EXPORTERS.get(name).suffix}"
         assert written.exists()
+
+
+def test_what_is_in_the_folder_already_is_replaced_only_on_demand(
+    tmp_path: Path, result: Result
+) -> None:
+    drawn = tmp_path / "Fall 7 µ.geojson"
+    drawn.write_text("outlines of a week")
+    with pytest.raises(ResultError, match=r"Fall 7 µ.geojson: is there already.*--overwrite"):
+        export_result(result, "geojson", tmp_path)
+    assert drawn.read_text() == "outlines of a week"
+    assert export_result(result, "geojson", tmp_path, overwrite=True) == drawn
+    assert "FeatureCollection" in drawn.read_text()
 
 
 def test_geojson(tmp_path: Path, result: Result) -> None:
@@ -64,9 +76,14 @@ def test_ome_zarr(tmp_path: Path, result: Result) -> None:
     np.testing.assert_array_equal(group["probability/0"][:], result.maps["probability"].read())
     export_result(result, "ome-zarr", path)  # replaces its own kind
     (tmp_path / "mine.ome.zarr").mkdir()
-    with pytest.raises(ResultError, match="not replaced"):
-        export_result(result, "ome-zarr", tmp_path / "mine.ome.zarr")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.ome.zarr", "out.ome.zarr"]
+    slide = zarr.create_group(tmp_path / "Fall 7 µ.ome.zarr", attributes={"ome": {}})
+    slide.create_array("0", shape=(9, 9), dtype="u1")
+    for taken in ("mine.ome.zarr", "Fall 7 µ.ome.zarr"):
+        with pytest.raises(ResultError, match="a slide, perhaps"):
+            export_result(result, "ome-zarr", tmp_path / taken, overwrite=True)
+    with pytest.raises(ResultError, match="is there already"):
+        export_result(result, "ome-zarr", tmp_path)
+    assert "0" in zarr.open_group(tmp_path / "Fall 7 µ.ome.zarr", mode="r")
 
 
 def test_wsinfer_csv(tmp_path: Path, result: Result) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import wait
+from threading import Lock
 from zlib import crc32
 
 import numpy as np
@@ -11,7 +14,7 @@ from pydantic import ValidationError
 
 from slidelens.engine.loader import SlideView
 from slidelens.engine.predict import predict
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
 from slidelens.families.magnet_eye import Eye, Overview, oriented, placed, turned
@@ -367,6 +370,108 @@ def test_without_memory_slides_are_copied_each_time():
     for epoch in (0, 1):
         epoch_of(epochs, epoch)
     assert sum(mpp == 1.5 for _, mpp in data.reads) == 4
+
+
+class SlowData(Data):
+    """Slides that take a while to be read; of those that are ``broken`` nothing can be."""
+
+    def __init__(self, *labels, **options):
+        self.now, self.broken = [], set()
+        self._lock = Lock()
+        super().__init__(*labels, **options)
+
+    def _watch(self, slide_id, view):
+        super()._watch(slide_id, view)
+        read = view.read
+
+        def slow(box, mpp):
+            with self._lock:
+                self.now.append(slide_id)
+            time.sleep(0.02)
+            try:
+                if slide_id in self.broken:
+                    raise SlideError(f"{slide_id} is broken")
+                return read(box, mpp)
+            finally:
+                with self._lock:
+                    self.now.remove(slide_id)
+
+        view.read = slow
+
+
+def test_works_that_are_skipped_on_resuming_read_nothing():
+    data = SlowData([0, 1] * 4)
+    task = task_of(model_of(), data, probes=0, overview_px=64)
+    works = task.epoch(0, STAGE)
+    for _ in range(3):
+        next(works)
+    time.sleep(0.1)
+    assert data.reads == []
+    last = next(works)
+    task.step(last, 0, lambda _: None)
+    works.close()
+    assert {slide_id for slide_id, _ in data.reads} == set(last.slides)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_next_batch_of_this_process_is_copied_during_a_step(monkeypatch, processes):
+    monkeypatch.setattr("slidelens.families.magnet_train._processes", lambda: processes)
+    data = SlowData([0, 1] * 4)
+    task = task_of(model_of(), data, probes=0, overview_px=64)
+    works = list(task.epoch(0, STAGE))
+    task.step(works[0], 0, lambda _: None)
+    wait(task.slides._coming.values())
+    read = {slide_id for slide_id, _ in data.reads}
+    assert read == {*works[0].slides, *works[processes].slides}
+    task.slides.drop()
+
+
+def test_closing_an_epoch_waits_until_no_slide_is_read():
+    data = SlowData([0, 1] * 15)
+    task = task_of(model_of(), data, probes=0, train_batch=10, overview_px=64)
+    works = task.epoch(0, STAGE)
+    task.step(next(works), 0, lambda _: None)
+    assert len(task.slides._coming) == 8  # of the ten that come next: few slides stay open
+    next(works)
+    works.close()
+    assert data.now == []
+    read = len(data.reads)
+    time.sleep(0.1)
+    assert len(data.reads) == read
+
+
+def test_a_copy_that_failed_is_not_remembered():
+    data = SlowData([0, 1] * 2)
+    task = task_of(model_of(), data, probes=0, overview_px=64)
+    works = task.epoch(0, STAGE)
+    first = next(works)
+    data.broken = {s.slide_id for s in data.train} - set(first.slides)
+    task.step(first, 0, lambda _: None)
+    with pytest.raises(SlideError, match="is broken"):
+        task.step(next(works), 0, lambda _: None)
+    works.close()
+    data.broken = set()
+    done, _ = epoch_of(task, 1)
+    assert len(done) == 2
+
+
+def test_where_a_window_cannot_be_read_the_others_are_waited_for(monkeypatch):
+    data = SlowData([0])
+    task = task_of(model_of(), data, overview_px=64)
+    sight = Sight(["s0"], [0])
+    eyes = task.slides.eyes(sight)
+    read = Eye.read
+
+    def fails(eye, window, side):
+        if window[1] < 0:
+            raise SlideError("broken")
+        return read(eye, window, side)
+
+    monkeypatch.setattr(Eye, "read", fails)
+    windows = torch.tensor([[[0.2, x, 0.0] for x in (-0.5, 0.1, 0.2, 0.3)]])
+    with pytest.raises(SlideError, match="broken"):
+        task.slides.read(sight, eyes, windows, 32, 0)
+    assert data.now == []
 
 
 def test_the_same_seed_sees_the_same_and_another_epoch_does_not():

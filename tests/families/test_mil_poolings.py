@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from slidelens.engine import loader
 from slidelens.engine.fields import validated
 from slidelens.engine.loader import SlideView
 from slidelens.errors import ModelError
@@ -112,6 +113,7 @@ def test_inference_draws_what_it_declares(pooling, classes):
         np.concatenate([bag.vectors for bag in bags]), vectors.numpy(), rtol=2e-3, atol=1e-6
     )
     assert bags[0].facts["backbone_sha256"] == backbone_sha256(model.module)
+    assert bags[0].facts["stain_normalization"] == "none"
 
 
 def test_a_package_s_backbone_is_summed_once_and_any_other_model_s_each_time(monkeypatch):
@@ -155,7 +157,7 @@ class Data:
         self.train = [Sample(f"s{i}", label) for i, label in enumerate(labels)]
         self.tune = [Sample(f"t{i}", label) for i, label in enumerate(tune)]
         self.views = {s.slide_id: _view(i) for i, s in enumerate([*self.train, *self.tune])}
-        self.encoded = []
+        self.encoded, self.weights = [], []
 
     def view(self, slide_id):
         return self.views[slide_id]
@@ -163,6 +165,7 @@ class Data:
     def bag(self, slide_id, spec, encoder):
         view = self.views[slide_id]
         self.encoded.append((slide_id, encoder.facts["augmented"]))
+        self.weights.append(encoder.facts["weights"])
         batches = list(view.batches(view.grid(spec), encoder.batch_size))
         vectors = torch.cat([encoder.encode(batch.images) for batch in batches])
         return Bag(np.concatenate([b.boxes for b in batches]), vectors.numpy())
@@ -206,6 +209,71 @@ def test_end_to_end_gradients_are_those_of_the_whole_graph(pooling):
     for name, gradient in reference.items():
         scale = float(gradient.abs().max()) + 1e-12
         torch.testing.assert_close(found[name] / scale, gradient / scale, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("suits", [2, 3, 100])
+def test_a_device_that_takes_other_batches_gives_the_same_gradients(monkeypatch, suits):
+    found = []
+    for limit in (suits, 4):
+        monkeypatch.setattr(loader, "suited_batch", lambda *_, most=limit: most)
+        task = _task(_model("abmil", batch_size=4), Data([0, 1]), features="end-to-end")
+        task.stage = ALL
+        task.step(next(iter(task.epoch(0, ALL))), 0, lambda loss: loss.backward())
+        found.append(_gradients(task.model.module))
+    for name, gradient in found[1].items():
+        scale = float(gradient.abs().max()) + 1e-12
+        torch.testing.assert_close(found[0][name] / scale, gradient / scale, atol=2e-3, rtol=0)
+
+
+def _learn_a_little(module):
+    with torch.no_grad():
+        for parameter in module.features.parameters():
+            parameter.add_(0.01)
+
+
+def test_a_head_stage_encodes_with_the_backbone_as_it_is():
+    """Slides are checked before a checkpoint is restored, and a stage before may train all."""
+    model, data = _model("abmil"), Data([0, 1], tune=[1])
+    task = _task(model, data, features="end-to-end", stages=[HEAD, ALL, HEAD])
+    task.check("s0")
+    start = backbone_sha256(model.module)
+    assert set(data.weights) == {start}
+    _learn_a_little(model.module)  # what is restored
+    task.load_state({})
+    for stage in task.config.stages:
+        task.stage, data.weights = stage, []
+        for work in task.epoch(0, stage):
+            task.step(work, 0, lambda loss: loss.backward())
+        with torch.inference_mode():
+            for work in task.evaluation():
+                task.step(work, 0, lambda loss: None)
+        now = backbone_sha256(model.module)
+        assert set(data.weights) == (set() if stage == ALL else {now})
+        if stage == ALL:
+            _learn_a_little(model.module)
+    assert now != start
+
+
+def test_a_training_resumed_at_its_end_scores_with_the_restored_backbone():
+    model, data = _model("abmil"), Data([0, 1], tune=[1])
+    task = _task(model, data, features="end-to-end", stages=[HEAD])
+    task.check("s0")
+    _learn_a_little(model.module)
+    task.load_state({})
+    (tune,) = task.evaluation()
+    task.step(tune, 0, lambda loss: None)
+    assert data.weights[-1] == backbone_sha256(model.module)
+
+
+def test_a_frozen_backbone_does_not_read_tuning_slides_again():
+    model, data = _model("abmil"), Data([0, 1], tune=[1])
+    task = _task(model, data, features="end-to-end", stages=[HEAD])
+    (tune,) = task.evaluation()
+    expected = task.step(tune, 0, lambda loss: None)
+    assert data.encoded == [("t0", [])]
+    with torch.inference_mode():
+        *_, score = FAMILY.infer(model, data.view("t0"))
+    assert score.probabilities == pytest.approx(expected.probabilities[0], abs=1e-4)
 
 
 def test_only_tiles_with_a_gradient_are_encoded_again(monkeypatch):

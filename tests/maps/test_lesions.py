@@ -75,6 +75,24 @@ def test_the_peak_of_an_area_ignores_what_lies_outside_and_what_is_not_predicted
     assert (peak.x, peak.y) == (100, 600)
 
 
+def test_the_peak_of_an_area_at_the_border_of_a_slide_lies_on_the_slide():
+    """The last cells reach over the border of a slide of 330 x 530 px, at which regions end."""
+    source = _map([[0.1, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7], [0.3, 0.6, 0.5, 0.9]], 100.0)
+    area = shapely.union(shapely.box(300, 200, 330, 530), shapely.box(100, 400, 330, 530))
+    for polygon in (area, shapely.transform(area, lambda xy: xy - 1e-9)):
+        peak = peak_of(source, polygon, "tumour")
+        assert peak.probability == pytest.approx(0.9)
+        assert (peak.x, peak.y) == pytest.approx((315, 465))
+
+
+def test_the_peak_of_an_area_smaller_than_a_cell_is_that_of_the_cell():
+    source = _map([[0.2, 0.9], [0.4, 0.3]])
+    speck = shapely.union(shapely.box(10, 10, 12, 14), shapely.box(10, 390, 190, 392))
+    peak = peak_of(source, speck, "tumour")
+    assert peak.probability == pytest.approx(0.2)
+    assert speck.covers(shapely.Point(peak.x, peak.y))
+
+
 def test_peaks_leave_out_what_a_higher_one_covers():
     values = np.zeros((1, 12))
     values[0, [0, 1, 4, 8]] = 0.9, 0.7, 0.8, 0.3

@@ -314,6 +314,36 @@ def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:
         list(find_results(tmp_path / "x"))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="takes a folder's permissions away")
+@pytest.mark.parametrize("mode", [0, 0o444], ids=["not listed", "not entered"])
+def test_find_results_passes_over_what_may_not_be_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("m/a", "m/c", "lost+found/x"):
+        write(Path(place), MINIMAL)
+    tmp_path.chmod(0o755)
+    barred = Path("lost+found")
+    barred.chmod(mode)
+    root = os.geteuid() == 0
+    if root:  # for whom there are no permissions
+        os.seteuid(65534)
+    try:
+        found = [path.as_posix() for path in find_results(".")]
+        with pytest.raises(ResultError, match=r"lost\+found: cannot be read \(Permission"):
+            list(find_results(barred))
+    finally:
+        if root:
+            os.seteuid(0)
+        barred.chmod(0o755)
+    assert found == ["m/a", "m/c"]
+    assert len(caplog.messages) == 1
+    assert "lost+found: cannot be read (Permission denied)" in caplog.text
+
+
 def test_features_are_read_when_asked_for(tmp_path: Path, result: Result) -> None:
     given = result.features
     assert given is not None

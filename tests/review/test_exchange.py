@@ -40,6 +40,18 @@ def test_a_table_written_elsewhere_needs_four_columns_and_any_time_zone(saved, t
     assert second.time > "2026-"
 
 
+def test_a_label_that_was_corrected_since_is_not_wrong_any_more(saved, tmp_path):
+    path = tmp_path / "decisions.csv"
+    path.write_text(
+        "reviewer,kind,model,slide_id,category,true_label\n"
+        "ann,fp,good,b,Inflammation,normal\n"
+        "ann,fp,good,b,Inflammation,tumor\n"
+    )
+    found = read_decisions(path, saved, dict(TAXONOMY))
+    assert saved.labels["b"] == "normal"
+    assert [one.label_is_wrong for one in found] == [False, True]
+
+
 def test_all_faults_are_told_at_once(saved, tmp_path):
     path = tmp_path / "decisions.csv"
     rows = [

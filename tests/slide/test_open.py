@@ -1,9 +1,12 @@
 """Choosing a backend, plugins, resolution from outside, the cache."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from threading import Barrier, Event, Thread
 
 import numpy as np
@@ -16,6 +19,7 @@ from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader
 from slidelens.slide.base import slide_id
 from slidelens.slide.cache import TileCache
+from slidelens.slide.open import is_slide
 from slidelens.slide.openslide import _on_ground
 from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import resolve_mpp
@@ -81,6 +85,64 @@ def test_paths_that_are_no_slides(tmp_path):
     (tmp_path / "noise.svs").write_bytes(bytes(range(256)) * 8)
     with pytest.raises(SlideError, match="not a slide format"):
         open_slide(tmp_path / "noise.svs")
+
+
+@contextmanager
+def nobody():
+    """Be somebody whom permissions hold for, which they do not for the superuser."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="takes a folder's permissions away")
+def test_a_slide_that_may_not_be_reached(tmp_path, monkeypatch):
+    for name in opening.READERS:  # now: nobody may not be allowed to load them
+        opening.READERS.get(name)
+    monkeypatch.chdir(tmp_path)  # nobody may not be allowed to come from above
+    barred, inside = Path("barred"), Path("inside")
+    for path in (barred / "a.svs", inside / "a.dcm"):
+        path.parent.mkdir()
+        path.write_bytes(b"II*\0")
+    for path, mode in ((tmp_path, 0o755), (barred, 0), (inside / "a.dcm", 0)):
+        path.chmod(mode)
+    with nobody():
+        for path in (barred / "a.svs", barred, inside, inside / "a.dcm"):
+            message = f"{path}: cannot be read .Permission denied.; check the path"
+            with pytest.raises(SlideError, match=message):
+                open_slide(path)
+            assert not is_slide(path)
+        assert slide_id(barred / "a.svs") == "a"
+    barred.chmod(0o755)
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    path = tmp_path / ("x" * 300 + ".svs")
+    with pytest.raises(SlideError, match=r"x\.svs: (cannot be read|no such file)"):
+        open_slide(path)
+    assert not is_slide(path)
+    assert slide_id(path) == "x" * 300
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path, toy):
+    """Results state the path and the id: it would fail after the work is done."""
+    for path in (tmp_path / "f\udce4rb.toy", tmp_path / "\udce4" / "slide.toy"):
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(toy.read_bytes())
+        except (OSError, UnicodeError):  # not on every system can there be one
+            pass
+        with pytest.raises(
+            SlideError, match=r"udce4.*is not valid UTF-8 text.*rename the file"
+        ) as e:
+            open_slide(path)
+        assert str(e.value).isascii()
+    assert slide_id(tmp_path / "f\udce4rb.toy") == r"f\udce4rb"
 
 
 FACTS = Facts(levels_of([(9, 8)]), Mpp(0.25, 0.25), "test header", 40.0)

@@ -75,6 +75,48 @@ def test_transparent_is_white(tmp_path):
     assert np.abs(pixels[:50] - want).max() <= 0.51
 
 
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("kind", ["unspecified", "assocalpha", None])
+def test_a_fourth_sample_is_alpha_only_where_the_file_says_so(tmp_path, kind, deep):
+    path = tmp_path / "four.tif"
+    fourth = np.zeros((300, 420, 1), np.uint8)
+    fourth[:150] = 100
+    colour = np.minimum(RGB, fourth) if kind == "assocalpha" else RGB
+    stored = np.concatenate([colour, fourth], 2)
+    if deep:
+        stored = stored.astype(np.uint16) * 257
+    extra = {"extrasamples": [kind]} if kind else {}
+    tifffile.imwrite(path, stored, photometric="rgb", tile=(64, 64), **extra)
+    if kind is None:  # a writer that leaves the tag out
+        with tifffile.TiffFile(path) as file:
+            at = file.pages[0].tags["ExtraSamples"].offset
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write((65000).to_bytes(2, "little"))  # a private tag, which nobody reads
+        with tifffile.TiffFile(path) as file:
+            assert file.pages[0].extrasamples == ()
+    pixels, _ = read_all(path)
+    want = colour + (255 - fourth) if kind == "assocalpha" else RGB
+    np.testing.assert_array_equal(pixels, want)
+
+
+def test_the_fourth_sample_of_an_associated_image(tmp_path):
+    path = tmp_path / "two.ome.tif"
+    fourth = np.zeros((300, 420, 1), np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(np.tile(RGB, (2, 2, 1)), photometric="rgb", tile=(64, 64))
+        for kind in ("unspecified", "unassalpha"):
+            file.write(
+                np.concatenate([RGB, fourth], 2),
+                photometric="rgb",
+                extrasamples=[kind],
+                metadata={"Name": kind},
+            )
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_associated("unspecified"), RGB)
+        assert (slide.read_associated("unassalpha") == 255).all()
+
+
 def test_sixteen_bit_rgb_and_grey(tmp_path):
     path = tmp_path / "deep.tif"
     tifffile.imwrite(path, RGB.astype(np.uint16) * 257, photometric="rgb", tile=(64, 64))
@@ -133,6 +175,103 @@ def test_the_first_time_and_depth_are_read(tmp_path):
         assert slide.size == (96, 128)
         assert slide.channels == ("channel 0", "channel 1")
         np.testing.assert_array_equal(slide.read(Box(40, 40, 4, 4))[0, 0], COLOURS[0])
+
+
+def write_files(folder, planes, names=("a.ome.tif", "b.ome.tif"), levels=1, **options):
+    """Write an OME-TIFF of one channel a file; ``options`` of the second may be its own."""
+    height, width = planes[0].shape
+    files = "".join(
+        f'<TiffData FirstC="{i}" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="{name}">urn:uuid:0000000{i}-0000-4000-8000-000000000000</UUID></TiffData>'
+        for i, name in enumerate(names)
+    )
+    for i, (name, plane) in enumerate(zip(names, planes, strict=True)):
+        xml = (
+            '<?xml version="1.0"?>'
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:0000000{i}-0000-4000-8000-000000000000">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
+            f'Type="{plane.dtype}" SizeX="{width}" SizeY="{height}" SizeC="{len(planes)}" '
+            'SizeZ="1" SizeT="1" PhysicalSizeX="0.5" PhysicalSizeY="0.5">'
+            '<Channel ID="Channel:0:0" SamplesPerPixel="1" Name="DAPI"/>'
+            '<Channel ID="Channel:0:1" SamplesPerPixel="1" Name="CD3"/>'
+            f"{files}</Pixels></Image></OME>"
+        )
+        own = {
+            key: value[i] if isinstance(value, list) else value for key, value in options.items()
+        }
+        own |= {"photometric": "minisblack", "metadata": None}
+        with tifffile.TiffWriter(folder / name) as file:
+            file.write(plane, description=xml, subifds=levels - 1, **own)
+            for level in range(1, levels):
+                file.write(plane[:: 2**level, :: 2**level], subfiletype=1, **own)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": (64, 64), "compression": "zlib"},
+        {"tile": (16, 16)},
+        {"tile": (64, 64), "compression": ["zlib", "zlib"], "levels": 2},
+        {"rowsperstrip": 300},
+        {"rowsperstrip": 7, "compression": "lzw"},
+    ],
+    ids=["deflate tiles", "many tiles", "two levels", "one strip", "strips"],
+)
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_channels_in_files_of_their_own(tmp_path, options, name):
+    """Each channel comes from its file, whichever of the files is opened."""
+    planes = [GREY, 255 - GREY[::-1] // 2]
+    write_files(tmp_path, planes, **options)
+    with open_slide(tmp_path / f"{name}.ome.tif") as slide:
+        assert (slide.id, slide.channels, slide.mpp) == (name, ("DAPI", "CD3"), (0.5, 0.5))
+        assert slide.associated_images == ()
+        for index, (_, (width, height)) in enumerate(slide.levels):
+            stored = slide._reader._stored(index, 0, 0, width, height)
+            for channel, plane in enumerate(planes):
+                np.testing.assert_array_equal(stored[..., channel], plane[:: 2**index, :: 2**index])
+        assert slide.read(Box.of_size(slide.size)).std() > 10
+
+
+def test_files_of_an_ome_tiff_that_cannot_be_read_together(tmp_path):
+    write_files(tmp_path, [GREY, GREY], tile=[(64, 64), (32, 32)])
+    with pytest.raises(UnsupportedSlideError, match=r"a\.ome\.tif.*different ways.*one OME-TIFF"):
+        open_slide(tmp_path / "a.ome.tif")
+    write_files(tmp_path, [GREY, GREY], tile=(64, 64))
+    other = tmp_path / "b.ome.tif"
+    other.write_bytes(other.read_bytes()[:-5000])
+    with pytest.raises(SlideError, match=r"b\.ome\.tif: is truncated"):
+        open_slide(tmp_path / "a.ome.tif")
+    other.unlink()
+    with pytest.raises(SlideError, match=r"a\.ome\.tif: .*missing; put all files.*one folder"):
+        open_slide(tmp_path / "a.ome.tif")
+
+
+def test_an_image_of_another_file_is_not_taken_for_this_one(tmp_path):
+    """Of two images in two files, each file shows its own, though both describe both."""
+    images = [np.full((128, 128), 50, np.uint8), np.full((96, 96), 200, np.uint8)]
+    ids = [f"urn:uuid:0000000{i}-0000-4000-8000-000000000000" for i in range(2)]
+    described = "".join(
+        f'<Image ID="Image:{i}" Name="{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" '
+        f'Type="uint8" SizeX="{image.shape[1]}" SizeY="{image.shape[0]}" SizeC="1" SizeZ="1" '
+        f'SizeT="1"><TiffData IFD="0" PlaneCount="1"><UUID FileName="{i}.ome.tif">{ids[i]}</UUID>'
+        "</TiffData></Pixels></Image>"
+        for i, image in enumerate(images)
+    )
+    for i, image in enumerate(images):
+        xml = (
+            '<?xml version="1.0"?>'
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="{ids[i]}">{described}</OME>'
+        )
+        options = {"description": xml, "metadata": None, "tile": (32, 32)}
+        tifffile.imwrite(tmp_path / f"{i}.ome.tif", image, photometric="minisblack", **options)
+    for i, image in enumerate(images):
+        with open_slide(tmp_path / f"{i}.ome.tif") as slide:
+            assert slide.associated_images == ()
+            assert (slide.size.width, slide.size.height) == image.shape
+            assert (slide.read(Box.of_size(slide.size)) == image[0, 0]).all()
 
 
 def test_imagej_stack_in_one_piece(tmp_path):
@@ -216,3 +355,44 @@ def test_cut_files_are_noticed_when_opened(tmp_path, bigtiff, backend):
         path.write_bytes(whole[: int(len(whole) * part)])
         with pytest.raises(SlideError, match=r"cut\.tif: is truncated"):
             open_slide(path, backend=backend)
+
+
+BIG, CLASSIC = b"II+\0\x08\0\0\0", b"II*\0"
+
+
+def words(*values):
+    return b"".join(value.to_bytes(8, "little") for value in values)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CLASSIC,
+        BIG + words(16)[:3],
+        BIG + words(2**63 + 5),
+        BIG + words(16, 2**60),
+        BIG + words(16, 2**40),
+        BIG + words(16, 1) + b"\x11\x01\x10\0" + words(2**62, 100, 0),
+        BIG + words(16, 1) + b"\x11\x01\x10\0" + words(2, 2**63, 0),
+        BIG
+        + words(16, 2)
+        + b"\x44\x01\x10\0"
+        + words(1, 2**64 - 9)
+        + b"\x45\x01\x10\0"
+        + words(1, 20, 0),
+    ],
+    ids=[
+        *("no place of a directory", "half a place", "directory beyond the end", "many entries"),
+        *(
+            "entries beyond memory",
+            "many values",
+            "values beyond the end",
+            "tile that wraps around",
+        ),
+    ],
+)
+def test_damaged_directories_are_noticed_when_opened(tmp_path, content):
+    path = tmp_path / "damaged.tif"
+    path.write_bytes(content if len(content) < 16 else content.ljust(2000, b"\0"))
+    with pytest.raises(SlideError, match=r"damaged\.tif: is truncated.*copy it again"):
+        open_slide(path, backend="tifffile")

@@ -12,6 +12,7 @@ from slidelens.files import names_folder
 
 if TYPE_CHECKING:
     from slidelens.export import Exporter
+    from slidelens.maps.result import Result
 
 __all__ = ["register"]
 
@@ -37,6 +38,9 @@ def export(
             help="File to write, or a folder to write into: one that exists, or PATH/.",
         ),
     ],
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace what is in the folder already under such a name.")
+    ] = False,
 ) -> None:
     """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""
     from slidelens.export import EXPORTERS, export_result
@@ -45,34 +49,37 @@ def export(
     if to not in EXPORTERS:
         raise typer.BadParameter(f"no format {to!r}; there are {', '.join(EXPORTERS)}")
     folders = list(find_results(result)) or [result]
+    results = [Result.load(folder) for folder in folders]
     if folders != [result]:
-        out = _folder(out, folders, EXPORTERS.get(to))
-    for folder in folders:
-        typer.echo(export_result(Result.load(folder), to, out))
+        out = _folder(out, results, EXPORTERS.get(to))
+    for one in results:
+        typer.echo(export_result(one, to, out, overwrite=overwrite))
 
 
-def _folder(out: str, folders: list[Path], exporter: Exporter) -> str:
+def _folder(out: str, results: list[Result], exporter: Exporter) -> str:
     """Return the folder that takes the files of several results, one per slide.
 
     Where there is only one result after all, it may be a file.
     """
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        models = sorted({folder.parent.name for folder in folders})
-        raise typer.BadParameter(
-            f"there are results of several models ({', '.join(models)}), whose files would "
-            "overwrite each other; name the folder of one"
-        )
+    slides: dict[str, list[str]] = {}
+    for result in results:
+        slides.setdefault(result.slide.id, []).append(str(result.path))
+    for slide, places in slides.items():
+        if len(places) > 1:
+            raise typer.BadParameter(
+                f"there are several results of slide {slide} ({', '.join(places)}), whose files "
+                "would overwrite each other; name the folder of one, or of one model"
+            )
     place = Path(out)
     if place.exists() and not place.is_dir():
         raise typer.BadParameter(f"--out {out} is a file; several results need a folder")
     one = exporter.folder and place.name.endswith(exporter.suffix)
     if one or (_FILE.search(place.name) and not names_folder(out)):
-        if len(folders) == 1:
+        if len(results) == 1:
             return out
         folder = place.with_name(place.name.split(".")[0] or "exports")
         raise typer.BadParameter(
-            f"--out {out} names one file, but each of the {len(folders)} results gets its own "
+            f"--out {out} names one file, but each of the {len(results)} results gets its own "
             f"<slide>{exporter.suffix}; name a folder, such as {folder}/"
         )
     return f"{place}/"

@@ -176,6 +176,11 @@ def set_(
         raise typer.BadParameter(
             f"no class {true_label!r}; {', '.join(saved.classes)}", param_hint="--true-label"
         )
+    label = saved.labels[keys[0].slide_id]
+    if true_label == label:
+        raise typer.BadParameter(
+            f"{label} is the label that the slide has", param_hint="--true-label"
+        )
     if category is None and note is None and true_label is None:
         raise typer.BadParameter("give --category, --note, --label-wrong or --true-label")
     if category:

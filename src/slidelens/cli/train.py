@@ -96,7 +96,10 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             typer.Option(help="Named schedule: default or paper. [default: default]"),
         ] = None,
         epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs.")] = None,
-        seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0]")] = None,
+        seed: Annotated[
+            int | None,
+            typer.Option(min=0, max=2**32 - 1, help="Of everything random. [default: 0]"),
+        ] = None,
         fraction: Annotated[
             float | None,
             typer.Option(help="Part of the training slides to learn from. [default: 1]"),

@@ -22,6 +22,7 @@ from slidelens.engine.provenance import fingerprint
 from slidelens.errors import LabelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
 from slidelens.families.base import Bag, ConfigT
+from slidelens.families.training import bag_fields
 from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 
@@ -131,7 +132,7 @@ class BagCache:
         self, folder: Path, view: SlideView, grid: Grid, encoder: Encoding, facts: dict[str, Any]
     ) -> None:
         """Encode a grid's tiles, a batch in memory at a time."""
-        with staged_folder(folder) as staging:
+        with staged_folder(folder, None) as staging:
             np.save(staging / _BOXES, grid.boxes)
             (staging / _FACTS).write_text(_json(facts), encoding="utf-8")
             vectors, seen = np.empty((0, 0), _type(encoder)), 0
@@ -181,8 +182,7 @@ def fitted(config: ConfigT, path: Path) -> ConfigT:
     if fields["bag_dim"]:
         return config
     bag = read_bag(path)
-    known = ("tile", "overlap", "mpp", "orientations")
-    told = {name: float(bag.facts[name]) for name in known if name in bag.facts}
+    told = bag_fields(bag.facts)
     if "backbone_sha256" not in bag.facts:
         told["bag_dim"] = bag.vectors.shape[1]
     return validated(type(config), {**fields, **told})

@@ -163,7 +163,8 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Set the global generators as :func:`random_state` found them."""
     torch.set_rng_state(tensors["torch"])
-    cuda = [tensors[k] for k in sorted(tensors) if k.startswith("cuda.")]
+    numbers = sorted(int(k.removeprefix("cuda.")) for k in tensors if k.startswith("cuda."))
+    cuda = [tensors[f"cuda.{number}"] for number in numbers]
     if cuda and torch.cuda.device_count() == len(cuda):
         torch.cuda.set_rng_state_all(cuda)
     name, keys, *rest = record["numpy"]
@@ -175,11 +176,14 @@ def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> 
 def average_weights(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of several state dicts; integer buffers are those of the middle one.
 
-    Izmailov et al. 2018, as in streaming-prostate-2020, section IV.A.1.
+    What did not change, such as a frozen backbone, stays as it is to the bit: feature bags are kept
+    by its checksum. Izmailov et al. 2018, as in streaming-prostate-2020, section IV.A.1.
     """
     centre = weights[(len(weights) - 1) // 2]
     return {
-        key: torch.stack([w[key] for w in weights]).mean(0) if value.is_floating_point() else value
+        key: value + torch.stack([w[key] - value for w in weights]).mean(0)
+        if value.is_floating_point()
+        else value
         for key, value in centre.items()
     }
 

@@ -215,7 +215,11 @@ def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) ->
 
 def _slides_of(path: Path) -> list[Path]:
     """Return the slides in a folder; a path that is one itself, or none, alone."""
-    return [path] if not path.is_dir() or is_slide(path) else list(find_slides(path).values())
+    try:
+        alone = not path.is_dir() or is_slide(path)
+    except OSError:  # it may not be looked at; opening it says so
+        alone = True
+    return [path] if alone else list(find_slides(path).values())
 
 
 def _check_ids(paths: list[Path]) -> None:

@@ -106,11 +106,11 @@ def _predict(path: Path, model: Model[Any], out: Path) -> Generator[DemoStep, No
     assert run.result is not None
     folder = out / "geojson" / model.name
     folder.mkdir(parents=True, exist_ok=True)
-    export_result(run.result, "geojson", folder)
+    export_result(run.result, "geojson", folder, overwrite=True)
     if run.result.trajectory:
         sheets = out / "windows" / model.name
         sheets.mkdir(parents=True, exist_ok=True)
-        export_result(run.result, "contact-sheet", sheets)
+        export_result(run.result, "contact-sheet", sheets, overwrite=True)
     return run.result
 
 

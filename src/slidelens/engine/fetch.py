@@ -171,7 +171,7 @@ def fetching(
     folder = reference.folder
     if refresh or not (folder / MANIFEST).is_file():
         try:
-            with staged_folder(folder) as staging:
+            with staged_folder(folder, None) as staging:
                 yield from _download(reference, staging)
                 if check is not None:
                     check(staging)

@@ -14,7 +14,7 @@ import numpy as np
 from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
-from slidelens.engine.plan import plan_training
+from slidelens.engine.plan import check_seed, plan_training
 from slidelens.engine.splits import fold_table
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file
@@ -66,6 +66,7 @@ def train_folds(
     """
     if folds < 2:
         raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
+    check_seed(options.get("seed", 0))
     fold_table(read_labels(Path(labels_csv)), 1, folds, options.get("seed", 0))
     request = (family_name, slides_dir, labels_csv)
     places = [Path(out) / f"fold-{n}" for n in range(1, folds + 1)]

@@ -73,7 +73,7 @@ class Forest:
         names = ("roots", "left", "right", "feature", "threshold", "value")
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
         facts = {"classes": self.classes, "features": self.features, **self.card}
-        with staged_folder(folder) as staging:
+        with staged_folder(folder, {_ARRAYS, _CARD}) as staging:
             (staging / _ARRAYS).write_bytes(save(arrays))
             (staging / _CARD).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -129,11 +129,16 @@ def _curve(
     false: NDArray[np.float64], hits: NDArray[np.float64], lesions: int, slides: int
 ) -> Froc:
     levels = np.unique(np.concatenate([false, hits]))[::-1]
-    rates = np.concatenate([[0.0], (false >= levels[:, None]).sum(1) / slides])
-    sensitivity = np.concatenate([[0.0], (hits >= levels[:, None]).sum(1) / lesions])
+    rates = np.concatenate([[0.0], _at_least(levels, false) / slides])
+    sensitivity = np.concatenate([[0.0], _at_least(levels, hits) / lesions])
     # Straight lines between the points, as the challenge's evaluation draws them.
     at = tuple(np.interp(RATES, rates, sensitivity).tolist())
     return Froc(rates, sensitivity, at, float(np.mean(at)), lesions, slides)
+
+
+def _at_least(levels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count, for each of ``levels`` ``(K,)``, the scores ``(N,)`` that are as high or higher."""
+    return len(scores) - np.searchsorted(np.sort(scores), levels, side="left")
 
 
 def _major_axis(ring: NDArray[np.float64]) -> float:

@@ -218,12 +218,18 @@ def find_slides(folder: Path) -> dict[str, Path]:
     Raises
     ------
     LabelError
-        No such folder, nothing in it, or two files of one name.
+        No such folder, nothing in it, two files of one name, or one that may not be looked into.
     """
-    if not folder.is_dir():
-        raise LabelError(f"{folder}: no such folder of slides.")
+    try:
+        if not folder.is_dir():
+            raise LabelError(f"{folder}: no such folder of slides.")
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise LabelError(
+            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
+        ) from error
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in inside:
         if not path.name.startswith(".") and path.suffix.lower() not in _NO_SLIDES:
             found[slide_id(path)].append(path)
     if not found:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_lesions"]
 
+_FACTS, _DETECTIONS, _PICTURE = "froc.json", "detections", "froc.png"
 _WAY = "--tumour NAME (of several: --tumour A --tumour B)"
 
 
@@ -106,13 +107,13 @@ def evaluate_lesions(
         "warnings": [named_failed(one.name, failed)] if failed else [],
         "curve": np.stack([curve.rates, curve.sensitivity], 1).tolist(),
     }
-    with staged_folder(Path(out)) as staging:
-        (staging / "froc.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (staging / "detections").mkdir()
+    with staged_folder(Path(out), {_FACTS, _DETECTIONS, _PICTURE}) as staging:
+        (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (staging / _DETECTIONS).mkdir()
         for slide, peaks in found.items():
             rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
-            (staging / "detections" / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
-        _draw(curve, one.name, staging / "froc.png")
+            (staging / _DETECTIONS / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
+        _draw(curve, one.name, staging / _PICTURE)
     return facts
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
-from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from slidelens.errors import ModelError
 from slidelens.nn.backbones import freeze_norm_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from lightning.fabric import Fabric
 
@@ -95,6 +94,8 @@ class TrainLoop:
         self._works_accumulated = 0
         self._scanned: set[str] = set()
         """Slides that this process scanned since the replicas' states were merged."""
+        self._unmerged = False
+        """Whether any process scanned since then: every one knows it, whatever it did itself."""
         self._training: bool | None = None
         self._start = self._saved = perf_counter()
         self._save_took = 0.0
@@ -135,7 +136,7 @@ class TrainLoop:
                     break
                 self._next_stage()
         except GeneratorExit:
-            if not self._accumulated:
+            if self._may_save:
                 self._save()
             raise
         finally:
@@ -187,16 +188,30 @@ class TrainLoop:
         for group in self._optimizer.param_groups:
             group["lr"] = group["full_lr"] * slower
         total = self.task.length(self._stage) + len(self.task.data.tune)
-        works = chain(self.task.epoch(epoch, self._stage), self.task.evaluation())
-        for ready in self.replicas.rounds(works):
-            number, work = ready[-1]
-            if number < self._at.done:
-                continue
-            self._do(ready, epoch)
-            self._at.done = number + 1
-            if not self._accumulated and perf_counter() - self._saved > self._pause:
-                self._save()
-            yield self._progress(work.phase, self._at.done, total, work.slides[0])
+        # Closed however the epoch ends: a task may be reading slides for works that are to come.
+        with closing(self._works(epoch)) as works, closing(self.replicas.rounds(works)) as rounds:
+            for ready in rounds:
+                number, work = ready[-1]
+                if number < self._at.done:
+                    continue
+                self._do(ready, epoch)
+                self._at.done = number + 1
+                if self._may_save and perf_counter() - self._saved > self._pause:
+                    self._save()
+                yield self._progress(work.phase, self._at.done, total, work.slides[0])
+
+    def _works(self, epoch: int) -> Generator[Work]:
+        """Yield an epoch's works; closing it closes what the task yields them from."""
+        yield from self.task.epoch(epoch, self._stage)
+        yield from self.task.evaluation()
+
+    @property
+    def _may_save(self) -> bool:
+        """Whether a resumed run would find all that it needs.
+
+        Gradients are not saved; nor is what the other processes scanned, until it is merged.
+        """
+        return not self._accumulated and not self._unmerged
 
     @property
     def _pause(self) -> float:
@@ -209,16 +224,17 @@ class TrainLoop:
         training = phase == "train"
         if not training and self._accumulated:
             self._update()  # what is left of an accumulation
-        if phase != "scan" and self._scanned:
+        if phase != "scan" and self._unmerged:
             self.task.load_state(self.replicas.merge(self.task.state(), self._scanned))
-            self._scanned = set()
+            self._scanned, self._unmerged = set(), False
+        self._unmerged = phase == "scan" and self.replicas.count > 1
         self._set_mode(training)
         work = self.replicas.mine(ready)
         outcome = None
         if work is not None:
             with nullcontext() if training else torch.inference_mode():
                 outcome = self.task.step(work, epoch, self._backward if training else _no_backward)
-            if phase == "scan" and self.replicas.count > 1:
+            if self._unmerged:
                 self._scanned.update(work.slides)
         for (_, done), found in zip(ready, self.replicas.share(outcome, ready), strict=True):
             self._check(done, found)
@@ -251,7 +267,8 @@ class TrainLoop:
         parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
         self.replicas.sum_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_div_(gradients, float(len(self._accumulated)))
+        if gradients:
+            torch._foreach_div_(gradients, float(len(self._accumulated)))
         limit = self.config.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm):

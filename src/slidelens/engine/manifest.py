@@ -9,9 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import ModelError
 
-__all__ = ["MANIFEST", "WEIGHTS", "Manifest", "Normalisation", "first_fault", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "PARTS",
+    "WEIGHTS",
+    "Manifest",
+    "Normalisation",
+    "first_fault",
+    "read_manifest",
+]
 
 MANIFEST, WEIGHTS = "model.json", "weights.safetensors"
+PARTS = {MANIFEST, WEIGHTS, "golden.safetensors", "README.md", "SHA256SUMS"}
+"""All that a package may hold."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a folder of results
 _RGB = tuple[float, float, float]
 

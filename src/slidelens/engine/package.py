@@ -16,6 +16,7 @@ from slidelens.engine.fetch import fetch_model, is_reference
 from slidelens.engine.golden import GOLDEN, compare, read_golden, replay
 from slidelens.engine.manifest import (
     MANIFEST,
+    PARTS,
     WEIGHTS,
     Manifest,
     first_fault,
@@ -165,6 +166,8 @@ def save_model(
     ------
     ModelError
         A name, class or card that a manifest cannot hold.
+    ResultError
+        The folder holds more than a package, which would be lost.
     """
     from safetensors.torch import save
 
@@ -174,7 +177,7 @@ def save_model(
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     weights = save(tensors)
     manifest = _manifest_of(model, sha256(weights).hexdigest())
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, PARTS) as staging:
         (staging / WEIGHTS).write_bytes(weights)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import find_slides, read_labels
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.splits import fold_table, take_fraction
+from slidelens.engine.train_file import LARGEST_SEED
 from slidelens.errors import ModelError
 from slidelens.families import FAMILIES
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from slidelens.families.training import TrainConfig, TrainTask
     from slidelens.slide.open import GivenMpp
 
-__all__ = ["TrainPlan", "plan_training", "task_of"]
+__all__ = ["TrainPlan", "check_seed", "plan_training", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class TrainPlan:
         return settings if self.mpp is None else {**settings, "slide_mpp": _told(self.mpp)}
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that random generators do not take, with a ``ModelError``."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ModelError(f"seed must be from 0 to {LARGEST_SEED}, not {seed}.")
+
+
 def plan_training(
     family_name: str,
     slides_dir: str | Path,
@@ -133,7 +140,8 @@ def plan_training(
     epochs
         At most so many in all: the schedule's stages are shortened or lengthened alike.
     seed
-        Of the split (where the table has none), the head, the order and the augmentation.
+        Of the split (where the table has none), the head, the order and the augmentation; 0 to
+        2**32 - 1.
     preset
         Named values of the training's fields.
     config
@@ -180,6 +188,7 @@ def plan_training(
         own = family.config.fine_tuned(base, own)
     model_config = validated(family.config, own)
     training = _training(task.training, preset, other, model_config, epochs)
+    check_seed(seed)
     if not 0 < fraction <= 1:
         raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
     table = read_labels(Path(labels_csv), classes)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from slidelens.engine.card import model_card
-from slidelens.engine.manifest import MANIFEST, WEIGHTS, Manifest, first_fault, read_manifest
+from slidelens.engine.manifest import (
+    MANIFEST,
+    PARTS,
+    WEIGHTS,
+    Manifest,
+    first_fault,
+    read_manifest,
+)
 from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
 from slidelens.engine.sums import SUMS, compare_sums, write_sums
 from slidelens.errors import ModelError
@@ -52,6 +59,8 @@ def pack(
     ------
     ModelError
         No licence or intended use; an evaluation that lacks this model.
+    ResultError
+        ``out`` holds more than a package, such as the training of this one: it would be lost.
     """
     folder, out = locate_model(model), Path(out)
     stated = read_manifest(folder)
@@ -66,13 +75,11 @@ def pack(
                 f"{folder} states no {key.replace('_', ' ')}, without which nobody can use it: "
                 f"give --{key.replace('_', '-')}."
             )
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise ModelError(f"{out} holds other files; give an empty or a new folder.")
     try:
         manifest = Manifest.model_validate({**stated.model_dump(), **changes})
     except ValidationError as error:
         raise ModelError(f"cannot pack {folder}: {first_fault(error)}.") from error
-    with staged_folder(out) as staging:
+    with staged_folder(out, PARTS) as staging:
         shutil.copyfile(folder / WEIGHTS, staging / WEIGHTS)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     from lightning.fabric import Fabric
 
@@ -62,14 +62,17 @@ class Replicas:
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, 0)
 
-    def rounds(self, works: Iterable[Work]) -> Iterator[Round]:
-        """Group an epoch's works, in their order."""
+    def rounds(self, works: Iterable[Work]) -> Generator[Round]:
+        """Group an epoch's works, in their order; none is taken before its round needs it."""
         ready: Round = []
         for number, work in enumerate(works):
-            if ready and (len(ready) == self.count or work.phase != ready[0][1].phase):
+            if ready and work.phase != ready[0][1].phase:
                 yield ready
                 ready = []
             ready.append((number, work))
+            if len(ready) == self.count:
+                yield ready
+                ready = []
         if ready:
             yield ready
 
@@ -87,10 +90,18 @@ class Replicas:
         return found[: len(works)]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum the gradients of all replicas; one without gradient counts as zero."""
-        if self.count == 1:
+        """Sum the gradients of all replicas; one without gradient counts as zero.
+
+        A parameter without gradient in all of them keeps none: the optimiser leaves it as it is.
+        """
+        if self.count == 1 or not parameters:
             return
-        for parameter in parameters:
+        there = [int(p.grad is not None) for p in parameters]
+        counts = torch.tensor(there, dtype=torch.int32, device=parameters[0].device)
+        distributed.all_reduce(counts)
+        for parameter, count in zip(parameters, counts.tolist(), strict=True):
+            if count == 0:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
@@ -99,7 +110,8 @@ class Replicas:
         """Return a task's state with what every process scanned.
 
         ``scanned`` are the slides of this process. Where a value of the state maps slide ids, each
-        entry is taken from the process that scanned the slide.
+        entry is taken from the process that scanned the slide. All processes must call it, those
+        that scanned nothing too.
         """
         if self.count == 1:
             return state
@@ -108,7 +120,8 @@ class Replicas:
         merged: dict[str, Any] = {key: dict(value) for key, value in state.items()}
         for slides, theirs in found:
             for key, value in theirs.items():
-                merged[key] |= {slide: value[slide] for slide in slides if slide in value}
+                own = {slide: value[slide] for slide in slides if slide in value}
+                merged.setdefault(key, {}).update(own)
         return merged
 
     def wait(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Condition
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +22,13 @@ from slidelens.tiling.annotations import Annotations, read_annotations
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from slidelens.families.base import Bag, FamilyConfig
     from slidelens.families.training import Encoding, Sample
+    from slidelens.geometry import Box
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
     from slidelens.tiling.grid import Grid, GridSpec
@@ -136,6 +139,9 @@ class TrainSlides:
     def view(self, slide_id: str) -> _TrainView:
         """Return the view of a slide, opening it if need be.
 
+        The one that was used longest ago is closed for it; who still holds that one may go on
+        reading boxes.
+
         Raises
         ------
         SlideError
@@ -148,7 +154,8 @@ class TrainSlides:
         try:
             self._check_detail(slide_id, slide)
             stain = self._normalizers.get(slide_id, self._stain)
-            view = _TrainView(slide, slide_id, self._tiles, self._grids, self._device, stain)
+            again = partial(open_slide, self._files[slide_id], mpp=self._mpp)
+            view = _TrainView(slide, again, slide_id, self._tiles, self._grids, self._device, stain)
         except BaseException:
             slide.close()
             raise
@@ -172,11 +179,16 @@ class TrainSlides:
 
 
 class _TrainView(SlideView):
-    """A slide's view that finds its grid once and reads each tile once, if memory allows."""
+    """A slide's view that finds its grid once and reads each tile once, if memory allows.
+
+    It may be closed while threads read from it: closing waits for what they read just then, and for
+    what they read later the slide is opened again, by ``open_again``.
+    """
 
     def __init__(
         self,
         slide: Slide,
+        open_again: Callable[[], Slide],
         slide_id: str,
         tiles: _TileStore,
         grids: dict[tuple[str, GridSpec], Grid],
@@ -187,10 +199,32 @@ class _TrainView(SlideView):
         self._id = slide_id
         self._tiles = tiles
         self._found = grids
+        self._open_again = open_again
+        self._reads = Condition()
+        self._reading, self._closed = 0, False
 
     def close(self) -> None:
         super().close()
+        with self._reads:
+            self._closed = True
+            self._reads.wait_for(lambda: self._reading == 0)
         self.slide.close()
+
+    def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
+        """Read any box as :class:`SlideView` does, from any thread, also of a closed view."""
+        with self._reads:
+            closed = self._closed
+            self._reading += not closed
+        if closed:
+            with self._open_again() as slide:
+                pixels = slide.read(box, mpp)
+            return pixels if self.normalizer is None else self.normalizer(pixels)
+        try:
+            return super().read(box, mpp)
+        finally:
+            with self._reads:
+                self._reading -= 1
+                self._reads.notify_all()
 
     def grid(self, spec: GridSpec) -> Grid:
         key = (self._id, spec)

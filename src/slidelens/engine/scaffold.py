@@ -35,7 +35,9 @@ def new_plugin(name: str, folder: str | Path | None = None) -> Path:
     Raises
     ------
     PluginError
-        A name that cannot be used or is taken, or a folder that is not empty.
+        A name that cannot be used or is taken.
+    ResultError
+        A folder that is not empty.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise PluginError(
@@ -45,10 +47,8 @@ def new_plugin(name: str, folder: str | Path | None = None) -> Path:
     if name in FAMILIES:
         raise PluginError(f"there is a family {name!r} already; choose another name.")
     target = Path(folder) if folder is not None else Path(f"slidelens-{name}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PluginError(f"{target} is there and not empty; choose another folder.")
     source = _template()
-    with staged_folder(target) as staging:
+    with staged_folder(target, ()) as staging:
         for path in sorted(source.rglob("*")):
             part = path.relative_to(source)
             if path.is_dir() or _LEFT_OUT & set(part.parts) or ".egg-info" in str(part):

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["OPTIONS", "read_train_file", "write_train_file"]
+__all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "write_train_file"]
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy and Lightning take no larger seed, and none below 0."""
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -36,7 +39,7 @@ class _Options(BaseModel):
     from_: str | None = Field(None, alias="from")
     preset: str | None = None
     epochs: int | None = Field(None, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     fraction: float | None = Field(None, gt=0, le=1)
     fold: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     folds: int | None = Field(None, ge=2)

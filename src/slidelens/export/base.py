@@ -58,7 +58,7 @@ EXPORTERS: Registry[Exporter] = Registry(
 )
 
 
-def export_result(result: Result, to: str, path: str | Path) -> Path:
+def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result in another program's format.
 
     Parameters
@@ -70,6 +70,8 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
     path
         The file (or OME-Zarr folder) to write; or a folder, to write ``<slide id><suffix>`` into:
         one that exists, or text that ends in a slash.
+    overwrite
+        Replace a file that is in such a folder already. One that ``path`` names is replaced anyway.
 
     Returns
     -------
@@ -78,14 +80,15 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
     Raises
     ------
     ResultError
-        No such format, a result without what the format holds, or a place that cannot be written.
+        No such format, a result without what the format holds, a place that cannot be written, or
+        one that is taken.
     PluginError
         A plugin's exporter that does not load or raises anything else.
     """
     if to not in EXPORTERS:
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
     exporter = EXPORTERS.get(to)
-    target = _target(path, exporter, result.slide.id)
+    target = _target(path, exporter, result.slide.id, overwrite)
     try:
         exporter.write(result, target)
     except OSError as error:
@@ -100,9 +103,15 @@ def export_result(result: Result, to: str, path: str | Path) -> Path:
     return target
 
 
-def _target(path: str | Path, exporter: Exporter, slide_id: str) -> Path:
+def _target(path: str | Path, exporter: Exporter, slide_id: str, overwrite: bool) -> Path:
     place = Path(path)
     whole = exporter.folder and place.name.endswith(exporter.suffix)
     if names_folder(path) and not whole:
-        return place / f"{slide_id}{exporter.suffix}"
+        target = place / f"{slide_id}{exporter.suffix}"
+        if target.exists() and not overwrite:  # annotations, say, which have the same name
+            raise ResultError(
+                f"{target}: is there already, and perhaps someone's work. Export into another "
+                "folder, or give --overwrite (overwrite=True)."
+            )
+        return target
     return place

@@ -41,8 +41,8 @@ class ClamBag:
     features
         ``(N, D)`` float16 or float32.
     facts
-        ``tile``, ``overlap`` (px), ``mpp`` (µm/px), ``orientations``, ``backbone``,
-        ``backbone_sha256`` and other attributes of the file, as text.
+        ``tile``, ``overlap`` (px), ``mpp`` (µm/px), ``orientations``, ``stain_normalization``,
+        ``backbone``, ``backbone_sha256`` and other attributes of the file, as text.
     """
 
     boxes: NDArray[np.float64]
@@ -80,7 +80,7 @@ def write_clam(path: Path, bag: ClamBag, name: str, size: tuple[int, int], mpp: 
         coords = file.create_dataset("coords", data=corners)
         file.create_dataset("boxes", data=bag.boxes)
         coords.attrs.update(_attributes(bag, name, size, mpp))
-        made_by = ("backbone", "backbone_sha256", "orientations")
+        made_by = ("backbone", "backbone_sha256", "orientations", "stain_normalization")
         file["features"].attrs.update({k: bag.facts[k] for k in made_by if k in bag.facts})
     write_atomic(path, memory.getvalue())
 

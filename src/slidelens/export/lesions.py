@@ -52,6 +52,6 @@ def _write(result: Result, path: Path) -> None:
 EXPORTER = Exporter(
     "lesions-csv",
     "A row per lesion, largest first: diameter, area, probability, and where its peak lies.",
-    ".csv",
+    ".lesions.csv",
     _write,
 )

@@ -136,8 +136,8 @@ class Bag:
     vectors
         ``(N, D)`` float16 or float32; may be mapped from a file.
     facts
-        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``, ``backbone``,
-        ``backbone_sha256``.
+        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``,
+        ``stain_normalization``, ``backbone``, ``backbone_sha256``.
     """
 
     boxes: NDArray[np.float64]

@@ -6,6 +6,7 @@ learn, one after the other; gradients of several slides are accumulated.
 
 from __future__ import annotations
 
+from itertools import accumulate, groupby, pairwise
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -25,13 +26,14 @@ from slidelens.families.training import (
     TrainTask,
     Work,
     balanced_order,
+    stages_of_length,
 )
 from slidelens.nn.backbones import load_weights
 from slidelens.nn.local_heads import AttentionHead
 from slidelens.nn.slide_augment import SlideAugment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from slidelens.families.base import FamilyConfig, Model
     from slidelens.families.training import TrainData
@@ -118,6 +120,8 @@ class LocalTraining(TrainConfig):
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training of a model of this configuration; greedy: a stage for each module.
 
+        Stages that name a module are taken as they are: a training's file has one for each.
+
         One module learns end to end, through all of the network, at three tenths of the default
         preset's rates: at these it forgets what it knew.
 
@@ -134,11 +138,39 @@ class LocalTraining(TrainConfig):
             )
         if config.modules == 1 and self.stages == _stages(1e-4):
             return self.model_copy(update={"stages": _stages(3e-5)})
-        if not self.greedy:
+        named = any(stage.module is not None for stage in self.stages)
+        if named or not self.greedy or config.modules == 1:
             return self
         numbers = range(1, config.modules + 1)
         each = [s.model_copy(update={"module": n}) for n in numbers for s in self.stages]
         return self.model_copy(update={"stages": tuple(each)})
+
+    def of_length(self, epochs: int) -> Mapping[str, Any]:
+        """Return the stages of at most ``epochs`` epochs in all, shortened alike.
+
+        Where modules learn one after the other, each keeps its part of the epochs.
+
+        Raises
+        ------
+        ModelError
+            Fewer epochs than such parts.
+        """
+        parts = [tuple(part) for _, part in groupby(self.stages, lambda stage: stage.module)]
+        if epochs < len(parts):
+            raise ModelError(
+                f"epochs: modules learn one after the other, in {len(parts)} parts of at least one "
+                f"epoch, so give {len(parts)} epochs or more, not {epochs}."
+            )
+        shares = _shares(epochs, [sum(stage.epochs for stage in part) for part in parts])
+        shortened = zip(parts, shares, strict=True)
+        return {"stages": tuple(s for part, n in shortened for s in stages_of_length(part, n))}
+
+
+def _shares(epochs: int, lengths: Sequence[int]) -> list[int]:
+    """Share ``epochs``, not fewer than ``lengths``, in proportion to these, each at least one."""
+    spare, full = epochs - len(lengths), sum(lengths)
+    ends = (spare * end // full for end in accumulate(lengths, initial=0))
+    return [1 + stop - start for start, stop in pairwise(ends)]
 
 
 class LocalTask(TrainTask[LocalConfig]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Sight", "Slides", "draw_probes"]
 
 _AHEAD = 8
-"""Slides copied ahead: a run keeps few slides open at a time."""
+"""Slides copied ahead, at most: a run keeps few slides open at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,17 @@ class Sight:
     random: np.random.Generator | None = None
     until: Until = "verdict"
     """What the network stops at: see :meth:`~slidelens.nn.magnet.MagNet.forward`."""
+    coming: Sequence[str] = ()
+    """Slides of the next sight, to be copied meanwhile."""
 
 
 class Slides:
     """Slides to look at, with a coarse copy of each in memory.
 
-    Copies are read ahead by threads, within a budget. With each comes the first glance at the slide
-    itself: attention has to learn from the very pictures that it is shown in inference. Windows
-    with more detail are read from the slide, in parallel, once chosen.
+    Copies are made by threads, those of the next sight ahead, and kept within a budget. With each
+    comes the first glance at the slide itself: attention has to learn from the very pictures that
+    it is shown in inference. Windows with more detail are read from the slide, in parallel, once
+    chosen.
 
     Parameters
     ----------
@@ -80,8 +83,16 @@ class Slides:
         self._coming: dict[str, Future[Overview]] = {}
 
     def eyes(self, sight: Sight) -> list[Recollection]:
-        """Return what looks at the copies."""
-        return [Recollection(self._overview(slide_id)) for slide_id in sight.slides]
+        """Return what looks at the copies; begin to copy the slides of the next sight."""
+        self._copy_meanwhile(sight.slides)
+        found = [Recollection(self._overview(slide_id)) for slide_id in sight.slides]
+        self._copy_meanwhile(sight.coming)
+        return found
+
+    def drop(self) -> None:
+        """Give up what is being copied; return when no thread reads a slide any more."""
+        wait([copy for copy in self._coming.values() if not copy.cancel()])
+        self._coming.clear()
 
     def glances(self, sight: Sight, eyes: Sequence[Recollection]) -> Tensor:
         """Return slides whole: ``(B, 3, glance, glance)`` uint8, on the CPU."""
@@ -114,6 +125,7 @@ class Slides:
                 self._readers.submit(near if n in fine else eye.read, window, side)
                 for n, window in enumerate(there)
             ]
+            wait(tasks)  # all of them: where one fails, no other may go on with the slide
             pictures = torch.from_numpy(np.stack([task.result() for task in tasks]))
             found.append(oriented(pictures.permute(0, 3, 1, 2), way))
         return torch.stack(found)
@@ -131,10 +143,10 @@ class Slides:
         stained = augment(filtered, keys) * filtered.any(1, keepdim=True)
         return normalize(stained, self._model.mean, self._model.std)
 
-    def read_ahead(self, slides: Sequence[str]) -> None:
-        """Begin to copy slides that are not in memory; few enough that all stay open."""
+    def _copy_meanwhile(self, slides: Sequence[str]) -> None:
+        """Begin to copy slides that are not in memory, no more at a time than ``_AHEAD``."""
         wanted = [s for s in slides if s not in self._overviews and s not in self._coming]
-        for slide_id in wanted[:_AHEAD]:
+        for slide_id in wanted[: max(0, _AHEAD - len(self._coming))]:
             view = self._view(slide_id)
             self._coming[slide_id] = self._readers.submit(self._copy, view)
 

@@ -15,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from torch import distributed
 
 from slidelens.errors import ModelError
 from slidelens.families.magnet import MagNetConfig
@@ -129,19 +130,28 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return groups if stage.trains == "head" else [*groups, (stage.lr, trunk)]
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # all are alike
-        """Yield batches of training slides; the next one's overviews are read meanwhile."""
+        """Yield batches of training slides; ``detail`` are the slides of this process's next one.
+
+        Their overviews are read during the step. Closing the iterator ends that.
+        """
+        try:
+            yield from self._batches(epoch)
+        finally:
+            self.slides.drop()
+
+    def _batches(self, epoch: int) -> Iterator[Work]:
         if self.config.survey and not self._known:
             self._look_around()
         elif self.config.probes and not _network(self.model).judge.standardized:
             self._standardize()
         order = balanced_order(self.data.train, self.seed, epoch)
         size = self.config.train_batch
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        for batch, coming in pairwise([*batches, np.empty(0, np.int64)]):
-            self.slides.read_ahead([self.data.train[i].slide_id for i in coming])
-            samples = [self.data.train[i] for i in batch]
-            slides, labels = (tuple(s.slide_id for s in samples), tuple(s.label for s in samples))
-            yield Work("train", slides, labels)
+        samples = [self.data.train[i] for i in order]
+        for start in range(0, len(samples), size):
+            batch, next_start = samples[start : start + size], start + size * _processes()
+            slides, labels = (tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
+            coming = tuple(s.slide_id for s in samples[next_start : next_start + size])
+            yield Work("train", slides, labels, coming)
 
     def length(self, stage: Stage) -> int:  # noqa: ARG002
         """Return the number of batches in an epoch."""
@@ -166,7 +176,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         # Once it has scouted, attention chooses as it will in inference: with what it leaves out
         # by chance in scouting, the classifier would learn from other windows than it will judge.
         network.attention.train(until == "windows" or not self.config.scouting)
-        seen, probes = self._see(Sight(work.slides, ways, keys, random, until))
+        seen, probes = self._see(Sight(work.slides, ways, keys, random, until, work.detail or ()))
         if until == "probes":
             losses = self._most_suspicious(seen, labels)
             backward(losses.sum())
@@ -354,6 +364,12 @@ def _backbones(network: MagNet) -> list[torch.nn.Module]:
         assert isinstance(part, WindowClassifier)
         found.append(part.features)
     return found
+
+
+def _processes() -> int:
+    """Return how many processes train, each on every so many-th batch."""
+    on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if on else 1
 
 
 def _network(model: Model[MagNetConfig]) -> MagNet:

@@ -34,6 +34,7 @@ from slidelens.families.mil_heads import (
     attention_channels,
     build_network,
 )
+from slidelens.families.training import BAG_FIELDS
 from slidelens.nn.backbones import Features
 from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
 from slidelens.nn.mil import MilNetwork, class_probabilities, encoded
@@ -218,7 +219,6 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
 def _facts(model: Model[MilConfig]) -> dict[str, str]:
     """Say what makes the model's feature vectors."""
     config = model.config
-    fields = ("tile", "overlap", "mpp", "orientations")
     assert isinstance(model.module, MilNetwork)
     packed = "weights_sha256" in model.card
     digest = _known.get(model.module) if packed else None
@@ -227,7 +227,7 @@ def _facts(model: Model[MilConfig]) -> dict[str, str]:
         if packed:
             _known[model.module] = digest
     return {
-        **{name: str(getattr(config, name)) for name in fields},
+        **{name: str(getattr(config, name)) for name in BAG_FIELDS},
         "backbone": config.backbone,
         "backbone_sha256": digest,
     }

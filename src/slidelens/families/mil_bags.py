@@ -18,7 +18,14 @@ import torch
 from slidelens.errors import SlideError
 from slidelens.families.mil import backbone_sha256, grid_spec, no_tiles
 from slidelens.families.mil_tiles import MilTiles, evaluating, network_of, slide_key
-from slidelens.families.training import Encoding, Outcome, Work, balanced_order
+from slidelens.families.training import (
+    BAG_FIELDS,
+    Encoding,
+    Outcome,
+    Work,
+    bag_fields,
+    balanced_order,
+)
 from slidelens.nn.mil import class_probabilities, slide_loss
 
 if TYPE_CHECKING:
@@ -45,6 +52,9 @@ class BagSteps:
         self._learning = {sample.slide_id for sample in self.train}
         self._sha = ""
         """Of the backbone's weights, as long as they do not change."""
+        self._seen_in: Stage | None = None
+        self._alike: dict[str, float | str] = {}
+        """What the given bags say of their tiles, where the model cannot say it."""
 
     def check(self, slide_id: str) -> None:
         """Encode a slide's tiles, unless that was done; a ``SlideError`` where it has none."""
@@ -63,8 +73,8 @@ class BagSteps:
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield batches of slides in balanced order."""
-        if not self._frozen(stage.trains):
-            self._sha = ""
+        if stage is not self._seen_in:
+            self._sha, self._seen_in = "", stage  # the stage before may have changed the backbone
         order = balanced_order(self.train, self.seed, epoch)
         for start in range(0, len(order), self.config.train_batch):
             batch = [self.train[i] for i in order[start : start + self.config.train_batch]]
@@ -80,7 +90,7 @@ class BagSteps:
         """Learn from bags one after the other, or score a tuning slide."""
         labels = torch.tensor(work.labels, device=self.tiles.model.device)
         if work.phase == "tune":
-            output = self.tiles.pooled(self._scored(work.slides[0]))
+            output = self.tiles.pooled(self._scored(work.slides[0], stage))
             loss = slide_loss(output.logits[None], labels)
             probabilities = class_probabilities(output.logits[None])[0]
             return Outcome(tuple(loss.tolist()), (tuple(probabilities.tolist()),))
@@ -97,8 +107,10 @@ class BagSteps:
         """Return nothing: steps do not depend on each other."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take nothing back."""
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002  # reason: it is empty
+        """Take nothing back, but know the backbone: slides were checked with that of the start."""
+        if not self.config.bags:
+            self._sha = backbone_sha256(network_of(self.tiles.model))
 
     def _frozen(self, trains: str) -> bool:
         return self.config.features == "cached" or trains == "head"
@@ -131,10 +143,11 @@ class BagSteps:
         rows = gradient.abs().sum(1).nonzero()[:, 0]
         if len(rows) == 0:
             return float(loss.detach())
-        parts = torch.split(gradient[rows], self.tiles.model.config.batch_size)
-        batches = self.tiles.batches(slide_id, rows.tolist(), lambda _: key)
-        for images, part in zip(batches, parts, strict=True):
+        start = 0
+        for images in self.tiles.batches(slide_id, rows.tolist(), lambda _: key):
+            part = gradient[rows[start : start + len(images)]]  # batches are as long as suits
             backward((self.tiles.vectors(images) * part).sum())
+            start += len(images)
         return float(loss.detach())
 
     def _loss(self, vectors: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -146,9 +159,9 @@ class BagSteps:
         batches = self.tiles.batches(slide_id, key=None if key is None else lambda _: key)
         return torch.cat([self.tiles.vectors(images) for images in batches])
 
-    def _scored(self, slide_id: str) -> torch.Tensor:
-        """Return the vectors of a tuning slide, by the backbone as it is now."""
-        if self.config.features == "cached":
+    def _scored(self, slide_id: str, stage: Stage) -> torch.Tensor:
+        """Return the vectors ``(N, D)`` of a tuning slide, by the backbone as it is now."""
+        if self._frozen(stage.trains):
             return self._vectors(slide_id, 0)
         return self._encode(slide_id, None)
 
@@ -190,7 +203,7 @@ class BagSteps:
         )
 
     def _check_given(self, slide_id: str) -> None:
-        """Refuse vectors of another length, or of another backbone than the model's."""
+        """Refuse vectors of another length, backbone or kind of tiles than the model's."""
         bag, config = self.tiles.data.given_bag(slide_id), self.tiles.model.config
         network = network_of(self.tiles.model)
         dim = config.bag_dim if network.features is None else network.features.dim
@@ -205,3 +218,31 @@ class BagSteps:
                 "its bag was made by another backbone than the model's; give that one's --weights "
                 f"or --from MODEL, or train on the vectors alone with --set bag_dim={dim}."
             )
+        if made_by is not None:
+            self._check_alike(bag.facts)
+
+    def _check_alike(self, facts: Mapping[str, str]) -> None:
+        """Refuse a bag of SlideLens whose tiles were read otherwise than the model reads them.
+
+        A model that begins with vectors reads none: bags must then be like those before. What other
+        programs state is not compared, since each means something else by it; a bag that does not
+        state its stain normalisation was made when it was not kept, and counts as ``none``.
+        """
+        stated = {"stain_normalization": "none", **bag_fields(facts)}
+        model = self.tiles.model
+        if network_of(model).features is None:
+            whose, wanted = "the bags before have", self._alike
+            stated["backbone_sha256"] = facts["backbone_sha256"]
+        else:
+            whose, wanted = "the model has", {k: getattr(model.config, k) for k in BAG_FIELDS}
+        wrong = [k for k, value in stated.items() if wanted.setdefault(k, value) != value]
+        if wrong:
+            told = ", ".join(
+                f"{k} {_short(stated[k])} ({whose} {_short(wanted[k])})" for k in wrong
+            )
+            raise SlideError(f"its bag has {told}; give bags that were made alike.")
+
+
+def _short(value: float | str) -> str:
+    """Return a fact as a message tells it."""
+    return value[:12] if isinstance(value, str) else f"{value:.12g}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.grid import Grid, GridSpec
 
 __all__ = [
+    "BAG_FIELDS",
     "Encoding",
     "Outcome",
     "Phase",
@@ -42,6 +43,7 @@ __all__ = [
     "TrainData",
     "TrainTask",
     "Work",
+    "bag_fields",
     "balanced_order",
     "stages_of_length",
     "take",
@@ -49,6 +51,9 @@ __all__ = [
 
 Phase = Literal["scan", "train", "tune"]
 """``train`` steps get gradients; ``scan`` (on training slides) and ``tune`` run in eval mode."""
+
+BAG_FIELDS: Final = ("tile", "overlap", "mpp", "orientations", "stain_normalization")
+"""Fields of a configuration that a bag's facts state too: how the tiles were read."""
 
 
 class Stage(BaseModel):
@@ -171,6 +176,12 @@ class Encoding:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dtype: Literal["fp16", "fp32"] = "fp16"
     place: str | None = None
+
+
+def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
+    """Return those of :data:`BAG_FIELDS` that a bag's ``facts`` state: numbers, and a name."""
+    stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
+    return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
 
 
 class TrainData(Protocol):

@@ -30,7 +30,8 @@ class TileFeatures:
     vectors
         ``(N, D)`` float16 or float32.
     facts
-        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``backbone``, ``backbone_sha256``.
+        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``,
+        ``stain_normalization``, ``backbone``, ``backbone_sha256``.
     """
 
     vectors: NDArray[Any]

@@ -21,6 +21,7 @@ __all__ = ["Lesion", "Peak", "find_lesions", "find_peaks", "largest_diameter", "
 GAP_UM = 75.0
 """Areas closer than this are one lesion: the rule of the CAMELYON16 evaluation, where 75 µm is the
 width of five tumour cells (Ehteshami Bejnordi et al. 2017)."""
+_STRIP = 256  # rows of a map that are looked at together
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,34 @@ def largest_diameter(polygon: Any, mpp: Mpp) -> float:
 
 
 def peak_of(source: Map, polygon: Any, label: str) -> Peak:
-    """Return the highest cell of a map whose centre lies in a polygon (level-0 px)."""
+    """Return the highest cell of a map in a polygon (level-0 px).
+
+    A cell lies in it where the centre of its part within the polygon's bounds does: those at the
+    border of a slide reach over it, and regions do not. Where there is none, for an area smaller
+    than a cell, it is the cell under a point of the area.
+    """
     import shapely
 
     left, top, right, bottom = polygon.bounds
-    box = Box(left, top, right - left, bottom - top)
-    rows, columns = source.window(box)
-    values = source.read(box)[source.channel(label)]
-    y, x = np.mgrid[rows, columns] + 0.5
-    centres = source.affine.apply(np.stack([x, y], -1))
-    inside = shapely.contains_xy(polygon, centres[..., 0], centres[..., 1])
-    at = np.unravel_index(np.argmax(np.where(inside & ~np.isnan(values), values, -1)), inside.shape)
-    return Peak(float(values[at]), float(centres[at][0]), float(centres[at][1]))
+    rows, columns = source.window(Box(left, top, right - left, bottom - top))
+    cells, channel = source.levels[0], source.channel(label)
+    shapely.prepare(polygon)
+    found = Peak(-1.0, *polygon.representative_point().coords[0])
+    for start in range(rows.start, rows.stop, _STRIP):
+        strip = slice(start, min(start + _STRIP, rows.stop))
+        values = np.asarray(cells[channel, strip, columns])
+        with np.errstate(invalid="ignore"):
+            y, x = np.nonzero(values > found.probability)
+        at = np.stack([x + columns.start, y + strip.start], 1)
+        corners = [source.affine.apply(at + n).clip((left, top), (right, bottom)) for n in (0, 1)]
+        centres = (corners[0] + corners[1]) / 2
+        inside = np.flatnonzero(shapely.contains_xy(polygon, centres[:, 0], centres[:, 1]))
+        if len(inside):
+            best = inside[values[y, x][inside].argmax()]
+            found = Peak(float(values[y[best], x[best]]), *centres[best].tolist())
+    if found.probability < 0:
+        return Peak(float(source.at(found.x, found.y)[channel]), found.x, found.y)
+    return found
 
 
 def find_peaks(

@@ -6,6 +6,7 @@ and translation follow the pixel-centre convention (:meth:`slidelens.geometry.Af
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-__all__ = ["open_map", "write_map", "write_maps"]
+__all__ = ["holds_maps", "open_map", "write_map", "write_maps"]
 
 _CHUNK = 256
 _SHARD = 1024
 _COARSEST = 1024
+_OURS = "slidelens"
+"""Attribute of a hierarchy that was written here."""
 _AXES = [
     {"name": "c", "type": "channel"},
     {"name": "y", "type": "space", "unit": "micrometer"},
@@ -54,13 +57,22 @@ def write_maps(folder: Path, maps: Iterable[Map]) -> dict[str, str]:
     about: dict[str, dict[str, Any]] = {"OME": {"series": images}}
     if labels:
         about["labels"] = {"labels": labels}
-    layout = {"ome": {"version": "0.5", "bioformats2raw.layout": 3}}
+    layout = {"ome": {"version": "0.5", "bioformats2raw.layout": 3}, _OURS: {"holds": "maps"}}
     root = zarr.create_group(folder, zarr_format=3, attributes=layout)
     for name, content in about.items():
         root.create_group(name, attributes={"ome": {"version": "0.5", **content}})
     for one in chosen:
         write_map(folder / places[one.name], one)
     return places
+
+
+def holds_maps(folder: Path) -> bool:
+    """Say whether a folder is a hierarchy that :func:`write_maps` has made."""
+    try:
+        found = json.loads((folder / "zarr.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and _OURS in (found.get("attributes") or {})
 
 
 def write_map(folder: Path, source: Map) -> None:

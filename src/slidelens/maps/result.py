@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from slidelens.maps.trajectory import Trajectory
 
 __all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "TileFeatures", "Tiles", "find_results"]
+
+log = logging.getLogger(__name__)
 
 _FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
 _TRAJECTORY, _FEATURES = "trajectory.json", "features.safetensors"
@@ -186,7 +189,7 @@ class Result:
                     f"{path}: is there and is no result; it is not replaced. Choose another --out."
                 )
             start = perf_counter()
-            with staged_folder(path) as staging:
+            with staged_folder(path, None) as staging:
                 content = self._write(staging, start)
         except OSError as error:
             raise ResultError(
@@ -250,20 +253,32 @@ class Result:
 def find_results(folder: str | Path) -> Iterator[Path]:
     """Yield the result folders in a folder (or itself), at any depth, sorted; unfinished ones not.
 
+    A folder in it that cannot be read is passed over with a warning.
+
     Raises
     ------
     ResultError
-        No such folder.
+        No such folder, or one that cannot be read.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise ResultError(f"{root}: no such folder; expected results of `slidelens predict`.")
-    if (root / _FILE).is_file():
+    try:
+        if not root.is_dir():
+            raise ResultError(f"{root}: no such folder; expected results of `slidelens predict`.")
+        whole = (root / _FILE).is_file()
+        children = [] if whole else sorted(root.iterdir())
+    except OSError as error:
+        raise ResultError(
+            f"{root}: cannot be read ({error.strerror or error}); results in it are not found "
+            "until you may read it."
+        ) from error
+    if whole:
         yield root
-        return
-    for child in sorted(root.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            yield from find_results(child)
+    for child in children:
+        try:
+            if child.is_dir() and not child.name.startswith("."):
+                yield from find_results(child)
+        except (OSError, ResultError) as error:
+            log.warning("%s", error)
 
 
 def _replaceable(path: Path) -> bool:

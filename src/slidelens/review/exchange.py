@@ -114,6 +114,8 @@ def _decision(
 ) -> tuple[Decision, str]:
     """Return a row's decision and what is wrong with it."""
     cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+    if cells["true_label"] == saved.labels.get(cells["slide_id"]):
+        cells["true_label"] = ""  # corrected since: it is not wrong any more
     time, fault = _time(cells["time"])
     kind: Kind = "fn" if cells["kind"] == "fn" else "fp"
     known = taxonomy[kind]

@@ -16,10 +16,13 @@ def slide_pseudonyms(ids: Iterable[str]) -> dict[str, str]:
 
     The same slides always get the same numbers, so whoever holds the evaluation can tell which
     slide is meant (``slidelens review EVAL_DIR list``); a reader who does not know the ids cannot.
+    Where an id begins so itself, they are called ``SS-001``, ...: no name may be another's id.
     """
     order = sorted(set(ids), key=lambda name: sha256(name.encode()).digest())
-    width = max(3, len(str(len(order))))
-    return {name: f"S-{number:0{width}}" for number, name in enumerate(order, 1)}
+    width, letters = max(3, len(str(len(order)))), "S"
+    while any(name.upper().startswith(f"{letters}-") for name in order):
+        letters += "S"
+    return {name: f"{letters}-{number:0{width}}" for number, name in enumerate(order, 1)}
 
 
 def reviewer_pseudonyms(names: Iterable[str]) -> dict[str, str]:

@@ -285,11 +285,23 @@ def id_of_name(name: str) -> str:
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
 
-    A DICOM folder keeps its whole name.
+    A DICOM folder keeps its whole name. Bytes that are no text are written out.
     """
     name = path.name
     for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
         if name.lower().endswith(double):
-            return name[: -len(double)]
-    folder = isinstance(path, Path) and path.is_dir()
-    return name if folder and path.suffix.lower() != ".zarr" else path.stem
+            return _as_text(name[: -len(double)])
+    folder = path.suffix.lower() != ".zarr" and _is_folder(path)
+    return _as_text(name if folder else path.stem)
+
+
+def _as_text(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _is_folder(path: PurePath) -> bool:
+    """Say whether there is such a folder; what may not be looked at counts as a file."""
+    try:
+        return isinstance(path, Path) and path.is_dir()
+    except OSError:
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "Composer"]
+__all__ = ["COLOURS", "Alpha", "Composer"]
+
+Alpha = Literal["unassociated", "associated"]
+"""What a colour with alpha states: itself, or itself times alpha."""
 
 COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 114, 178),  # blue, for the nuclear stain, which comes first in practice
@@ -46,6 +49,8 @@ class Composer:
         Whether the first three are red, green and blue.
     overview
         Gives ``(h, w, C)`` samples of the coarsest level; called once, when first needed.
+    alpha
+        What the sample after red, green and blue is; ``None``: no alpha, it is left out.
     """
 
     def __init__(
@@ -54,18 +59,20 @@ class Composer:
         dtype: np.dtype[Any],
         rgb: bool,
         overview: Callable[[], NDArray[Any]],
+        alpha: Alpha | None = None,
     ) -> None:
         self.channels = channels
         self.rgb = rgb
         self._dtype = dtype
         self._overview = overview
+        self._alpha = alpha
         self._lock = Lock()
         self._windows: NDArray[np.float32] | None = None
 
     def __call__(self, samples: NDArray[Any]) -> NDArray[np.uint8]:
         """Return RGB."""
         if self.rgb:
-            return _colour(samples)
+            return _colour(samples, self._alpha)
         if self.channels == 1 and samples.dtype in (np.uint8, np.bool_):
             grey = samples if samples.dtype == np.uint8 else samples.astype(np.uint8) * 255
             return np.repeat(grey, 3, axis=2)
@@ -95,11 +102,19 @@ def _step(samples: NDArray[Any]) -> np.float32:
     return np.float32(1 if samples.dtype.kind in "iu" else 0)
 
 
-def _colour(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """Colour samples of any integer type, with or without alpha, as 8-bit RGB."""
+def _colour(samples: NDArray[Any], alpha: Alpha | None) -> NDArray[np.uint8]:
+    """Colour samples of 8 or 16 bits, ``(h, w, 3 or more)``, as 8-bit RGB on white."""
     if samples.dtype == np.uint16:
         samples = (samples >> 8).astype(np.uint8)
     if samples.shape[2] == 3:
         return samples
-    colour, alpha = samples[..., :3].astype(np.uint16), samples[..., 3:4].astype(np.uint16)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if alpha is None:
+        return np.ascontiguousarray(samples[..., :3])
+    colour, opaque = samples[..., :3].astype(np.uint16), samples[..., 3:4].astype(np.uint16)
+    clear = 255 - opaque
+    if alpha == "associated":
+        laid = np.minimum(colour + clear, 255)
+    else:
+        laid = (colour * opaque + 255 * clear + 127) // 255
+    rgb: NDArray[np.uint8] = laid.astype(np.uint8)
+    return rgb

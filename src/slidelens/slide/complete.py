@@ -53,21 +53,27 @@ def check_complete(path: Path) -> None:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(16)
-        if not head.startswith(TIFF_MAGIC):
+        magic = file.read(4)
+        if magic not in TIFF_MAGIC:
             return
-        order = "<" if head[:2] == b"II" else ">"
-        layout = _Layout(order, big=b"+" in head[2:4])
-        todo = [int(_numbers(head[8:16] if layout.big else head[4:8], layout.word)[0])]
+        layout = _Layout("<" if magic[:2] == b"II" else ">", big=b"+" in magic)
+        wide = np.dtype(layout.word).itemsize
+        head = _bytes(file, wide, wide, size)  # the place of the first directory
+        if head is None:
+            raise _cut(path, 2 * wide, size)
+        todo = [int(_numbers(head, layout.word)[0])]
         seen: set[int] = set()
         while todo:
             at = todo.pop()
             if at == 0 or at in seen:
                 continue
             seen.add(at)
-            directory = _directory(file, at, layout)
+            directory = _directory(file, at, layout, size)
             if directory is None:
-                raise _cut(path, at, size)
+                raise SlideError(
+                    f"{path}: is truncated or damaged: its directory at byte {at} reaches beyond "
+                    f"the end of the file, at {size}; copy it again."
+                )
             tags, following = directory
             if _NDPI in tags:
                 return
@@ -84,19 +90,30 @@ def _cut(path: Path, end: int, size: int) -> SlideError:
     )
 
 
+def _bytes(file: BinaryIO, at: int, count: int, size: int) -> bytes | None:
+    """Read ``count`` bytes; ``None`` where they lie beyond the ``size`` of the file.
+
+    Damaged numbers are not tried: they may be too large for the system, or for memory.
+    """
+    if at + count > size:
+        return None
+    file.seek(at)
+    raw = file.read(count)
+    return raw if len(raw) == count else None
+
+
 def _directory(
-    file: BinaryIO, at: int, layout: _Layout
+    file: BinaryIO, at: int, layout: _Layout, size: int
 ) -> tuple[dict[int, NDArray[np.unsignedinteger]], int] | None:
     """Read the integers of one directory and the place of the next; ``None`` beyond the end."""
     wide = 8 if layout.big else 2
-    file.seek(at)
-    counted = file.read(wide)
-    if len(counted) < wide:
+    counted = _bytes(file, at, wide, size)
+    if counted is None:
         return None
     n = int(_numbers(counted, layout.order + ("u8" if layout.big else "u2"))[0])
     entries, word = layout.entries, np.dtype(layout.word)
-    body = file.read(n * entries.itemsize + word.itemsize)
-    if len(body) < n * entries.itemsize + word.itemsize:
+    body = _bytes(file, at + wide, n * entries.itemsize + word.itemsize, size)
+    if body is None:
         return None
     tags: dict[int, NDArray[np.unsignedinteger]] = {}
     for entry in np.frombuffer(body, entries, n):
@@ -105,11 +122,11 @@ def _directory(
             continue
         dtype = np.dtype(layout.order + _DTYPES[int(entry["type"])])
         length = int(entry["n"]) * dtype.itemsize
-        raw = entry["value"].tobytes()[:length]
+        raw: bytes | None = entry["value"].tobytes()[:length]
         if length > word.itemsize:
-            file.seek(int(_numbers(entry["value"].tobytes(), layout.word)[0]))
-            raw = file.read(length)
-        if len(raw) < length:
+            where = int(_numbers(entry["value"].tobytes(), layout.word)[0])
+            raw = _bytes(file, where, length, size)
+        if raw is None:
             return None
         tags[tag] = np.frombuffer(raw, dtype)
     return tags, int(_numbers(body[-word.itemsize :], layout.word)[0])
@@ -120,8 +137,9 @@ def _pixels_end(tags: dict[int, NDArray[np.unsignedinteger]]) -> int:
     end = 0
     for where, length in zip(_OFFSETS, _COUNTS, strict=True):
         if where in tags and length in tags and len(tags[where]) == len(tags[length]):
-            ends = tags[where].astype(np.uint64) + tags[length].astype(np.uint64)
-            end = max(end, int(ends.max(initial=0)))
+            starts, counts = (tags[tag].astype(np.uint64) for tag in (where, length))
+            # A damaged start near 2**64 would wrap around in the sum alone.
+            end = max(end, *(int(part.max(initial=0)) for part in (starts + counts, starts)))
     return end
 
 

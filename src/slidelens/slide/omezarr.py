@@ -62,7 +62,8 @@ class OmeZarrReader(Reader):
         )
         self._blocks = [self._block_size(array) for array in self._arrays]
         self._owner = new_owner()
-        self._compose = Composer(channels, np.dtype(first.dtype), rgb, self._overview)
+        dtype = np.dtype(first.dtype)
+        self._compose = Composer(channels, dtype, rgb, self._overview, alpha="unassociated")
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # a folder has no head

@@ -62,11 +62,12 @@ def open_slide(
     UnsupportedSlideError
         No backend reads it.
     SlideError
-        It cannot be opened.
+        It cannot be opened, or its path is no text.
     MissingMppError
         ``mpp="from-objective"`` and the file states no objective power.
     """
     start, where = perf_counter(), Path(path)
+    _check_name(where)
     reader = _choose(where, backend)(where)
     try:
         found, source = resolve_mpp(reader.facts, where, slide_id(where), mpp)
@@ -93,6 +94,18 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
     except SlideError:
         return False
     return True
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that no result could state: its bytes are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise SlideError(
+            f"{shown}: the path is not valid UTF-8 text, so no result could state it; rename the "
+            "file, or the folder whose name it is."
+        ) from error
 
 
 def _choose(path: Path, backend: str | None) -> type[Reader]:
@@ -124,7 +137,10 @@ def _takes(name: str, path: Path, head: bytes) -> bool:
     """
     reader = READERS.get(name)
     if name not in READERS.plugins():
-        return reader.sniff(path, head)
+        try:
+            return reader.sniff(path, head)
+        except PermissionError as error:  # what lies in a folder
+            raise _barred(path, error) from error
     try:
         return reader.sniff(path, head)
     except Exception as error:  # reason: a plugin may raise anything
@@ -135,15 +151,22 @@ def _takes(name: str, path: Path, head: bytes) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    if not path.exists():
-        raise SlideNotFoundError(f"{path}: no such file or folder.")
-    if path.is_dir():
-        return b""
     try:
-        with path.open("rb") as file:
-            return file.read(_HEAD)
-    except OSError as error:
-        raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
+        if path.is_dir():
+            return b""
+        if path.exists():
+            with path.open("rb") as file:
+                return file.read(_HEAD)
+    except OSError as error:  # it, or a folder above it, may not be looked into; an over-long name
+        raise _barred(path, error) from error
+    raise SlideNotFoundError(f"{path}: no such file or folder.")
+
+
+def _barred(path: Path, error: OSError) -> SlideError:
+    return SlideError(
+        f"{path}: cannot be read ({error.strerror or error}); check the path, and that you may "
+        "read it and the folders it lies in."
+    )
 
 
 def _looks_like(head: bytes) -> str:

@@ -22,6 +22,7 @@ from slidelens.settings import get_settings
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.complete import check_complete
+from slidelens.slide.handle import Handle
 from slidelens.slide.reader import Facts, Level, Reader, unreadable
 from slidelens.slide.resolution import PRINT_MPP
 
@@ -50,24 +51,24 @@ class OpenSlideReader(Reader):
         if path.is_file():
             check_complete(path)
         try:
-            self._slide = openslide.OpenSlide(_instance(path) if path.is_dir() else path)
+            slide = openslide.OpenSlide(_instance(path) if path.is_dir() else path)
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideError(f"{path}: OpenSlide does not know this format.") from error
         except openslide.OpenSlideError as error:
             raise unreadable(path, error, "cannot be opened") from error
+        self._handle = Handle(path, slide)
         try:
-            vendor = self._slide.properties[openslide.PROPERTY_NAME_VENDOR]
+            vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
             self._may_be_fast = vendor in ("aperio", "generic-tiff")
-            self.facts = _facts(self._slide)
+            self.facts = _facts(slide)
+            if not self._may_be_fast:
+                slide.set_cache(_shared_cache())
         except BaseException:
-            self._slide.close()
+            self._handle.close()
             raise
-        if not self._may_be_fast:
-            self._slide.set_cache(_shared_cache())
         self._owner = new_owner()
         self._background = _background(self.facts.properties)
         self._lock = Lock()
-        self._closed = False
         self._first = True
         self._fast: TiffPixels | None = None
 
@@ -107,7 +108,8 @@ class OpenSlideReader(Reader):
         from PIL import Image
 
         try:
-            image = self._slide.associated_images[name]
+            with self._handle.reading() as slide:
+                image = slide.associated_images[name]
         except openslide.OpenSlideError as error:
             raise unreadable(self.path, error, f"its {name} image cannot be read") from error
         ground = Image.new("RGBA", image.size, self._background)
@@ -118,18 +120,19 @@ class OpenSlideReader(Reader):
         from PIL import ImageCms
 
         try:
-            profile = self._slide.color_profile
+            with self._handle.reading() as slide:
+                profile = slide.color_profile
         except ImageCms.PyCMSError as error:
             raise unreadable(self.path, error, "its ICC profile cannot be used") from error
         return None if profile is None else bytes(profile.tobytes())
 
     def close(self) -> None:
-        """Close the file and forget its tiles; harmless when called twice."""
+        """Close the file and forget its tiles; harmless when called twice.
+
+        What other threads are reading is read to its end, and then the file is freed.
+        """
+        self._handle.close()
         with self._lock:
-            if self._closed:  # OpenSlide refuses to close a slide again
-                return
-            self._closed = True
-            self._slide.close()
             if self._fast is not None:
                 self._fast.close()
         tile_cache().drop(self._owner)
@@ -149,11 +152,12 @@ class OpenSlideReader(Reader):
             from slidelens.slide.segments import TiffPixels
 
             levels = self.facts.levels
-            self._fast = TiffPixels.matching(self.path, levels)
-            self._may_be_fast = self._fast is not None
-            if self._fast is None or not all(map(self._fast.has, range(len(levels)))):
-                # Only now: OpenSlide never gives back what it once kept in a cache.
-                self._slide.set_cache(_shared_cache())
+            with self._handle.reading() as slide:  # open, so close() will find the decoder too
+                self._fast = TiffPixels.matching(self.path, levels)
+                self._may_be_fast = self._fast is not None
+                if self._fast is None or not all(map(self._fast.has, range(len(levels)))):
+                    # Only now: OpenSlide never gives back what it once kept in a cache.
+                    slide.set_cache(_shared_cache())
             return self._fast
 
     def _block(self, level: int, row: int, column: int) -> NDArray[np.uint8]:
@@ -167,10 +171,11 @@ class OpenSlideReader(Reader):
         try:
             # Not read_region: that makes a PIL image and holds the interpreter's lock while it
             # does, for as long as decoding takes; with two threads this is 1.2 times as fast.
-            openslide.lowlevel._read_region(
-                self._slide._osr, argb, round(x * downsample), round(y * downsample), level, w, h
-            )
-        except (openslide.OpenSlideError, ValueError) as error:
+            with self._handle.reading() as slide:
+                openslide.lowlevel._read_region(
+                    slide._osr, argb, round(x * downsample), round(y * downsample), level, w, h
+                )
+        except openslide.OpenSlideError as error:
             raise unreadable(self.path, error, "its pixels cannot be decoded") from error
         pixels = np.frombuffer(memoryview(argb), np.uint32).reshape(h, w)
         return _on_ground(pixels, self._background)

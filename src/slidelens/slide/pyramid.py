@@ -8,7 +8,7 @@ which viewers read whole and often, keeps its blocks; the others share the tile 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
@@ -117,8 +117,14 @@ class LazyLevel:
 
         tops = range(y // _PART * _PART, y + h, _PART)
         lefts = range(x // _PART * _PART, x + w, _PART)
-        for _ in _pool().map(part, [(left, top) for top in tops for left in lefts]):
-            pass
+        parts: list[Future[None]] = []
+        try:
+            for top in tops:
+                parts += [_pool().submit(part, (left, top)) for left in lefts]
+            for one in parts:
+                one.result()
+        finally:  # failed, or interrupted: nobody reads on when the caller closes the slide
+            wait([one for one in parts if not one.cancel()])
         return out
 
 

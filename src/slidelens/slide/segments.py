@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tifffile
 
-from slidelens.errors import SlideError
+from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
+from slidelens.slide.complete import check_complete
 from slidelens.slide.reader import Level, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -52,17 +54,28 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
 
 
 def main_series(file: tifffile.TiffFile) -> Any:
-    """Return the series with the most pixels, level 0 of the slide."""
-    return max(file.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+    """Return the series with the most pixels, level 0 of the slide.
+
+    Where an OME-TIFF describes several files, those of other files alone are not asked for.
+    """
+    own = [s for s in file.series if _lies_in(s, file)]
+    return max(own or file.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+
+
+def _lies_in(series: Any, file: tifffile.TiffFile) -> bool:
+    if not series.is_multifile:
+        return series.keyframe.parent is file
+    return any(page is not None and page.parent is file for page in series)
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A page's segments, taken out of tifffile's page.
+    """A page's segments, and the file they lie in, taken out of tifffile's page.
 
     That one reads tags when first asked for them, and is not thread-safe while it does.
     """
 
+    file: _File
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
     decode: Callable[..., Any]
@@ -70,11 +83,12 @@ class _Page:
     fill: np.generic
 
     @classmethod
-    def of(cls, page: Any) -> _Page:
+    def of(cls, page: Any, file: _File) -> _Page:
         keyframe = page.keyframe
         jpeg = int(keyframe.compression) in (6, 7, 34892)
         white = keyframe.samplesperpixel >= 3 and keyframe.dtype == np.uint8
         return cls(
+            file,
             np.array(page.dataoffsets, np.int64),
             np.array(page.databytecounts, np.int64),
             page.decode,
@@ -103,6 +117,7 @@ class _File:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock = Lock()
         self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
@@ -132,18 +147,21 @@ class TiffPixels:
 
     def __init__(self, path: Path, file: tifffile.TiffFile, levels: list[Any | None]) -> None:
         self._path = path
+        self._real_path: str = file.filehandle.path
+        self._in_one_file = not any(s is not None and s.is_multifile for s in levels)
         self._owner = new_owner()
-        self._stores = [None if s is None else self._store(s, file.byteorder) for s in levels]
-        self._file: _File | None = _File(path)
+        opened = cache(self._open)
+        self._stores = [None if s is None else self._store(s, opened) for s in levels]
 
     @classmethod
     def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
         """Open the tiles of a slide that OpenSlide describes; ``None`` if no level is plain RGB."""
         with open_tiff(path) as file:
             pages = [(s.keyframe, s) for s in main_series(file).levels]
-            found = {(p.imagewidth, p.imagelength): s for p, s in pages if _is_plain(p)}
-            plain = [found.get((level.size.width, level.size.height)) for level in levels]
-            return cls(path, file, plain) if any(plain) else None
+            plain = [(p, s) for p, s in pages if p.parent is file and _is_plain(p)]
+            found = {(p.imagewidth, p.imagelength): s for p, s in plain}
+            matches = [found.get((level.size.width, level.size.height)) for level in levels]
+            return cls(path, file, matches) if any(matches) else None
 
     def has(self, level: int) -> bool:
         """Say whether this level can be read here."""
@@ -151,8 +169,8 @@ class TiffPixels:
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
         """Read ``(h, w, C)`` as stored, a box inside the level; ``SlideError`` after closing."""
-        store, file = self._stores[level], self._file
-        if store is None or file is None:
+        store = self._stores[level]
+        if store is None:
             raise SlideError(f"{self._path}: was closed while it was read.")
         if store.array is not None:
             return np.array(store.array[y : y + h, x : x + w])
@@ -160,21 +178,20 @@ class TiffPixels:
         return read_blocks(
             tile_cache(),
             (self._owner, level),
-            lambda row, column: self._decode(file, store, row, column),
+            lambda row, column: self._decode(store, row, column),
             store.block,
             (x, y, w, h),
         )
 
     def close(self) -> None:
-        """Close the file and forget its tiles."""
-        self._stores = [None] * len(self._stores)
-        self._file = None  # what is being read is read to its end
+        """Close the files and forget their tiles."""
+        self._stores = [None] * len(self._stores)  # what is being read is read to its end
         tile_cache().drop(self._owner)
 
-    def _store(self, level: Any, byteorder: str) -> _Store:
+    def _store(self, level: Any, opened: Callable[[Path], _File]) -> _Store:
         page = level.keyframe
-        array = self._map(level, byteorder)
-        pages = tuple(_Page.of(p) for p in _channel_pages(level)) if array is None else ()
+        array = self._map(level)
+        pages = self._pages(level, opened) if array is None else ()
         samples = page.samplesperpixel if page.planarconfig == 2 else 1
         if page.is_tiled:
             block = (page.tilewidth, page.tilelength)
@@ -199,39 +216,65 @@ class TiffPixels:
                 "be read in pieces; convert it to a tiled TIFF."
             )
 
-    def _map(self, level: Any, byteorder: str) -> NDArray[Any] | None:
+    def _pages(self, level: Any, opened: Callable[[Path], _File]) -> tuple[_Page, ...]:
+        """Take out the pages of all channels; those of an OME-TIFF may lie in several files."""
+        pages = _channel_pages(level)
+        if any(page is None for page in pages):
+            raise SlideError(
+                f"{self._path}: some of its channels are missing; put all files of this OME-TIFF "
+                "into one folder, or copy them again."
+            )
+        if not self._in_one_file and len({page.keyframe.hash for page in pages}) > 1:
+            raise UnsupportedSlideError(
+                f"{self._path}: the files of this OME-TIFF store their pixels in different ways, "
+                "which cannot be read together; convert them to one OME-TIFF."
+            )
+        return tuple(_Page.of(page, opened(self._path_of(page))) for page in pages)
+
+    def _path_of(self, page: Any) -> Path:
+        """Return the file that holds a page, the one that was opened by its given name."""
+        found = page.parent.filehandle.path
+        return self._path if found == self._real_path else Path(found)
+
+    def _open(self, path: Path) -> _File:
+        if path != self._path:
+            check_complete(path)
+        return _File(path)
+
+    def _map(self, level: Any) -> NDArray[Any] | None:
         """Map pixels that lie uncompressed in one piece, as ``(H, W, C)``."""
-        if level.dataoffset is None or level.keyframe.is_tiled:
+        page = level.keyframe
+        if not self._in_one_file or level.dataoffset is None or page.is_tiled:
             return None
-        dtype = level.keyframe.dtype.newbyteorder(byteorder)
-        array = np.memmap(self._path, dtype, "r", level.dataoffset, level.shape)
+        dtype = page.dtype.newbyteorder(page.parent.byteorder)
+        array = np.memmap(self._path_of(page), dtype, "r", level.dataoffset, level.shape)
         kept = array[tuple(slice(None) if axis in "YXSC" else 0 for axis in level.axes)]
         axes = [axis for axis in level.axes if axis in "YXSC"]
         order = [axes.index(axis) for axis in "YXSC" if axis in axes]
-        height, width = level.keyframe.imagelength, level.keyframe.imagewidth
-        return kept.transpose(order).reshape(height, width, -1)
+        return kept.transpose(order).reshape(page.imagelength, page.imagewidth, -1)
 
-    def _decode(self, file: _File, store: _Store, row: int, column: int) -> NDArray[Any]:
+    def _decode(self, store: _Store, row: int, column: int) -> NDArray[Any]:
         """Decode one tile or strip of every channel: ``(bh, bw, C)``."""
         index = row * store.columns + column
         parts = [
-            self._segment(file, page, plane * store.rows * store.columns + index)
+            _segment(page, plane * store.rows * store.columns + index)
             for page in store.pages
             for plane in range(store.planes)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
-    def _segment(self, file: _File, page: _Page, index: int) -> NDArray[Any]:
-        count = int(page.counts[index])
-        try:
-            data = file.read(int(page.offsets[index]), count) if count else None
-            decoded, _, shape = page.decode(data, index, **page.tables)
-        except Exception as error:  # reason: decoders raise their own kinds, one per compression
-            raise unreadable(self._path, error, "its pixels cannot be decoded") from error
-        if decoded is None:  # a tile that was never written
-            return np.full(shape[1:], page.fill)
-        pixels: NDArray[Any] = decoded[0]
-        return pixels
+
+def _segment(page: _Page, index: int) -> NDArray[Any]:
+    count = int(page.counts[index])
+    try:
+        data = page.file.read(int(page.offsets[index]), count) if count else None
+        decoded, _, shape = page.decode(data, index, **page.tables)
+    except Exception as error:  # reason: decoders raise their own kinds, one per compression
+        raise unreadable(page.file.path, error, "its pixels cannot be decoded") from error
+    if decoded is None:  # a tile that was never written
+        return np.full(shape[1:], page.fill)
+    pixels: NDArray[Any] = decoded[0]
+    return pixels
 
 
 def _channel_pages(level: Any) -> tuple[Any, ...]:

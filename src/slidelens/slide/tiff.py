@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 
 from slidelens.errors import SlideError, UnsupportedSlideError
-from slidelens.slide.channels import Composer
+from slidelens.slide.channels import Alpha, Composer
 from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
@@ -24,6 +24,7 @@ __all__ = ["TiffReader", "is_plain_rgb"]
 
 _OVERVIEW = 2048
 _OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
+_ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}  # by ExtraSamples
 
 # tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
 # sentence that our own error is.
@@ -43,7 +44,8 @@ class TiffReader(Reader):
             series = main_series(file)
             page = series.keyframe
             _check_kind(path, page)
-            others = {s.name.lower(): s.keyframe.index for s in file.series if s is not series}
+            own = [s for s in file.series if s is not series and s.keyframe.parent is file]
+            others = {s.name.lower(): s.keyframe.index for s in own}
             self._others = {name: index for name, index in others.items() if name}
             try:
                 self.facts = tiff_facts(file, series, tuple(self._others))
@@ -63,7 +65,7 @@ class TiffReader(Reader):
                     "bits per colour (grey and fluorescence channels of any type). Convert it."
                 )
             channels = len(self.facts.channels) or (3 if self._map is not None else samples)
-        self._compose = Composer(channels, page.dtype, rgb, self._overview)
+        self._compose = Composer(channels, page.dtype, rgb, self._overview, _alpha(page))
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # the content is enough
@@ -82,9 +84,9 @@ class TiffReader(Reader):
                 samples = page.asarray()
             except Exception as error:  # reason: decoders raise their own kinds
                 raise unreadable(self.path, error, f"its {name} image cannot be read") from error
-            rgb = int(page.keyframe.photometric) in (2, 6)
+            rgb, alpha = int(page.keyframe.photometric) in (2, 6), _alpha(page.keyframe)
         samples = samples if samples.ndim == 3 else samples[..., None]
-        return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples)(samples)
+        return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples, alpha)(samples)
 
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
@@ -131,6 +133,11 @@ def is_plain_rgb(path: Path) -> bool:
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
         )
+
+
+def _alpha(page: Any) -> Alpha | None:
+    """Say what the first sample beyond a page's colours is; often it states nothing, or none."""
+    return _ALPHA.get(int(page.extrasamples[0])) if page.extrasamples else None
 
 
 def _refuse_vsi(path: Path) -> None:

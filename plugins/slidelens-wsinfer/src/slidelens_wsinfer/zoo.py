@@ -137,7 +137,7 @@ def export_zoo(package: str | Path, out: str | Path) -> Path:
         "spacing_um_px": model.config.mpp,
         "transform": transform,
     }
-    with staged_folder(out) as staging:
+    with staged_folder(out, {SCRIPT, TENSORS, CONFIG}) as staging:
         if isinstance(network, Script):
             (staging / SCRIPT).write_bytes(network.program.numpy().tobytes())
         else:
