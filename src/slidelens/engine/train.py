@@ -47,7 +47,8 @@ def train(
     """Train a model and write its package to ``out``; iterate to run it.
 
     Faults of the input are raised at once, before the first step. Closing the iterator saves a
-    checkpoint; so does every epoch and every minute. ``out/training/history.csv`` has the losses.
+    checkpoint; so does every epoch and every minute, but not while several processes scan slides,
+    which they then repeat. ``out/training/history.csv`` has the losses.
 
     Parameters
     ----------
