@@ -12,7 +12,7 @@ from tiny_family import make_model
 
 from slidelens.engine import package
 from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
 
 
@@ -63,7 +63,7 @@ def test_manifest_states_what_the_contract_names(tiny, tmp_path):
 
 def test_saving_replaces_whole_and_leaves_nothing_beside(tmp_path):
     save_model(make_model(seed=0), tmp_path / "m")
-    (tmp_path / "m" / "old.txt").write_text("of the model before")
+    (tmp_path / "m" / "SHA256SUMS").write_text("of the model before")
     save_model(make_model(seed=1), tmp_path / "m")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
@@ -73,6 +73,10 @@ def test_saving_replaces_whole_and_leaves_nothing_beside(tmp_path):
     assert torch.equal(
         load_model(tmp_path / "m", "cpu").module.head.weight, make_model(seed=1).module.head.weight
     )
+    (tmp_path / "m" / "notes.txt").write_text("of a person")
+    with pytest.raises(ResultError, match=r"notes\.txt"):
+        save_model(make_model(seed=0), tmp_path / "m")
+    assert (tmp_path / "m" / "notes.txt").exists()
 
 
 def test_every_file_of_a_package_may_be_read_by_whom_the_folder_is_for(tiny, tmp_path):
