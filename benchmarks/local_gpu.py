@@ -19,16 +19,14 @@ judged and memory is not counted.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import torch
 from common import Claim, at_least, at_most, main
-from local import PAPER, SIZES, all_tissue, compare, learner, take_step
+from local import PAPER, PART, SIZES, all_tissue, compare, learner, take_step
 
-PART = os.environ.get("SLIDELENS_BENCH_PART", "all")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE = 2048
 """Px of a module's step at once: with fewer, a GPU waits for Python."""
