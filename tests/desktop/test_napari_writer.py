@@ -7,9 +7,10 @@ from napari.layers import Layer, Shapes
 from npe2 import io_utils
 
 from slidelens.desktop.annotate import annotation_options
-from slidelens.desktop.layers import annotation_layers
+from slidelens.desktop.identities import identify
+from slidelens.desktop.layers import annotation_layers, result_layers
 from slidelens.desktop.world import World, describe
-from slidelens.desktop.writer import write_geojson
+from slidelens.desktop.writer import shape_features, update_geojson, write_geojson
 from slidelens.errors import LabelError
 from slidelens.geometry import Mpp
 from slidelens.tiling.annotations import Annotation, read_annotations
@@ -120,3 +121,103 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LabelError, match=r"a\.geojson: cannot be written"):
         write_geojson(str(tmp_path / "file" / "a.geojson"), [])
+
+
+def test_a_polygon_that_is_added_gets_nothing_of_the_last_one_but_its_class(tmp_path):
+    given = [Annotation(HOLED, "tumor", None, f"no {i}", f"id-{i}") for i in range(2)]
+    layer = Layer.create(*annotation_layers(given, WORLD, name="n")[0])
+    layer.add_polygons([np.array([[300, 300], [300, 340], [340, 340]])])
+    *old, new = save(tmp_path / "a.geojson", layer)
+    assert [(a.name, a.id) for a in old] == [("no 0", "id-0"), ("no 1", "id-1")]
+    assert (new.label, new.name) == ("tumor", "tumor")
+    assert new.color == old[-1].color
+    assert new.id not in ("", "id-0", "id-1")
+
+
+def test_a_polygon_that_is_added_to_regions_has_no_probability(case, tmp_path):
+    layer = Layer.create(*result_layers(case.result)[1])
+    layer.add_polygons([np.array([[300, 300], [300, 340], [340, 340]])])
+    save(tmp_path / "a.geojson", layer)
+    found, drawn = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert found["properties"]["measurements"]["Mean probability"] == 1
+    assert set(drawn["properties"]["measurements"]) == {"Area mm^2"}
+
+
+def test_a_copy_gets_an_id_of_its_own_and_keeps_it(tmp_path):
+    given = [Annotation(shapely.box(0, 0, 40, 20), "tumor", None, "one", "id-1")]
+    layer = Layer.create(*annotation_layers(given, WORLD, name="n")[0])
+    layer.selected_data = {0}
+    layer._copy_data()
+    layer._paste_data()
+    first, copy = (a.id for a in save(tmp_path / "a.geojson", layer))
+    assert first == "id-1"
+    assert copy not in ("", "id-1")
+    layer.data = [layer.data[0], layer.data[1] + 5]
+    assert [a.id for a in save(tmp_path / "a.geojson", layer)] == [first, copy]
+    ids = [a.id for a in save(tmp_path / "b.geojson", layer, layer)]
+    assert len(set(ids)) == 4, "nor do two layers share one"
+
+
+SQUARE = [[[10, 10], [60, 10], [60, 60], [10, 60], [10, 10]]]
+BOW_TIE = [[[100, 100], [160, 160], [160, 100], [100, 170], [100, 100]]]
+PARTS = [SQUARE, [[[200, 10], [260, 10], [260, 60], [200, 10]]]]
+
+
+def foreign(kind: str, coordinates: list, number: int, **more) -> dict:
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": {"isLocked": True, "myfield": number, **more},
+    }
+
+
+def drawn_on(path) -> Shapes:
+    """Open a file as the Train panel does."""
+    (data,) = annotation_layers(identify(read_annotations(path)), WORLD, name="n")
+    return Layer.create(*data)
+
+
+def written(path, layer, before=frozenset()) -> list[dict]:
+    data, attributes, _ = layer.as_layer_data_tuple()
+    update_geojson(path, list(shape_features(data, attributes)), before)
+    return json.loads(path.read_text())["features"]
+
+
+def test_outlines_without_id_keep_what_other_programs_say_of_them(tmp_path):
+    path = tmp_path / "a.geojson"
+    there = [
+        foreign("Polygon", SQUARE, 0),
+        foreign("Polygon", BOW_TIE, 1),
+        foreign("Point", [5, 5], 2),
+        foreign("MultiPolygon", PARTS, 3),
+        foreign("Polygon", SQUARE, 4, classification={"name": "same place"}),
+        foreign("Polygon", SQUARE, 5, id="in properties"),
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": there}))
+    layer = drawn_on(path)
+    layer.add_polygons([np.array([[300, 300], [300, 340], [340, 340]])])
+    moved = layer.data
+    moved[0] = moved[0] + [[7, 0], *[[0, 0]] * (len(moved[0]) - 1)]
+    layer.data = moved
+    found = written(path, layer)
+    assert [one["properties"].get("myfield") for one in found] == [0, 1, 3, 4, 5, None, 2]
+    assert [one["properties"]["isLocked"] for one in found] == [*[True] * 5, False, True]
+    ids = [one["id"] for one in found[:-1]]
+    assert len(set(ids)) == 6
+    assert ids[4] == "in properties"
+    again = drawn_on(path)
+    once_more = written(path, again, set(ids))
+    assert [(one.get("id"), one["properties"].get("myfield")) for one in once_more] == [
+        (one.get("id"), one["properties"].get("myfield")) for one in found
+    ]
+    again.selected_data = {0}
+    again.remove_selected()
+    assert [one["id"] for one in written(path, again, set(ids))[:-1]] == ids[1:]
+
+
+def test_a_bare_polygon_is_written_once(tmp_path):
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": SQUARE}))
+    (one,) = written(path, drawn_on(path))
+    assert one["type"] == "Feature"
+    assert "coordinates" not in one

@@ -211,6 +211,23 @@ def test_report_decisions_and_labels_are_exported(panel, bench, cohort, qtbot, t
     assert "Inflammation" in (tmp_path / "report.html").read_text()
 
 
+def test_corrected_labels_say_what_was_not_corrected(panel, cohort, made, tmp_path):
+    panel.review.decide(panel.review.case, true_label="tumor")
+    ReviewStore(cohort / "review.sqlite").set(FIRST, reviewer="bob", category="Inflammation")
+    panel.export.write_labels(tmp_path / "l.csv")
+    first, second = panel.notice.text.splitlines()
+    assert first.startswith("0 labels corrected")
+    assert second == "Reviewers do not agree on b: it keeps its label."
+    table = made.parent / "labels.csv"
+    before = table.read_text()
+    table.write_text(before + "e,normal\n")
+    try:
+        panel.export.write_labels(tmp_path / "l.csv")
+    finally:
+        table.write_text(before)
+    assert "was changed since" in panel.notice.text.splitlines()[2]
+
+
 def test_results_are_evaluated_from_the_panel(bench, made, qtbot):
     panel = bench.open_panel("review")
     panel.reviewer.setText("ann")

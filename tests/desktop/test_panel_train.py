@@ -329,3 +329,17 @@ def test_a_file_that_another_program_changed_is_read_anew(panel, bench, outlined
     assert len(now.data) == 2
     assert layer in bench.viewer.layers, "what was drawn is not lost"
     assert "not saved" in layer.name
+
+
+def test_an_outline_without_id_keeps_what_other_programs_say_of_it(panel, outlined):
+    """As QuPath before 0.4 and other programs write it."""
+    bare = {name: value for name, value in QUPATH["features"][0].items() if name != "id"}
+    outlined.write_text(json.dumps({"type": "FeatureCollection", "features": [bare]}))
+    panel.data.draw_button.click()
+    layer = panel.data.outlining._layer
+    layer.data = [layer.data[0] + [[5, 5], [0, 0], [0, 0], [0, 0]]]
+    panel.data.outlining.save()
+    (area,) = json.loads(outlined.read_text())["features"]
+    assert area["geometry"] != bare["geometry"]
+    assert area["properties"]["isLocked"] is True
+    assert area["properties"]["metadata"] == {"by": "ann"}

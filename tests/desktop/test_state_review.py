@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 from cohorts import make_cohort
 
-from slidelens.desktop.state.review import Filter, case_text, decision_text, open_review
+from slidelens.desktop.state.review import (
+    Filter,
+    case_text,
+    decision_text,
+    evaluation_folder,
+    open_review,
+)
 from slidelens.errors import ResultError
 from slidelens.review.taxonomy import TAXONOMY, read_taxonomy, save_taxonomy
 
@@ -121,3 +127,26 @@ def test_operating_points_change_what_is_an_error(cohort):
         open_review(cohort, "ann", "nobody:0.5")
     with pytest.raises(ResultError, match=r"evaluation\.json"):
         open_review(cohort / "gone", "ann")
+
+
+def test_each_study_has_a_folder_of_its_own(tmp_path):
+    home, results = tmp_path / "evaluations", tmp_path / "results"
+    one, two = (tmp_path / study / "data" / "labels.csv" for study in ("study1", "study2"))
+    found = evaluation_folder(home, one, results)
+    assert found.parent == home
+    assert found.name.startswith("data-labels-")
+    assert evaluation_folder(home, one, results) == found
+    assert evaluation_folder(home, two, results) != found
+    assert evaluation_folder(home, one, tmp_path / "other") != found
+
+
+def test_a_folder_of_an_older_version_is_found_if_it_is_of_the_same_study(tmp_path, cohort):
+    labels, results = cohort.parent / "labels.csv", cohort.parent / "results"
+    older = tmp_path / f"{cohort.parent.name}-labels"
+    older.symlink_to(cohort)
+    assert evaluation_folder(tmp_path, labels, results) == older
+    assert evaluation_folder(tmp_path, labels, tmp_path / "results") != older
+    older.unlink()
+    older.mkdir()
+    (older / "evaluation.json").write_text("[]")
+    assert evaluation_folder(tmp_path, labels, results) != older

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from time import time
 
 import pytest
 from known_slides import make_result, make_slide
 
+from slidelens.desktop.state import library
 from slidelens.desktop.state.library import Trash, entries
 from slidelens.desktop.state.runs import RunRequest, RunState, time_text
 from slidelens.desktop.worker.messages import Message
@@ -123,3 +126,35 @@ def test_a_newer_result_is_not_replaced(results):
     folder.mkdir()
     with pytest.raises(ResultError, match="newer result"):
         trash.restore(folder)
+
+
+def test_what_a_window_that_crashed_left_deleted_is_removed_after_a_day(results, monkeypatch):
+    keep = [
+        results / "m1" / ".deleted-by hand",
+        results / "m1" / "deleted-a-0123abcd",
+        results / "m1" / "a" / ".deleted-a-0123abcd",
+        results / "m1" / ".other-a-0123abcd",
+    ]
+    for path in keep:
+        path.mkdir()
+    outside = results.parent / "outside"
+    outside.mkdir()
+    link = results / "m1" / ".deleted-link-0123abcd"
+    link.symlink_to(outside)
+    crashed = Trash()
+    os.utime(results / "m2" / "a", (0, 0))  # made long ago, but deleted now
+    crashed.delete(results / "m2" / "a")
+    crashed.delete(results / "m2" / "bad")
+    mine = Trash()
+    mine.delete(results / "m1" / "a")
+    (left,) = results.glob("m1/.deleted-a-*")
+    keep[2] = left / keep[2].name
+    mine.sweep(results)
+    assert len(list(results.glob("m2/.deleted-*"))) == 2, "another window may bring it back"
+    monkeypatch.setattr(library, "time", lambda: time() + 25 * 3600)
+    mine.sweep(results)
+    mine.sweep(results / "gone")
+    assert not list((results / "m2").iterdir())
+    assert all(path.is_dir() for path in keep)
+    assert link.is_symlink()
+    mine.restore(results / "m1" / "a")

@@ -58,6 +58,10 @@ def test_windows_lie_on_the_slide_coloured_by_depth(trajectory):
     assert list(windows.features["magnification"])[2:4] == [10, 20]
     assert windows.features["probability b"][5] == 0.9
     assert np.isnan(windows.features["probability b"][1])
+    windows.add_rectangles([np.array([[0, 0], [0, 9], [9, 9], [9, 0]])])
+    added = windows.features.iloc[-1]
+    assert (added["window"], added["layer"]) == (-1, -1), "what a person adds is no window"
+    assert np.isnan(added["probability b"])
     assert len(path.data[0]) == 5
     assert described(windows.metadata)["layer"] == "windows"
 

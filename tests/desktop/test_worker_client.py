@@ -156,17 +156,52 @@ def test_a_client_that_was_closed_works_again_and_tells_a_death_from_an_end(qtbo
     client.close()
 
 
-def test_only_the_job_that_was_asked_to_end_is_called_cancelled(qtbot, slide, tmp_path):
+def test_a_job_behind_one_that_had_to_be_killed_is_done_all_the_same(qtbot, slide, tmp_path):
     client = WorkerClient(patience=0.2)
     asked = client.submit("predict", request(slide, tmp_path))
     heard, waiting = events(asked), events(client.submit("catalogue", {"folders": []}))
+    last = events(client.submit("predict", request(tmp_path / "gone.svs", tmp_path)))
     qtbot.waitUntil(lambda: "progress" in heard, timeout=60_000)
-    os.kill(client.pid, signal.SIGSTOP)  # a worker that does not answer any more
+    pid = client.pid
+    os.kill(pid, signal.SIGSTOP)  # a worker that does not answer any more
     asked.cancel()
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=20_000)
+    assert heard["ended"] == [("cancelled", "")]
+    assert not waiting["ended"]
+    qtbot.waitUntil(lambda: bool(waiting["ended"] and last["ended"]), timeout=60_000)
+    assert waiting["ended"] == last["ended"] == [("done", "")]
+    assert len(waiting["catalogue"]) == 1
+    assert client.pid not in (0, pid)
+    client.close()
+
+
+def test_only_the_job_that_was_asked_to_end_is_called_cancelled(qtbot, slide, tmp_path):
+    client = WorkerClient()
+    asked = client.submit("predict", request(slide, tmp_path))
+    heard, waiting = events(asked), events(client.submit("catalogue", {"folders": []}))
+    qtbot.waitUntil(lambda: "progress" in heard, timeout=60_000)
+    os.kill(client.pid, signal.SIGSTOP)
+    asked.cancel()
+    os.kill(client.pid, signal.SIGKILL)  # not by us: what comes next may kill it again
     qtbot.waitUntil(lambda: bool(heard["ended"] and waiting["ended"]), timeout=20_000)
     assert heard["ended"] == [("cancelled", "")]
     assert [status for status, _ in waiting["ended"]] == ["died"]
     client.close()
+
+
+def test_a_job_that_comes_while_the_idle_worker_ends_gets_another(qtbot):
+    client = WorkerClient()
+    finish(qtbot, client.submit("catalogue", {"folders": []}))
+    pid = client.pid
+    client._rest()
+    assert client.pid == 0
+    job = client.submit("catalogue", {"folders": []})
+    assert client.pid != pid
+    assert finish(qtbot, job)["ended"] == [("done", "")]
+    client._rest()
+    client.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_closing_ends_the_process_and_cancels(qtbot, slide, tmp_path):

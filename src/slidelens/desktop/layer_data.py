@@ -1,10 +1,27 @@
-"""The one type that makers of layers, readers and windows share: napari's layer data."""
+"""What makers of layers, readers and windows share: napari's layer data, and the rows of shapes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LayerData"]
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["LayerData", "nothing_known"]
 
 LayerData = tuple[Any, dict[str, Any], str]
 """napari's (data, keywords, layer type)."""
+
+_UNKNOWN = {"f": float("nan"), "i": -1}  # by numpy's kind of number
+
+
+def nothing_known(features: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return the row of a shape that a person adds to a layer with these features.
+
+    Without it, napari lets the last shape's row hold for the new one: its id, its probability.
+    """
+    return {
+        name: [_UNKNOWN.get(np.asarray(values).dtype.kind, "")] for name, values in features.items()
+    }

@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 
 from slidelens.desktop.grid import grid_layers
+from slidelens.desktop.layer_data import nothing_known
 from slidelens.desktop.polygons import polygon_to_path
 from slidelens.desktop.windows import window_layers
 from slidelens.desktop.world import World, describe
@@ -297,6 +298,8 @@ def _outlines(
     options = {
         "shape_type": "polygon",
         "features": features,
+        # napari's default is the last row, whose colour a new shape gets: of it only the class.
+        "feature_defaults": {**nothing_known(features), "class": features["class"][-1:]},
         "edge_color": np.array([(*color, 255) for color in colors]) / 255,
         "face_color": "transparent",
         # napari counts it in level-0 px; this is visible with the whole slide in the window.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.shown import ShownSlide
     from slidelens.desktop.worker.messages import Message
 
 __all__ = ["LiveMaps"]
@@ -23,8 +24,19 @@ __all__ = ["LiveMaps"]
 
 @dataclass
 class _Live:
+    """A map that grows, also while another slide is looked at.
+
+    Attributes
+    ----------
+    slide
+        The slide's layer that it was shown on last; a slide that comes back has another one.
+    waiting, layers
+        What is to be shown on that slide, and what is.
+    """
+
     growing: Growing
-    waiting: list[LayerData]
+    slide: Any = None
+    waiting: list[LayerData] = field(default_factory=list)
     layers: list[Any] = field(default_factory=list)
 
 
@@ -35,36 +47,59 @@ class LiveMaps:
     _maps: dict[tuple[str, str, str], _Live] = field(default_factory=dict)
 
     def feed(self, viewer: ViewerModel, message: Message) -> bool:
-        """Fill in new cells, if their slide is in the viewer.
+        """Fill in new cells: of every slide, as the worker sends each cell once.
+
+        Returns whether layers wait for :meth:`grow`.
+        """
+        facts = message.facts
+        key = (facts["slide"], facts["model"], facts["map"])
+        live = self._maps.get(key)
+        if live is None:
+            live = self._maps[key] = _Live(Growing.of(message))
+        live.growing.add(message)
+        slide = current_slide(viewer)
+        if slide is None or slide.id != facts["slide"]:
+            return False
+        waits = self.show(viewer)
+        for layer in live.layers:
+            _adapt(layer, live.growing)
+            layer.refresh()
+        return waits
+
+    def show(self, viewer: ViewerModel) -> bool:
+        """Have layers made of the current slide's maps: of those that grew while it was away too.
 
         Returns whether layers wait for :meth:`grow`.
         """
         slide = current_slide(viewer)
-        facts = message.facts
-        if slide is None or slide.id != facts["slide"]:
+        if slide is None:
             return False
-        key = (facts["slide"], facts["model"], facts["map"])
-        live = self._maps.get(key)
-        if live is None:
-            live = self._maps[key] = self._begin(viewer, message, slide)
-        live.growing.add(message)
-        for layer in live.layers:
-            _adapt(layer, live.growing)
-            layer.refresh()
-        return bool(live.waiting)
+        mine = {key: live for key, live in self._maps.items() if key[0] == slide.id}
+        for key, live in mine.items():
+            if live.slide is not slide.layer:
+                self._begin(viewer, key[1], live, slide)
+        return any(live.waiting for live in mine.values())
 
-    def grow(self, viewer: ViewerModel) -> None:
-        """Show one layer that waits: each takes napari a tenth of a second."""
-        key, live = next(((k, m) for k, m in self._maps.items() if m.waiting), (None, None))
-        if key is None or live is None:
-            return
-        data = live.waiting.pop(0)
+    def grow(self, viewer: ViewerModel) -> bool:
+        """Show one layer that waits: each takes napari a tenth of a second.
+
+        Returns whether more wait.
+        """
         slide = current_slide(viewer)
-        if slide is not None and slide.id == key[0]:
-            used = [layer for other in self._maps.values() for layer in other.layers]
-            shown = layers_of(viewer, slide=key[0], model=key[1])
-            live.layers.append(put_layer(viewer, data, [one for one in shown if one not in used]))
-            _adapt(live.layers[-1], live.growing)
+        ready = [
+            (key, live)
+            for key, live in self._maps.items()
+            if slide is not None and live.waiting and live.slide is slide.layer
+        ]
+        if not ready:
+            return False
+        key, live = ready[0]
+        data = live.waiting.pop(0)
+        used = [layer for other in self._maps.values() for layer in other.layers]
+        shown = layers_of(viewer, slide=key[0], model=key[1])
+        live.layers.append(put_layer(viewer, data, [one for one in shown if one not in used]))
+        _adapt(live.layers[-1], live.growing)
+        return len(ready) > 1 or bool(live.waiting)
 
     def finish(self, model: str) -> None:
         """Forget the maps of a model: their layers stay, for its result to be shown in."""
@@ -74,23 +109,25 @@ class LiveMaps:
     def clear(self, viewer: ViewerModel, model: str | None = None) -> None:
         """Take what is shown of one model, or of all that have begun, out of the viewer."""
         for key in [k for k in self._maps if model is None or k[1] == model]:
-            del self._maps[key]
+            if self._maps.pop(key).slide is None:
+                continue  # it grew unseen: what is shown is of another run
             remove_layers(viewer, layers_of(viewer, slide=key[0], model=key[1]))
 
-    def _begin(self, viewer: ViewerModel, message: Message, slide: Any) -> _Live:
-        facts = message.facts
-        growing = Growing.of(message)
-        made = map_layers(growing.map, slide.world, slide_id=slide.id, model=facts["model"])
-        first = not any(key[:2] == (slide.id, facts["model"]) for key in self._maps)
+    def _begin(self, viewer: ViewerModel, model: str, live: _Live, slide: ShownSlide) -> None:
+        made = map_layers(live.growing.map, slide.world, slide_id=slide.id, model=model)
+        first = not any(
+            key[:2] == (slide.id, model) and other.slide is slide.layer
+            for key, other in self._maps.items()
+        )
         if first:  # what grows is what one wants to see
-            for other in layers_of(viewer, slide=slide.id, model=facts["model"]):
+            for other in layers_of(viewer, slide=slide.id, model=model):
                 other.visible = False
             for other in layers_of(viewer, "map", "regions", slide=slide.id):
                 other.visible = False
         for number, data in enumerate(made):
             data[1]["visible"] = first and number == 0
             data[1]["name"] += " (running)"
-        return _Live(growing, made)
+        live.slide, live.waiting, live.layers = slide.layer, made, []
 
 
 def _adapt(layer: Any, growing: Growing) -> None:

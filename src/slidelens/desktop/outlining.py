@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QObject, QTimer
 
 from slidelens.desktop.annotate import annotation_options
+from slidelens.desktop.identities import identify
 from slidelens.desktop.layers import annotation_layers
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import add_layer, layers_of
@@ -144,7 +145,7 @@ class Outlining(QObject):
                 viewer.layers.remove(known)
             else:
                 known.name += " (not saved)"
-        stamp, found = _stamp(file), [] if there is None else read_annotations(there)
+        stamp, found = _stamp(file), [] if there is None else identify(read_annotations(there))
         if found:
             (data,) = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
             if data[2] != "shapes":

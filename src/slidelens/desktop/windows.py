@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slidelens.desktop.layer_data import nothing_known
 from slidelens.desktop.state.viewport import Look, fit
 from slidelens.desktop.window import magnification
 from slidelens.desktop.world import describe
@@ -45,6 +46,7 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
     name, slide = result.model.name, result.slide.id
     facts = {"model": name, "path": None if result.path is None else str(result.path)}
     common = {"visible": visible, "opacity": 1.0, **world.place_outlines()}
+    features = _features(trajectory)
     widest = max(max(w.box.w, w.box.h) for w in trajectory.windows)
     colors = np.array([(*depth_color(w.layer), 255) for w in trajectory.windows]) / 255
     windows = {
@@ -55,7 +57,8 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
         # In level-0 px: thinner in small windows, so that what is in them stays visible.
         "edge_width": [max(1.0, (widest * max(w.box.w, w.box.h)) ** 0.5 / 250)
                        for w in trajectory.windows],
-        "features": _features(trajectory),
+        "features": features,
+        "feature_defaults": nothing_known(features),
         "metadata": describe(world, "windows", slide, **facts),
         **common,
     }  # fmt: skip

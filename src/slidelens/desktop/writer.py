@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from slidelens.desktop.identities import place_id, told_apart
 from slidelens.desktop.polygons import path_to_polygon
 from slidelens.desktop.world import World, world_of
 from slidelens.errors import LabelError
@@ -16,7 +17,7 @@ from slidelens.geometry import Mpp
 from slidelens.maps.geojson import feature, write_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
     from numpy.typing import NDArray
 
@@ -43,8 +44,8 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
     LabelError
         A file that cannot be written.
     """
-    features = [one for data, attributes, _ in layers for one in shape_features(data, attributes)]
-    _write(Path(path), features)
+    features = (one for data, attributes, _ in layers for one in shape_features(data, attributes))
+    _write(Path(path), _with_own_ids(features))
     return [path]
 
 
@@ -52,7 +53,8 @@ def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[s
     """Write a slide's outlines to a file that may hold more than outlines.
 
     Features without area that are not ours (QuPath's points and lines) stay; an outline that was
-    there keeps the properties that are not ours.
+    there keeps the properties that are not ours, also one without an id if it was read with
+    :func:`~slidelens.desktop.identities.identify`.
 
     Parameters
     ----------
@@ -67,10 +69,22 @@ def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[s
         A file that cannot be read or written.
     """
     old = _read(path) if path.exists() else []
-    known = {str(one["id"]): one for one in old if one.get("id")}
+    known = {str(one["id"]): one for one in old if one.get("id")} | _outlines(old)
     own = before | {one["id"] for one in features}
     others = [one for one in old if not _areal(one) and str(one.get("id")) not in own]
     _write(path, [*(_merged(known.get(one["id"], {}), one) for one in features), *others])
+
+
+def _outlines(features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the areas of a file by id, as :func:`identify` gives it to what is read of them."""
+    areas = [one for one in features if _areal(one)]
+    return dict(zip(told_apart([_identity(one) for one in areas]), areas, strict=True))
+
+
+def _identity(one: dict[str, Any]) -> str:
+    given = one.get("id") or (one.get("properties") or {}).get("id")
+    text = json.dumps(one["geometry"])
+    return str(given or place_id(shapely.from_geojson(text, on_invalid="ignore")))
 
 
 def _merged(old: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +109,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise LabelError(f"{path}: cannot be read ({error}), so nothing was written.") from error
     if isinstance(content, dict):
         content = content.get("features", [content])
-    return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    found = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    bare = {"type": "Feature", "properties": {}}
+    return [one if one.get("type") == "Feature" else {**bare, "geometry": one} for one in found]
 
 
 def _write(path: Path, features: Sequence[dict[str, Any]]) -> None:
@@ -111,7 +127,8 @@ def shape_features(
     """Yield a feature per shape: polygons with their holes; lines and paths as they are.
 
     Class, name and id come from the layer's features (a column ``class``, ``classification`` or
-    ``label``), the colour from the shape's edge. Shapes without area are left out.
+    ``label``), the colour from the shape's edge. Shapes without area are left out. No two have the
+    same id: napari copies it with the shape.
 
     Parameters
     ----------
@@ -121,6 +138,18 @@ def shape_features(
         The layer's other attributes. A layer that slidelens did not make lies on the slide's
         pixels, as napari's button "New shapes layer" makes it.
     """
+    yield from _with_own_ids(_features(data, attributes))
+
+
+def _with_own_ids(features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    made = list(features)
+    ids = told_apart([one["id"] for one in made])
+    return [{**one, "id": own} for one, own in zip(made, ids, strict=True)]
+
+
+def _features(
+    data: Sequence[NDArray[Any]], attributes: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     if not len(data):
         return  # napari gives an empty layer one colour all the same
     world = world_of(attributes.get("metadata", {})) or _world_of_scale(attributes)

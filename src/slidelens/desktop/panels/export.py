@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from slidelens.desktop.state.review import Review
     from slidelens.desktop.workbench import Workbench
     from slidelens.desktop.worker.messages import Message
+    from slidelens.review.exchange import CorrectedLabels
 
 __all__ = ["ExportMenu"]
+
+_NAMED = 10  # slides in one sentence
 
 
 class ExportMenu(QToolButton):
@@ -92,7 +95,8 @@ class ExportMenu(QToolButton):
         except SlideLensError as error:
             self._notice.say(str(error), "error")
             return
-        self._write(out, made.text, f"{len(made.changed)} labels corrected in {out}.")
+        kind = "good" if made.original and not made.disputed else "info"
+        self._write(out, made.text, _corrected_text(made, out), kind)
 
     def _hear(self, message: Message) -> None:
         facts = message.facts
@@ -116,13 +120,13 @@ class ExportMenu(QToolButton):
         else:
             self._notice.say(error or "The report was not written.", "error")
 
-    def _write(self, out: Path, text: str, done: str) -> None:
+    def _write(self, out: Path, text: str, done: str, kind: str = "good") -> None:
         try:
             write_atomic(out, text)
         except OSError as error:
             self._notice.say(f"{out}: cannot be written ({error.strerror or error}).", "error")
             return
-        self._notice.say(done, "good")
+        self._notice.say(done, kind)
 
     def _ask_report(self, form: str) -> None:
         path = self._ask("report.html", "Web pages (*.html)")
@@ -152,3 +156,20 @@ class ExportMenu(QToolButton):
     def _say(self, text: str) -> None:
         self.status.setText(text)
         self.status.setVisible(bool(text))
+
+
+def _corrected_text(made: CorrectedLabels, out: Path) -> str:
+    """Say how many labels were corrected, which were not, and if the table is another one."""
+    lines = [f"{len(made.changed)} labels corrected in {out}."]
+    if made.disputed:
+        names = ", ".join(made.disputed[:_NAMED])
+        more = len(made.disputed) - _NAMED
+        names += f" and {more} more" if more > 0 else ""
+        keep = "it keeps its label" if len(made.disputed) == 1 else "they keep their labels"
+        lines.append(f"Reviewers do not agree on {names}: {keep}.")
+    if not made.original:
+        lines.append(
+            "The labels table that was evaluated is gone or was changed since; the new one holds "
+            "the evaluated slides only."
+        )
+    return "\n".join(lines)

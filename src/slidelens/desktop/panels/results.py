@@ -64,6 +64,8 @@ class ResultsList(QWidget):
         self.all.toggled.connect(lambda _: self._fill())
         bench.results_changed.connect(self.refresh)
         bench.slide_changed.connect(self._fill)
+        folder = bench.results
+        bench.background.run(lambda: bench.trash.sweep(folder), lambda _: None, owner=self)
         self.refresh()
 
     def refresh(self) -> None:

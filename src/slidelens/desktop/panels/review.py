@@ -17,7 +17,7 @@ from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
 from slidelens.desktop.qt import Shortcut, alive
-from slidelens.desktop.state.review import login_name, open_review
+from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.world import World
 from slidelens.engine.labels import find_slides
 from slidelens.errors import LabelError, ResultError
@@ -99,9 +99,9 @@ class ReviewPanel(Panel):
 
     def evaluate(self, labels: Path) -> None:
         """Evaluate the results against a table of labels, then open the evaluation."""
-        home = self.bench.preferences.home / "evaluations"
-        out = home / f"{labels.absolute().parent.name}-{labels.stem}"
-        facts = {"results": str(self.bench.results), "labels": str(labels), "out": str(out)}
+        home, results = self.bench.preferences.home / "evaluations", self.bench.results
+        out = evaluation_folder(home, labels, results)
+        facts = {"results": str(results), "labels": str(labels), "out": str(out)}
         job = self.bench.runner.submit("evaluate", facts)
         self.notice.say("Evaluating…")
         warnings: list[str] = []

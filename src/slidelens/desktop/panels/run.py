@@ -60,6 +60,7 @@ class RunPanel(Panel):
         self._build()
         bench = self.bench
         bench.slide_changed.connect(self._update)
+        bench.slide_changed.connect(self._show_growing)
         bench.models_changed.connect(self._fill_devices)
         bench.listener = self
         bench.told.connect(lambda text, bad: self.notice.say(text, "error" if bad else "info"))
@@ -236,8 +237,13 @@ class RunPanel(Panel):
         self._show_progress()
 
     def _grow(self) -> None:
-        if alive(self) and not self.bench.closed:
-            self._live.grow(self.bench.viewer)
+        if alive(self) and not self.bench.closed and self._live.grow(self.bench.viewer):
+            QTimer.singleShot(0, self._grow)
+
+    def _show_growing(self) -> None:
+        """Show what grew of a slide while another one was looked at."""
+        if alive(self) and not self.bench.closed and self._live.show(self.bench.viewer):
+            QTimer.singleShot(0, self._grow)
 
     def _show(self, finding: Finding) -> None:
         """Show a result in the layers that grew."""

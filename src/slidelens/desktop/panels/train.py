@@ -49,6 +49,8 @@ class TrainPanel(Panel):
         self.data.changed.connect(self._changed)
         self.options.changed.connect(self._changed)
         self._changed()
+        models, trash = self.bench.preferences.models, self.bench.trash
+        self.bench.background.run(lambda: trash.sweep(models), lambda _: None, owner=self)
         self._list_unfinished()
 
     @property

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from time import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -16,6 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Entry", "Trash", "entries"]
+
+_DELETED = re.compile(r"\.deleted-.+-[0-9a-f]{8}")
+_KEPT_S = 24 * 3600.0
+"""What a window left that crashed is kept so long: another window may still bring it back."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Trash:
     """Results that were deleted and can still be brought back.
 
     A deleted result is renamed in its place, so that neither costs time nor can fail half-way; it
-    is removed when the window closes.
+    is removed when the window closes, or, after a crash, by :meth:`sweep`.
     """
 
     def __init__(self) -> None:
@@ -88,6 +96,8 @@ class Trash:
             raise ResultError(
                 f"{folder}: cannot be deleted ({error.strerror or error}); check its permissions."
             ) from error
+        with suppress(OSError):  # the time of the deletion, for `sweep`
+            os.utime(hidden)
         older = self._hidden.pop(folder, None)
         if older is not None:  # only one of them can come back
             shutil.rmtree(older, ignore_errors=True)
@@ -114,11 +124,38 @@ class Trash:
             ) from error
         del self._hidden[folder]
 
+    def sweep(self, folder: Path) -> None:
+        """Remove what windows that crashed left deleted in a folder of results, a day ago or more.
+
+        Only folders named as :meth:`delete` names them, directly in it or in a model's folder.
+        """
+        mine = set(self._hidden.values())
+        models = [path for path in _folders(folder) if not path.name.startswith(".")]
+        for path in (found for place in (folder, *models) for found in _folders(place)):
+            if _DELETED.fullmatch(path.name) and path not in mine and _is_old(path):
+                shutil.rmtree(path, ignore_errors=True)
+
     def empty(self) -> None:
         """Remove what was deleted."""
         for hidden in self._hidden.values():
             shutil.rmtree(hidden, ignore_errors=True)
         self._hidden = {}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders directly in a folder, no links; none where it cannot be read."""
+    try:
+        return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:
+        return []
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False  # another window was faster
+    return time() - max(found.st_mtime, found.st_ctime) > _KEPT_S
 
 
 def _entry(path: Path) -> Entry:

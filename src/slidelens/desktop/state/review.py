@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import json
+import os
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
@@ -20,7 +23,16 @@ if TYPE_CHECKING:
     from slidelens.review.store import CaseKey, Decision, Progress
     from slidelens.review.taxonomy import Kind
 
-__all__ = ["KINDS", "Filter", "Review", "case_text", "decision_text", "login_name", "open_review"]
+__all__ = [
+    "KINDS",
+    "Filter",
+    "Review",
+    "case_text",
+    "decision_text",
+    "evaluation_folder",
+    "login_name",
+    "open_review",
+]
 
 KINDS: dict[Kind, str] = {"fp": "false positive", "fn": "false negative"}
 _PATIENCE_S = 1.0  # for another program that holds the file: the window waits meanwhile
@@ -214,6 +226,36 @@ class Review:
         wanted = Filter(self._filter.models, self._filter.kind, False, self._filter.only_suspect)
         keys = [case.key for case in self._all if wanted.takes(case, False)]
         return self.store.progress(keys, self.reviewer)
+
+
+def evaluation_folder(home: Path, labels: Path, results: Path) -> Path:
+    """Return where the evaluation of some results against a table of labels is kept.
+
+    Decisions are kept there by slide id, so each pair of paths has a folder of its own, which a
+    hash in its name tells from others. One without it, of an older version, is used again if it
+    says that it is of the same two.
+
+    Parameters
+    ----------
+    home
+        The folder of all evaluations.
+    """
+    labels, results = labels.absolute(), results.absolute()
+    older = home / f"{labels.parent.name}-{labels.stem}"
+    if _is_of(older, labels, results):
+        return older
+    paths = os.fsencode(labels) + b"\n" + os.fsencode(results)
+    return older.with_name(f"{older.name}-{sha256(paths).hexdigest()[:8]}")
+
+
+def _is_of(folder: Path, labels: Path, results: Path) -> bool:
+    """Whether an evaluation says that it is of these labels and results."""
+    try:
+        record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        stated = [(folder / record[name]).resolve() for name in ("labels", "results")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return stated == [labels.resolve(), results.resolve()]
 
 
 def open_review(folder: Path, reviewer: str, points: str = "") -> Review:

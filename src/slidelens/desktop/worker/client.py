@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from qtpy.QtCore import QObject, QProcess, QTimer
 
@@ -12,7 +13,7 @@ from slidelens.desktop.qt import Signal
 from slidelens.desktop.worker.messages import Decoder, Message, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Job", "WorkerClient"]
 
@@ -35,20 +36,30 @@ class Job(QObject):
     said = Signal(object)  # not `event`, which is a method of QObject that Qt calls
     ended = Signal(str, str)
 
-    def __init__(self, client: WorkerClient, number: int) -> None:
+    def __init__(self, client: WorkerClient, request: Message) -> None:
         super().__init__(client)
-        self._client = client
-        self.number = number
+        # Weak: in a cycle, the garbage collector might delete a job that is being deleted.
+        self._client = ref(client)
+        self.request = request
+        """What the worker is sent."""
+        self.begun = False
+        """Whether the worker has said anything of it."""
         self.status: str | None = None
         """How it ended; ``None`` before."""
         self.asked = False
         """Whether it was asked to end."""
 
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.request.job
+
     def cancel(self) -> None:
         """Ask for an end after the step under way; a worker that does not answer is killed."""
-        if self.status is None:
+        client = self._client()
+        if self.status is None and client is not None:
             self.asked = True
-            self._client.cancel(self)
+            client.cancel(self)
 
     def end(self, status: str, error: str = "") -> None:
         """Tell once how the job ended."""
@@ -60,7 +71,8 @@ class Job(QObject):
 class WorkerClient(QObject):
     """Runs jobs in a process of their own, one after the other, in the order given.
 
-    The process starts with the first job and ends after ten minutes without one.
+    The process starts with the first job and ends after ten minutes without one. When it is killed
+    because a job does not end, the jobs behind that one get a new process.
 
     Parameters
     ----------
@@ -72,6 +84,10 @@ class WorkerClient(QObject):
         super().__init__(parent)
         self._patience = int(1000 * patience)
         self._process: QProcess | None = None
+        self._leaving: list[QProcess] = []
+        """Processes that were told to end and may not have ended yet."""
+        self._killed = False
+        """Whether the process was killed here."""
         self._jobs: dict[int, Job] = {}
         self._number = 0
         self._closed = False
@@ -98,12 +114,12 @@ class WorkerClient(QObject):
     def submit(self, name: str, facts: Mapping[str, Any]) -> Job:
         """Hand in a job."""
         self._number += 1
-        job = Job(self, self._number)
+        job = Job(self, Message(self._number, name, facts))
         self._jobs[job.number] = job
         self._idle.stop()
         if self._process is None:
             self._start()
-        self._write(Message(job.number, name, facts))
+        self._write(job.request)
         return job
 
     def cancel(self, job: Job) -> None:
@@ -117,25 +133,31 @@ class WorkerClient(QObject):
     def close(self) -> None:
         """End the worker: politely, then not."""
         self._closed = True
-        process = self._process
-        if process is None:
-            return
-        process.closeWriteChannel()
-        if not process.waitForFinished(self._patience if self._jobs else 1000):
-            process.kill()
-            process.waitForFinished(5000)
+        now = [] if self._process is None else [self._process]
+        for process in (*self._leaving, *now):
+            process.closeWriteChannel()
+            if not process.waitForFinished(self._patience if self._jobs else 1000):
+                process.kill()
+                process.waitForFinished(5000)
 
     def _start(self) -> None:
-        self._closed = False  # of an earlier process
+        self._closed = self._killed = False  # of an earlier process
         self._decoder = Decoder()
         self._said.clear()
         self._process = process = QProcess(self)
-        process.readyReadStandardOutput.connect(self._hear)
-        process.readyReadStandardError.connect(self._listen)
-        process.finished.connect(self._finished)
-        process.errorOccurred.connect(self._failed)
+        for signal, ear in self._ears(process):
+            signal.connect(ear)
         # -P: a folder called torch where the person happens to be is no module of ours.
         process.start(sys.executable, ["-P", "-m", "slidelens.desktop.worker"])
+
+    def _ears(self, process: QProcess) -> list[tuple[Any, Callable[..., None]]]:
+        """Return which of a process's signals are heard, and by what."""
+        return [
+            (process.readyReadStandardOutput, self._hear),
+            (process.readyReadStandardError, self._listen),
+            (process.finished, self._finished),
+            (process.errorOccurred, self._failed),
+        ]
 
     def _write(self, message: Message) -> None:
         if self._process is not None:
@@ -148,6 +170,7 @@ class WorkerClient(QObject):
             job = self._jobs.get(message.job)
             if job is None:
                 continue
+            job.begun = True
             if message.name == "ended":
                 self._end(job, message.facts["status"], message.facts.get("error", ""))
             else:
@@ -178,27 +201,54 @@ class WorkerClient(QObject):
             self._gone(f"could not be started ({sys.executable})")
 
     def _gone(self, why: str) -> None:
-        """Tell all jobs that their worker is gone; the next job gets a new one."""
+        """Tell the jobs that their worker is gone; the next job gets a new one.
+
+        If it was killed here, what had not begun is handed in again.
+        """
         process, self._process = self._process, None
         if process is not None:
             process.deleteLater()
         said = next((line for line in reversed(self._said) if line.strip()), "")
         detail = f" Its last words: {said}" if said else ""
-        for job in list(self._jobs.values()):
+        error = f"The worker {why}; what was finished is kept. Start again.{detail}"
+        jobs = self.jobs
+        again = [job for job in jobs if not job.asked and not job.begun]
+        if self._closed or not self._killed:
+            again = []
+        if again:  # before anyone hears of an end and hands in more
+            self._start()
+        for job in again:
+            self._write(job.request)
+        for job in jobs:
             if self._closed or job.asked:
                 self._end(job, "cancelled")
-            else:
-                error = f"The worker {why}; what was finished is kept. Start again.{detail}"
+            elif job not in again:
                 self._end(job, "died", error)
-        self._idle.stop()
+        if not self._jobs:
+            self._idle.stop()
 
     def _kill(self) -> None:
         if self._process is not None:
+            self._killed = True
             self._process.kill()
 
     def _rest(self) -> None:
-        if self._process is not None and not self._jobs:
-            self._process.closeWriteChannel()
+        """Let a worker without work end; a job that comes before it has ended gets another."""
+        process = self._process
+        if process is None or self._jobs:
+            return
+        self._process = None
+        for signal, ear in self._ears(process):
+            signal.disconnect(ear)
+        process.finished.connect(self._left)
+        self._leaving.append(process)
+        process.closeWriteChannel()
+
+    def _left(self) -> None:
+        ended = [p for p in self._leaving if p.state() == QProcess.ProcessState.NotRunning]
+        for process in ended:
+            self._leaving.remove(process)
+            process.deleteLater()
 
     def _timer(self, interval: int, then: Any) -> QTimer:
         timer = QTimer(self)

@@ -1,0 +1,45 @@
+"""Which outline is which: each has an id of its own, the same whenever its file is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_URL, uuid5
+
+import shapely
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["identify", "place_id", "told_apart"]
+
+_POLYGON = 3  # shapely's number of the type
+
+
+def told_apart(ids: Iterable[str]) -> Iterator[str]:
+    """Yield ids; one that came before, as that of a copy, gives way to another that follows it."""
+    seen: set[str] = set()
+    for one in ids:
+        while one in seen:
+            one = str(uuid5(NAMESPACE_URL, one))
+        seen.add(one)
+        yield one
+
+
+def place_id(geometry: shapely.Geometry | None) -> str:
+    """Return an id for an outline whose file gives none: it follows from where its areas lie.
+
+    Only the bounds count, which stay as they are when an outline that crosses itself is repaired.
+    """
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # also of a collection of multipolygons
+    bounds = shapely.total_bounds(parts[shapely.get_type_id(parts) == _POLYGON])
+    return str(uuid5(NAMESPACE_URL, f"outline in {bounds.tolist()}"))
+
+
+def identify(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """Give annotations that were read from a file an id each, in their order."""
+    known = list(annotations)
+    ids = told_apart([one.id or place_id(one.polygon) for one in known])
+    return [replace(one, id=own) for one, own in zip(known, ids, strict=True)]
