@@ -189,6 +189,20 @@ def test_only_the_job_that_was_asked_to_end_is_called_cancelled(qtbot, slide, tm
     client.close()
 
 
+def test_a_job_may_be_taken_back_by_who_hears_of_the_death_of_another(qtbot):
+    client = WorkerClient()
+    first, second, third = (client.submit("catalogue", {"folders": []}) for _ in range(3))
+    heard, last = events(second), events(third)
+    first.ended.connect(lambda *_: third.cancel())
+    qtbot.waitUntil(lambda: client.pid != 0, timeout=20_000)
+    os.kill(client.pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=20_000)
+    assert [status for status, _ in heard["ended"]] == ["died"]
+    assert last["ended"] == [("cancelled", "")]
+    assert not client.busy
+    client.close()
+
+
 def test_a_job_that_comes_while_the_idle_worker_ends_gets_another(qtbot):
     client = WorkerClient()
     finish(qtbot, client.submit("catalogue", {"folders": []}))

@@ -211,15 +211,15 @@ class WorkerClient(QObject):
         said = next((line for line in reversed(self._said) if line.strip()), "")
         detail = f" Its last words: {said}" if said else ""
         error = f"The worker {why}; what was finished is kept. Start again.{detail}"
-        jobs = self.jobs
-        again = [job for job in jobs if not job.asked and not job.begun]
-        if self._closed or not self._killed:
-            again = []
+        ours = self._killed and not self._closed
+        again = [job for job in self.jobs if ours and not job.asked and not job.begun]
         if again:  # before anyone hears of an end and hands in more
             self._start()
         for job in again:
             self._write(job.request)
-        for job in jobs:
+        for job in self.jobs:
+            if job.status is not None:
+                continue  # who heard of another's end took it back
             if self._closed or job.asked:
                 self._end(job, "cancelled")
             elif job not in again:
