@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 
 from slidelens.cli.progress import Bar
-from slidelens.cli.stopping import Stopping
+from slidelens.cli.stopping import stopping
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,12 @@ def _as_at_a_terminal():
 
 
 def test_the_first_waits_for_the_step_to_end_and_the_second_does_not(capfd):
-    with Stopping() as stopping:
-        stopping.check()
+    with stopping() as check:
+        check()
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
-            stopping.check()
+            check()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -46,9 +46,9 @@ def test_it_is_not_lost_in_a_destructor():
 @pytest.mark.parametrize("others", [signal.SIG_IGN, lambda number, frame: None])
 def test_a_signal_that_is_ignored_or_someone_elses_stays_so(others):
     signal.signal(signal.SIGINT, others)
-    with Stopping() as stopping:
+    with stopping() as check:
         signal.raise_signal(signal.SIGINT)
-        stopping.check()
+        check()
     assert signal.getsignal(signal.SIGINT) is others
 
 

@@ -131,8 +131,8 @@ def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, co
     child = _start(*_words(cohort, killed))
     while not (killed / "training" / "checkpoint.json").exists():
         assert child.poll() is None, child.communicate()
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
+        time.sleep(0.01)  # another process writes it: there is nothing to wait on
+    time.sleep(random.uniform(0, 0.5))  # the kill is to come at any moment
     child.kill()
     child.communicate()
     assert child.returncode == -signal.SIGKILL

@@ -24,7 +24,7 @@ def run_until(done):
     end = time.monotonic() + 60
     while not done() and time.monotonic() < end:
         app.processEvents()
-        time.sleep(0.02)
+        time.sleep(0.02)  # other threads work meanwhile
 
 run_until(lambda: spare._guard._low is not None)  # it has looked once
 np.ones(16 << 20, np.uint8)  # from here on glibc takes such blocks from its heap

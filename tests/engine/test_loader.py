@@ -168,7 +168,7 @@ def test_closing_the_iterator_stops_the_readers(monkeypatch):
 
         def slow(box, mpp=None):
             begun.append(box)
-            time.sleep(0.02)
+            time.sleep(0.02)  # a disk that is slower than the model
             return original(box, mpp)
 
         batches = view.batches(view.grid(GridSpec(32, 1.0)), 8)

@@ -307,7 +307,7 @@ def test_magnet_reads_no_slide_that_is_closed(cohort, tmp_path, monkeypatch, sto
         if not threading.current_thread().name.startswith("slidelens-magnet"):
             return read(self, *arguments)
         reading[self] += 1
-        time.sleep(0.02)
+        time.sleep(0.02)  # a slow disk: reads are under way when slides are closed
         try:
             return read(self, *arguments)
         finally:

@@ -387,7 +387,7 @@ class SlowData(Data):
         def slow(box, mpp):
             with self._lock:
                 self.now.append(slide_id)
-            time.sleep(0.02)
+            time.sleep(0.02)  # a slow disk
             try:
                 if slide_id in self.broken:
                     raise SlideError(f"{slide_id} is broken")
@@ -405,7 +405,7 @@ def test_works_that_are_skipped_on_resuming_read_nothing():
     works = task.epoch(0, STAGE)
     for _ in range(3):
         next(works)
-    time.sleep(0.1)
+    time.sleep(0.1)  # time enough for a thread to begin what it should not
     assert data.reads == []
     last = next(works)
     task.step(last, 0, lambda _: None)
@@ -436,7 +436,7 @@ def test_closing_an_epoch_waits_until_no_slide_is_read():
     works.close()
     assert data.now == []
     read = len(data.reads)
-    time.sleep(0.1)
+    time.sleep(0.1)  # five reads' time, if any were left
     assert len(data.reads) == read
 
 

@@ -3,13 +3,13 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from rights import nobody
 from slidelens.errors import ResultError
 from slidelens.review import database as module
 from slidelens.review.store import CaseKey, Decision, ReviewStore
@@ -201,19 +201,6 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     store = ReviewStore(tmp_path / "file" / "review.sqlite")  # for root too
     with pytest.raises(ResultError, match="folder may be written"):
         store.set(CASE, reviewer="ann", category="x")
-
-
-@contextmanager
-def nobody():
-    """Act as a user without rights; root may write everywhere."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders of Windows have no such mode")

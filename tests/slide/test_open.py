@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import slidelens.slide.open as opening
+from rights import nobody
 from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open_slide
 from slidelens.geometry import Mpp
 from slidelens.registry import API_VERSION, Registry
@@ -85,19 +85,6 @@ def test_paths_that_are_no_slides(tmp_path):
     (tmp_path / "noise.svs").write_bytes(bytes(range(256)) * 8)
     with pytest.raises(SlideError, match="not a slide format"):
         open_slide(tmp_path / "noise.svs")
-
-
-@contextmanager
-def nobody():
-    """Be somebody whom permissions hold for, which they do not for the superuser."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="takes a folder's permissions away")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 import typer
 
-from slidelens.cli.stopping import Stopping
+from slidelens.cli.stopping import stopping
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -38,10 +37,10 @@ class Bar:
         self._task: TaskID | None = None
         self._title = ""
         self._said = monotonic()
-        self._stopping = Stopping()
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stopping.__enter__()
+        self._check = self._held.enter_context(stopping())
         if self._drawn:
             from rich.console import Console
             from rich.progress import (
@@ -61,18 +60,11 @@ class Bar:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._bars.start()
+            self._held.enter_context(self._bars)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        self._stopping.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     def update(self, title: str, done: int, total: int, note: str = "") -> None:
         """Show how far the work of this title is; a new title is a new bar.
@@ -82,7 +74,7 @@ class Bar:
         KeyboardInterrupt
             Ctrl-C was pressed.
         """
-        self._stopping.check()
+        self._check()
         if self._bars is not None:
             if title != self._title or self._task is None:
                 if self._task is not None:
