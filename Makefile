@@ -9,6 +9,9 @@ READY   := $(VENV)/.ready
 PLUGINS := $(wildcard plugins/*)
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
+# Bytecode is kept, whatever the environment says: without it each process compiles torch anew (10 s).
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup fmt check test test-slow demo bench docs pictures models dist constraints clean
 
 help:  ## list the jobs

@@ -95,6 +95,9 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert _windows() <= windows, "windows are left"
     if not {"warm_worker", "client"} & set(request.fixturenames):
         assert _processes() <= processes, "processes are left"
+    # Modules and what they keep: napari's fixture collects garbage four times per window, which
+    # would look through all of it each time.
+    gc.freeze()
 
 
 def _windows() -> set[str]:

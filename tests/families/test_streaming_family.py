@@ -538,3 +538,11 @@ def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
     for name, value in weights("whole").items():
         assert torch.equal(value, weights("stopped")[name]), name
     assert load_model(tmp_path / "whole").mean == load_model(tmp_path / "stopped").mean
+
+
+def test_outside_of_the_slide_there_is_no_margin():
+    pixels = tissue(158, 207, box=(0, 158, 0, 207))
+    frame = frame_tissue(view_of(pixels, method="whole"), 1.0, FIELD, 4096)
+    assert (frame.height, frame.width) == (160, 208)
+    assert frame.cells[2:] == (0, 0)
+    assert frame.mask.all()

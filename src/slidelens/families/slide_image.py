@@ -189,6 +189,7 @@ def frame_tissue(
 ) -> Frame:
     """Frame the tissue of a view: its bounding box and a cell of margin, at most ``limit`` px.
 
+    Outside of the slide there is no margin: nothing is to be seen there.
     The frame lies on a lattice of whole cells that begins at the slide's corner, so that the same
     tissue is the same pixels whatever the region. Larger tissue is cut around its middle, which is
     logged (paper, section IV.A: "padded or center-cropped"; 99 % of its biopsies fitted).
@@ -220,7 +221,7 @@ def frame_tissue(
         )
     spans = [np.flatnonzero(found.any(1 - axis)) for axis in (0, 1)]
     most = (max(limit // y_field.stride, 1), max(limit // x_field.stride, 1))
-    (top, rows), (left, columns) = (_span(s, n) for s, n in zip(spans, most, strict=True))
+    (top, rows), (left, columns) = map(_span, spans, shape, most)
     if rows < np.ptp(spans[0]) + 1 or columns < np.ptp(spans[1]) + 1:
         log.warning(
             "the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
@@ -267,9 +268,13 @@ def _part(
     return part
 
 
-def _span(where: NDArray[np.int64], most: int) -> tuple[int, int]:
-    """Return start and length of what covers positions with one of margin, cut to the middle."""
-    start, length = int(where[0]) - 1, int(where[-1] - where[0]) + 3
+def _span(where: NDArray[np.int64], count: int, most: int) -> tuple[int, int]:
+    """Return start and length of what covers positions, of ``count``, with one of margin.
+
+    More than ``most`` are cut to the middle.
+    """
+    start = max(int(where[0]) - 1, 0)
+    length = min(int(where[-1]) + 2, count) - start
     if length > most:
         start, length = start + (length - most) // 2, most
     return start, length
