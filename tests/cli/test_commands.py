@@ -285,6 +285,27 @@ def test_export_replaces_nothing_that_it_was_not_told_to(slidelens, phantom, tmp
     assert not (tmp_path / "both").exists()
 
 
+def test_export_of_several_results_is_all_or_says_which_are_missing(slidelens, phantom, tmp_path):
+    results, second = tmp_path / "results", tmp_path / "second.tif"
+    second.write_bytes(phantom.read_bytes())
+    slidelens("predict", phantom, second, "--model", "demo-mil", "--out", results)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "slide.csv").write_text("somebody's")
+    words = ("export", results, "--to", "wsinfer-csv", "--out", out)
+    done = slidelens(*words)
+    assert done.code == 1
+    assert "slide.csv: is there already" in done.err
+    assert [path.name for path in out.iterdir()] == ["slide.csv"]
+    (results / "demo-mil" / "second" / "tiles.csv").unlink()
+    done = slidelens(*words, "--overwrite")
+    assert done.code == 1
+    assert "1 of 2 results were not exported" in done.err
+    assert "second" in done.err
+    assert (out / "slide.csv").read_text() != "somebody's"
+    assert not (out / "second.csv").exists()
+
+
 def test_a_slide_that_is_too_coarse_for_the_model_fails_with_what_to_do(
     slidelens, phantom, tmp_path
 ):

@@ -147,10 +147,12 @@ def test_pixels_from_memory_are_those_of_the_slide():
 
 
 def test_tissue_larger_than_the_limit_is_cut_around_its_middle(caplog):
-    frame = frame_tissue(view_of(tissue()), 1.0, FIELD, 100)
+    view = view_of(tissue())
+    frame = frame_tissue(view, 1.0, FIELD, 100)
     assert (frame.height, frame.width) == (100, 100)
     centre = frame.cells.apply((12.5, 12.5))
     assert np.abs(centre - ((40 + 184) / 2, (24 + 152) / 2)).max() <= 4
+    assert f"{view.slide.id}: the tissue is larger than 100 px" in caplog.text
     assert "give the model a larger size" in caplog.text
 
 

@@ -43,7 +43,8 @@ def export(
     ] = False,
 ) -> None:
     """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""
-    from slidelens.export import EXPORTERS, export_result
+    from slidelens.errors import ResultError
+    from slidelens.export import EXPORTERS, export_result, export_target
     from slidelens.maps.result import Result, find_results
 
     if to not in EXPORTERS:
@@ -52,8 +53,19 @@ def export(
     results = [Result.load(folder) for folder in folders]
     if folders != [result]:
         out = _folder(out, results, EXPORTERS.get(to))
+    for one in results:  # all or none, where a place is taken
+        export_target(one, to, out, overwrite=overwrite)
+    failed = []
     for one in results:
-        typer.echo(export_result(one, to, out, overwrite=overwrite))
+        try:
+            typer.echo(export_result(one, to, out, overwrite=overwrite))
+        except ResultError as error:
+            if len(results) == 1:
+                raise
+            failed.append(f"{one.path}: {error}")
+    if failed:
+        some = f"{len(failed)} of {len(results)} results were not exported"
+        raise ResultError("\n".join([f"{some}:", *failed]))
 
 
 def _folder(out: str, results: list[Result], exporter: Exporter) -> str:

@@ -116,6 +116,7 @@ class SlideView:
         stain: StainMethod | StainNormalizer = "none",
     ) -> None:
         self.slide = slide
+        self.name = slide.id
         self.size: Size = slide.size
         self.mpp: Mpp = slide.require_mpp()
         whole = Box.of_size(slide.size)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from slidelens.maps.result import Result
 
-__all__ = ["EXPORTERS", "Exporter", "export_result"]
+__all__ = ["EXPORTERS", "Exporter", "export_result", "export_target"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
     PluginError
         A plugin's exporter that does not load or raises anything else.
     """
-    if to not in EXPORTERS:
-        raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
+    target = export_target(result, to, path, overwrite=overwrite)
     exporter = EXPORTERS.get(to)
-    target = _target(path, exporter, result.slide.id, overwrite)
     try:
         exporter.write(result, target)
     except OSError as error:
@@ -103,15 +101,25 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
     return target
 
 
-def _target(path: str | Path, exporter: Exporter, slide_id: str, overwrite: bool) -> Path:
+def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Return what :func:`export_result` would write, which has the same parameters.
+
+    Raises
+    ------
+    ResultError
+        No such format, or a place that is taken.
+    """
+    if to not in EXPORTERS:
+        raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
+    exporter = EXPORTERS.get(to)
     place = Path(path)
     whole = exporter.folder and place.name.endswith(exporter.suffix)
-    if names_folder(path) and not whole:
-        target = place / f"{slide_id}{exporter.suffix}"
-        if target.exists() and not overwrite:  # annotations, say, which have the same name
-            raise ResultError(
-                f"{target}: is there already, and perhaps someone's work. Export into another "
-                "folder, or give --overwrite (overwrite=True)."
-            )
-        return target
-    return place
+    if whole or not names_folder(path):
+        return place
+    target = place / f"{result.slide.id}{exporter.suffix}"
+    if target.exists() and not overwrite:  # annotations, say, which have the same name
+        raise ResultError(
+            f"{target}: is there already, and perhaps someone's work. Export into another "
+            "folder, or give --overwrite (overwrite=True)."
+        )
+    return target

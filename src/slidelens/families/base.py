@@ -162,8 +162,12 @@ class Batch:
 
 
 class View(Protocol):
-    """What a model may see of a slide. The engine makes it; reading ahead is its business."""
+    """What a model may see of a slide. The engine makes it; reading ahead is its business.
 
+    ``name`` is the slide's id, for messages.
+    """
+
+    name: str
     size: Size
     mpp: Mpp
     region: Box

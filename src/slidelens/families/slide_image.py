@@ -224,8 +224,8 @@ def frame_tissue(
     (top, rows), (left, columns) = map(_span, spans, shape, most)
     if rows < np.ptp(spans[0]) + 1 or columns < np.ptp(spans[1]) + 1:
         log.warning(
-            "the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
-            "not seen; give the model a larger size", limit, mpp,
+            "%s: the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
+            "not seen; give the model a larger size", view.name, limit, mpp,
         )  # fmt: skip
     cells = Affine(lattice.sx, lattice.sy, left * lattice.sx, top * lattice.sy)
     # A cell sees around the centre of its receptive field: the image is shifted so that this is
