@@ -11,6 +11,7 @@ import torch
 from tiny_family import make_model
 
 from slidelens.engine import package
+from slidelens.engine.golden import compare
 from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
 from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
@@ -199,6 +200,12 @@ def test_golden_tensors_replay_and_betray_a_change(tmp_path):
     )
     with pytest.raises(ModelError, match="does not give its golden output"):
         verify(tmp_path / "b")
+
+
+def test_golden_tensors_of_another_shape_are_told_by_their_shapes(tmp_path):
+    kept, now = ({"map.p": torch.zeros(shape)} for shape in ((1, 4, 4), (1, 3, 3)))
+    with pytest.raises(ModelError, match=r"holds map\.p 1x4x4, the model now gives map\.p 1x3x3"):
+        compare(now, kept, tmp_path / "m")
 
 
 def test_verify_needs_golden_tensors(tiny, tmp_path):

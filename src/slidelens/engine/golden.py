@@ -98,9 +98,10 @@ def compare(
     ModelError
         Other outputs or shapes, or a deviation above :data:`WITHIN`.
     """
-    if {k: v.shape for k, v in now.items()} != {k: v.shape for k, v in kept.items()}:
+    if _shapes(now) != _shapes(kept):
         raise ModelError(
-            f"{folder / GOLDEN} holds {sorted(kept)}, the model now gives {sorted(now)}."
+            f"{folder.name} does not give its golden output: {GOLDEN} holds {_shapes(kept)}, the "
+            f"model now gives {_shapes(now)}. Weights, family code or torch have changed."
         )
     worst = max(float((now[k] - kept[k]).abs().nan_to_num(0.0).max()) for k in kept)
     nans = any(bool((now[k].isnan() != kept[k].isnan()).any()) for k in kept)
@@ -110,3 +111,7 @@ def compare(
             f"(at most {WITHIN:g} is expected). Weights, family code or torch have changed."
         )
     return worst
+
+
+def _shapes(outputs: Mapping[str, torch.Tensor]) -> str:
+    return ", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in sorted(outputs.items()))
