@@ -138,6 +138,7 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
     place = tmp_path / "place"
     shutil.copytree(prepared, place)
     monkeypatch.chdir(place)
+    monkeypatch.setattr("slidelens.engine.demo._SIZE", (1024, 896))
     opened = []
     # The window itself is opened by the tests of the desktop; here its arguments are.
     monkeypatch.setattr(launch, "view", lambda *given, **named: opened.append((given, named)))

@@ -172,3 +172,30 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
     assert run.returncode == 130, told
     assert said in told.splitlines()[-1]
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a mapping"),
+        ("family: local\nseed: 1", "run slidelens train local"),
+        ("a: [", "is not YAML"),
+        ("slides: s\nlabels: l\nout: o\ntiel: 3", "tiel"),
+        ("seed: one", "train.yaml: seed: Input should be a valid integer, not 'one'"),
+        ("epochs: 0", "epochs: Input should be greater than or equal to 1"),
+        ("fold: 3", "fold: Input should be a valid list"),
+        ("slides: [a, b]", "slides: Input should be a valid string"),
+    ],
+)
+def test_a_file_that_is_no_training_is_named(slidelens, tmp_path, text, message):
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    done = slidelens("train", "mil", "--config", file, "--out", tmp_path / "m")
+    assert done.code == 1
+    assert message in done.err
+
+
+def test_what_neither_file_nor_command_line_gives_is_asked_for(slidelens, tmp_path):
+    done = slidelens("train", "mil", "--out", tmp_path / "m")
+    assert done.code == 2
+    assert "missing --slides, --labels" in done.err

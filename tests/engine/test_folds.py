@@ -113,34 +113,6 @@ def test_the_program_trains_from_a_file_and_the_command_line_comes_first(cohort,
     assert load_model(out, "cpu").card["training"]["seed"] == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1, 2]", "expected a mapping"),
-        ("family: local\nseed: 1", "run slidelens train local"),
-        ("a: [", "is not YAML"),
-        ("slides: s\nlabels: l\nout: o\ntiel: 3", "tiel"),
-        ("seed: one", "train.yaml: seed: Input should be a valid integer, not 'one'"),
-        ("epochs: 0", "epochs: Input should be greater than or equal to 1"),
-        ("fold: 3", "fold: Input should be a valid list"),
-        ("slides: [a, b]", "slides: Input should be a valid string"),
-    ],
-)
-def test_a_file_that_is_no_training_is_named(cohort, tmp_path, text, message):
-    file = tmp_path / "train.yaml"
-    file.write_text(text)
-    done = _run(["train", "mil", "--config", file, "--out", tmp_path / "m"])
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_what_neither_file_nor_command_line_gives_is_asked_for(tmp_path):
-    done = _run(["train", "mil", "--out", tmp_path / "m"])
-    assert done.returncode == 2
-    assert "missing --slides, --labels" in done.stderr
-
-
 def test_two_processes_train_the_model_that_one_trains_with_twice_the_steps_per_update(
     cohort, tmp_path
 ):
