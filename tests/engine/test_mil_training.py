@@ -10,17 +10,22 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from slidelens.engine import loader, loop
+from slidelens.engine.bags import read_bag
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import predict
+from slidelens.engine.prediction_table import Outcome
 from slidelens.engine.train import train
 from slidelens.errors import ModelError, SlideError
 from slidelens.export import export_result
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels
+from slidelens.geometry import Box
 from slidelens.maps.result import Result, find_results
+from slidelens.nn.mil import class_probabilities
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import TILE, make_cohort, request
 
@@ -324,8 +329,6 @@ def test_trains_from_bags_made_elsewhere(bags, cohort, tmp_path):
     model = load_model(tmp_path / "m", "cpu")
     assert (model.config.bag_dim, model.config.tile) == (512, 256)
     assert model.module.features is None
-    with pytest.raises(ModelError, match="has no backbone to make them"):
-        predict(cohort / "slides" / "s1.tif", tmp_path / "m", tissue=WHOLE, device="cpu")
     with h5py.File(foreign / "s2.h5", "a") as file:
         del file["features"]
         file["features"] = np.ones((9, 100))
@@ -337,3 +340,70 @@ def test_a_preset_that_is_not_there_names_those_that_are(cohort, cache, tmp_path
     asked = _request(cohort, tmp_path / "m", cache, "abmil") | {"preset": "paper"}
     with pytest.raises(ModelError, match="no preset 'paper': choose one of default"):
         train(**asked)
+
+
+@pytest.fixture(scope="module")
+def on_vectors(bags, cohort, tmp_path_factory):
+    """A model that begins with vectors."""
+    out = tmp_path_factory.mktemp("vectors") / "m"
+    list(train(**_bag_request(cohort, out, bags[1], config={"bag_dim": 512})))
+    return out
+
+
+def test_a_model_on_vectors_runs_on_those_of_a_slide(bags, cohort, on_vectors):
+    """It says of each tile and of the slide what its head makes of the bag, in its order."""
+    slide, file = cohort / "slides" / "s1.tif", bags[1] / "s1.h5"
+    how = {"tissue": WHOLE, "device": "cpu", "bags": bags[1]}
+    result = predict(slide, on_vectors, **how)
+    bag, network = read_bag(file), load_model(on_vectors, "cpu").module.eval()
+    vectors = torch.from_numpy(bag.vectors)
+    with torch.no_grad():
+        tiles = class_probabilities(network.instances(vectors))
+        whole = network(bag=network.essence(vectors))
+    np.testing.assert_allclose(result.tiles.boxes, bag.boxes)
+    np.testing.assert_allclose(result.tiles.probabilities, tiles.numpy(), atol=1e-6)
+    np.testing.assert_allclose(result.tiles.attention, whole.attention[0].numpy(), atol=1e-6)
+    wanted = class_probabilities(whole.logits[None])[0].tolist()
+    assert list(result.probabilities.values()) == pytest.approx(wanted, abs=1e-6)
+    assert result.features is None
+    x, y, w, h = bag.boxes[4]
+    part = predict(slide, on_vectors, **how, region=Box(x + 1, y + 1, w, h))
+    np.testing.assert_allclose(part.tiles.boxes, bag.boxes[4:5])
+
+
+def test_a_run_on_vectors_is_as_new_as_they_are(bags, cohort, on_vectors, tmp_path):
+    shutil.copytree(bags[1], tmp_path / "h5")
+    slides = [cohort / "slides" / f"s{i}.tif" for i in (1, 2)]
+    run = (slides, [on_vectors], tmp_path / "out")
+    how = {"tissue": WHOLE, "device": "cpu", "bags": tmp_path / "h5"}
+
+    def outcomes():
+        return [e for e in predict_cohort(*run, **how) if isinstance(e, Outcome)]
+
+    assert [o.status for o in outcomes()] == ["done", "done"]
+    with h5py.File(tmp_path / "h5" / "s2.h5", "a") as file:
+        file["features"][0] = 1.0
+    assert [o.status for o in outcomes()] == ["skipped", "done"]
+    (tmp_path / "h5" / "s1.h5").unlink()
+    with h5py.File(tmp_path / "h5" / "s2.h5", "a") as file:
+        short = file["features"][:, :7]
+        del file["features"]
+        file["features"] = short
+    first, second = outcomes()
+    assert "s1.h5: no such feature bag" in first.error
+    assert "vectors of length 7, the model takes 512" in second.error
+
+
+def test_vectors_are_asked_for_and_refused_before_anything_runs(bags, cohort, on_vectors, tmp_path):
+    slides = [cohort / "slides" / "s1.tif"]
+    with pytest.raises(ModelError, match=r"give the folder of the slides' \.h5 files, with --bags"):
+        predict_cohort(slides, [on_vectors], tmp_path)
+    with pytest.raises(ModelError, match=r"makes its feature vectors itself: leave --bags"):
+        predict_cohort(slides, [bags[0]], tmp_path, bags=bags[1])
+
+
+def test_tiles_of_unknown_size_touch(bags, tmp_path):
+    bag = read_bag(bags[1] / "s1.h5")
+    with h5py.File(tmp_path / "bare.h5", "w") as file:
+        file["features"], file["coords"] = bag.vectors, bag.boxes[:, :2].astype(int)
+    np.testing.assert_allclose(read_bag(tmp_path / "bare.h5").boxes, bag.boxes)

@@ -44,6 +44,13 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's run."),
     ] = None,
+    bags: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The slides' feature vectors, <slide id>.h5, for a model trained on such.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Run again what is there already.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,6 +71,7 @@ def predict(
         batch_size=batch_size,
         precision=precision,
         options={name: read_value(text) for name, text in given.items()},
+        bags=bags,
         overwrite=overwrite,
     )
     outcomes = []

@@ -210,6 +210,8 @@ def _begin(
 
 
 def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
+    from slidelens.engine.manifest import read_manifest
+
     if as_json:
         facts = {
             "model": str(out),
@@ -226,4 +228,5 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
     if last.folds:
         typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; a model lies in each fold")
         return
-    typer.echo(f"next: slidelens predict SLIDE --model {out} --out results")
+    bags = " --bags DIR" if read_manifest(out).config.get("bag_dim") else ""
+    typer.echo(f"next: slidelens predict SLIDE --model {out}{bags} --out results")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from slidelens.engine.device import uses_bf16
 from slidelens.engine.fields import validated
 from slidelens.engine.provenance import fingerprint
-from slidelens.errors import LabelError, ResultError, SlideError
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
 from slidelens.families.base import Bag, ConfigT
 from slidelens.families.training import bag_fields
@@ -28,16 +29,16 @@ from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
+    from slidelens.families.base import Model
     from slidelens.families.training import Encoding
     from slidelens.tiling.grid import Grid, GridSpec
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["BagCache", "bags_folder", "find_bags", "fitted", "read_bag"]
+__all__ = ["BagCache", "bag_file", "bags_folder", "check_bags", "find_bags", "fitted", "read_bag"]
 
 _ALGORITHM = 1
 """Raised when a new version encodes the same tiles to other vectors."""
@@ -165,6 +166,41 @@ def find_bags(folder: Path) -> dict[str, Path]:
     if not found:
         raise LabelError(f"{folder}: no folder of feature bags; expected files <slide id>.h5.")
     return found
+
+
+def bag_file(folder: str | Path, slide_id: str) -> Path:
+    """Return a slide's file in a folder of feature bags.
+
+    Raises
+    ------
+    SlideError
+        It is not there.
+    """
+    path = Path(folder) / f"{slide_id}.h5"
+    if not path.is_file():
+        raise SlideError(f"{path}: no such feature bag; each slide needs its <slide id>.h5.")
+    return path
+
+
+def check_bags(model: Model[Any], bags: str | Path | None) -> None:
+    """Refuse to run a model on vectors without having some, or with some that it does not take.
+
+    Raises
+    ------
+    ModelError
+        Either of these.
+    """
+    takes = bool(getattr(model.config, "bag_dim", 0))
+    if takes and bags is None:
+        raise ModelError(
+            f"model {model.name!r} was trained on feature vectors made elsewhere and has no "
+            "backbone to make them of a slide: give the folder of the slides' .h5 files, with "
+            "--bags DIR (bags=DIR)."
+        )
+    if bags is not None and not takes:
+        raise ModelError(
+            f"model {model.name!r} makes its feature vectors itself: leave --bags (bags=) out."
+        )
 
 
 def fitted(config: ConfigT, path: Path) -> ConfigT:

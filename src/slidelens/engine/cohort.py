@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from slidelens.engine.bags import bag_file, check_bags
 from slidelens.engine.fields import with_options
 from slidelens.engine.labels import find_slides
 from slidelens.engine.loader import find_tissue
@@ -46,6 +47,7 @@ class RunOptions(TypedDict, total=False):
     region: Box | None
     tissue: TissueSettings
     batch_size: int | None
+    bags: str | Path | None
     overwrite: bool
 
 
@@ -92,7 +94,8 @@ def predict_cohort(
     LabelError
         A folder without slides, or with two of one id.
     ModelError
-        A model that cannot be loaded or lacks an option, or two of one name (before anything runs).
+        A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
+        or two of one name (before anything runs).
     ResultError
         A table that cannot be written.
     """
@@ -104,6 +107,8 @@ def predict_cohort(
         with_options(m if isinstance(m, Model) else load_model(m, device), options or {})
         for m in models
     ]
+    for model in loaded:
+        check_bags(model, run.get("bags"))
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(
@@ -164,9 +169,11 @@ class _Cohort:
         return self.options.get("tissue") or TissueSettings()
 
     def _digest(self, slide: Slide, model: Model[Any]) -> str:
+        bags = self.options.get("bags")
         return settings_sha256(
             slide,
             model,
+            bag=None if bags is None else bag_file(bags, slide.id),
             region=self.options.get("region"),
             precision=self.options.get("precision", "auto"),
             tissue=self._tissue,

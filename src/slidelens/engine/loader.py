@@ -17,7 +17,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from slidelens.errors import SlideError
-from slidelens.families.base import Batch
+from slidelens.families.base import Bag, Batch
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.settings import get_settings
 from slidelens.tiling.grid import Grid, GridSpec, make_grid
@@ -95,6 +95,8 @@ class SlideView:
     stain
         Stain normalisation of every pixel that is read: a method, for which the slide's stains are
         estimated here, or a normaliser that was made before.
+    bag
+        Feature vectors of the slide's tiles that were made elsewhere.
 
     Raises
     ------
@@ -114,8 +116,9 @@ class SlideView:
         batch_size: int | None = None,
         threads: int | None = None,
         stain: StainMethod | StainNormalizer = "none",
+        bag: Bag | None = None,
     ) -> None:
-        self.slide = slide
+        self.slide, self.bag = slide, bag
         self.name = slide.id
         self.size: Size = slide.size
         self.mpp: Mpp = slide.require_mpp()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 import torch
 
 from slidelens.engine.assemble import Assembly
+from slidelens.engine.bags import bag_file, check_bags, read_bag
 from slidelens.engine.detail import check_detail
 from slidelens.engine.device import evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
@@ -85,6 +86,7 @@ def predict(
     tissue: TissueSettings | TissueMask | None = None,
     batch_size: int | None = None,
     options: Mapping[str, Any] | None = None,
+    bags: str | Path | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Run a model over a slide.
@@ -116,6 +118,9 @@ def predict(
     options
         Other values for fields of the model's configuration that its weights do not depend on
         (:attr:`~slidelens.families.base.FamilyConfig.run_fields`).
+    bags
+        Folder of the slides' feature vectors, ``<slide id>.h5`` as CLAM and TRIDENT write them, for
+        a model that was trained on such.
     overwrite
         Compute and write even if the same result is there.
 
@@ -123,9 +128,11 @@ def predict(
     ------
     SlideError
         A slide that cannot be read, that states no resolution when ``mpp`` is not given, or whose
-        finest resolution is more than four times as coarse as the model reads.
+        finest resolution is more than four times as coarse as the model reads; a slide without
+        feature vectors in ``bags``, or with others than the model takes.
     ModelError
-        A model that cannot be used, or an option that it does not have.
+        A model that cannot be used, an option that it does not have, ``bags`` that it needs or has
+        no use for.
     ResultError
         A result that cannot be written.
     """
@@ -140,6 +147,7 @@ def predict(
         tissue=tissue,
         batch_size=batch_size,
         options=options,
+        bags=bags,
         overwrite=overwrite,
     )
     for _ in run:
@@ -175,6 +183,7 @@ class Prediction:
         tissue: TissueSettings | TissueMask | None = None,
         batch_size: int | None = None,
         options: Mapping[str, Any] | None = None,
+        bags: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -189,6 +198,8 @@ class Prediction:
         self._tissue = tissue or TissueSettings()
         self._batch_size = batch_size
         self._options = options or {}
+        self._bags = bags
+        self._bag: Path | None = None
         self._overwrite = overwrite
         self._assembly: Assembly | None = None
         self._bf16 = False
@@ -213,6 +224,7 @@ class Prediction:
         clock = _Clock(self.peek)
         given = self._slide
         model = with_options(self._on_device(self._model), self._options)
+        check_bags(model, self._bags)
         # A slide that the caller opened is the caller's to close.
         opening = (
             nullcontext(given)
@@ -220,8 +232,9 @@ class Prediction:
             else open_slide(given, mpp=self._given_mpp)
         )
         with opening as slide, ExitStack() as held:
+            self._bag = None if self._bags is None else bag_file(self._bags, slide.id)
             asked = self._asked()
-            digest = settings_sha256(slide, model, **asked)
+            digest = settings_sha256(slide, model, **asked, bag=self._bag)
             settings = run_settings(model, **asked)
             opened = given.open_seconds if isinstance(given, Slide) else 0.0
             self._timings["open"] = opened + clock.seconds()
@@ -253,8 +266,10 @@ class Prediction:
         self, slide: Slide, model: Model[Any], clock: _Clock, held: ExitStack
     ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
         """Run the model; where it does not fit on the GPU, begin again with half the batch."""
-        name = f"model {model.name!r}"
-        check_detail(slide, model.config, name, _REMEDY, region=self._region)
+        bag = None if self._bag is None else read_bag(self._bag)
+        if bag is None:
+            name = f"model {model.name!r}"
+            check_detail(slide, model.config, name, _REMEDY, region=self._region)
         batch_size = self._batch_size
         while True:
             view = SlideView(
@@ -263,7 +278,8 @@ class Prediction:
                 region=self._region,
                 device=model.device,
                 batch_size=batch_size,
-                stain=model.config.stain_normalization,
+                stain="none" if bag is not None else model.config.stain_normalization,
+                bag=bag,
             )
             with view:
                 yield clock.progress("tissue", view)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,11 @@ def settings_sha256(
     region: Box | None,
     precision: Precision,
     tissue: TissueSettings | TissueMask,
+    bag: Path | None = None,
 ) -> str:
     """Digest everything that changes a result: slide, its resolution, model, and how it is run.
+
+    ``bag`` is a file of feature vectors that the run was given: it counts by what it holds.
 
     The place of files does not count, nor do device and batch size; ``precision`` counts as it was
     asked for, so that a cohort begun on a GPU can be finished on a laptop.
@@ -52,6 +55,9 @@ def settings_sha256(
     }
     if slide.color_managed:
         facts["colour"] = "icc"
+    if bag is not None:
+        with bag.open("rb") as file:
+            facts["bag"] = file_digest(file, "sha256").hexdigest()
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

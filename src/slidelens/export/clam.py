@@ -37,7 +37,8 @@ class ClamBag:
     Attributes
     ----------
     boxes
-        ``(N, 4)`` float64 x, y, w, h in level-0 px; w and h are 0 where the file does not say.
+        ``(N, 4)`` float64 x, y, w, h in level-0 px. Where the file does not say how large tiles
+        are, they are taken to touch: as large as the least step between them (0 of one alone).
     features
         ``(N, D)`` float16 or float32.
     facts
@@ -115,11 +116,17 @@ def read_clam(path: Path) -> ClamBag:
             "(N, D) and (N, 2)."
         )
     if boxes is None or boxes.shape != (len(coords), 4):
-        side = float(attributes.get("patch_size_level0", 0))
+        side = float(attributes.get("patch_size_level0", 0)) or _step(coords)
         boxes = np.concatenate([coords, np.full(coords.shape, side)], 1).astype(np.float64)
     if features.dtype not in (np.float16, np.float32):
         features = features.astype(np.float32)
     return ClamBag(boxes, features, _facts(attributes))
+
+
+def _step(coords: NDArray[Any]) -> float:
+    """Return the least distance along x or y between different tiles, 0 where there is none."""
+    steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
+    return float(min((s.min() for s in steps if len(s)), default=0))
 
 
 def _attributes(

@@ -164,10 +164,12 @@ class Batch:
 class View(Protocol):
     """What a model may see of a slide. The engine makes it; reading ahead is its business.
 
-    ``name`` is the slide's id, for messages.
+    ``name`` is the slide's id, for messages. ``bag`` are feature vectors of its tiles that were
+    made elsewhere, where the run was given some.
     """
 
     name: str
+    bag: Bag | None
     size: Size
     mpp: Mpp
     region: Box

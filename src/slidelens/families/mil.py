@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save
@@ -45,12 +46,27 @@ from slidelens.tiling.grid import GridSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["FAMILY", "MilConfig", "backbone_sha256", "grid_spec", "no_tiles"]
+__all__ = [
+    "FAMILY",
+    "MilConfig",
+    "backbone_sha256",
+    "grid_spec",
+    "network_of",
+    "no_tiles",
+    "wrong_length",
+]
 
 _known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Checksums of the backbones of loaded packages: summed once, not for every slide."""
+
+_Vectors = tuple["NDArray[np.float64]", torch.Tensor]
+"""Boxes ``(N, 4)`` of tiles in level-0 px, and their feature vectors ``(N, D)``."""
+
+_AT_ONCE = 4096
+"""Given vectors that are scored at once."""
 
 _OWN = "; by default what the pooling's paper says"
 
@@ -181,49 +197,87 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     Raises
     ------
     SlideError
-        No tile holds enough tissue.
+        No tile holds enough tissue; of a model on feature vectors that were made elsewhere: vectors
+        of another length, or none in the region.
     ModelError
-        A model on feature vectors that were made elsewhere.
+        Such a model, and no vectors.
     """
     config = model.config
     network: Any = model.module
-    if config.bag_dim:
-        raise ModelError(
-            f"model {model.name!r} was trained on feature vectors made elsewhere and has no "
-            "backbone to make them of a slide."
-        )
+    facts = _facts(model) if config.keep_features and not config.bag_dim else None
+    seen, places = [], []
+    for boxes, vectors in _given(model, view) if config.bag_dim else _encoded(model, view):
+        values = class_probabilities(network.instances(vectors)).cpu().numpy()
+        yield Patch("probability", boxes, values)
+        if facts is not None:
+            yield Bag(boxes, vectors.half().cpu().numpy(), facts)
+        seen.append(network.essence(vectors))
+        places.append(boxes)
+        view.step(len(values))
+    output = network(bag=torch.cat(seen))
+    if output.attention is not None:
+        yield Patch("attention", np.concatenate(places), output.attention.T.cpu().numpy())
+    yield SlideScore(tuple(class_probabilities(output.logits[None])[0].tolist()))
+
+
+def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
+    """Encode the tiles of a slide, batch by batch."""
+    config, features = model.config, network_of(model).features
+    assert features is not None
     grid = view.grid(grid_spec(config))
     if len(grid) == 0:
         raise SlideError(no_tiles(config))
     view.total(len(grid))
-    facts = _facts(model) if config.keep_features else {}
-    seen = []
-    features = network.features
     if isinstance(features, Features):  # a plugin's may cast as it likes
         features = cast_once(features)
     for batch in view.batches(grid, config.batch_size):
         images = normalize(batch.images, model.mean, model.std)
-        vectors = encoded(features, images, config.orientations).float()
-        values = class_probabilities(network.instances(vectors)).cpu().numpy()
-        yield Patch("probability", batch.boxes, values)
-        if config.keep_features:
-            yield Bag(batch.boxes, vectors.half().cpu().numpy(), facts)
-        seen.append(network.essence(vectors))
-        view.step(len(values))
-    output = network(bag=torch.cat(seen))
-    if output.attention is not None:
-        yield Patch("attention", grid.boxes, output.attention.T.cpu().numpy())
-    yield SlideScore(tuple(class_probabilities(output.logits[None])[0].tolist()))
+        yield batch.boxes, encoded(features, images, config.orientations).float()
+
+
+def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
+    """Hand on the vectors that the run was given, of tiles that are centred in the region."""
+    config, bag, region = model.config, view.bag, view.region
+    if bag is None:
+        raise ModelError(
+            f"model {model.name!r} was trained on feature vectors made elsewhere, has no backbone "
+            "to make them of a slide, and was given none."
+        )
+    if bag.vectors.shape[1] != config.bag_dim:
+        raise SlideError(wrong_length(bag, config.bag_dim))
+    x, y = (bag.boxes[:, :2] + bag.boxes[:, 2:] / 2).T
+    inside = (x >= region.x) & (x < region.right) & (y >= region.y) & (y < region.bottom)
+    rows = np.flatnonzero(inside)
+    if len(rows) == 0:
+        raise SlideError(
+            f"none of the {len(inside)} tiles of its feature bag lies in the slide's region of "
+            f"{region.w:g} x {region.h:g} px; check that the bag is of this slide."
+        )
+    view.total(len(rows))
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        vectors = torch.from_numpy(bag.vectors[some].astype(np.float32))
+        yield bag.boxes[some], vectors.to(model.device or "cpu")
+
+
+def wrong_length(bag: Bag, dim: int) -> str:
+    """Say that a bag holds vectors of another length than a model takes."""
+    return f"its bag holds vectors of length {bag.vectors.shape[1]}, the model takes {dim}."
+
+
+def network_of(model: Model[MilConfig]) -> MilNetwork:
+    """Return the model's network by its type."""
+    assert isinstance(model.module, MilNetwork)
+    return model.module
 
 
 def _facts(model: Model[MilConfig]) -> dict[str, str]:
     """Say what makes the model's feature vectors."""
     config = model.config
-    assert isinstance(model.module, MilNetwork)
     packed = "weights_sha256" in model.card
     digest = _known.get(model.module) if packed else None
     if digest is None:
-        digest = backbone_sha256(model.module)
+        digest = backbone_sha256(network_of(model))
         if packed:
             _known[model.module] = digest
     return {

@@ -16,8 +16,14 @@ import numpy as np
 import torch
 
 from slidelens.errors import SlideError
-from slidelens.families.mil import backbone_sha256, grid_spec, no_tiles
-from slidelens.families.mil_tiles import MilTiles, evaluating, network_of, slide_key
+from slidelens.families.mil import (
+    backbone_sha256,
+    grid_spec,
+    network_of,
+    no_tiles,
+    wrong_length,
+)
+from slidelens.families.mil_tiles import MilTiles, evaluating, slide_key
 from slidelens.families.training import (
     BAG_FIELDS,
     Encoding,
@@ -208,9 +214,7 @@ class BagSteps:
         network = network_of(self.tiles.model)
         dim = config.bag_dim if network.features is None else network.features.dim
         if bag.vectors.shape[1] != dim:
-            raise SlideError(
-                f"its bag holds vectors of length {bag.vectors.shape[1]}, the model takes {dim}."
-            )
+            raise SlideError(wrong_length(bag, dim))
         self._sha = self._sha or ("" if network.features is None else backbone_sha256(network))
         made_by = bag.facts.get("backbone_sha256")
         if network.features is not None and made_by != self._sha:

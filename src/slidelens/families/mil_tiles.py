@@ -10,7 +10,6 @@ from zlib import crc32
 from slidelens.families.mil import grid_spec
 from slidelens.families.training import take
 from slidelens.nn.backbones import freeze_norm_statistics
-from slidelens.nn.mil import MilNetwork
 from slidelens.nn.pixels import normalize
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from slidelens.nn.mil import BagOutput
     from slidelens.tiling.grid import Grid
 
-__all__ = ["MilTiles", "evaluating", "network_of", "slide_key"]
+__all__ = ["MilTiles", "evaluating", "slide_key"]
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,3 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         module.train(training)
         freeze_norm_statistics(module)
-
-
-def network_of(model: Model[MilConfig]) -> MilNetwork:
-    """Return the model's network by its type."""
-    assert isinstance(model.module, MilNetwork)
-    return model.module

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from slidelens.errors import SlideError
-from slidelens.families.mil import no_tiles
-from slidelens.families.mil_tiles import MilTiles, evaluating, network_of, slide_key
+from slidelens.families.mil import network_of, no_tiles
+from slidelens.families.mil_tiles import MilTiles, evaluating, slide_key
 from slidelens.families.training import Outcome, Work, balanced_order
 from slidelens.nn.mil import class_probabilities, slide_loss, soft_maximum
 

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field, model_validator
 
 from slidelens.errors import ModelError
-from slidelens.families.mil import MilConfig
+from slidelens.families.mil import MilConfig, network_of
 from slidelens.families.mil_bags import BagSteps
-from slidelens.families.mil_tiles import MilTiles, network_of
+from slidelens.families.mil_tiles import MilTiles
 from slidelens.families.mil_top import TopSteps
 from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work
 from slidelens.nn.augment import TileAugment
