@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from safetensors.torch import load_file, save_file
 
 from slidelens.engine import loader, loop
 from slidelens.engine.bags import read_bag
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.history import TUNE_TABLE
-from slidelens.engine.package import load_model
+from slidelens.engine.package import load_model, verify
 from slidelens.engine.predict import predict
 from slidelens.engine.prediction_table import Outcome
+from slidelens.engine.publish import check_package, pack
 from slidelens.engine.train import train
 from slidelens.errors import ModelError, SlideError
 from slidelens.export import export_result
@@ -407,3 +409,15 @@ def test_tiles_of_unknown_size_touch(bags, tmp_path):
     with h5py.File(tmp_path / "bare.h5", "w") as file:
         file["features"], file["coords"] = bag.vectors, bag.boxes[:, :2].astype(int)
     np.testing.assert_allclose(read_bag(tmp_path / "bare.h5").boxes, bag.boxes)
+
+
+def test_a_model_on_vectors_is_packed_and_checked(on_vectors, tmp_path):
+    words = {"licence": "CC0-1.0", "intended_use": "Of no tissue."}
+    packed = pack(on_vectors, tmp_path / "packed", **words)
+    assert any("replayed" in line for line in check_package(packed))
+    kept = load_file(packed / "golden.safetensors")
+    assert kept["map.probability"].shape[0] > 10
+    other = shutil.copytree(packed, tmp_path / "other")
+    save_file({**kept, "input": 255 - kept["input"]}, other / "golden.safetensors")
+    with pytest.raises(ModelError, match="does not give its golden output"):
+        verify(other)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from slidelens.families.base import Model
+    from slidelens.families.base import Bag, Model
 
 __all__ = ["GOLDEN", "WITHIN", "compare", "read_golden", "replay"]
 
 GOLDEN = "golden.safetensors"
 WITHIN = 1e-4
 """How far another machine's output may be from the golden one, in fp32 on a CPU."""
+_CELL = 8
+"""Side in px of what stands for a tile in a picture whose values are taken for feature vectors."""
 
 
 def read_golden(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +55,8 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     model
         On the CPU.
     image
-        ``(H, W, 3)`` uint8 RGB, all of it taken for tissue.
+        ``(H, W, 3)`` uint8 RGB, all of it taken for tissue. A model that begins with feature
+        vectors is given its values for such.
 
     Returns
     -------
@@ -71,7 +74,12 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     from slidelens.tiling.tissue import TissueSettings
 
     with from_array(image, mpp=float(model.card["mpp"])) as slide:
-        view = SlideView(slide, tissue=TissueSettings(method="whole"), device=torch.device("cpu"))
+        view = SlideView(
+            slide,
+            tissue=TissueSettings(method="whole"),
+            device=torch.device("cpu"),
+            bag=_bag(image, getattr(model.config, "bag_dim", 0)),
+        )
         with evaluating(torch.device("cpu"), bf16=False):
             events = list(FAMILIES.get(model.family).infer(model, view))
     values: dict[str, list[NDArray[np.float32]]] = {}
@@ -86,6 +94,22 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
         joined = np.concatenate(parts if alike else [part.ravel() for part in parts])
         outputs[f"map.{name}"] = torch.from_numpy(np.ascontiguousarray(joined))
     return outputs
+
+
+def _bag(image: NDArray[np.uint8], dim: int) -> Bag | None:
+    """Take a picture's values, from -1 to 1, for feature vectors of small tiles in it."""
+    if not dim:
+        return None
+    import numpy as np
+
+    from slidelens.families.base import Bag
+
+    rows, columns = (side // _CELL for side in image.shape[:2])
+    count = max(min(image.size // dim, rows * columns), 1)
+    y, x = np.divmod(np.arange(count), columns)
+    boxes = np.stack([x, y, np.ones_like(x), np.ones_like(y)], 1) * float(_CELL)
+    values = image.ravel().astype(np.float32) / 127.5 - 1
+    return Bag(boxes, np.resize(values, (count, dim)))
 
 
 def compare(
