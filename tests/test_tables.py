@@ -1,25 +1,44 @@
 """Tables of spreadsheets: what separates is read off the header."""
 
+from pathlib import Path
+
 import pytest
 
+from slidelens.errors import LabelError
 from slidelens.tables import read_rows
+
+PATH = Path("t.csv")
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_header_says_what_separates(separator):
     lines = [f"slide_id{separator} label ", f'a{separator}"x{separator}y"']
-    rows, columns, found = read_rows(lines)
+    rows, columns, found = read_rows(lines, PATH, LabelError)
     assert (columns, found) == (["slide_id", "label"], separator)
     assert list(rows) == [{"slide_id": "a", "label": f"x{separator}y"}]
     assert rows.line_num == 2
 
 
 def test_a_quoted_cell_may_hold_a_line_break():
-    rows, _, _ = read_rows(["a,b\n", '"1\n', '2",3\n'])
+    rows, _, _ = read_rows(["a,b\n", '"1\n', '2",3\n'], PATH, LabelError)
     assert list(rows) == [{"a": "1\n2", "b": "3"}]
 
 
 def test_nothing_has_no_columns():
-    rows, columns, _ = read_rows([])
+    rows, columns, _ = read_rows([], PATH, LabelError)
     assert columns == []
     assert list(rows) == []
+
+
+@pytest.mark.parametrize("cell", ['"5 mm', '"5" mm'])
+def test_a_lone_quotation_mark_takes_no_rows_along(cell):
+    lines = ["slide_id,size,label", "a,1,x", f"b,{cell},x", *(f"c{i},1,y" for i in range(20_000))]
+    rows, _, _ = read_rows(lines, PATH, LabelError)
+    assert next(rows)["slide_id"] == "a"
+    with pytest.raises(LabelError, match=r"t\.csv: what begins on line 3 cannot be read"):
+        list(rows)
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    with pytest.raises(LabelError, match=r"t\.csv: has the column label twice"):
+        read_rows(["slide_id,label,Label,label "], PATH, LabelError)

@@ -3,22 +3,66 @@
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-__all__ = ["read_rows"]
+__all__ = ["Rows", "read_rows"]
 
 
-def read_rows(lines: Sequence[str]) -> tuple[csv.DictReader[str], list[str], str]:
+class Rows:
+    """Rows of a table, by column; refused where a quotation mark is not closed behind its cell."""
+
+    def __init__(self, reader: csv.DictReader[str], refused: Callable[[str], Exception]) -> None:
+        self._reader, self._refused = reader, refused
+
+    @property
+    def line_num(self) -> int:
+        """Number of the last line that was read, from 1."""
+        return self._reader.line_num
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str | Any, str | Any]:
+        start = self.line_num + 1
+        try:
+            return next(self._reader)
+        except csv.Error as error:
+            raise self._refused(
+                f"what begins on line {start} cannot be read ({error}); look for a lone quotation "
+                'mark (").'
+            ) from error
+
+
+def read_rows(
+    lines: Sequence[str], path: Path, refused: Callable[[str], Exception]
+) -> tuple[Rows, list[str], str]:
     """Return the rows below a header, its columns (stripped), and what separates them.
 
     That is comma, semicolon or tab, whichever the header has most of. Without a line there are no
     columns.
+
+    Parameters
+    ----------
+    lines
+        The table's text.
+    path
+        Where it is from, for messages.
+    refused
+        Makes the error, of a message, that a column which is there twice is, and, while rows are
+        read, a quotation mark that is not closed: it would take the rows below into its cell.
     """
     separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
-    columns = [(name or "").strip() for name in rows.fieldnames or ()]
-    rows.fieldnames = columns
-    return rows, columns, separator
+    reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise refused(f"{path}: its header cannot be read ({error}).") from error
+    double = sorted({name for name in columns if name and columns.count(name) > 1})
+    if double:
+        raise refused(f"{path}: has the column {' and '.join(double)} twice; remove one.")
+    reader.fieldnames = columns
+    return Rows(reader, lambda text: refused(f"{path}: {text}")), columns, separator

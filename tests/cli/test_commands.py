@@ -285,6 +285,18 @@ def test_export_replaces_nothing_that_it_was_not_told_to(slidelens, phantom, tmp
     assert not (tmp_path / "both").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [("new-plugin", "x", "--out", "f/y"), ("demo", "--out", "f")], ids=lambda w: w[0]
+)
+def test_a_place_that_cannot_be_written_is_a_sentence(slidelens, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Path("f").touch()
+    done = slidelens(*words)
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert "f" in done.err
+
+
 def test_export_of_several_results_is_all_or_says_which_are_missing(slidelens, phantom, tmp_path):
     results, second = tmp_path / "results", tmp_path / "second.tif"
     second.write_bytes(phantom.read_bytes())

@@ -69,3 +69,20 @@ def test_a_folder_that_is_no_evaluation_is_named(slidelens, tmp_path):
     done = slidelens("report", tmp_path, "--out", tmp_path / "r.html")
     assert done.code == 1
     assert "expected a folder written by `slidelens evaluate --out`" in done.err
+
+
+def test_no_file_of_the_evaluation_is_replaced(slidelens, folder, tmp_path):
+    before = (folder / "metrics.json").read_bytes()
+    for option in ("--out", "--pdf"):
+        done = slidelens("report", folder, "--out", tmp_path / "r", option, folder / "metrics.json")
+        assert done.code == 1
+        assert "metrics.json: is a file of the evaluation itself" in done.err
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_html_and_pdf_are_two_files(slidelens, folder, tmp_path):
+    place = tmp_path / "r.html"
+    done = slidelens("report", folder, "--out", place, "--pdf", tmp_path / "eval" / ".." / "r.html")
+    assert done.code == 1
+    assert "r.html: cannot be both the HTML and the PDF file" in done.err
+    assert not place.exists()

@@ -1,6 +1,8 @@
 import csv
+import io
 import json
 import sqlite3
+import sys
 
 import pytest
 
@@ -118,3 +120,38 @@ def test_a_folder_that_is_no_evaluation_is_named(slidelens, tmp_path):
     done = slidelens("review", tmp_path, "list")
     assert done.code == 1
     assert "expected a folder written by `slidelens evaluate --out`" in done.err
+
+
+def test_export_of_labels_replaces_no_table(review, tmp_path):
+    review("set", "b", "--label-wrong", "--reviewer", "ann")
+    labels, corrected = tmp_path / "labels.csv", tmp_path / "corrected.csv"
+    before = labels.read_text()
+    for option in (("--labels", labels, "--overwrite"), ("--out", labels)):
+        done = review("export", *option)
+        assert done.code == 1
+        assert "labels.csv: is the table of labels that was evaluated" in done.err
+    assert labels.read_text() == before
+    corrected.write_text("mine")
+    done = review("export", "--labels", corrected, "--out", tmp_path / "out.csv")
+    assert done.code == 1
+    assert "is there already; choose another file, or give --overwrite" in done.err
+    assert corrected.read_text() == "mine"
+    assert not (tmp_path / "out.csv").exists()
+    assert review("export", "--labels", corrected, "--overwrite").code == 0
+    assert "b,1\n" in corrected.read_text()
+    both = tmp_path / "both.csv"
+    assert "both --out and --labels" in review("export", "--out", both, "--labels", both).err
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(review, monkeypatch):
+    for arguments in (("set", "b", "--note", "żółć 🔬", "--reviewer", "ann"), ("list",)):
+        output = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "cp1252"))
+        assert review(*arguments).code == 0
+        sys.stdout.flush()
+        assert b"\\u017c\xf3\\u0142\\u0107" in output.getvalue()
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "cp1252"))
+    review("history", "--json")
+    sys.stdout.flush()
+    assert json.loads(output.getvalue().decode("cp1252"))[0]["note"] == "żółć 🔬"

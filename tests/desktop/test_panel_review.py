@@ -205,6 +205,11 @@ def test_report_decisions_and_labels_are_exported(panel, bench, cohort, qtbot, t
     assert "Inflammation" in (tmp_path / "d.csv").read_text()
     panel.export.write_labels(tmp_path / "l.csv")
     assert "b,tumor" in (tmp_path / "l.csv").read_text()
+    table = panel.review.saved.labels_table
+    before = table.read_bytes()
+    panel.export.write_labels(table)
+    assert "would be replaced" in panel.notice.text
+    assert table.read_bytes() == before
     panel.export.write_report(tmp_path / "report.html")
     qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
     assert "The report is written" in panel.notice.text

@@ -156,6 +156,14 @@ def test_rows_of_earlier_runs_stay(tiny, tmp_path):
     assert table(out).keys() == {"a", "b"}
 
 
+def test_a_mistyped_path_leaves_the_row_of_the_slide_of_that_name(tiny, tmp_path):
+    out = tmp_path / "out"
+    run([write_slide(tmp_path, "a.tif")], [tiny], out)
+    (failed,) = run([tmp_path / "a.svs"], [tiny], out)
+    assert failed.status == "failed"
+    assert table(out)["a"]["status"] == "done"
+
+
 def test_a_table_of_other_classes_is_written_anew(tiny, tmp_path, caplog):
     out = tmp_path / "out"
     (out / "tiny-model").mkdir(parents=True)

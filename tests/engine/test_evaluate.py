@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as oracle
 
-from slidelens.engine.evaluate import EvaluationOptions, evaluate, parse_rule
+from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate, parse_rule
 from slidelens.engine.evaluation_tables import Table
 from slidelens.engine.measure import Resampling, Rule
 from slidelens.engine.plots import table_picture
@@ -138,6 +138,7 @@ def test_models_are_compared_on_the_same_slides(cohort):
 def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
     found = run(cohort)
     folder = cohort / "eval"
+    assert {path.name for path in folder.iterdir()} == set(FILES)
     assert json.loads((folder / "metrics.json").read_text()) == found.metrics
     record = json.loads((folder / "evaluation.json").read_text())
     assert (folder / record["results"]).resolve() == (cohort / "results").resolve()
@@ -154,6 +155,14 @@ def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
     text = (folder / "comparison.md").read_text()
     assert "| good | 6 | 0.889" in text
     assert "p (DeLong)" in text
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path, pictures):
+    for name in (r"a$\x$", "$b"):
+        binary(tmp_path / "results", name, SCORES)
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    run(tmp_path)
+    assert (tmp_path / "eval" / "comparison.png").stat().st_size > 5000
 
 
 def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort, pictures):
@@ -403,6 +412,8 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     found = run(cohort, annotations=annotations).metrics["models"]
     tiles = found["good"]["tiles"]
     assert (tiles["n"], tiles["n_positive"], tiles["slides"]) == (5, 2, 2)
+    assert tiles["auc_ci"] is None  # the positive tiles lie on one slide
+    assert tiles["undefined"]["auc_ci"] == "a class lies on fewer than two slides"
     truth, scores = [1, 1, 0, 0, 0], [0.9, 0.4, 0.5, 0.1, 0.2]
     assert tiles["auc"] == pytest.approx(oracle.roc_auc_score(truth, scores))
     assert tiles["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, scores))
@@ -426,12 +437,15 @@ def test_annotations_of_another_name_are_no_negative_tiles(cohort):
     draw(cohort / "annotations", d="tumor", e="Carcinoma")
     for slide_id in "ade":
         write_tiles(cohort / "results" / "good" / slide_id, [0.9, 0.1])
-    found = run(cohort, annotations=cohort / "annotations").metrics
-    tiles = found["models"]["good"]["tiles"]
+    found = run(cohort, annotations=cohort / "annotations")
+    tiles = found.metrics["models"]["good"]["tiles"]
     assert (tiles["slides"], tiles["n"], tiles["n_positive"]) == (2, 4, 1)
     assert "e" in tiles["left_out"]["no annotations"]
     assert tiles["ignored_labels"] == ["Carcinoma"]
-    assert any("labelled Carcinoma are of no class" in text for text in found["warnings"])
+    assert any("labelled Carcinoma are of no class" in text for text in found.warnings)
+    told = " ".join(found.metrics["warnings"])  # which reports repeat
+    assert "annotations of 1 label are of no class" in told
+    assert "Carcinoma" not in told
 
 
 def test_the_figures_of_tiles_are_told(cohort):
@@ -488,7 +502,29 @@ def test_many_classes_and_few_patients_have_no_interval(tmp_path):
     one = run(tmp_path, resampling=Resampling(resamples=100)).metrics["models"]["m"]
     assert 0 < one["auc"] < 1
     assert one["auc_ci"] is None
-    assert one["undefined"]["auc_ci"] == "fewer than half of the resamples hold every class"
+    assert "fewer than half of the resamples hold every class" in one["undefined"]["auc_ci"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_patient_has_no_intervals(tmp_path, classes):
+    names, rng = [f"c{i}" for i in range(classes)], np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        rows.append((f"s{number}", names[number % classes], "only"))
+        for model in ("m", "n"):
+            p = rng.dirichlet(np.ones(classes) + 2 * (np.arange(classes) == number % classes))
+            write_result(
+                tmp_path / "results", model, f"s{number}", dict(zip(names, p, strict=True))
+            )
+    write_labels(tmp_path / "labels.csv", rows, "slide_id,label,patient")
+    found = run(tmp_path, resampling=Resampling(resamples=100))
+    one, test = found.metrics["models"]["m"], found.metrics["comparisons"][0]
+    assert 0.5 < one["auc"] < 1
+    assert one["auc_ci"] is None
+    assert "one patient" in one["undefined"]["auc_ci"]
+    assert test["p"] is None
+    assert test["undefined"] == "all slides are of one patient"
+    assert "m: all slides are of one patient: there are no intervals." in found.warnings
 
 
 def test_all_intervals_are_of_the_level_that_is_asked_for(cohort):

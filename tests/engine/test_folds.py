@@ -5,30 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, local
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from slidelens.engine import loop, replicas
-from slidelens.engine.checkpoint import CheckpointStore
 from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file
 from slidelens.errors import ModelError
-from slidelens.families.base import FamilyConfig, Model
-from slidelens.families.training import Outcome, Sample, Stage, TrainConfig, TrainTask, Work
 from train_cohort import make_cohort, request
 
 
@@ -139,189 +130,6 @@ def test_two_processes_train_the_model_that_one_trains_with_twice_the_steps_per_
         (place / "training" / "tune.csv").read_text().splitlines() for place in (single, out)
     )
     assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in two]
-
-
-class _Meeting:
-    """Two replicas in two threads, as Fabric and torch.distributed have them in two processes.
-
-    Whoever is out of step fails, instead of waiting for ever.
-    """
-
-    world_size = 2
-
-    def __init__(self):
-        self._barrier = Barrier(2, timeout=20)
-        self._given = [None, None]
-        self._own = local()
-
-    def both(self, do):
-        """Call ``do(rank)`` in each; return what they return."""
-
-        def one(rank):
-            self._own.rank = rank
-            try:
-                return do(rank)
-            except BaseException:
-                self._barrier.abort()
-                raise
-
-        with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(one, (0, 1)))
-
-    def _meet(self, kind, value):
-        self._given[self.global_rank] = kind, pickle.dumps(value)
-        self._barrier.wait()
-        kinds, values = zip(*self._given, strict=True)
-        self._barrier.wait()
-        assert kinds == (kind, kind)
-        return [pickle.loads(value) for value in values]
-
-    @property
-    def global_rank(self):
-        return self._own.rank
-
-    def barrier(self):
-        self._meet("barrier", None)
-
-    def backward(self, loss):
-        loss.backward()
-
-    def setup_optimizers(self, optimizer):
-        return optimizer
-
-    def all_gather_object(self, found, value):
-        found[:] = self._meet("gather", value)
-
-    def all_reduce(self, tensor):
-        tensor.copy_(sum(self._meet("reduce", tensor)))
-
-    def broadcast(self, tensor, source):
-        tensor.copy_(self._meet("broadcast", tensor.detach())[source])
-
-
-@pytest.fixture
-def meeting(monkeypatch):
-    found = _Meeting()
-    monkeypatch.setattr(replicas, "distributed", found)
-    return found
-
-
-class _Scans(TrainTask[FamilyConfig]):
-    """Scans every slide, then learns twice from what the scans of this epoch left."""
-
-    training = TrainConfig
-
-    def __init__(self, count, config):
-        data = SimpleNamespace(
-            train=[Sample(f"s{i}", i % 2) for i in range(count)],
-            tune=[Sample("t0", 0), Sample("t1", 1)],
-        )
-        model = Model("m", "tiny", FamilyConfig(), ("a", "b"), torch.nn.Linear(1, 1))
-        super().__init__(model, model.module, data, config, seed=0)
-        self.found = {}
-        self.learnt = []
-
-    @classmethod
-    def initialize(cls, model, weights):
-        return {}
-
-    def groups(self, stage):
-        return [(1e-3, list(self.model.module.parameters()))]
-
-    def epoch(self, epoch, stage):
-        for sample in self.data.train:
-            yield Work("scan", (sample.slide_id,), (sample.label,))
-        for _ in range(2):
-            samples = self.data.train
-            yield Work("train", tuple(s.slide_id for s in samples), tuple(s.label for s in samples))
-
-    def length(self, stage):
-        return len(self.data.train) + 2
-
-    def step(self, work, epoch, backward):
-        if work.phase == "scan":
-            self.found[work.slides[0]] = epoch
-            return Outcome()
-        if work.phase == "tune":
-            return Outcome((1.0,), ((0.5, 0.5),))
-        self.learnt.append((epoch, {slide: self.found[slide] for slide in work.slides}))
-        backward(self.model.module(torch.ones(len(work.slides), 1)).sum())
-        return Outcome((1.0,) * len(work.slides))
-
-    def state(self):
-        return {"found": self.found}
-
-    def load_state(self, state):
-        self.found = dict(state["found"])
-
-
-def _train_both(meeting, folder, count, stop=None):
-    """Train two replicas on ``count`` slides, at most until a step; return what each learnt from.
-
-    ``folder`` is then as closing left it; beside it, ``killed`` is as a kill would have.
-    """
-    stage = Stage(epochs=2, lr=1e-3, head_lr=1e-3)
-    config = TrainConfig(stages=(stage,), patience=0)
-
-    def one(rank):
-        task, store = _Scans(count, config), CheckpointStore(folder)
-        resume = store.exists
-        meeting.barrier()  # all have looked
-        steps = loop.TrainLoop(meeting, task, config, store, {}).run(resume=resume)
-        for step in steps:
-            if (step.doing, step.epoch, step.done) == stop:
-                if rank == 0:
-                    folder.mkdir(exist_ok=True)
-                    shutil.copytree(folder, folder.with_name("killed"))
-                steps.close()
-        return task.learnt
-
-    return meeting.both(one)
-
-
-@pytest.mark.parametrize("count", [1, 3, 4])
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_processes_that_are_stopped_while_scanning_learn_from_all_scans_of_the_epoch(
-    meeting, monkeypatch, tmp_path, count, epoch
-):
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 0.0)
-    closed = tmp_path / "closed"
-    _train_both(meeting, closed, count, ("scan", epoch, min(count, 2)))
-    for folder in (closed, tmp_path / "killed"):
-        for learnt in _train_both(meeting, folder, count):
-            assert learnt[-1][0] == 1
-            for now, scanned in learnt:
-                assert scanned == {f"s{i}": now for i in range(count)}
-
-
-def test_a_parameter_without_gradient_in_every_process_keeps_none(meeting):
-    def sums(rank):
-        everywhere, once, nowhere = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
-        everywhere.grad = torch.full((2,), rank + 1.0)
-        once.grad = torch.full((2,), 5.0) if rank == 0 else None
-        replicas.Replicas(meeting).sum_gradients([nowhere, everywhere, once])
-        return [None if p.grad is None else p.grad.tolist() for p in (nowhere, everywhere, once)]
-
-    assert meeting.both(sums) == [[None, [3.0, 3.0], [5.0, 5.0]]] * 2
-
-
-def test_works_are_taken_when_their_round_needs_them(meeting):
-    taken = []
-
-    def works():
-        for number, phase in enumerate(["scan"] * 3 + ["train"] * 2):
-            taken.append(number)
-            yield Work(phase, (f"s{number}",), (0,))
-
-    def rounds(rank):
-        if rank:
-            return []
-        found = replicas.Replicas(meeting).rounds(works())
-        return [([number for number, _ in one], taken[-1]) for one in found]
-
-    # Only what is of another phase says that a round has fewer works than processes.
-    assert meeting.both(rounds)[0] == [([0, 1], 1), ([2], 3), ([3, 4], 4)]
 
 
 def _run(arguments: list[object]) -> subprocess.CompletedProcess[str]:

@@ -236,6 +236,14 @@ def test_the_interval_covers_the_true_area_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.99
 
 
+def test_what_one_group_holds_has_no_interval():
+    labels, scores = cohort(40)
+    one = np.zeros(40, int)
+    assert np.isnan(bootstrap(labels, scores, groups=one, resamples=50).auc).all()
+    positives_together = np.where(labels == 1, 0, 1 + np.arange(40) % 5)
+    assert np.isnan(delong(labels, scores, groups=positives_together).interval()).all()
+
+
 def test_macro_columns_share_their_draws():
     labels, scores = cohort()
     both = bootstrap(

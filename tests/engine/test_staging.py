@@ -104,6 +104,20 @@ def test_known_stages_give_kappa(cohort, tmp_path):
     assert np.trace(staged.metrics["slide_confusion"]) == 12
 
 
+def test_a_kappa_that_is_not_defined_is_null(tmp_path):
+    _result("p_node_0", 0).save(tmp_path / "r" / "m" / "p_node_0")
+    (tmp_path / "truth.csv").write_text("patient,stage\np.zip,pN0\np_node_0.tif,negative\n")
+    words = ["stage", "patients", tmp_path / "r", "--truth", tmp_path / "truth.csv"]
+    words += ["--out", tmp_path / "pn.csv"]
+    assert "kappa: not defined of 1 patients, not defined of 1 slides" in _run(*words).output
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    facts = json.loads(_run(*words, "--json").output, parse_constant=refuse)
+    assert facts["stage_kappa"] is facts["slide_kappa"] is None
+
+
 def test_a_forest_learns_the_classes_and_is_read_back(cohort, tmp_path):
     done = _run(
         "stage",
@@ -170,12 +184,12 @@ def test_results_that_cannot_be_staged_are_refused(cohort, tmp_path):
         stage_patients(tmp_path / "r", tmp_path / "o.csv")
 
 
-def _annotate(folder, slide_id, left, right):
+def _annotate(folder, slide_id, left, right, label="Tumour"):
     ring = [[left, 1000], [right, 1000], [right, 1200], [left, 1200], [left, 1000]]
     feature = {
         "type": "Feature",
         "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"classification": {"name": "Tumour"}},
+        "properties": {"classification": {"name": label}},
     }
     folder.mkdir(exist_ok=True)
     text = json.dumps({"type": "FeatureCollection", "features": [feature]})
@@ -220,6 +234,41 @@ def test_lesions_of_a_split_or_of_what_there_is_are_measured(tmp_path):
     found = json.loads(_run(*words, "--split", "tune", "--allow-missing").output)
     assert (found["slides"], found["lesions"], found["split"]) == (1, 1, "tune")
     assert found["left_out"] == {"no_label": [], "no_result": ["c"]}
+
+
+def test_of_three_classes_only_the_last_has_lesions(tmp_path):
+    """What is drawn on a slide of the middle class is no lesion, whatever it is called."""
+    for slide_id, length in (("a", 8), ("b", 3)):
+        result = _result(slide_id, length)
+        result.probabilities = {"normal": 0.1, "benign": 0.2, "tumour": 0.7}
+        result.save(tmp_path / "r" / "m" / slide_id)
+    (tmp_path / "labels.csv").write_text("slide_id,label\na,tumour\nb,benign\n")
+    _annotate(tmp_path / "ann", "a", 600, 2200)
+    _annotate(tmp_path / "ann", "b", 600, 2200, "Benign")
+    words = ["lesions", tmp_path / "r", "--labels", tmp_path / "labels.csv"]
+    words += ["--annotations", tmp_path / "ann", "--out", tmp_path / "o"]
+    assert "1 lesions on 2 slides" in _run(*words).output
+    _annotate(tmp_path / "ann", "b", 600, 2200)
+    with pytest.raises(LabelError, match="b: labelled 'benign', but 1 annotations of it are 'Tum"):
+        _run(*words)
+
+
+def test_lesions_that_are_drawn_nowhere_are_refused(tmp_path):
+    for slide_id in "ab":
+        _result(slide_id, 8).save(tmp_path / "r" / "m" / slide_id)
+    (tmp_path / "labels.csv").write_text("slide_id,label\na,tumour\nb,tumour\n")
+    _annotate(tmp_path / "ann", "a", 200_000, 200_100)
+    (tmp_path / "ann" / "b.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    words = ["lesions", tmp_path / "r", "--labels", tmp_path / "labels.csv"]
+    with pytest.raises(LabelError, match=r"2 files(.|\n)*a: .*outside(.|\n)*b: .*no tumour is"):
+        _run(*words, "--annotations", tmp_path / "ann", "--out", tmp_path / "o")
+
+
+def test_two_results_of_a_slide_are_not_staged(tmp_path):
+    for run, length in (("one", 8), ("two", 3)):
+        _result("p_node_0", length).save(tmp_path / "r" / run / "m" / "p_node_0")
+    with pytest.raises(ResultError, match=r"slide p_node_0: results in .* and .*; keep one"):
+        stage_patients(tmp_path / "r", tmp_path / "o.csv")
 
 
 def test_lesions_without_annotations_are_listed(tmp_path):

@@ -650,6 +650,13 @@ def test_warming_up_needs_probes():
         training(warmup=2, probes=0)
 
 
+@pytest.mark.parametrize("field", ["warmup", "scouting"])
+def test_what_learns_first_is_for_stages_that_do_not_end_early(field):
+    with pytest.raises(ValidationError, match=r"patience 2: .* set patience to 0"):
+        training(patience=2, **{field: 1})
+    assert training(patience=2).patience == 2
+
+
 def test_stray_probes_lie_anywhere():
     pictures = torch.full((1, 3, 24, 24), 240, dtype=torch.uint8)
     pictures[0, 1, 4:8, 12:20] = 90

@@ -171,10 +171,13 @@ class Data:
         return Bag(np.concatenate([b.boxes for b in batches]), vectors.numpy())
 
 
+def _suited(config, **given) -> MilTraining:
+    preset = MilTraining.preset("default", config, given)
+    return MilTraining.model_validate({**preset, **given}).suited(config)
+
+
 def _task(model, data, **fields) -> MilTask:
-    given = {"train_batch": 2, **fields}
-    preset = MilTraining.preset("default", model.config, given)
-    training = MilTraining.model_validate({**preset, **given}).suited(model.config)
+    training = _suited(model.config, **{"train_batch": 2, **fields})
     return MilTask(model, model.module, data, training, seed=5)
 
 
@@ -355,6 +358,32 @@ def test_presets_depend_on_what_learns():
         MilTraining(stages=(HEAD,), bags="d", copies=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stain": 0.3, "flips": True}, r"flips, stain: cached .* \(--copies 4\)"),
+        ({"colour": 0.1, "bags": "d"}, "bags cannot be augmented: leave colour out"),
+    ],
+)
+def test_augmentation_of_vectors_that_are_made_once_is_refused(given, message):
+    with pytest.raises(ModelError, match=message):
+        _suited(MilConfig(pooling="abmil"), **given)
+
+
+def test_a_training_states_the_augmentation_that_it_does():
+    config = MilConfig(pooling="abmil")
+
+    def stated(**given):
+        made = _suited(config, **given)
+        return made.flips, made.stain, made.colour
+
+    none = (False, 0.0, 0.0)
+    assert stated() == stated(flips=False, stain=0.0) == stated(bags="d") == none
+    again = _suited(config).model_dump()  # as its file says
+    assert stated(**again) == none
+    assert stated(copies=1) == stated(features="end-to-end") == (True, 0.2, 0.05)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_model_inherits_backbone_and_a_head_of_its_kind(pooling):
     base, model = _model(pooling), _model(pooling)
@@ -367,8 +396,12 @@ def test_a_model_inherits_backbone_and_a_head_of_its_kind(pooling):
     fresh = {k: v.clone() for k, v in other.module.head.state_dict().items()}
     MilTask.inherit(other, base)
     assert backbone_sha256(other.module) == backbone_sha256(base.module)
-    linear = pooling in ("top1", "topk", "max")
-    expected = base.module.head.state_dict() if linear else fresh
+    if pooling in ("top1", "topk", "max"):
+        expected = base.module.head.state_dict()
+    elif pooling == "mean":
+        expected = fresh
+    else:  # a linear head of its own starts at zero
+        expected = {k: torch.zeros_like(v) for k, v in fresh.items()}
     assert all(torch.equal(v, expected[k]) for k, v in other.module.head.state_dict().items())
     with pytest.raises(RuntimeError, match="no backbone"):
         MilTask.inherit(model, _model(pooling, bag_dim=8))

@@ -138,6 +138,13 @@ def test_fine_cells_end_where_the_tissue_ends(fine):
     assert len(found.boxes) == pytest.approx(8 * fine**2, rel=0.15)
 
 
+def test_a_slide_smaller_than_a_fine_cell_has_one():
+    model, view = _model(fine=2, min_tissue=0.8), _view(_pixels(1, 1)[:10, :10])
+    found, _, score = _run(model, view)
+    assert found.boxes.tolist() == [[0, 0, 16, 16]]
+    assert score.probabilities[1] == found.values[0, 1]
+
+
 def test_a_map_is_declared_as_it_is_drawn():
     probability, labels = FAMILY.maps(MultistageConfig(tile=256, mpp=0.5, fine=4), ("no", "yes"))
     assert (probability.channels, probability.mpp, probability.instances) == (

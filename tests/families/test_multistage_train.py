@@ -269,6 +269,31 @@ def test_vectors_are_brought_to_the_size_that_the_unet_expects_once(make):
     assert float(both.model.module.gain) == 1
 
 
+def test_the_gain_is_set_anew_for_vectors_that_were_learnt_anew(make):
+    """A model to start from brings the gain of its own vectors."""
+    task = make(stages=(STAGES["patches"], STAGES["map"]))
+    gain = task.model.module.gain.fill_(5)
+    _works(task)
+    task.stage = STAGES["map"]
+    _step_all(task, epoch=1)
+    vectors = torch.cat([task._vectors[f"s{i}", 1].float() for i in range(4)])
+    assert float((vectors * gain).square().mean()) == pytest.approx(1, rel=1e-5)
+    alone = make(stages=(STAGES["map"], STAGES["patches"]))
+    alone.stage = STAGES["patches"]
+    alone.model.module.gain.fill_(5)
+    _works(alone)
+    assert float(alone.model.module.gain) == 5  # no stage that follows would set it
+
+
+def test_vectors_too_large_for_half_precision_are_kept_as_they_are(make):
+    task = make("map")
+    large = torch.tensor([[7e4, 1.0]])
+    task._vectors_of = lambda slide_id, _: [large if slide_id == "s0" else large / 7]
+    assert torch.equal(task._kept_vectors("s0", 0), large)
+    task._kept_vectors("s1", 0)
+    assert task._vectors["s1", 0].dtype == torch.half
+
+
 @pytest.mark.parametrize("stage", ["patches", "map", "both"])
 def test_tuning_scores_are_those_of_infer(make, stage):
     """What the loop sees on a tuning slide is what a user gets."""

@@ -548,3 +548,14 @@ def test_outside_of_the_slide_there_is_no_margin():
     assert (frame.height, frame.width) == (160, 208)
     assert frame.cells[2:] == (0, 0)
     assert frame.mask.all()
+    frame = frame_tissue(view_of(tissue(4, 7, box=(0, 4, 0, 7)), method="whole"), 1.0, FIELD, 4096)
+    assert (frame.height, frame.width) == (12, 12)
+    assert frame.mask.tolist() == [[False] * 3, [True, True, False], [False] * 3]
+
+
+@pytest.mark.parametrize("size", [(40, 60), (33, 500)])
+def test_small_slides_have_room_for_a_network_without_padding(size):
+    model = model_of(backbone="inception_v3", layers="Mixed_6a", tile=512)
+    view = view_of(tissue(*size, box=(0, size[0], 0, size[1])), method="whole")
+    *_, last = events(model, view)
+    assert sum(last.probabilities) == pytest.approx(1)

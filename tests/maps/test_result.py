@@ -182,6 +182,10 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, result: Result) 
         ("[" * 100_000, "not"),
         ({}, r"key 'slide'"),
         ({**MINIMAL, "slide": {}}, r"key 'slide\.id'"),
+        (
+            {**MINIMAL, "slide": {"id": "../../evil"}},
+            r"key 'slide\.id'.*fit for the name of a file",
+        ),
         ({**MINIMAL, "slide": {"id": ""}}, r"key 'slide\.id'"),
         ({**MINIMAL, "model": {"name": 7}}, r"key 'model\.name'"),
         ({**MINIMAL, "probabilities": {"x": 1.5}}, r"key 'probabilities\.x'"),

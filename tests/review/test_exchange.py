@@ -37,7 +37,57 @@ def test_a_table_written_elsewhere_needs_four_columns_and_any_time_zone(saved, t
     )
     first, second = read_decisions(path, saved, dict(TAXONOMY))
     assert first.time == "2026-01-31T10:00:00.000000+00:00"
-    assert second.time > "2026-"
+    assert second.time == ""
+
+
+def test_what_a_spreadsheet_makes_of_decisions_is_read(saved, tmp_path):
+    path = tmp_path / "decisions.csv"
+    path.write_text(
+        "slide_id;model;kind;reviewer;category;note;true_label;time\n"
+        'b;good;fp;ann;Inflammation;"dense; see\nIHC";;31.01.2026 12:00\n'
+        "d;good;fn;ann;;;normal;2026/01/31 12:00:07\n"
+        ";;;;;;;\n",
+        encoding="utf-8-sig",
+    )
+    first, second = read_decisions(path, saved, dict(TAXONOMY))
+    assert (first.note, first.time) == ("dense; see\nIHC", "2026-01-31T12:00:00.000000+00:00")
+    assert (second.true_label, second.time) == ("normal", "2026-01-31T12:00:07.000000+00:00")
+    path.write_text(path.read_text(encoding="utf-8-sig").replace("31.01.", "01/31/"))
+    with pytest.raises(ResultError, match="write it so, or leave it empty"):
+        read_decisions(path, saved, dict(TAXONOMY))
+
+
+def test_rows_without_a_time_are_added_once_and_the_last_is_in_force(saved, tmp_path):
+    path = tmp_path / "decisions.csv"
+    path.write_text(
+        "reviewer,kind,model,slide_id,category\n"
+        "ann,fp,good,b,Inflammation\nann,fp,good,b,Tissue artefacts\nann,fn,good,d,\n"
+    )
+    store = ReviewStore(saved.folder / "review.sqlite")
+    assert store.add_all(read_decisions(path, saved, dict(TAXONOMY))) == 3
+    assert store.add_all(read_decisions(path, saved, dict(TAXONOMY))) == 0
+    assert [d.category for d in store.decisions()] == ["Tissue artefacts"]
+    assert all(d.time > "2026-" for d in store.history())
+
+
+def test_the_table_that_was_evaluated_and_files_of_the_evaluation_are_refused(saved, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "labels.csv")
+    for path in (
+        tmp_path / "labels.csv",
+        saved.folder / ".." / "labels.csv",
+        tmp_path / "link.csv",
+    ):
+        with pytest.raises(ResultError, match="is the table of labels that was evaluated"):
+            saved.refuse_own(path)
+    for name in ("metrics.json", "roc.png", "review.sqlite", "taxonomy.toml"):
+        with pytest.raises(ResultError, match="is a file of the evaluation itself"):
+            saved.refuse_own(saved.folder / name)
+    saved.refuse_own(saved.folder / "report.html")
+
+
+def test_labels_and_patients_are_listed_once(saved):
+    assert saved.labels is saved.labels  # for every slide they are asked for
+    assert saved.patients is saved.patients
 
 
 def test_a_label_that_was_corrected_since_is_not_wrong_any_more(saved, tmp_path):
@@ -80,7 +130,6 @@ def test_all_faults_are_told_at_once(saved, tmp_path):
 
 
 def test_corrected_labels_keep_the_table_and_change_what_is_wrong(saved, tmp_path):
-    (tmp_path / "labels.csv").read_text()
     decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
     corrected = correct_labels(saved, decisions)
     assert corrected.original

@@ -10,6 +10,12 @@ import pytest
 import tinyhtml5
 
 from sample_evaluation import evaluated
+from slidelens.engine.evaluate import (
+    EvaluationOptions,
+    counted_ignored,
+    evaluate,
+    named_ignored,
+)
 from slidelens.engine.measure import Rule
 from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
@@ -258,7 +264,6 @@ def test_zero_errors_and_one_class_only_make_a_report_too(tmp_path):
 @pytest.mark.usefixtures("_no_pictures")
 def test_more_than_two_classes_are_reported(tmp_path):
     from sample_evaluation import write_result
-    from slidelens.engine.evaluate import EvaluationOptions, evaluate
     from slidelens.engine.measure import Resampling
 
     for slide_id, p in {"x": (0.2, 0.5, 0.3), "y": (0.1, 0.7, 0.2), "z": (0.6, 0.3, 0.1)}.items():
@@ -315,3 +320,36 @@ def test_a_models_card_comes_from_its_package(tmp_path):
     assert "112 px (112 µm)" in text
     assert "train: normal (18), tumor (18); tune: normal (6), tumor (6)" in text
     assert digest in text
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_label_that_was_corrected_is_not_called_wrong(evaluation, tmp_path):
+    store = ReviewStore(evaluation / "review.sqlite")
+    store.set(CaseKey("c", "weak", "fp"), reviewer="ann", true_label="tumor")
+    labels = tmp_path / "labels.csv"
+    page = text_of(read(write_report(evaluation, tmp_path / "r.html").html))
+    assert "labelled normal, tumor is right" in page
+    labels.write_text(labels.read_text().replace("c,0", "c,1"))  # now an error of the other model
+    evaluate(tmp_path / "results", labels, evaluation, EvaluationOptions(allow_missing=True))
+    page = read(write_report(evaluation, tmp_path / "r.html").html)
+    assert "is right" not in text_of(page)
+    assert "Reviewers hold" not in text_of(page)
+    assert not any(source.startswith("of all") for source in sources(page, "fn"))
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("older", [False, True])
+def test_labels_of_annotations_are_told_only_to_who_may_know(evaluation, tmp_path, older):
+    path = evaluation / "metrics.json"
+    metrics = json.loads(path.read_text())
+    names = ["Jane Doe", "stroma"]
+    metrics["models"]["good"]["tiles"] = {"ignored_labels": names}
+    said = named_ignored("good", names) if older else counted_ignored("good", 2)
+    metrics["warnings"] = [said]
+    path.write_text(json.dumps(metrics))
+    page = write_report(evaluation, tmp_path / "r.html").html.read_text()
+    assert "annotations of 2 labels are of no class" in page
+    assert "Jane" not in page
+    options = ReportOptions(identify=True)
+    page = write_report(evaluation, tmp_path / "r.html", options=options).html.read_text()
+    assert "annotations labelled Jane Doe, stroma are of no class" in page

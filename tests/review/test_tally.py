@@ -2,6 +2,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from slidelens.review.errors import list_errors
+from slidelens.review.evaluation import read_evaluation
 from slidelens.review.store import CaseKey, Decision
 from slidelens.review.tally import (
     DISAGREED,
@@ -37,7 +38,8 @@ def test_every_error_counts_once_in_the_column_of_its_method(evaluation):
         said("d", "ann", true_label="normal", kind="fn"),
         said("f", "ann", "Inflammation"),  # no error at this operating point
     ]
-    fp, fn = cause_tables(errors, decisions, dict(TAXONOMY), ("good", "weak"))
+    labels = read_evaluation(evaluation).labels
+    fp, fn = cause_tables(errors, decisions, dict(TAXONOMY), ("good", "weak"), labels)
     assert fp.rows["Inflammation"] == {"good": 1, "weak": 0}
     assert fp.rows["Colon epithelium"] == {"good": 0, "weak": 1}
     assert fp.rows["A category of an older file"] == {"good": 0, "weak": 1}
@@ -50,6 +52,16 @@ def test_every_error_counts_once_in_the_column_of_its_method(evaluation):
         for model, total in table.totals.items():
             assert sum(row[model] for row in table.rows.values()) == total
     assert (fp.totals, fn.totals) == ({"good": 1, "weak": 2}, {"good": 1, "weak": 2})
+
+
+def test_a_label_that_was_corrected_is_no_source_of_errors(evaluation):
+    errors = list_errors(evaluation)
+    decisions = [said("d", "ann", true_label="tumor", kind="fn")]  # which is its label by now
+    labels = read_evaluation(evaluation).labels
+    _, fn = cause_tables(errors, decisions, dict(TAXONOMY), ("good", "weak"), labels)
+    assert fn.rows[NOT_REVIEWED] == {"good": 1, "weak": 2}
+    assert LABEL_WRONG not in fn.rows
+    assert fn.wrong_labels == {"good": 0, "weak": 0}
 
 
 def test_kappa_is_that_of_the_oracle():
@@ -69,15 +81,18 @@ def test_kappa_is_that_of_the_oracle():
 
 def test_a_label_falls_only_to_more_than_half():
     one = [said("b", "ann", true_label="tumor")]
-    assert label_votes(one)["b"] == ("tumor", False)
+    labels = {"b": "normal"}
+    assert label_votes(one, labels)["b"] == ("tumor", False)
     even = [*one, said("b", "bob", "Inflammation")]
-    assert label_votes(even)["b"] == (None, True)
+    assert label_votes(even, labels)["b"] == (None, True)
     most = [*even, said("b", "cy", true_label="tumor")]
-    assert label_votes(most)["b"] == ("tumor", False)
+    assert label_votes(most, labels)["b"] == ("tumor", False)
     # one vote per reviewer and slide, whatever the number of methods
     twice = [said("b", "ann", "Inflammation", model="weak"), *even]
-    assert label_votes(twice)["b"] == (None, True)
-    assert label_votes([said("b", "ann", "Inflammation")])["b"] == (None, False)
+    assert label_votes(twice, labels)["b"] == (None, True)
+    assert label_votes([said("b", "ann", "Inflammation")], labels)["b"] == (None, False)
+    # once the label is corrected, all agree that it is right
+    assert label_votes(even, {"b": "tumor"})["b"] == (None, False)
 
 
 def test_the_taxonomy_is_a_file_that_can_be_edited(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 from typing import Annotated
@@ -84,8 +87,23 @@ def _root(
     pass
 
 
+def _escape_what_cannot_be_printed() -> None:
+    r"""Print \u0142 for a letter that a terminal or file lacks; within JSON that is the letter."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("slidelens", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "surrogateescape":
+            stream.reconfigure(errors="slidelens")
+
+
 def run() -> None:
     """Run the program; a user's mistake is one sentence on stderr, never a traceback."""
+    _escape_what_cannot_be_printed()
     try:
         program()()
     except SlideLensError as error:
@@ -100,4 +118,9 @@ def run() -> None:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # such as a place to write into that is a file
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror or error}.", err=True)
         sys.exit(1)

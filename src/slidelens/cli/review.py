@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.measure import Rule
     from slidelens.review.evaluation import SavedEvaluation
-    from slidelens.review.store import CaseKey, ReviewStore
+    from slidelens.review.store import CaseKey, Decision, ReviewStore
 
 __all__ = ["OperatingPoints", "read_points", "register"]
 
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
     parts = (
         ("list", list_, "slidelens review eval list --kind fn --open"),
         ("set", set_, 'slidelens review eval set slide_7 --category "Inflammation" --note dense'),
-        ("export", export, "slidelens review eval export --out decisions.csv --labels labels.csv"),
+        ("export", export, "slidelens review eval export --labels corrected.csv"),
         ("import", import_, "slidelens review eval import decisions.csv"),
         ("history", history, "slidelens review eval history slide_7"),
         ("agreement", agreement, "slidelens review eval agreement"),
@@ -112,8 +113,10 @@ def list_(
     if model is not None:
         _known_model(model, saved)
     names = slide_pseudonyms(saved.labels)
-    decisions = store.decisions()
-    decided = {d.key for d in decisions if d.decided}
+    decisions: dict[CaseKey, list[Decision]] = defaultdict(list)
+    for decision in store.decisions():
+        decisions[decision.key].append(decision)
+    decided = {key for key, of_case in decisions.items() if any(d.decided for d in of_case)}
     errors = [
         e
         for e in list_errors(saved, rules)
@@ -202,6 +205,9 @@ def export(
     changes: Annotated[
         bool, typer.Option("--history", help="Every change, not only what is in force.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file of labels that is there.")
+    ] = False,
 ) -> None:
     """Write decisions, or labels corrected by them, as CSV."""
     from slidelens.review.exchange import correct_labels, decisions_csv
@@ -209,6 +215,7 @@ def export(
     if out is None and labels is None:
         raise typer.BadParameter("give --out, --labels or both")
     saved, store = _open(context)
+    _check_places(saved, out, labels, overwrite=overwrite)
     if out is not None:
         decisions = store.history() if changes else store.decisions()
         _write(out, decisions_csv(decisions))
@@ -380,6 +387,21 @@ def _reviewer(name: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError) as error:  # a container without users
         raise typer.BadParameter("your login name is not known; give --reviewer") from error
+
+
+def _check_places(
+    saved: SavedEvaluation, out: Path | None, labels: Path | None, *, overwrite: bool
+) -> None:
+    """Refuse what would replace work of the user, before anything is written."""
+    for path in (out, labels):
+        if path is not None:
+            saved.refuse_own(path)
+    if out is not None and labels is not None and out.resolve() == labels.resolve():
+        raise SlideLensError(f"{out}: cannot be both --out and --labels; name two files.")
+    if labels is not None and labels.exists() and not overwrite:
+        raise SlideLensError(
+            f"{labels}: is there already; choose another file, or give --overwrite to replace it."
+        )
 
 
 def _write(path: Path, text: str) -> None:

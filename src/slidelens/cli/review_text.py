@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from slidelens.review.errors import ErrorCase
-    from slidelens.review.store import Decision
+    from slidelens.review.store import CaseKey, Decision
 
 __all__ = ["decision_json", "error_json", "error_row", "print_table", "told"]
 
 
 def error_row(
-    case: ErrorCase, names: dict[str, str], decisions: Sequence[Decision]
+    case: ErrorCase, names: dict[str, str], decisions: Mapping[CaseKey, Sequence[Decision]]
 ) -> tuple[str, ...]:
     """Return an error as the cells of a line."""
     others = ", ".join(
         f"{v.model} {'ok' if v.right else 'errs'} {v.score:.2f}" for v in case.others
     )
-    said = "; ".join(f"{d.reviewer}: {told(d)}" for d in decisions if d.key == case.key)
+    said = "; ".join(f"{d.reviewer}: {told(d)}" for d in decisions.get(case.key, ()))
     mark = " ?" if case.suspect else ""
     return (
         case.model,
@@ -38,7 +38,7 @@ def error_row(
 
 
 def error_json(
-    case: ErrorCase, names: dict[str, str], decisions: Sequence[Decision]
+    case: ErrorCase, names: dict[str, str], decisions: Mapping[CaseKey, Sequence[Decision]]
 ) -> dict[str, Any]:
     """Return an error as it stands in JSON."""
     return {
@@ -54,7 +54,7 @@ def error_json(
         "threshold": case.threshold,
         "label_suspect": case.suspect,
         "verdicts": [v._asdict() for v in case.verdicts],
-        "decisions": [decision_json(d) for d in decisions if d.key == case.key],
+        "decisions": [decision_json(d) for d in decisions.get(case.key, ())],
     }
 
 

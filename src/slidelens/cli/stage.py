@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from slidelens.cli.options import JsonOption
 
 __all__ = ["register"]
 
+_KAPPAS = ("stage_kappa", "slide_kappa")
 _Results = Annotated[
     Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS_DIR")
 ]
@@ -54,17 +56,27 @@ def patients(
 
     staged = stage_patients(results, out, forest=forest, truth=truth)
     if as_json:
+        kappas = {key: _or_null(staged.metrics[key]) for key in _KAPPAS if key in staged.metrics}
         facts = {"stages": staged.table.stages, "nodes": staged.table.nodes, **staged.metrics}
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(facts | kappas, indent=2, ensure_ascii=False))
         return
     for patient, stage in staged.table.stages.items():
         typer.echo(f"{patient}: {stage} ({', '.join(staged.table.nodes[patient].values())})")
     if staged.metrics:
         figures = staged.metrics
         typer.echo(
-            f"quadratic weighted kappa: {figures['stage_kappa']:.3f} of {figures['patients']} "
-            f"patients, {figures['slide_kappa']:.3f} of {figures['slides']} slides"
+            f"quadratic weighted kappa: {_told(figures['stage_kappa'])} of {figures['patients']} "
+            f"patients, {_told(figures['slide_kappa'])} of {figures['slides']} slides"
         )
+
+
+def _or_null(kappa: float) -> float | None:
+    """JSON has no NaN, which a kappa is where all are of one class."""
+    return None if isnan(kappa) else kappa
+
+
+def _told(kappa: float) -> str:
+    return "not defined" if isnan(kappa) else f"{kappa:.3f}"
 
 
 def fit(

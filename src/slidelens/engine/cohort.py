@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -143,7 +144,9 @@ class _Cohort:
                         waiting.append(ahead.submit(self._prepare, following))
                     for event in self._slide(path, waiting.popleft()):
                         if isinstance(event, Outcome):
-                            self.tables[event.model].record(event)
+                            # A path that is mistyped says nothing of the slide of that name.
+                            there = os.path.lexists(path)
+                            self.tables[event.model].record(event, replace=there)
                         yield event
             finally:
                 for ready in waiting:  # cancelled: nobody else closes the slide that is ready

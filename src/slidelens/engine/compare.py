@@ -52,6 +52,8 @@ def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str
             why = "no slide in common"
             if common and test["auc_a"] is None:
                 why = "a class has no case"
+            elif common and one.one_patient:
+                why = "all slides are of one patient"
             elif common and test["test"] == _BOOTSTRAP:
                 why = "fewer than half of the resamples hold every class"
             elif common:

@@ -52,7 +52,26 @@ if TYPE_CHECKING:
     from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases, LeftOut
 
-__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "parse_rule"]
+__all__ = [
+    "FILES",
+    "Evaluation",
+    "EvaluationOptions",
+    "counted_ignored",
+    "evaluate",
+    "named_ignored",
+    "parse_rule",
+]
+
+FILES = (
+    "roc.png",
+    "calibration.png",
+    "comparison.png",
+    "comparison.md",
+    "errors.csv",
+    "metrics.json",
+    "evaluation.json",
+)
+"""Names of what an evaluation writes."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +126,16 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the figures must know, with the names of slides.
+        """What a reader of the figures must know, with the names of slides and annotations.
 
         ``metrics.json`` only counts them there, as reports repeat its warnings.
         """
-        return named_warnings(self.metrics)
+        named = {
+            counted_ignored(name, len(labels)): named_ignored(name, labels)
+            for name, one in self.metrics["models"].items()
+            if (labels := one.get("tiles", {}).get("ignored_labels"))
+        }
+        return [named.get(text, text) for text in named_warnings(self.metrics)]
 
 
 def evaluate(
@@ -186,6 +210,23 @@ def _tile_figures(tiles: Mapping[str, Any] | None) -> list[tuple[str, Mapping[st
         return []
     of_class = tiles.get("per_class")
     return [("", tiles)] if of_class is None else [(f" of {k}", v) for k, v in of_class.items()]
+
+
+def counted_ignored(model: str, count: int) -> str:
+    """Say that annotations do not count, without their labels, which may be names of people."""
+    return (
+        f"{model}: annotations of {count} label{'' if count == 1 else 's'} are of no class of the "
+        "model and do not count in the figures of tiles (ignored_labels); rename them if they "
+        "should."
+    )
+
+
+def named_ignored(model: str, labels: Sequence[str]) -> str:
+    """Say with which labels annotations do not count."""
+    return (
+        f"{model}: annotations labelled {', '.join(labels)} are of no class of the model and do "
+        "not count in the figures of tiles; rename them if they should."
+    )
 
 
 def parse_rule(text: str) -> Rule:
@@ -274,24 +315,27 @@ def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) 
                 f"{name}: the scores separate the classes entirely, so every resample has the AUC "
                 f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
             )
-        degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
-        if degenerate and one["auc"] is not None:
-            found.append(
-                f"{name}: {degenerate} of {drawn} resamples lack a class and are left out of the "
-                "intervals of AUC and PR-AUC."
-            )
+        found += _of_resamples(name, one, cases[name])
         if any(one.get("left_out", {}).values()):
             found.append(f"{name}: slides without label or result are left out (left_out).")
         if ignored := one.get("tiles", {}).get("ignored_labels"):
-            found.append(
-                f"{name}: annotations labelled {', '.join(ignored)} are of no class of the model "
-                "and do not count in the figures of tiles; rename them if they should."
-            )
+            found.append(counted_ignored(name, len(ignored)))
         if failed := one.get("last_run_failed"):
             found.append(counted_failed(name, len(failed)))
         settings = cases[name].scored.settings
         found += settings_warnings(name, [settings[i] for i in cases[name].ids if i in settings])
     return found
+
+
+def _of_resamples(name: str, one: Mapping[str, Any], cases: Cases) -> list[str]:
+    """Say where intervals rest on few resamples, or on none."""
+    if cases.one_patient:
+        return [f"{name}: all slides are of one patient: there are no intervals."]
+    degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
+    if not degenerate or one["auc"] is None:
+        return []
+    some = f"{name}: {degenerate} of {drawn} resamples"
+    return [f"{some} lack a class and are left out of the intervals of AUC and PR-AUC."]
 
 
 def _note(metrics: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def _steps(
     options: Mapping[str, Any],
 ) -> Generator[TrainProgress]:
     count = len(places)
-    last = TrainProgress("done")
+    last = TrainProgress("done") if first is None else None
     for number, place in enumerate(places, start=1):
         if (place / "model.json").exists():
             continue
@@ -111,6 +111,8 @@ def _steps(
             if step.doing != "done":
                 yield replace(step, fold=number, folds=count)
             last = step
+    if last is None:
+        return  # of several processes the first one tells how it goes, and sums it up
     summary = _summarise(places)
     yield replace(last, doing="done", fold=count, folds=count, tune_auc=summary["auc_mean"])
 

@@ -70,8 +70,9 @@ class Delong(NamedTuple):
     covariance: NDArray[np.float64]
 
     def interval(self, model: int = 0, level: float = 0.95) -> Interval:
-        """Return the normal interval of one AUC, cut to 0..1."""
-        half = _quantile(level) * sqrt(max(0.0, self.covariance[model, model]))  # 0, rounded
+        """Return the normal interval of one AUC, cut to 0..1; NaN where there is no variance."""
+        variance = np.maximum(self.covariance[model, model], 0.0)  # 0 may be rounded to less
+        half = _quantile(level) * np.sqrt(variance)
         low, high = np.clip([self.auc[model] - half, self.auc[model] + half], 0.0, 1.0)
         return Interval(float(low), float(high))
 
@@ -111,7 +112,8 @@ def bootstrap(
     Returns
     -------
     Resamples
-        Resamples that lack a class have no AUC: they are NaN, and counted, never replaced.
+        Resamples that lack a class have no AUC: they are NaN, and counted, never replaced. So are
+        all resamples of one group, which are that group again and again.
     """
     truth, values = np.asarray(labels), np.asarray(scores, np.float64)
     if truth.ndim == 1:
@@ -119,8 +121,10 @@ def bootstrap(
     columns = [_Ranked(*check_binary(t, v)) for t, v in zip(truth.T, values.T, strict=True)]
     members = _groups(groups, len(truth))
     grid = np.asarray(fpr, np.float64)
-    auc = np.empty((resamples, len(columns)))
-    precision = np.empty_like(auc)
+    auc = np.full((resamples, len(columns)), np.nan)
+    precision = auc.copy()
+    if not members.any():
+        return Resamples(auc, precision, np.full((resamples, len(grid)), np.nan), resamples)
     tpr = np.zeros((resamples, len(grid)))
     start = 0
     for weights in _draws(members, resamples, np.random.default_rng(seed)):

@@ -90,15 +90,28 @@ class LabelTable:
         if len(bare) == len(self.rows):
             return split_by_patient(self, seed)
         _refuse(self.path, bare, "slides without a split, where others have one")
-        trained = {row.label for row in self.of("train")}
-        lacking = [name for i, name in enumerate(self.classes) if i not in trained]
-        _refuse(self.path, lacking, "classes without a slide in split train")
+        self.check_trained("mark some slides train")
         if not self.of("tune"):
             raise LabelError(
                 f"{self.path}: no slide in split tune, which decides when training stops; mark "
                 "some slides tune, or leave the column out for a random split."
             )
         return self
+
+    def check_trained(self, remedy: str) -> None:
+        """Refuse to train without a slide of each class.
+
+        Raises
+        ------
+        LabelError
+            Classes without a slide in split train, and the ``remedy``.
+        """
+        trained = {row.label for row in self.of("train")}
+        lacking = [name for i, name in enumerate(self.classes) if i not in trained]
+        if lacking:
+            raise LabelError(
+                f"{self.path}: classes without a slide in split train: {listed(lacking)}; {remedy}."
+            )
 
     def with_files(self, files: Mapping[str, Path]) -> LabelTable:
         """Return the table with ids as the files have them (``a.svs`` becomes ``a``).
@@ -251,7 +264,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
         raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise LabelError(f"{path} is not UTF-8 text; save it as CSV (UTF-8).") from error
-    reader, columns, _ = read_rows(lines)
+    reader, columns, _ = read_rows(lines, path, LabelError)
     lacking = [name for name in ("slide_id", "label") if name not in columns]
     if lacking:
         raise LabelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from slidelens.engine.last_run import named_failed
 from slidelens.engine.scores import join, read_scores
 from slidelens.errors import LabelError, ResultError
 from slidelens.files import staged_folder
+from slidelens.geometry import Size
 from slidelens.maps.lesions import find_peaks
 from slidelens.maps.result import Result
 from slidelens.tiling.annotations import read_annotations
-from slidelens.tiling.patch_labels import PatchRules
+from slidelens.tiling.patch_labels import PatchRules, check_drawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +58,7 @@ def evaluate_lesions(
     results
         Results of one model.
     labels
-        Table of labels; slides of the first class have no lesion.
+        Table of labels; slides of the last class, and no others, have lesions.
     annotations
         Folder of annotations; see :func:`~slidelens.engine.annotations.find_annotations`.
     tumour
@@ -118,20 +120,28 @@ def evaluate_lesions(
 
 
 def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[Annotation]]:
-    """Read the tumour that is drawn on each labelled slide; list all that is wrong."""
-    table = LabelTable(folder, cases.scored.classes, cases.rows)
-    files = find_annotations(folder, table)
-    rules = PatchRules(tumour=tuple(tumour), positive=cases.scored.classes[-1], way=_WAY)
-    truth: dict[str, list[Annotation]] = {}
+    """Read the tumour that is drawn on the slides of the last class; list all that is wrong."""
+    classes = cases.scored.classes
+    has = {row.slide_id: row.label == len(classes) - 1 for row in cases.rows}
+    rows = tuple(replace(row, label=int(has[row.slide_id])) for row in cases.rows)
+    files = find_annotations(folder, LabelTable(folder, (classes[0], classes[-1]), rows))
+    rules = PatchRules(tumour=tuple(tumour), positive=classes[-1], way=_WAY)
+    truth: dict[str, list[Annotation]] = {slide: [] for slide in has}
     faults = []
     for row in cases.rows:
-        truth[row.slide_id] = []
-        if row.label:
-            try:
-                drawn = read_annotations(files[row.slide_id])
-                truth[row.slide_id] = rules.tumour_of(drawn)
-            except LabelError as error:
-                faults.append(f"{row.slide_id}: {error}")
+        if row.slide_id not in files:
+            continue
+        try:
+            drawn = read_annotations(files[row.slide_id])
+            if has[row.slide_id]:
+                truth[row.slide_id] = rules.some_tumour_of(drawn)
+                about = Result.load(cases.scored.folders[row.slide_id]).slide
+                if about.width and about.height:
+                    check_drawn(truth[row.slide_id], Size(about.width, about.height))
+            else:
+                rules.check_negative(drawn, classes[row.label])
+        except LabelError as error:
+            faults.append(f"{row.slide_id}: {error}")
     if faults:
         raise LabelError(f"{folder}: {len(faults)} files cannot be used:\n" + "\n".join(faults))
     return truth

@@ -323,10 +323,15 @@ class _Reading:
 
 
 def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
-    """Return how many tiles at a time suit a device, where a model asks for so many."""
+    """Return how many tiles at a time suit a device, where a model asks for so many.
+
+    While gradients are on it is never more: the graph of so many takes ten times their memory.
+    """
     if device.type == "cpu":
         return max(1, min(asked, _CPU_BYTES // tile_bytes))
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] >= _GPU_FREE:
+    if torch.is_grad_enabled() or device.type != "cuda":
+        return asked
+    if torch.cuda.mem_get_info(device)[0] >= _GPU_FREE:
         return max(asked, _GPU_BYTES // tile_bytes)
     return asked
 

@@ -20,8 +20,6 @@ from slidelens.engine.checkpoint import (
     Checkpoint,
     CheckpointStore,
     average_weights,
-    random_state,
-    restore_random,
 )
 from slidelens.engine.history import TUNE_TABLE, History, judge, scores_of, write_scores
 from slidelens.engine.metrics import threshold_of_max_accuracy
@@ -276,6 +274,7 @@ class TrainLoop:
             self._stop(f"the gradients of slides {slides} are not finite numbers")
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self.replicas.average_statistics(self.model.module)
         self._accumulated, self._works_accumulated = [], 0
         self._at.updates += 1
 
@@ -361,18 +360,18 @@ class TrainLoop:
             return
         start = perf_counter()
         optimizer, groups = optimizer_state(self._optimizer)
-        generators, generator_record = random_state()
+        generators, generator_records = self.replicas.random_states()
         tensors = {
             **{f"model.{k}": v for k, v in self.model.module.state_dict().items()},
             **{f"optimizer.{k}": v for k, v in optimizer.items()},
-            **{f"random.{k}": v for k, v in generators.items()},
+            **generators,
         }
         record = {
             "settings": self.settings,
             "position": asdict(self._at),
             "task": self.task.state(),
             "optimizer": groups,
-            "random": generator_record,
+            **generator_records,
         }
         self.store.save(Checkpoint(tensors, record))
         self._saved = perf_counter()
@@ -392,7 +391,7 @@ class TrainLoop:
         self._use(self._stage)
         restore_optimizer(self._optimizer, checkpoint.part("optimizer."), record["optimizer"])
         self.task.load_state(record["task"])
-        restore_random(checkpoint.part("random."), record["random"])
+        self.replicas.restore_random(checkpoint)
 
 
 def _no_backward(loss: torch.Tensor) -> None:  # noqa: ARG001  # reason: stands in for backward

@@ -48,7 +48,7 @@ _SENTENCE = {
     "argmax": "no threshold: the most probable class",
 }
 _NO_CASE = "a class has no case"
-_FEW = "fewer than half of the resamples hold every class"
+_FEW = "fewer than half of the resamples hold every class, or all slides are of one patient"
 _WHY = {
     "auc": _NO_CASE,
     "auc_ci": _FEW,

@@ -194,6 +194,8 @@ def plan_training(
     table = read_labels(Path(labels_csv), classes)
     table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
     table = take_fraction(table.without("test"), fraction, seed)
+    # A patient with slides of several classes may be held back, or left out by the fraction.
+    table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
     bags = getattr(training, "bags", None)
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)

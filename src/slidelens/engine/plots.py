@@ -43,10 +43,12 @@ def roc_picture(
     for i, (name, one) in enumerate(measured.items()):
         figures = one.figures
         if one.roc is None:
-            axes.plot([], [], " ", label=f"{_short(name)}: ROC undefined (a class has no case)")
+            axes.plot(
+                [], [], " ", label=f"{_plain(_short(name))}: ROC undefined (a class has no case)"
+            )
             continue
         color, style = _look(i)
-        label = f"{_short(name)}: AUC {number(figures['auc'], figures['auc_ci'])}"
+        label = f"{_plain(_short(name))}: AUC {number(figures['auc'], figures['auc_ci'])}"
         # Bands lie over each other: many opaque ones are mud.
         alpha = min(0.14, 0.3 / len(measured))
         if one.band is not None:
@@ -90,7 +92,7 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
     for i, (name, one) in enumerate(measured.items()):
         color, style = _look(i)
         found = one.calibration
-        label = f"{_short(name)}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
+        label = f"{_plain(_short(name))}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
         axes.plot(
             found.predicted,
             found.observed,
@@ -150,7 +152,8 @@ def _draw(axes: Axes, table: Table, widths: Sequence[float], top: float) -> None
         for line, row in enumerate([table.header, *table.rows]):
             weight = "normal" if line else "bold"
             y = top - line - 0.5
-            axes.text(at, y, row[column], ha=align, va="center", fontsize=9, fontweight=weight)
+            text = _plain(row[column])
+            axes.text(at, y, text, ha=align, va="center", fontsize=9, fontweight=weight)
         left += width
     for y, thick in ((0.0, 1.6), (-1.0, 1.0), (-1.0 - len(table.rows), 1.6)):
         axes.plot([0, left], [top + y] * 2, color="black", linewidth=thick, clip_on=False)
@@ -179,6 +182,11 @@ def _bin_centres(predicted: Any, bins: int = 10) -> Any:
 
 def _short(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading what stands between two dollars as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _file(figure: Figure, file_format: FileFormat = "png") -> bytes:

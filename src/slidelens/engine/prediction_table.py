@@ -58,8 +58,8 @@ class PredictionTable:
         self._header = ["slide_id", "status", "error", *names, "seconds"]
         self._read()  # what cannot be read is said before anything is computed
 
-    def record(self, outcome: Outcome) -> None:
-        """Add or replace the row of a slide and write the file.
+    def record(self, outcome: Outcome, *, replace: bool = True) -> None:
+        """Add or, where told, replace the row of a slide and write the file.
 
         Raises
         ------
@@ -71,6 +71,8 @@ class PredictionTable:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._path.with_name(_LOCK)):
                 rows = self._read()  # anew: another run may have added rows
+                if outcome.slide_id in rows and not replace:
+                    return
                 rows[outcome.slide_id] = [
                     outcome.slide_id,
                     outcome.status,

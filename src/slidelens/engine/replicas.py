@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import distributed
+
+from slidelens.engine.checkpoint import random_state, restore_random
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from lightning.fabric import Fabric
+    from torch import Tensor
 
+    from slidelens.engine.checkpoint import Checkpoint
     from slidelens.families.training import Outcome, Work
 
 __all__ = ["Replicas", "replica_strategy"]
@@ -50,6 +55,8 @@ class Replicas:
         self.fabric = fabric
         self.rank = fabric.global_rank
         self.count = fabric.world_size
+        self._random: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+        """State of every process's random generators after the last round."""
 
     @property
     def is_first(self) -> bool:
@@ -61,6 +68,14 @@ class Replicas:
         if self.count > 1:
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, 0)
+
+    def draw_apart(self, seed: int) -> None:
+        """Let every process but the first draw random numbers of its own, for dropout and such."""
+        if self.rank:
+            from lightning.fabric import seed_everything
+
+            own = np.random.SeedSequence((seed, self.rank)).generate_state(1)
+            seed_everything(int(own[0]), verbose=False)
 
     def rounds(self, works: Iterable[Work]) -> Generator[Round]:
         """Group an epoch's works, in their order; none is taken before its round needs it."""
@@ -86,8 +101,31 @@ class Replicas:
             assert outcome is not None
             return [outcome]
         found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, outcome)
-        return found[: len(works)]
+        # With the generators, the first can save at any time, without asking the others for them.
+        distributed.all_gather_object(found, (outcome, random_state()))
+        self._random = [state for _, state in found]
+        return [theirs for theirs, _ in found[: len(works)]]
+
+    def random_states(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and records of the random generators of all processes, by name."""
+        states = [random_state()] if self.count == 1 else self._random
+        tensors: dict[str, Tensor] = {}
+        records: dict[str, Any] = {}
+        for rank, (generators, record) in enumerate(states):
+            name = _random_name(rank)
+            tensors |= {f"{name}.{key}": value for key, value in generators.items()}
+            records[name] = record
+        return tensors, records
+
+    def restore_random(self, checkpoint: Checkpoint) -> None:
+        """Continue with what :meth:`random_states` gave; each process with its own.
+
+        One that the checkpoint does not know, as it had fewer processes, draws as it was seeded.
+        """
+        names = [name for name in map(_random_name, range(self.count)) if name in checkpoint.record]
+        self._random = [(checkpoint.part(f"{name}."), checkpoint.record[name]) for name in names]
+        if self.rank < len(self._random):
+            restore_random(*self._random[self.rank])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Sum the gradients of all replicas; one without gradient counts as zero.
@@ -105,6 +143,25 @@ class Replicas:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
+
+    def average_statistics(self, module: torch.nn.Module) -> None:
+        """Give every replica the mean of their running statistics, all buffers of real numbers.
+
+        Batch norms are left out: training keeps theirs as they were. What is the same in all
+        replicas stays so to the bit.
+        """
+        if self.count == 1:
+            return
+        for part in module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                continue
+            for buffer in part.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    own = buffer.contiguous()
+                    found = [torch.empty_like(own) for _ in range(self.count)]
+                    distributed.all_gather(found, own)
+                    away = torch.stack([one - found[0] for one in found])
+                    buffer.copy_(found[0] + away.mean(0))
 
     def merge(self, state: dict[str, Any], scanned: set[str]) -> dict[str, Any]:
         """Return a task's state with what every process scanned.
@@ -127,3 +184,7 @@ class Replicas:
     def wait(self) -> None:
         """Wait until every process is here: before reading what the first one wrote."""
         self.fabric.barrier()
+
+
+def _random_name(rank: int) -> str:
+    return f"random-{rank}" if rank else "random"

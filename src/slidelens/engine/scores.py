@@ -98,6 +98,11 @@ class Cases:
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         return np.array([number[key] for key in keys])
 
+    @property
+    def one_patient(self) -> bool:
+        """Whether all slides are of one patient, who says nothing of how patients differ."""
+        return self.patients is not None and not self.patients.any()
+
     def subset(self, ids: Sequence[str]) -> Cases:
         """Return the cases of these slides, in this order."""
         at = {slide_id: i for i, slide_id in enumerate(self.ids)}

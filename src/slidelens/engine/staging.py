@@ -15,9 +15,10 @@ from slidelens.engine.labels import listed
 from slidelens.engine.metrics import confusion, kappa
 from slidelens.engine.node_features import FEATURES, largest_lesion_mm, node_features
 from slidelens.engine.pn_stage import NODE_CLASSES, STAGES, node_class, pn_stage, stage_kappa
+from slidelens.engine.scores import read_scores
 from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.export.camelyon17 import StageTable, read_stages, write_stages
-from slidelens.maps.result import Result, find_results
+from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,14 +158,14 @@ def _agreement(truth: StageTable, found: StageTable) -> dict[str, Any]:
 
 def _of_one_model(results: Path) -> dict[str, Path]:
     """Return slide id to result folder."""
-    found = [Result.load(folder) for folder in find_results(results)]
-    models = sorted({result.model.name for result in found})
-    if len(models) != 1:
+    found = read_scores(results)
+    if len(found) != 1:
         raise ResultError(
-            f"{results}: results of {', '.join(models) or 'no model'}; expected those of one "
-            "model, as RESULTS/<model>."
+            f"{results}: results of {', '.join(found)}; expected those of one model, as "
+            "RESULTS/<model>."
         )
-    return {result.slide.id: result.path for result in found if result.path is not None}
+    (one,) = found.values()
+    return dict(one.folders)
 
 
 def _by_name(slides: Iterable[str]) -> dict[str, list[str]]:

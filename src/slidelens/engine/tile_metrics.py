@@ -223,10 +223,13 @@ def _figures(truth: _Truth, level: float) -> dict[str, Any]:
         reason = {"auc": "no positive tile" if not n_positive else "no negative tile"}
         return {**counts, "auc": None, "auc_ci": None, "pr_auc": None, "undefined": reason}
     area = delong(truth.positive, truth.scores, groups=truth.slide)
-    interval = area.interval(0, level)
-    return {
+    figures = {
         **counts,
         "auc": float(area.auc[0]),
-        "auc_ci": None if np.isnan(interval.low) else list(interval),
+        "auc_ci": list(area.interval(0, level)),
         "pr_auc": metrics.pr_auc(truth.positive, truth.scores),
     }
+    if np.isnan(area.covariance).any():
+        why = "a class lies on fewer than two slides"
+        figures |= {"auc_ci": None, "undefined": {"auc_ci": why}}
+    return figures

@@ -115,6 +115,7 @@ def _work(
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
             _keep_request(plan)
+        loop.replicas.draw_apart(plan.seed)
         yield from loop.run(resume=store.exists)
     finally:
         slides.close()
@@ -122,6 +123,7 @@ def _work(
         model.card = _card(plan, loop, origin)
         _publish(model, plan.out)
         store.clear()
+    loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
     last = loop.history[-1]
     yield TrainProgress(
         "done",

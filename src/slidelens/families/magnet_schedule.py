@@ -120,6 +120,12 @@ class MagNetTraining(TrainConfig):
             raise ValueError(
                 f"scouting {self.scouting}: needs probes or a survey, and foresight_weight above 0"
             )
+        if self.patience and (self.warmup or self.scouting):
+            # Both are counted in epochs of the run: a stage that ends early would shift them.
+            raise ValueError(
+                f"patience {self.patience}: stages that may end early leave unclear when warmup "
+                "and scouting end; set patience to 0, or leave both out"
+            )
         if self.survey and any(stage.trains != "head" for stage in self.stages):
             raise ValueError(
                 f"survey {self.survey}: what windows show is kept while networks are frozen; set "

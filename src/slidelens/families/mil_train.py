@@ -41,6 +41,9 @@ _HEAD_LR = {
 }
 """Learning rate of heads on whole bags, where 2e-4 is too low: one layer from zero; two streams."""
 
+_UNCHANGED: Mapping[str, Any] = {"flips": False, "stain": 0.0, "colour": 0.0}
+"""Fields of the augmentation, with the values that leave tiles as they are."""
+
 
 class MilTraining(TrainConfig):
     """How a MIL model learns. The default presets are ours, for tens to hundreds of slides."""
@@ -109,14 +112,36 @@ class MilTraining(TrainConfig):
         return _bag_preset(config.pooling, features)
 
     def suited(self, config: FamilyConfig) -> Self:
-        """Return the training with ``features`` decided."""
+        """Return the training with ``features`` decided, and without augmentation it cannot do.
+
+        Raises
+        ------
+        ModelError
+            ``bag_dim`` without bags; augmentation of vectors that are made once.
+        """
         assert isinstance(config, MilConfig)
         if config.bag_dim and not self.bags:
             raise ModelError(
                 "bag_dim is the length of feature vectors made elsewhere: say where they are, with "
                 "--bags DIR, or leave bag_dim out."
             )
-        return self.model_copy(update={"features": _features(self.features, config, self.bags)})
+        features = _features(self.features, config, self.bags)
+        made_once = features == "cached" and not self.copies
+        plain = self._unaugmented() if made_once else {}
+        return self.model_copy(update={"features": features, **plain})
+
+    def _unaugmented(self) -> Mapping[str, Any]:
+        """Return the augmentation of vectors that are made once: none, and none may be asked."""
+        asked = [k for k in _UNCHANGED if k in self.model_fields_set and getattr(self, k)]
+        if not asked:
+            return _UNCHANGED
+        names = ", ".join(asked)
+        if self.bags:
+            raise ModelError(f"bags cannot be augmented: leave {names} out.")
+        raise ModelError(
+            f"{names}: cached feature vectors are made once, of tiles as they are; learn from "
+            f"augmented copies too (--copies 4), train end to end, or leave {names} out."
+        )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> MilTraining:
@@ -152,9 +177,7 @@ class MilTask(TrainTask[MilConfig]):
     def initialize(cls, model: Model[MilConfig], weights: str) -> Mapping[str, Any]:
         """Load the backbone's weights; a linear head starts at zero, where no tile is favoured."""
         network = network_of(model)
-        if isinstance(network.head, torch.nn.Linear):
-            torch.nn.init.zeros_(network.head.weight)
-            torch.nn.init.zeros_(network.head.bias)
+        _start_at_zero(network.head)
         if network.features is None:
             return {"backbone_weights": "none: feature vectors were made elsewhere"}
         facts = encoder_facts(model.config.backbone)
@@ -170,7 +193,10 @@ class MilTask(TrainTask[MilConfig]):
 
     @classmethod
     def inherit(cls, model: Model[MilConfig], base: Model[MilConfig]) -> None:
-        """Take backbone and head; of another pooling the backbone alone, unless both are linear."""
+        """Take backbone and head; of another pooling the backbone alone, unless both are linear.
+
+        A linear head that is not taken starts at zero, as that of any new model.
+        """
         mine, theirs = network_of(model), network_of(base)
         if mine.features is not None:
             if theirs.features is None:
@@ -179,6 +205,8 @@ class MilTask(TrainTask[MilConfig]):
         linear = isinstance(mine.head, torch.nn.Linear) and isinstance(theirs.head, torch.nn.Linear)
         if linear or model.config.pooling == base.config.pooling:
             mine.head.load_state_dict(theirs.head.state_dict())
+        else:
+            _start_at_zero(mine.head)
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
         """Return the head's parameters, and the backbone's unless it is frozen."""
@@ -211,6 +239,13 @@ class MilTask(TrainTask[MilConfig]):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
         self._way.load_state(state)
+
+
+def _start_at_zero(head: torch.nn.Module) -> None:
+    """Bring a linear head to zero, where no tile is favoured; others keep their random weights."""
+    if isinstance(head, torch.nn.Linear):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
 
 
 def _bag_preset(pooling: str, features: str) -> Mapping[str, Any]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from slidelens.geometry import Size
     from slidelens.tiling.grid import Grid
 
 __all__ = [
@@ -199,7 +200,9 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
     logits = _all_logits(model, view, grid)
     boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)
     if config.fine > 1:  # a patch may reach over the border: its corner is no tissue
-        kept = view.tissue.fraction(boxes) >= min(0.5, config.min_tissue) - 1e-9
+        # Judged as patches are, by what lies inside the slide: so each patch has a cell that stays.
+        inside = _clipped(boxes, view.size)
+        kept = view.tissue.fraction(inside) >= min(0.5, config.min_tissue) - 1e-9
         boxes, tumour = boxes[kept], tumour[kept]
     yield Patch("probability", boxes, np.stack([1 - tumour, tumour], 1))
     yield Patch("segmentation", boxes, (tumour >= _THRESHOLD).astype(np.float32)[:, None])
@@ -269,6 +272,12 @@ def _cells(
     corner = grid.boxes[0, :2] + (np.stack([x, y], 1) - grid.index[0]) * side
     boxes = np.concatenate([corner, np.broadcast_to(side, corner.shape)], 1)
     return boxes, (total[y, x] / weight[y, x]).astype(np.float32)
+
+
+def _clipped(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
+    """Return the parts ``(N, 4)`` of boxes that lie inside a slide; without area where none is."""
+    corner = boxes[:, :2].clip(0, size)
+    return np.concatenate([corner, (boxes[:, :2] + boxes[:, 2:]).clip(0, size) - corner], 1)
 
 
 FAMILY = Family(

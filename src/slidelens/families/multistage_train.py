@@ -5,7 +5,7 @@ Source: multi-stage-segmentation-2019, sections 3.2 and 4.1.
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import dropwhile, groupby
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -144,6 +144,10 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if _learns_vectors(stage):
             self._vectors = {}
         if stage.on == "patches":
+            # The gain of a model to start from is that of other vectors: it is set anew after this.
+            rest = dropwhile(lambda one: one is not stage, self.config.stages)
+            if any(self._keeps_vectors(one) for one in rest):
+                _module(self.model).gain.fill_(1)
             yield from self._patch_works(epoch)
             return
         if self._keeps_vectors(stage):
@@ -272,7 +276,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if key not in self._vectors:
             with torch.no_grad():
                 parts = list(self._vectors_of(slide_id, variant or None))
-            self._vectors[key] = torch.cat(parts).half()
+            self._vectors[key] = _short(torch.cat(parts))
         return self._vectors[key].float()
 
     def _set_gain(self, epoch: int) -> None:
@@ -367,6 +371,12 @@ class MultistageTask(TrainTask[MultistageConfig]):
             logits = map_logits(self.network, self.model.config, vectors, index)
         highest = float(torch.sigmoid(logits.max()))
         return Outcome((float(self._loss(slide_id, logits)),), ((1 - highest, highest),))
+
+
+def _short(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors in half precision, or as they are where some are too large for it."""
+    half = vectors.half()
+    return half if bool(half.isfinite().all()) else vectors
 
 
 def _learns_vectors(stage: MapStage) -> bool:

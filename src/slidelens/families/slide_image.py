@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 _STRIP = 1024
 _PIECE = 512
 """Rows that a thread reads at once: as many as a few tiles of a file have."""
+_LEAST = 3
+"""Cells of a frame along each side, at least."""
 _SPECK = 1e-6
 """Share of a cell below which its tissue is the rounding of a float."""
 
@@ -189,7 +191,8 @@ def frame_tissue(
 ) -> Frame:
     """Frame the tissue of a view: its bounding box and a cell of margin, at most ``limit`` px.
 
-    Outside of the slide there is no margin: nothing is to be seen there.
+    Outside of the slide there is no margin, since nothing is to be seen there, but for what makes
+    three cells: networks without padding (Inception) need some room.
     The frame lies on a lattice of whole cells that begins at the slide's corner, so that the same
     tissue is the same pixels whatever the region. Larger tissue is cut around its middle, which is
     logged (paper, section IV.A: "padded or center-cropped"; 99 % of its biopsies fitted).
@@ -275,6 +278,8 @@ def _span(where: NDArray[np.int64], count: int, most: int) -> tuple[int, int]:
     """
     start = max(int(where[0]) - 1, 0)
     length = min(int(where[-1]) + 2, count) - start
+    if length < _LEAST:
+        start, length = start - (_LEAST - length) // 2, _LEAST
     if length > most:
         start, length = start + (length - most) // 2, most
     return start, length

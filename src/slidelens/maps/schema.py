@@ -7,7 +7,7 @@ and unknown keys are ignored.
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -45,6 +45,13 @@ class SlideInfo(_Part):
     height: int | None = Field(None, gt=0)
     mpp: _Positive | tuple[_Positive, _Positive] | None = None
     mpp_source: str | None = None
+
+    @field_validator("id")
+    @classmethod
+    def _names_a_file(cls, text: str) -> str:
+        if text in {".", ".."} or "\0" in text or PurePath(text).name != text:
+            raise ValueError("must be fit for the name of a file, which exports give it")
+        return text
 
     @property
     def size(self) -> Size | None:

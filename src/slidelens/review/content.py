@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
+from slidelens.engine.evaluate import counted_ignored, named_ignored
 from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
@@ -18,7 +19,14 @@ from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_car
 from slidelens.review.errors import ErrorCase, list_errors, list_near_misses
 from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
 from slidelens.review.store import STORE_FILE, Decision, ReviewStore
-from slidelens.review.tally import Agreement, CauseTable, agreement, cause_tables, label_votes
+from slidelens.review.tally import (
+    Agreement,
+    CauseTable,
+    agreement,
+    as_labelled,
+    cause_tables,
+    label_votes,
+)
 from slidelens.review.taxonomy import read_taxonomy
 from slidelens.review.wording import said_once
 
@@ -214,7 +222,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         cases=_cases(saved, errors, shown, names, options.identify),
         errors=errors,
         near_misses=list_near_misses(saved, rules, options.near_misses),
-        causes=cause_tables(errors, decisions, taxonomy, saved.models),
+        causes=cause_tables(errors, decisions, taxonomy, saved.models, saved.labels),
         agreement=agreement(_renamed(d, people) for d in store.decisions()),
         reviewers=sorted({d.reviewer for d in shown}),
         names=names,
@@ -251,9 +259,9 @@ def _cases(
     for error in errors:
         of_slide[error.slide_id].append(error)
     said: dict[str, list[Decision]] = defaultdict(list)
-    for decision in decisions:
+    for decision in as_labelled(decisions, saved.labels):
         said[decision.slide_id].append(decision)
-    votes = label_votes(decisions)
+    votes = label_votes(decisions, saved.labels)
     found = []
     for slide_id, its in of_slide.items():
         keys = {e.key for e in its}
@@ -283,7 +291,7 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
         one.figures["threshold"] == saved.record["models"][name]["threshold"]
         for name, one in content.measured.items()
     )
-    notes = [str(text) for text in saved.metrics.get("warnings", ())]
+    notes = _ignored_notes(saved, content.options.identify)
     if not as_evaluated:
         notes = [text for text in notes if "threshold" not in text]
         notes += [
@@ -300,6 +308,19 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
     if gone:
         notes.append(f"Results that are gone since the evaluation: {', '.join(gone)}.")
     return [*_failed_notes(content, notes), *_run_notes(content)]
+
+
+def _ignored_notes(saved: SavedEvaluation, identify: bool) -> list[str]:
+    """Return the evaluation's warnings; labels of annotations may be names of people.
+
+    Evaluations of older versions named them in their warnings.
+    """
+    told: dict[str, str] = {}
+    for name, one in saved.metrics.get("models", {}).items():
+        if labels := (one.get("tiles") or {}).get("ignored_labels"):
+            counted, named = counted_ignored(name, len(labels)), named_ignored(name, labels)
+            told |= dict.fromkeys((counted, named), named if identify else counted)
+    return [told.get(text, str(text)) for text in saved.metrics.get("warnings", ())]
 
 
 def _failed_notes(content: Content, notes: list[str]) -> list[str]:

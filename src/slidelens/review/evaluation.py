@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from slidelens.engine.evaluate import FILES
 from slidelens.engine.labels import LabelledSlide
 from slidelens.engine.measure import Rule, RuleKind
 from slidelens.engine.scores import Cases, Scored
 from slidelens.errors import ResultError
+from slidelens.review.store import STORE_FILE
+from slidelens.review.taxonomy import TAXONOMY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,17 +62,41 @@ class SavedEvaluation:
         """The positive class of a binary task."""
         return self.classes[1] if len(self.classes) == 2 else None
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
         """Slide id to the class it is labelled with."""
         return {
             row.slide_id: self.classes[row.label] for one in self.cases.values() for row in one.rows
         }
 
-    @property
+    @cached_property
     def patients(self) -> dict[str, str | None]:
         """Slide id to patient."""
         return {row.slide_id: row.patient for one in self.cases.values() for row in one.rows}
+
+    @property
+    def labels_table(self) -> Path:
+        """The table of labels that was evaluated, where it was then."""
+        return self.folder / str(self.record.get("labels", ""))
+
+    def refuse_own(self, path: Path) -> None:
+        """Refuse to write what is made of the evaluation over what the evaluation needs.
+
+        Raises
+        ------
+        ResultError
+            The evaluated table of labels, or a file of the evaluation or of its review.
+        """
+        if _same(path, self.labels_table):
+            raise ResultError(
+                f"{path}: is the table of labels that was evaluated, which would be replaced; "
+                "choose another file."
+            )
+        if any(_same(path, self.folder / name) for name in (*FILES, STORE_FILE, TAXONOMY_FILE)):
+            raise ResultError(
+                f"{path}: is a file of the evaluation itself, which would be replaced; choose "
+                "another name."
+            )
 
     def result_folder(self, model: str, slide_id: str) -> Path | None:
         """Return where a result was when it was evaluated; ``None`` if there was none."""
@@ -104,6 +132,13 @@ def read_evaluation(folder: str | Path) -> SavedEvaluation:
     if empty or not cases:
         raise ResultError(f"{path / _FILE}: no slides of {', '.join(empty) or 'any model'}.")
     return SavedEvaluation(path, classes, cases, rule, record, metrics)
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths are one file, also where case does not count, or where none is yet."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from dataclasses import astuple, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -27,6 +28,8 @@ __all__ = ["CorrectedLabels", "correct_labels", "decisions_csv", "read_decisions
 
 _COLUMNS = tuple(field.name for field in fields(Decision))
 _NEEDED = _COLUMNS[:4]
+_SPREADSHEETS = ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M")
+"""How spreadsheets write times, but for those whose day and month cannot be told apart."""
 _SHOWN = 20
 
 
@@ -64,7 +67,8 @@ def decisions_csv(decisions: Iterable[Decision]) -> str:
 def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy) -> list[Decision]:
     """Read decisions from a CSV file with the columns of :func:`decisions_csv`.
 
-    Only slide_id, model, kind and reviewer must be there; a row without a time is of now.
+    Only slide_id, model, kind and reviewer must be there. What spreadsheets make of such a file is
+    read too: other separators, empty rows, times in another form. A row may have no time.
 
     Raises
     ------
@@ -74,20 +78,24 @@ def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy)
     """
     path = Path(path)
     try:
-        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-        missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
+        lines = io.StringIO(path.read_text(encoding="utf-8-sig")).readlines()
+        rows, columns, _ = read_rows(lines, path, ResultError)
+        missing = [name for name in _NEEDED if name not in columns]
         if missing:
             raise ResultError(
                 f"{path}: no column {', '.join(missing)}; expected {','.join(_COLUMNS)}."
             )
         found, faults = [], []
         for row in rows:
-            one, fault = _decision(row, saved, taxonomy)
+            cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+            if not any(cells.values()):
+                continue  # what spreadsheets leave below a table
+            one, fault = _decision(cells, saved, taxonomy)
             found.append(one)
             if fault:
                 faults.append(f"  line {rows.line_num}: {fault}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ResultError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
+        raise ResultError(f"{path}: cannot be read ({error}); expected CSV (UTF-8).") from error
     if faults:
         more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ResultError(f"{path}: nothing is imported:\n" + "\n".join(faults[:_SHOWN]) + more)
@@ -96,12 +104,11 @@ def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy)
 
 def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> CorrectedLabels:
     """Replace the labels that more than half of a slide's reviewers find wrong."""
-    votes = label_votes(decisions)
-    labels = saved.labels
+    votes = label_votes(decisions, saved.labels)
     changed = {
         slide_id: vote.label
         for slide_id, vote in votes.items()
-        if vote.label and slide_id in labels and vote.label != labels[slide_id]
+        if vote.label and slide_id in saved.labels
     }
     disputed = sorted(slide_id for slide_id, vote in votes.items() if vote.disputed)
     original = _original(saved)
@@ -110,10 +117,9 @@ def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> Cor
 
 
 def _decision(
-    row: dict[str, str | None], saved: SavedEvaluation, taxonomy: Taxonomy
+    cells: dict[str, str], saved: SavedEvaluation, taxonomy: Taxonomy
 ) -> tuple[Decision, str]:
     """Return a row's decision and what is wrong with it."""
-    cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
     if cells["true_label"] == saved.labels.get(cells["slide_id"]):
         cells["true_label"] = ""  # corrected since: it is not wrong any more
     time, fault = _time(cells["time"])
@@ -145,19 +151,30 @@ def _decision(
 
 
 def _time(text: str) -> tuple[str, str]:
-    try:
-        when = datetime.fromisoformat(text) if text else datetime.now(UTC)
-    except ValueError:
-        return "", f"time {text!r} is not ISO 8601, such as 2026-01-31T12:00:00+00:00"
+    when = _read_time(text)
+    if when is None:
+        fault = (
+            f"time {text!r} is not ISO 8601, such as 2026-01-31T12:00:00+00:00; write it so, or "
+            "leave it empty"
+        )
+        return "", fault if text else ""
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return when.astimezone(UTC).isoformat(timespec="microseconds"), ""
 
 
+def _read_time(text: str) -> datetime | None:
+    with suppress(ValueError):
+        return datetime.fromisoformat(text)
+    for form in _SPREADSHEETS:
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+    return None
+
+
 def _original(saved: SavedEvaluation) -> str | None:
     """Return the labels table that was evaluated; ``None`` if it is gone or another by now."""
-    path = saved.folder / str(saved.record.get("labels", ""))
     try:
-        content = path.read_bytes()
+        content = saved.labels_table.read_bytes()
     except OSError:
         return None
     if sha256(content).hexdigest() != saved.record.get("labels_sha256"):
@@ -179,7 +196,8 @@ def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
 
 def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
     """Replace labels in a table, each written as there: as class name or as index."""
-    rows, columns, separator = read_rows(original.splitlines(keepends=True))
+    lines = original.splitlines(keepends=True)
+    rows, columns, separator = read_rows(lines, saved.labels_table, LabelError)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, delimiter=separator, lineterminator="\n")
     writer.writeheader()

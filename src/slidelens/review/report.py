@@ -83,7 +83,8 @@ def write_report(
     Raises
     ------
     ResultError
-        No evaluation, a damaged review, or a file that cannot be written.
+        No evaluation, a damaged review, or a file that cannot be written, is the other one or one
+        of the evaluation itself.
     SlideLensError
         jinja2 or WeasyPrint is not installed; other input that cannot be used.
     """
@@ -92,7 +93,12 @@ def write_report(
     environment = _environment()
     if pdf is not None:
         _weasyprint()
-    content = gather(read_evaluation(evaluation), options or ReportOptions())
+    saved = read_evaluation(evaluation)
+    for path in (out,) if pdf is None else (out, pdf):
+        saved.refuse_own(path)
+    if pdf is not None and out.resolve() == pdf.resolve():
+        raise ResultError(f"{out}: cannot be both the HTML and the PDF file; name two files.")
+    content = gather(saved, options or ReportOptions())
     with _scratch(out) as scratch:
         drawn = list(_draw(content, scratch, tell))
         document = _Document(environment, content, drawn, scratch)

@@ -18,7 +18,7 @@ from slidelens.review.taxonomy import TAXONOMY, Kind, no_category, read_taxonomy
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = ["STORE_FILE", "TAXONOMY", "CaseKey", "Decision", "Kind", "Progress", "ReviewStore"]
@@ -203,14 +203,15 @@ class ReviewStore:
     def add_all(self, decisions: Iterable[Decision]) -> int:
         """Take decisions over from elsewhere with the times they state, all or none.
 
-        Of one case and reviewer the newest is in force, so what is older becomes history.
+        Of one case and reviewer the newest is in force, so what is older becomes history. What
+        states no time is of now, unless the reviewer has said just that of the case before.
 
         Returns
         -------
         How many were not known before.
         """
         with self._write() as db:
-            new = set(decisions) - set(_read(db, _ALL))
+            new = _new(list(decisions), _read(db, _ALL))
             for decision in sorted(new, key=lambda d: d.time):
                 db.execute(_INSERT, astuple(decision))
         return len(new)
@@ -268,6 +269,18 @@ def _change(db: sqlite3.Connection, key: CaseKey, reviewer: str, given: dict[str
         after = replace(before, **given, time=_stamp(max(now, then)))
     db.execute(_INSERT, astuple(after))
     return after
+
+
+def _new(decisions: Sequence[Decision], known: Sequence[Decision]) -> set[Decision]:
+    """Return what is not known yet, each with a time; later ones without any are the newer ones."""
+    timed = {d for d in decisions if d.time}
+    said = {replace(d, time="") for d in timed.union(known)}
+    fresh = [d for d in dict.fromkeys(decisions) if not d.time and d not in said]
+    now = datetime.now(UTC)
+    stamped = {
+        replace(d, time=_stamp(now + timedelta(microseconds=n))) for n, d in enumerate(fresh)
+    }
+    return timed.difference(known) | stamped
 
 
 def _stamp(when: datetime) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = [
     "CauseTable",
     "LabelVote",
     "agreement",
+    "as_labelled",
     "cause_tables",
     "consensus",
     "label_votes",
@@ -107,20 +108,33 @@ def consensus(decisions: Iterable[Decision]) -> dict[CaseKey, str]:
     return {key: _winner(count) for key, count in votes.items()}
 
 
+def as_labelled(decisions: Iterable[Decision], labels: Mapping[str, str]) -> list[Decision]:
+    """Return decisions without what they hold for the right label, where it is the label by now.
+
+    Those that say nothing else are left out.
+    """
+    held = [
+        replace(d, true_label="") if d.true_label == labels.get(d.slide_id) else d
+        for d in decisions
+    ]
+    return [d for d in held if d.decided or d.note]
+
+
 def cause_tables(
     errors: Sequence[ErrorCase],
     decisions: Sequence[Decision],
     taxonomy: Taxonomy,
     models: Sequence[str],
+    labels: Mapping[str, str],
 ) -> list[CauseTable]:
     """Count the sources of errors of every method: false positives, then false negatives.
 
     Every error counts once, so a column adds up to the errors of its method. Decisions on what is
-    no error (any longer, at this operating point) do not count.
+    no error (any longer, at this operating point) do not count. ``labels`` are those of the slides
+    by now: a label that was corrected is not wrong any more.
     """
-    decisions = list(decisions)
-    agreed = consensus(decisions)
-    wrong = {slide_id for slide_id, vote in label_votes(decisions).items() if vote.label}
+    agreed = consensus(as_labelled(decisions, labels))
+    wrong = {slide_id for slide_id, vote in label_votes(decisions, labels).items() if vote.label}
     tables = []
     kinds: tuple[Kind, ...] = ("fp", "fn")
     for kind in kinds:
@@ -163,11 +177,11 @@ def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
     return found
 
 
-def label_votes(decisions: Iterable[Decision]) -> dict[str, LabelVote]:
+def label_votes(decisions: Iterable[Decision], labels: Mapping[str, str]) -> dict[str, LabelVote]:
     """Return what reviewers hold of the label of each slide that was reviewed.
 
     Each reviewer has one vote per slide: the newest class given on any method's error there, or
-    that the label is right.
+    that the label is right. So it is too where that class is the label by now.
     """
     views: dict[str, dict[str, Decision]] = defaultdict(dict)
     for one in decisions:
@@ -180,7 +194,8 @@ def label_votes(decisions: Iterable[Decision]) -> dict[str, LabelVote]:
                 views[one.slide_id][one.reviewer] = one
     votes = {}
     for slide_id, view in views.items():
-        count = Counter(d.true_label for d in view.values())
+        present = labels.get(slide_id)
+        count = Counter("" if d.true_label == present else d.true_label for d in view.values())
         label, number = count.most_common(1)[0]
         won = bool(label) and 2 * number > len(view)
         disputed = not won and any(name for name in count)

@@ -115,7 +115,7 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
             f"{table}: cannot be read as a CSV of `slide,mpp` rows ({error})."
         ) from error
     found: dict[str, Mpp] = {}
-    reader, columns, separator = read_rows(lines)
+    reader, columns, separator = read_rows(lines, table, SlideError)
     if not {"slide", "mpp"} <= set(columns):
         raise SlideError(
             f"{table}: expected a CSV with the columns `slide,mpp` and one row or more."

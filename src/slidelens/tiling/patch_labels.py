@@ -78,12 +78,7 @@ class PatchRules:
         LabelError
             Nothing is drawn that is tumour; see also :meth:`tumour_of`.
         """
-        drawn = self.tumour_of(annotations)
-        if not drawn:
-            raise LabelError(
-                f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
-                "it out of the labels."
-            )
+        drawn = self.some_tumour_of(annotations)
         inside = within(boxes, size)
         tumour = fraction(drawn, inside)
         if self.normal:
@@ -120,6 +115,22 @@ class PatchRules:
         raise LabelError(
             f"annotations of the classes {listed}: say which are tumour with {self.way}."
         )
+
+    def some_tumour_of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
+        """Return the tumour that is drawn on a positive slide.
+
+        Raises
+        ------
+        LabelError
+            There is none; see also :meth:`tumour_of`.
+        """
+        drawn = self.tumour_of(annotations)
+        if not drawn:
+            raise LabelError(
+                f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
+                "it out of the labels."
+            )
+        return drawn
 
     def check_negative(self, annotations: Sequence[Annotation], name: str) -> None:
         """Refuse tumour on a slide that the labels call ``name``.

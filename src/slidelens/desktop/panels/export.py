@@ -121,8 +121,13 @@ class ExportMenu(QToolButton):
             self._notice.say(error or "The report was not written.", "error")
 
     def _write(self, out: Path, text: str, done: str, kind: str = "good") -> None:
+        assert self._review is not None
         try:
+            self._review.saved.refuse_own(out)
             write_atomic(out, text)
+        except ResultError as error:
+            self._notice.say(str(error), "error")
+            return
         except OSError as error:
             self._notice.say(f"{out}: cannot be written ({error.strerror or error}).", "error")
             return

@@ -158,7 +158,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
-    reader, columns, _ = read_rows(lines)
+    reader, columns, _ = read_rows(lines, path, LabelError)
     lacking = [name for name in _COLUMNS if name not in columns]
     if lacking:
         raise LabelError(f"{path}: no column {' and '.join(lacking)}; its first line names them.")
