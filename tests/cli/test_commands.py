@@ -56,6 +56,9 @@ def test_wrong_usage_exits_with_2(slidelens):
     assert slidelens("info").code == 2
     assert slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--region", "1,2").code == 2
     assert slidelens("info", "x.svs", "--mpp", "wide").code == 2
+    comma = slidelens("info", "x.svs", "--mpp", "1,5")
+    assert comma.code == 2
+    assert "write 1.5 for a decimal number, and 1.0,5.0" in " ".join(comma.err.split())
 
 
 def test_version(slidelens):

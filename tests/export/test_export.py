@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+import tifffile
 import zarr
 from ome_zarr_models.v05.image import Image
 
@@ -131,6 +132,13 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, result: Result) 
     for name in OF_ANY_RESULT:
         with pytest.raises(ResultError, match="cannot be written"):
             export_result(result, name, tmp_path / "file" / "deeper")
+
+
+def test_a_slide_is_not_replaced(tmp_path: Path, result: Result) -> None:
+    slide = tmp_path / "slide.tif"
+    tifffile.imwrite(slide, np.zeros((64, 64, 3), np.uint8), tile=(32, 32))
+    with pytest.raises(ResultError, match="is a slide, which is not replaced"):
+        export_result(result, "geojson", slide)
 
 
 def test_plugins_add_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,13 @@ def test_regions_without_measurements_are_kept_without(tmp_path: Path) -> None:
     assert one["properties"]["measurements"] == {}
 
 
+def test_several_polygons_in_one_are_regions_each(tmp_path: Path) -> None:
+    path = tmp_path / "r.geojson"
+    two = shapely.MultiPolygon([shapely.box(0, 0, 4, 4), shapely.box(8, 8, 9, 9)])
+    path.write_text(json.dumps({"features": [{**CLASSIFIED, "geometry": two.__geo_interface__}]}))
+    assert [region.polygon.area for region in read_regions(path)] == [16, 1]
+
+
 def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path) -> None:
     features = region_features([Region(SHAPE, "other", 1, 1)], ["a", "b"])
     assert len(features[0]["properties"]["classification"]["color"]) == 3
@@ -92,6 +99,12 @@ def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path
         ),
         (
             json.dumps({"features": [{**CLASSIFIED, "geometry": POINTLESS}]}),
+            "feature 0 is no classified polygon",
+        ),
+        (
+            json.dumps(
+                {"features": [{**CLASSIFIED, "geometry": shapely.Polygon().__geo_interface__}]}
+            ),
             "feature 0 is no classified polygon",
         ),
     ],

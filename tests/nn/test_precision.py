@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slidelens.nn.backbones import build_features
-from slidelens.nn.precision import cast_once
+from slidelens.nn.precision import cast_once, halved
 
 
 class Casts(TorchDispatchMode):
@@ -53,3 +53,9 @@ def test_no_weight_is_cast_at_a_step():
 def test_without_autocast_it_is_the_network_itself():
     features = build_features("squeezenet1_1")
     assert cast_once(features) is features
+
+
+def test_values_too_large_for_half_precision_are_kept_as_they_are():
+    assert halved(torch.tensor([1.0, 65_000.0])).dtype == torch.float16
+    large = torch.tensor([1.0, 70_000.0])
+    assert torch.equal(halved(large), large)

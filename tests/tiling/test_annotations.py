@@ -145,6 +145,7 @@ def test_an_ellipse_and_a_rectangle_of_two_corners(tmp_path: Path):
         ("", "neither JSON nor XML"),
         ("{", "not valid JSON"),
         ("<a>", "not valid XML"),
+        ('<?xml version="1.0" encoding="klingon"?><Annotations/>', "not valid XML"),
         ("<svg/>", "<svg>"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><Annotations>&b;</Annotations>', "not valid XML"),
         ([1], "feature 0 is no GeoJSON object"),

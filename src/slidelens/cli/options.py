@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -59,6 +60,11 @@ def parse_mpp(
         raise typer.BadParameter(
             f"{option} {text!r} is neither a number of µm/px, 'from-objective', nor a CSV file"
         ) from None
+    if re.fullmatch(r"\d+,\d+", text):
+        raise typer.BadParameter(
+            f"{option} {text!r}: write {text.replace(',', '.')} for a decimal number, and "
+            f"{text.replace(',', '.0,')}.0 for unlike x and y"
+        )
     if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
         raise typer.BadParameter(f"{option} {text!r}: expected one or two numbers above 0 µm/px")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from slidelens.errors import PluginError, ResultError, SlideLensError
 from slidelens.files import names_folder
 from slidelens.registry import Registry
+from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,10 +90,12 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
     exporter = EXPORTERS.get(to)
     try:
         exporter.write(result, target)
+    except SlideLensError:  # of a slide that cannot be read, too, which is an OSError
+        raise
     except OSError as error:
         raise ResultError(f"{target}: cannot be written ({error.strerror or error}).") from error
     except Exception as error:  # reason: a plugin may raise anything
-        if to not in EXPORTERS.plugins() or isinstance(error, SlideLensError):
+        if to not in EXPORTERS.plugins():
             raise
         raise PluginError(
             f"plugin {to!r} (group {EXPORTERS.group}) failed to write {target}: "
@@ -115,6 +118,8 @@ def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool 
     place = Path(path)
     whole = exporter.folder and place.name.endswith(exporter.suffix)
     if whole or not names_folder(path):
+        if place.is_file() and is_slide(place):
+            raise ResultError(f"{place}: is a slide, which is not replaced; choose another name.")
         return place
     target = place / f"{result.slide.id}{exporter.suffix}"
     if target.exists() and not overwrite:  # annotations, say, which have the same name

@@ -30,6 +30,7 @@ from slidelens.families.training import (
 )
 from slidelens.nn.backbones import load_weights
 from slidelens.nn.local_heads import AttentionHead
+from slidelens.nn.precision import halved
 from slidelens.nn.slide_augment import SlideAugment
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ class LocalTask(TrainTask[LocalConfig]):
                 means: Any = self.network(relay, means=True)
             # Made in a scan, they would be inference tensors, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._means[slide_id] = [_spaced(m).half().clone() for m in means]
+                self._means[slide_id] = [halved(_spaced(m)).clone() for m in means]
         return self._means[slide_id]
 
     def _warm(

@@ -16,6 +16,7 @@ from slidelens.families.mil import network_of, no_tiles
 from slidelens.families.mil_tiles import MilTiles, evaluating, slide_key
 from slidelens.families.training import Outcome, Work, balanced_order
 from slidelens.nn.mil import class_probabilities, slide_loss, soft_maximum
+from slidelens.nn.precision import halved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,7 +144,7 @@ class TopSteps:
                 vectors = [
                     self.tiles.vectors(images) for images in self.tiles.batches(slide_id, some)
                 ]
-            self._vectors[slide_id] = torch.cat(vectors).half()
+            self._vectors[slide_id] = halved(torch.cat(vectors))
         return self._vectors[slide_id]
 
     def _pooled_logits(self, slides: Sequence[str], sharpness: float) -> torch.Tensor:

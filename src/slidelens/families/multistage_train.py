@@ -30,6 +30,7 @@ from slidelens.nn.backbones import load_weights
 from slidelens.nn.multistage import MultiStage, backward_by_parts, turned
 from slidelens.nn.patch_augment import PatchAugment
 from slidelens.nn.pixels import normalize
+from slidelens.nn.precision import halved
 from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if key not in self._vectors:
             with torch.no_grad():
                 parts = list(self._vectors_of(slide_id, variant or None))
-            self._vectors[key] = _short(torch.cat(parts))
+            self._vectors[key] = halved(torch.cat(parts))
         return self._vectors[key].float()
 
     def _set_gain(self, epoch: int) -> None:
@@ -371,12 +372,6 @@ class MultistageTask(TrainTask[MultistageConfig]):
             logits = map_logits(self.network, self.model.config, vectors, index)
         highest = float(torch.sigmoid(logits.max()))
         return Outcome((float(self._loss(slide_id, logits)),), ((1 - highest, highest),))
-
-
-def _short(vectors: torch.Tensor) -> torch.Tensor:
-    """Return vectors in half precision, or as they are where some are too large for it."""
-    half = vectors.half()
-    return half if bool(half.isfinite().all()) else vectors
 
 
 def _learns_vectors(stage: MapStage) -> bool:

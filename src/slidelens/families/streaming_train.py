@@ -28,6 +28,7 @@ from slidelens.families.training import (
 )
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities, slide_loss
+from slidelens.nn.precision import halved
 from slidelens.nn.slide_augment import SlideAugment
 from slidelens.nn.slide_classifier import SlideClassifier, split
 from slidelens.tiling.grid import GridSpec
@@ -257,7 +258,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
             step = ceil(sqrt(cells[0, 0].numel() / _WARM_CELLS))
             # Made in a scan, it would be an inference tensor, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._vectors[slide_id, epoch] = cells[:, :, ::step, ::step].half().clone()
+                self._vectors[slide_id, epoch] = halved(cells[:, :, ::step, ::step]).clone()
         return self._vectors[slide_id, epoch]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:

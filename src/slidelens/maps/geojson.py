@@ -100,16 +100,25 @@ def read_regions(path: Path) -> list[Region]:
         try:
             properties = one["properties"]
             measured = properties.get("measurements") or {}
-            regions.append(
+            regions += [
                 Region(
-                    polygon=shape(one["geometry"]),
+                    polygon=polygon,
                     label=str(properties["classification"]["name"]),
                     area_mm2=float(measured.get(_AREA, "nan")),
                     probability=float(measured.get(_MEAN, "nan")),
                 )
-            )
+                for polygon in _polygons(shape(one["geometry"]))
+            ]
         except (KeyError, TypeError, ValueError, AttributeError, ShapelyError) as error:
             raise ResultError(
                 f"{path}: feature {i} is no classified polygon ({type(error).__name__}: {error})."
             ) from error
     return regions
+
+
+def _polygons(geometry: Any) -> list[Any]:
+    """Return a polygon, or those of several, as other programs write them."""
+    found = [p for p in getattr(geometry, "geoms", [geometry]) if not p.is_empty]
+    if not found or any(p.geom_type != "Polygon" for p in found):
+        raise ValueError(f"expected a polygon with an area, found {geometry.geom_type}")
+    return found

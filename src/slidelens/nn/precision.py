@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["cast_once", "without_autocast"]
+__all__ = ["cast_once", "halved", "without_autocast"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PRODUCTS = (nn.Conv2d, nn.Linear)
@@ -42,3 +42,9 @@ def cast_once(module: ModuleT) -> ModuleT:
         if isinstance(layer, _PRODUCTS):
             layer.to(dtype)
     return copy
+
+
+def halved(values: torch.Tensor) -> torch.Tensor:
+    """Return values in half precision, or as they are where some are too large for it."""
+    half = values.half()
+    return half if bool(half.isfinite().all()) else values

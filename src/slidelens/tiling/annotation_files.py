@@ -87,7 +87,7 @@ def _parse_json(path: Path, raw: bytes) -> Iterator[Feature]:
 def _parse_xml(path: Path, raw: bytes) -> Iterator[Feature]:
     try:
         root = fromstring(raw)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # its encoding
         raise LabelError(f"{path}: not valid XML: {error}.") from error
     readers: dict[str, Callable[[Path, Element], Iterator[Feature]]] = {
         "ASAP_Annotations": _asap,
