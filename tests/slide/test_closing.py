@@ -158,14 +158,18 @@ for wait in (0.05, 0.1, 0.15, 0.2):
 """
 INTERRUPTED = """
 for wait in (0.05, 0.1, 0.15, 0.2):
+    again = Timer(20, interrupt_main)
     try:
         with open_slide(path) as slide:
             Timer(wait, interrupt_main).start()
+            again.start()
             while True:
                 np.asarray(slide.pyramid()[0])
     except KeyboardInterrupt:
         pass
+    again.cancel()
 """
+"""Python loses an interrupt that comes within a destructor (and says so): then it comes again."""
 
 
 @pytest.mark.realdata
@@ -181,4 +185,5 @@ def test_the_program_survives_it(data, code):
     )
     command = [sys.executable, "-c", begin + code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr or "Exception ignored" in done.stderr

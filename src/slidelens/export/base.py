@@ -105,7 +105,12 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
 
 
 def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Return what :func:`export_result` would write, which has the same parameters.
+    """Return what :func:`export_result` would write.
+
+    Parameters
+    ----------
+    result, to, path, overwrite
+        As there.
 
     Raises
     ------

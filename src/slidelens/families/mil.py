@@ -204,12 +204,13 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     """
     config = model.config
     network: Any = model.module
-    facts = _facts(model) if config.keep_features and not config.bag_dim else None
+    facts: dict[str, str] = {}
     seen, places = [], []
     for boxes, vectors in _given(model, view) if config.bag_dim else _encoded(model, view):
         values = class_probabilities(network.instances(vectors)).cpu().numpy()
         yield Patch("probability", boxes, values)
-        if facts is not None:
+        if config.keep_features and not config.bag_dim:
+            facts = facts or _facts(model)
             yield Bag(boxes, vectors.half().cpu().numpy(), facts)
         seen.append(network.essence(vectors))
         places.append(boxes)
@@ -222,8 +223,8 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
 
 def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
     """Encode the tiles of a slide, batch by batch."""
-    config, features = model.config, network_of(model).features
-    assert features is not None
+    network: Any = model.module
+    config, features = model.config, network.features
     grid = view.grid(grid_spec(config))
     if len(grid) == 0:
         raise SlideError(no_tiles(config))
