@@ -217,7 +217,7 @@ def test_the_first_of_two_processes_sums_up_the_folds(meeting, monkeypatch, tmp_
     save = training.save_model
 
     def slowly(*given):
-        time.sleep(0.3)
+        time.sleep(0.3)  # a large model, or a slow disk: the other process has to wait
         return save(*given)
 
     monkeypatch.setattr(training, "save_model", slowly)
