@@ -29,8 +29,13 @@ from slidelens.engine.evaluation_tables import (
     number,
     tests_table,
 )
+from slidelens.engine.evaluation_warnings import (
+    counted_ignored,
+    evaluation_warnings,
+    named_ignored,
+)
 from slidelens.engine.labels import read_labels
-from slidelens.engine.last_run import counted_failed, named_warnings
+from slidelens.engine.last_run import named_warnings
 from slidelens.engine.measure import (
     RESAMPLING,
     STORED,
@@ -44,7 +49,6 @@ from slidelens.engine.scores import join, read_scores
 from slidelens.engine.tile_metrics import measure_tiles, read_annotated
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
-from slidelens.maps.run_settings import settings_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,9 +60,7 @@ __all__ = [
     "FILES",
     "Evaluation",
     "EvaluationOptions",
-    "counted_ignored",
     "evaluate",
-    "named_ignored",
     "parse_rule",
 ]
 
@@ -212,23 +214,6 @@ def _tile_figures(tiles: Mapping[str, Any] | None) -> list[tuple[str, Mapping[st
     return [("", tiles)] if of_class is None else [(f" of {k}", v) for k, v in of_class.items()]
 
 
-def counted_ignored(model: str, count: int) -> str:
-    """Say that annotations do not count, without their labels, which may be names of people."""
-    return (
-        f"{model}: annotations of {count} label{'' if count == 1 else 's'} are of no class of the "
-        "model and do not count in the figures of tiles (ignored_labels); rename them if they "
-        "should."
-    )
-
-
-def named_ignored(model: str, labels: Sequence[str]) -> str:
-    """Say with which labels annotations do not count."""
-    return (
-        f"{model}: annotations labelled {', '.join(labels)} are of no class of the model and do "
-        "not count in the figures of tiles; rename them if they should."
-    )
-
-
 def parse_rule(text: str) -> Rule:
     """Read an operating point: ``stored``, ``max-accuracy``, ``sensitivity=S`` or a threshold.
 
@@ -286,56 +271,9 @@ def _metrics(
         "interval": options.resampling._asdict(),
         "models": models,
         "comparisons": comparisons,
-        "warnings": _warnings(cases, models),
+        "warnings": evaluation_warnings(cases, models),
         "software": {"slidelens": slidelens.__version__, "numpy": np.__version__},
     }
-
-
-def _warnings(cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]) -> list[str]:
-    found = []
-    splits = {row.slide_id: row.split for one in cases.values() for row in one.rows}
-    trained = sum(split == "train" for split in splits.values())
-    if trained:
-        found.append(
-            f"{trained} of {len(splits)} evaluated slides are in split train: figures on slides "
-            "that a model was trained on say nothing of new ones. Choose --split tune or test."
-        )
-    for name, one in models.items():
-        source = one["threshold_source"]
-        if source == "model" and "tune" in splits.values():
-            found.append(f"{name}: its threshold was chosen on the split tune, which is evaluated.")
-        if source == "default":
-            found.append(f"{name}: no threshold is stored with the model; 0.5 is used.")
-        if source in ("max-accuracy", "sensitivity"):
-            found.append(f"{name}: the threshold was chosen on the evaluated slides.")
-        if one["auc"] is None:
-            found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
-        if one["auc"] in (0, 1):
-            found.append(
-                f"{name}: the scores separate the classes entirely, so every resample has the AUC "
-                f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
-            )
-        found += _of_resamples(name, one, cases[name])
-        if any(one.get("left_out", {}).values()):
-            found.append(f"{name}: slides without label or result are left out (left_out).")
-        if ignored := one.get("tiles", {}).get("ignored_labels"):
-            found.append(counted_ignored(name, len(ignored)))
-        if failed := one.get("last_run_failed"):
-            found.append(counted_failed(name, len(failed)))
-        settings = cases[name].scored.settings
-        found += settings_warnings(name, [settings[i] for i in cases[name].ids if i in settings])
-    return found
-
-
-def _of_resamples(name: str, one: Mapping[str, Any], cases: Cases) -> list[str]:
-    """Say where intervals rest on few resamples, or on none."""
-    if cases.one_patient:
-        return [f"{name}: all slides are of one patient: there are no intervals."]
-    degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
-    if not degenerate or one["auc"] is None:
-        return []
-    some = f"{name}: {degenerate} of {drawn} resamples"
-    return [f"{some} lack a class and are left out of the intervals of AUC and PR-AUC."]
 
 
 def _note(metrics: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
-from slidelens.engine.evaluate import counted_ignored, named_ignored
+from slidelens.engine.evaluation_warnings import counted_ignored, named_ignored
 from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
