@@ -405,9 +405,8 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     features = [square(0, 0, 100, label), square(100, 0, 50, label), square(100, 50, 50, label)]
     if label == "Tumor":  # labelled by class: another label does not count
         features.append(square(200, 0, 100, "necrosis"))
-    (annotations / "d.geojson").write_text(
-        json.dumps({"type": "FeatureCollection", "features": features})
-    )
+    name = "d.geojson" if label == "Tumor" else "d.GeoJSON"
+    (annotations / name).write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     write_tiles(results / "good" / "d", [0.9, 0.4, 0.5])
     write_tiles(results / "good" / "a", [0.1, 0.2, float("nan")])
     found = run(cohort, annotations=annotations).metrics["models"]

@@ -88,6 +88,16 @@ def test_faults_against_known_classes(table):
         table("slide_id,label", "c,1", classes=("normal", "tumour"))
 
 
+def test_numbers_that_are_names_of_known_classes_are_no_indices(table):
+    grades = ("1", "2")
+    read = table("slide_id,label", "a,1", "b,2", classes=grades)
+    assert [row.label for row in read.rows] == [0, 1]
+    with pytest.raises(LabelError, match=r"not one of the classes 1, 2: c \('0'\)"):
+        table("slide_id,label", "a,1", "b,2", "c,0", classes=grades)
+    read = table("slide_id,label", "a,0", "b,tumour", classes=("normal", "tumour"))
+    assert [row.label for row in read.rows] == [0, 1]
+
+
 def test_missing_and_unreadable_tables(tmp_path):
     with pytest.raises(LabelError, match="cannot read labels"):
         read_labels(tmp_path / "none.csv")
@@ -129,7 +139,16 @@ def test_given_splits_are_checked(table):
 def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()
-    for name in ("a.svs", "b.ome.tif", "c.mrxs", "notes.txt", "a.geojson", ".hidden.svs"):
+    for name in (
+        "a.svs",
+        "b.ome.tif",
+        "c.mrxs",
+        "notes.txt",
+        "a.geojson",
+        "a.JPG",
+        "b.pdf",
+        ".hidden.svs",
+    ):
         (folder / name).touch()
     for name in ("c", "d.zarr"):
         (folder / name).mkdir()

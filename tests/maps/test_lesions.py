@@ -8,8 +8,8 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slidelens.geometry import Affine, Mpp
-from slidelens.maps.lesions import find_lesions, find_peaks, largest_diameter, peak_of
+from slidelens.geometry import Affine, Box, Mpp
+from slidelens.maps.lesions import find_lesions, find_peaks, largest_diameter, peaks_of
 from slidelens.maps.map import Map
 from slidelens.maps.regions import find_regions
 
@@ -70,7 +70,7 @@ def test_largest_diameter_is_that_of_the_farthest_corners(corners):
 
 def test_the_peak_of_an_area_ignores_what_lies_outside_and_what_is_not_predicted():
     source = _map([[0.2, np.nan, 0.9], [0.4, 0.3, 0.1]])
-    peak = peak_of(source, shapely.box(0, 0, 400, 800), "tumour")
+    (peak,) = peaks_of(source, [shapely.box(0, 0, 400, 800)], "tumour")
     assert peak.probability == pytest.approx(0.4)
     assert (peak.x, peak.y) == (100, 600)
 
@@ -80,7 +80,7 @@ def test_the_peak_of_an_area_at_the_border_of_a_slide_lies_on_the_slide():
     source = _map([[0.1, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7], [0.3, 0.6, 0.5, 0.9]], 100.0)
     area = shapely.union(shapely.box(300, 200, 330, 530), shapely.box(100, 400, 330, 530))
     for polygon in (area, shapely.transform(area, lambda xy: xy - 1e-9)):
-        peak = peak_of(source, polygon, "tumour")
+        (peak,) = peaks_of(source, [polygon], "tumour")
         assert peak.probability == pytest.approx(0.9)
         assert (peak.x, peak.y) == pytest.approx((315, 465))
 
@@ -88,9 +88,35 @@ def test_the_peak_of_an_area_at_the_border_of_a_slide_lies_on_the_slide():
 def test_the_peak_of_an_area_smaller_than_a_cell_is_that_of_the_cell():
     source = _map([[0.2, 0.9], [0.4, 0.3]])
     speck = shapely.union(shapely.box(10, 10, 12, 14), shapely.box(10, 390, 190, 392))
-    peak = peak_of(source, speck, "tumour")
+    (peak,) = peaks_of(source, [speck], "tumour")
     assert peak.probability == pytest.approx(0.2)
     assert speck.covers(shapely.Point(peak.x, peak.y))
+
+
+def test_peaks_of_many_areas_are_those_of_each_alone():
+    """Areas that lie in one strip of the map, in several, and over the border of two."""
+    random = np.random.default_rng(0)
+    source = _map(random.random((700, 40)))
+    corners = random.uniform((0, 0), (38 * 200, 690 * 400), (60, 2))
+    sizes = random.uniform(50, (3000, 200_000), (60, 2))
+    areas = [
+        shapely.box(x, y, min(x + w, 8000), min(y + h, 280_000))
+        for (x, y), (w, h) in zip(corners, sizes, strict=True)
+    ]
+    together = peaks_of(source, areas, "tumour")
+    assert together == [peaks_of(source, [area], "tumour")[0] for area in areas]
+    values = source.read()[1]
+    for area, peak in zip(areas, together, strict=True):
+        rows, columns = source.window(_box(area))
+        assert peak.probability <= values[rows, columns].max()
+        assert peak.probability >= values[rows, columns][1:-1, 1:-1].max(initial=0)
+        assert area.covers(shapely.Point(peak.x, peak.y))
+    assert peaks_of(source, [], "tumour") == []
+
+
+def _box(polygon):
+    left, top, right, bottom = polygon.bounds
+    return Box(left, top, right - left, bottom - top)
 
 
 def test_peaks_leave_out_what_a_higher_one_covers():

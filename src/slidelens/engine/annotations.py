@@ -24,12 +24,18 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     Raises
     ------
     LabelError
-        No such folder, or two files for one slide.
+        No such folder, one that may not be looked into, or two files for one slide.
     """
-    if not folder.is_dir():
-        raise LabelError(f"{folder}: no such folder of annotations.")
+    try:
+        if not folder.is_dir():
+            raise LabelError(f"{folder}: no such folder of annotations.")
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise LabelError(
+            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
+        ) from error
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in inside:
         if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
             found[path.stem].append(path)
     double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]

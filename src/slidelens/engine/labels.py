@@ -41,8 +41,11 @@ _SPLITS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-_NO_SLIDES = {".csv", ".geojson", ".ini", ".json", ".md", ".ndpa", ".txt", ".xlsx", ".xml", ".yml"}
-"""What is kept beside slides."""
+_NO_SLIDES = {
+    *(".csv", ".tsv", ".xls", ".xlsx", ".json", ".geojson", ".xml", ".ndpa", ".ini", ".yml"),
+    *(".yaml", ".txt", ".md", ".log", ".html", ".pdf", ".doc", ".docx", ".jpg", ".jpeg", ".png"),
+}
+"""What is kept beside slides: tables, annotations, texts and pictures."""
 
 _SHOWN = 20
 
@@ -145,8 +148,8 @@ def read_labels(
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
         the classes are the labels in sorted order; labels that are all numbers are indices, and
-        then the classes are called ``0``, ``1``, ...
-
+        then the classes are called ``0``, ``1``, ... A label may be the name or the index of a
+        known class, unless names are numbers.
     every_class
         Refuse a table that has no slide of some class. An evaluation takes it: figures that need
         the class are then undefined.
@@ -161,12 +164,17 @@ def read_labels(
     _refuse_duplicates(path, [row["slide_id"] for row in cells])
     names = tuple(classes) if classes is not None else _classes(path, [r["label"] for r in cells])
     index = {name: i for i, name in enumerate(names)}
-    index |= {str(i): i for i in range(len(names)) if str(i) not in index}
+    what = f"labels that are not one of the classes {', '.join(names)}"
+    if not any(name.isdecimal() for name in names):  # else a number is the name of a class
+        index |= {str(i): i for i in range(len(names))}
+        what = (
+            f"labels that are neither one of the classes {', '.join(names)} nor an index below "
+            f"{len(names)}"
+        )
     _refuse(
         path,
         (f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index),
-        f"labels that are neither one of the classes {', '.join(names)} nor an index below "
-        f"{len(names)}",
+        what,
     )
     if every_class:
         empty = [n for i, n in enumerate(names) if all(index[r["label"]] != i for r in cells)]
@@ -225,8 +233,8 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
 def find_slides(folder: Path) -> dict[str, Path]:
     """Return slide id (file name without extension) to path, of every candidate in a folder.
 
-    Tables, annotations and hidden files are passed over. Where a file and a folder share a name
-    (MRXS, VSI), the file is the slide.
+    Tables, annotations, texts, pictures and hidden files are passed over. Where a file and a folder
+    share a name (MRXS, VSI), the file is the slide.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slidelens.engine import metrics
+from slidelens.engine.annotations import ANNOTATION_SUFFIXES, annotation_files
 from slidelens.engine.intervals import delong
 from slidelens.errors import LabelError, SlideLensError
 from slidelens.maps.tiles import Tiles
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from slidelens.engine.scores import Cases
     from slidelens.tiling.annotations import Annotation
 
-__all__ = ["SUFFIXES", "AnnotatedSlides", "isolated", "measure_tiles", "read_annotated"]
-
-SUFFIXES = (".geojson", ".json", ".xml")
-"""Of files of annotations, in the order in which they are looked for."""
+__all__ = ["AnnotatedSlides", "isolated", "measure_tiles", "read_annotated"]
 
 
 class AnnotatedSlides(NamedTuple):
@@ -65,17 +63,16 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
     Raises
     ------
     LabelError
-        No such folder; no file for any slide; files that cannot be read, all at once.
+        No file for any slide; files that cannot be read, all at once; see also
+        :func:`~slidelens.engine.annotations.annotation_files`.
     """
-    if not folder.is_dir():
-        raise LabelError(f"{folder}: no such folder of annotations.")
+    files = annotation_files(folder)
     of_slide: dict[str, list[Annotation]] = {}
     faults = []
     for slide_id in ids:
-        files = [folder / f"{slide_id}{suffix}" for suffix in SUFFIXES]
-        for path in [path for path in files if path.is_file()][:1]:
+        if slide_id in files:
             try:
-                of_slide[slide_id] = list(read_annotations(path))
+                of_slide[slide_id] = list(read_annotations(files[slide_id]))
             except SlideLensError as error:
                 faults.append(str(error))
     if faults:
@@ -85,7 +82,7 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
     if not of_slide:
         raise LabelError(
             f"{folder}: no annotations of the evaluated slides; expected <slide_id>"
-            f"{' or '.join(SUFFIXES)}."
+            f"{' or '.join(ANNOTATION_SUFFIXES)}."
         )
     labels = {a.label for found in of_slide.values() for a in found}
     known = {name.casefold() for name in classes}

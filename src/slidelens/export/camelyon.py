@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slidelens.errors import ResultError
 from slidelens.export.base import Exporter
 from slidelens.files import write_atomic
-from slidelens.maps.lesions import peak_of
+from slidelens.maps.lesions import peaks_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,9 +21,9 @@ def _write(result: Result, path: Path) -> None:
     source = next((m for m in result.maps.values() if m.kind == "probability"), None)
     if source is None:
         raise ResultError(f"{result.slide.id}: the result has no probability map to export.")
-    regions = [r for r in result.regions if r.label == result.classes[-1]]
-    peaks = [peak_of(source, r.polygon, r.label) for r in regions]
-    peaks.sort(key=lambda peak: -peak.probability)
+    label = result.classes[-1]
+    polygons = [r.polygon for r in result.regions if r.label == label]
+    peaks = sorted(peaks_of(source, polygons, label), key=lambda peak: -peak.probability)
     write_atomic(path, "".join(f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks))
 
 

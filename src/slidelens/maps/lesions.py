@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from slidelens.geometry import Box
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slidelens.geometry import Mpp
+    from numpy.typing import NDArray
+
+    from slidelens.geometry import Affine, Mpp
     from slidelens.maps.map import Map
     from slidelens.maps.regions import Region
 
-__all__ = ["Lesion", "Peak", "find_lesions", "find_peaks", "largest_diameter", "peak_of"]
+__all__ = ["Lesion", "Peak", "find_lesions", "find_peaks", "largest_diameter", "peaks_of"]
 
 GAP_UM = 75.0
 """Areas closer than this are one lesion: the rule of the CAMELYON16 evaluation, where 75 µm is the
@@ -75,13 +78,14 @@ def find_lesions(
     min_area_mm2
         Smaller lesions are left out.
     """
-    found = []
+    found: list[Lesion] = []
     for label in dict.fromkeys(region.label for region in regions):
         some = [region for region in regions if region.label == label]
-        for group in _close(some, source.slide_mpp, gap_um):
-            lesion = _lesion([some[i] for i in group], source)
-            if lesion.area_mm2 >= min_area_mm2:
-                found.append(lesion)
+        groups = [[some[i] for i in g] for g in _close(some, source.slide_mpp, gap_um)]
+        joined = [_joined(group) for group in groups]
+        peaks = peaks_of(source, joined, label)
+        lesions = map(_lesion, groups, joined, peaks, repeat(source.slide_mpp))
+        found += [lesion for lesion in lesions if lesion.area_mm2 >= min_area_mm2]
     return sorted(found, key=lambda lesion: -lesion.diameter_mm)
 
 
@@ -93,35 +97,72 @@ def largest_diameter(polygon: Any, mpp: Mpp) -> float:
     return float(max(np.hypot(*(hull - corner).T).max() for corner in hull))
 
 
-def peak_of(source: Map, polygon: Any, label: str) -> Peak:
-    """Return the highest cell of a map in a polygon (level-0 px).
+def peaks_of(source: Map, polygons: Sequence[Any], label: str) -> list[Peak]:
+    """Return the highest cell of a map in each of some polygons (level-0 px).
 
-    A cell lies in it where the centre of its part within the polygon's bounds does: those at the
+    A cell lies in one where the centre of its part within the polygon's bounds does: those at the
     border of a slide reach over it, and regions do not. Where there is none, for an area smaller
-    than a cell, it is the cell under a point of the area.
+    than a cell, it is the cell under a point of the area. The map is read once, strip by strip.
     """
     import shapely
 
+    channel = source.channel(label)
+    windows = [source.window(_bounds(polygon)) for polygon in polygons]
+    left = min((columns.start for _, columns in windows), default=0)
+    right = max((columns.stop for _, columns in windows), default=0)
+    found = [Peak(-1.0, *p.representative_point().coords[0]) for p in polygons]
+    waiting = sorted(range(len(polygons)), key=lambda n: -windows[n][0].start)  # the last is next
+    first = windows[waiting[-1]][0].start if waiting else 0
+    last = max((rows.stop for rows, _ in windows), default=0)
+    shapely.prepare(polygons)
+    active: list[int] = []
+    for start in range(first, last, _STRIP):
+        stop = min(start + _STRIP, last)
+        while waiting and windows[waiting[-1]][0].start < stop:
+            active.append(waiting.pop())
+        active = [n for n in active if windows[n][0].stop > start]
+        if not active:
+            continue
+        strip = np.asarray(source.levels[0][channel, start:stop, left:right])
+        for n in active:
+            rows, columns = windows[n]
+            part = slice(max(rows.start, start), min(rows.stop, stop))
+            values = strip[
+                part.start - start : part.stop - start, columns.start - left : columns.stop - left
+            ]
+            found[n] = _higher(
+                found[n], values, (columns.start, part.start), source.affine, polygons[n]
+            )
+    return [
+        peak
+        if peak.probability >= 0
+        else Peak(float(source.at(peak.x, peak.y)[channel]), peak.x, peak.y)
+        for peak in found
+    ]
+
+
+def _higher(
+    peak: Peak, values: NDArray[Any], origin: tuple[int, int], affine: Affine, polygon: Any
+) -> Peak:
+    """Return the highest of some cells that lie in a polygon, where it is above a peak."""
+    import shapely
+
     left, top, right, bottom = polygon.bounds
-    rows, columns = source.window(Box(left, top, right - left, bottom - top))
-    cells, channel = source.levels[0], source.channel(label)
-    shapely.prepare(polygon)
-    found = Peak(-1.0, *polygon.representative_point().coords[0])
-    for start in range(rows.start, rows.stop, _STRIP):
-        strip = slice(start, min(start + _STRIP, rows.stop))
-        values = np.asarray(cells[channel, strip, columns])
-        with np.errstate(invalid="ignore"):
-            y, x = np.nonzero(values > found.probability)
-        at = np.stack([x + columns.start, y + strip.start], 1)
-        corners = [source.affine.apply(at + n).clip((left, top), (right, bottom)) for n in (0, 1)]
-        centres = (corners[0] + corners[1]) / 2
-        inside = np.flatnonzero(shapely.contains_xy(polygon, centres[:, 0], centres[:, 1]))
-        if len(inside):
-            best = inside[values[y, x][inside].argmax()]
-            found = Peak(float(values[y[best], x[best]]), *centres[best].tolist())
-    if found.probability < 0:
-        return Peak(float(source.at(found.x, found.y)[channel]), found.x, found.y)
-    return found
+    with np.errstate(invalid="ignore"):
+        y, x = np.nonzero(values > peak.probability)
+    at = np.stack([x, y], 1) + origin
+    corners = [affine.apply(at + n).clip((left, top), (right, bottom)) for n in (0, 1)]
+    centres = (corners[0] + corners[1]) / 2
+    inside = np.flatnonzero(shapely.contains_xy(polygon, centres[:, 0], centres[:, 1]))
+    if not len(inside):
+        return peak
+    best = inside[values[y, x][inside].argmax()]
+    return Peak(float(values[y[best], x[best]]), *centres[best].tolist())
+
+
+def _bounds(polygon: Any) -> Box:
+    left, top, right, bottom = polygon.bounds
+    return Box(left, top, right - left, bottom - top)
 
 
 def find_peaks(
@@ -167,16 +208,19 @@ def _close(regions: Sequence[Region], mpp: Mpp, gap_um: float) -> list[list[int]
     return [np.flatnonzero(number == k).tolist() for k in dict.fromkeys(number.tolist())]
 
 
-def _lesion(parts: Sequence[Region], source: Map) -> Lesion:
+def _joined(parts: Sequence[Region]) -> Any:
     import shapely
 
-    polygon = parts[0].polygon if len(parts) == 1 else shapely.union_all([p.polygon for p in parts])
+    return parts[0].polygon if len(parts) == 1 else shapely.union_all([p.polygon for p in parts])
+
+
+def _lesion(parts: Sequence[Region], polygon: Any, peak: Peak, mpp: Mpp) -> Lesion:
     areas = np.array([p.area_mm2 for p in parts])
     return Lesion(
         polygon,
         parts[0].label,
         float(areas.sum()),
-        largest_diameter(polygon, source.slide_mpp),
+        largest_diameter(polygon, mpp),
         float(np.average([p.probability for p in parts], weights=areas)),
-        peak_of(source, polygon, parts[0].label),
+        peak,
     )

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
+from slidelens.engine.annotations import annotation_files
 from slidelens.engine.evaluation_warnings import counted_ignored, named_ignored
 from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
-from slidelens.engine.tile_metrics import SUFFIXES, read_annotated
+from slidelens.engine.tile_metrics import read_annotated
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.run_settings import settings_warnings
 from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
@@ -372,9 +373,9 @@ def _annotate(saved: SavedEvaluation, content: Content) -> None:
         return
     folder = saved.folder / str(named)
     ids = [case.errors[0].slide_id for case in content.cases]
-    drawn = [name for name in ids if any((folder / f"{name}{s}").is_file() for s in SUFFIXES)]
     try:
-        if drawn or not folder.is_dir():
-            content.annotations = read_annotated(folder, drawn, saved.classes).of_slide
+        drawn = annotation_files(folder)
+        if some := [name for name in ids if name in drawn]:
+            content.annotations = read_annotated(folder, some, saved.classes).of_slide
     except LabelError:  # its text names paths, which a report must not
         content.notes.append("The annotations of the evaluation cannot be read any longer.")
