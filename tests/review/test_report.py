@@ -134,6 +134,23 @@ def test_another_operating_point_gives_other_errors(reviewed, tmp_path):
     assert "--operating-point mil:0.95" in text
 
 
+@pytest.mark.usefixtures("_no_pictures")
+def test_only_what_the_evaluation_said_of_a_threshold_goes_with_it(tmp_path):
+    """A model may be called after what others are warned of."""
+    scores = {"a": 0.1, "b": 0.9, "c": 0.7}
+    labels = {"a": 0, "b": 1, "c": 0}
+    models = {"no-threshold": scores, "other": scores}
+    folder = evaluated(tmp_path, labels, models)
+    warned = "no threshold is stored with the model; 0.5 is used"
+    text = text_of(read(write_report(folder, tmp_path / "as.html").html))
+    assert f"no-threshold, other: {warned}" in text
+    options = ReportOptions(rules={"other": Rule("given", 0.95)})
+    text = text_of(read(write_report(folder, tmp_path / "r.html", options=options).html))
+    assert f"no-threshold: {warned}" in text
+    assert f"other: {warned}" not in text
+    assert "other: the threshold is given by the user" in text
+
+
 def test_nothing_tells_who_or_where(made, reviewed, tmp_path):
     page = made.html.read_text()
     with pypdfium2.PdfDocument(made.pdf) as document:
@@ -275,6 +292,7 @@ def test_more_than_two_classes_are_reported(tmp_path):
     page = read(write_report(tmp_path / "eval", tmp_path / "r.html").html)
     ((_, label, kinds, *_),) = listed(page)
     assert (label, kinds) == ("high", "False positive False negative")
+    assert "1 wrong call (each a false positive of one class and a false negative" in text_of(page)
     assert sources(page, "fp")["Not reviewed"] == sources(page, "fn")["Not reviewed"] == {"m": 1}
 
 

@@ -12,7 +12,21 @@ if TYPE_CHECKING:
 
     from slidelens.engine.scores import Cases
 
-__all__ = ["counted_ignored", "evaluation_warnings", "named_ignored"]
+__all__ = ["counted_ignored", "evaluation_warnings", "named_ignored", "threshold_warnings"]
+
+_ON_EVALUATED = "the threshold was chosen on the evaluated slides."
+_THRESHOLDS = {
+    "model": "its threshold was chosen on the split tune, which is evaluated.",
+    "default": "no threshold is stored with the model; 0.5 is used.",
+    "max-accuracy": _ON_EVALUATED,
+    "sensitivity": _ON_EVALUATED,
+}
+"""What is to be known of a threshold, by where it is from."""
+
+
+def threshold_warnings(model: str) -> set[str]:
+    """Return all that may be warned of a model's threshold."""
+    return {f"{model}: {text}" for text in _THRESHOLDS.values()}
 
 
 def counted_ignored(model: str, count: int) -> str:
@@ -54,12 +68,8 @@ def evaluation_warnings(
         )
     for name, one in models.items():
         source = one["threshold_source"]
-        if source == "model" and "tune" in splits.values():
-            found.append(f"{name}: its threshold was chosen on the split tune, which is evaluated.")
-        if source == "default":
-            found.append(f"{name}: no threshold is stored with the model; 0.5 is used.")
-        if source in ("max-accuracy", "sensitivity"):
-            found.append(f"{name}: the threshold was chosen on the evaluated slides.")
+        if source in _THRESHOLDS and (source != "model" or "tune" in splits.values()):
+            found.append(f"{name}: {_THRESHOLDS[source]}")
         if one["auc"] is None:
             found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
         if one["auc"] in (0, 1):

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
 from slidelens.engine.annotations import annotation_files
-from slidelens.engine.evaluation_warnings import counted_ignored, named_ignored
+from slidelens.engine.evaluation_warnings import (
+    counted_ignored,
+    named_ignored,
+    threshold_warnings,
+)
 from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
@@ -172,6 +176,15 @@ class Content:
         return self.saved.models
 
     @property
+    def wrong_calls(self) -> int:
+        """Slides that a method calls wrong, summed over the methods.
+
+        Of more than two classes each is two errors: a false positive of the class that was called,
+        and a false negative of the label's.
+        """
+        return len({(error.slide_id, error.model) for error in self.errors})
+
+    @property
     def comparisons(self) -> list[dict[str, Any]]:
         """Tests between models, from the evaluation."""
         return list(self.saved.metrics.get("comparisons", ()))
@@ -288,18 +301,11 @@ def _renamed(decision: Decision, people: Mapping[str, str]) -> Decision:
 
 def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
     """Return the evaluation's warnings that hold here too, and what is new."""
-    as_evaluated = all(
-        one.figures["threshold"] == saved.record["models"][name]["threshold"]
-        for name, one in content.measured.items()
-    )
     notes = _ignored_notes(saved, content.options.identify)
-    if not as_evaluated:
-        notes = [text for text in notes if "threshold" not in text]
-        notes += [
-            f"{name}: the threshold is {one.figures['threshold_rule']}."
-            for name, one in content.measured.items()
-            if one.figures["threshold"] != saved.record["models"][name]["threshold"]
-        ]
+    for name, one in content.measured.items():
+        if one.figures["threshold"] != saved.record["models"][name]["threshold"]:
+            notes = [text for text in notes if text not in threshold_warnings(name)]
+            notes.append(f"{name}: the threshold is {one.figures['threshold_rule']}.")
     if content.stray:
         notes.append(
             f"{content.stray} decisions are on slides that are right at this operating point; they "
