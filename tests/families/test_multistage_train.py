@@ -116,6 +116,7 @@ def test_an_epoch_draws_every_tumour_patch_and_as_many_normal_ones(make):
 def test_more_patches_than_there_are_repeat_them_and_all_may_be_used(make):
     labels = [label for w in _works(make(patches=40)) for label in w.labels]
     assert Counter(labels) == {0: 20, 1: 20}
+    assert Counter(x for w in _works(make(patches=1)) for x in w.labels) == {0: 1, 1: 1}
     everything = [label for w in _works(make(balanced=False)) for label in w.labels]
     assert Counter(everything) == {0: 2 * 12 + 2 * 10, 1: 4}
 

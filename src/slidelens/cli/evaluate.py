@@ -54,7 +54,10 @@ def evaluate(
         ),
     ] = 0.5,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=100, help="Bootstrap resamples of the intervals.")
+        int,
+        typer.Option(
+            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples of the intervals."
+        ),
     ] = 10_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
     allow_missing: Annotated[

@@ -222,7 +222,8 @@ class MultistageTask(TrainTask[MultistageConfig]):
                     f"px at {self.model.config.mpp} µm/px is covered enough; use smaller patches, "
                     f"or another {name}_share."
                 )
-        count = self.config.patches // 2 or len(classes[0])
+        asked = self.config.patches
+        count = max(asked // 2, 1) if asked else len(classes[0])
         drawn = [np.resize(random.permutation(rows), count) for rows in classes]
         picked: NDArray[np.int64] = every[random.permutation(np.concatenate(drawn))]
         return picked
@@ -277,17 +278,21 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if key not in self._vectors:
             with torch.no_grad():
                 parts = list(self._vectors_of(slide_id, variant or None))
-            self._vectors[key] = halved(torch.cat(parts))
-        return self._vectors[key].float()
+            # On the host: those of all slides may be more than a GPU holds.
+            self._vectors[key] = halved(torch.cat(parts)).cpu()
+        return self._vectors[key].to(_module(self.model).gain.device).float()
 
     def _set_gain(self, epoch: int) -> None:
         """Bring the vectors of the training slides to a root mean square of 1, if not done yet."""
         gain = _module(self.model).gain
         if gain == 1:
             variant = epoch % self.config.variants
-            kept = [self._kept_vectors(s.slide_id, variant) for s in self.data.train]
-            square = sum(float(v.double().square().sum()) for v in kept)
-            gain.fill_((sum(v.numel() for v in kept) / max(square, 1e-12)) ** 0.5)
+            square, count = 0.0, 0
+            for sample in self.data.train:
+                vectors = self._kept_vectors(sample.slide_id, variant)
+                square += float(vectors.double().square().sum())
+                count += vectors.numel()
+            gain.fill_((count / max(square, 1e-12)) ** 0.5)
 
     def _learn_map(
         self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]
