@@ -11,7 +11,7 @@ import torch
 from tiny_family import make_model
 
 from slidelens.engine import package
-from slidelens.engine.golden import compare
+from slidelens.engine.golden import compare, read_golden
 from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
 from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
@@ -200,6 +200,23 @@ def test_golden_tensors_replay_and_betray_a_change(tmp_path):
     )
     with pytest.raises(ModelError, match="does not give its golden output"):
         verify(tmp_path / "b")
+
+
+def test_golden_tensors_hold_stain_normalisation(tmp_path, monkeypatch):
+    """An error in what changes the colours must not pass for the model that was packed."""
+    from slidelens.tiling.stain import StainNormalizer
+
+    amounts = np.random.default_rng(0).beta(0.4, 0.8, (128, 128, 2)) * (1.4, 0.8)
+    densities = amounts @ np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    image = (255 * np.exp(-densities)).astype(np.uint8)
+    save_model(make_model(stain_normalization="macenko"), tmp_path / "m", golden=image)
+    save_model(make_model(), tmp_path / "bare", golden=image)
+    kept, bare = (read_golden(tmp_path / name)["probabilities"] for name in ("m", "bare"))
+    assert not torch.allclose(kept, bare, atol=1e-3)
+    assert verify(tmp_path / "m") < 1e-6
+    monkeypatch.setattr(StainNormalizer, "__call__", lambda _, pixels: pixels)
+    with pytest.raises(ModelError, match="does not give its golden output"):
+        verify(tmp_path / "m")
 
 
 def test_golden_tensors_of_another_shape_are_told_by_their_shapes(tmp_path):

@@ -176,6 +176,12 @@ def test_tables_that_do_not_fit_are_refused(cohort, tmp_path, text, message):
 
 
 def test_results_that_cannot_be_staged_are_refused(cohort, tmp_path):
+    for patient in "pq":
+        for n in range(10):
+            one = _result(f"{patient}_node_{n}", LENGTHS["micro"])
+            one.save(tmp_path / "many" / "m" / one.slide.id)
+    with pytest.raises(LabelError, match=r"p \(10 nodes.*\), q \(10 nodes.*\); take their slides"):
+        stage_patients(tmp_path / "many", tmp_path / "o.csv")
     _result("elsewhere", 3).save(tmp_path / "r" / "m" / "elsewhere")
     with pytest.raises(LabelError, match="which patient are these slides of: elsewhere"):
         stage_patients(tmp_path / "r", tmp_path / "o.csv")

@@ -69,6 +69,7 @@ def test_learns_and_writes_a_package_that_runs(reference):
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert sorted(p.name for p in (out / "training").iterdir()) == [
+        ".lock",
         "config.yaml",
         "history.csv",
         "tensorboard",
@@ -123,6 +124,22 @@ loop.SAVE_SECONDS = loop.SAVE_SHARE = 0.0
 for step in train(**request(Path({cohort!r}), Path({out!r}))):
     print(step.doing, flush=True)
 """
+
+
+def test_two_trainings_do_not_share_a_folder(cohort, save_always, reference, tmp_path):
+    """Neither one that begins anew nor one that goes on; the first ends as if alone."""
+    out = tmp_path / "out"
+    first = train(**request(cohort, out))
+    second = train(**request(cohort, out))
+    while next(first).doing == "open":
+        pass
+    with pytest.raises(ModelError, match="another training is at work in this folder"):
+        list(second)
+    with pytest.raises(ModelError, match="another training is at work in this folder"):
+        list(train(**request(cohort, out), resume=True))
+    *_, last = first
+    assert last.doing == "done"
+    assert _weights(out) == _weights(reference[0])
 
 
 def test_sigkill_at_a_random_moment_then_resume(cohort, reference, tmp_path):

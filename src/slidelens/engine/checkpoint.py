@@ -147,8 +147,10 @@ class CheckpointStore:
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state of torch's (CPU and CUDA), numpy's and Python's global generators."""
+    """Return the state of torch's (CPU, CUDA, MPS), numpy's and Python's global generators."""
     tensors = {"torch": torch.get_rng_state()}
+    if torch.backends.mps.is_available():
+        tensors["mps"] = torch.mps.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # reason: the global one
@@ -163,6 +165,8 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Set the global generators as :func:`random_state` found them."""
     torch.set_rng_state(tensors["torch"])
+    if "mps" in tensors and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(tensors["mps"])
     numbers = sorted(int(k.removeprefix("cuda.")) for k in tensors if k.startswith("cuda."))
     cuda = [tensors[f"cuda.{number}"] for number in numbers]
     if cuda and torch.cuda.device_count() == len(cuda):

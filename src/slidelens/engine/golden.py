@@ -73,15 +73,19 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     from slidelens.slide.array import from_array
     from slidelens.tiling.tissue import TissueSettings
 
-    with from_array(image, mpp=float(model.card["mpp"])) as slide:
-        view = SlideView(
+    bag = _bag(image, getattr(model.config, "bag_dim", 0))
+    with (
+        from_array(image, mpp=float(model.card["mpp"])) as slide,
+        SlideView(
             slide,
             tissue=TissueSettings(method="whole"),
             device=torch.device("cpu"),
-            bag=_bag(image, getattr(model.config, "bag_dim", 0)),
-        )
-        with evaluating(torch.device("cpu"), bf16=False):
-            events = list(FAMILIES.get(model.family).infer(model, view))
+            stain="none" if bag is not None else model.config.stain_normalization,
+            bag=bag,
+        ) as view,
+        evaluating(torch.device("cpu"), bf16=False),
+    ):
+        events = list(FAMILIES.get(model.family).infer(model, view))
     values: dict[str, list[NDArray[np.float32]]] = {}
     outputs: dict[str, torch.Tensor] = {}
     for event in events:

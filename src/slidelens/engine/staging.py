@@ -112,13 +112,24 @@ def stage_patients(
         _same_slides(folders, [s for nodes in patients.values() for s in nodes], Path(str(truth)))
     classes = _classes(folders, forest)
     nodes = {p: {slide: classes[slide] for slide in slides} for p, slides in patients.items()}
-    try:
-        stages = {patient: pn_stage(list(of.values())) for patient, of in nodes.items()}
-    except ValueError as error:
-        raise LabelError(f"{results}: {error}.") from error
-    table = StageTable(stages, nodes)
+    table = StageTable(_stages(nodes, results), nodes)
     write_stages(Path(out), table)
     return StagedPatients(table, {} if known is None else _agreement(known, table))
+
+
+def _stages(nodes: Mapping[str, Mapping[str, str]], results: str | Path) -> dict[str, str]:
+    """Return the stage of each patient; all that have none are named at once."""
+    stages, faults = {}, []
+    for patient, its in nodes.items():
+        try:
+            stages[patient] = pn_stage(list(its.values()))
+        except ValueError as error:
+            faults.append(f"{patient} ({error})")
+    if faults:
+        raise LabelError(
+            f"{results}: patients that cannot be staged: {listed(faults)}; take their slides out."
+        )
+    return stages
 
 
 def _classes(folders: Mapping[str, Path], forest: str | Path | None) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
@@ -108,21 +110,20 @@ def _work(
     start = perf_counter()
     model, origin = _initial_model(plan, device)
     network = fabric.setup_module(model.module)
-    slides = _open(plan, device)
-    try:
+    with ExitStack() as held:
+        slides = held.enter_context(closing(_open(plan, device)))
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
         yield from _check_slides(task, plan.labels)
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
+            held.enter_context(_alone(plan.out))
             _keep_request(plan)
         loop.replicas.draw_apart(plan.seed)
         yield from loop.run(resume=store.exists)
-    finally:
-        slides.close()
-    if loop.replicas.is_first:
-        model.card = _card(plan, loop, origin)
-        _publish(model, plan.out)
-        store.clear()
+        if loop.replicas.is_first:
+            model.card = _card(plan, loop, origin)
+            _publish(model, plan.out)
+            store.clear()
     loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
     last = loop.history[-1]
     yield TrainProgress(
@@ -134,6 +135,28 @@ def _work(
         tune_auc=loop.metrics["auc"],
         seconds=perf_counter() - start,
     )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let no other run train in a folder meanwhile: each would write over the other's weights."""
+    folder = out / STATE
+    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)  # a window may close it
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ModelError(
+            f"{out}: another training is at work in this folder; wait for it, or give another one."
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        log.warning("%s: its file system has no locks; let no other training write there", out)
+    except OSError as error:
+        raise ResultError(f"cannot write {folder}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _keep_request(plan: TrainPlan) -> None:
