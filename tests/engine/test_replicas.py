@@ -18,8 +18,12 @@ from slidelens.engine import train as training
 from slidelens.engine.checkpoint import Checkpoint, CheckpointStore
 from slidelens.engine.folds import train_folds
 from slidelens.families.base import FamilyConfig, Model
+from slidelens.families.mil_tiles import MilTiles
+from slidelens.families.multistage_train import MultistageTask
+from slidelens.families.slide_image import SlideImages
+from slidelens.families.streaming_train import StreamingTask
 from slidelens.families.training import Outcome, Sample, Stage, TrainConfig, TrainTask, Work
-from train_cohort import make_cohort, request
+from train_cohort import annotate, make_cohort, request
 
 
 class _Meeting:
@@ -242,6 +246,59 @@ def test_the_first_of_two_processes_sums_up_the_folds(meeting, monkeypatch, tmp_
     assert (
         json.loads((tmp_path / "cv" / "folds.json").read_text())["auc_mean"] == first[-1].tune_auc
     )
+
+
+HEAD = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001, "trains": "head"}]'
+MAP = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001, "trains": "head", "on": "map"}]'
+
+
+@pytest.mark.parametrize(
+    ("family", "looks", "fields"),
+    [
+        ("mil", (MilTiles, "vectors"), {"pooling": "abmil", "stages": HEAD}),
+        ("streaming", (StreamingTask, "_forward"), {"layers": "features.2", "stages": HEAD}),
+        ("local", (SlideImages, "__getitem__"), {"modules": "2", "stages": HEAD}),
+        ("multistage", (MultistageTask, "_vectors_of"), {"stages": MAP, "depth": "1"}),
+    ],
+)
+def test_two_processes_look_at_each_slide_once(
+    meeting, monkeypatch, tmp_path, family, looks, fields
+):
+    """What one has encoded or scanned the other need not; each has half of the slides."""
+    owner, name = looks
+    seen = []
+    real = getattr(owner, name)
+
+    def look(self, *given, **named):
+        seen.append(getattr(meeting._own, "rank", 0))
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(owner, name, look)
+    cohort = annotate(make_cohort(tmp_path / "cohort", train=18, tune=4))
+
+    def asked(out, **options):
+        given = request(cohort, tmp_path / out, **options)
+        fixed = {"precision": "fp32"} | fields
+        if family == "mil":
+            fixed |= {"bag_cache": str(tmp_path / f"bags-{out}")}
+        if family in ("mil", "multistage"):
+            fixed |= {"min_tissue": "0"}
+        if family != "local":
+            fixed |= {"tile": "32"}
+        if family == "multistage":
+            given |= {"annotations": cohort / "annotations"}
+        return given | {"family_name": family, "overrides": fixed, "config": {"mpp": 0.5}}
+
+    list(training.train(**asked("alone")))
+    alone = len(seen)
+    seen.clear()
+    monkeypatch.setattr(training, "_fabric", lambda _: (meeting, torch.device("cpu")))
+    monkeypatch.setattr(replicas.Replicas, "draw_apart", lambda *_: None)
+    # Threads share random numbers: only a model's weights are the same in both from the start.
+    base = tmp_path / "alone"
+    meeting.both(lambda _: list(training.train(**asked("both", from_model=base))))
+    assert len(seen) == alone >= 22
+    assert seen.count(0) == seen.count(1)
 
 
 def test_running_statistics_are_averaged_and_those_of_norms_left(meeting):

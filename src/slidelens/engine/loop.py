@@ -238,6 +238,8 @@ class TrainLoop:
             self._check(done, found)
             if phase == "tune":
                 self._at.tune |= scores_of(done, found)
+            elif phase == "scan" and found.seen is not None:
+                self.task.keep(done, epoch, found.seen)
             elif training:
                 self._at.train_losses += found.losses
                 self._accumulated += done.slides

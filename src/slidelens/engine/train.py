@@ -36,6 +36,9 @@ __all__ = ["train"]
 
 log = logging.getLogger(__name__)
 
+_SHARE = 8
+"""Slides that each of several processes checks before it waits for the others: none waits long."""
+
 
 def train(
     family_name: str,
@@ -113,7 +116,7 @@ def _work(
     with ExitStack() as held:
         slides = held.enter_context(closing(_open(plan, device)))
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
-        yield from _check_slides(task, plan.labels)
+        yield from _check_slides(task, plan.labels, fabric)
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
             held.enter_context(_alone(plan.out))
@@ -264,28 +267,50 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
     )
 
 
-def _check_slides(task: TrainTask[Any], table: LabelTable) -> Iterator[TrainProgress]:
-    """Look at every slide before the first step, so that a bad one does not end a night's work."""
+def _check_slides(
+    task: TrainTask[Any], table: LabelTable, fabric: Fabric
+) -> Iterator[TrainProgress]:
+    """Look at every slide before the first step, so that a bad one does not end a night's work.
+
+    A check may encode the slide's tiles, and keep the vectors on the disk. So of several processes
+    each begins with slides of its own, and looks at those of the others when these are done.
+    """
     from slidelens.engine.loop import TrainProgress
 
     slides = [row.slide_id for row in table.rows]
-    note = _classes_told(table)
-    faults, without_mpp = [], False
-    for number, slide_id in enumerate(slides, start=1):
-        try:
-            task.check(slide_id)
-        except (LabelError, SlideError) as error:
-            faults.append(f"{slide_id}: {error}")
-            without_mpp |= isinstance(error, MissingMppError)
-        yield TrainProgress("open", number, len(slides), slide_id, note=note)
-        note = ""
+    note, done = _classes_told(table), 0
+    faults: dict[int, str] = {}
+    without_mpp = False
+    for own, numbers in _shares(len(slides), fabric.global_rank, fabric.world_size):
+        if not own:
+            fabric.barrier()
+        for number in numbers:
+            try:
+                task.check(slides[number])
+            except (LabelError, SlideError) as error:
+                faults[number] = f"{slides[number]}: {error}"
+                without_mpp |= isinstance(error, MissingMppError)
+            done += 1
+            yield TrainProgress("open", done, len(slides), slides[number], note=note)
+            note = ""
     if faults:
-        listed = "\n  ".join(faults)
+        listed = "\n  ".join(faults[number] for number in sorted(faults))
         raise SlideError(
             f"{len(faults)} of {len(slides)} slides cannot be used for training; repair them or "
             f"take them out of the labels:\n  {listed}"
             + ("\n(For `slidelens train` the option is --slide-mpp.)" if without_mpp else "")
         )
+
+
+def _shares(count: int, rank: int, processes: int) -> Iterator[tuple[bool, list[int]]]:
+    """Yield numbers of slides: some of this process's own, then those of the others beside them."""
+    if processes == 1:
+        yield True, list(range(count))
+        return
+    for start in range(0, count, _SHARE * processes):
+        some = range(start, min(start + _SHARE * processes, count))
+        yield True, [n for n in some if n % processes == rank]
+        yield False, [n for n in some if n % processes != rank]
 
 
 def _classes_told(table: LabelTable) -> str:

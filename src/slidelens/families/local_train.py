@@ -267,8 +267,7 @@ class LocalTask(TrainTask[LocalConfig]):
         """
         slide_id, label = work.slides[0], work.labels[0]
         if work.phase == "scan":
-            self._seen(slide_id)
-            return Outcome()
+            return Outcome(seen=self._seen(slide_id))
         target = torch.tensor([label], device=self.model.device)
         if work.phase == "tune":
             image = self._images[slide_id]
@@ -282,6 +281,10 @@ class LocalTask(TrainTask[LocalConfig]):
             logits = self._learn(self._augmented(slide_id, label, epoch, work.detail), backward)
         loss = float(F.cross_entropy(logits.float(), target))
         return Outcome((loss,), (tuple(logits.float().softmax(1)[0].tolist()),))
+
+    def keep(self, work: Work, epoch: int, seen: list[torch.Tensor]) -> None:  # noqa: ARG002
+        """Keep what the heads see of a slide."""
+        self._means[work.slides[0]] = seen
 
     def _warms(self, stage: LocalStage) -> bool:
         """Return whether a stage trains heads on what is kept of a slide.
@@ -308,7 +311,7 @@ class LocalTask(TrainTask[LocalConfig]):
                 means: Any = self.network(relay, means=True)
             # Made in a scan, they would be inference tensors, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._means[slide_id] = [halved(_spaced(m)).clone() for m in means]
+                self._means[slide_id] = [halved(_spaced(m)).cpu().clone() for m in means]
         return self._means[slide_id]
 
     def _warm(
@@ -323,7 +326,7 @@ class LocalTask(TrainTask[LocalConfig]):
         for index in self._learning(self.stage):
             head = network.heads[index]
             assert isinstance(head, AttentionHead)
-            logits.append(head.score(seen[index].float()))
+            logits.append(head.score(seen[index].to(target.device).float()))
         smoothing = self.config.smoothing
         losses = [F.cross_entropy(one, target, label_smoothing=smoothing) for one in logits]
         backward(torch.stack(losses).sum())

@@ -170,8 +170,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
         """Learn from patches or from slides, make a slide's vectors, or score a tuning slide."""
         if work.phase == "scan":
-            self._kept_vectors(work.slides[0], epoch % self.config.variants)
-            return Outcome()
+            return Outcome(seen=self._kept_vectors(work.slides[0], epoch % self.config.variants))
         if work.phase == "tune":
             return self._score(work.slides[0])
         if self.stage.on == "patches":
@@ -182,6 +181,10 @@ class MultistageTask(TrainTask[MultistageConfig]):
             self._set_gain(epoch)
         learn = self._learn_both if _learns_vectors(self.stage) else self._learn_map
         return Outcome(tuple(float(learn(slide, epoch, backward)) for slide in work.slides))
+
+    def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
+        """Keep the vectors of a slide's patches."""
+        self._vectors[work.slides[0], epoch % self.config.variants] = seen
 
     def _keeps_vectors(self, stage: MapStage) -> bool:
         return not _learns_vectors(stage) and self.model.config.method != "segmentation"
@@ -278,9 +281,16 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if key not in self._vectors:
             with torch.no_grad():
                 parts = list(self._vectors_of(slide_id, variant or None))
-            # On the host: those of all slides may be more than a GPU holds.
-            self._vectors[key] = halved(torch.cat(parts)).cpu()
-        return self._vectors[key].to(_module(self.model).gain.device).float()
+            # On the host: those of all slides may be more than a GPU holds. Made in a scan, they
+            # would be inference tensors, of which no gradient can be taken.
+            with torch.inference_mode(False):
+                self._vectors[key] = halved(torch.cat(parts)).cpu().clone()
+        return self._vectors[key]
+
+    def _network_input(self, slide_id: str, variant: int) -> torch.Tensor:
+        """Return them as the U-Net takes them."""
+        vectors = self._kept_vectors(slide_id, variant)
+        return vectors.to(_module(self.model).gain.device).float()
 
     def _set_gain(self, epoch: int) -> None:
         """Bring the vectors of the training slides to a root mean square of 1, if not done yet."""
@@ -289,7 +299,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             variant = epoch % self.config.variants
             square, count = 0.0, 0
             for sample in self.data.train:
-                vectors = self._kept_vectors(sample.slide_id, variant)
+                vectors = self._network_input(sample.slide_id, variant)
                 square += float(vectors.double().square().sum())
                 count += vectors.numel()
             gain.fill_((count / max(square, 1e-12)) ** 0.5)
@@ -302,7 +312,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if self.model.config.method == "segmentation":
             loss = self._loss(slide_id, self._picture_logits(slide_id, way, epoch))
         else:
-            vectors = self._kept_vectors(slide_id, epoch % self.config.variants)
+            vectors = self._network_input(slide_id, epoch % self.config.variants)
             loss = self._map_loss(slide_id, vectors, way)
         backward(loss)
         return loss.detach()
@@ -369,7 +379,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             logits = torch.cat([self.network(x, "classify")[:, 0].float() for x in images])
         else:
             vectors = (
-                self._kept_vectors(slide_id, 0)
+                self._network_input(slide_id, 0)
                 if self._keeps_vectors(self.stage)
                 else torch.cat(list(self._vectors_of(slide_id, None)))
             )

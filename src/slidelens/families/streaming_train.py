@@ -203,16 +203,15 @@ class StreamingTask(TrainTask[StreamingConfig]):
         """Learn from a slide, score a tuning slide, or take a slide's vector."""
         self._normalize()
         if work.phase == "scan":
-            self._vector(work.slides[0], epoch)
-            return Outcome()
+            return Outcome(seen=self._vector(work.slides[0], epoch))
         learns = work.phase == "train"
         if not learns:
             logits = self._forward(work.slides[0], None)
         elif self.stage.trains == "head":
             network = _network(self.model)
-            logits = torch.cat(
-                [network.score(self._vector(slide_id, epoch).float()) for slide_id in work.slides]
-            )
+            seen = (self._vector(slide_id, epoch) for slide_id in work.slides)
+            device = network.head.weight.device
+            logits = torch.cat([network.score(one.to(device).float()) for one in seen])
         else:
             logits = self._forward(work.slides[0], (epoch, work.detail))
         labels = torch.tensor(work.labels, device=self.model.device)
@@ -222,6 +221,10 @@ class StreamingTask(TrainTask[StreamingConfig]):
             return Outcome(tuple(losses.detach().tolist()))
         probabilities = tuple(class_probabilities(logits)[0].tolist())
         return Outcome(tuple(losses.tolist()), (probabilities,))
+
+    def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
+        """Keep what the head sees of a slide."""
+        self._vectors[work.slides[0], epoch] = seen
 
     def _warm_works(self, epoch: int) -> Iterator[Work]:
         """Yield a scan of each slide, then shares of all of them, so many as make an update."""
@@ -258,7 +261,8 @@ class StreamingTask(TrainTask[StreamingConfig]):
             step = ceil(sqrt(cells[0, 0].numel() / _WARM_CELLS))
             # Made in a scan, it would be an inference tensor, of which no gradient can be taken.
             with torch.inference_mode(False):
-                self._vectors[slide_id, epoch] = halved(cells[:, :, ::step, ::step]).clone()
+                some = cells[:, :, ::step, ::step]
+                self._vectors[slide_id, epoch] = halved(some).cpu().clone()
         return self._vectors[slide_id, epoch]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:

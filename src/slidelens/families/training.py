@@ -232,10 +232,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step computed: per slide ``losses`` and, in tuning, class ``probabilities``."""
+    """What a step computed: per slide ``losses`` and, in tuning, class ``probabilities``.
+
+    ``seen`` is what a scan saw of its slide, tensors on the host: see :meth:`TrainTask.keep`.
+    """
 
     losses: tuple[float, ...] = ()
     probabilities: tuple[tuple[float, ...], ...] = ()
+    seen: Any = None
 
 
 class TrainTask(ABC, Generic[ConfigT]):
@@ -322,6 +326,12 @@ class TrainTask(ABC, Generic[ConfigT]):
         ``backward`` adds the gradients of a loss; a step may call it many times (modules with
         losses of their own, parts of a slide). Pass it the *sum* over the work's slides: the engine
         divides by the number of slides since the last optimiser step.
+        """
+
+    def keep(self, work: Work, epoch: int, seen: Any) -> None:
+        """Keep what a scan saw, of this process or of another that scanned the slide for all.
+
+        It is not saved: a run that is resumed sees again what it needs.
         """
 
     def state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["trace"]
 
+_tracing = Lock()
+"""torch.fx puts its own into ``nn.Module`` while it traces, and takes it out afterwards: two traces
+at once would leave it there."""
+
 
 def trace(module: nn.Module) -> LocalGraph:
     """Trace a module that takes an image ``(N, C, H, W)`` and returns one map of features.
@@ -29,7 +34,8 @@ def trace(module: nn.Module) -> LocalGraph:
     """
     tracer = _Tracer()
     try:
-        graph = tracer.trace(module)
+        with _tracing:
+            graph = tracer.trace(module)
     except StreamingError:
         raise
     except Exception as error:
@@ -59,6 +65,22 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    """Traces in its own thread: networks that run in others meanwhile are none of its business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
