@@ -31,6 +31,7 @@ from slidelens.tiling.tissue import TissueSettings
 from train_cohort import make_cohort
 
 FIELD = (ReceptiveField(-3, 3, 4), ReceptiveField(-3, 3, 4))
+PADDED = (0, 0)
 SMALL = {"backbone": "squeezenet1_1", "layers": "features.4", "tile": 64, "saliency_mpp": 4.0}
 ALL = StreamingStage(epochs=1, lr=1e-3, head_lr=1e-3)
 
@@ -92,15 +93,14 @@ def averaged(cells, side):
 # What is seen of a slide -----------------------------------------------------------------------
 
 
-def test_a_frame_holds_the_tissue_and_a_cell_of_margin():
-    frame = frame_tissue(view_of(tissue()), 1.0, FIELD, 4096)
-    assert (frame.height, frame.width) == (128 + 8, 144 + 8)
-    # Cells begin a whole cell before the tissue; pixels so that a cell is centred on its field.
-    assert frame.cells[2:] == (36, 20)
-    assert frame.place[2:] == (38, 22)
-    assert frame.mask.shape == (34, 38)
-    assert frame.mask[1:-1, 1:-1].all()
-    assert frame.mask.sum() == 32 * 36
+def test_a_frame_holds_the_tissue_and_nothing_else():
+    frame = frame_tissue(view_of(tissue()), 1.0, FIELD, PADDED, 4096)
+    assert (frame.height, frame.width) == (128, 144)
+    # Cells begin where the tissue does; pixels so that a cell is centred on its field.
+    assert frame.cells[2:] == (40, 24)
+    assert frame.place[2:] == (42, 26)
+    assert frame.mask.shape == (32, 36)
+    assert frame.mask.all()
 
 
 def test_cells_are_centred_on_what_they_see():
@@ -125,8 +125,10 @@ def test_cells_are_centred_on_what_they_see():
 
 def test_a_region_sees_the_same_pixels_as_the_whole_slide():
     pixels = tissue()
-    whole = frame_tissue(view_of(pixels, mpp=0.7), 1.0, FIELD, 4096)
-    part = frame_tissue(view_of(pixels, mpp=0.7, region=Box(70, 50, 80, 60)), 1.0, FIELD, 4096)
+    whole = frame_tissue(view_of(pixels, mpp=0.7), 1.0, FIELD, PADDED, 4096)
+    part = frame_tissue(
+        view_of(pixels, mpp=0.7, region=Box(70, 50, 80, 60)), 1.0, FIELD, PADDED, 4096
+    )
     shift = (np.subtract(part.place[2:], whole.place[2:]) / whole.place[:2]).round(9)
     assert (shift % 4 == 0).all()
     x, y = shift.astype(int)
@@ -139,7 +141,7 @@ def test_a_region_sees_the_same_pixels_as_the_whole_slide():
 
 def test_pixels_from_memory_are_those_of_the_slide():
     view = view_of(tissue(), mpp=0.7)
-    image = SlideImage(view.read, frame_tissue(view, 1.0, FIELD, 4096))
+    image = SlideImage(view.read, frame_tissue(view, 1.0, FIELD, PADDED, 4096))
     box = Box(13, 7, 41, 30)
     before = image.read(box)
     image.load()
@@ -148,7 +150,7 @@ def test_pixels_from_memory_are_those_of_the_slide():
 
 def test_tissue_larger_than_the_limit_is_cut_around_its_middle(caplog):
     view = view_of(tissue())
-    frame = frame_tissue(view, 1.0, FIELD, 100)
+    frame = frame_tissue(view, 1.0, FIELD, PADDED, 100)
     assert (frame.height, frame.width) == (100, 100)
     centre = frame.cells.apply((12.5, 12.5))
     assert np.abs(centre - ((40 + 184) / 2, (24 + 152) / 2)).max() <= 4
@@ -158,7 +160,7 @@ def test_tissue_larger_than_the_limit_is_cut_around_its_middle(caplog):
 
 def test_a_slide_without_tissue_is_refused():
     with pytest.raises(SlideError, match="no tissue"):
-        frame_tissue(view_of(np.full((64, 64, 3), 255, np.uint8)), 1.0, FIELD, 4096)
+        frame_tissue(view_of(np.full((64, 64, 3), 255, np.uint8)), 1.0, FIELD, PADDED, 4096)
 
 
 # The network -----------------------------------------------------------------------------------
@@ -229,7 +231,9 @@ def test_what_cannot_be_trained_is_refused_before_slides_are_learnt_from(tmp_pat
 
 @pytest.mark.parametrize(("classes", "context"), [(2, 1), (2, 5), (3, 1)])
 def test_score_and_evidence_are_those_of_the_plain_network(classes, context):
-    model, view = model_of(classes, context=context), view_of(tissue())
+    pixels = tissue()
+    pixels[24:40, 40:64] = 255  # a corner of glass
+    model, view = model_of(classes, context=context), view_of(pixels)
     *patches, score = events(model, view)
     frame = frame_of(model, view)
     image = whole_image(SlideImage(view.read, frame), frame.blocks)
@@ -246,7 +250,8 @@ def test_score_and_evidence_are_those_of_the_plain_network(classes, context):
     drawn = [p for p in patches if len(p.boxes)]
     assert [p.map for p in drawn] == ["probability"]
     values = drawn[0].values[0]
-    assert np.isnan(values[:, 0]).all()
+    assert (np.isnan(values) == ~frame.mask[: values.shape[1], : values.shape[2]]).all()
+    assert not frame.mask[0, 0]
     expected = alone.softmax(0) if classes == 3 else torch.cat((-alone, alone)).div(2).softmax(0)
     np.testing.assert_allclose(values[:, 5, 9], expected.numpy(), atol=1e-6)
     assert view.done == view.steps == len(patches) - 1
@@ -335,8 +340,10 @@ def test_progress_cancel_and_modes():
 
 
 def test_background_is_painted_unless_kept():
-    clean, dirty = view_of(tissue()), tissue()
-    dirty[17:22, 60:100] = (60, 0, 60)  # in the margin
+    pixels = tissue()
+    pixels[24:64, 40:80] = 255  # a corner of glass
+    clean, dirty = view_of(pixels), pixels.copy()
+    dirty[30:50, 46:66] = (60, 0, 60)
     scores = {}
     for how in ("white", "kept"):
         with from_array(dirty, mpp=1.0) as slide:
@@ -542,15 +549,32 @@ def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
     assert load_model(tmp_path / "whole").mean == load_model(tmp_path / "stopped").mean
 
 
-def test_outside_of_the_slide_there_is_no_margin():
+def test_a_frame_at_the_slides_border_ends_there_and_has_three_cells():
     pixels = tissue(158, 207, box=(0, 158, 0, 207))
-    frame = frame_tissue(view_of(pixels, method="whole"), 1.0, FIELD, 4096)
+    frame = frame_tissue(view_of(pixels, method="whole"), 1.0, FIELD, PADDED, 4096)
     assert (frame.height, frame.width) == (160, 208)
     assert frame.cells[2:] == (0, 0)
     assert frame.mask.all()
-    frame = frame_tissue(view_of(tissue(4, 7, box=(0, 4, 0, 7)), method="whole"), 1.0, FIELD, 4096)
+    frame = frame_tissue(
+        view_of(tissue(4, 7, box=(0, 4, 0, 7)), method="whole"), 1.0, FIELD, PADDED, 4096
+    )
     assert (frame.height, frame.width) == (12, 12)
     assert frame.mask.tolist() == [[False] * 3, [True, True, False], [False] * 3]
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "inception_v3", "resnet18"])
+def test_all_of_the_tissue_is_in_the_map_of_a_network_without_padding(backbone):
+    """Cells that such a network leaves out lie behind the tissue."""
+    model = model_of(backbone=backbone, layers="", tile=512)
+    height, width = 560, 720
+    view = view_of(tissue(height, width, box=(60, height, 80, width - 30)), method="auto")
+    drawn = [p for p in events(model, view)[:-1] if len(p.boxes)]
+    x, y, w, h = drawn[0].boxes[0]
+    stride = frame_of(model, view).cells.sx
+    assert 60 - stride < y <= 60
+    assert height <= y + h < height + stride
+    assert 80 - stride < x <= 80
+    assert width - 30 <= x + w < width - 30 + stride
 
 
 @pytest.mark.parametrize("size", [(40, 60), (33, 500)])

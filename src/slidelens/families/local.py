@@ -144,8 +144,8 @@ def frame_of(model: Model[LocalConfig], view: View) -> Frame:
     SlideError
         No tissue.
     """
-    field = network_of(model).fields[-1]
-    return frame_tissue(view, model.config.mpp, field, model.config.size)
+    network, config = network_of(model), model.config
+    return frame_tissue(view, config.mpp, network.fields[-1], network.lost, config.size)
 
 
 def relay_of(

@@ -187,12 +187,16 @@ class SlideImages:
 
 
 def frame_tissue(
-    view: View, mpp: float, field: tuple[ReceptiveField, ReceptiveField], limit: int
+    view: View,
+    mpp: float,
+    field: tuple[ReceptiveField, ReceptiveField],
+    lost: tuple[int, int],
+    limit: int,
 ) -> Frame:
-    """Frame the tissue of a view: its bounding box and a cell of margin, at most ``limit`` px.
+    """Frame the tissue of a view: its bounding box, of three cells at least, ``limit`` px at most.
 
-    Outside of the slide there is no margin, since nothing is to be seen there, but for what makes
-    three cells: networks without padding (Inception) need some room.
+    There is no margin: windows of cells are counted from the frame's corner, and would begin
+    elsewhere on tissue that reaches the slide's border than on tissue in glass.
     The frame lies on a lattice of whole cells that begins at the slide's corner, so that the same
     tissue is the same pixels whatever the region. Larger tissue is cut around its middle, which is
     logged (paper, section IV.A: "padded or center-cropped"; 99 % of its biopsies fitted).
@@ -205,6 +209,9 @@ def frame_tissue(
         Resolution of the image in µm/px.
     field
         Receptive field of a cell along y and x, in px of the image.
+    lost
+        Cells along y and x by which the feature map is smaller than the image: so much more is
+        framed behind the tissue.
     limit
         Largest side in px.
 
@@ -223,9 +230,9 @@ def frame_tissue(
             "no tissue was found to look at; check the tissue mask or give a larger region."
         )
     spans = [np.flatnonzero(found.any(1 - axis)) for axis in (0, 1)]
-    most = (max(limit // y_field.stride, 1), max(limit // x_field.stride, 1))
-    (top, rows), (left, columns) = map(_span, spans, shape, most)
-    if rows < np.ptp(spans[0]) + 1 or columns < np.ptp(spans[1]) + 1:
+    most = [max(limit // f.stride, 1 + n) for f, n in zip(field, lost, strict=True)]
+    (top, rows), (left, columns) = map(_span, spans, most, lost)
+    if rows - lost[0] < np.ptp(spans[0]) + 1 or columns - lost[1] < np.ptp(spans[1]) + 1:
         log.warning(
             "%s: the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
             "not seen; give the model a larger size", view.name, limit, mpp,
@@ -271,18 +278,18 @@ def _part(
     return part
 
 
-def _span(where: NDArray[np.int64], count: int, most: int) -> tuple[int, int]:
-    """Return start and length of what covers positions, of ``count``, with one of margin.
+def _span(where: NDArray[np.int64], most: int, lost: int) -> tuple[int, int]:
+    """Return start and length of what covers positions, of more than ``most`` the middle.
 
-    More than ``most`` are cut to the middle.
+    The length includes ``lost`` behind them.
     """
-    start = max(int(where[0]) - 1, 0)
-    length = min(int(where[-1]) + 2, count) - start
-    if length < _LEAST:
-        start, length = start - (_LEAST - length) // 2, _LEAST
+    start, least, most = int(where[0]), _LEAST - lost, most - lost
+    length = int(where[-1]) + 1 - start
+    if length < least:
+        start, length = start - (least - length) // 2, least
     if length > most:
         start, length = start + (length - most) // 2, most
-    return start, length
+    return start, length + lost
 
 
 def _off_centre(field: ReceptiveField) -> int:

@@ -144,7 +144,8 @@ def frame_of(model: Model[StreamingConfig], view: View) -> Frame:
     SlideError
         No tissue.
     """
-    return frame_tissue(view, model.config.mpp, _network(model).field, model.config.size)
+    network, config = _network(model), model.config
+    return frame_tissue(view, config.mpp, network.field, network.lost, config.size)
 
 
 def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "LocalGraph", "Node", "Ref", "call_with"]
 
+_MANY = 64
+"""Strides of an image that is large enough for any network."""
+
 T = TypeVar("T")
 Values = Mapping[int, Any]
 
@@ -198,6 +201,15 @@ class LocalGraph:
         assert fields[0] is not None
         assert fields[1] is not None
         return fields[0], fields[1]
+
+    @property
+    def lost(self) -> tuple[int, int]:
+        """Cells along y and x that are fewer than an image's strides: layers without padding."""
+        y, x = (
+            _MANY - self.sizes(axis, _MANY * field.stride)[self.output]
+            for axis, field in enumerate(self.field)
+        )
+        return y, x
 
     @property
     def streamed(self) -> list[Node]:

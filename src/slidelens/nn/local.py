@@ -232,6 +232,13 @@ class LocalNetwork(nn.Module):
             fields.append(trace(nn.Sequential(*layers)).field)
         return fields
 
+    @cached_property
+    def lost(self) -> tuple[int, int]:
+        """Cells of the last map along y and x that are fewer than an image's strides."""
+        if not self.streams:
+            return 0, 0
+        return trace(nn.Sequential(*self.stem, *(layer for p in self._parts for layer in p))).lost
+
     def train(self, mode: bool = True) -> LocalNetwork:
         """Set the mode of the heads; the backbone stays in eval mode."""
         super().train(mode)

@@ -107,6 +107,8 @@ class SlideClassifier(nn.Module):
         graph = trace(self.features.trunk)
         self.field = graph.field
         """Receptive field of a cell of the feature map, along y and x."""
+        self.lost = graph.lost
+        """Cells along y and x that are fewer than an image's strides."""
         self.features.dim = count_costs(graph, self.features.trunk, 3).channels[graph.output]
         self.head = nn.Linear(self.features.dim, 1 if n_classes == 2 else n_classes)
         self._streamed: dict[Streaming, tuple[StreamingTrunk, nn.Sequential]] = {}
