@@ -217,6 +217,7 @@ def test_reads_no_more_of_the_slide_than_it_looks_at(run):
 def test_impossible_configurations_are_refused():
     for fault, what in (
         ({"patches": (2, 0)}, "need 1 or more per layer"),
+        ({"patches": (2, 2), "auxiliary_layers": (1, 4)}, r"\[4\]: the network has layers 1 to 2"),
         ({"patches": (9, 9, 9)}, "at most 256 windows"),
         ({"gain": (1.0, 2.0, 3.0)}, "one for each of 2 layers"),
         ({"gain": (0.0,)}, "need one above 0"),

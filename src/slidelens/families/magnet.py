@@ -49,6 +49,9 @@ _LEAST_GLANCE = 48
 _RASTER = 32
 """Cells along a window's side in which smaller windows within it are left out of the map."""
 
+_AUXILIARY = (1, 3)
+"""Layers with an auxiliary classifier, as in the paper; a network of fewer layers has fewer."""
+
 Network = BackboneName | Literal["small"]
 
 
@@ -60,7 +63,7 @@ class MagNetConfig(FamilyConfig):
     )
     auxiliary: Network = Field("resnet18", description="network of the auxiliary classifiers")
     auxiliary_layers: tuple[int, ...] = Field(
-        (1, 3), description="layers whose windows an auxiliary classifier judges in training"
+        _AUXILIARY, description="layers whose windows an auxiliary classifier judges in training"
     )
     patches: tuple[int, ...] = Field(
         (2, 3, 3), min_length=1, max_length=6, description="windows per window, layer by layer"
@@ -124,6 +127,12 @@ class MagNetConfig(FamilyConfig):
                     f"{name} {given}: need one above 0, or one for each of "
                     f"{len(self.patches)} layers"
                 )
+        layers = range(1, len(self.patches) + 1)
+        strange = [n for n in self.auxiliary_layers if n not in (*layers, *_AUXILIARY)]
+        if strange:
+            raise ValueError(
+                f"auxiliary_layers {strange}: the network has layers 1 to {len(self.patches)}"
+            )
         if self.backbone == "inception_v3" and self.look < 75:
             raise ValueError(f"look {self.look} px: inception_v3 needs 75 px or more")
         return self
