@@ -84,6 +84,15 @@ def test_faults_are_named(table, lines, message):
 def test_faults_against_known_classes(table):
     with pytest.raises(LabelError, match=r"a \('benign'\), b \('7'\)"):
         table("slide_id,label", "a,benign", "b,7", "c,1", classes=("normal", "tumour"))
+    several = (
+        r"slides twice: a \(2 times\)\.\n  labels that are neither .*: a \('x'\)\.\n"
+        r"  classes without a slide: normal\.\n  splits that are not one of .*: b \('tain'\)\.$"
+    )
+    with pytest.raises(LabelError, match=several):
+        table(
+            "slide_id,label,split", "a,x,train", "b,1,tain", "a,1,train",
+            classes=("normal", "tumour"),
+        )  # fmt: skip
     with pytest.raises(LabelError, match="classes without a slide: normal"):
         table("slide_id,label", "c,1", classes=("normal", "tumour"))
 

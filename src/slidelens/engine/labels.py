@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -92,7 +92,7 @@ class LabelTable:
         bare = [row.slide_id for row in self.rows if row.split is None]
         if len(bare) == len(self.rows):
             return split_by_patient(self, seed)
-        _refuse(self.path, bare, "slides without a split, where others have one")
+        _refuse(self.path, (bare, "slides without a split, where others have one"))
         self.check_trained("mark some slides train")
         if not self.of("tune"):
             raise LabelError(
@@ -132,7 +132,7 @@ class LabelTable:
                 "slides. Give slide_id as the file name, with or without its extension."
             )
         rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
-        _refuse_duplicates(self.path, [r.slide_id for r in rows])
+        _refuse(self.path, (_twice(r.slide_id for r in rows), "slides twice"))
         return replace(self, rows=rows)
 
 
@@ -158,10 +158,9 @@ def read_labels(
     ------
     LabelError
         A missing file or column; an empty, unknown or double entry; a class without a slide; a
-        patient in two splits. All faults of a kind are listed at once.
+        patient in two splits. All faults are listed at once.
     """
     cells = _cells(path)
-    _refuse_duplicates(path, [row["slide_id"] for row in cells])
     names = tuple(classes) if classes is not None else _classes(path, [r["label"] for r in cells])
     index = {name: i for i, name in enumerate(names)}
     what = f"labels that are not one of the classes {', '.join(names)}"
@@ -171,26 +170,31 @@ def read_labels(
             f"labels that are neither one of the classes {', '.join(names)} nor an index below "
             f"{len(names)}"
         )
-    _refuse(
-        path,
-        (f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index),
-        what,
-    )
-    if every_class:
-        empty = [n for i, n in enumerate(names) if all(index[r["label"]] != i for r in cells)]
-        _refuse(path, empty, "classes without a slide")
-    _refuse(
-        path,
-        (f"{r['slide_id']} ({r['split']!r})" for r in cells if _unknown_split(r)),
-        f"splits that are not one of {', '.join(get_args(Split))}",
-    )
+    known = {index[r["label"]] for r in cells if r["label"] in index}
+    empty = [name for i, name in enumerate(names) if i not in known] if every_class else []
     rows = tuple(
         LabelledSlide(
-            r["slide_id"], index[r["label"]], _SPLITS.get(r["split"].lower()), r["patient"] or None
+            r["slide_id"],
+            index.get(r["label"], 0),
+            _SPLITS.get(r["split"].lower()),
+            r["patient"] or None,
         )
         for r in cells
     )
-    _refuse_shared_patients(path, rows)
+    _refuse(
+        path,
+        (_twice(r["slide_id"] for r in cells), "slides twice"),
+        ((f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index), what),
+        (empty, "classes without a slide"),
+        (
+            (f"{r['slide_id']} ({r['split']!r})" for r in cells if _unknown_split(r)),
+            f"splits that are not one of {', '.join(get_args(Split))}",
+        ),
+        (
+            _shared_patients(rows),
+            "patients in more than one split, which would leak into the evaluation",
+        ),
+    )
     return LabelTable(path, names, rows)
 
 
@@ -290,7 +294,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
             incomplete.append(f"line {reader.line_num}")
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
-    _refuse(path, incomplete, "rows without slide_id or label")
+    _refuse(path, (incomplete, "rows without slide_id or label"))
     return rows
 
 
@@ -322,26 +326,24 @@ def _unknown_split(row: Mapping[str, str]) -> bool:
     return bool(row["split"]) and row["split"].lower() not in _SPLITS
 
 
-def _refuse_duplicates(path: Path, ids: Sequence[str]) -> None:
-    counts: dict[str, int] = defaultdict(int)
-    for name in ids:
-        counts[name] += 1
-    _refuse(path, (f"{i} ({n} times)" for i, n in counts.items() if n > 1), "slides twice")
+def _twice(ids: Iterable[str]) -> list[str]:
+    return [f"{name} ({n} times)" for name, n in Counter(ids).items() if n > 1]
 
 
-def _refuse_shared_patients(path: Path, rows: Sequence[LabelledSlide]) -> None:
+def _shared_patients(rows: Iterable[LabelledSlide]) -> list[str]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.patient and row.split:
             splits[row.patient].add(row.split)
-    shared = (f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1)
-    _refuse(path, shared, "patients in more than one split, which would leak into the evaluation")
+    return [f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1]
 
 
-def _refuse(path: Path, found: Iterable[str], what: str) -> None:
-    faults = list(found)
-    if faults:
-        raise LabelError(f"{path}: {what}: {listed(faults)}.")
+def _refuse(path: Path, *kinds: tuple[Iterable[str], str]) -> None:
+    """Refuse a table for all that was found, a line for each kind: what, and what that is."""
+    faults = [(list(found), what) for found, what in kinds]
+    told = [f"{what}: {listed(found)}." for found, what in faults if found]
+    if told:
+        raise LabelError(f"{path}: " + "\n  ".join(told))
 
 
 def listed(things: Sequence[str]) -> str:
