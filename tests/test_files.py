@@ -42,6 +42,24 @@ def test_folder_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
 
 
+def test_a_folder_that_appears_at_the_last_moment_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has written the same, between the look and the renaming."""
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        if not (tmp_path / "x").exists():
+            (tmp_path / "x").mkdir()
+            (tmp_path / "x" / "theirs").write_text("of another process")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    fill(tmp_path / "x", "ours")
+    assert names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == ["a.txt", "sub"]
+
+
 def test_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     fill(tmp_path / "x", "old")
     (tmp_path / "x" / "extra").write_text("gone afterwards")

@@ -147,8 +147,13 @@ def remove_scratch(scratch: Path) -> None:
 
 def _publish(staging: Path, target: Path) -> None:
     if not target.exists():
-        staging.rename(target)
-        return
+        try:
+            staging.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else another process has just made the same: take its place
+        else:
+            return
     if _exchange(staging, target):
         return
     old = _beside(target, "old")

@@ -129,6 +129,35 @@ def test_an_unforeseen_error_goes_to_the_log_with_its_traceback(
     assert "Traceback" in caplog.text
 
 
+def test_a_folder_of_other_pixels_is_not_taken_for_the_one_before(tiny, tmp_path):
+    """Chunks of one length, in folders of one layout."""
+    import zarr
+
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    axes = [{"name": "c", "type": "channel"}, *axes]
+    scale = [{"type": "scale", "scale": [1, 1, 1]}]
+    multiscale = {
+        "version": "0.4",
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
+
+    def slide(value):
+        path = tmp_path / "case.ome.zarr"
+        group = zarr.open_group(path, mode="w", zarr_format=2)
+        pixels = np.full((3, 64, 64), value, np.uint8)
+        group.create_array("0", data=pixels, chunks=(1, 32, 32), compressors=None)
+        group.attrs["multiscales"] = [multiscale]
+        return path
+
+    out = tmp_path / "out"
+    assert [o.status for o in run([slide(50)], [tiny], out)] == ["done"]
+    before = table(out)["case"]
+    assert [o.status for o in run([slide(50)], [tiny], out)] == ["skipped"]
+    assert [o.status for o in run([slide(200)], [tiny], out)] == ["done"]
+    assert table(out)["case"]["prob_tumour"] != before["prob_tumour"]
+
+
 def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monkeypatch):
     slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
     out = tmp_path / "out"
@@ -145,6 +174,7 @@ def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monke
     after = table(out)
     assert after["s0"]["status"] == "skipped"
     assert after["s0"]["prob_tumour"] == before["s0"]["prob_tumour"]
+    assert after["s0"]["seconds"] == before["s0"]["seconds"] != "0.00"  # what computing it took
     assert [o.status for o in run(slides, [tiny], out, overwrite=True)] == ["done"] * 3
     assert [o.status for o in run(slides[:1], [tiny], out, mpp=0.5)] == ["done"]
 

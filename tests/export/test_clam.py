@@ -72,6 +72,22 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["features"], file["coords"] = features[0], coords[0]
     assert (read_clam(tmp_path / "b.h5").boxes[:, 2:] == 512).all()  # they are taken to touch
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["features"], file["coords"] = features[0], coords[0]
+        file["coords"].attrs.update(patch_size=200, patch_level=1, downsample=[4.0, 4.0])
+    assert (read_clam(tmp_path / "c.h5").boxes[:, 2:] == 800).all()
+
+
+def test_pieces_of_tissue_with_grids_of_their_own_do_not_shrink_tiles(tmp_path: Path) -> None:
+    y, x = np.divmod(np.arange(12), 4)
+    pieces = [np.stack([x, y], 1) * 256 + shift for shift in ((0, 0), (3, 77), (2051, 1000))]
+    coords = np.concatenate([pieces[0], pieces[1] + (2000, 0), pieces[2]])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((len(coords), 5)), coords
+    assert (read_clam(tmp_path / "a.h5").boxes[:, 2:] == 256).all()
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((1, 5)), coords[:1]
+    assert read_clam(tmp_path / "one.h5").boxes.tolist() == [[0, 0, 0, 0]]
 
 
 def test_what_is_no_bag_is_told(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_rgb(tmp_path, version, axes):
         np.testing.assert_array_equal(slide.read(Box(0, 0, 420, 300), 1.0), RGB[::2, ::2])
 
 
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_sixteen_bit_colours_of_either_byte_order(tmp_path, kind):
+    path = tmp_path / "slide.ome.zarr"
+    write(path, "0.4", "cyx", [(np.moveaxis(RGB, 2, 0).astype(int) * 257).astype(kind)])
+    with open_slide(path) as slide:
+        assert slide.channels == ()
+        np.testing.assert_array_equal(slide.read(Box(33, 44, 222, 111)), RGB[44:155, 33:255])
+
+
 @pytest.mark.parametrize(
     ("unit", "side", "mpp"),
     [

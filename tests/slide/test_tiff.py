@@ -56,6 +56,15 @@ def test_grey_inverted_and_palette(tmp_path):
     np.testing.assert_array_equal(read_all(path)[0], np.repeat(GREY[..., None], 3, 2))
     tifffile.imwrite(path, GREY, photometric="miniswhite", tile=(64, 64))
     np.testing.assert_array_equal(read_all(path)[0], np.repeat(255 - GREY[..., None], 3, 2))
+    tifffile.imwrite(path, GREY > 99, photometric="miniswhite")
+    np.testing.assert_array_equal(read_all(path)[0][..., 0], np.where(GREY > 99, 0, 255))
+    for kind in (np.uint16, np.int16, np.float32):
+        shown = {}
+        for sense in ("minisblack", "miniswhite"):
+            tifffile.imwrite(path, GREY.astype(kind) - 50, photometric=sense)
+            shown[sense] = read_all(path)[0].astype(int)
+        agree = np.corrcoef(shown["minisblack"].ravel(), shown["miniswhite"].ravel())[0, 1]
+        assert agree < -0.99, kind
     colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
     tifffile.imwrite(path, GREY, photometric="palette", colormap=colours, tile=(64, 64))
     np.testing.assert_array_equal(read_all(path)[0], (colours >> 8).T[GREY])
@@ -73,6 +82,21 @@ def test_transparent_is_white(tmp_path):
     np.testing.assert_array_equal(pixels[100:], RGB[100:])
     want = RGB[:50] * (128 / 255) + 255 * (127 / 255)
     assert np.abs(pixels[:50] - want).max() <= 0.51
+
+
+@pytest.mark.parametrize("compression", ["none", "lzw", "zlib"])
+def test_ycbcr_without_jpeg_keeps_its_colours_or_is_refused(tmp_path, compression):
+    path = tmp_path / "ycbcr.tif"
+    stored = np.zeros((256, 256, 3), np.uint8)
+    stored[:] = (139, 151, 171)  # a pink
+    options = {"photometric": "ycbcr", "compression": compression, "subsampling": (1, 1)}
+    tifffile.imwrite(path, stored, tile=(64, 64), **options)
+    with open_slide(path) as slide:  # OpenSlide's, at every read
+        for _ in range(3):
+            np.testing.assert_allclose(slide.read(Box(0, 0, 9, 9))[0, 0], (199, 100, 180), atol=2)
+    tifffile.imwrite(path, stored, rowsperstrip=64, **options)
+    with pytest.raises(UnsupportedSlideError, match="YCbCr without JPEG"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -120,6 +144,9 @@ def test_the_fourth_sample_of_an_associated_image(tmp_path):
 def test_sixteen_bit_rgb_and_grey(tmp_path):
     path = tmp_path / "deep.tif"
     tifffile.imwrite(path, RGB.astype(np.uint16) * 257, photometric="rgb", tile=(64, 64))
+    np.testing.assert_array_equal(read_all(path)[0], RGB)
+    big = (RGB.astype(np.uint16) * 257).astype(">u2")
+    tifffile.imwrite(path, big, photometric="rgb", byteorder=">")
     np.testing.assert_array_equal(read_all(path)[0], RGB)
     deep = np.linspace(1000, 3000, 300 * 420).reshape(300, 420).astype(np.uint16)
     tifffile.imwrite(path, deep, photometric="minisblack", rowsperstrip=10, compression="zlib")

@@ -69,3 +69,5 @@ def test_a_slide_is_sampled_in_its_tissue_and_an_empty_one_is_named():
         SlideError, match=r"stains cannot be estimated.*without stain normalisation"
     ):
         slide_stains(empty, tissue_mask(empty, TissueSettings(method="whole")))
+    with pytest.raises(SlideError, match="only 0 stained pixels"):
+        slide_stains(empty, tissue_mask(empty, TissueSettings()))

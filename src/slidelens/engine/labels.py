@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from slidelens.errors import LabelError
-from slidelens.slide.base import slide_id
+from slidelens.slide.base import id_of_name, slide_id
 from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class LabelTable:
             Ids without a file, all at once; two rows for one file.
         """
         known = {path.name: name for name, path in files.items()} | {name: name for name in files}
+        stems = {r.slide_id: id_of_name(r.slide_id) for r in self.rows}
+        known |= {name: stem for name, stem in stems.items() if name not in known and stem in files}
         missing = [r.slide_id for r in self.rows if r.slide_id not in known]
         if missing:
             raise LabelError(

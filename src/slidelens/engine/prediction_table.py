@@ -73,12 +73,15 @@ class PredictionTable:
                 rows = self._read()  # anew: another run may have added rows
                 if outcome.slide_id in rows and not replace:
                     return
+                seconds = f"{outcome.seconds:.2f}"
+                if outcome.status == "skipped" and outcome.slide_id in rows:
+                    seconds = rows[outcome.slide_id][-1]  # what it took when it was computed
                 rows[outcome.slide_id] = [
                     outcome.slide_id,
                     outcome.status,
                     outcome.error,
                     *("" if value is None else f"{value:.8g}" for value in values),
-                    f"{outcome.seconds:.2f}",
+                    seconds,
                 ]
                 text = io.StringIO()
                 writer = csv.writer(text, lineterminator="\n")

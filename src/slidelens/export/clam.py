@@ -116,17 +116,35 @@ def read_clam(path: Path) -> ClamBag:
             "(N, D) and (N, 2)."
         )
     if boxes is None or boxes.shape != (len(coords), 4):
-        side = float(attributes.get("patch_size_level0", 0)) or _step(coords)
+        side = _stated_side(attributes) or _step(coords)
         boxes = np.concatenate([coords, np.full(coords.shape, side)], 1).astype(np.float64)
     if features.dtype not in (np.float16, np.float32):
         features = features.astype(np.float32)
     return ClamBag(boxes, features, _facts(attributes))
 
 
+def _stated_side(attributes: Mapping[str, Any]) -> float:
+    """Return a tile's side in level-0 px as TRIDENT or CLAM state it; 0 where they do not."""
+    if "patch_size_level0" in attributes:
+        return float(attributes["patch_size_level0"])
+    if "patch_size" in attributes and "downsample" in attributes:
+        return float(attributes["patch_size"]) * float(np.max(attributes["downsample"]))
+    return 0.0
+
+
 def _step(coords: NDArray[Any]) -> float:
-    """Return the least distance along x or y between different tiles, 0 where there is none."""
-    steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
-    return float(min((s.min() for s in steps if len(s)), default=0))
+    """Return the most frequent distance from a tile to the next in its row or column.
+
+    Not the least: CLAM lays a grid of its own into each piece of tissue. 0 where no two tiles lie
+    in one row or column.
+    """
+    steps = []
+    for along, across in ((0, 1), (1, 0)):
+        ordered = coords[np.lexsort((coords[:, along], coords[:, across]))]
+        gaps = np.diff(ordered, axis=0)
+        steps.append(gaps[(gaps[:, across] == 0) & (gaps[:, along] > 0), along])
+    sides, counts = np.unique(np.concatenate(steps), return_counts=True)
+    return float(sides[counts.argmax()]) if len(sides) else 0.0
 
 
 def _attributes(

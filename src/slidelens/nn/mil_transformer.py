@@ -17,6 +17,7 @@ from slidelens.nn.mil import BagOutput, BagPooling, bag_loss, outputs
 __all__ = ["NystromAttention", "TransformerPooling"]
 
 _INVERSE_STEPS = 6
+_LEAST_SUM = 1e-6
 _INSTANCES = 4096
 """Tiles that go through the transformer at once, each as a bag of its own."""
 
@@ -120,7 +121,10 @@ class TransformerPooling(BagPooling):
         return torch.cat([self._bags(part[:, None])[0] for part in parts])
 
     def _bags(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B, K)`` and attention ``(B, N)`` of bags ``(B, N, D)`` of one size."""
+        """Return logits ``(B, K)`` and attention ``(B, N)`` of bags ``(B, N, D)`` of one size.
+
+        The attention is the tiles' part of the class token's, brought to a sum of 1.
+        """
         count = vectors.shape[1]
         side = isqrt(count - 1) + 1
         tiles = self.embed(vectors)
@@ -130,7 +134,11 @@ class TransformerPooling(BagPooling):
         square = tokens[:, 1:].mT.reshape(len(tokens), -1, side, side)
         square = square + sum(code(square) for code in self.position)
         tokens, attention = self.layers[1](torch.cat((tokens[:, :1], square.flatten(2).mT), 1))
-        return self.classifier(self.norm(tokens[:, 0])), attention[:, 1 : count + 1]
+        weights = attention[:, 1 : count + 1].clone()
+        repeats = attention[:, count + 1 :]  # of the first tiles, which fill the square
+        weights[:, : repeats.shape[1]] += repeats
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=_LEAST_SUM)
+        return self.classifier(self.norm(tokens[:, 0])), weights
 
 
 class _Layer(nn.Module):

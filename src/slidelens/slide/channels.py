@@ -51,6 +51,8 @@ class Composer:
         Gives ``(h, w, C)`` samples of the coarsest level; called once, when first needed.
     alpha
         What the sample after red, green and blue is; ``None``: no alpha, it is left out.
+    white_is_zero
+        Whether low values of a grey image are bright.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class Composer:
         rgb: bool,
         overview: Callable[[], NDArray[Any]],
         alpha: Alpha | None = None,
+        *,
+        white_is_zero: bool = False,
     ) -> None:
         self.channels = channels
         self.rgb = rgb
         self._dtype = dtype
         self._overview = overview
         self._alpha = alpha
+        self._white_is_zero = white_is_zero
         self._lock = Lock()
         self._windows: NDArray[np.float32] | None = None
 
@@ -75,9 +80,10 @@ class Composer:
             return _colour(samples, self._alpha)
         if self.channels == 1 and samples.dtype in (np.uint8, np.bool_):
             grey = samples if samples.dtype == np.uint8 else samples.astype(np.uint8) * 255
-            return np.repeat(grey, 3, axis=2)
+            return np.repeat(255 - grey if self._white_is_zero else grey, 3, axis=2)
         low, high = self.windows()
         shown = np.clip((samples.astype(np.float32) - low) / (high - low), 0, 1)
+        shown = 1 - shown if self._white_is_zero else shown
         if self.channels == 1:
             return np.repeat((shown * 255 + 0.5).astype(np.uint8), 3, axis=2)
         total = np.zeros((*samples.shape[:2], 3), np.float32)
@@ -91,7 +97,8 @@ class Composer:
         with self._lock:
             if self._windows is None:
                 seen = self._overview().reshape(-1, self.channels)
-                bounds = np.nanpercentile(seen, _WINDOW, axis=0).astype(np.float32)
+                ends = [100 - end for end in _WINDOW[::-1]] if self._white_is_zero else _WINDOW
+                bounds = np.nanpercentile(seen, ends, axis=0).astype(np.float32)
                 bounds[1] = np.maximum(bounds[1], bounds[0] + np.float32(1e-6) + _step(seen))
                 self._windows = bounds
         return self._windows[0], self._windows[1]
@@ -104,7 +111,7 @@ def _step(samples: NDArray[Any]) -> np.float32:
 
 def _colour(samples: NDArray[Any], alpha: Alpha | None) -> NDArray[np.uint8]:
     """Colour samples of 8 or 16 bits, ``(h, w, 3 or more)``, as 8-bit RGB on white."""
-    if samples.dtype == np.uint16:
+    if samples.dtype.itemsize == 2:  # of either byte order
         samples = (samples >> 8).astype(np.uint8)
     if samples.shape[2] == 3:
         return samples

@@ -192,7 +192,8 @@ def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...],
     colours = [str(channel.get("color", "")).upper() for channel in stated]
     labels = [str(channel.get("label", "")) for channel in stated]
     plain = not stated or colours in _RGB or [label.upper() for label in labels] in _RGB
-    if n in (3, 4) and dtype in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
+    sort = np.dtype(dtype).newbyteorder("=")
+    if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
         return (), True
     if n == 1:
         return (), False

@@ -86,11 +86,12 @@ class OpenSlideReader(Reader):
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level."""
-        fast = self._tiles(w * h)
+        downsample = self.facts.levels[level].downsample
+        whole = abs(downsample - round(downsample)) < 1e-9
+        fast = self._tiles(small=whole and w * h <= _SMALL)
         if fast is not None and fast.has(level):
             return fast.read(level, x, y, w, h)
-        downsample = self.facts.levels[level].downsample
-        if abs(downsample - round(downsample)) < 1e-9:
+        if whole:
             return self._region(level, x, y, w, h)
 
         # OpenSlide takes whole level-0 positions: elsewhere than on a fixed grid of blocks, one
@@ -137,17 +138,18 @@ class OpenSlideReader(Reader):
                 self._fast.close()
         tile_cache().drop(self._owner)
 
-    def _tiles(self, pixels: int) -> TiffPixels | None:
-        """Return the TIFF tile decoder, opened at the second read, or at a large one.
+    def _tiles(self, *, small: bool) -> TiffPixels | None:
+        """Return the TIFF tile decoder, opened at the second read, or at one that is not small.
 
         A small first read goes through OpenSlide: a program that only checks a slide, as
-        ``slidelens info`` does, is spared tifffile's import (0.15 s).
+        ``slidelens info`` does, is spared tifffile's import (0.15 s). Where OpenSlide interpolates
+        no read is small: all of a level must come from the same decoder.
         """
         if not self._may_be_fast or self._fast is not None:
             return self._fast
         with self._lock:
             first, self._first = self._first, False
-            if (first and pixels <= _SMALL) or self._fast is not None or not self._may_be_fast:
+            if (first and small) or self._fast is not None or not self._may_be_fast:
                 return self._fast
             from slidelens.slide.segments import TiffPixels
 

@@ -28,6 +28,8 @@ __all__ = ["TiffPixels", "main_series", "open_tiff"]
 _MAX_SEGMENT = 1 << 30
 _EXACT = {1, 5, 7, 8, 32946, 33005, 34925, 50000, 50001}
 """Compressions that decode to the same RGB as OpenSlide: none, LZW, JPEG, deflate, J2K RGB, ..."""
+_JPEG = 7
+"""The one that turns YCbCr into RGB."""
 
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
@@ -294,6 +296,7 @@ def _is_plain(page: Any) -> bool:
         and page.dtype == np.uint8
         and page.samplesperpixel == 3
         and page.planarconfig == 1
+        and (int(page.photometric) == 2 or int(page.compression) == _JPEG)  # which is YCbCr
         and int(page.photometric) in (2, 6)
         and int(page.compression) in _EXACT
         and all(page.databytecounts)  # OpenSlide draws missing tiles from other levels

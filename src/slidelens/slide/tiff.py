@@ -24,6 +24,7 @@ __all__ = ["TiffReader", "is_plain_rgb"]
 
 _OVERVIEW = 2048
 _OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
+_AS_STORED = {1, 5, 8, 32773, 32946, 34925, 50000}  # compressions that know of no colours
 _ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}  # by ExtraSamples
 
 # tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
@@ -65,7 +66,9 @@ class TiffReader(Reader):
                     "bits per colour (grey and fluorescence channels of any type). Convert it."
                 )
             channels = len(self.facts.channels) or (3 if self._map is not None else samples)
-        self._compose = Composer(channels, page.dtype, rgb, self._overview, _alpha(page))
+        self._compose = Composer(
+            channels, page.dtype, rgb, self._overview, _alpha(page), white_is_zero=self._inverted
+        )
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # the content is enough
@@ -101,9 +104,6 @@ class TiffReader(Reader):
         if self._map is not None:
             coloured: NDArray[np.uint16] = np.moveaxis(self._map, 0, -1)[samples[..., 0]]
             return (coloured >> 8).astype(np.uint8)
-        if self._inverted and samples.dtype.kind == "u":
-            inverted: NDArray[Any] = np.iinfo(samples.dtype).max - samples
-            return inverted
         return samples
 
     def _overview(self) -> NDArray[Any]:
@@ -161,4 +161,9 @@ def _check_kind(path: Path, page: Any) -> None:
         raise UnsupportedSlideError(
             f"{path}: its pixels are {page.photometric.name} of type {kind}; slidelens reads grey, "
             "RGB, YCbCr and palette TIFF of integers or floats."
+        )
+    if page.photometric == 6 and int(page.compression) in _AS_STORED:
+        raise UnsupportedSlideError(
+            f"{path}: its pixels are YCbCr without JPEG, which no backend turns into colours; "
+            "convert it to RGB."
         )

@@ -114,7 +114,8 @@ def slide_stains(slide: Slide, tissue: TissueMask) -> Stains:
     """
     spec = GridSpec(_SIDE, _MPP, min_tissue=0.1)
     boxes = make_grid(slide.size, slide.require_mpp(), spec, tissue=tissue).boxes
-    some = boxes[np.unique(np.linspace(0, len(boxes) - 1, _BOXES).round().astype(int))]
+    spread = np.linspace(0, max(len(boxes) - 1, 0), _BOXES).round().astype(int)
+    some = boxes[np.unique(spread)] if len(boxes) else boxes
     pixels = [slide.read(Box(*box), _MPP).reshape(-1, 3) for box in some.tolist()]
     try:
         return estimate_stains(np.concatenate(pixels) if pixels else np.empty((0, 3), np.uint8))
