@@ -78,7 +78,9 @@ def test_export_and_import_carry_decisions_between_reviews(review, tmp_path, fol
     assert "2 of 2 decisions are new" in review("import", out).out
     assert "0 of 2 decisions are new" in review("import", out).out
     review("set", "b", "--note", "", "--reviewer", "ann")
-    review("export", "--out", out, "--history")
+    refused = review("export", "--out", out, "--history")
+    assert (refused.code, "is there already" in refused.err) == (1, True)
+    assert review("export", "--out", out, "--history", "--overwrite").code == 0
     with out.open(newline="") as file:
         assert [r["note"] for r in csv.DictReader(file)] == ["see, IHC"] * 2 + [""] * 2
 

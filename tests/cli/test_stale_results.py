@@ -21,7 +21,7 @@ def stale(slidelens, tmp_path, monkeypatch):
     arguments = ("predict", *paths, "--model", "demo-mil", "--out", tmp_path / "r", "--mpp", "1")
     assert slidelens(*arguments, "--region", "0,0,200,250", "--set", "overlap=0").code == 0
     paths[0].write_text("no slide")
-    failed = slidelens(*arguments)
+    failed = slidelens(*arguments, "--overwrite")
     assert failed.code == 1
     assert "doe_jane: failed" in failed.out + failed.err
     (tmp_path / "labels.csv").write_text("slide_id,label\ndoe_jane,tumor\nroe,normal\n")
@@ -49,7 +49,8 @@ def test_evaluate_and_report_name_the_slides(slidelens, stale):
 def test_a_run_that_goes_well_takes_the_warning_away(slidelens, stale):
     shutil.copy(stale / "roe.tif", stale / "doe_jane.tif")
     slides = (stale / "doe_jane.tif", stale / "roe.tif")
-    slidelens("predict", *slides, "--model", "demo-mil", "--out", stale / "r", "--mpp", "1")
+    again = ("--out", stale / "r", "--mpp", "1", "--overwrite")
+    assert slidelens("predict", *slides, "--model", "demo-mil", *again).code == 0
     command = ("evaluate", stale / "r", "--labels", stale / "labels.csv", "--out", stale / "e")
     assert "last run" not in slidelens(*command, "--resamples", 100).err
 

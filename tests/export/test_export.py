@@ -75,7 +75,9 @@ def test_ome_zarr(tmp_path: Path, result: Result) -> None:
     group = zarr.open_group(path, mode="r")
     Image.from_zarr(group["probability"])
     np.testing.assert_array_equal(group["probability/0"][:], result.maps["probability"].read())
-    export_result(result, "ome-zarr", path)  # replaces its own kind
+    with pytest.raises(ResultError, match=r"out.ome.zarr: is there already.*--overwrite"):
+        export_result(result, "ome-zarr", path)
+    export_result(result, "ome-zarr", path, overwrite=True)  # replaces its own kind
     (tmp_path / "mine.ome.zarr").mkdir()
     slide = zarr.create_group(tmp_path / "Fall 7 µ.ome.zarr", attributes={"ome": {}})
     slide.create_array("0", shape=(9, 9), dtype="u1")

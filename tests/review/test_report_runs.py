@@ -196,6 +196,7 @@ def test_options_of_evaluation_and_report_are_repeated(tmp_path):
     (tmp_path / "annotations" / "d.geojson").write_text(
         '{"type": "FeatureCollection", "features": []}'
     )
+    (tmp_path / "d.tif").touch()
     with (tmp_path / "labels.csv").open("a") as file:
         file.write("no_result,1\n")
     options = EvaluationOptions(

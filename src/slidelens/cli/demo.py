@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -44,6 +45,8 @@ def demo(
                 f"{len(result.regions):>7}   {seconds:>7.1f}"
             )
     first = f"{out}/cohort/slides/{slides[-1]}.tif"
+    results = quote(f"{out}/results")
+    folder, labels = (quote(f"{out}/cohort/{name}") for name in ("slides", "labels.csv"))
     typer.echo(
         f"""
 Made in {out}/
@@ -53,9 +56,9 @@ Made in {out}/
   results/    maps (OME-Zarr), tiles (CSV) and scores, one folder per slide
 
 Next
-  slidelens view {first} --results {out}/results
+  slidelens view {quote(first)} --results {results}
   slidelens predict YOUR_SLIDE.svs --model demo-mil --out results
-  slidelens train mil --slides {out}/cohort/slides --labels {out}/cohort/labels.csv \\
+  slidelens train mil --slides {folder} --labels {labels} \\
       --backbone squeezenet1_1 --out my-model"""
     )
     if view:

@@ -30,7 +30,13 @@ def register(app: typer.Typer) -> None:
 
 def export(
     result: Annotated[Path, typer.Argument(help="Result folder of one slide, or of many.")],
-    to: Annotated[str, typer.Option(help="Format: geojson, ome-zarr, wsinfer-csv, clam-h5, ...")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Format: geojson, ome-zarr, clam-h5, wsinfer-csv, camelyon16-csv, lesions-csv, "
+            "contact-sheet, or one of a plugin."
+        ),
+    ],
     out: Annotated[
         str,
         typer.Option(
@@ -39,7 +45,7 @@ def export(
         ),
     ],
     overwrite: Annotated[
-        bool, typer.Option(help="Replace what is in the folder already under such a name.")
+        bool, typer.Option(help="Replace what is there already under such a name.")
     ] = False,
 ) -> None:
     """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""

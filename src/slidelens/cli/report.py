@@ -70,6 +70,8 @@ def report(
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.report import ReportOptions, write_report
 
+    if out.lower().endswith(".pdf"):
+        raise typer.BadParameter(f"--out {out} is the HTML file; name the PDF with --pdf {out}")
     options = ReportOptions(
         rules=read_points(operating_point, read_evaluation(evaluation)),
         identify=identify,

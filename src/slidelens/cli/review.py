@@ -206,7 +206,7 @@ def export(
         bool, typer.Option("--history", help="Every change, not only what is in force.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file of labels that is there.")
+        bool, typer.Option("--overwrite", help="Replace files that are there.")
     ] = False,
 ) -> None:
     """Write decisions, or labels corrected by them, as CSV."""
@@ -398,9 +398,10 @@ def _check_places(
             saved.refuse_own(path)
     if out is not None and labels is not None and out.resolve() == labels.resolve():
         raise SlideLensError(f"{out}: cannot be both --out and --labels; name two files.")
-    if labels is not None and labels.exists() and not overwrite:
+    taken = [path for path in (out, labels) if path is not None and path.exists()]
+    if taken and not overwrite:
         raise SlideLensError(
-            f"{labels}: is there already; choose another file, or give --overwrite to replace it."
+            f"{taken[0]}: is there already; choose another file, or give --overwrite to replace it."
         )
 
 

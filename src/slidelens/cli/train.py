@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,6 +80,14 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         out: Annotated[
             Path | None, typer.Option(help="Folder of the model package to write.")
         ] = None,
+        classes: Annotated[
+            str | None,
+            typer.Option(
+                metavar="A,B",
+                help="Names of the classes in order; of two, the last is the positive one. "
+                "[default: sorted, normal, benign or negative first]",
+            ),
+        ] = None,
         annotations: Annotated[
             Path | None, typer.Option(help="Folder of annotations, for families that learn them.")
         ] = None,
@@ -136,6 +145,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             "slides": slides,
             "labels": labels,
             "out": out,
+            "classes": None if classes is None else [c.strip() for c in classes.split(",")],
             "annotations": annotations,
             "weights": weights,
             "from": from_model,
@@ -213,13 +223,15 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
     from slidelens.engine.manifest import read_manifest
 
     if as_json:
-        facts = {
+        facts: dict[str, Any] = {
             "model": str(out),
             "epochs": last.epoch,
             "tune_loss": last.tune_loss,
             "tune_auc": last.tune_auc,
             "seconds": last.seconds,
         }
+        if last.folds:
+            facts["cross_validation"] = json.loads((out / "folds.json").read_text())
         typer.echo(json.dumps(facts, indent=2))
         return
     split = f"mean of {last.folds} folds" if last.folds else "on the tuning split"
@@ -229,4 +241,4 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
         typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; a model lies in each fold")
         return
     bags = " --bags DIR" if read_manifest(out).config.get("bag_dim") else ""
-    typer.echo(f"next: slidelens predict SLIDE --model {out}{bags} --out results")
+    typer.echo(f"next: slidelens predict SLIDE --model {quote(str(out))}{bags} --out results")

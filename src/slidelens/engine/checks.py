@@ -36,7 +36,7 @@ def run_checks() -> Iterator[Check]:
     for check in (_openslide, _tifffile, _torch, _accelerator, _models):
         yield check()
     yield from _plugins()
-    for check in (_trainer, _napari, _opengl, _qt):
+    for check in (_trainer, _bags, _report, _staging, _napari, _opengl, _qt):
         yield check()
 
 
@@ -143,6 +143,35 @@ def _trainer() -> Check:
             "pip install 'slidelens[train]'",
         )
     return Check("Training", "ok", f"lightning {_version('lightning')}")
+
+
+def _bags() -> Check:
+    return _extra("Feature bags", "bags", "h5py")
+
+
+def _staging() -> Check:
+    return _extra("Staging", "staging", "scikit-learn")
+
+
+def _extra(name: str, extra: str, package: str) -> Check:
+    found = _version(package)
+    if found is None:
+        fix = f"pip install 'slidelens[{extra}]'"
+        return Check(name, "optional", f"{package} is not installed", fix)
+    return Check(name, "ok", f"{package} {found}")
+
+
+def _report() -> Check:
+    name = "Reports"
+    missing = [n for n in ("jinja2", "weasyprint") if _version(n) is None]
+    if missing:
+        told = f"not installed: {', '.join(missing)}"
+        return Check(name, "optional", told, "pip install 'slidelens[report]'")
+    detail = f"weasyprint {_version('weasyprint')}"
+    if sys.platform == "linux" and find_library("pango-1.0") is None:
+        fix = "apt-get install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
+        return Check(name, "optional", f"{detail}; Pango is missing: HTML only, no PDF", fix)
+    return Check(name, "ok", detail)
 
 
 def _napari() -> Check:

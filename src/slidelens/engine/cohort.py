@@ -19,8 +19,13 @@ from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
-from slidelens.engine.provenance import is_done, settings_sha256
-from slidelens.errors import ModelError, SlideError, SlideLensError
+from slidelens.engine.provenance import (
+    check_replaced,
+    is_done,
+    settings_sha256,
+    weights_sha256,
+)
+from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.open import GivenMpp, is_slide, open_slide
@@ -98,7 +103,8 @@ def predict_cohort(
         A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
         or two of one name (before anything runs).
     ResultError
-        A table that cannot be written.
+        A table that cannot be written; results of other weights or of another region, which would
+        be replaced (before anything runs).
     """
     paths = [path for slide in slides for path in _slides_of(Path(slide))]
     _check_ids(paths)
@@ -116,6 +122,8 @@ def predict_cohort(
             f"models {names}: expected one or more, each of its own name, since results go to "
             "a folder of that name."
         )
+    if not run.get("overwrite"):
+        _check_places(paths, loaded, Path(out), run.get("region"))
     return _Cohort(loaded, Path(out), device, mpp, run).run(paths)
 
 
@@ -230,6 +238,23 @@ def _slides_of(path: Path) -> list[Path]:
     except OSError:  # it may not be looked at; opening it says so
         alone = True
     return [path] if alone else list(find_slides(path).values())
+
+
+def _check_places(
+    paths: Sequence[Path], models: Sequence[Model[Any]], out: Path, region: Box | None
+) -> None:
+    """Refuse to replace others' results, before anything runs."""
+    faults = []
+    weights = {model.name: weights_sha256(model) for model in models}
+    for path in paths:
+        for name, digest in weights.items():
+            try:
+                check_replaced(out / name / slide_id(path), name, digest, region)
+            except ResultError as error:
+                faults.append(str(error))
+    if faults:
+        more = f" (and so do {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ResultError(faults[0].replace(". Write", f"{more}. Write", 1))
 
 
 def _check_ids(paths: list[Path]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from slidelens.engine.labels import read_labels
 from slidelens.engine.package import find_models, load_model
 from slidelens.engine.predict import Prediction
-from slidelens.errors import ModelError
+from slidelens.errors import LabelError, ModelError
 from slidelens.export import export_result
 from slidelens.files import write_atomic
 from slidelens.maps.picture import overview
@@ -69,6 +69,8 @@ def demo(
     ------
     ModelError, ResultError
         As for :func:`slidelens.predict`; or no bundled model is there.
+    LabelError
+        What lies in ``out/cohort`` is no cohort of an earlier call.
     """
     out = Path(out)
     loaded = [load_model(model) for model in models or _bundled()]
@@ -76,8 +78,14 @@ def demo(
     if not (cohort / "labels.csv").exists():
         yield DemoStep("drawing slides", 0, n_slides)
         write_cohort(cohort, n_slides, _SEED, size=_SIZE)
-    with (cohort / "labels.csv").open(newline="", encoding="utf-8") as file:
-        labels = {row["slide_id"]: row["label"] for row in csv.DictReader(file)}
+    table = read_labels(cohort / "labels.csv")
+    labels = {row.slide_id: table.classes[row.label] for row in table.rows}
+    lacking = [name for name in labels if not (cohort / "slides" / f"{name}.tif").is_file()]
+    if lacking:
+        raise LabelError(
+            f"{cohort}: is no cohort of the demo, it lacks slides/{lacking[0]}.tif; give another "
+            "--out."
+        )
     for slide_id, label in labels.items():
         path = cohort / "slides" / f"{slide_id}.tif"
         results = []

@@ -281,7 +281,10 @@ def _note(metrics: Mapping[str, Any]) -> str:
     one = next(iter(metrics["models"].values()))
     wilson = any(model["accuracy_ci"] for model in metrics["models"].values())
     rates = "rates Wilson" if wilson else "none of rates, as slides of a patient are alike"
-    averaged = "" if metrics["positive_class"] else " Figures are means over classes, one-vs-rest."
+    positive = metrics["positive_class"]
+    averaged = " Figures are means over classes, one-vs-rest."
+    if positive:
+        averaged = f" The positive class is {positive}."
     return (
         f"{interval['level']:.0%} intervals: AUC and PR-AUC {interval['resamples']:,} bootstrap "
         f"resamples of {one['bootstrap']['drawn']}, {rates}.{averaged}"

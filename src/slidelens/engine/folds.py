@@ -67,7 +67,9 @@ def train_folds(
     if folds < 2:
         raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
     check_seed(options.get("seed", 0))
-    fold_table(read_labels(Path(labels_csv)), 1, folds, options.get("seed", 0))
+    fold_table(
+        read_labels(Path(labels_csv), options.get("classes")), 1, folds, options.get("seed", 0)
+    )
     request = (family_name, slides_dir, labels_csv)
     places = [Path(out) / f"fold-{n}" for n in range(1, folds + 1)]
     done = [(place / "model.json").exists() for place in places]

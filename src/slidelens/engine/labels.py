@@ -11,6 +11,7 @@ import numpy as np
 
 from slidelens.errors import LabelError
 from slidelens.slide.base import id_of_name, slide_id
+from slidelens.slide.open import is_slide
 from slidelens.tables import read_rows
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ _NO_SLIDES = {
     *(".yaml", ".txt", ".md", ".log", ".html", ".pdf", ".doc", ".docx", ".jpg", ".jpeg", ".png"),
 }
 """What is kept beside slides: tables, annotations, texts and pictures."""
+
+_NEGATIVE = frozenset(
+    {
+        *("normal", "negative", "neg", "benign", "healthy", "control", "no", "none", "absent"),
+        *("false", "gesund", "gutartig", "sain", "sano", "sana", "normaal", "gezond"),
+    }
+)
+"""Names of a negative class, which comes first: the last of two is the positive one."""
 
 _SHOWN = 20
 
@@ -149,8 +158,9 @@ def read_labels(
         UTF-8, separated by comma, semicolon or tab. Other columns are ignored.
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
-        the classes are the labels in sorted order; labels that are all numbers are indices, and
-        then the classes are called ``0``, ``1``, ... A label may be the name or the index of a
+        the classes are the labels in sorted order, but names such as normal, benign or negative
+        come first: of two the last is the positive one. Labels that are all numbers are indices,
+        and then the classes are called ``0``, ``1``, ... A label may be the name or the index of a
         known class, unless names are numbers.
     every_class
         Refuse a table that has no slide of some class. An evaluation takes it: figures that need
@@ -239,8 +249,9 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
 def find_slides(folder: Path) -> dict[str, Path]:
     """Return slide id (file name without extension) to path, of every candidate in a folder.
 
-    Tables, annotations, texts, pictures and hidden files are passed over. Where a file and a folder
-    share a name (MRXS, VSI), the file is the slide.
+    Tables, annotations, texts, pictures, hidden files and folders that are no slide (with a
+    warning) are passed over. Where a file and a folder share a name (MRXS, VSI), the file is the
+    slide.
 
     Raises
     ------
@@ -256,9 +267,21 @@ def find_slides(folder: Path) -> dict[str, Path]:
             f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
         ) from error
     found: dict[str, list[Path]] = defaultdict(list)
+    files_of = {slide_id(path) for path in inside if path.is_file()}
+    passed = []
     for path in inside:
-        if not path.name.startswith(".") and path.suffix.lower() not in _NO_SLIDES:
-            found[slide_id(path)].append(path)
+        if path.name.startswith(".") or path.suffix.lower() in _NO_SLIDES:
+            continue
+        if path.is_dir() and not _may_be_slide(path):
+            if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI
+                passed.append(path.name)
+            continue
+        found[slide_id(path)].append(path)
+    if passed:
+        log.warning(
+            "%s: folders in it hold no slide of several files (DICOM, OME-Zarr) and are passed "
+            "over: %s; slides are looked for in the folder itself", folder, listed(passed),
+        )  # fmt: skip
     if not found:
         raise LabelError(f"{folder}: no slide in this folder.")
     files = {name: [p for p in paths if p.is_file()] or paths for name, paths in found.items()}
@@ -268,6 +291,16 @@ def find_slides(folder: Path) -> dict[str, Path]:
             f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
         )
     return {name: paths[0] for name, paths in files.items()}
+
+
+def _may_be_slide(folder: Path) -> bool:
+    """Say whether a folder holds a slide, if only a damaged one."""
+    if folder.suffix.lower() == ".zarr":
+        return True
+    try:
+        return is_slide(folder)
+    except OSError:  # it may not be looked at; opening it says so
+        return True
 
 
 def _cells(path: Path) -> list[dict[str, str]]:
@@ -301,7 +334,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
 
 
 def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
-    names = sorted(set(labels))
+    names = sorted(set(labels), key=lambda name: (name.casefold() not in _NEGATIVE, name))
     if len({name.casefold() for name in names}) < len(names):
         log.warning(
             "%s: classes that differ only in upper and lower case are different classes: %s",

@@ -71,6 +71,13 @@ class Rule(NamedTuple):
     kind: RuleKind = "stored"
     value: float | None = None
 
+    @property
+    def told(self) -> str:
+        """As a person writes it."""
+        if self.value is None:
+            return self.kind
+        return f"{self.value:g}" if self.kind == "given" else f"{self.kind}={self.value:g}"
+
 
 class Resampling(NamedTuple):
     """How intervals are made: number of bootstrap resamples, seed, confidence level."""
@@ -176,7 +183,7 @@ def call(cases: Cases, rule: Rule) -> Calls:
     if len(cases.scored.classes) != 2:
         if rule.kind != "stored":
             raise LabelError(
-                f"operating point {rule.kind!r}: a threshold needs two classes, and these models "
+                f"operating point {rule.told!r}: a threshold needs two classes, and these models "
                 f"have {len(cases.scored.classes)}; the most probable class counts."
             )
         return Calls(cases.probabilities.argmax(1), None, "argmax", _SENTENCE["argmax"])

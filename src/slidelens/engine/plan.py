@@ -19,7 +19,7 @@ from slidelens.errors import ModelError
 from slidelens.families import FAMILIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from slidelens.engine.labels import LabelTable
     from slidelens.families.base import FamilyConfig
@@ -106,6 +106,7 @@ def plan_training(
     labels_csv: str | Path,
     out: str | Path,
     *,
+    classes: Sequence[str] | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
     epochs: int | None = None,
@@ -133,6 +134,9 @@ def plan_training(
         it learns from feature bags (``bags``).
     out
         Folder of the model package.
+    classes
+        Names of the classes in order: of two, the last is the positive one. By default
+        :func:`~slidelens.engine.labels.read_labels` orders them.
     backbone
         Sets the field of that name in the family's configuration.
     weights
@@ -182,16 +186,20 @@ def plan_training(
         given["backbone"] = backbone
     own = {k: v for k, v in given.items() if k in family.config.model_fields}
     other = {k: v for k, v in given.items() if k not in own}
-    classes: tuple[str, ...] | None = None
+    if from_model is not None and classes is not None:
+        raise ModelError("--from brings its own classes: leave --classes out.")
+    known = None if classes is None else tuple(classes)
+    if known is not None and len(set(known)) < max(len(known), 2):
+        raise ModelError(f"classes {', '.join(known)}: expected two names or more, each once.")
     if from_model is not None:
-        base, classes = _package_config(from_model, family_name)
+        base, known = _package_config(from_model, family_name)
         own = family.config.fine_tuned(base, own)
     model_config = validated(family.config, own)
     training = _training(task.training, preset, other, model_config, epochs)
     check_seed(seed)
     if not 0 < fraction <= 1:
         raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
-    table = read_labels(Path(labels_csv), classes)
+    table = read_labels(Path(labels_csv), known)
     table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
     table = take_fraction(table.without("test"), fraction, seed)
     # A patient with slides of several classes may be held back, or left out by the fraction.
@@ -218,6 +226,7 @@ def plan_training(
         request={
             "slides": str(slides_dir),
             "labels": str(labels_csv),
+            "classes": None if classes is None else list(classes),
             "annotations": None if annotations is None else str(annotations),
             "weights": None if weights is None else str(weights),
             "from": None if from_model is None else str(from_model),

@@ -8,7 +8,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slidelens.maps.run_settings import RunSettings
+from slidelens.errors import ResultError
+from slidelens.maps.result import Result
+from slidelens.maps.run_settings import RunSettings, region_text
 from slidelens.tiling.tissue import TissueMask
 
 if TYPE_CHECKING:
@@ -18,7 +20,14 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["fingerprint", "is_done", "run_settings", "settings_sha256", "weights_sha256"]
+__all__ = [
+    "check_replaced",
+    "fingerprint",
+    "is_done",
+    "run_settings",
+    "settings_sha256",
+    "weights_sha256",
+]
 
 _ALGORITHM = 2
 """Raised when a new version of the engine gives other results from the same settings."""
@@ -106,6 +115,35 @@ def is_done(folder: Path, digest: str) -> bool:
         return False
     maps = [folder / one["path"] / "zarr.json" for one in written.get("maps", ())]
     return all(path.is_file() for path in maps)
+
+
+def check_replaced(folder: Path, name: str, weights: str, region: Box | None) -> None:
+    """Refuse to replace a result of another model of the same name, or of another region.
+
+    What differs in other settings is taken for an older try, and replaced. ``weights`` is the
+    model's checksum (:func:`weights_sha256`).
+
+    Raises
+    ------
+    ResultError
+        Such a result; it says how to replace it.
+    """
+    if not (folder / "result.json").is_file():
+        return
+    try:
+        there = Result.load(folder)
+    except ResultError:  # damaged: nothing is lost
+        return
+    remedy = "Write to another --out, or give --overwrite to replace it."
+    if there.model.sha256 not in (None, weights):
+        raise ResultError(
+            f"{folder}: holds a result of other weights, of another model that is called "
+            f"{name!r}, too. {remedy}"
+        )
+    had = None if there.settings is None else there.settings.region
+    if there.settings is not None and had != (None if region is None else tuple(region)):
+        whole = "the whole slide" if had is None else f"region {region_text(there.settings)}"
+        raise ResultError(f"{folder}: holds a result of {whole}. {remedy}")
 
 
 def _tissue(tissue: TissueSettings | TissueMask) -> object:

@@ -64,7 +64,7 @@ def pack(
     """
     folder, out = locate_model(model), Path(out)
     stated = read_manifest(folder)
-    changes: dict[str, Any] = {"name": name or stated.name}
+    changes: dict[str, Any] = {"name": name or stated.name, **_without_places(stated)}
     if evaluation is not None:
         figures = _figures(evaluation, stated.name)
         changes["metrics"] = {**stated.metrics, "evaluation": figures}
@@ -110,6 +110,17 @@ def check_package(model: str | Path) -> list[str]:
     else:
         held.append(f"no {GOLDEN}: its output cannot be compared with that of its maker")
     return held
+
+
+def _without_places(stated: Manifest) -> dict[str, Any]:
+    """Return what a package says of its training, without names of folders and files."""
+    found = stated.model_dump()
+    places = {"training": ("bags", "bag_cache"), "training_data": ("labels",)}
+    return {
+        key: {k: v for k, v in found[key].items() if k not in names}
+        for key, names in places.items()
+        if isinstance(found.get(key), dict)
+    }
 
 
 def _figures(evaluation: str | Path, name: str) -> dict[str, Any]:

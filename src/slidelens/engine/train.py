@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -216,13 +217,22 @@ def _check_devices(plan: TrainPlan, device: torch.device) -> None:
         )
 
 
+def _name_of(out: Path) -> str:
+    """Return a model's name after its folder, of a fold after the cross-validation's too."""
+    place = out.resolve()
+    fold = re.fullmatch(r"fold-\d+", place.name)
+    name = f"{place.parent.name}-{place.name}" if fold else place.name
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or "model"
+
+
 def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:
     """Build the model with its first weights; tell where they come from."""
     import torch
 
     classes = plan.labels.classes
     model = Model(
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", plan.out.resolve().name).strip("-._") or "model",
+        name=_name_of(plan.out),
         family=plan.family,
         config=plan.config,
         classes=classes,
@@ -320,7 +330,9 @@ def _classes_told(table: LabelTable) -> str:
         for label, name in enumerate(table.classes)
     )
     train, tune = len(table.of("train")), len(table.of("tune"))
-    return f"{len(table.classes)} classes: {counts}; {train} slides to learn from, {tune} to tune"
+    positive = f" (positive: {table.classes[1]})" if len(table.classes) == 2 else ""
+    slides = f"{train} slides to learn from, {tune} to tune"
+    return f"{len(table.classes)} classes: {counts}{positive}; {slides}"
 
 
 def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[str, Any]:

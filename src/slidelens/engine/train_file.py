@@ -33,6 +33,7 @@ class _Options(BaseModel):
     family: str | None = None
     slides: str | None = None
     labels: str | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
     out: str | None = None
     annotations: str | None = None
     weights: str | None = None

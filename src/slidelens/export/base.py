@@ -72,7 +72,7 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
         The file (or OME-Zarr folder) to write; or a folder, to write ``<slide id><suffix>`` into:
         one that exists, or text that ends in a slash.
     overwrite
-        Replace a file that is in such a folder already. One that ``path`` names is replaced anyway.
+        Replace what is there already.
 
     Returns
     -------
@@ -125,11 +125,12 @@ def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool 
     if whole or not names_folder(path):
         if place.is_file() and is_slide(place):
             raise ResultError(f"{place}: is a slide, which is not replaced; choose another name.")
-        return place
-    target = place / f"{result.slide.id}{exporter.suffix}"
+        target = place
+    else:
+        target = place / f"{result.slide.id}{exporter.suffix}"
     if target.exists() and not overwrite:  # annotations, say, which have the same name
         raise ResultError(
-            f"{target}: is there already, and perhaps someone's work. Export into another "
-            "folder, or give --overwrite (overwrite=True)."
+            f"{target}: is there already, and perhaps someone's work. Export to another "
+            "place, or give --overwrite (overwrite=True)."
         )
     return target

@@ -30,6 +30,6 @@ def _write(result: Result, path: Path) -> None:
 EXPORTER = Exporter(
     "camelyon16-csv",
     "One line probability,X,Y per region of the last class: its peak, for the CAMELYON16 FROC.",
-    ".csv",
+    ".camelyon16.csv",
     _write,
 )
