@@ -184,6 +184,7 @@ def test_models_and_doctor_report_json(slidelens):
     states = {check["name"]: check["state"] for check in json.loads(done.out)}
     assert done.code == 0
     assert states["OpenSlide"] == states["PyTorch"] == states["Models"] == "ok"
+    assert states["Reports"] == states["Feature bags"] == states["Staging"] == "ok"
 
 
 def test_unknown_model_names_those_at_hand(slidelens, phantom, tmp_path):
@@ -230,6 +231,16 @@ def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_pat
     before = (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns
     assert slidelens(*arguments).code == 0
     assert (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_is_no_cohort_is_told_to_the_demo(slidelens, tmp_path):
+    (tmp_path / "d ü" / "cohort").mkdir(parents=True)
+    labels = tmp_path / "d ü" / "cohort" / "labels.csv"
+    for text, said in (("mine", "no column"), ("slide_id,label\na,0\nb,1\n", "no cohort of")):
+        labels.write_text(text)
+        done = slidelens("demo", "--model", "demo-magnet", "--out", tmp_path / "d ü")
+        assert (done.code, said in done.err) == (1, True)
+        assert labels.read_text() == text
 
 
 def test_predict_sets_fields_of_the_run(slidelens, phantom, tmp_path):

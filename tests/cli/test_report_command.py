@@ -80,6 +80,12 @@ def test_no_file_of_the_evaluation_is_replaced(slidelens, folder, tmp_path):
     assert (folder / "metrics.json").read_bytes() == before
 
 
+def test_html_is_not_written_into_a_pdf(slidelens, folder, tmp_path):
+    done = slidelens("report", folder, "--out", tmp_path / "a.PDF")
+    assert (done.code, "name the PDF with --pdf" in " ".join(done.err.split())) == (2, True)
+    assert not (tmp_path / "a.PDF").exists()
+
+
 def test_html_and_pdf_are_two_files(slidelens, folder, tmp_path):
     place = tmp_path / "r.html"
     done = slidelens("report", folder, "--out", place, "--pdf", tmp_path / "eval" / ".." / "r.html")

@@ -97,6 +97,20 @@ def test_faults_against_known_classes(table):
         table("slide_id,label", "c,1", classes=("normal", "tumour"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("cancer", "normal"), ("normal", "cancer")),
+        (("Tumor", "gesund"), ("gesund", "Tumor")),
+        (("low", "high", "Benign"), ("Benign", "high", "low")),
+        (("a", "b"), ("a", "b")),
+    ],
+)
+def test_the_negative_class_comes_first(table, labels, classes):
+    lines = [f"s{i},{name}" for i, name in enumerate(labels)]
+    assert table("slide_id,label", *lines).classes == classes
+
+
 def test_numbers_that_are_names_of_known_classes_are_no_indices(table):
     grades = ("1", "2")
     read = table("slide_id,label", "a,1", "b,2", classes=grades)
@@ -145,7 +159,7 @@ def test_given_splits_are_checked(table):
         table(header, "a,0,train", "b,1,train").split(0)
 
 
-def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path):
+def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplog):
     folder = tmp_path / "slides"
     folder.mkdir()
     for name in (
@@ -159,9 +173,11 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path):
         ".hidden.svs",
     ):
         (folder / name).touch()
-    for name in ("c", "d.zarr"):
+    for name in ("c", "d.zarr", "patient", "_b_"):
         (folder / name).mkdir()
-    files = find_slides(folder)
+    with caplog.at_level("WARNING"):
+        files = find_slides(folder)
+    assert "are passed over: patient; slides" in caplog.text
     assert {k: p.name for k, p in files.items()} == {
         "a": "a.svs",
         "b": "b.ome.tif",

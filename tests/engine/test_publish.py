@@ -21,6 +21,10 @@ from slidelens.settings import get_settings
 
 @pytest.fixture
 def package(tiny, tmp_path):
+    tiny.card = {
+        "training": {"seed": 0, "bags": "/home/somebody/bags", "bag_cache": "/home/somebody/c"},
+        "training_data": {"labels": "somebody.csv", "slides": {"train": {"normal": 1}}},
+    }
     folder = save_model(tiny, tmp_path / "own" / tiny.name)
     (folder / "training").mkdir()
     (folder / "training" / "config.yaml").write_text("slides: /home/somebody/patients\n")
@@ -82,6 +86,9 @@ def test_a_packed_package_is_complete_and_tells_nothing_of_this_machine(package,
     ).read_bytes()
     text = "".join(path.read_text(errors="replace") for path in packed.iterdir())
     assert "somebody" not in text
+    stated = json.loads((packed / "model.json").read_text())
+    assert stated["training"] == {"seed": 0}
+    assert stated["training_data"] == {"slides": {"train": {"normal": 1}}}
     assert str(package) not in text
     card = (packed / "README.md").read_text()
     assert "license: apache-2.0" in card

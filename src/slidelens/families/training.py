@@ -331,7 +331,8 @@ class TrainTask(ABC, Generic[ConfigT]):
     def keep(self, work: Work, epoch: int, seen: Any) -> None:
         """Keep what a scan saw, of this process or of another that scanned the slide for all.
 
-        It is not saved: a run that is resumed sees again what it needs.
+        ``work`` is the scan, ``epoch`` that of :meth:`step`, ``seen`` what its outcome held. It is
+        not saved: a run that is resumed sees again what it needs.
         """
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""Names of models follow from their folders; results of one are not taken by another."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from tiny_family import make_model
+
+from slidelens.engine.plan import plan_training
+from slidelens.engine.predict import predict
+from slidelens.engine.train import _classes_told, _name_of
+from slidelens.errors import LabelError, ModelError
+from train_cohort import make_cohort, request
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("my model", "my-model"),
+        ("Modell ä", "Modell-a"),
+        ("模型", "model"),
+        ("cv/fold-2", "cv-fold-2"),
+        ("cv/folds", "folds"),
+    ],
+)
+def test_a_model_is_called_after_its_folder(tmp_path, folder, name):
+    assert _name_of(tmp_path / folder) == name
+
+
+def test_the_order_of_classes_can_be_told(tmp_path):
+    cohort = make_cohort(tmp_path)
+    labels = cohort / "labels.csv"
+    labels.write_text(labels.read_text().replace("normal", "Zyste").replace("tumour", "Krebs"))
+    asked = request(cohort, tmp_path / "m")
+    assert plan_training(**asked).labels.classes == ("Krebs", "Zyste")
+    plan = plan_training(**asked, classes=["Zyste", "Krebs"])
+    assert plan.labels.classes == ("Zyste", "Krebs")
+    assert plan.file["classes"] == ["Zyste", "Krebs"]
+    assert _classes_told(plan.labels).startswith("2 classes: Zyste 3, Krebs 3 (positive: Krebs);")
+    with pytest.raises(ModelError, match="expected two names or more, each once"):
+        plan_training(**asked, classes=["Krebs", "Krebs"])
+    with pytest.raises(LabelError, match="neither one of the classes"):
+        plan_training(**asked, classes=["a", "b"])
+
+
+def test_a_fluorescence_slide_is_warned_of(tmp_path, caplog):
+    path = Path(tmp_path / "cells.ome.tif")
+    channels = np.random.default_rng(0).integers(0, 4000, (2, 256, 256)).astype(np.uint16)
+    tifffile.imwrite(path, channels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "Cy3"]}})
+    with caplog.at_level(logging.WARNING):
+        predict(path, make_model(), mpp=1.0)
+    assert "cells: a fluorescence slide (DAPI, Cy3)" in caplog.text
