@@ -301,7 +301,8 @@ def aucs(model: Path, slides: Path, kind: str) -> dict[str, Any]:
     tune = tuning()
     out = WORK / "predicted" / kind.replace(" ", "-")
     files = [slides / f"{slide_id}.tif" for slide_id in tune]
-    slidelens("predict", *files, "--model", model, "--out", out, "--device", DEVICE)
+    places = ("--model", model, "--out", out, "--device", DEVICE, "--overwrite")
+    slidelens("predict", *files, *places)  # a model that is trained anew has its name again
     with (out / model.name / "predictions.csv").open() as file:
         scores = {r["slide_id"]: float(r["prob_1"]) for r in csv.DictReader(file)}
     tumour, probability = tiles(out / model.name, list(tune))

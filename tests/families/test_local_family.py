@@ -420,16 +420,6 @@ def test_a_stage_for_a_module_that_is_not_there_is_refused():
         task_of(model_of(), stages=(LocalStage(epochs=1, lr=1, head_lr=1, module=4),))
 
 
-def test_end_to_end_learns_at_lower_rates_unless_told_otherwise():
-    default = LocalTraining.model_validate(LocalTraining.presets["default"])
-    one, four = (default.suited(LocalConfig(modules=k)) for k in (1, 4))
-    assert four == default
-    assert [stage.lr for stage in one.stages] == [3e-5, 3e-5]
-    assert [stage.epochs for stage in one.stages] == [stage.epochs for stage in four.stages]
-    own = default.model_copy(update={"stages": (ALL,)})
-    assert own.suited(LocalConfig(modules=1)) == own
-
-
 def test_the_paper_is_a_preset():
     paper = LocalTraining.model_validate(LocalTraining.presets["paper"])
     assert [(s.lr, s.head_lr) for s in paper.stages] == [(1e-5, 2e-5), (1e-6, 2e-6)]

@@ -56,14 +56,6 @@ class LocalStage(Stage):
     )
 
 
-def _stages(lr: float) -> tuple[LocalStage, ...]:
-    """Return the default schedule: the heads, then all."""
-    return (
-        LocalStage(epochs=3, lr=lr, head_lr=1e-3, trains="head", schedule="cosine"),
-        LocalStage(epochs=18, lr=lr, head_lr=5 * lr, schedule="cosine", start="last"),
-    )
-
-
 class LocalTraining(TrainConfig):
     """How a locally supervised model learns. The default preset is ours, for tens of slides."""
 
@@ -96,7 +88,10 @@ class LocalTraining(TrainConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
-            "stages": _stages(1e-4),
+            "stages": (
+                LocalStage(epochs=3, lr=3e-5, head_lr=1e-3, trains="head", schedule="cosine"),
+                LocalStage(epochs=18, lr=3e-5, head_lr=1.5e-4, schedule="cosine", start="last"),
+            ),
             "smoothing": 0.1,
             "accumulate": 4,
             "patience": 0,
@@ -123,9 +118,6 @@ class LocalTraining(TrainConfig):
 
         Stages that name a module are taken as they are: a training's file has one for each.
 
-        One module learns end to end, through all of the network, at three tenths of the default
-        preset's rates: at these it forgets what it knew.
-
         Raises
         ------
         ModelError
@@ -137,8 +129,6 @@ class LocalTraining(TrainConfig):
             raise ModelError(
                 f"stages: module {wrong[0]} is to learn, but the model has {config.modules}."
             )
-        if config.modules == 1 and self.stages == _stages(1e-4):
-            return self.model_copy(update={"stages": _stages(3e-5)})
         named = any(stage.module is not None for stage in self.stages)
         if named or not self.greedy or config.modules == 1:
             return self
