@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slidelens.cli.options import JsonOption
+from slidelens.cli.review_request import (
+    case_keys,
+    check_category,
+    check_model,
+    check_places,
+    meant_slide,
+    open_review,
+    other_class,
+    reviewer_name,
+)
 from slidelens.cli.review_text import decision_json, error_json, error_row, print_table, told
 from slidelens.errors import SlideLensError
 
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.measure import Rule
     from slidelens.review.evaluation import SavedEvaluation
-    from slidelens.review.store import CaseKey, Decision, ReviewStore
+    from slidelens.review.store import CaseKey, Decision
 
 __all__ = ["OperatingPoints", "read_points", "register"]
 
@@ -108,10 +117,10 @@ def list_(
     from slidelens.review.errors import list_errors, list_near_misses
     from slidelens.review.pseudonyms import slide_pseudonyms
 
-    saved, store = _open(context)
+    saved, store = open_review(context)
     rules = read_points(operating_point, saved)
     if model is not None:
-        _known_model(model, saved)
+        check_model(model, saved)
     names = slide_pseudonyms(saved.labels)
     decisions: dict[CaseKey, list[Decision]] = defaultdict(list)
     for decision in store.decisions():
@@ -170,11 +179,11 @@ def set_(
     as_json: JsonOption = False,
 ) -> None:
     """Decide on a slide's errors; what is not given stays as it is."""
-    saved, store = _open(context, write=True)
+    saved, store = open_review(context, write=True)
     rules = read_points(operating_point, saved)
-    keys = _keys(saved, rules, _meant(slide, saved), model, kind)
+    keys = case_keys(saved, rules, meant_slide(slide, saved), model, kind)
     if label_wrong:
-        true_label = _other_class(saved, keys[0].slide_id, true_label)
+        true_label = other_class(saved, keys[0].slide_id, true_label)
     if true_label and true_label not in saved.classes:
         raise typer.BadParameter(
             f"no class {true_label!r}; {', '.join(saved.classes)}", param_hint="--true-label"
@@ -187,8 +196,8 @@ def set_(
     if category is None and note is None and true_label is None:
         raise typer.BadParameter("give --category, --note, --label-wrong or --true-label")
     if category:
-        _check_category(category, keys, saved)
-    made = store.set_all(keys, _reviewer(reviewer), category, note, true_label)
+        check_category(category, keys, saved)
+    made = store.set_all(keys, reviewer_name(reviewer), category, note, true_label)
     if as_json:
         typer.echo(json.dumps([decision_json(d) for d in made], indent=2, ensure_ascii=False))
         return
@@ -214,8 +223,8 @@ def export(
 
     if out is None and labels is None:
         raise typer.BadParameter("give --out, --labels or both")
-    saved, store = _open(context)
-    _check_places(saved, out, labels, overwrite=overwrite)
+    saved, store = open_review(context)
+    check_places(saved, out, labels, overwrite=overwrite)
     if out is not None:
         decisions = store.history() if changes else store.decisions()
         _write(out, decisions_csv(decisions))
@@ -242,7 +251,7 @@ def import_(
     from slidelens.review.exchange import read_decisions
     from slidelens.review.taxonomy import read_taxonomy
 
-    saved, store = _open(context, write=True)
+    saved, store = open_review(context, write=True)
     found = read_decisions(path, saved, read_taxonomy(saved.folder))
     typer.echo(f"{store.add_all(found)} of {len(found)} decisions are new")
 
@@ -253,8 +262,8 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Print every change, oldest first."""
-    saved, store = _open(context)
-    wanted = None if slide is None else _meant(slide, saved)
+    saved, store = open_review(context)
+    wanted = None if slide is None else meant_slide(slide, saved)
     found = [d for d in store.history() if wanted in (None, d.slide_id)]
     if as_json:
         typer.echo(json.dumps([decision_json(d) for d in found], indent=2, ensure_ascii=False))
@@ -267,7 +276,7 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
     """Compare reviewers who decided the same errors: Cohen's kappa."""
     from slidelens.review.tally import agreement as compare
 
-    found = compare(_open(context)[1].decisions())
+    found = compare(open_review(context)[1].decisions())
     if as_json:
         typer.echo(json.dumps([a._asdict() for a in found], indent=2, ensure_ascii=False))
         return
@@ -294,7 +303,7 @@ def taxonomy(
     """Print the categories of errors, and where they can be edited."""
     from slidelens.review.taxonomy import TAXONOMY_FILE, read_taxonomy, write_taxonomy
 
-    saved, _ = _open(context)
+    saved, _ = open_review(context)
     path = write_taxonomy(saved.folder) if edit else saved.folder / TAXONOMY_FILE
     found = read_taxonomy(saved.folder)
     if as_json:
@@ -303,106 +312,6 @@ def taxonomy(
     typer.echo("\n  ".join(["false positives", *found["fp"]]))
     typer.echo("\n  ".join(["false negatives", *found["fn"]]))
     typer.echo(f"edit {path}" if path.exists() else "default categories; --edit writes a file")
-
-
-def _open(context: typer.Context, *, write: bool = False) -> tuple[SavedEvaluation, ReviewStore]:
-    from slidelens.review.evaluation import read_evaluation
-    from slidelens.review.store import STORE_FILE, ReviewStore
-
-    saved = read_evaluation(context.obj)
-    return saved, ReviewStore(saved.folder / STORE_FILE, read_only=not write)
-
-
-def _meant(slide: str, saved: SavedEvaluation) -> str:
-    """Return the id of a slide given by id or by its name in reports."""
-    from slidelens.review.pseudonyms import slide_pseudonyms
-
-    if slide in saved.labels:
-        return slide
-    of_name = {name: slide_id for slide_id, name in slide_pseudonyms(saved.labels).items()}
-    if slide not in of_name:
-        raise SlideLensError(
-            f"no slide {slide!r} in {saved.folder}; `slidelens review {saved.folder} list` lists "
-            "the errors."
-        )
-    return of_name[slide]
-
-
-def _keys(
-    saved: SavedEvaluation,
-    rules: dict[str, Rule] | None,
-    slide_id: str,
-    model: str | None,
-    kind: str | None,
-) -> list[CaseKey]:
-    from slidelens.review.errors import list_errors
-
-    if model is not None:
-        _known_model(model, saved)
-    keys = [
-        e.key
-        for e in list_errors(saved, rules)
-        if e.slide_id == slide_id and model in (None, e.model) and kind in (None, e.kind)
-    ]
-    if not keys:
-        whose = "any model" if model is None else model
-        raise SlideLensError(
-            f"slide {slide_id!r} is no {kind or 'error'} of {whose} at this operating point; give "
-            "the --operating-point that it is an error at."
-        )
-    return keys
-
-
-def _known_model(model: str, saved: SavedEvaluation) -> None:
-    if model not in saved.models:
-        raise typer.BadParameter(
-            f"no model {model!r}; {', '.join(saved.models)}", param_hint="--model"
-        )
-
-
-def _other_class(saved: SavedEvaluation, slide_id: str, true_label: str | None) -> str:
-    if true_label is not None:
-        raise typer.BadParameter("give --label-wrong or --true-label, not both")
-    other = saved.other(saved.labels[slide_id])
-    if other is None:
-        raise typer.BadParameter("there are more than two classes; give --true-label CLASS")
-    return other
-
-
-def _check_category(category: str, keys: Sequence[CaseKey], saved: SavedEvaluation) -> None:
-    from slidelens.review.taxonomy import no_category, read_taxonomy
-
-    known = read_taxonomy(saved.folder)
-    for kind in sorted({key.kind for key in keys}):
-        if category not in known[kind]:
-            raise typer.BadParameter(
-                no_category(saved.folder, kind, category, known), param_hint="--category"
-            )
-
-
-def _reviewer(name: str | None) -> str:
-    if name is not None and name.strip():
-        return name
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:  # a container without users
-        raise typer.BadParameter("your login name is not known; give --reviewer") from error
-
-
-def _check_places(
-    saved: SavedEvaluation, out: Path | None, labels: Path | None, *, overwrite: bool
-) -> None:
-    """Refuse what would replace work of the user, before anything is written."""
-    for path in (out, labels):
-        if path is not None:
-            saved.refuse_own(path)
-    if out is not None and labels is not None and out.resolve() == labels.resolve():
-        raise SlideLensError(f"{out}: cannot be both --out and --labels; name two files.")
-    taken = [path for path in (out, labels) if path is not None and path.exists()]
-    if taken and not overwrite:
-        raise SlideLensError(
-            f"{taken[0]}: is there already; choose another file, or give --overwrite to replace it."
-        )
 
 
 def _write(path: Path, text: str) -> None:
