@@ -54,3 +54,12 @@ def test_a_fluorescence_slide_is_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         predict(path, make_model(), mpp=1.0)
     assert "cells: a fluorescence slide (DAPI, Cy3)" in caplog.text
+
+
+def test_what_is_kept_of_a_training_names_places_from_anywhere(tmp_path, monkeypatch):
+    make_cohort(tmp_path / "c")
+    monkeypatch.chdir(tmp_path)
+    plan = plan_training(**request(Path("c"), Path("m")))
+    assert plan.file["slides"] == str(tmp_path / "c" / "slides")
+    assert plan.file["labels"] == str(tmp_path / "c" / "labels.csv")
+    assert plan.file["weights"] == "none"

@@ -224,22 +224,29 @@ def plan_training(
         devices=devices,
         nodes=nodes,
         request={
-            "slides": str(slides_dir),
-            "labels": str(labels_csv),
+            "slides": _place(slides_dir),
+            "labels": _place(labels_csv),
             "classes": None if classes is None else list(classes),
-            "annotations": None if annotations is None else str(annotations),
-            "weights": None if weights is None else str(weights),
-            "from": None if from_model is None else str(from_model),
+            "annotations": _place(annotations),
+            "weights": _place(weights),
+            "from": _place(from_model),
             "seed": seed,
             "fraction": fraction,
             "fold": None if fold is None else list(fold),
-            "slide_mpp": str(mpp) if isinstance(mpp, Path) else mpp,
+            "slide_mpp": _place(mpp) if isinstance(mpp, Path) else mpp,
             "device": device,
             "devices": devices,
             "nodes": nodes,
         },
         annotations={} if annotations is None else find_annotations(Path(annotations), table),
     )
+
+
+def _place(given: str | Path | None) -> str | None:
+    """Return where a file or folder is, from wherever it is asked again; a name stays one."""
+    if given is None or not Path(given).exists():
+        return None if given is None else str(given)
+    return str(Path(given).absolute())
 
 
 def _told(mpp: GivenMpp) -> object:
