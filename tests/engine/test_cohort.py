@@ -18,7 +18,7 @@ from slidelens.engine.last_run import failed_slides
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
-from slidelens.errors import LabelError, ModelError, SlideError
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.tiling.tissue import TissueSettings
 
 WHOLE = TissueSettings(method="whole")
@@ -156,6 +156,22 @@ def test_a_folder_of_other_pixels_is_not_taken_for_the_one_before(tiny, tmp_path
     assert [o.status for o in run([slide(50)], [tiny], out)] == ["skipped"]
     assert [o.status for o in run([slide(200)], [tiny], out)] == ["done"]
     assert table(out)["case"]["prob_tumour"] != before["prob_tumour"]
+
+
+def test_results_of_another_model_or_region_are_not_replaced_unasked(tiny, tmp_path):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)]
+    out, region = tmp_path / "out", sl.Box(0, 0, 64, 64)
+    run(slides, [tiny], out)
+    before = table(out)
+    with pytest.raises(ResultError, match=r"s0: holds a result of other weights.*1 more.*--overw"):
+        run(slides, [make_model(seed=1)], out, replace=False)
+    with pytest.raises(ResultError, match=r"s1: holds a result of the whole slide\. Write to"):
+        run(slides[1:], [tiny], out, replace=False, region=region)
+    assert table(out) == before
+    assert [o.status for o in run(slides, [tiny], out, replace=False)] == ["skipped"] * 2
+    assert [o.status for o in run(slides[:1], [tiny], out, region=region)] == ["done"]
+    with pytest.raises(ResultError, match=r"s0: holds a result of region 0,0,64,64"):
+        run(slides, [tiny], out, replace=False)
 
 
 def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from slidelens.engine import predict as engine
 from slidelens.engine.loader import find_tissue, timed_tissue
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
-from slidelens.errors import MissingMppError, ModelError, ResultError, SlideError
+from slidelens.errors import MissingMppError, ModelError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import MilConfig, build
@@ -234,16 +234,9 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
         {"tissue": TissueSettings(method="otsu")},
         {"tissue": TissueMask(np.ones((10, 15), bool), sl.Affine(16, 16), WHOLE)},
     ]
-    for change in (changes[0], {"region": Box(0, 0, 64, 64)}):
-        with pytest.raises(ResultError, match=r"other weights|of the whole slide.*--overwrite"):
-            run(**change)
-    assert run().skipped  # it is there still
     for change in changes:
-        assert not run(**change, overwrite=True).skipped, change
+        assert not run(**change).skipped, change
         assert run(**change).skipped, change
-    run(**changes[4], overwrite=True)
-    with pytest.raises(ResultError, match=r"holds a result of region 0,0,64,64"):
-        run()
 
 
 def test_a_damaged_result_is_computed_again(tiny, tmp_path):

@@ -51,7 +51,12 @@ def predict(
             help="The slides' feature vectors, <slide id>.h5, for a model trained on such.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Run again what is there already.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            help="Run again what is there already, and replace results of other weights or regions."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run models over slides; what is there already, from the same settings, is skipped."""
@@ -73,6 +78,7 @@ def predict(
         options={name: read_value(text) for name, text in given.items()},
         bags=bags,
         overwrite=overwrite,
+        replace=overwrite,
     )
     outcomes = []
     with Bar(quiet=as_json) as bar, closing(run):

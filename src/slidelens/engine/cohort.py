@@ -65,6 +65,7 @@ def predict_cohort(
     device: str | torch.device = "auto",
     mpp: GivenMpp = None,
     options: Mapping[str, Any] | None = None,
+    replace: bool = True,
     **run: Unpack[RunOptions],
 ) -> Generator[Progress | Outcome, None, None]:
     """Run models over slides, slide by slide.
@@ -86,6 +87,8 @@ def predict_cohort(
     device, mpp, options, run
         As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` hold for
         every model.
+    replace
+        False: refuse to replace results of other weights or of another region.
 
     Yields
     ------
@@ -103,8 +106,7 @@ def predict_cohort(
         A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
         or two of one name (before anything runs).
     ResultError
-        A table that cannot be written; results of other weights or of another region, which would
-        be replaced (before anything runs).
+        A table that cannot be written; results that may not be replaced (before anything runs).
     """
     paths = [path for slide in slides for path in _slides_of(Path(slide))]
     _check_ids(paths)
@@ -122,7 +124,7 @@ def predict_cohort(
             f"models {names}: expected one or more, each of its own name, since results go to "
             "a folder of that name."
         )
-    if not run.get("overwrite"):
+    if not replace:
         _check_places(paths, loaded, Path(out), run.get("region"))
     return _Cohort(loaded, Path(out), device, mpp, run).run(paths)
 

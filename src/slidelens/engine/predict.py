@@ -26,13 +26,7 @@ from slidelens.engine.last_run import failed_slides
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.prediction_table import Outcome, PredictionTable
-from slidelens.engine.provenance import (
-    check_replaced,
-    is_done,
-    run_settings,
-    settings_sha256,
-    weights_sha256,
-)
+from slidelens.engine.provenance import is_done, run_settings, settings_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.maps.result import Result
@@ -128,8 +122,8 @@ def predict(
         Folder of the slides' feature vectors, ``<slide id>.h5`` as CLAM and TRIDENT write them, for
         a model that was trained on such.
     overwrite
-        Compute and write even if the same result is there, or one of other weights or of another
-        region, which is kept otherwise.
+        Compute and write even if the same result is there. One of other weights or settings is
+        replaced in any case.
 
     Raises
     ------
@@ -141,8 +135,7 @@ def predict(
         A model that cannot be used, an option that it does not have, ``bags`` that it needs or has
         no use for.
     ResultError
-        A result that cannot be written, or that would replace one of other weights or of another
-        region.
+        A result that cannot be written.
     """
     run = Prediction(
         slide,
@@ -252,8 +245,6 @@ class Prediction:
             if folder is not None and not self._overwrite and is_done(folder, digest):
                 self.result, self.skipped = Result.load(folder), True
             else:
-                if folder is not None and not self._overwrite:
-                    check_replaced(folder, model.name, weights_sha256(model), self._region)
                 if slide.channels:
                     log.warning(
                         "%s: a fluorescence slide (%s); models of brightfield slides see its "
