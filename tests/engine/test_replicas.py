@@ -35,7 +35,7 @@ class _Meeting:
     world_size = 2
 
     def __init__(self):
-        self._barrier = Barrier(2, timeout=20)
+        self._barrier = Barrier(2, timeout=120)
         self._given = [None, None]
         self._own = local()
 

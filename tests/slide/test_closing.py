@@ -170,15 +170,14 @@ for wait in (0.05, 0.1, 0.15, 0.2):
     again.cancel()
 """
 """Python loses an interrupt that comes within a destructor (and says so): then it comes again."""
-TRIES = 3
-"""An interrupt that comes while Python enters a ``Condition``, such as that of a timer or of a
-thread that is started, leaves its lock taken, and the program does not end. That is CPython's."""
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("code", [CLOSED_BY_ANOTHER_THREAD, INTERRUPTED])
 def test_the_program_survives_it(data, code):
     begin = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "from _thread import interrupt_main\n"
         "from threading import Thread, Timer\n"
         "from time import sleep\n"
@@ -187,12 +186,6 @@ def test_the_program_survives_it(data, code):
         f"path = {str(data / 'wsi/test3-DAPI-2-387.ndpi')!r}\n"
     )
     command = [sys.executable, "-c", begin + code]
-    for left in reversed(range(TRIES)):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        except subprocess.TimeoutExpired:
-            assert left
-        else:
-            break
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not done.stderr or "Exception ignored" in done.stderr
