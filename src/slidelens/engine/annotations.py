@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import listed
+from slidelens.engine.labels import contents, listed
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:
@@ -26,16 +26,8 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     LabelError
         No such folder, one that may not be looked into, or two files for one slide.
     """
-    try:
-        if not folder.is_dir():
-            raise LabelError(f"{folder}: no such folder of annotations.")
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        raise LabelError(
-            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
-        ) from error
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in inside:
+    for path in contents(folder, "annotations"):
         if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
             found[path.stem].append(path)
     double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]

@@ -132,17 +132,7 @@ def _plugins() -> Iterator[Check]:
 
 
 def _trainer() -> Check:
-    missing = [
-        n for n in ("lightning", "torchmetrics", "tensorboard", "pyyaml") if _version(n) is None
-    ]
-    if missing:
-        return Check(
-            "Training",
-            "optional",
-            f"not installed: {', '.join(missing)}",
-            "pip install 'slidelens[train]'",
-        )
-    return Check("Training", "ok", f"lightning {_version('lightning')}")
+    return _extra("Training", "train", "lightning", "torchmetrics", "tensorboard", "pyyaml")
 
 
 def _bags() -> Check:
@@ -153,25 +143,22 @@ def _staging() -> Check:
     return _extra("Staging", "staging", "scikit-learn")
 
 
-def _extra(name: str, extra: str, package: str) -> Check:
-    found = _version(package)
-    if found is None:
-        fix = f"pip install 'slidelens[{extra}]'"
-        return Check(name, "optional", f"{package} is not installed", fix)
-    return Check(name, "ok", f"{package} {found}")
-
-
 def _report() -> Check:
-    name = "Reports"
-    missing = [n for n in ("jinja2", "weasyprint") if _version(n) is None]
-    if missing:
-        told = f"not installed: {', '.join(missing)}"
-        return Check(name, "optional", told, "pip install 'slidelens[report]'")
-    detail = f"weasyprint {_version('weasyprint')}"
-    if sys.platform == "linux" and find_library("pango-1.0") is None:
+    check = _extra("Reports", "report", "weasyprint", "jinja2")
+    if check.state == "ok" and sys.platform == "linux" and find_library("pango-1.0") is None:
         fix = "apt-get install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
-        return Check(name, "optional", f"{detail}; Pango is missing: HTML only, no PDF", fix)
-    return Check(name, "ok", detail)
+        detail = f"{check.detail}; Pango is missing: HTML only, no PDF"
+        return Check(check.name, "optional", detail, fix)
+    return check
+
+
+def _extra(name: str, extra: str, *packages: str) -> Check:
+    """Look for the packages of an extra; the first one's version is told."""
+    missing = [package for package in packages if _version(package) is None]
+    if missing:
+        fix = f"pip install 'slidelens[{extra}]'"
+        return Check(name, "optional", f"not installed: {', '.join(missing)}", fix)
+    return Check(name, "ok", f"{packages[0]} {_version(packages[0])}")
 
 
 def _napari() -> Check:

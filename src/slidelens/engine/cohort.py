@@ -20,9 +20,9 @@ from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.provenance import (
-    check_replaced,
     is_done,
     settings_sha256,
+    unlike_result,
     weights_sha256,
 )
 from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
@@ -245,18 +245,18 @@ def _slides_of(path: Path) -> list[Path]:
 def _check_places(
     paths: Sequence[Path], models: Sequence[Model[Any]], out: Path, region: Box | None
 ) -> None:
-    """Refuse to replace others' results, before anything runs."""
-    faults = []
+    """Refuse to replace results of another model or region, before anything runs."""
     weights = {model.name: weights_sha256(model) for model in models}
-    for path in paths:
-        for name, digest in weights.items():
-            try:
-                check_replaced(out / name / slide_id(path), name, digest, region)
-            except ResultError as error:
-                faults.append(str(error))
-    if faults:
-        more = f" (and so do {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ResultError(faults[0].replace(". Write", f"{more}. Write", 1))
+    folders = (
+        (out / name / slide_id(path), sha) for path in paths for name, sha in weights.items()
+    )
+    found = [(at, there) for at, sha in folders if (there := unlike_result(at, sha, region))]
+    if found:
+        at, there = found[0]
+        more = f" (and so do {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ResultError(
+            f"{at}: holds {there}{more}. Write to another --out, or give --overwrite to replace it."
+        )
 
 
 def _check_ids(paths: list[Path]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "LabelTable",
     "LabelledSlide",
     "Split",
+    "contents",
     "find_slides",
     "listed",
     "read_labels",
@@ -258,14 +259,7 @@ def find_slides(folder: Path) -> dict[str, Path]:
     LabelError
         No such folder, nothing in it, two files of one name, or one that may not be looked into.
     """
-    try:
-        if not folder.is_dir():
-            raise LabelError(f"{folder}: no such folder of slides.")
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        raise LabelError(
-            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
-        ) from error
+    inside = contents(folder, "slides")
     found: dict[str, list[Path]] = defaultdict(list)
     files_of = {slide_id(path) for path in inside if path.is_file()}
     passed = []
@@ -291,6 +285,24 @@ def find_slides(folder: Path) -> dict[str, Path]:
             f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
         )
     return {name: paths[0] for name, paths in files.items()}
+
+
+def contents(folder: Path, what: str) -> list[Path]:
+    """Return what lies in a folder of ``what``, sorted.
+
+    Raises
+    ------
+    LabelError
+        No such folder, or one that may not be looked into.
+    """
+    try:
+        if not folder.is_dir():
+            raise LabelError(f"{folder}: no such folder of {what}.")
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise LabelError(
+            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
+        ) from error
 
 
 def _may_be_slide(folder: Path) -> bool:

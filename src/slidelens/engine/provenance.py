@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from slidelens.tiling.tissue import TissueSettings
 
 __all__ = [
-    "check_replaced",
     "fingerprint",
     "is_done",
     "run_settings",
     "settings_sha256",
+    "unlike_result",
     "weights_sha256",
 ]
 
@@ -117,33 +117,25 @@ def is_done(folder: Path, digest: str) -> bool:
     return all(path.is_file() for path in maps)
 
 
-def check_replaced(folder: Path, name: str, weights: str, region: Box | None) -> None:
-    """Refuse to replace a result of another model of the same name, or of another region.
+def unlike_result(folder: Path, weights: str, region: Box | None) -> str:
+    """Say what lies in ``folder`` if it is of another model or region, else nothing.
 
-    What differs in other settings is taken for an older try, and replaced. ``weights`` is the
-    model's checksum (:func:`weights_sha256`).
-
-    Raises
-    ------
-    ResultError
-        Such a result; it says how to replace it.
+    What differs in other settings is taken for an older try. ``weights`` is the model's checksum
+    (:func:`weights_sha256`).
     """
     if not (folder / "result.json").is_file():
-        return
+        return ""
     try:
         there = Result.load(folder)
     except ResultError:  # damaged: nothing is lost
-        return
-    remedy = "Write to another --out, or give --overwrite to replace it."
+        return ""
     if there.model.sha256 not in (None, weights):
-        raise ResultError(
-            f"{folder}: holds a result of other weights, of another model that is called "
-            f"{name!r}, too. {remedy}"
-        )
-    had = None if there.settings is None else there.settings.region
-    if there.settings is not None and had != (None if region is None else tuple(region)):
-        whole = "the whole slide" if had is None else f"region {region_text(there.settings)}"
-        raise ResultError(f"{folder}: holds a result of {whole}. {remedy}")
+        return "a result of other weights, of another model of this name"
+    if there.settings is None or there.settings.region == (region and tuple(region)):
+        return ""
+    if there.settings.region is None:
+        return "a result of the whole slide"
+    return f"a result of region {region_text(there.settings)}"
 
 
 def _tissue(tissue: TissueSettings | TissueMask) -> object:

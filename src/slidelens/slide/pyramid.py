@@ -8,9 +8,8 @@ which viewers read whole and often, keeps its blocks; the others share the tile 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -22,7 +21,7 @@ from slidelens.slide.cache import TileCache, new_owner, tile_cache
 from slidelens.slide.resample import WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -118,7 +117,14 @@ class LazyLevel:
 
         tops = range(y // _PART * _PART, y + h, _PART)
         lefts = range(x // _PART * _PART, x + w, _PART)
-        _do_all(part, [(left, top) for top in tops for left in lefts])
+        parts: list[Future[None]] = []
+        try:
+            for top in tops:
+                parts += [_pool().submit(part, (left, top)) for left in lefts]
+            for one in parts:
+                one.result()
+        finally:  # failed, or interrupted: nobody reads on when the caller closes the slide
+            wait([one for one in parts if not one.cancel()])
         return out
 
 
@@ -192,47 +198,6 @@ def make_pyramid(slide: _Stored) -> list[LazyLevel]:
         tiles = TileCache(4 * COARSEST * COARSEST) if coarsest else tile_cache()
         levels.append(SynthesisedLevel(levels[-1], tiles))
     return levels
-
-
-def _do_all(part: Callable[[tuple[int, int]], None], corners: list[tuple[int, int]]) -> None:
-    """Do all parts in several threads, and return when none of them is at work any more.
-
-    Failed or interrupted, nobody reads on when the caller closes the slide. The caller waits in
-    queues made in C: an interrupt that comes while a thread enters a ``Condition``, as futures do
-    all the time, leaves its lock taken for ever (CPython).
-    """
-    waiting = iter(corners)
-    ended: list[BaseException | None] = []
-    tokens: SimpleQueue[None] = SimpleQueue()
-    stopped: list[bool] = []
-
-    def work() -> None:
-        fault = None
-        try:
-            for corner in waiting:  # a list's iterator is shared safely
-                if stopped:
-                    break
-                part(corner)
-        except BaseException as error:  # noqa: BLE001  # reason: handed to the caller
-            fault = error
-            stopped.append(True)
-        ended.append(fault)
-        tokens.put(None)
-
-    begun = 0
-    try:
-        for _ in range(min(get_settings().reader_threads, len(corners))):
-            _pool().submit(work)
-            begun += 1
-        while len(ended) < begun:
-            tokens.get()
-    finally:
-        stopped.append(True)
-        while len(ended) < begun:
-            tokens.get()
-    for fault in ended:
-        if fault is not None:
-            raise fault
 
 
 @cache

@@ -296,8 +296,7 @@ def _is_plain(page: Any) -> bool:
         and page.dtype == np.uint8
         and page.samplesperpixel == 3
         and page.planarconfig == 1
-        and (int(page.photometric) == 2 or int(page.compression) == _JPEG)  # which is YCbCr
-        and int(page.photometric) in (2, 6)
+        and int(page.photometric) in ((2, 6) if int(page.compression) == _JPEG else (2,))
         and int(page.compression) in _EXACT
         and all(page.databytecounts)  # OpenSlide draws missing tiles from other levels
     )
