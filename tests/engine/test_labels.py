@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import tifffile
 
 from slidelens.engine.labels import find_slides, read_labels, split_by_patient
 from slidelens.errors import LabelError
@@ -177,7 +179,7 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         (folder / name).mkdir()
     with caplog.at_level("WARNING"):
         files = find_slides(folder)
-    assert "are passed over: patient; slides" in caplog.text
+    assert "passed over, since they are no slides: patient. " in caplog.text
     assert {k: p.name for k, p in files.items()} == {
         "a": "a.svs",
         "b": "b.ome.tif",
@@ -192,6 +194,36 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         table("slide_id,label", "a,0", "x,1", "y.ndpi,1").with_files(files)
     with pytest.raises(LabelError, match=r"a \(2 times\)"):
         table("slide_id,label", "a,0", "a.svs,1").with_files(files)
+
+
+def test_a_folder_for_each_patient_or_download(tmp_path, caplog):
+    image = np.zeros((64, 64, 3), np.uint8)
+    for place in ("p1/a.tif", "p1/b.tif", "p2/scans/c.tif", "p3/1/2/3/far.tif"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, image)
+    for place in (
+        "labels.csv",
+        "p1/logs/a.tif.parcel",
+        "p4/damaged.svs",
+        "results/m/x/result.json",
+    ):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "results" / "m" / "x" / "map.zarr").mkdir()
+    with caplog.at_level("WARNING"):
+        files = find_slides(tmp_path)
+    assert {k: str(p.relative_to(tmp_path)) for k, p in files.items()} == {
+        "a": "p1/a.tif",
+        "b": "p1/b.tif",
+        "c": "p2/scans/c.tif",
+    }
+    assert "p1: passed over, since they are no slides: logs. " in caplog.text
+    assert "p4: passed over, since they are no slides: damaged.svs. " in caplog.text
+    tifffile.imwrite(tmp_path / "p4" / "a.tif", image)
+    with pytest.raises(LabelError, match=r"p1/a\.tif and p4/a\.tif; rename"):
+        find_slides(tmp_path)
 
 
 def test_folders_that_hold_no_clear_slides(tmp_path):

@@ -49,6 +49,9 @@ _NO_SLIDES = {
 }
 """What is kept beside slides: tables, annotations, texts and pictures."""
 
+_LEVELS = 3
+"""How far down slides are looked for: in GDC's downloads a folder for each holds the slide."""
+
 _NEGATIVE = frozenset(
     {
         *("normal", "negative", "neg", "benign", "healthy", "control", "no", "none", "absent"),
@@ -250,41 +253,59 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
 def find_slides(folder: Path) -> dict[str, Path]:
     """Return slide id (file name without extension) to path, of every candidate in a folder.
 
-    Tables, annotations, texts, pictures, hidden files and folders that are no slide (with a
-    warning) are passed over. Where a file and a folder share a name (MRXS, VSI), the file is the
-    slide.
+    Where a folder has none, the folders in it are looked into, up to three levels down: archives
+    keep one for each patient or download. Beside slides, folders that are no slide are passed over
+    with a warning. Tables, annotations, texts, pictures, results and hidden files are no
+    candidates. Where a file and a folder share a name (MRXS, VSI), the file is the slide.
 
     Raises
     ------
     LabelError
         No such folder, nothing in it, two files of one name, or one that may not be looked into.
     """
-    inside = contents(folder, "slides")
     found: dict[str, list[Path]] = defaultdict(list)
-    files_of = {slide_id(path) for path in inside if path.is_file()}
-    passed = []
-    for path in inside:
-        if path.name.startswith(".") or path.suffix.lower() in _NO_SLIDES:
-            continue
-        if path.is_dir() and not _may_be_slide(path):
-            if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI
-                passed.append(path.name)
-            continue
+    for path in _candidates(folder):
         found[slide_id(path)].append(path)
-    if passed:
-        log.warning(
-            "%s: folders in it hold no slide of several files (DICOM, OME-Zarr) and are passed "
-            "over: %s; slides are looked for in the folder itself", folder, listed(passed),
-        )  # fmt: skip
     if not found:
-        raise LabelError(f"{folder}: no slide in this folder.")
+        raise LabelError(f"{folder}: no slide in this folder, nor in the folders in it.")
     files = {name: [p for p in paths if p.is_file()] or paths for name, paths in found.items()}
-    double = [" and ".join(p.name for p in paths) for paths in files.values() if len(paths) > 1]
+    double = [
+        " and ".join(str(p.relative_to(folder)) for p in paths)
+        for paths in files.values()
+        if len(paths) > 1
+    ]
     if double:
         raise LabelError(
             f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
         )
     return {name: paths[0] for name, paths in files.items()}
+
+
+def _candidates(folder: Path, level: int = 0) -> list[Path]:
+    """Return what may be a slide in a folder, or, if nothing may, in the folders in it.
+
+    Further down, where anything may lie, a file has to look like a slide.
+    """
+    inside = [path for path in contents(folder, "slides") if not path.name.startswith(".")]
+    files_of = {slide_id(path) for path in inside if path.is_file()}
+    found, folders, others = [], [], []
+    for path in inside:
+        if path.is_dir() and not _may_be_slide(path):
+            if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI
+                folders.append(path)
+        elif path.suffix.lower() not in _NO_SLIDES:
+            (found if level == 0 or _may_be_slide(path) else others).append(path)
+    if not found and level < _LEVELS:
+        deeper = [path for path in folders if not (path / "result.json").exists()]
+        found = [path for inner in deeper for path in _candidates(inner, level + 1)]
+        folders = []
+    if passed := [path.name for path in (*folders, *others)]:
+        log.warning(
+            "%s: passed over, since they are no slides: %s. Folders are looked into where none "
+            "lies beside them.",
+            *(folder, listed(passed)),
+        )
+    return found
 
 
 def contents(folder: Path, what: str) -> list[Path]:
