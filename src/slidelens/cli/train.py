@@ -72,7 +72,9 @@ def _add_families(group: typer.Typer) -> None:
 
 def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
     def train(
-        slides: Annotated[Path | None, typer.Option(help="Folder of slides, or of folders of them.")] = None,
+        slides: Annotated[
+            Path | None, typer.Option(help="Folder of slides, or of folders of them.")
+        ] = None,
         labels: Annotated[
             Path | None,
             typer.Option(help="CSV: slide_id,label and, if wanted, split and patient."),
