@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from hands import canvas_of, drag, press
 from qtpy.QtCore import QPoint
 
 from slidelens.desktop.shown import layers_of, region_box
+from slidelens.desktop.state.cards import Card
+from slidelens.desktop.state.runs import RunRequest
 from slidelens.desktop.world import described
+from slidelens.geometry import Box
 from slidelens.maps.result import Result
+from slidelens.maps.run_settings import RunSettings
 from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 pytestmark = pytest.mark.gui
@@ -213,12 +219,37 @@ def test_a_run_of_other_settings_asks_before_it_replaces_a_result(panel, bench, 
     set_options(panel, overlap=56)
     press(qtbot, panel.run_button)
     assert not panel.running
-    assert "There is a result of demo-mil on phantom" in panel.notice.text
+    assert panel.notice.text.startswith(
+        "demo-mil on phantom: there is a result with other options."
+    )
     assert (folder / "result.json").stat().st_mtime_ns == before
     press(qtbot, panel.notice._action)
     assert panel.running
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
-    assert (folder / "result.json").stat().st_mtime_ns != before
+    after = (folder / "result.json").stat().st_mtime_ns
+    assert after != before
+    press(qtbot, panel.run_button)
+    assert panel.running, "the same options again are the same result"
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    set_options(panel, overlap=0)
+    press(qtbot, panel.run_button)
+    assert not panel.running, "nor does a plain run replace it unasked"
+    assert (folder / "result.json").stat().st_mtime_ns == after
+
+
+def test_a_plain_run_asks_before_it_replaces_a_region_or_another_models_result(case, tmp_path):
+    sha = "1" * 64
+    case.result.settings = RunSettings(region=(0, 0, 100, 100))
+    case.result.model = case.result.model.model_copy(update={"sha256": sha})
+    case.result.save(tmp_path / "m" / "square")
+    card = Card("m", tmp_path / "m.model", "mil", ("a", "b"), "", (), (), weights=sha)
+    plain = RunRequest((Path("square.tif"),), ((card.path, {}),), tmp_path)
+    assert "m on square: there is a result of region" in plain.replaces({card.path: card})
+    same = replace(plain, region=Box(0, 0, 100, 100))
+    assert not same.replaces({card.path: card})
+    assert "of other weights" in same.replaces({card.path: replace(card, weights="0" * 64)})
+    both = replace(plain, slides=(Path("square.tif"), Path("new.tif")))
+    assert "more" not in both.replaces({card.path: card})
 
 
 def test_several_deleted_results_come_back_one_after_the_other(panel, bench, case, qtbot):

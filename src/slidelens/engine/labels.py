@@ -288,7 +288,9 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
     """
     inside = [path for path in contents(folder, "slides") if not path.name.startswith(".")]
     files_of = {slide_id(path) for path in inside if path.is_file()}
-    found, folders, others = [], [], []
+    found: list[Path] = []
+    folders: list[Path] = []
+    others: list[Path] = []
     for path in inside:
         if path.is_dir() and not _may_be_slide(path):
             if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI

@@ -117,11 +117,11 @@ def is_done(folder: Path, digest: str) -> bool:
     return all(path.is_file() for path in maps)
 
 
-def unlike_result(folder: Path, weights: str, region: Box | None) -> str:
+def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
     """Say what lies in ``folder`` if it is of another model or region, else nothing.
 
     What differs in other settings is taken for an older try. ``weights`` is the model's checksum
-    (:func:`weights_sha256`).
+    (:func:`weights_sha256`); None is not known.
     """
     if not (folder / "result.json").is_file():
         return ""
@@ -129,7 +129,7 @@ def unlike_result(folder: Path, weights: str, region: Box | None) -> str:
         there = Result.load(folder)
     except ResultError:  # damaged: nothing is lost
         return ""
-    if there.model.sha256 not in (None, weights):
+    if None not in (there.model.sha256, weights) and there.model.sha256 != weights:
         return "a result of other weights, of another model of this name"
     if there.settings is None or there.settings.region == (region and tuple(region)):
         return ""

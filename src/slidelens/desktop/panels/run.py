@@ -80,10 +80,10 @@ class RunPanel(Panel):
         request = self._request()
         if request is None or self.running:
             return
-        replaced = request.replaces({card.path: card.name for card, _ in self.models.chosen()})
+        replaced = request.replaces({card.path: card for card, _ in self.models.chosen()})
         if replaced:
             self.notice.say(
-                f"{replaced} A run on a region or with other options takes its place.",
+                f"{replaced} This run takes its place.",
                 action="Run all the same",
                 then=lambda: self._start(request),
             )

@@ -39,6 +39,8 @@ class Card:
     """Heading and text, in order."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fields of its family's configuration."""
+    weights: str | None = None
+    """Their checksum; None where the package does not state it."""
 
     @property
     def html(self) -> str:
@@ -113,6 +115,7 @@ def _card(facts: Mapping[str, Any]) -> Card:
         tuple(fields_of(facts.get("options", ()))),
         tuple((head, str(text)) for head, text in lines if text),
         dict(facts.get("config") or {}),
+        facts.get("weights_sha256"),
     )
 
 

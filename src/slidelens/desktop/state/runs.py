@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.provenance import unlike_result
+from slidelens.errors import ResultError
+from slidelens.maps.result import Result
 from slidelens.slide.base import slide_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from slidelens.desktop.state.cards import Card
     from slidelens.desktop.worker.messages import Message
     from slidelens.geometry import Box
 
@@ -52,21 +57,30 @@ class RunRequest:
     mpp: float | tuple[float, float] | None = None
     overwrite: bool = False
 
-    def replaces(self, names: Mapping[Path, str]) -> str:
-        """Say which results a run on a region or with other options would take the place of.
+    def replaces(self, cards: Mapping[Path, Card]) -> str:
+        """Say which results of other settings a run would take the place of.
 
-        One sentence; empty where there is none. A run as a model comes finds its own result again.
-        ``names`` are those of the models' folders.
+        One sentence; empty where there is none: a run of the same settings finds its own result
+        again. ``cards`` are those of the models' folders.
         """
-        models = [names[p] for p, options in self.models if options or self.region is not None]
         found = [
-            f"{model} on {slide_id(slide)}"
-            for model in models
+            f"{card.name} on {slide_id(slide)}: there is {there}"
+            for card, options in ((cards[path], options) for path, options in self.models)
             for slide in self.slides
-            if (self.out / model / slide_id(slide) / "result.json").exists()
+            if (there := self._unlike(self.out / card.name / slide_id(slide), card, options))
         ]
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        return f"There is a result of {found[0]}{more}." if found else ""
+        more = f" ({len(found) - 1} more are of other settings, too)" if len(found) > 1 else ""
+        return f"{found[0]}{more}." if found else ""
+
+    def _unlike(self, folder: Path, card: Card, options: Mapping[str, Any]) -> str:
+        there = unlike_result(folder, card.weights, self.region)
+        if there or not (folder / "result.json").exists():
+            return there
+        with suppress(ResultError):  # damaged: nothing is lost
+            settings = Result.load(folder).settings
+            if settings is None or settings.options != dict(options):
+                return "a result with other options"
+        return ""
 
     def facts(self) -> dict[str, Any]:
         """Return the request as the worker takes it."""
