@@ -51,11 +51,14 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        why = first["msg"].removeprefix("Value error, ").rstrip(".")
+        why = (
+            first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0].rstrip(".")
+        )
         where = ".".join(str(part) for part in first["loc"])
         if not where:  # fields that do not go together: the input is the whole configuration
             raise ModelError(f"{why}.") from error
-        raise ModelError(f"{where}: {why}, not {first['input']!r}.") from error
+        given = repr(first["input"])
+        raise ModelError(f"{where}: {why}{'' if given in why else f', not {given}'}.") from error
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:

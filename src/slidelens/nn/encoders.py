@@ -146,7 +146,7 @@ def encoder_facts(name: str) -> EncoderFacts | None:
 def _source(name: str) -> tuple[EncoderSource, str]:
     plugin, slash, variant = name.partition("/")
     if not slash or not variant or plugin not in ENCODERS:
-        plugins = "".join(f", {other}/..." for other in ENCODERS)
+        plugins = "".join(f", {other}/NAME" for other in ENCODERS)
         raise ModelError(f"no backbone {name!r}: choose one of {', '.join(BACKBONES)}{plugins}.")
     try:
         return ENCODERS.get(plugin), variant
