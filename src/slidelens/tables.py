@@ -9,19 +9,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Rows", "read_rows"]
+__all__ = ["Rows", "named", "read_rows"]
 
 
 class Rows:
     """Rows of a table, by column; refused where a quotation mark is not closed behind its cell."""
 
-    def __init__(self, reader: csv.DictReader[str], refused: Callable[[str], Exception]) -> None:
-        self._reader, self._refused = reader, refused
+    def __init__(
+        self, reader: csv.DictReader[str], refused: Callable[[str], Exception], above: int
+    ) -> None:
+        self._reader, self._refused, self._above = reader, refused, above
 
     @property
     def line_num(self) -> int:
         """Number of the last line that was read, from 1."""
-        return self._reader.line_num
+        return self._reader.line_num + self._above
 
     def __iter__(self) -> Self:
         return self
@@ -42,8 +44,8 @@ def read_rows(
 ) -> tuple[Rows, list[str], str]:
     """Return the rows below a header, its columns (stripped), and what separates them.
 
-    That is comma, semicolon or tab, whichever the header has most of. Without a line there are no
-    columns.
+    That is comma, semicolon or tab, whichever the header has most of, or what Excel's first line
+    ``sep=;`` says, which is no header. Without a line there are no columns.
 
     Parameters
     ----------
@@ -55,7 +57,10 @@ def read_rows(
         Makes the error, of a message, that a column which is there twice is, and, while rows are
         read, a quotation mark that is not closed: it would take the rows below into its cell.
     """
-    separator = max(",;\t", key=lines[0].count) if lines else ","
+    above = int(bool(lines) and lines[0].lower().startswith("sep=") and len(lines[0].rstrip()) <= 5)
+    separator = lines[0][4:5].strip("\n") if above else ""
+    lines = lines[above:]
+    separator = separator or (max(",;\t", key=lines[0].count) if lines else ",")
     reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     try:
         columns = [(name or "").strip() for name in reader.fieldnames or ()]
@@ -65,4 +70,10 @@ def read_rows(
     if double:
         raise refused(f"{path}: has the column {' and '.join(double)} twice; remove one.")
     reader.fieldnames = columns
-    return Rows(reader, lambda text: refused(f"{path}: {text}")), columns, separator
+    return Rows(reader, lambda text: refused(f"{path}: {text}"), above), columns, separator
+
+
+def named(columns: Sequence[str], name: str) -> str:
+    """Return which of the columns has a name, in any case; the name itself where none has."""
+    alike = [column for column in columns if column.casefold() == name]
+    return alike[0] if name not in columns and len(alike) == 1 else name

@@ -251,9 +251,10 @@ def test_a_sensitivity_cannot_be_chosen_without_positive_slides(cohort):
 
 
 def test_degenerate_resamples_are_said(tmp_path):
-    binary(tmp_path / "results", "m", {"a": 0.2, "b": 0.6, "c": 0.4})
-    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 0), ("c", 1)])
+    binary(tmp_path / "results", "m", {"a": 0.2, "b": 0.6, "c": 0.4, "d": 0.7})
+    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 0), ("c", 1), ("d", 1)])
     found = run(tmp_path)
+    assert any("rest on 2 slides of class normal" in text for text in found.warnings)
     drawn = found.metrics["models"]["m"]["bootstrap"]
     assert 0 < drawn["degenerate"] < drawn["resamples"] == 300
     assert any(f"{drawn['degenerate']} of 300 resamples lack a class" in t for t in found.warnings)
@@ -321,9 +322,19 @@ def test_patients_are_measured_and_drawn_whole(cohort):
     write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
     one = run(cohort).metrics["models"]["good"]
     assert one["bootstrap"]["drawn"] == "patients"
-    # Slides of a patient are not independent, so Wilson's interval does not hold for them.
+    # Slides of a patient are not independent: rates are of resamples of patients, too.
+    assert one["rates_interval"] == "bootstrap"
+    low, high = one["accuracy_ci"]
+    assert low < one["accuracy"] < high
+    assert one["specificity_ci"][0] < one["specificity"]
+    write_labels(
+        cohort / "labels.csv", [(k, v, "p1") for k, v in TRUTH.items()], "slide_id,label,patient"
+    )
+    one = run(cohort).metrics["models"]["good"]
     assert one["accuracy_ci"] is None
-    assert "not independent" in one["undefined"]["accuracy_ci"]
+    assert "one patient" in one["undefined"]["accuracy_ci"]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
+    one = run(cohort).metrics["models"]["good"]
     found = one["patients"]
     assert found["n"] == 4
     # Highest slide: p1 0.7, p2 0.35 (normal); p3 0.8, p4 0.9 (tumor).
@@ -413,7 +424,7 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     tiles = found["good"]["tiles"]
     assert (tiles["n"], tiles["n_positive"], tiles["slides"]) == (5, 2, 2)
     assert tiles["auc_ci"] is None  # the positive tiles lie on one slide
-    assert tiles["undefined"]["auc_ci"] == "a class lies on fewer than two slides"
+    assert tiles["undefined"]["auc_ci"] == "a class is of fewer than two patients or slides"
     truth, scores = [1, 1, 0, 0, 0], [0.9, 0.4, 0.5, 0.1, 0.2]
     assert tiles["auc"] == pytest.approx(oracle.roc_auc_score(truth, scores))
     assert tiles["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, scores))
@@ -523,8 +534,9 @@ def test_one_patient_has_no_intervals(tmp_path, classes):
     assert one["auc_ci"] is None
     assert "one patient" in one["undefined"]["auc_ci"]
     assert test["p"] is None
-    assert test["undefined"] == "all slides are of one patient"
-    assert "m: all slides are of one patient: there are no intervals." in found.warnings
+    assert test["undefined"] == "a class is of one patient"
+    said = f"m: all slides of class {names[0]} are of one patient, which says nothing of others: "
+    assert f"{said}there are no intervals." in found.warnings
 
 
 def test_all_intervals_are_of_the_level_that_is_asked_for(cohort):
@@ -617,3 +629,56 @@ def test_the_picture_of_the_comparison_has_the_tests_and_stays_small():
             return picture.height
 
     assert height(0) < height(1) < height(40) == height(900) < 3000
+
+
+def test_results_that_do_not_state_what_others_do_are_of_several_models(tmp_path):
+    for slide, threshold in (("a", 0.4), ("b", None)):
+        write_result(
+            tmp_path / "results", "m", slide, {"normal": 0.5, "tumor": 0.5}, threshold=threshold
+        )
+    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 1)])
+    with pytest.raises(ResultError, match=r"unlike thresholds \(0.4 | none\)"):
+        run(tmp_path)
+
+
+def test_older_results_of_slides_that_a_mac_named(tmp_path):
+    binary(tmp_path / "results", "m", {"Mu\u03081": 0.2, "b": 0.6})
+    write_labels(tmp_path / "labels.csv", [("M\u00fc1", 0), ("b", 1)])
+    assert run(tmp_path).metrics["models"]["m"]["n"] == 2
+
+
+def test_probabilities_that_do_not_sum_to_one_are_warned_of(tmp_path):
+    for slide in "ab":
+        write_result(tmp_path / "results", "m", slide, {"normal": 0.9, "tumor": 0.9})
+    write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 1)])
+    assert any("of 2 slides do not sum to 1" in text for text in run(tmp_path).warnings)
+
+
+def test_tiles_of_a_patient_are_dependent(cohort):
+    """Slides of one patient, as of one slide: with a patient of each class there is no interval."""
+    annotations = cohort / "annotations"
+    annotations.mkdir()
+    for slide, value in (("d", 0.9), ("e", 0.6)):
+        collection = {"type": "FeatureCollection", "features": [square(0, 0, 100, "Tumor")]}
+        (annotations / f"{slide}.geojson").write_text(json.dumps(collection))
+        write_tiles(cohort / "results" / "good" / slide, [value, 0.4])
+    for slide in "ab":
+        write_tiles(cohort / "results" / "good" / slide, [0.1, 0.7])
+    found = run(cohort, annotations=annotations).metrics["models"]["good"]["tiles"]
+    assert found["auc_ci"] is not None
+    patients = {"a": "p1", "b": "p1", "c": "p2", "d": "p3", "e": "p3", "f": "p4"}
+    rows = [(k, v, patients[k]) for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
+    found = run(cohort, annotations=annotations).metrics["models"]["good"]["tiles"]
+    assert found["auc_ci"] is None
+
+
+def test_an_evaluation_made_again_leaves_slides_their_numbers(cohort):
+    run(cohort)
+    record = cohort / "eval" / "evaluation.json"
+    first = json.loads(record.read_text())["numbers"]
+    binary(cohort / "results", "good", {"new": 0.5}, threshold=0.5)
+    binary(cohort / "results", "weak", {"new": 0.5})
+    write_labels(cohort / "labels.csv", [*TRUTH.items(), ("new", 0)])
+    run(cohort)
+    assert json.loads(record.read_text())["numbers"] == first | {"new": len(first) + 1}

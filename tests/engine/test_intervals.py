@@ -10,6 +10,7 @@ from scipy import stats
 from slidelens.engine import metrics
 from slidelens.engine.intervals import (
     bootstrap,
+    bootstrap_share,
     delong,
     delong_test,
     holm,
@@ -147,9 +148,10 @@ def test_each_resample_is_measured_as_its_cases_alone(cases):
     labels, scores = cases
     found = bootstrap(labels, scores, resamples=20, seed=4)
     drawn = np.random.default_rng(4).integers(0, len(labels), (20, len(labels)))
+    spread = 1 < labels.sum() < len(labels) - 1
     for rows, area, precision in zip(drawn, found.auc[:, 0], found.pr_auc[:, 0], strict=True):
         truth = labels[rows]
-        if 0 < truth.sum() < len(truth):
+        if spread and 0 < truth.sum() < len(truth):
             assert area == pytest.approx(metrics.auc(truth, scores[rows]), abs=1e-12)
             expected = metrics.pr_auc(truth, scores[rows])
             assert precision == pytest.approx(expected, abs=1e-12)
@@ -159,23 +161,67 @@ def test_each_resample_is_measured_as_its_cases_alone(cases):
 
 
 def test_degenerate_resamples_are_counted_and_left_out():
-    labels, scores = np.array([0, 0, 0, 0, 1]), np.array([0.1, 0.2, 0.6, 0.4, 0.5])
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.4, 0.5])
     found = bootstrap(labels, scores, resamples=5000)
-    # No draw of the only positive case: (4/5)^5; no draw of a negative one: (1/5)^5.
-    assert found.degenerate / 5000 == pytest.approx(0.8**5 + 0.2**5, abs=0.02)
+    # No draw of a positive case: (3/5)^5; no draw of a negative one: (2/5)^5.
+    assert found.degenerate / 5000 == pytest.approx(0.6**5 + 0.4**5, abs=0.02)
     assert found.degenerate == np.isnan(found.auc).sum()
     assert 0 <= percentile_interval(found.auc[:, 0]).low < 1
     assert np.isnan(percentile_interval(bootstrap([1, 1], [0.1, 0.2]).auc[:, 0])).all()
 
 
 def test_few_resamples_that_are_defined_give_no_interval():
-    """Of four classes with one patient each, a tenth of the resamples hold all."""
-    labels = np.eye(4, dtype=bool).repeat(2, 0)
-    scores = np.random.default_rng(0).random((8, 4))
-    found = bootstrap(labels, scores, groups=np.arange(4).repeat(2), resamples=2000)
+    """Of eight classes with two patients each, a third of the resamples hold all."""
+    labels = np.eye(8, dtype=bool).repeat(4, 0)
+    scores = np.random.default_rng(0).random((32, 8))
+    found = bootstrap(labels, scores, groups=np.arange(16).repeat(2), resamples=2000)
     areas = found.auc.mean(1)
     assert 0 < (~np.isnan(areas)).sum() < 1000
     assert np.isnan(percentile_interval(areas)).all()
+
+
+@pytest.mark.parametrize("lone", [0, 1])
+def test_one_group_of_a_class_gives_no_interval(lone):
+    """Its resamples are that group again and again: they say nothing of others."""
+    labels = np.where(np.arange(12) < 2, lone, 1 - lone)
+    groups = np.maximum(np.arange(12) - 1, 0)  # the two cases of the class are of one patient
+    scores = np.random.default_rng(1).random(12)
+    found = bootstrap(labels, scores, groups=groups, fpr=[0.5], resamples=50)
+    assert found.degenerate == 50
+    assert np.isnan(found.auc).all()
+    assert np.isnan(found.pr_auc).all()
+    assert np.isnan(found.tpr).all()
+    assert not np.isnan(bootstrap(labels, scores, resamples=50).auc).all()
+
+
+def test_shares_of_clustered_cases():
+    """Cases that are copies of others say no more than one: the interval is that of the groups."""
+    random = np.random.default_rng(2)
+    right = random.random(30) < 0.7
+    alone = bootstrap_share(right, np.ones(30, bool), resamples=4000)
+    copied = bootstrap_share(
+        right.repeat(5), np.ones(150, bool), groups=np.arange(30).repeat(5), resamples=4000
+    )
+    np.testing.assert_allclose(alone, copied)
+    low, high = percentile_interval(alone)
+    np.testing.assert_allclose([low, high], wilson(int(right.sum()), 30), atol=0.05)
+    of = np.arange(30) < 10
+    assert np.nanmean(bootstrap_share(right, of, resamples=4000)) == pytest.approx(
+        right[:10].mean(), abs=0.01
+    )
+    assert np.isnan(bootstrap_share(right, of, groups=np.arange(30) // 10, resamples=9)).all()
+
+
+def test_few_patients_reject_a_true_hypothesis_about_as_often_as_they_should():
+    """Four patients, nothing to find: 5 % of tests may say otherwise; by the normal 16 % do."""
+    random = np.random.default_rng(3)
+    groups, labels = np.arange(4).repeat(6), np.tile([0, 1], 12)
+    p = []
+    for _ in range(400):
+        effects = random.normal(size=(2, 4)).repeat(6, 1)
+        first, second = effects * (labels - 0.5) + random.normal(size=(2, 24))
+        p.append(delong_test(labels, first, second, groups=groups).p)
+    assert np.mean(np.array(p) < 0.05) < 0.10
     assert percentile_interval(np.append([np.nan] * 5, np.arange(5.0))).high == pytest.approx(3.9)
 
 

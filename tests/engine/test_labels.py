@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from slidelens.engine.labels import find_slides, read_labels, split_by_patient
+from slidelens.engine.labels import LabelTable, find_slides, read_labels, split_by_patient
 from slidelens.errors import LabelError
 
 
@@ -247,3 +247,41 @@ def test_rows_that_a_spreadsheet_leaves_empty_are_passed_over_and_lines_are_the_
 def test_classes_that_differ_in_case_are_said(table, caplog):
     table("slide_id,label", "a,normal", "b,Normal")
     assert "differ only in upper and lower case" in caplog.text
+
+
+def test_what_other_programs_make_of_a_table_is_read(table):
+    read = table(
+        "sep=;",
+        "Slide_ID;Label;SPLIT",
+        "a;Normal;train",
+        "b;TUMOR;val",
+        classes=("normal", "tumor"),
+    )
+    assert [(r.slide_id, r.label, r.split) for r in read.rows] == [
+        ("a", 0, "train"),
+        ("b", 1, "tune"),
+    ]
+    floats = table("slide_id,label", "a,0.0", "b,1.0", classes=("normal", "tumor"))
+    assert [r.label for r in floats.rows] == [0, 1]
+    assert table("slide_id,label", "a,0.0", "b,1.0").classes == ("0", "1")
+    with pytest.raises(LabelError, match="line 3"):
+        table("sep=;", "slide_id;label", "a;")
+
+
+def test_only_the_end_of_a_line_ends_a_row(table):
+    strange = "\u000b\u000c\u001e\u0085\u2028"
+    read = table("slide_id,label,note", f"a,0,{strange}x", "b,1,")
+    assert [row.slide_id for row in read.rows] == ["a", "b"]
+
+
+def test_letters_that_a_mac_took_apart_are_the_same(table, tmp_path):
+    composed, apart = "M\u00fc1", "Mu\u03081"
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    (folder / f"{apart}.tif").touch()
+    files = find_slides(folder)
+    assert list(files) == [composed]
+    for given in (composed, apart, f"{apart}.tif", f"{composed}.tif"):
+        read = table("slide_id,label", f"{given},0", "x,1").rows[0]
+        one = LabelTable(tmp_path, ("0", "1"), (read,)).with_files(files)
+        assert one.rows[0].slide_id == composed

@@ -142,7 +142,15 @@ def test_no_threshold_lies_above_one():
     points = [metrics.at_threshold(labels, scores, t) for t in np.unique(scores)]
     best = max(point.accuracy for point in points)
     assert metrics.at_threshold(labels, scores, threshold).accuracy == best
-    assert metrics.threshold_of_max_accuracy([0, 0], [1.0, 1.0]) == 1.0
+    assert metrics.threshold_of_max_accuracy([0, 0], [1.0, 1.0]) <= 1
+
+
+def test_a_threshold_at_the_end_of_the_scores_withstands_rounding_too():
+    lowest = metrics.threshold_of_max_accuracy([1, 1, 0, 1], [0.4, 0.9, 0.5, 0.99])
+    assert lowest == pytest.approx(0.2)
+    assert metrics.threshold_at_sensitivity([1, 0, 1], [0.4, 0.9, 0.99], 1.0) == lowest
+    assert metrics.threshold_of_max_accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.3]) == 0.8
+    assert metrics.threshold_of_max_accuracy([1, 0], [0.0, 0.5]) == 0
 
 
 def test_a_threshold_by_sensitivity_needs_positive_cases():

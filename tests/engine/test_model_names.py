@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tiny_family import make_model
 
 from slidelens.engine.plan import plan_training
 from slidelens.engine.predict import predict
-from slidelens.engine.train import _classes_told, _name_of
+from slidelens.engine.train import _classes_told, _name_of, train
 from slidelens.errors import LabelError, ModelError
 from train_cohort import make_cohort, request
 
@@ -45,6 +46,18 @@ def test_the_order_of_classes_can_be_told(tmp_path):
         plan_training(**asked, classes=["Krebs", "Krebs"])
     with pytest.raises(LabelError, match="neither one of the classes"):
         plan_training(**asked, classes=["a", "b"])
+
+
+def test_a_tuning_split_of_one_class_chooses_no_threshold(tmp_path):
+    cohort = make_cohort(tmp_path)
+    labels = cohort / "labels.csv"
+    rows = labels.read_text().splitlines()
+    tune = next(i for i, row in enumerate(rows) if "tumour" in row and "tune" in row)
+    labels.write_text("\n".join(rows[:tune] + rows[tune + 1 :]) + "\n")
+    plan = plan_training(**request(cohort, tmp_path / "m"))
+    assert "(none of class tumour: no AUC, and no threshold is chosen)" in _classes_told(plan.labels)
+    list(train(**request(cohort, tmp_path / "m")))
+    assert json.loads((tmp_path / "m" / "model.json").read_text())["threshold"] is None
 
 
 def test_a_fluorescence_slide_is_warned_of(tmp_path, caplog):

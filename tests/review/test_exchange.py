@@ -176,3 +176,15 @@ def test_other_columns_separators_and_names_with_extension_stay(evaluation, tmp_
     assert corrected.text == (
         'slide_id;grade;label\na;"x;y";normal\nb.svs;2;tumor\nc;;0\nd;;0\ne;;tumor\n'
     )
+
+
+def test_columns_without_a_name_and_what_excel_writes_above_stay(evaluation, tmp_path):
+    from slidelens.engine.evaluate import EvaluationOptions, evaluate
+
+    labels = tmp_path / "labels.csv"
+    labels.write_text("sep=;\nSlide_ID;;LABEL;\na;l;normal;r\nb;l;Normal;r;s\nd;l;1;r\n")
+    options = EvaluationOptions(allow_missing=True)
+    evaluate(tmp_path / "results", labels, tmp_path / "eval", options)
+    decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
+    corrected = correct_labels(read_evaluation(tmp_path / "eval"), decisions)
+    assert corrected.text == labels.read_text().replace("Normal", "tumor")

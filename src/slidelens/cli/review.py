@@ -121,7 +121,7 @@ def list_(
     rules = read_points(operating_point, saved)
     if model is not None:
         check_model(model, saved)
-    names = slide_pseudonyms(saved.labels)
+    names = slide_pseudonyms(saved)
     decisions: dict[CaseKey, list[Decision]] = defaultdict(list)
     for decision in store.decisions():
         decisions[decision.key].append(decision)

@@ -46,7 +46,7 @@ def meant_slide(slide: str, saved: SavedEvaluation) -> str:
 
     if slide in saved.labels:
         return slide
-    of_name = {name: slide_id for slide_id, name in slide_pseudonyms(saved.labels).items()}
+    of_name = {name: slide_id for slide_id, name in slide_pseudonyms(saved).items()}
     if slide not in of_name:
         raise SlideLensError(
             f"no slide {slide!r} in {saved.folder}; `slidelens review {saved.folder} list` lists "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import combinations
-from math import isnan
+from math import inf, isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,8 +52,8 @@ def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str
             why = "no slide in common"
             if common and test["auc_a"] is None:
                 why = "a class has no case"
-            elif common and one.one_patient:
-                why = "all slides are of one patient"
+            elif common and one.units.min() < 2:
+                why = f"a class is of one {one.unit}"
             elif common and test["test"] == _BOOTSTRAP:
                 why = "fewer than half of the resamples hold every class"
             elif common:
@@ -70,10 +70,10 @@ def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str
 def _by_delong(one: Cases, other: Cases, resampling: Resampling) -> dict[str, Any]:
     positive, groups = one.labels == 1, one.patients
     scores = np.stack([one.probabilities[:, 1], other.probabilities[:, 1]])
-    area = delong(positive, scores, groups=groups).auc
+    area, _, freedom = delong(positive, scores, groups=groups)
     test = delong_test(positive, *scores, groups=groups, level=resampling.level)
     return {
-        "test": "DeLong",
+        "test": "DeLong" if freedom == inf else "DeLong-Obuchowski",
         "auc_a": _or_none(area[0]),
         "auc_b": _or_none(area[1]),
         "difference": _or_none(test.difference),

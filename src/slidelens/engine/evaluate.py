@@ -25,6 +25,7 @@ from slidelens.engine.compare import compare
 from slidelens.engine.evaluation_tables import (
     comparison_table,
     errors_csv,
+    intervals_note,
     markdown,
     number,
     tests_table,
@@ -51,7 +52,7 @@ from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases, LeftOut
@@ -61,6 +62,7 @@ __all__ = [
     "Evaluation",
     "EvaluationOptions",
     "evaluate",
+    "numbered",
     "parse_rule",
 ]
 
@@ -177,7 +179,8 @@ def evaluate(
     measured = {name: measure(one, options.rule, options.resampling) for name, one in cases.items()}
     comparisons = compare(cases, options.resampling)
     metrics = _metrics(options, cases, measured, comparisons, left_out)
-    note = _note(metrics)
+    figures = next(iter(measured.values())).figures
+    note = intervals_note(figures, metrics["positive_class"], options.resampling.level)
     record = _record(results, labels, out, options, cases, metrics)
     text = markdown(measured, comparisons, note, _tiles_told(metrics))
     files: dict[str, bytes | str] = {
@@ -189,6 +192,27 @@ def evaluate(
     }
     _write(out, files)
     return Evaluation(out, metrics, text)
+
+
+def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return numbers of slides, from 1 in an order that tells nothing of their ids, for reports.
+
+    ``before`` are numbers that were given already: they stay, also those of slides that are gone.
+    """
+    given = dict(before or {})
+    new = sorted(set(ids) - given.keys(), key=lambda name: sha256(name.encode()).digest())
+    first = max(given.values(), default=0) + 1
+    return given | {name: number for number, name in enumerate(new, first)}
+
+
+def _numbers_of(record: Path) -> dict[str, int]:
+    """Return the numbers of the slides of an earlier evaluation; none where there is none."""
+    try:
+        before = json.loads(record.read_bytes())
+        ids = [slide["id"] for slide in before["slides"]]
+        return numbered(ids, before.get("numbers"))
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: it is replaced
+        return {}
 
 
 def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
@@ -276,21 +300,6 @@ def _metrics(
     }
 
 
-def _note(metrics: Mapping[str, Any]) -> str:
-    interval = metrics["interval"]
-    one = next(iter(metrics["models"].values()))
-    wilson = any(model["accuracy_ci"] for model in metrics["models"].values())
-    rates = "rates Wilson" if wilson else "none of rates, as slides of a patient are alike"
-    positive = metrics["positive_class"]
-    averaged = " Figures are means over classes, one-vs-rest."
-    if positive:
-        averaged = f" The positive class is {positive}."
-    return (
-        f"{interval['level']:.0%} intervals: AUC and PR-AUC {interval['resamples']:,} bootstrap "
-        f"resamples of {one['bootstrap']['drawn']}, {rates}.{averaged}"
-    )
-
-
 def _record(
     results: Path,
     labels: Path,
@@ -311,6 +320,7 @@ def _record(
     annotations = options.annotations
     return {
         "schema_version": 1,
+        "numbers": numbered(slides, _numbers_of(out / "evaluation.json")),
         "results": _relative(results, out),
         "labels": _relative(labels, out),
         "labels_sha256": sha256(labels.read_bytes()).hexdigest(),

@@ -20,6 +20,7 @@ __all__ = [
     "comparison_table",
     "errors_csv",
     "find_errors",
+    "intervals_note",
     "markdown",
     "number",
     "tests_table",
@@ -145,6 +146,19 @@ def markdown(
     if comparisons:
         lines += ["", *_lines(tests_table(comparisons))]
     return "\n".join(lines) + "\n"
+
+
+def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:
+    """Say what the intervals of a model's figures are, and of which class the figures."""
+    drawn = figures["bootstrap"]
+    wilson = figures["rates_interval"] == "Wilson"
+    classes = "Figures are means over classes, one-vs-rest."
+    if positive:
+        classes = f"The positive class is {positive}."
+    return (
+        f"{level:.0%} intervals: AUC and PR-AUC {drawn['resamples']:,} bootstrap resamples of "
+        f"{drawn['drawn']}, rates {'Wilson' if wilson else 'the same'}. {classes}"
+    )
 
 
 def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
@@ -12,7 +14,7 @@ import numpy as np
 from slidelens.errors import LabelError
 from slidelens.slide.base import id_of_name, slide_id
 from slidelens.slide.open import is_slide
-from slidelens.tables import read_rows
+from slidelens.tables import named, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +50,9 @@ _NO_SLIDES = {
     *(".yaml", ".txt", ".md", ".log", ".html", ".pdf", ".doc", ".docx", ".jpg", ".jpeg", ".png"),
 }
 """What is kept beside slides: tables, annotations, texts and pictures."""
+
+_FLOAT = re.compile(r"\d+\.0+")
+"""How programs write indices of a column in which one was missing once."""
 
 _LEVELS = 3
 """How far down slides are looked for: in GDC's downloads a folder for each holds the slide."""
@@ -164,8 +169,8 @@ def read_labels(
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
         the classes are the labels in sorted order, but names such as normal, benign or negative
         come first: of two the last is the positive one. Labels that are all numbers are indices,
-        and then the classes are called ``0``, ``1``, ... A label may be the name or the index of a
-        known class, unless names are numbers.
+        and then the classes are called ``0``, ``1``, ... A label may be the name (in any case, if
+        only one class is called so) or the index of a known class, unless names are numbers.
     every_class
         Refuse a table that has no slide of some class. An evaluation takes it: figures that need
         the class are then undefined.
@@ -186,6 +191,10 @@ def read_labels(
             f"labels that are neither one of the classes {', '.join(names)} nor an index below "
             f"{len(names)}"
         )
+    for name in {r["label"] for r in cells} - index.keys():  # written in another case
+        alike = [i for known, i in index.items() if known.casefold() == name.casefold()]
+        if len(alike) == 1:
+            index[name] = alike[0]
     known = {index[r["label"]] for r in cells if r["label"] in index}
     empty = [name for i, name in enumerate(names) if i not in known] if every_class else []
     rows = tuple(
@@ -341,22 +350,23 @@ def _may_be_slide(folder: Path) -> bool:
 def _cells(path: Path) -> list[dict[str, str]]:
     """Read the known columns as stripped text."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Rows end at the ends of lines alone, not at whatever else ends a line of text.
+        lines = io.StringIO(path.read_text(encoding="utf-8-sig")).readlines()
     except OSError as error:
         raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise LabelError(f"{path} is not UTF-8 text; save it as CSV (UTF-8).") from error
     reader, columns, _ = read_rows(lines, path, LabelError)
-    lacking = [name for name in ("slide_id", "label") if name not in columns]
+    place = {name: named(columns, name) for name in ("slide_id", "label", "split", "patient")}
+    lacking = [name for name in ("slide_id", "label") if place[name] not in columns]
     if lacking:
         raise LabelError(
             f"{path}: no column {' and '.join(lacking)}; expected slide_id,label[,split][,patient]"
             f", found {', '.join(columns) or 'nothing'}."
         )
-    names = ("slide_id", "label", "split", "patient")
     rows, incomplete = [], []
     for row in reader:
-        cells = {name: (row.get(name) or "").strip() for name in names}
+        cells = {name: (row.get(column) or "").strip() for name, column in place.items()}
         if not any(cells.values()):
             continue  # what spreadsheets leave below a table
         rows.append(cells)
@@ -365,6 +375,9 @@ def _cells(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
     _refuse(path, (incomplete, "rows without slide_id or label"))
+    if all(_FLOAT.fullmatch(row["label"]) for row in rows):
+        for row in rows:
+            row["label"] = row["label"].partition(".")[0]
     return rows
 
 

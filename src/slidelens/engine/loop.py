@@ -332,7 +332,8 @@ class TrainLoop:
         if len(self.model.classes) == 2:
             labels = [label for label, _, _ in scores.values()]
             positive = [probs[1] for _, _, probs in scores.values()]
-            self.threshold = threshold_of_max_accuracy(labels, positive)
+            if len(set(labels)) == 2:  # else any threshold is as good as any other
+                self.threshold = threshold_of_max_accuracy(labels, positive)
         self.metrics = {
             "split": "tune",
             "slides": total,

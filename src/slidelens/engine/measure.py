@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from slidelens.engine import metrics
-from slidelens.engine.intervals import Interval, bootstrap, enough, percentile_interval, wilson
+from slidelens.engine.intervals import (
+    Interval,
+    bootstrap,
+    bootstrap_share,
+    enough,
+    percentile_interval,
+    wilson,
+)
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:
@@ -48,7 +55,7 @@ _SENTENCE = {
     "argmax": "no threshold: the most probable class",
 }
 _NO_CASE = "a class has no case"
-_FEW = "fewer than half of the resamples hold every class, or all slides are of one patient"
+_FEW = "a class is of one patient or slide, or fewer than half of the resamples hold every class"
 _WHY = {
     "auc": _NO_CASE,
     "auc_ci": _FEW,
@@ -62,7 +69,7 @@ _WHY = {
     "kappa": "labels and predictions are all of one class",
     "quadratic_weighted_kappa": "labels and predictions are all of one class",
 }
-_CLUSTERED = "slides of one patient are not independent; see patients"
+_CLUSTERED = "resamples of patients have no spread: the share is 0 or 1, or all are one patient's"
 
 
 class Rule(NamedTuple):
@@ -150,7 +157,7 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     onehot = cases.labels[:, None] == np.arange(n_classes)
     scores = cases.probabilities
     if n_classes == 2:
-        figures, predictions = _binary(cases, rule, resampling.level)
+        figures, predictions = _binary(cases, rule, resampling)
         quality = metrics.calibration(onehot[:, 1], scores[:, 1])
         figures["brier"] = metrics.brier(onehot[:, 1], scores[:, 1])
         columns = slice(1, 2)
@@ -168,7 +175,9 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     figures["kappa"] = metrics.kappa(confusion)
     figures["quadratic_weighted_kappa"] = metrics.kappa(confusion, quadratic=True)
     figures["confusion"] = confusion
-    figures["accuracy_ci"] = _accuracy_interval(cases, confusion, resampling.level)
+    right, every = predictions == cases.labels, np.ones(len(predictions), bool)
+    figures["accuracy_ci"] = _share_interval(cases, right, every, resampling)
+    figures["rates_interval"] = "bootstrap" if cases.clustered else "Wilson"
     return Measured(_told(figures), predictions, calibration=quality, **curves)
 
 
@@ -226,20 +235,22 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
     return figures
 
 
-def _binary(cases: Cases, rule: Rule, level: float) -> tuple[dict[str, Any], NDArray[np.int64]]:
+def _binary(
+    cases: Cases, rule: Rule, resampling: Resampling
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
     positive, scores = cases.labels == 1, cases.probabilities[:, 1]
     calls = call(cases, rule)
     assert calls.threshold is not None
     point = metrics.at_threshold(positive, scores, calls.threshold)
-    clustered = _clustered(cases)
+    called = calls.predictions == 1
     figures: dict[str, Any] = {
         "n_positive": int(positive.sum()),
         "threshold": calls.threshold,
         "threshold_source": calls.source,
         "threshold_rule": calls.rule,
         **_rates(point),
-        "sensitivity_ci": None if clustered else wilson(point.tp, point.tp + point.fn, level),
-        "specificity_ci": None if clustered else wilson(point.tn, point.tn + point.fp, level),
+        "sensitivity_ci": _share_interval(cases, called, positive, resampling),
+        "specificity_ci": _share_interval(cases, ~called, ~positive, resampling),
         "operating_points": _points(cases),
     }
     return figures, calls.predictions
@@ -354,15 +365,22 @@ def _rates(point: OperatingPoint) -> dict[str, Any]:
     return {name: getattr(point, name) for name in names}
 
 
-def _clustered(cases: Cases) -> bool:
-    patients = cases.patients
-    return patients is not None and len(set(patients.tolist())) < len(patients)
+def _share_interval(
+    cases: Cases, counted: NDArray[np.bool_], of: NDArray[np.bool_], resampling: Resampling
+) -> Interval | None:
+    """Return the interval of a share of cases, ``(n,)`` each; None where patients give none.
 
-
-def _accuracy_interval(cases: Cases, confusion: NDArray[np.int64], level: float) -> Interval | None:
-    if _clustered(cases):
+    A share of 0 or 1 is that in every resample.
+    """
+    successes, n = int((counted & of).sum()), int(of.sum())
+    if not cases.clustered:
+        return wilson(successes, n, resampling.level)
+    if successes in (0, n):
         return None
-    return wilson(int(np.trace(confusion)), int(confusion.sum()), level)
+    size, seed, level = resampling
+    drawn = bootstrap_share(counted, of, groups=cases.patients, resamples=size, seed=seed)
+    found = percentile_interval(drawn, level)
+    return None if isnan(found.low) else found
 
 
 def _told(figures: dict[str, Any]) -> dict[str, Any]:

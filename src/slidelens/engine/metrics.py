@@ -177,10 +177,10 @@ def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Oper
 def threshold_of_max_accuracy(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the threshold of highest accuracy on these cases, as in the streaming paper.
 
-    Of several, the most sensitive is taken. It lies halfway between two scores, so that rounding a
-    score does not move it over. Where calling nothing positive is best, it lies just above the
-    highest score, if that is below 1: there is no threshold of a probability above 1. On the cases
-    it was chosen on, accuracy is optimistic.
+    Of several, the most sensitive is taken. It lies halfway between two scores, or between the last
+    one and 0 or 1, so that rounding a score does not move it over. Calling nothing positive is left
+    out where a score is 1: there is no threshold of a probability above. On the cases it was chosen
+    on, accuracy is optimistic.
 
     Raises
     ------
@@ -298,14 +298,17 @@ def _steps(
 
 
 def _halfway(thresholds: NDArray[np.float64], k: int) -> float:
-    """Return a threshold that calls exactly the first ``k`` distinct scores positive."""
-    if k == len(thresholds) - 1:
-        return float(thresholds[k])
-    if k == 0:
-        return float(np.nextafter(thresholds[1], np.inf))
-    upper, lower = float(thresholds[k]), float(thresholds[k + 1])
+    """Return a threshold that calls exactly the first ``k`` distinct scores positive.
+
+    It lies halfway between two of them, or between the last and what probabilities end at.
+    """
+    last = k == len(thresholds) - 1
+    upper = float(thresholds[k]) if k else max(1.0, float(thresholds[1]))
+    lower = min(0.0, upper) if last else float(thresholds[k + 1])
     middle = lower + (upper - lower) / 2
-    return middle if middle > lower else upper  # neighbouring floats have nothing in between
+    if middle > lower:
+        return middle
+    return upper if k else float(np.nextafter(lower, np.inf))  # neighbours: nothing is in between
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -99,9 +100,25 @@ class Cases:
         return np.array([number[key] for key in keys])
 
     @property
-    def one_patient(self) -> bool:
-        """Whether all slides are of one patient, who says nothing of how patients differ."""
-        return self.patients is not None and not self.patients.any()
+    def unit(self) -> str:
+        """What is independent of others: ``patient``, or ``slide`` where no patient is named."""
+        return "slide" if self.patients is None else "patient"
+
+    @property
+    def clustered(self) -> bool:
+        """Whether some slides share a patient."""
+        return self.patients is not None and len(np.unique(self.patients)) < len(self.rows)
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """``(n,)``: which cases are not independent: numbers of patients, or of slides."""
+        return np.arange(len(self.rows)) if self.patients is None else self.patients
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """``(C,)``: how many patients (or slides) have a case of each class."""
+        classes = range(self.probabilities.shape[1])
+        return np.array([len(np.unique(self.groups[self.labels == k])) for k in classes])
 
     def subset(self, ids: Sequence[str]) -> Cases:
         """Return the cases of these slides, in this order."""
@@ -223,11 +240,11 @@ def _model_faults(name: str, found: Sequence[tuple[Path, ResultFile]]) -> list[s
     ]
     stated: tuple[tuple[str, Iterable[object]], ...] = (
         ("classes", (", ".join(c.probabilities) for _, c in found)),
-        ("weights (sha256)", (c.model.sha256 for _, c in found)),
-        ("thresholds", (c.model.threshold for _, c in found)),
+        ("weights (sha256)", (c.model.sha256 or "not stated" for _, c in found)),
+        ("thresholds", ("none" if (t := c.model.threshold) is None else t for _, c in found)),
     )
     for what, values in stated:
-        unlike = sorted({str(value) for value in values if value is not None})
+        unlike = sorted({str(value) for value in values})
         if len(unlike) > 1:
             faults.append(
                 f"model {name}: results of unlike {what} ({' | '.join(unlike)}), so of several "
@@ -258,9 +275,10 @@ def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
 def _result_ids(table: LabelTable, known: set[str]) -> dict[str, str]:
     """Return the id of results that each id of the table means: itself, or without extension."""
     ids = {}
+    composed = {normalize("NFC", name): name for name in known}  # older results may have others
     for given in (row.slide_id for row in table.rows):
-        stem = id_of_name(given)
-        ids[given] = stem if given not in known and stem in known else given
+        names = (given, id_of_name(given), composed.get(normalize("NFC", id_of_name(given))))
+        ids[given] = next((name for name in names if name in known), None) or given
     rows_of: dict[str, list[str]] = defaultdict(list)
     for given, meant in ids.items():
         rows_of[meant].append(given)

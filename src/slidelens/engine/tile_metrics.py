@@ -50,11 +50,14 @@ class AnnotatedSlides(NamedTuple):
 
 
 class _Truth(NamedTuple):
-    """Tiles of all slides of one class: truth, scores and slide number, each ``(T,)``."""
+    """Tiles of all slides of one class: truth, scores and whose they are, each ``(T,)``.
+
+    ``group`` is the number of the patient, or of the slide where it names none.
+    """
 
     positive: NDArray[np.bool_]
     scores: NDArray[np.float64]
-    slide: NDArray[np.int64]
+    group: NDArray[np.int64]
 
 
 def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -> AnnotatedSlides:
@@ -100,7 +103,8 @@ def measure_tiles(
     A tile is positive if annotations cover at least ``overlap`` of it. Slides of the first class
     need no annotations: all their tiles are negative. Slides of other classes without annotations
     that count, and results without tile probabilities, are left out and named. Of a tile at the
-    border, what lies in the slide counts. The interval counts tiles of one slide as dependent
+    border, what lies in the slide counts. The interval counts tiles of one patient (or slide, where
+    no patient is named) as dependent
     (:func:`slidelens.engine.intervals.delong`).
     """
     classes = cases.scored.classes
@@ -197,8 +201,9 @@ def _truth(
     cases: Cases, tables: Mapping[str, Tiles], annotated: AnnotatedSlides, k: int, overlap: float
 ) -> _Truth:
     name = cases.scored.classes[k]
-    positive, scores, slide = [], [], []
-    for number, (slide_id, table) in enumerate(tables.items()):
+    positive, scores, group = [], [], []
+    of_slide = dict(zip(cases.ids, cases.groups.tolist(), strict=True))
+    for slide_id, table in tables.items():
         found = _counting(annotated, slide_id, cases.scored.classes)
         if annotated.by_label:
             found = [a for a in found if a.label.casefold() == name.casefold()]
@@ -209,8 +214,8 @@ def _truth(
         # Areas are exact to rounding: a tile that is half covered must not fall by 1e-16.
         positive.append(covered >= overlap - 1e-9)
         scores.append(values[scored])
-        slide.append(np.full(len(covered), number))
-    return _Truth(np.concatenate(positive), np.concatenate(scores), np.concatenate(slide))
+        group.append(np.full(len(covered), of_slide[slide_id]))
+    return _Truth(np.concatenate(positive), np.concatenate(scores), np.concatenate(group))
 
 
 def _figures(truth: _Truth, level: float) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def _figures(truth: _Truth, level: float) -> dict[str, Any]:
     if not 0 < n_positive < n:
         reason = {"auc": "no positive tile" if not n_positive else "no negative tile"}
         return {**counts, "auc": None, "auc_ci": None, "pr_auc": None, "undefined": reason}
-    area = delong(truth.positive, truth.scores, groups=truth.slide)
+    area = delong(truth.positive, truth.scores, groups=truth.group)
     figures = {
         **counts,
         "auc": float(area.auc[0]),
@@ -227,6 +232,6 @@ def _figures(truth: _Truth, level: float) -> dict[str, Any]:
         "pr_auc": metrics.pr_auc(truth.positive, truth.scores),
     }
     if np.isnan(area.covariance).any():
-        why = "a class lies on fewer than two slides"
+        why = "a class is of fewer than two patients or slides"
         figures |= {"auc_ci": None, "undefined": {"auc_ci": why}}
     return figures

@@ -75,6 +75,8 @@ def train(
         :meth:`~slidelens.engine.loop.TrainLoop.run`; slides that cannot be used are listed all at
         once, before training.
     """
+    if options.get("epochs") is not None and options["epochs"] < 1:
+        raise ModelError(f"epochs must be at least 1, not {options['epochs']}.")
     return _run(plan_training(family_name, slides_dir, labels_csv, out, **options), resume)
 
 
@@ -332,7 +334,10 @@ def _classes_told(table: LabelTable) -> str:
     train, tune = len(table.of("train")), len(table.of("tune"))
     positive = f" (positive: {table.classes[1]})" if len(table.classes) == 2 else ""
     slides = f"{train} slides to learn from, {tune} to tune"
-    return f"{len(table.classes)} classes: {counts}{positive}; {slides}"
+    without = {*range(len(table.classes))} - {row.label for row in table.of("tune")}
+    lacking = ", ".join(table.classes[label] for label in sorted(without))
+    warned = f" (none of class {lacking}: no AUC, and no threshold is chosen)" if lacking else ""
+    return f"{len(table.classes)} classes: {counts}{positive}; {slides}{warned}"
 
 
 def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         )
     decisions = store.decisions(options.reviewer)
     errors = list_errors(saved, rules)
-    names = slide_pseudonyms(saved.labels)
+    names = slide_pseudonyms(saved)
     people = reviewer_pseudonyms(everyone)
     if options.identify:
         names, people = {name: name for name in names}, {name: name for name in people}

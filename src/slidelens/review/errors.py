@@ -46,6 +46,8 @@ class Verdict(NamedTuple):
         Who calls it what.
     score
         Probability of the class that the error is about (the positive one of two).
+    certainty
+        Probability of the class that it is called.
     margin
         Distance of the score from the threshold; with more than two classes, of the two highest
         probabilities from each other.
@@ -59,6 +61,7 @@ class Verdict(NamedTuple):
     model: str
     predicted: str
     score: float
+    certainty: float
     margin: float
     right: bool
     confident: bool
@@ -240,13 +243,20 @@ class _Said(NamedTuple):
     label: str
     predicted: str
     probabilities: NDArray[np.float64]
+    certainty: float
     margin: float
     confident: bool
 
     def about(self, target: int) -> Verdict:
-        score = float(self.probabilities[target])
-        right = self.label == self.predicted
-        return Verdict(self.model, self.predicted, score, self.margin, right, self.confident)
+        return Verdict(
+            self.model,
+            self.predicted,
+            float(self.probabilities[target]),
+            self.certainty,
+            self.margin,
+            self.label == self.predicted,
+            self.confident,
+        )
 
 
 def _read(evaluation: str | Path | SavedEvaluation) -> SavedEvaluation:
@@ -264,13 +274,15 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     for name, one in saved.cases.items():
         called = calls[name].predictions
         margins = _margins(one.probabilities, calls[name].threshold)
-        sure = one.probabilities[np.arange(len(called)), called] >= _usual(one)[called] - _TIE
+        certainty = one.probabilities[np.arange(len(called)), called]
+        sure = certainty >= _usual(one)[called] - _TIE
         for i, row in enumerate(one.rows):
             said = _Said(
                 name,
                 saved.classes[row.label],
                 saved.classes[called[i]],
                 one.probabilities[i],
+                float(certainty[i]),
                 float(margins[i]),
                 bool(sure[i]),
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from slidelens.engine.evaluate import FILES
+from slidelens.engine.evaluate import FILES, numbered
 from slidelens.engine.labels import LabelledSlide
 from slidelens.engine.measure import Rule, RuleKind
 from slidelens.engine.scores import Cases, Scored
@@ -73,6 +73,12 @@ class SavedEvaluation:
     def patients(self) -> dict[str, str | None]:
         """Slide id to patient."""
         return {row.slide_id: row.patient for one in self.cases.values() for row in one.rows}
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Slide id to its number in reports."""
+        given = self.record.get("numbers", {})
+        return given if self.labels.keys() <= given.keys() else numbered(self.labels)
 
     @property
     def labels_table(self) -> Path:

@@ -16,7 +16,7 @@ from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
 from slidelens.slide.base import id_of_name
-from slidelens.tables import read_rows
+from slidelens.tables import named, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -196,22 +196,23 @@ def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
 
 def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
     """Replace labels in a table, each written as there: as class name or as index."""
-    lines = original.splitlines(keepends=True)
-    rows, columns, separator = read_rows(lines, saved.labels_table, LabelError)
+    lines = io.StringIO(original, newline=None).readlines()
+    _, columns, separator = read_rows(lines, saved.labels_table, LabelError)
+    # Cell by cell: columns without a name, and cells behind the last one, stay as they are.
+    where, what = (columns.index(named(columns, name)) for name in ("slide_id", "label"))
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter=separator, lineterminator="\n")
-    writer.writeheader()
-    found = set()
-    for row in rows:
-        kept = {name: row[name] or "" for name in columns}
-        given = kept["slide_id"].strip()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    names, found = {name.casefold() for name in saved.classes}, set()
+    for number, cells in enumerate(rows):
+        given = cells[where].strip() if number and len(cells) > max(where, what) else ""
         meant = given if given in saved.labels else id_of_name(given)
         if meant in changed:
             found.add(meant)
-            by_name = kept["label"].strip() in saved.classes
+            by_name = cells[what].strip().casefold() in names
             new = changed[meant]
-            kept["label"] = new if by_name else str(saved.classes.index(new))
-        writer.writerow(kept)
+            cells[what] = new if by_name else str(saved.classes.index(new))
+        writer.writerow(cells)
     lost = sorted(changed.keys() - found)
     if lost:
         raise LabelError(f"the labels table has no row of {', '.join(lost)}; evaluate again.")

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from slidelens.review.evaluation import SavedEvaluation
+
 __all__ = ["reviewer_pseudonyms", "slide_pseudonyms"]
 
 
-def slide_pseudonyms(ids: Iterable[str]) -> dict[str, str]:
-    """Call slides ``S-001``, ``S-002``, ... in an order that tells nothing of their ids.
+def slide_pseudonyms(saved: SavedEvaluation) -> dict[str, str]:
+    """Call slides ``S-001``, ``S-002``, ... by the numbers that the evaluation gave them.
 
-    The same slides always get the same numbers, so whoever holds the evaluation can tell which
-    slide is meant (``slidelens review EVAL_DIR list``); a reader who does not know the ids cannot.
-    Where an id begins so itself, they are called ``SS-001``, ...: no name may be another's id.
+    These tell nothing of the ids, and stay when the folder is evaluated again, so that a report
+    still means the same slides. Whoever holds the evaluation can tell which slide is meant
+    (``slidelens review EVAL_DIR list``). Where an id begins so itself, they are called ``SS-001``,
+    ...: no name may be another's id.
     """
-    order = sorted(set(ids), key=lambda name: sha256(name.encode()).digest())
-    width, letters = max(3, len(str(len(order)))), "S"
-    while any(name.upper().startswith(f"{letters}-") for name in order):
+    numbers, letters = saved.numbers, "S"
+    while any(name.upper().startswith(f"{letters}-") for name in numbers):
         letters += "S"
-    return {name: f"{letters}-{number:0{width}}" for number, name in enumerate(order, 1)}
+    return {name: f"{letters}-{numbers[name]:03}" for name in saved.labels}
 
 
 def reviewer_pseudonyms(names: Iterable[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.evaluation_tables import intervals_note
 from slidelens.engine.last_run import named_failed
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import atomic_file, make_scratch, remove_scratch
@@ -212,6 +213,9 @@ class _Document:
             css=Markup(css),  # noqa: S704  # our own file
             script=Markup(script),  # noqa: S704  # our own file
             level=self._level,
+            intervals=intervals_note(
+                next(iter(content.measured.values())).figures, content.saved.positive, self._level
+            ),
             plots=self._plots,
             suspects=[case for case in content.cases if case.suspect],
             special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Self
+from unicodedata import normalize
 
 import numpy as np
 
@@ -103,10 +105,10 @@ class Slide:
         SlideError
             The file cannot be decoded, or the slide is closed.
         ValueError
-            An empty box or a resolution that is not above zero.
+            An empty or endless box, or a resolution that is not above zero.
         """
-        if not (box.w > 0 and box.h > 0):
-            raise ValueError(f"a box must be wider and higher than 0 px, not {box}")
+        if not (box.w > 0 and box.h > 0 and all(map(isfinite, box))):
+            raise ValueError(f"a box must be finite, wider and higher than 0 px, not {box}")
         step_x, step_y = self._steps(mpp)
         n_x, n_y = max(1, round(box.w / step_x)), max(1, round(box.h / step_y))
         index = self._level_for(step_x, step_y)
@@ -138,8 +140,17 @@ class Slide:
             Index into :attr:`levels`.
         x, y, w, h
             In pixels of that level.
+
+        Raises
+        ------
+        ValueError
+            No such level, or an empty box.
         """
         self._check_open()
+        if not 0 <= level < len(self.levels):
+            raise ValueError(f"no level {level}: {self.id} has levels 0 to {len(self.levels) - 1}")
+        if w < 1 or h < 1:
+            raise ValueError(f"a box must be wider and higher than 0 px, not {w} x {h}")
         width, height = self.levels[level].size
         x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
         whole = (x0, y0, x1, y1) == (x, y, x + w, y + h)
@@ -151,7 +162,15 @@ class Slide:
         return out
 
     def thumbnail(self, max_size: int = 1024) -> NDArray[np.uint8]:
-        """Read the whole slide, ``(H, W, 3)`` uint8 RGB, no side longer than ``max_size`` px."""
+        """Read the whole slide, ``(H, W, 3)`` uint8 RGB, no side longer than ``max_size`` px.
+
+        Raises
+        ------
+        ValueError
+            A ``max_size`` below 1.
+        """
+        if not max_size >= 1:
+            raise ValueError(f"max_size must be at least 1 px, not {max_size}")
         scale = max(1.0, max(self.size) / max_size)
         n_x, n_y = (max(1, round(side / scale)) for side in self.size)
         top = self.pyramid()
@@ -279,13 +298,14 @@ def id_of_name(name: str) -> str:
     ``P1.7`` and ``case.HE`` are themselves.
     """
     stem = slide_id(PurePath(name))
-    return stem if _EXTENSION.search(name) else name
+    return stem if _EXTENSION.search(name) else normalize("NFC", name)
 
 
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
 
-    A DICOM folder keeps its whole name. Bytes that are no text are written out.
+    A DICOM folder keeps its whole name. Bytes that are no text are written out, and letters with
+    marks composed (NFC), which file systems of a Mac take apart.
     """
     name = path.name
     for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
@@ -296,7 +316,7 @@ def slide_id(path: PurePath) -> str:
 
 
 def _as_text(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+    return normalize("NFC", name.encode(errors="backslashreplace").decode())
 
 
 def _is_folder(path: PurePath) -> bool:

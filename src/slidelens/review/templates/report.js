@@ -38,7 +38,7 @@
   const section = document.getElementById("cases");
   const value = (row, column) => row.cells[column].textContent.trim();
   const compare = (a, b) => {
-    const [x, y] = [parseFloat(a), parseFloat(b)];
+    const [x, y] = [Number(a), Number(b)];  // all of it, not what a name such as 2021-03 begins with
     return Number.isNaN(x) || Number.isNaN(y)
       ? a.localeCompare(b, undefined, { numeric: true }) : x - y;
   };
