@@ -294,6 +294,11 @@ def test_more_than_two_classes_are_reported(tmp_path):
     assert (label, kinds) == ("high", "False positive False negative")
     assert "1 wrong call (each a false positive of one class and a false negative" in text_of(page)
     assert sources(page, "fp")["Not reviewed"] == sources(page, "fn")["Not reviewed"] == {"m": 1}
+    text = text_of(page)
+    assert "P(high)P(called)Margin" in "".join(text.split())
+    assert "0.3000.500" in "".join(text.split())
+    assert "nearest to another class" in text
+    assert "rates Wilson. Figures are means over classes, one-vs-rest." in text
 
 
 def test_what_cannot_be_used_is_named(reviewed, evaluation, tmp_path):
