@@ -111,7 +111,7 @@ def outsider(tmp_path_factory):
 
 def test_doctor_has_tried_what_the_page_wrote(outsider):
     said = outsider.said["slidelens doctor"]
-    assert re.search(r"ok +Plugin colour-mil +.*runs and can be trained", said)
+    assert re.search(r"ok +Plugin colour-mil +.*runs; training steps load", said)
     assert re.search(r"ok +Plugin deepzoom ", said)
     assert re.search(r"ok +Plugin top-tiles ", said)
     assert "BROKEN   Plugin" not in said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,11 @@ def test_a_good_plugin_is_found_and_loaded_when_asked_for(site):
         ("FAMILY = 3", "declares no SLIDELENS_API"),
         (good("other", version=99), "written for version 99 .* has 1. Update"),
         ("SLIDELENS_API = 1\nFAMILY = 3", "is a int, expected Family"),
+        (good("other"), "brings a Family that is called 'other'; entry point and name must be"),
+        (
+            "SLIDELENS_API = 1\nfrom slidelens.families.base import Family as FAMILY",
+            "is the class Family, expected an instance of Family",
+        ),
     ],
 )
 def test_a_broken_plugin_is_named_and_the_others_work(site, code, reason, monkeypatch):
@@ -296,8 +303,25 @@ def test_a_name_that_two_packages_claim_is_refused(site):
         sys.path.remove(str(other))
 
 
+def test_the_page_lists_the_names_that_no_field_may_have():
+    from slidelens.cli.fields import _OTHERS
+    from slidelens.cli.train import _train_command
+
+    options = set(signature(_train_command("mil", ())).parameters) - {"fields"}
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    listed = page.partition("are no names of fields:")[2].partition(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == options | _OTHERS
+
+
 def test_train_goes_on_beside_a_broken_plugin(tmp_path):
     install(tmp_path, "raises", "raise RuntimeError('no licence')")
+    install(tmp_path, "trainless", BROKEN["trainless"][1])
+    clash = (
+        good("clash")
+        .replace("pass", "epochs: int = 3")
+        .replace("infer=infer,", "infer=infer, trainer='slidelens.families.mil_train:MilTask',")
+    )
+    install(tmp_path, "clash", clash)
     program = Path(sys.executable).with_name("slidelens")
     done = subprocess.run(
         [program, "train", "--help"],
@@ -310,3 +334,5 @@ def test_train_goes_on_beside_a_broken_plugin(tmp_path):
     assert done.returncode == 0
     assert "mil " in done.stdout
     assert "warning: plugin 'raises'" in done.stderr
+    assert "warning: the training steps of plugin 'trainless'" in done.stderr
+    assert "has options of that name for: epochs. Its maker must choose other" in done.stderr

@@ -31,6 +31,7 @@ __all__ = [
     "make_scratch",
     "names_folder",
     "remove_scratch",
+    "staged",
     "staged_folder",
     "write_atomic",
 ]
@@ -77,6 +78,27 @@ def staged_folder(target: Path, holds: Collection[str] | None) -> Iterator[Path]
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # after a plain rename nothing is left here
         _active.discard(staging)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a place of the target's name for a file or folder; it becomes ``target`` at the end.
+
+    What the block leaves beside that place, or writes before it raises, is removed.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = make_scratch(target.parent)
+    try:
+        place = scratch / target.name
+        yield place
+        _sync_tree(scratch)
+        if place.is_file() and not target.is_dir():
+            place.replace(target)
+        else:
+            _publish(place, target)
+    finally:
+        remove_scratch(scratch)
 
 
 def _check_own(target: Path, holds: Collection[str]) -> None:

@@ -6,13 +6,16 @@ point names declares ``SLIDELENS_API``, the version of the extension points that
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from sys import modules
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from slidelens.errors import PluginError
+from slidelens.errors import PluginError, SlideLensError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +26,7 @@ API_VERSION = 1
 """Of the extension points; it grows when plugins written for the one before must change."""
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
@@ -103,6 +107,36 @@ class Registry(Generic[T]):
                 reasons[name] = str(error)
         return reasons
 
+    @contextmanager
+    def blaming(
+        self, name: str, doing: str, kind: type[SlideLensError] = PluginError
+    ) -> Iterator[None]:
+        """Name the plugin whose code runs in the block, if it fails; a built-in is left alone.
+
+        Errors that slidelens raises on purpose pass, and so does a lack of memory. The traceback
+        goes to the log, at level debug.
+
+        Parameters
+        ----------
+        name, doing
+            Of the plugin, and what it failed to do ("to write x", "on x").
+        kind
+            Of the error to raise.
+        """
+        try:
+            yield
+        except (SlideLensError, MemoryError):
+            raise
+        except Exception as error:  # reason: a plugin may raise anything
+            if name not in self._plugins or type(error).__name__ == "OutOfMemoryError":  # torch's
+                raise
+            log.debug("plugin %r", name, exc_info=error)
+            why = " ".join(str(error).split()).rstrip(".")
+            raise kind(
+                f"plugin {name!r} (group {self.group}) failed {doing}: {type(error).__name__}: "
+                f"{why}."
+            ) from error
+
     def _load(self, name: str) -> T:
         if name in self._builtins:
             return _resolve(self._builtins[name])  # type: ignore[no-any-return]
@@ -122,6 +156,16 @@ class Registry(Generic[T]):
         kind = _resolve(self._kind)
         if not (isinstance(thing, kind) or (isinstance(thing, type) and issubclass(thing, kind))):
             raise PluginError(f"{where} is a {type(thing).__name__}, expected {kind.__name__}.")
+        if isinstance(thing, type) and not isabstract(kind):
+            raise PluginError(
+                f"{where} is the class {thing.__name__}, expected an instance of {kind.__name__}."
+            )
+        called = getattr(thing, "name", name)
+        if not isinstance(thing, type) and called != name:
+            raise PluginError(
+                f"{where} brings a {kind.__name__} that is called {called!r}; entry point and name "
+                "must be the same."
+            )
         return thing  # type: ignore[return-value]
 
     def _where(self, name: str) -> str:

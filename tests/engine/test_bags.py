@@ -223,6 +223,12 @@ def test_a_slide_without_tissue_has_an_empty_bag(tmp_path):
         assert len(bag.vectors) == 0
 
 
+def test_vectors_of_another_shape_are_told(tmp_path, slides):
+    encoder = replace(_encoder(), encode=lambda images: images.float().mean((2, 3))[None])
+    with pytest.raises(ValueError, match=r"shape \(1, \d+, 3\) for \d+ tiles, expected a vector"):
+        _get(tmp_path, slides / "s1.tif", encoder)
+
+
 def test_vectors_too_large_for_fp16_are_told(tmp_path, slides):
     def large(images):
         return torch.full((len(images), 2), 1e5)

@@ -111,6 +111,27 @@ def test_a_slide_that_fails_while_it_is_read(tiny, tmp_path, monkeypatch, caplog
     assert "decoder crashed" in outcomes[1].error
 
 
+def test_a_slide_that_cannot_be_closed_does_not_end_the_cohort(tiny, tmp_path, monkeypatch, caplog):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)]
+    monkeypatch.setattr(sl.Slide, "close", lambda self: 1 / 0)
+    assert [o.status for o in run(slides, [tiny], tmp_path / "out")] == ["done", "done"]
+    assert "s0.tif: cannot be closed (ZeroDivisionError: division by zero)" in caplog.text
+
+
+def test_one_path_and_one_model_need_no_list(tiny, tmp_path):
+    save_model(tiny, tmp_path / "m")
+    write_slide(tmp_path / "slides", "s0.tif")
+    for slides, model in ((tmp_path / "slides", tiny), (str(tmp_path / "slides"), tmp_path / "m")):
+        (outcome,) = run(slides, model, tmp_path / "out")
+        assert (outcome.slide_id, outcome.error) == ("s0", "")
+
+
+def test_an_option_that_no_run_takes_is_refused_before_anything_runs(tiny, tmp_path):
+    slide = write_slide(tmp_path, "s0.tif")
+    with pytest.raises(ValueError, match="precision is 'fp16'"):
+        predict_cohort([slide], [tiny], tmp_path / "out", precision="fp16")
+
+
 def test_an_unforeseen_error_goes_to_the_log_with_its_traceback(
     tiny, tmp_path, monkeypatch, caplog
 ):

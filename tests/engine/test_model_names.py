@@ -55,7 +55,8 @@ def test_a_tuning_split_of_one_class_chooses_no_threshold(tmp_path):
     tune = next(i for i, row in enumerate(rows) if "tumour" in row and "tune" in row)
     labels.write_text("\n".join(rows[:tune] + rows[tune + 1 :]) + "\n")
     plan = plan_training(**request(cohort, tmp_path / "m"))
-    assert "(none of class tumour: no AUC, and no threshold is chosen)" in _classes_told(plan.labels)
+    said = _classes_told(plan.labels)
+    assert "(none of class tumour: no AUC, and no threshold is chosen)" in said
     list(train(**request(cohort, tmp_path / "m")))
     assert json.loads((tmp_path / "m" / "model.json").read_text())["threshold"] is None
 

@@ -110,10 +110,17 @@ def test_half_precision_weights_load_as_single(tiny, tmp_path):
         ({"weights_sha256": "0" * 64}, "altered or cut short"),
         ({"family": "nonesuch"}, "unknown model family 'nonesuch'; known families: .*mil"),
         ({"config": {"tile": 16, "tiel": 3}}, "tiel: Extra inputs .* Its fields are: .*tile, mpp"),
-        ({"config": {"tile": -1}}, "tile: Input should be greater"),
+        ({"config": {"tile": -1}, "tile_size": None}, "tile: Input should be greater"),
         ({"classes": ["a", "b", "c"]}, r"head.bias is \(2,\), expected \(3,\)"),
         ({"classes": []}, "model.json is not a valid manifest: classes"),
         ({"mpp": "fine"}, "model.json is not a valid manifest: mpp"),
+        ({"classes": ["a", "a"]}, r"classes: \['a', 'a'\]: expected names, each once"),
+        ({"classes": ["a", " "]}, "classes: .* none of them empty"),
+        ({"schema_version": 9}, r"schema_version: 9 is newer than this slidelens reads \(1\)"),
+        ({"mpp": 0.25}, r"mpp is 0\.25, but config states mpp 1\.0"),
+        ({"tile_size": 512}, "tile_size is 512, but config states tile 16"),
+        ({"normalisation": {"std": [1, 0, 1]}}, r"normalisation\.std\.1: .* greater than 0"),
+        ({"normalisation": {"mean": [123, 0, 0]}}, r"normalisation\.mean\.0: .* equal to 1"),
     ],
 )
 def test_broken_manifest_says_what_is_wrong(tiny, tmp_path, changes, message):
@@ -217,6 +224,19 @@ def test_golden_tensors_hold_stain_normalisation(tmp_path, monkeypatch):
     monkeypatch.setattr(StainNormalizer, "__call__", lambda _, pixels: pixels)
     with pytest.raises(ModelError, match="does not give its golden output"):
         verify(tmp_path / "m")
+
+
+def test_golden_tensors_are_finite(tiny, tmp_path):
+    image = np.zeros((32, 48, 3), np.uint8)
+    with torch.no_grad():
+        tiny.module.head.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"gives probabilities \[nan, nan\].* not finite"):
+        save_model(tiny, tmp_path / "m", golden=image)
+    said, nan = ({"probabilities": torch.full((2,), value)} for value in (0.5, float("nan")))
+    with pytest.raises(ModelError, match="one of the two is not finite"):
+        compare(said, nan, tmp_path / "m")
+    with pytest.raises(ModelError, match=r"m gives probabilities \[nan, nan\]"):
+        compare(nan, nan, tmp_path / "m")
 
 
 def test_golden_tensors_of_another_shape_are_told_by_their_shapes(tmp_path):

@@ -286,6 +286,23 @@ def test_bad_batch_size(tiny):
         Prediction("x", tiny, batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tissue": np.ones((4, 4), bool)}, r"tissue is a ndarray, expected TissueSettings\("),
+        ({"tissue": "otsu"}, r"tissue is a str, .* or TissueMask\(array, affine\)"),
+        ({"precision": "fp16"}, "precision is 'fp16', expected auto, fp32 or bf16"),
+        ({"mpp": 0.25}, r"this one is open: open it with open_slide\(path, mpp="),
+    ],
+)
+def test_what_a_run_would_not_heed_is_refused(tiny, options, message):
+    with (
+        from_array(picture(), mpp=1.0) as slide,
+        pytest.raises((TypeError, ValueError), match=message),
+    ):
+        predict(slide, tiny, **options)
+
+
 def family_with(monkeypatch, infer) -> None:
     monkeypatch.setitem(FAMILIES._loaded, "tiny", replace(tiny_family.FAMILY, infer=infer))
 
@@ -330,6 +347,7 @@ def test_out_of_memory_with_one_tile_says_what_to_do(tiny, monkeypatch):
     [
         ([], "ended with None; expected a SlideScore of 2 probabilities"),
         ([SlideScore((0.5,))], "expected a SlideScore of 2"),
+        ([SlideScore(0.7)], "expected a SlideScore of 2"),
         ([SlideScore((float("nan"), 1.0))], "expected a SlideScore of 2"),
         (
             [Patch("heat", np.zeros((1, 4)), np.zeros((1, 2), np.float32))],

@@ -181,6 +181,11 @@ def test_a_finished_model_is_not_overwritten(cohort, reference):
             train(**request(cohort, reference[0]), resume=resume)
 
 
+def test_no_epochs_are_no_training(cohort, tmp_path):
+    with pytest.raises(ModelError, match=r"epochs must be at least 1, not 0\."):
+        train(**request(cohort, tmp_path / "m", epochs=0))
+
+
 def test_a_loss_that_is_not_finite_names_the_slide_and_keeps_the_checkpoint(cohort, tmp_path):
     out = tmp_path / "nan"
     stages = json.dumps(

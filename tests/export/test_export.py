@@ -6,6 +6,7 @@ import csv
 import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import tifffile
 import zarr
 from ome_zarr_models.v05.image import Image
 
-from slidelens.errors import ResultError
+from slidelens.errors import PluginError, ResultError
 from slidelens.export import EXPORTERS, Exporter, export_result
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
@@ -148,6 +149,34 @@ def test_plugins_add_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(EXPORTERS.__dict__, "_installed", {"shout": [entry]})
     monkeypatch.delitem(EXPORTERS.__dict__, "_plugins", raising=False)
     assert export_result(BARE, "shout", tmp_path).read_text() == "BARE"
+
+
+def _half(result: Result, path: Path) -> None:
+    path.write_text("half")
+    path.with_suffix(".log").write_text("died")
+    raise RuntimeError("died in the middle")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda r, p: None, r"'bad' wrote nothing at bare\.txt; expected a file"),
+        (lambda r, p: p.mkdir(), r"'bad' wrote a folder at bare\.txt; expected a file"),
+        (_half, r"'bad' .* failed to write .*bare\.txt: RuntimeError: died in the middle"),
+    ],
+)
+def test_what_a_plugin_wrote_by_halves_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, message: str
+) -> None:
+    entry = EntryPoint("bad", "anywhere:BAD", EXPORTERS.group)
+    monkeypatch.setitem(EXPORTERS.__dict__, "_installed", {"bad": [entry]})
+    monkeypatch.delitem(EXPORTERS.__dict__, "_plugins", raising=False)
+    monkeypatch.setitem(EXPORTERS._loaded, "bad", Exporter("bad", "Fails.", ".txt", write))
+    (tmp_path / "bare.txt").write_text("work of another day")
+    with pytest.raises(PluginError, match=message):
+        export_result(BARE, "bad", tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.txt"]
+    assert (tmp_path / "bare.txt").read_text() == "work of another day"
 
 
 SHOUT = Exporter(

@@ -63,6 +63,62 @@ def test_a_plugin_adds_a_backend(toy):
         assert (slide.mpp, slide.mpp_source) == ((0.5, 0.5), "objective power 20x")
 
 
+def test_a_plugin_that_fails_is_named(toy, monkeypatch):
+    def broken(**members):
+        fresh = type("Broken", (ToyReader,), members)
+        monkeypatch.setitem(opening.READERS._loaded, "toy", fresh)
+
+    def states(**facts):
+        return lambda self, path: setattr(self, "facts", Facts(**facts))
+
+    two = levels_of([(9, 8), (3, 2)])
+    for init, reason in (
+        (lambda self, path: {}["sizes"], "KeyError: 'sizes'"),
+        (lambda self, path: None, "AttributeError: .*'facts'"),
+        (states(levels=()), "expected one Level or more"),
+        (states(levels=((9, 8),)), "expected one Level or more"),
+        (states(levels=two[::-1]), "expected the finest first"),
+        (states(levels=two, mpp=0.5), r"facts\.mpp is 0\.5, expected Mpp"),
+    ):
+        broken(__init__=init)
+        with pytest.raises(
+            SlideError, match=rf"plugin 'toy' .* failed on .*slide\.toy: .*{reason}"
+        ):
+            open_slide(toy)
+    for read, reason in (
+        (lambda self, *box: 1 / 0, "ZeroDivisionError"),
+        (lambda self, *box: None, r"gave object pixels of shape \(\)"),
+        (lambda self, *box: np.zeros((8, 9, 4), np.uint8), r"shape \(8, 9, 4\), expected uint8"),
+    ):
+        broken(read=read)
+        with open_slide(toy) as slide, pytest.raises(SlideError, match=rf"'toy' .*{reason}"):
+            slide.read(Box(0, 0, 9, 8))
+    broken(close=lambda self: 1 / 0)
+    slide = open_slide(toy)
+    with pytest.raises(SlideError, match=r"'toy' .*ZeroDivisionError"):
+        slide.close()
+
+
+def test_what_a_plugin_decoded_is_kept(toy, monkeypatch):
+    decoded = []
+
+    class Large(ToyReader):
+        def __init__(self, path):
+            self.pixels = np.random.default_rng(0).integers(0, 255, (700, 1100, 3), np.uint8)
+            self.facts = Facts(levels_of([(1100, 700)]))
+
+        def read(self, level, x, y, w, h):
+            decoded.append((x, y))
+            return self.pixels[y : y + h, x : x + w]
+
+    monkeypatch.setitem(opening.READERS._loaded, "toy", Large)
+    with open_slide(toy) as slide:
+        for x in range(0, 1000, 50):
+            pixels = slide.read(Box(x, 300, 100, 400))
+            assert np.array_equal(pixels, slide._reader._reader.pixels[300:700, x : x + 100])
+    assert sorted(decoded) == [(x, y) for x in (0, 512, 1024) for y in (0, 512)]
+
+
 def test_a_backend_can_be_named_and_must_exist(toy):
     with pytest.raises(SlideError, match="no slide backend 'x'; there are: omezarr, openslide"):
         open_slide(toy, backend="x")

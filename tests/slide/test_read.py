@@ -128,10 +128,27 @@ def test_output_size_is_the_rounded_extent():
     assert SLIDE.read(Box(0, 0, 0.01, 0.01), 0.5).shape == (1, 1, 3)
 
 
-@pytest.mark.parametrize("box", [Box(0, 0, 0, 5), Box(0, 0, 5, -1), Box(0, 0, float("nan"), 1)])
-def test_an_empty_box_is_refused(box):
+@pytest.mark.parametrize("mpp", [None, 0.5])
+@pytest.mark.parametrize(
+    "box",
+    [
+        *(Box(0, 0, 0, 5), Box(0, 0, 5, -1), Box(0, 0, float("nan"), 1)),
+        *(Box(float("nan"), 0, 5, 5), Box(0, 0, float("inf"), 5), Box(0, float("-inf"), 5, 5)),
+    ],
+)
+def test_an_empty_or_endless_box_is_refused(box, mpp):
     with pytest.raises(ValueError, match="wider and higher than 0"):
-        SLIDE.read(box)
+        SLIDE.read(box, mpp)
+
+
+def test_levels_boxes_and_sizes_that_there_are_not_are_refused():
+    for level in (-1, len(SLIDE.levels)):
+        with pytest.raises(ValueError, match=rf"no level {level}: .* has levels 0 to \d"):
+            SLIDE.read_level(level, 0, 0, 4, 4)
+    with pytest.raises(ValueError, match="higher than 0 px, not 4 x 0"):
+        SLIDE.read_level(0, 0, 0, 4, 0)
+    with pytest.raises(ValueError, match="max_size must be at least 1 px, not 0"):
+        SLIDE.thumbnail(0)
 
 
 @pytest.mark.parametrize("mpp", [0, -1, float("nan"), float("inf")])

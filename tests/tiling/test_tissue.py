@@ -87,6 +87,15 @@ def test_a_lattice_has_the_tissue_of_its_boxes(
     assert mask.of_lattice(x, y) == pytest.approx(cells, abs=1e-6 + 1e-6 * cells.max())
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+def test_a_mask_of_numbers_is_tissue_where_it_is_not_zero(kind: type):
+    mask = TissueMask((np.eye(4) * 255).astype(kind), Affine(2.0, 2.0))
+    assert mask.fraction(np.array([[0.0, 0, 8, 8]])).tolist() == [0.25]
+    assert mask.of_lattice(np.array([0.0, 8]), np.array([0.0, 8])).tolist() == [[4.0]]
+    with pytest.raises(ValueError, match=r"is \(h, w\), .* not \(4, 4, 3\)"):
+        TissueMask(np.ones((4, 4, 3), kind), Affine(2.0, 2.0))
+
+
 def test_fraction_of_a_box_without_area_is_nothing():
     mask = TissueMask(np.ones((2, 2), bool), Affine(1, 1))
     assert mask.fraction(np.array([[0.5, 0.5, 0, 1]])).tolist() == [0]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from slidelens.errors import PluginError
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
@@ -15,19 +17,33 @@ if TYPE_CHECKING:
 __all__ = ["given_fields", "parse_assignments", "with_field_options"]
 
 _SIMPLE = (bool, int, float, str)
+_OTHERS = {"help", "json", "set"}
+"""Options whose values have other names in the command."""
 
 
 def with_field_options(
-    function: Callable[..., None], configs: Sequence[type[BaseModel]]
+    function: Callable[..., None], configs: Sequence[type[BaseModel]], family: str
 ) -> Callable[..., None]:
     """Return ``function`` with one option per simple field of ``configs`` behind its own.
 
     An option that is not given arrives as ``None``, so that presets and files keep their say; its
-    help names the default. The function receives them as keyword arguments.
+    help names the default. The function receives them as keyword arguments. ``family`` is whose
+    configurations they are.
+
+    Raises
+    ------
+    PluginError
+        A field that has the name of an option which the command has already.
     """
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in own}
+    taken = {name for config in configs for name in config.model_fields} & (names | _OTHERS)
+    if taken:
+        raise PluginError(
+            f"family {family!r} has fields that `slidelens train` has options of that name for: "
+            f"{', '.join(sorted(taken))}. Its maker must choose other names."
+        )
     added = []
     for config in configs:
         for name, field in config.model_fields.items():

@@ -14,7 +14,7 @@ import typer
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
 from slidelens.cli.options import JsonOption, parse_mpp
 from slidelens.cli.progress import TrainBars
-from slidelens.errors import PluginError
+from slidelens.errors import SlideLensError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -56,13 +56,13 @@ def _add_families(group: typer.Typer) -> None:
     for name in asked or FAMILIES:
         try:
             family = FAMILIES.get(name)
-        except PluginError as error:
+            if family.trainer is None:
+                continue
+            configs = (family.config, task_of(name).training)
+            command = with_field_options(_train_command(name, configs), configs, name)
+        except SlideLensError as error:
             typer.echo(f"warning: {error}", err=True)
             continue
-        if family.trainer is None:
-            continue
-        configs = (family.config, task_of(name).training)
-        command = with_field_options(_train_command(name, configs), configs)
         group.command(
             name,
             help=f"{family.title}. {family.about}",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 import slidelens
+from slidelens.engine.contract import checked_maps, checked_patch, told
 from slidelens.engine.provenance import weights_sha256
-from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
 from slidelens.maps.features import VectorSpool
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
-    from slidelens.families.base import Event, Family, MapKind, MapSpec, Model
+    from slidelens.families.base import Family, MapKind, Model
     from slidelens.maps.run_settings import RunSettings
 
 __all__ = ["Assembly"]
+
+log = logging.getLogger(__name__)
 
 _THRESHOLD = 0.5
 
@@ -45,27 +47,30 @@ class Assembly:
 
     def __init__(self, family: Family[Any], model: Model[Any], view: SlideView) -> None:
         self._model, self._view = model, view
-        self._specs: dict[str, MapSpec] = {
-            spec.name: spec for spec in family.maps(model.config, model.classes)
-        }
+        self._specs = checked_maps(family, model, view.size, view.mpp)
         self._canvases = {
             name: Canvas.create(None, spec, view.size, view.mpp)
             for name, spec in self._specs.items()
         }
+        self._drawn: set[str] = set()
         self._instances: list[Patch] = []
         self._attention: list[Patch] = []
         self._vectors: VectorSpool | None = None
         self._score: SlideScore | None = None
         self._trajectory: Trajectory | None = None
 
-    def add(self, event: Event) -> None:
+    def add(self, event: object) -> None:
         """Take the next event of the family.
 
         Raises
         ------
         ModelError
-            A map that the family did not declare.
+            Something else, an event after the score, a map that the family did not declare, boxes
+            or values that cannot be.
         """
+        if self._score is not None:
+            kind = type(event).__name__
+            raise told(self._model, f"infer gave a {kind} after the SlideScore, which is the last.")
         if isinstance(event, SlideScore):
             self._score = event
             return
@@ -77,17 +82,15 @@ class Assembly:
                 self._vectors = VectorSpool(event.facts)
             self._vectors.add(event.vectors)
             return
-        if event.map not in self._specs:
-            raise ModelError(
-                f"family {self._model.family!r} drew a map {event.map!r}; "
-                f"it declares {', '.join(self._specs)}."
-            )
-        self._canvases[event.map].add(event.boxes, event.values)
-        spec = self._specs[event.map]
+        patch = checked_patch(event, self._specs, self._model, self._view.size)
+        self._canvases[patch.map].add(patch.boxes, patch.values)
+        if np.isfinite(patch.values).any():
+            self._drawn.add(patch.map)
+        spec = self._specs[patch.map]
         if spec.instances:
-            self._instances.append(event)
-        elif spec.kind == "attention" and np.ndim(event.values) == 2:
-            self._attention.append(event)
+            self._instances.append(patch)
+        elif spec.kind == "attention" and patch.values.ndim == 2:
+            self._attention.append(patch)
 
     def peek(self) -> dict[str, Map]:
         """Return the maps as they are now; NaN where nothing was predicted yet."""
@@ -102,6 +105,10 @@ class Assembly:
             The family gave no slide score, or one that is no probability.
         """
         probabilities = self._probabilities()
+        empty = [repr(name) for name in self._specs if name not in self._drawn]
+        if empty and self._view.tissue.fraction(np.array([self._view.region])).any():
+            fault = f"declared maps in which it drew nothing: {', '.join(empty)}."
+            log.warning("%s: %s", self._view.slide.id, told(self._model, fault))
         maps = {name: canvas.finish() for name, canvas in self._canvases.items()}
         return Result(
             _slide_info(self._view),
@@ -134,20 +141,18 @@ class Assembly:
             self._vectors.close()
 
     def _probabilities(self) -> dict[str, float]:
-        classes, score = self._model.classes, self._score
-        if (
-            score is None
-            or len(score.probabilities) != len(classes)
-            or not all(isfinite(p) and -1e-4 <= p <= 1 + 1e-4 for p in score.probabilities)
-        ):
-            raise ModelError(
-                f"model {self._model.name!r} (family {self._model.family!r}) ended with {score}; "
-                f"expected a SlideScore of {len(classes)} probabilities in 0..1."
+        classes, given = self._model.classes, getattr(self._score, "probabilities", ())
+        try:
+            found = tuple(map(float, given))
+        except (TypeError, ValueError):  # no sequence, or not of numbers
+            found = ()
+        if len(found) != len(classes) or not all(-1e-4 <= p <= 1 + 1e-4 for p in found):
+            raise told(
+                self._model,
+                f"infer ended with {self._score}; expected a SlideScore of {len(classes)} "
+                "probabilities in 0..1.",
             )
-        return {
-            name: min(max(p, 0.0), 1.0)
-            for name, p in zip(classes, score.probabilities, strict=True)
-        }
+        return {name: min(max(p, 0.0), 1.0) for name, p in zip(classes, found, strict=True)}
 
     def _tiles(self, maps: dict[str, Map]) -> Tiles | None:
         """Make the table: of the family's patches, else the means of its maps over a grid."""

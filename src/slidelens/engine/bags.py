@@ -139,6 +139,12 @@ class BagCache:
             vectors, seen = np.empty((0, 0), _type(encoder)), 0
             for batch in view.batches(grid, encoder.batch_size):
                 found = encoder.encode(batch.images).float().cpu().numpy()
+                width = vectors.shape[1] if seen else found.shape[-1]
+                if found.shape != (len(batch.boxes), width):
+                    raise ValueError(
+                        f"the encoder gave an array of shape {found.shape} for {len(batch.boxes)} "
+                        "tiles, expected a vector for each, (N, D)"
+                    )
                 if seen == 0:
                     vectors = np.lib.format.open_memmap(
                         staging / _VECTORS,

@@ -58,8 +58,8 @@ class RunOptions(TypedDict, total=False):
 
 
 def predict_cohort(
-    slides: Sequence[str | Path],
-    models: Sequence[Model[Any] | str | Path],
+    slides: Sequence[str | Path] | str | Path,
+    models: Sequence[Model[Any] | str | Path] | Model[Any] | str | Path,
     out: str | Path,
     *,
     device: str | torch.device = "auto",
@@ -79,9 +79,10 @@ def predict_cohort(
     Parameters
     ----------
     slides
-        Paths; the id of each (its name without extension) must be its own.
+        Paths, or one path, of slides and of folders of them; the id of each slide (its name
+        without extension) must be its own.
     models
-        Names, folders or loaded models; loaded once, on ``device``.
+        Names, folders or loaded models, or one of them; loaded once, on ``device``.
     out
         Results folder.
     device, mpp, options, run
@@ -107,7 +108,11 @@ def predict_cohort(
         or two of one name (before anything runs).
     ResultError
         A table that cannot be written; results that may not be replaced (before anything runs).
+    ValueError, TypeError
+        An option that no run takes (before anything runs).
     """
+    slides = [slides] if isinstance(slides, str | Path) else slides
+    models = [models] if isinstance(models, str | Path | Model) else models
     paths = [path for slide in slides for path in _slides_of(Path(slide))]
     _check_ids(paths)
     if isinstance(mpp, Path):
@@ -118,6 +123,7 @@ def predict_cohort(
     ]
     for model in loaded:
         check_bags(model, run.get("bags"))
+        Prediction(paths[0], model, **run).close()  # refuses what no run takes
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(
@@ -161,7 +167,7 @@ class _Cohort:
             finally:
                 for ready in waiting:  # cancelled: nobody else closes the slide that is ready
                     if not ready.cancel() and ready.exception() is None:
-                        ready.result().close()
+                        _close(ready.result())
 
     def _prepare(self, path: Path) -> Slide:
         """Open a slide and find its tissue, unless all its results are there already."""
@@ -173,7 +179,7 @@ class _Cohort:
             ):
                 find_tissue(slide, self._tissue)
         except BaseException:
-            slide.close()
+            _close(slide)
             raise
         return slide
 
@@ -201,9 +207,11 @@ class _Cohort:
             for model in self.models:
                 yield _failure(model, path, error, perf_counter() - start)
             return
-        with slide:
+        try:
             for model in self.models:
                 yield from self._model(slide, model)
+        finally:
+            _close(slide)
 
     def _model(self, slide: Slide, model: Model[Any]) -> Iterator[Progress | Outcome]:
         start = perf_counter()
@@ -223,6 +231,13 @@ class _Cohort:
             run.result.probabilities,
             perf_counter() - start,
         )
+
+
+def _close(slide: Slide) -> None:
+    try:
+        slide.close()
+    except Exception as error:  # noqa: BLE001  # reason: as above; its results are there
+        log.warning("%s: cannot be closed (%s: %s)", slide.path, type(error).__name__, error)
 
 
 def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slidelens.errors import ModelError
-from slidelens.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import Bag, Model
 
-__all__ = ["GOLDEN", "WITHIN", "compare", "read_golden", "replay"]
+__all__ = ["GOLDEN", "WITHIN", "compare", "make_golden", "read_golden", "replay"]
 
 GOLDEN = "golden.safetensors"
 WITHIN = 1e-4
@@ -47,6 +46,21 @@ def read_golden(folder: Path) -> dict[str, torch.Tensor]:
     return kept
 
 
+def make_golden(model: Model[Any], picture: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+    """Run a model, as :func:`replay` does, on ``picture``; return that and the outputs.
+
+    Raises
+    ------
+    ModelError
+        Probabilities that are not finite, such as those of damaged weights.
+    """
+    import torch
+
+    outputs = replay(model, picture)
+    _check_finite(outputs, model.name)
+    return {"input": torch.from_numpy(picture.copy()), **outputs}
+
+
 def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
     """Run a model, in fp32 on the CPU, on one picture at its resolution.
 
@@ -67,6 +81,7 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
     import numpy as np
     import torch
 
+    from slidelens.engine.contract import events_of
     from slidelens.engine.device import evaluating
     from slidelens.engine.loader import SlideView
     from slidelens.families.base import Patch, SlideScore
@@ -85,7 +100,7 @@ def replay(model: Model[Any], image: NDArray[np.uint8]) -> dict[str, torch.Tenso
         ) as view,
         evaluating(torch.device("cpu"), bf16=False),
     ):
-        events = list(FAMILIES.get(model.family).infer(model, view))
+        events = list(events_of(model, view))
     values: dict[str, list[NDArray[np.float32]]] = {}
     outputs: dict[str, torch.Tensor] = {}
     for event in events:
@@ -124,8 +139,10 @@ def compare(
     Raises
     ------
     ModelError
-        Other outputs or shapes, or a deviation above :data:`WITHIN`.
+        Other outputs or shapes, a deviation above :data:`WITHIN`, or probabilities that are not
+        finite.
     """
+    _check_finite(now, folder.name)
     if _shapes(now) != _shapes(kept):
         raise ModelError(
             f"{folder.name} does not give its golden output: {GOLDEN} holds {_shapes(kept)}, the "
@@ -134,11 +151,23 @@ def compare(
     worst = max(float((now[k] - kept[k]).abs().nan_to_num(0.0).max()) for k in kept)
     nans = any(bool((now[k].isnan() != kept[k].isnan()).any()) for k in kept)
     if nans or worst > WITHIN:
+        how = "one of the two is not finite where the other is"
         raise ModelError(
-            f"{folder.name} does not give its golden output: it differs by {worst:.2g} "
-            f"(at most {WITHIN:g} is expected). Weights, family code or torch have changed."
+            f"{folder.name} does not give its golden output: "
+            f"{how if nans else f'it differs by {worst:.2g} (at most {WITHIN:g} is expected)'}. "
+            "Weights, family code or torch have changed."
         )
     return worst
+
+
+def _check_finite(outputs: Mapping[str, torch.Tensor], name: str) -> None:
+    """Refuse probabilities that are none; a map is NaN where its model did not look."""
+    said = outputs.get("probabilities")
+    if said is not None and not bool(said.isfinite().all()):
+        raise ModelError(
+            f"{name} gives probabilities {said.tolist()}, which are not finite: its weights are "
+            "damaged, or its training diverged."
+        )
 
 
 def _shapes(outputs: Mapping[str, torch.Tensor]) -> str:

@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slidelens.engine.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    average_weights,
-)
+from slidelens.engine.checkpoint import Checkpoint, CheckpointStore, average_weights
+from slidelens.engine.contract import check_outcome, known_phase, unlearnt
 from slidelens.engine.history import TUNE_TABLE, History, judge, scores_of, write_scores
 from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.optimiser import make_optimizer, optimizer_state, restore_optimizer
@@ -186,6 +183,7 @@ class TrainLoop:
         for group in self._optimizer.param_groups:
             group["lr"] = group["full_lr"] * slower
         total = self.task.length(self._stage) + len(self.task.data.tune)
+        before = self._at.updates if self._at.done == 0 else -1  # resumed: they may be made
         # Closed however the epoch ends: a task may be reading slides for works that are to come.
         with closing(self._works(epoch)) as works, closing(self.replicas.rounds(works)) as rounds:
             for ready in rounds:
@@ -197,6 +195,8 @@ class TrainLoop:
                 if self._may_save and perf_counter() - self._saved > self._pause:
                     self._save()
                 yield self._progress(work.phase, self._at.done, total, work.slides[0])
+        if self._at.updates == before:
+            raise unlearnt(self.model)
 
     def _works(self, epoch: int) -> Generator[Work]:
         """Yield an epoch's works; closing it closes what the task yields them from."""
@@ -218,7 +218,7 @@ class TrainLoop:
 
     def _do(self, ready: Round, epoch: int) -> None:
         """Do a round of works of one phase: this process its own; all learn every outcome."""
-        phase = ready[0][1].phase
+        phase = known_phase(self.model, ready[0][1])
         training = phase == "train"
         if not training and self._accumulated:
             self._update()  # what is left of an accumulation
@@ -258,6 +258,7 @@ class TrainLoop:
         self.fabric.backward(loss)
 
     def _check(self, work: Work, outcome: Outcome) -> None:
+        check_outcome(self.model, work, outcome)
         bad = [s for s, x in zip(work.slides, outcome.losses, strict=False) if not math.isfinite(x)]
         if bad:
             self._stop(f"the loss of slide {', '.join(dict.fromkeys(bad))} is not a finite number")
@@ -265,10 +266,8 @@ class TrainLoop:
     def _update(self) -> None:
         """Average the gradients over the slides they came from and let the optimiser step."""
         parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
-        self.replicas.sum_gradients(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients:
-            torch._foreach_div_(gradients, float(len(self._accumulated)))
+        if not self.replicas.mean_gradients(parameters, len(self._accumulated)):
+            raise unlearnt(self.model)
         limit = self.config.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm):

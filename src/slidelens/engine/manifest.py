@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slidelens.errors import ModelError
 
@@ -22,8 +22,22 @@ __all__ = [
 MANIFEST, WEIGHTS = "model.json", "weights.safetensors"
 PARTS = {MANIFEST, WEIGHTS, "golden.safetensors", "README.md", "SHA256SUMS"}
 """All that a package may hold."""
+_VERSION = 1
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a folder of results
-_RGB = tuple[float, float, float]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Above = Annotated[float, Field(gt=0)]
+
+
+def _readable(version: int) -> int:
+    if version > _VERSION:
+        raise ValueError(f"{version} is newer than this slidelens reads ({_VERSION}); update it")
+    return version
+
+
+def _names(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
+        raise ValueError(f"{list(classes)}: expected names, each once, none of them empty")
+    return classes
 
 
 class Normalisation(BaseModel):
@@ -31,8 +45,8 @@ class Normalisation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    mean: _RGB = (0.485, 0.456, 0.406)
-    std: _RGB = (0.229, 0.224, 0.225)
+    mean: tuple[_Share, _Share, _Share] = (0.485, 0.456, 0.406)
+    std: tuple[_Above, _Above, _Above] = (0.229, 0.224, 0.225)
 
 
 class Manifest(BaseModel):
@@ -40,11 +54,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    schema_version: int = 1
+    schema_version: Annotated[int, AfterValidator(_readable)] = _VERSION
     name: str = Field(pattern=_NAME)
     family: str
     config: dict[str, Any]
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: Annotated[tuple[str, ...], AfterValidator(_names)] = Field(min_length=1)
     mpp: float = Field(gt=0, description="resolution that the network sees, µm/px")
     tile_size: int | None = Field(None, gt=0, description="side of its tiles, px at mpp")
     normalisation: Normalisation = Normalisation()
@@ -55,6 +69,15 @@ class Manifest(BaseModel):
     licence: str | None = None
     intended_use: str | None = None
     created_with: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Results, lists and cards tell the keys; the network is made by ``config``."""
+        for key, stated, field in (("mpp", self.mpp, "mpp"), ("tile_size", self.tile_size, "tile")):
+            meant = self.config.get(field)
+            if None not in (stated, meant) and stated != meant:
+                raise ValueError(f"{key} is {stated}, but config states {field} {meant}")
+        return self
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -82,5 +105,6 @@ def read_manifest(folder: str | Path) -> Manifest:
 def first_fault(error: ValidationError) -> str:
     """Name the first field that is wrong, and why."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
-    return f"{where}: {first['msg']}"
+    where = ".".join(str(part) for part in first["loc"])
+    why = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {why}" if where else why

@@ -63,7 +63,7 @@ def _family(name: str) -> str:
     if family.trainer is None:
         return "runs"
     task_of(name)
-    return "runs and can be trained"
+    return "runs; training steps load"
 
 
 def _encoder(name: str) -> str:

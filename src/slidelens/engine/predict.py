@@ -9,23 +9,25 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict, get_args
 
 import torch
 
 from slidelens.engine.assemble import Assembly
 from slidelens.engine.bags import bag_file, check_bags, read_bag
+from slidelens.engine.contract import events_of
 from slidelens.engine.detail import check_detail
-from slidelens.engine.device import evaluating, pick_device, uses_bf16
+from slidelens.engine.device import Precision, evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
 from slidelens.engine.heap import PER_READER, HeapTrimmer
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.prediction_table import Outcome, PredictionTable
+from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
@@ -35,9 +37,8 @@ from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Generator, Mapping
 
-    from slidelens.engine.device import Precision
     from slidelens.geometry import Box
     from slidelens.maps.map import Map
     from slidelens.maps.run_settings import RunSettings
@@ -45,33 +46,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "Progress", "predict"]
 
-Stage = Literal["open", "tissue", "infer", "write", "done"]
 log = logging.getLogger(__name__)
 
 _REMEDY = (
     "Use a finer scan, or a model made for coarser images; if the slide states a wrong resolution, "
     "give the right one with --mpp X."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run of ``model`` on ``slide_id`` stands.
-
-    ``stage`` says what it is doing. ``done`` of ``total`` counts tiles (or the family's other
-    steps); ``total`` is 0 before it is known. ``seconds`` have passed since the run began.
-    """
-
-    slide_id: str
-    model: str
-    stage: Stage
-    done: int = 0
-    total: int = 0
-    seconds: float = 0.0
-    eta: float | None = None
-    """Seconds that are left, estimated from the pace so far; ``None`` before there is one."""
-    peek: Callable[[], dict[str, Map]] = field(default=dict, repr=False, compare=False)
-    """The run's :meth:`Prediction.peek`: the maps as they are now."""
 
 
 def predict(
@@ -189,6 +169,18 @@ class Prediction:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}, expected auto, fp32 or bf16")
+        if not isinstance(tissue, TissueSettings | TissueMask | None):
+            raise TypeError(
+                f"tissue is a {type(tissue).__name__}, expected TissueSettings(method=...) or "
+                "TissueMask(array, affine)"
+            )
+        if mpp is not None and isinstance(slide, Slide):
+            raise ValueError(
+                "mpp is for a slide that is given by its path; this one is open: open it with "
+                "open_slide(path, mpp=...)"
+            )
         self.result: Result | None = None
         self.skipped = False
         self._slide, self._given_mpp = slide, mpp
@@ -196,7 +188,7 @@ class Prediction:
         self._out = None if out is None else Path(out)
         self._device, self._precision = device, precision
         self._region = region
-        self._tissue = tissue or TissueSettings()
+        self._tissue = TissueSettings() if tissue is None else tissue
         self._batch_size = batch_size
         self._options = options or {}
         self._bags = bags
@@ -222,7 +214,7 @@ class Prediction:
         return {} if self._assembly is None else self._assembly.peek()
 
     def _run(self) -> Generator[Progress, None, None]:
-        clock = _Clock(self.peek)
+        clock = Clock(self.peek)
         given = self._slide
         model = with_options(self._on_device(self._model), self._options)
         check_bags(model, self._bags)
@@ -270,7 +262,7 @@ class Prediction:
         return {"region": self._region, "precision": self._precision, "tissue": self._tissue}
 
     def _infer(
-        self, slide: Slide, model: Model[Any], clock: _Clock, held: ExitStack
+        self, slide: Slide, model: Model[Any], clock: Clock, held: ExitStack
     ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
         """Run the model; where it does not fit on the GPU, begin again with half the batch."""
         bag = None if self._bag is None else read_bag(self._bag)
@@ -302,7 +294,7 @@ class Prediction:
             torch.cuda.empty_cache()
 
     def _pass(
-        self, view: SlideView, model: Model[Any], clock: _Clock, held: ExitStack
+        self, view: SlideView, model: Model[Any], clock: Clock, held: ExitStack
     ) -> Generator[Progress, None, Assembly]:
         """Pull the family's events through once."""
         family = family_of(model.family)
@@ -312,13 +304,13 @@ class Prediction:
         )
         model.module.eval()
         spent, trim = 0.0, HeapTrimmer(view.readers * PER_READER)
-        events = family.infer(model, view)
+        events, ended = events_of(model, view), object()
         while True:
             start = perf_counter()
             with evaluating(view.device, bf16):
-                event = next(events, None)
+                event = next(events, ended)
             spent += perf_counter() - start
-            if event is None:
+            if event is ended:
                 break
             assembly.add(event)
             trim()
@@ -356,32 +348,6 @@ class _Asked(TypedDict):
     region: Box | None
     precision: Precision
     tissue: TissueSettings | TissueMask
-
-
-class _Clock:
-    """Makes the :class:`Progress` of one run."""
-
-    def __init__(self, peek: Callable[[], dict[str, Map]]) -> None:
-        self._peek = peek
-        self._start = perf_counter()
-        self._inferring: float | None = None
-        self._names = ("", "")
-
-    def seconds(self) -> float:
-        return perf_counter() - self._start
-
-    def name(self, slide_id: str, model: str) -> None:
-        self._names = (slide_id, model)
-
-    def progress(self, stage: Stage, view: SlideView | None = None) -> Progress:
-        now = perf_counter()
-        done, total = (view.done, view.steps) if view else (0, 0)
-        if stage == "tissue":
-            self._inferring = now
-        eta = None
-        if self._inferring is not None and 0 < done <= total:
-            eta = (now - self._inferring) / done * (total - done)
-        return Progress(*self._names, stage, done, total, now - self._start, eta, self._peek)
 
 
 def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:

@@ -98,8 +98,7 @@ class Replicas:
     def share(self, outcome: Outcome | None, works: Round) -> list[Outcome]:
         """Return the outcomes of all works of a round."""
         if self.count == 1:
-            assert outcome is not None
-            return [outcome]
+            return [outcome]  # type: ignore[list-item]  # reason: the caller checks it
         found: list[Any] = [None] * self.count
         # With the generators, the first can save at any time, without asking the others for them.
         distributed.all_gather_object(found, (outcome, random_state()))
@@ -143,6 +142,14 @@ class Replicas:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
+
+    def mean_gradients(self, parameters: Sequence[torch.nn.Parameter], slides: int) -> bool:
+        """Average the gradients of all replicas over ``slides``; say whether there are any."""
+        self.sum_gradients(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, float(slides))
+        return bool(gradients)
 
     def average_statistics(self, module: torch.nn.Module) -> None:
         """Give every replica the mean of their running statistics, all buffers of real numbers.

@@ -15,6 +15,7 @@ import torch
 from slidelens.engine.bags import BagCache, bags_folder, read_bag
 from slidelens.engine.detail import check_detail
 from slidelens.engine.loader import SlideView
+from slidelens.errors import LabelError
 from slidelens.families.base import Batch
 from slidelens.families.training import take
 from slidelens.slide.open import open_slide
@@ -123,7 +124,7 @@ class TrainSlides:
         SlideError
             A file that is no bag.
         """
-        return read_bag(self._files[slide_id])
+        return read_bag(self._file(slide_id))
 
     def annotations(self, slide_id: str) -> Annotations:
         """Read what is drawn on a slide; empty where it has no file.
@@ -150,7 +151,7 @@ class TrainSlides:
         if slide_id in self._open:
             self._open.move_to_end(slide_id)
             return self._open[slide_id]
-        slide = open_slide(self._files[slide_id], mpp=self._mpp)
+        slide = open_slide(self._file(slide_id), mpp=self._mpp)
         try:
             self._check_detail(slide_id, slide)
             stain = self._normalizers.get(slide_id, self._stain)
@@ -165,6 +166,14 @@ class TrainSlides:
         while len(self._open) > _OPEN:
             self._open.popitem(last=False)[1].close()
         return view
+
+    def _file(self, slide_id: str) -> Path:
+        if slide_id not in self._files:
+            raise LabelError(
+                f"no slide {slide_id!r} is trained on: a work must name those of data.train and "
+                "data.tune."
+            )
+        return self._files[slide_id]
 
     def _check_detail(self, slide_id: str, slide: Slide) -> None:
         """Refuse a slide that is far too coarse; say so once of one that is coarse."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from slidelens.errors import LabelError, MissingMppError, ModelError, ResultErro
 from slidelens.families.base import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     import torch
@@ -101,8 +102,11 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
 
 def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
     """Train; of several processes the first one tells how it goes."""
+    from slidelens.engine.contract import blaming
+
     fabric, device = _fabric(plan)
-    with closing(_work(plan, store, fabric, device)) as steps:
+    steps = _work(plan, store, fabric, device)
+    with blaming(plan.family, plan.config, "to train"), closing(steps):
         for step in steps:
             if fabric.global_rank == 0:
                 yield step
@@ -232,17 +236,20 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
     """Build the model with its first weights; tell where they come from."""
     import torch
 
+    from slidelens.engine.contract import build_network, given
+
     classes = plan.labels.classes
     model = Model(
         name=_name_of(plan.out),
         family=plan.family,
         config=plan.config,
         classes=classes,
-        module=family_of(plan.family).build(plan.config, len(classes)),
+        module=build_network(family_of(plan.family), plan.config, len(classes)),
         device=device,
     )
     if plan.from_model is None:
-        origin = task_of(plan.family).initialize(model, plan.weights)
+        first = task_of(plan.family).initialize(model, plan.weights)
+        origin = given("initialize", first, Mapping)
     else:
         base = load_model(plan.from_model, "cpu")
         model.mean, model.std = base.mean, base.std

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.errors import PluginError, ResultError, SlideLensError
-from slidelens.files import names_folder
+from slidelens.files import names_folder, staged
 from slidelens.registry import Registry
 from slidelens.slide.open import is_slide
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from slidelens.maps.result import Result
 
-__all__ = ["EXPORTERS", "Exporter", "export_result", "export_target"]
+__all__ = ["EXPORTERS", "Exporter", "check_written", "export_result", "export_target"]
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,18 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
         No such format, a result without what the format holds, a place that cannot be written, or
         one that is taken.
     PluginError
-        A plugin's exporter that does not load or raises anything else.
+        A plugin's exporter that does not load, raises anything else, or writes something else than
+        it was asked for.
     """
     target = export_target(result, to, path, overwrite=overwrite)
     exporter = EXPORTERS.get(to)
     try:
-        exporter.write(result, target)
+        if to not in EXPORTERS.plugins():
+            exporter.write(result, target)
+        else:
+            with staged(target) as place:  # whole or not at all, whatever the plugin does
+                exporter.write(result, place)
+                check_written(exporter, place)
     except SlideLensError:  # of a slide that cannot be read, too, which is an OSError
         raise
     except OSError as error:
@@ -102,6 +108,17 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
             f"{type(error).__name__}: {error}."
         ) from error
     return target
+
+
+def check_written(exporter: Exporter, path: str | Path) -> None:
+    """Raise a ``PluginError`` where what an exporter wrote at ``path`` is not what it makes."""
+    path = Path(path)
+    if not path.exists() or path.is_dir() != exporter.folder:
+        made = "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
+        raise PluginError(
+            f"exporter {exporter.name!r} wrote {made} at {path.name}; expected "
+            f"{'a folder' if exporter.folder else 'a file'} (which of them its `folder` says)."
+        )
 
 
 def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from slidelens.maps.run_settings import RunSettings
     from slidelens.maps.trajectory import Trajectory
 
-__all__ = ["Map", "ModelInfo", "Result", "SlideInfo", "TileFeatures", "Tiles", "find_results"]
+__all__ = [
+    "Map",
+    "ModelInfo",
+    "Result",
+    "SlideInfo",
+    "TileFeatures",
+    "Tiles",
+    "find_results",
+    "names_a_map",
+]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +49,11 @@ _FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "r
 _TRAJECTORY, _FEATURES = "trajectory.json", "features.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RESERVED = frozenset({"OME", "labels", "zarr.json"})
+
+
+def names_a_map(name: str) -> bool:
+    """Say whether ``name`` can be that of a map: its folder in a result."""
+    return bool(_NAME.fullmatch(name)) and name not in _RESERVED
 
 
 class Result:
@@ -103,7 +117,7 @@ class Result:
         self._regions = None if regions is None else tuple(regions)
         self._features = features
         self._trajectory = trajectory
-        bad = [n for n in self.maps if not _NAME.fullmatch(n) or n in _RESERVED]
+        bad = [n for n in self.maps if not names_a_map(n)]
         if bad:
             raise ValueError(f"map names {bad}: use letters, digits, '_', '-' and '.'")
 

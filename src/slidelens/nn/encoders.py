@@ -140,7 +140,8 @@ def encoder_facts(name: str) -> EncoderFacts | None:
     if name in BACKBONES:
         return None
     source, variant = _source(name)
-    return source.facts(variant)
+    with ENCODERS.blaming(name.partition("/")[0], "to state its facts"):
+        return source.facts(variant)
 
 
 def _source(name: str) -> tuple[EncoderSource, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from slidelens.errors import PluginError, SlideError, SlideNotFoundError, UnsupportedSlideError
 from slidelens.registry import Registry
 from slidelens.slide.base import Slide, slide_id
+from slidelens.slide.plugin import PluginReader
 from slidelens.slide.resolution import GivenMpp, resolve_mpp
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def open_slide(
     """
     start, where = perf_counter(), Path(path)
     _check_name(where)
-    reader = _choose(where, backend)(where)
+    name = _choose(where, backend)
+    if name in READERS.plugins():
+        reader: Reader = PluginReader(where, READERS, name)
+    else:
+        reader = READERS.get(name)(where)
     try:
         found, source = resolve_mpp(reader.facts, where, slide_id(where), mpp)
         colour = None
@@ -108,19 +113,19 @@ def _check_name(path: Path) -> None:
         ) from error
 
 
-def _choose(path: Path, backend: str | None) -> type[Reader]:
-    """Return the named backend, or the first that accepts the content."""
+def _choose(path: Path, backend: str | None) -> str:
+    """Return the backend that is named, or the name of the first that accepts the content."""
     head = _head(path)
     if backend is not None:
         if backend not in READERS:
             known = ", ".join(READERS)
             raise SlideError(f"no slide backend {backend!r}; there are: {known}.")
-        return READERS.get(backend)
+        return backend
     faults = []
     for name in READERS:
         try:
             if _takes(name, path, head):
-                return READERS.get(name)
+                return name
         except PluginError as error:  # the others are asked all the same
             faults.append(f" {error}")
     what = "a folder that holds no DICOM or OME-Zarr slide" if path.is_dir() else _looks_like(head)

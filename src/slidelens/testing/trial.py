@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from slidelens.engine.contract import build_network
 from slidelens.engine.predict import predict
 from slidelens.errors import ModelError, PluginError, ResultError
+from slidelens.export.base import check_written
 from slidelens.families.base import Family, Model
 from slidelens.nn.encoders import Encoder
 from slidelens.slide.array import from_array
@@ -74,7 +76,7 @@ def trial_model(family: Family[Any], config: Mapping[str, Any] | None = None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         settings = family.config.model_validate(dict(config or {}))
-        module = family.build(settings, len(CLASSES)).eval()
+        module = build_network(family, settings, len(CLASSES)).eval()
     return Model(
         name=f"trial-{family.name}",
         family=family.name,
@@ -108,8 +110,6 @@ def trial_predict(model: Model[Any]) -> Result:
         values = np.asarray(map_.read(), np.float64)
         if np.isnan(values).all():
             raise ModelError(f"model {model.name!r} declared a map {name!r} and drew nothing.")
-        if map_.kind == "probability" and (np.nanmin(values) < 0 or np.nanmax(values) > 1):
-            raise ModelError(f"map {name!r} of model {model.name!r} leaves 0..1.")
     return result
 
 
@@ -150,6 +150,7 @@ def trial_export(exporter: Exporter, folder: Path, result: Result | None = None)
     found = sorted(path.name for path in folder.iterdir())
     if found != [target.name]:
         raise PluginError(f"asked to write {target.name}, it left {', '.join(found) or 'nothing'}.")
+    check_written(exporter, target)
     return target
 
 

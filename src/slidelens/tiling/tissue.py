@@ -66,7 +66,7 @@ class TissueMask:
     Attributes
     ----------
     array
-        ``(h, w)`` bool, True on tissue.
+        ``(h, w)`` bool, True on tissue; of other kinds, what is not 0 is.
     affine
         Cell of ``array`` to level-0 px.
     settings
@@ -76,6 +76,13 @@ class TissueMask:
     array: NDArray[np.bool_]
     affine: Affine
     settings: TissueSettings = field(default_factory=TissueSettings)
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if array.ndim != 2 or not array.size:
+            raise ValueError(f"a tissue mask is (h, w), of one cell or more, not {array.shape}")
+        # Sums take the cells for 0 and 1: 255, or 0.5, would be other shares of tissue.
+        object.__setattr__(self, "array", array if array.dtype == bool else array != 0)
 
     def fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Measure the share of each box that is tissue, exactly (cells count by covered area).

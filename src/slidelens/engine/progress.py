@@ -1,0 +1,66 @@
+"""Where a run of one model over one slide stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slidelens.engine.loader import SlideView
+    from slidelens.maps.map import Map
+
+__all__ = ["Clock", "Progress"]
+
+Stage = Literal["open", "tissue", "infer", "write", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run of ``model`` on ``slide_id`` stands.
+
+    ``stage`` says what it is doing. ``done`` of ``total`` counts tiles (or the family's other
+    steps); ``total`` is 0 before it is known. ``seconds`` have passed since the run began.
+    """
+
+    slide_id: str
+    model: str
+    stage: Stage
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    eta: float | None = None
+    """Seconds that are left, estimated from the pace so far; ``None`` before there is one."""
+    peek: Callable[[], dict[str, Map]] = field(default=dict, repr=False, compare=False)
+    """The run's :meth:`Prediction.peek`: the maps as they are now."""
+
+
+class Clock:
+    """Makes the :class:`Progress` of one run."""
+
+    def __init__(self, peek: Callable[[], dict[str, Map]]) -> None:
+        self._peek = peek
+        self._start = perf_counter()
+        self._inferring: float | None = None
+        self._names = ("", "")
+
+    def seconds(self) -> float:
+        """Return how long ago the run began."""
+        return perf_counter() - self._start
+
+    def name(self, slide_id: str, model: str) -> None:
+        """Say whose run it is."""
+        self._names = (slide_id, model)
+
+    def progress(self, stage: Stage, view: SlideView | None = None) -> Progress:
+        """Return where the run stands: at ``stage``, with the steps of ``view`` done."""
+        now = perf_counter()
+        done, total = (view.done, view.steps) if view else (0, 0)
+        if stage == "tissue":
+            self._inferring = now
+        eta = None
+        if self._inferring is not None and 0 < done <= total:
+            eta = (now - self._inferring) / done * (total - done)
+        return Progress(*self._names, stage, done, total, now - self._start, eta, self._peek)
