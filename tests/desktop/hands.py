@@ -17,6 +17,11 @@ def press(qtbot, button: QWidget) -> None:
     qtbot.mouseClick(button, LEFT)
 
 
+def close_panel(qtbot, panel: QWidget) -> None:
+    """Click the × of a panel's dock."""
+    press(qtbot, panel.parentWidget().title.close_button)
+
+
 def drag(widget: QWidget, *points: QPoint) -> None:
     """Press at the first point, move over the others, release at the last."""
     mouse(widget, QEvent.Type.MouseMove, points[0], NONE, NONE)

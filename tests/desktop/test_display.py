@@ -13,6 +13,7 @@ from slidelens.desktop.display import (
     read_values,
     restyle,
     style_of,
+    top_of,
 )
 from slidelens.desktop.layers import map_layers
 from slidelens.desktop.world import World
@@ -136,3 +137,18 @@ def test_legend_is_what_the_picture_shows(ramp):
     listed = legend(layer_of(np.array([[1, 2]]), "labels", classes))
     assert dict(listed.classes) == class_colors(classes)
     assert legend(Layer.create(np.zeros((2, 2)), {"metadata": {}}, "image")) is None
+
+
+def test_hide_below_holds_when_the_ends_of_the_colours_move(ramp):
+    restyle(ramp, Style("viridis", 0.3))
+    for low, high in ((0.0, 0.5), (0.2, 1.0), (0.0, 0.25)):
+        ramp.contrast_limits = (low, high)
+        values = np.array([0.1, 0.29, 0.31, 0.9])
+        alpha = shown(ramp, np.clip((values - low) / (high - low), 0, 1))[:, 3]
+        assert (alpha[:2] == 0).all() or high < 0.3  # of what is above the end, all look alike
+        assert (alpha[2:] > 0).all()
+        scale = legend(ramp)
+        assert (scale.low, scale.high) == (low, high)
+    ramp.contrast_limits = (0.0, 0.5)
+    assert legend(ramp).table[[150, 156], 3].astype(bool).tolist() == [False, True]
+    assert top_of(ramp) == 1.0, "the values are still the same"

@@ -128,3 +128,10 @@ def test_no_display_is_one_sentence(monkeypatch):
 )
 def test_magnification(um_per_pixel, text):
     assert magnification(um_per_pixel) == text
+
+
+@pytest.mark.gui
+def test_new_runs_go_beside_the_one_result_that_is_viewed(files, bench):
+    for folder in (files / "results", files / "results" / "m1" / "a"):
+        launch._open_panels(bench.viewer, (), folder)
+        assert bench.results == files / "results"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from known_slides import make_slide
 from napari.components import ViewerModel
 
+from slidelens.desktop.display import Style, restyle
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.live import LiveMaps
 from slidelens.desktop.shown import add_layer, layers_of
@@ -19,8 +22,9 @@ from slidelens.maps.map import Map
 class Run:
     """A worker whose map of slide ``a`` grows by a column each time."""
 
-    def __init__(self, name: str = "probability") -> None:
-        self.name, self.values = name, np.full((1, 8, 10), np.nan, np.float32)
+    def __init__(self, name: str = "probability", kind: str = "probability") -> None:
+        self.name, self.kind = name, kind
+        self.values = np.full((1, 8, 10), np.nan, np.float32)
         self._sent: list[Message] = []
         at = {"slide": "a", "model": "m"}
         self._preview = Preview(
@@ -30,7 +34,7 @@ class Run:
     def step(self, column: int) -> Message:
         self.values[:, :, column] = 0.1 * column
         source = Map.from_array(
-            self.name, "probability", ["m"], self.values.copy(), Affine(100, 100), Mpp(0.5, 0.5)
+            self.name, self.kind, ["m"], self.values.copy(), Affine(100, 100), Mpp(0.5, 0.5)
         )
         self._preview.look("m/a", lambda: {self.name: source}, must=True)
         return self._sent[-1]
@@ -101,6 +105,20 @@ def test_a_layer_that_waits_is_not_lost_when_another_slide_is_chosen(viewer):
     np.testing.assert_array_equal(shown(viewer)[0], run.values[0])
 
 
+def test_the_result_that_a_map_hid_is_named_when_it_goes(viewer):
+    run, live = Run(), LiveMaps()
+    look_at(viewer, "a")
+    live.feed(viewer, run.step(0))
+    live.grow(viewer)
+    live.finish("m")
+    (layer,) = layers_of(viewer, "map")
+    layer.metadata["slidelens"]["path"] = "results/m/a"  # as when its result is shown in it
+    live.feed(viewer, run.step(1))
+    live.grow(viewer)
+    assert live.clear(viewer) == [Path("results/m/a")]
+    assert not shown(viewer)
+
+
 def test_what_grew_unseen_takes_nothing_away(viewer):
     """The other slide shows an earlier result of the same model."""
     run, live = Run(), LiveMaps()
@@ -113,3 +131,17 @@ def test_what_grew_unseen_takes_nothing_away(viewer):
     live.feed(viewer, Run().step(0))
     live.clear(viewer, "m")
     assert len(shown(viewer)) == 1
+
+
+def test_hide_below_does_not_drift_as_a_map_without_a_fixed_scale_grows(viewer):
+    run, live = Run(kind="attention"), LiveMaps()
+    look_at(viewer, "a")
+    live.feed(viewer, run.step(4))
+    live.grow(viewer)
+    (layer,) = layers_of(viewer, "map")
+    restyle(layer, Style("magma", 0.2))
+    live.feed(viewer, run.step(8))
+    high = layer.contrast_limits[1]
+    assert high == pytest.approx(0.8)
+    parts = np.array([0.19, 0.21], np.float32) / high
+    assert (layer.colormap.map(parts)[:, 3] > 0).tolist() == [False, True]

@@ -214,3 +214,37 @@ def test_real_slides_through_npe2(data, name, width, mpp, notices, npe2pm):
         assert options["units"] == ("um", "um")
         if mpp is not None:
             assert options["scale"][1] == pytest.approx(mpp, rel=1e-2)
+
+
+def test_annotations_land_on_the_slide_that_is_seen(tmp_path, monkeypatch, notices):
+    from napari.components import ViewerModel
+    from napari.layers import Layer
+
+    from slidelens.desktop.layers import slide_layer
+
+    viewer = ViewerModel()
+    for mpp, name in ((0.5, "seen"), (0.25, "hidden")):
+        viewer.add_layer(Layer.create(*slide_layer(make_slide(mpp, name))))
+    viewer.layers["hidden"].visible = False
+    monkeypatch.setattr(reader_module, "open_viewer", lambda: viewer)
+    path = tmp_path / "areas.geojson"
+    path.write_text(json.dumps(collection(SQUARE)))
+    ((_, options, _),) = get_annotation_reader(str(path))(str(path))
+    assert described(options["metadata"])["slide"] == "seen"
+    assert options["scale"] == (0.5, 0.5)
+
+
+def test_a_result_says_whether_the_slide_s_resolution_is_its_own(tmp_path, notices):
+    from slidelens.testing.phantom import PhantomSpec, write_phantom
+
+    path = tmp_path / "square.tif"
+    write_phantom(path, PhantomSpec(size=(1000, 800), mpp=0.5))
+    for source, given in (("TIFF resolution tags", False), ("given", True)):
+        made = make_result(make_slide(0.25), Mpp(0.25, 0.25))
+        facts = {"path": str(path), "mpp_source": source}
+        made.slide = made.slide.model_copy(update=facts)
+        made.save(tmp_path / source)
+        (_, options, _), *_ = get_result_reader(str(tmp_path / source))(str(tmp_path / source))
+        facts = described(options["metadata"])
+        assert (facts["mpp_source"] == "given") is given
+        assert options["scale"] == ((0.25, 0.25) if given else (0.5, 0.5))

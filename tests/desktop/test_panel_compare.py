@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hands import press
+from hands import close_panel, press
 from known_slides import CELL, SQUARE, make_slide
 from qtpy.QtCore import Qt
 
@@ -171,6 +171,21 @@ def test_another_slide_ends_the_comparison(panel, bench, qtbot):
     qtbot.waitUntil(lambda: panel.mode == "off", timeout=WAIT)
     assert not list(layers_of(bench.viewer, "compare"))
     assert not panel.methods.isVisible()
+
+
+def test_a_panel_that_is_closed_leaves_one_picture_and_comes_back(panel, bench, qtbot):
+    own = bench.viewer.window._qt_viewer
+    for mode in ("two", "blink"):
+        press(qtbot, panel._buttons[mode])
+        close_panel(qtbot, panel)
+        assert not panel.isVisible()
+        assert own.isVisible()
+        assert not panel.canvases.cells
+        assert not panel._beat.isActive()
+        assert not list(layers_of(bench.viewer, "compare"))
+        assert bench.open_panel("compare") is panel
+        assert panel.isVisible()
+        assert panel._buttons["off"].isChecked()
 
 
 def test_closing_the_window_with_pictures_side_by_side_leaves_nothing(panel, bench, qtbot):

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hands import press
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QToolButton
+from test_windows import trajectory as trajectory
 
 from slidelens.desktop.display import style_of
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.shown import add_layer
+from slidelens.desktop.windows import window_layers
+from slidelens.desktop.world import World
+from slidelens.maps.result import Result
 
 pytestmark = pytest.mark.gui
 
@@ -74,3 +80,33 @@ def test_regions_have_a_legend_of_classes_and_no_threshold(panel, bench):
     assert not panel.threshold.isVisible()
     assert panel.opacity.isVisible()
     assert panel.legend.isVisible()
+
+
+def test_the_controls_follow_the_ends_of_the_colours(panel, qtbot):
+    layer = panel.layer
+    panel.threshold.setValue(0.6)
+    layer.contrast_limits = (0, 0.8)
+    qtbot.waitUntil(lambda: panel.legend._legend.high == 0.8, timeout=30_000)
+    assert panel.threshold.value() == pytest.approx(0.6)
+    assert panel.threshold.maximum() == 1
+    assert style_of(layer).threshold == pytest.approx(0.6)
+
+
+def test_windows_that_a_model_looked_through_can_be_flown_through(
+    panel, bench, case, trajectory, tmp_path, qtbot
+):
+    assert panel.player.isHidden()
+    case.result._trajectory = trajectory
+    case.result.save(tmp_path / "tour")
+    result = Result.load(tmp_path / "tour")
+    for data in window_layers(result, World.of(case.slide.mpp)):
+        layer = add_layer(bench.viewer, data)
+    qtbot.waitUntil(panel.player.isVisible, timeout=30_000)
+    went = []
+    panel.player.went.connect(went.append)
+    press(qtbot, panel.player.findChildren(QToolButton)[-1])  # the next window
+    assert went == [1]
+    assert panel.player._clicked in layer.mouse_drag_callbacks
+    bench.viewer.layers.remove(layer)
+    qtbot.waitUntil(panel.player.isHidden, timeout=30_000)
+    assert not layer.mouse_drag_callbacks

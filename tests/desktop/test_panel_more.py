@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hands import press
+from hands import close_panel, press
 from known_slides import make_slide
 
 from slidelens.desktop.layers import slide_layer
@@ -141,7 +141,9 @@ def test_a_panel_works_and_a_broken_one_harms_nothing(bench, site, qtbot):
         bench.open_plugin("raises")
     press(qtbot, panel.buttons["corners"])
     corners = bench.open_plugin("corners")
+    close_panel(qtbot, corners)
     assert corners is bench.open_plugin("corners")
+    assert corners.isVisible()
     assert corners.text.text() == "No slide is open."
     add_layer(bench.viewer, slide_layer(make_slide(0.5)))
     qtbot.waitUntil(lambda: corners.text.text() == "square", timeout=5000)

@@ -120,6 +120,30 @@ def test_category_label_and_note_are_in_the_file_at_once(panel, cohort, qtbot):
     assert "Inflammation" in panel.case.history.text()
 
 
+def test_leaving_the_fields_of_reviewer_and_point_reads_nothing_anew(panel, bench, qtbot):
+    panel.case.choose_category(2)
+    panel.step(1)
+    review, at = panel.review, panel.review.case
+    for field in (panel.reviewer, panel.points):
+        field.setFocus()
+        panel.errors.tree.setFocus()
+    qtbot.waitUntil(lambda: not bench.background.busy, timeout=WAIT)
+    assert panel.review is review
+    panel.points.setText("0.45")
+    panel.points.editingFinished.emit()
+    qtbot.waitUntil(lambda: panel.review is not review, timeout=WAIT)
+    assert panel.review.case.key == at.key
+    assert panel.undo_button.isEnabled()
+
+
+def test_another_windows_decision_is_left_by_undo_and_said(panel, cohort, qtbot):
+    panel.case.choose_category(2)
+    ReviewStore(cohort / "review.sqlite").set(FIRST, reviewer="ann", category="Tissue artefacts")
+    press(qtbot, panel.undo_button)
+    assert "b: the reason was changed in another window" in panel.notice.text
+    assert "Tissue artefacts" in panel.errors.tree.currentItem().text(4)
+
+
 def test_filters_and_their_empty_state(panel, qtbot):
     panel.errors.kind.setCurrentIndex(panel.errors.kind.findData("fn"))
     panel.errors.kind.activated.emit(2)

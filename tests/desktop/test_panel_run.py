@@ -6,19 +6,24 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
-from hands import canvas_of, drag, press
+from hands import canvas_of, close_panel, drag, press
 from qtpy.QtCore import QPoint
+from qtpy.QtWidgets import QFileDialog
 
-from slidelens.desktop.shown import layers_of, region_box
+from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.sample_data import phantom
+from slidelens.desktop.shown import add_layer, layers_of, region_box
 from slidelens.desktop.state.cards import Card
 from slidelens.desktop.state.runs import RunRequest
 from slidelens.desktop.world import described
 from slidelens.geometry import Box
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings
+from slidelens.slide.open import open_slide
 from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 pytestmark = pytest.mark.gui
@@ -98,6 +103,47 @@ def test_stop_keeps_nothing_half_done(panel, bench, slide, qtbot):
     assert not list(layers_of(bench.viewer, "map"))
     assert not list(bench.results.glob("*/*/result.json"))
     assert panel.run_button.isEnabled()
+
+
+def test_stop_shows_the_earlier_result_again(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    path = str(bench.results / "demo-mil" / "phantom")
+
+    def shown():
+        maps = layers_of(bench.viewer, "map", model="demo-mil")
+        return [described(one.metadata)["path"] for one in maps if one.visible]
+
+    qtbot.waitUntil(lambda: shown() == [path], timeout=40_000)
+    set_options(panel, **SLOW)
+    press(qtbot, panel.run_button)
+    press(qtbot, panel.notice._action)
+    qtbot.waitUntil(lambda: shown() == [None], timeout=LONG)
+    press(qtbot, panel.stop_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+    qtbot.waitUntil(lambda: shown() == [path], timeout=40_000)
+    qtbot.waitUntil(lambda: "demo-mil: regions" in bench.viewer.layers, timeout=40_000)
+
+
+def test_a_run_goes_on_in_a_panel_that_is_closed_and_opened_again(panel, bench, slide, qtbot):
+    bench.open_panel("maps")
+    bench.open_panel("run")
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    set_options(panel, **SLOW)
+    press(qtbot, panel.run_button)
+    close_panel(qtbot, panel)
+    assert not panel.isVisible()
+    assert panel.running
+    assert bench.open_panel("run") is panel
+    qtbot.waitUntil(panel.bar.isVisible, timeout=5000)
+    press(qtbot, panel.stop_button)
+    close_panel(qtbot, panel)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert bench.open_panel("run") is panel
+    assert panel.notice.text == "Stopped."
 
 
 def test_a_worker_that_dies_is_reported(panel, bench, slide, qtbot):
@@ -252,6 +298,49 @@ def test_a_plain_run_asks_before_it_replaces_a_region_or_another_models_result(c
     assert "more" not in both.replaces({card.path: card})
 
 
+def test_a_deleted_result_leaves_its_slide_and_comes_back_to_it(panel, bench, case, qtbot):
+    folder = bench.results / "oracle" / "square"
+    case.result.save(folder)
+    bench.show_result(folder)
+    qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
+    panel.results.refresh()
+    qtbot.waitUntil(lambda: panel.results.tree.topLevelItemCount() == 1, timeout=40_000)
+    panel.results.select(folder)
+    press(qtbot, panel.results.delete)
+    assert not list(layers_of(bench.viewer, model="oracle"))
+    press(qtbot, panel.results.undo)
+    qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
+    (shown,) = layers_of(bench.viewer, "map", model="oracle")
+    assert shown.visible
+
+
+def test_undo_brings_back_what_a_newer_result_has_taken_the_place_of(panel, bench, case, qtbot):
+    """Delete one and two, make two again, delete it, make it again: no undo is refused."""
+    tree, folders = panel.results.tree, [bench.results / name / "square" for name in ("one", "two")]
+
+    def make(folder, mark):
+        copytree(case.result.path, folder)
+        (folder / mark).touch()
+        panel.results.refresh()
+        qtbot.waitUntil(lambda: not bench.background.busy, timeout=40_000)
+        panel.results.select(folder)
+
+    for folder, mark in zip([*folders, folders[1]], "abc", strict=False):
+        make(folder, mark)
+        press(qtbot, panel.results.delete)
+        qtbot.waitUntil(lambda: tree.topLevelItemCount() == 0, timeout=40_000)
+    one, two = folders
+    make(two, "d")
+    press(qtbot, panel.results.undo)
+    assert (two / "c").exists()
+    assert "the newer one was deleted for it" in panel.notice.text
+    press(qtbot, panel.notice._action)
+    assert (two / "d").exists(), "and that is undone"
+    for mark, folder in (("b", two), ("a", one), ("c", two), ("d", two)):
+        press(qtbot, panel.results.undo)
+        assert (folder / mark).exists()
+
+
 def test_several_deleted_results_come_back_one_after_the_other(panel, bench, case, qtbot):
     for model in ("one", "two"):
         case.result.save(bench.results / model / "square")
@@ -268,3 +357,92 @@ def test_several_deleted_results_come_back_one_after_the_other(panel, bench, cas
         qtbot.waitUntil(lambda there=there: tree.topLevelItemCount() == there, timeout=40_000)
         assert (bench.results / model / "square").exists()
     assert not panel.results.undo.isVisible()
+
+
+def test_a_region_that_is_gone_runs_nothing(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    panel.where.setCurrentIndex(panel.where.findData("region"))
+    canvas = canvas_of(bench.viewer)
+    width, height = canvas.width(), canvas.height()
+    corners = QPoint(width // 3, height * 2 // 5), QPoint(width * 2 // 3, height * 3 // 5)
+    drag(canvas, *corners)
+    layer = next(layers_of(bench.viewer, "region"))
+    qtbot.waitUntil(lambda: layer.mode == "pan_zoom", timeout=5000)
+    assert panel.run_button.isEnabled()
+    layer.selected_data = {0}
+    layer.remove_selected()  # the Delete key
+    assert not panel.run_button.isEnabled()
+    panel.run()
+    assert not panel.running
+    assert panel.notice.text == "Draw the region: press Draw, then drag over the slide."
+    press(qtbot, panel.region)
+    drag(canvas, *corners)
+    qtbot.waitUntil(panel.run_button.isEnabled, timeout=5000)
+    bench.viewer.layers.remove(layer)
+    assert not panel.run_button.isEnabled()
+    assert "Draw the region" in panel.why.text()
+
+
+def test_a_resolution_is_given_only_where_the_file_does_not_state_it(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    assert panel._request().mpp is None, "else the result would not say that the file states it"
+    bench.viewer.layers.clear()
+    qtbot.waitUntil(lambda: bench.slide is None, timeout=5000)
+    bench.open_slide(slide, mpp=0.25)
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=40_000)
+    assert panel._request().mpp == (0.25, 0.25)
+
+
+def test_the_sample_slide_can_be_run(panel, bench, qtbot):
+    (data,) = phantom()
+    add_layer(bench.viewer, data)
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=40_000)
+    panel.models.choose("demo-mil")
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert panel.notice.text.startswith("demo-mil: tumor")
+    made = Result.load(bench.results / "demo-mil" / "phantom")
+    assert made.slide.mpp_source not in (None, "given")
+
+
+def test_a_picture_in_memory_is_not_run(panel, bench, case, qtbot):
+    add_layer(bench.viewer, slide_layer(case.slide))
+    qtbot.waitUntil(lambda: bench.slide is not None, timeout=40_000)
+    panel.models.choose("demo-mil")
+    assert not panel.run_button.isEnabled()
+    assert "not opened from a file" in panel.why.text()
+
+
+def test_a_slide_that_was_dropped_twice_is_run_once(panel, bench, slide, qtbot):
+    show_slide(qtbot, bench, slide)
+    add_layer(bench.viewer, slide_layer(open_slide(slide)))
+    panel.models.choose("demo-mil")
+    panel.where.setCurrentIndex(panel.where.findData("open"))
+    assert panel._request().slides == (slide,)
+
+
+def test_the_folder_that_is_run_is_named_and_can_be_another(panel, slide, monkeypatch):
+    chosen, asked = ["", str(slide.parent)], []
+
+    def ask(_, __, start):
+        asked.append(start)
+        return chosen.pop()
+
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", ask)
+    panel.models.choose("demo-mil")
+    number = panel.where.findData("folder")
+
+    def choose():
+        panel.where.setCurrentIndex(number)
+        panel.where.activated.emit(number)  # what a click in the list does besides
+
+    panel.where.setCurrentIndex(number)
+    assert panel.why.text() == "Choose the folder of slides to run on."
+    choose()
+    assert panel.where.currentText() == f"the slides in {slide.parent.name}…"
+    assert panel._request().slides == (slide,)
+    choose()
+    assert asked == ["", str(slide.parent)]
+    assert panel._request().slides == (slide,), "a dialog that was closed changes nothing"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import zarr
 from hands import press
 from known_slides import make_result, make_slide
 from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
@@ -78,11 +80,37 @@ def test_what_cannot_be_opened_is_said(panel, bench, tmp_path, qtbot):
     (tmp_path / "note.csv").write_text("x\n1\n")
     told = []
     bench.told.connect(lambda text, bad: told.append((text, bad)))
-    drop(bench.viewer.window._qt_viewer, tmp_path / "note.csv")
+    drop(panel.viewport(), tmp_path / "note.csv")
     qtbot.waitUntil(lambda: bool(told), timeout=WAIT)
     ((text, bad),) = told
     assert "note.csv: nothing to open" in text
     assert bad
+
+
+def test_what_is_none_of_ours_falls_to_napari(panel, bench, tmp_path, qtbot, monkeypatch):
+    (tmp_path / "points.csv").write_text("index,axis-0,axis-1\n0,1,1\n")
+    (tmp_path / "stack").mkdir()
+    canvas, opened, told = bench.viewer.window._qt_viewer, [], []
+    monkeypatch.setattr(type(canvas), "_qt_open", lambda _, paths, **__: opened.extend(paths))
+    bench.told.connect(lambda text, _: told.append(text))
+    drop(canvas, tmp_path / "points.csv")
+    drop(canvas, tmp_path / "stack")
+    qtbot.waitUntil(lambda: len(opened) == 2, timeout=WAIT)
+    assert opened == [str(tmp_path / "points.csv"), str(tmp_path / "stack")]
+    assert not told
+
+
+def test_a_slide_that_is_a_folder_falls_to_napari_too(panel, bench, tmp_path, monkeypatch):
+    group = zarr.open_group(tmp_path / "b.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=np.zeros((3, 64, 64), np.uint8))
+    axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}]
+    axes.append({"name": "x", "type": "space"})
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    opened, canvas = [], bench.viewer.window._qt_viewer
+    monkeypatch.setattr(type(canvas), "_qt_open", lambda _, paths, **__: opened.extend(paths))
+    drop(canvas, tmp_path / "b.zarr")
+    assert opened == [str(tmp_path / "b.zarr")], "its reader adds a layer; nothing is replaced"
+    assert not bench.background.busy
 
 
 def test_labels_that_are_dropped_reach_the_train_panel(panel, bench, tmp_path, qtbot):

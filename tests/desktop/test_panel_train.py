@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hands import canvas_of, click, double_click, press
 from qtpy.QtCore import QPoint
@@ -153,6 +155,30 @@ def test_cancel_throws_away_and_undo_brings_back(panel, bench, made, qtbot):
     press(qtbot, panel.notice._action)
     assert (bench.preferences.models / "my-model" / "training" / "config.yaml").is_file()
     assert panel.unfinished.isVisible()
+
+
+def test_a_folder_of_models_that_cannot_be_made_is_said(panel, bench, made, qtbot):
+    choose_data(qtbot, panel, made)
+    choose_small_model(panel)
+    bench.preferences.home.mkdir(parents=True, exist_ok=True)
+    bench.preferences.models.write_text("a file in its place")
+    begin(qtbot, panel)
+    assert not panel.running
+    assert "my-model: cannot be written (" in panel.notice.text
+    assert "choose another folder" in panel.notice.text
+
+
+def test_a_new_model_is_ticked_to_run_as_soon_as_it_is_listed(panel, bench, tmp_path):
+    run = bench.open_panel("run")
+    panel._to_run("fresh")
+    assert run.models._waiting.text() == "Reading fresh…"
+    assert run.models._waiting.isVisible()
+    bench.models_changed.emit()  # read before the model was made
+    assert not run.models.chosen()
+    bench.cards = [*bench.cards, replace(bench.cards[0], name="fresh", path=tmp_path)]
+    bench.models_changed.emit()
+    assert [card.name for card, _ in run.models.chosen()] == ["fresh"]
+    assert not run.models._waiting.isVisible()
 
 
 def test_fine_tuning_begins_with_the_options_of_its_base(panel, bench, made, qtbot):
@@ -331,6 +357,16 @@ def test_a_file_that_another_program_changed_is_read_anew(panel, bench, outlined
     assert "not saved" in layer.name
 
 
+def test_nothing_is_trained_while_outlines_are_not_saved(panel, made, outlined, qtbot):
+    choose_data(qtbot, panel, made)
+    outlined.write_text(outlined.read_text() + "\n")
+    panel.data.outlining._layer.add_polygons([[100, 100], [100, 150], [150, 150]])
+    assert not panel._missing()
+    panel.start()
+    assert not panel.running
+    assert "another program has changed it" in panel.notice.text
+
+
 def test_an_outline_without_id_keeps_what_other_programs_say_of_it(panel, outlined):
     """As QuPath before 0.4 and other programs write it."""
     bare = {name: value for name, value in QUPATH["features"][0].items() if name != "id"}
@@ -343,3 +379,13 @@ def test_an_outline_without_id_keeps_what_other_programs_say_of_it(panel, outlin
     assert area["geometry"] != bare["geometry"]
     assert area["properties"]["isLocked"] is True
     assert area["properties"]["metadata"] == {"by": "ann"}
+
+
+def test_drawing_another_class_leaves_the_selected_outline_as_it_is(panel, outlined, qtbot):
+    layer = panel.data.outlining._layer
+    before = layer.edge_color.copy()
+    layer.selected_data = {0}
+    panel.data.outline_class.setText("normal")
+    press(qtbot, panel.data.draw_button)
+    np.testing.assert_array_equal(layer.edge_color, before)
+    assert layer.feature_defaults["class"][0] == "normal"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from napari.components import ViewerModel
 
+from slidelens.desktop.display import Style, restyle, style_of
 from slidelens.desktop.layers import map_layers
 from slidelens.desktop.shown import put_layer
 from slidelens.desktop.world import World
@@ -56,3 +57,16 @@ def test_other_maps_models_and_worlds_have_layers_of_their_own():
         assert put_layer(viewer, data, old) is not first
         assert old == [first]
     assert len(viewer.layers) == 5
+
+
+def test_colours_and_threshold_that_a_person_chose_stay():
+    viewer = ViewerModel()
+    (data,) = layers("a")
+    first = put_layer(viewer, data, [])
+    style = Style("turbo", 0.5)
+    restyle(first, style)
+    (data,) = layers("a", top=2.0)
+    assert put_layer(viewer, data, [first]) is first
+    assert style_of(first) == style
+    alpha = first.colormap.map(np.array([0.24, 0.26], np.float32))[:, 3]  # of 0..2 now
+    assert (alpha > 0).tolist() == [False, True]

@@ -73,3 +73,12 @@ def test_resolution_that_was_given(tmp_path):
     tifffile.imwrite(path, np.full((512, 512, 3), 200, np.uint8), tile=(256, 256))
     assert dict(about(path).facts)["Resolution"] == "not stated"
     assert dict(about(path, Mpp(0.25, 0.25)).facts)["Resolution"] == "0.25 µm/px, given by hand"
+
+
+def test_a_resolution_other_than_the_file_s_says_both(tmp_path):
+    path = tmp_path / "a.tif"
+    write_phantom(path, PhantomSpec(size=(1024, 1024), mpp=0.5))
+    plain = dict(about(path).facts)["Resolution"]
+    assert dict(about(path, Mpp(0.5, 0.5)).facts)["Resolution"] == plain
+    said = dict(about(path, Mpp(0.25, 0.25)).facts)["Resolution"]
+    assert said == f"0.25 µm/px, given by hand; the file says {plain}"

@@ -103,6 +103,37 @@ def test_undo_goes_back_step_by_step_and_history_keeps_all(review):
     assert len(review.history(first)) == 4
 
 
+def test_undo_leaves_what_another_window_recorded_meanwhile(review, cohort):
+    first = review.case
+    other = open_review(cohort, "ann", "0.5")
+    review.decide(first, category="Inflammation")
+    other.decide(first, note="dense")
+    review.undo()
+    assert not review.left
+    kept = other.decision(first)
+    assert (kept.category, kept.note) == ("", "dense")
+    review.decide(first, category="Inflammation", note="fold")
+    other.decide(first, category="Tissue artefacts")
+    review.undo()
+    assert review.left.startswith(f"{first.slide_id}: the reason was changed in another window")
+    kept = other.decision(first)
+    assert (kept.category, kept.note) == ("Tissue artefacts", "dense")
+    assert not review.can_undo
+
+
+def test_an_evaluation_that_is_opened_anew_goes_on_where_it_was(review, cohort):
+    review.decide(review.case, category="Inflammation")
+    at = review.step(1)
+    again = open_review(cohort, "ann", "0.4")
+    again.follow(review)
+    assert again.case.key == at.key
+    assert again.can_undo
+    other = open_review(cohort, "bob", "0.5")
+    other.follow(review)
+    assert other.case.key == at.key
+    assert not other.can_undo
+
+
 def test_edited_categories_are_offered_and_old_ones_stay(review, cohort):
     assert review.categories() == TAXONOMY["fp"]
     review.decide(review.case, category="Inflammation")

@@ -97,21 +97,21 @@ def test_results_are_listed_newest_first_damaged_ones_with_the_reason(results):
 def test_a_deleted_result_can_be_brought_back(results):
     trash = Trash()
     folder = results / "m1" / "a"
-    trash.delete(folder)
+    hidden = trash.delete(folder)
     assert not folder.exists()
     assert len(entries([results])) == 2
-    trash.restore(folder)
+    trash.restore(hidden)
     assert len(entries([results])) == 3
     with pytest.raises(ResultError, match="was not deleted"):
-        trash.restore(folder)
+        trash.restore(hidden)
 
 
 def test_each_of_several_deleted_results_can_be_brought_back_until_the_window_closes(results):
     trash = Trash()
     first, second = results / "m1" / "a", results / "m2" / "a"
-    trash.delete(first)
+    hidden = trash.delete(first)
     trash.delete(second)
-    trash.restore(first)
+    trash.restore(hidden)
     assert first.exists()
     assert not second.exists()
     trash.empty()
@@ -122,10 +122,32 @@ def test_each_of_several_deleted_results_can_be_brought_back_until_the_window_cl
 def test_a_newer_result_is_not_replaced(results):
     trash = Trash()
     folder = results / "m1" / "a"
-    trash.delete(folder)
+    hidden = trash.delete(folder)
     folder.mkdir()
-    with pytest.raises(ResultError, match="newer result"):
-        trash.restore(folder)
+    with pytest.raises(ResultError, match="a newer one lies there"):
+        trash.restore(hidden)
+
+
+def test_deletions_of_the_same_folder_all_come_back(results):
+    trash, folder = Trash(), results / "m1" / "a"
+    first = trash.delete(folder)
+    (folder / "second").mkdir(parents=True)
+    second = trash.delete(folder)
+    trash.restore(second)
+    assert (folder / "second").is_dir()
+    assert trash.exchange(first) not in (None, first, second)
+    assert (folder / "result.json").is_file()
+    assert not (folder / "second").exists()
+
+
+def test_an_exchange_that_fails_leaves_all_as_it_was(results):
+    trash, folder = Trash(), results / "m1" / "a"
+    hidden = trash.delete(folder)
+    (folder / "second").mkdir(parents=True)
+    hidden.rename(results / "taken")  # by another program
+    with pytest.raises(ResultError, match="cannot be brought back"):
+        trash.exchange(hidden)
+    assert (folder / "second").is_dir()
 
 
 def test_what_a_window_that_crashed_left_deleted_is_removed_after_a_day(results, monkeypatch):
@@ -146,7 +168,7 @@ def test_what_a_window_that_crashed_left_deleted_is_removed_after_a_day(results,
     crashed.delete(results / "m2" / "a")
     crashed.delete(results / "m2" / "bad")
     mine = Trash()
-    mine.delete(results / "m1" / "a")
+    hidden = mine.delete(results / "m1" / "a")
     (left,) = results.glob("m1/.deleted-a-*")
     keep[2] = left / keep[2].name
     mine.sweep(results)
@@ -157,4 +179,4 @@ def test_what_a_window_that_crashed_left_deleted_is_removed_after_a_day(results,
     assert not list((results / "m2").iterdir())
     assert all(path.is_dir() for path in keep)
     assert link.is_symlink()
-    mine.restore(results / "m1" / "a")
+    mine.restore(hidden)

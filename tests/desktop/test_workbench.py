@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import tifffile
 from known_slides import make_result, make_slide
+from napari._app_model import get_app_model
+from qtpy.QtWidgets import QApplication
 
+import slidelens.slide.open
 from slidelens.desktop import workbench
-from slidelens.desktop.shown import layers_of
+from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.geometry import Mpp
+from slidelens.slide.open import open_slide
 
 pytestmark = pytest.mark.gui
 
@@ -49,6 +54,10 @@ def held(monkeypatch):
 
 def shows(bench, name):
     return lambda: bench.slide is not None and bench.slide.id == name
+
+
+def visible(bench):
+    return [layer.name for layer in bench.viewer.layers if layer.visible]
 
 
 def quiet(bench):
@@ -94,6 +103,55 @@ def test_the_result_of_a_slide_that_was_opened_meanwhile_lies_on_it(bench, files
     assert bench.slide.layer is layer
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_a_window_closed_before_files_are_shown_closes_what_was_opened(
+    home, make_napari_viewer, files, monkeypatch, read
+):
+    """A slide, and a result with its slide, that are read but not shown yet, or being read."""
+    gate, both, opened = threading.Event(), threading.Barrier(3), []
+    open_slide = slidelens.slide.open.open_slide
+
+    def open_when_let(path, **options):
+        both.wait(60)
+        assert gate.wait(60)
+        opened.append(open_slide(path, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(slidelens.slide.open, "open_slide", open_when_let)
+    viewer = make_napari_viewer(show=True)
+    bench = workbench.workbench_of(viewer)
+    bench.open_slide(files / "a.tif", mpp=0.5)
+    bench.show_result(files / "results" / "b")
+    both.wait(60)
+    if read:
+        gate.set()
+        bench.background._pool.shutdown(wait=True)
+    else:
+        threading.Timer(0.5, gate.set).start()
+    bench.close()
+    viewer.close()
+    QApplication.processEvents()  # a queued signal that raises fails the test
+    assert sorted(slide.id for slide in opened) == ["a", "b"]
+    assert all(slide._closed for slide in opened)
+    bench.background.run(lambda: 1, opened.append)  # by a signal that comes late
+
+
+def test_key_and_plugins_menu_show_the_same_panel(bench):
+    def menu():
+        get_app_model().commands.execute_command("slidelens.maps_panel")
+
+    panel = bench.open_panel("maps")
+    menu()  # a second time is to hide it
+    assert not panel.isVisible()
+    menu()
+    assert panel.isVisible()
+    menu()
+    assert bench.open_panel("maps") is panel
+    get_app_model().commands.execute_command("slidelens.slide_panel")
+    panel = bench.open_panel("slide")
+    assert len(bench.viewer.window._qt_window.findChildren(type(panel))) == 1
+
+
 def test_what_no_panel_shows_napari_shows(bench, tmp_path, qtbot):
     from napari.utils.notifications import notification_manager
 
@@ -106,3 +164,33 @@ def test_what_no_panel_shows_napari_shows(bench, tmp_path, qtbot):
     bench.open_slide(tmp_path / "torn.tif")
     qtbot.waitUntil(lambda: "torn.tif" in panel.notice.text, timeout=WAIT)
     assert len(notification_manager.records) == 1
+
+
+def test_what_lies_on_a_slide_goes_and_comes_with_it(bench, files, qtbot):
+    bench.open_slide(files / "a.tif", mpp=0.5)
+    qtbot.waitUntil(shows(bench, "a"), timeout=WAIT)
+    done, seen = [], ["a", "oracle: probability", "oracle: regions"]
+    bench.show_result(files / "results" / "a", then=done.append)
+    qtbot.waitUntil(lambda: bool(done), timeout=WAIT)
+    assert visible(bench) == seen
+    add_layer(bench.viewer, slide_layer(open_slide(files / "b.tif")))  # dropped on the picture
+    covered = bench.viewer.layers["oracle: regions"]
+    covered.visible = False  # by Compare, which shows it again when the slide is another
+    bench.slide_changed.connect(lambda: setattr(covered, "visible", True))
+    done.clear()
+    bench.open_slide(files / "b.tif", then=lambda: done.append(bench.slide.id))
+    assert done == ["b"]
+    assert visible(bench) == ["b"]
+    bench.open_slide(files / "a.tif", then=lambda: done.append(bench.slide.id))
+    assert done == ["b", "a"]
+    assert visible(bench) == seen
+    assert "oracle: tissue" in bench.viewer.layers, "it was hidden and stays so"
+
+
+def test_a_result_that_is_shown_again_keeps_its_names(bench, files, qtbot):
+    shown = []
+    for number in (1, 2):
+        bench.show_result(files / "results" / "a", then=shown.append)
+        qtbot.waitUntil(lambda number=number: len(shown) == number, timeout=WAIT)
+    names = {layer.name for layer in layers_of(bench.viewer)}
+    assert names == {"a", "oracle: probability", "oracle: regions", "oracle: tissue"}

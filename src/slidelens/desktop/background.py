@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Background"]
 
 T = TypeVar("T")
+_Parcel = tuple[Future[Any], Any, QObject | None, Any, Any]
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +37,7 @@ class Background(QObject):
         super().__init__(parent)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slidelens-window")
         self._waiting = 0
+        self._closed = False
         # The signal crosses to this object's thread: slots run where the window lives.
         self._finished.connect(self._deliver)
 
@@ -51,8 +53,9 @@ class Background(QObject):
         *,
         owner: QObject | None = None,
         failed: Callable[[str], object] | None = None,
+        unused: Callable[[T], object] | None = None,
     ) -> None:
-        """Do work, then hand its result over on the window's thread.
+        """Do work, then hand its result over on the window's thread; nothing once it is closed.
 
         Parameters
         ----------
@@ -64,23 +67,31 @@ class Background(QObject):
             A widget: when it is gone nothing is handed over any more.
         failed
             Takes the sentence of a :class:`SlideLensError` that ``work`` raised.
+        unused
+            Takes what ``work`` returned and ``then`` does not get, to close it; on any thread.
         """
+        if self._closed:
+            return
         self._waiting += 1
         future = self._pool.submit(work)
-        future.add_done_callback(lambda done: self._tell((done, then, owner, failed)))
+        future.add_done_callback(lambda done: self._tell((done, then, owner, failed, unused)))
 
     def close(self) -> None:
-        """Drop what has not begun and wait for what has."""
+        """Drop what has not begun, wait for what has, and hand nothing over any more."""
+        self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tell(self, parcel: tuple[Any, ...]) -> None:
-        if alive(self):
+    def _tell(self, parcel: _Parcel) -> None:
+        if alive(self) and not self._closed:
             self._finished.emit(parcel)
+        else:
+            _drop(parcel)
 
-    def _deliver(self, parcel: tuple[Future[Any], Any, QObject | None, Any]) -> None:
+    def _deliver(self, parcel: _Parcel) -> None:
         self._waiting -= 1
-        done, then, owner, failed = parcel
-        if done.cancelled() or (owner is not None and not alive(owner)):
+        done, then, owner, failed, _ = parcel
+        if self._closed or done.cancelled() or (owner is not None and not alive(owner)):
+            _drop(parcel)
             return
         error = done.exception()
         if error is None:
@@ -90,3 +101,10 @@ class Background(QObject):
         else:
             log.error("work in the background failed", exc_info=error)
             (failed or self.failed.emit)(f"unexpected {type(error).__name__}: {error}")
+
+
+def _drop(parcel: _Parcel) -> None:
+    """Close what nobody takes any more."""
+    done, *_, unused = parcel
+    if unused is not None and not done.cancelled() and done.exception() is None:
+        unused(done.result())

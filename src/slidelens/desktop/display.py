@@ -120,22 +120,21 @@ def style_of(layer: Any) -> Style:
 
 
 def restyle(layer: Any, style: Style) -> None:
-    """Give an image layer of a map other colours."""
+    """Give an image layer of a map other colours; they keep to it when its limits change."""
     from napari.utils.colormaps import AVAILABLE_COLORMAPS, Colormap
 
-    low, high = layer.contrast_limits
-    part = float(np.clip((style.threshold - low) / (high - low), 0, 1))
-    at, colors = _table(style, part)
+    at, colors = _table(style, _part(layer, style))
     # napari keeps every colormap that it has seen: one per layer and name is enough.
     name = f"{style.colormap} of {layer.name}"
     AVAILABLE_COLORMAPS.pop(name, None)
     layer.colormap = Colormap(colors, controls=at, name=name)
     layer.metadata[KEY]["style"] = style
+    layer.events.contrast_limits.connect(_refit)  # once: napari knows it already the next time
 
 
 def top_of(layer: Any) -> float:
-    """Return the upper end of a map layer's scale."""
-    return float(layer.contrast_limits[1])
+    """Return the upper end of a map layer's values, whatever part of them is coloured."""
+    return float(layer.contrast_limits_range[1])
 
 
 def read_values(layers: Iterable[Any], position: ArrayLike) -> list[Reading]:
@@ -169,16 +168,26 @@ def legend(layer: Any) -> Legend | None:
         style = style_of(layer)
         label = facts["channel"]
         name = facts["map"] if label == facts["map"] else f"{facts['map']} {label}"
-        _, high = layer.contrast_limits
-        part = float(np.clip(style.threshold / high, 0, 1)) if high else 0.0
-        at, colors = _table(style, part)
+        low, high = map(float, layer.contrast_limits)
+        at, colors = _table(style, _part(layer, style))
         steps = np.linspace(0, 1, 256)
         table = np.stack([np.interp(steps, at, colors[:, k]) for k in range(4)], 1)
-        return Legend(f"{facts['model']}: {name}", table.astype(np.float32), 0.0, float(high))
+        return Legend(f"{facts['model']}: {name}", table.astype(np.float32), low, high)
     if kind in ("map", "regions", "annotations") and classes:
         title = f"{facts['model']}: {kind}" if facts.get("model") else layer.name
         return Legend(title, classes=tuple(class_colors(classes).items()))
     return None
+
+
+def _refit(event: Any) -> None:
+    """Go on hiding what is below the same value."""
+    restyle(event.source, style_of(event.source))
+
+
+def _part(layer: Any, style: Style) -> float:
+    """Return where in a layer's colours the threshold lies, 0..1."""
+    low, high = layer.contrast_limits
+    return float(np.clip((style.threshold - low) / ((high - low) or 1.0), 0, 1))
 
 
 def _table(style: Style, part: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:

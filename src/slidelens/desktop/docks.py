@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from npe2 import PluginManager
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget, QWidget
 
 from slidelens.desktop.qt import alive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["PANELS", "arrange", "bring_forward"]
+    import napari
+
+__all__ = ["PANELS", "arrange", "bring_forward", "dock_of", "keep"]
 
 PANELS = {
     "run": "Run",
@@ -56,6 +59,43 @@ def arrange(window: Any, docks: Mapping[str, Any]) -> None:
         window.resizeDocks([above[0], below[0]], shares, vertical)
     for dock in below[1:]:
         window.tabifyDockWidget(below[0], dock)
+
+
+def dock_of(viewer: napari.Viewer, name: str) -> Any:
+    """Return the dock of a panel, made if there is none: the same one that the Plugins menu shows.
+
+    napari's own `add_plugin_dock_widget` names it by another name than its menu does, and so the
+    menu would make a second one.
+    """
+    title = f"{PANELS[name]} (SlideLens)"
+    for dock in viewer.window._qt_window.findChildren(QDockWidget):
+        if dock.objectName().casefold() == title.casefold() and dock.widget() is not None:
+            return dock
+    brought = PluginManager.instance().get_manifest("slidelens").contributions.widgets or ()
+    make = next(one for one in brought if one.display_name == PANELS[name]).get_callable()
+    return viewer.window.add_dock_widget(make(viewer), name=title)
+
+
+def keep(dock: Any, leave: Callable[[], object] = lambda: None) -> None:
+    """Let napari's × hide a panel, which comes back as it was; harmless when called again.
+
+    napari would take it out of its dock. There its runs and timers would go on, unseen, and the
+    panel that is opened next would know nothing of them.
+
+    Parameters
+    ----------
+    dock
+        napari's dock of the panel.
+    leave
+        Called before it is hidden by its ×.
+    """
+
+    def close() -> None:
+        leave()
+        dock.close()
+
+    if "destroyOnClose" not in vars(dock):
+        dock.destroyOnClose = close
 
 
 def bring_forward(widget: QWidget) -> None:

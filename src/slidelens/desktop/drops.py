@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, QObject
+from qtpy.QtCore import QEvent, QObject, QTimer
 
 from slidelens.desktop.state.dropped import Kind, kind_of
+from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from slidelens.desktop.workbench import Workbench
 
@@ -33,10 +34,22 @@ class DropFilter(QObject):
         if event is None or event.type() != QEvent.Type.Drop or self._bench.closed:
             return False
         paths = paths_of(event)
-        if not paths or not all(path.is_dir() or path.suffix == ".csv" for path in paths):
+        if not paths or not all(map(_may_be_ours, paths)):
             return False  # slides and annotations have readers
-        take(self._bench, paths)
+        take(self._bench, paths, self._leave)
         return True
+
+    def _leave(self, path: Path) -> None:
+        """Have napari open a folder of which nothing is known, as if it had fallen to it."""
+        canvas: Any = self._bench.viewer.window._qt_viewer
+        QTimer.singleShot(0, lambda: canvas._qt_open([str(path)], stack=False))
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Say whether it is a table of labels, or a folder and no slide."""
+    if path.is_dir():
+        return not is_slide(path)
+    return path.suffix.lower() == ".csv" and kind_of(path) == "labels"
 
 
 def paths_of(event: Any) -> list[Path]:
@@ -46,16 +59,23 @@ def paths_of(event: Any) -> list[Path]:
     return [Path(url.toLocalFile()) for url in urls if url.isLocalFile()]
 
 
-def take(bench: Workbench, paths: Sequence[Path]) -> None:
-    """Find out what was dropped, beside the window's thread, and open it."""
+def take(
+    bench: Workbench, paths: Sequence[Path], leave: Callable[[Path], object] | None = None
+) -> None:
+    """Find out what was dropped, beside the window's thread, and open it.
+
+    ``leave`` takes folders of which nothing is known; by default they are refused.
+    """
 
     def look() -> list[tuple[Path, Kind]]:
         return [(path, kind_of(path)) for path in paths]
 
-    bench.background.run(look, partial(_open, bench), owner=bench)
+    bench.background.run(look, partial(_open, bench, leave), owner=bench)
 
 
-def _open(bench: Workbench, found: list[tuple[Path, Kind]]) -> None:
+def _open(
+    bench: Workbench, leave: Callable[[Path], object] | None, found: list[tuple[Path, Kind]]
+) -> None:
     slides = [path for path, kind in found if kind == "slide"]
     for path in reversed(slides[1:]):
         bench.memory.opened(path)
@@ -65,7 +85,9 @@ def _open(bench: Workbench, found: list[tuple[Path, Kind]]) -> None:
             rest = f"The other {len(slides) - 1} slides are among the recent ones."
             bench.told.emit(f"{slides[0].name} is opened. {rest}", False)
     for path, kind in found:
-        if kind != "slide":
+        if kind == "folder" and leave is not None:
+            leave(path)
+        elif kind != "slide":
             _open_one(bench, path, kind)
 
 

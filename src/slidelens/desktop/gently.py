@@ -24,6 +24,7 @@ def put_gently(
     old: list[Any],
     wanted: Callable[[], bool],
     then: Callable[[], object],
+    put: tuple[tuple[Any, str], ...] = (),
 ) -> None:
     """Put layers in the place of old ones; those that none could use are taken away at the end.
 
@@ -37,15 +38,20 @@ def put_gently(
         Asked before each: where it says no, another slide has come, and all ends.
     then
         Called when all are there.
+    put
+        Layers that are there already, and their names: napari adds a number to a name while an
+        old layer has it.
     """
     if not alive(bench) or bench.closed or not wanted():
         return
     if layers:
-        put_layer(bench.viewer, layers[0], old)
+        put += ((put_layer(bench.viewer, layers[0], old), layers[0][1]["name"]),)
     elif old:
         remove_layers(bench.viewer, [old.pop()])
     else:
+        for layer, name in put:
+            layer.name = name
         then()
         return
     rest = layers[1:]
-    QTimer.singleShot(0, lambda: put_gently(bench, rest, old, wanted, then))
+    QTimer.singleShot(0, lambda: put_gently(bench, rest, old, wanted, then, put))

@@ -157,9 +157,15 @@ def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | N
 
     bench = workbench_of(viewer)
     if results is not None:
-        bench.use_results(results, remember=False)
+        bench.use_results(_library(results), remember=False)
     for name in panels:
         bench.open_panel(name)
+
+
+def _library(folder: Path) -> Path:
+    """Return where runs of the window go: of one result, the folder that its model's is in."""
+    one = (folder / "result.json").is_file()
+    return folder.absolute().parents[1] if one else folder
 
 
 def _results_of(slide: str, folder: Path) -> list[Result]:

@@ -53,13 +53,17 @@ def slide_layer(slide: Slide) -> LayerData:
     Without a resolution it lies in pixels.
     """
     world = World.of(slide.mpp)
-    size = tuple(slide.size)
+    facts = {
+        "path": None if slide.backend == "array" else str(slide.path),  # in memory: no file
+        "size": tuple(slide.size),
+        "mpp_source": slide.mpp_source,
+    }
     options = {
         "name": slide.id,
         "rgb": True,
         "multiscale": True,
         "interpolation2d": "linear",
-        "metadata": describe(world, "slide", slide.id, path=str(slide.path), size=size),
+        "metadata": describe(world, "slide", slide.id, **facts),
         **world.place(Affine(1, 1)),
     }
     return slide.pyramid(), options, "image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +33,15 @@ class _Live:
         The slide's layer that it was shown on last; a slide that comes back has another one.
     waiting, layers
         What is to be shown on that slide, and what is.
+    earlier
+        Folder of the result that was shown there until it grew.
     """
 
     growing: Growing
     slide: Any = None
     waiting: list[LayerData] = field(default_factory=list)
     layers: list[Any] = field(default_factory=list)
+    earlier: Path | None = None
 
 
 @dataclass
@@ -106,12 +110,20 @@ class LiveMaps:
         for key in [k for k in self._maps if k[1] == model]:
             del self._maps[key]
 
-    def clear(self, viewer: ViewerModel, model: str | None = None) -> None:
-        """Take what is shown of one model, or of all that have begun, out of the viewer."""
+    def clear(self, viewer: ViewerModel, model: str | None = None) -> list[Path]:
+        """Take what is shown of one model, or of all that have begun, out of the viewer.
+
+        Returns the results that were shown on the current slide until these maps grew.
+        """
+        slide, earlier = current_slide(viewer), dict[Path, None]()
         for key in [k for k in self._maps if model is None or k[1] == model]:
-            if self._maps.pop(key).slide is None:
+            live = self._maps.pop(key)
+            if live.slide is None:
                 continue  # it grew unseen: what is shown is of another run
             remove_layers(viewer, layers_of(viewer, slide=key[0], model=key[1]))
+            if live.earlier is not None and slide is not None and slide.id == key[0]:
+                earlier[live.earlier] = None
+        return list(earlier)
 
     def _begin(self, viewer: ViewerModel, model: str, live: _Live, slide: ShownSlide) -> None:
         made = map_layers(live.growing.map, slide.world, slide_id=slide.id, model=model)
@@ -119,8 +131,9 @@ class LiveMaps:
             key[:2] == (slide.id, model) and other.slide is slide.layer
             for key, other in self._maps.items()
         )
+        shown = list(layers_of(viewer, slide=slide.id, model=model))
         if first:  # what grows is what one wants to see
-            for other in layers_of(viewer, slide=slide.id, model=model):
+            for other in shown:
                 other.visible = False
             for other in layers_of(viewer, "map", "regions", slide=slide.id):
                 other.visible = False
@@ -128,6 +141,8 @@ class LiveMaps:
             data[1]["visible"] = first and number == 0
             data[1]["name"] += " (running)"
         live.slide, live.waiting, live.layers = slide.layer, made, []
+        paths = (described(one.metadata).get("path") for one in shown)
+        live.earlier = next((Path(path) for path in paths if path), None)
 
 
 def _adapt(layer: Any, growing: Growing) -> None:

@@ -89,35 +89,37 @@ class Outlining(QObject):
             self._layers[file] = self._layer
             self._layer.events.data.connect(self._changed)
         layer = self._layer
+        layer.selected_data = set()  # else the colour is given to what is selected, too
         layer.feature_defaults = {"class": [label], "name": [""], "id": [""]}
         layer.current_edge_color = color
         self._bench.viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
 
-    def save(self) -> None:
-        """Write the file now, if there is something that is not in it.
+    def save(self) -> bool:
+        """Write the file now, if there is something that is not in it; return whether all is in it.
 
         What else is in the file stays: points, properties of other programs.
         """
         self._timer.stop()
         if self._layer is None or self._file is None:
-            return
+            return True
         file, features = self._file, _features(self._layer)
         if features == self._kept[file]:
-            return
+            return True
         if self._stale(file):
             self.failed.emit(
                 f"{file}: another program has changed it, so it was not written. Press Draw: it is "
                 "read anew, and what you drew stays in a layer of its own."
             )
-            return
+            return False
         try:
             update_geojson(file, features, {one["id"] for one in self._kept[file]})
         except LabelError as error:
             self.failed.emit(str(error))
-            return
+            return False
         self._kept[file], self._stamps[file] = features, _stamp(file)
         self.saved.emit(file, len(features))
+        return True
 
     def end(self) -> None:
         """Write what is not in the file yet and let go of the layer."""

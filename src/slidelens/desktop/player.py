@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QElapsedTimer, Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSlider, QToolButton, QVBoxLayout, QWidget
 
-from slidelens.desktop.qt import Signal
+from slidelens.desktop.qt import Signal, alive
 from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import canvas_size, look_at
 from slidelens.desktop.windows import Tour, caption, window_at
@@ -33,7 +33,7 @@ class TrajectoryPlayer(QWidget):
     ----------
     viewer
         Whose camera flies. A click on a window of the layer that
-        :func:`~slidelens.desktop.windows.window_layers` made goes there.
+        :func:`~slidelens.desktop.windows.window_layers` made goes there, if that one is selected.
     parent
         As of any widget.
 
@@ -51,6 +51,7 @@ class TrajectoryPlayer(QWidget):
         self._trajectory: Trajectory | None = None
         self._world: World | None = None
         self._tour: Tour | None = None
+        self._clickable: list[Any] = []
         self._index = 0
         self._at = 0.0
         self._timer = QTimer(self)
@@ -79,9 +80,17 @@ class TrajectoryPlayer(QWidget):
         """Whether the camera flies."""
         return self._timer.isActive()
 
-    def show_trajectory(self, trajectory: Trajectory | None, world: World | None) -> None:
-        """Take the windows of another slide, lying in its world; none empties the player."""
+    def show_trajectory(
+        self, trajectory: Trajectory | None, world: World | None, layer: Any = None
+    ) -> None:
+        """Take the windows of another slide, lying in its world; none empties the player.
+
+        Windows of ``layer`` can be clicked; by default those of every layer that shows some.
+        """
         self.stop()
+        for one in self._clickable:
+            one.mouse_drag_callbacks.remove(self._clicked)
+        self._clickable = []
         self._trajectory, self._world = trajectory, world
         self._index, self._at = 0, 0.0
         count = 0 if trajectory is None else len(trajectory.windows)
@@ -93,9 +102,10 @@ class TrajectoryPlayer(QWidget):
         self._caption.setText("This result has no trajectory." if trajectory is None else "")
         if trajectory is not None and count:
             self._caption.setText(caption(trajectory, 0))
-            for layer in layers_of(self._viewer, "windows"):
-                if self._clicked not in layer.mouse_drag_callbacks:
-                    layer.mouse_drag_callbacks.append(self._clicked)
+            shown = layers_of(self._viewer, "windows")
+            self._clickable = list(shown) if layer is None else [layer]
+            for one in self._clickable:
+                one.mouse_drag_callbacks.append(self._clicked)
 
     def go(self, index: int) -> None:
         """Stop, and look at one window."""
@@ -152,7 +162,9 @@ class TrajectoryPlayer(QWidget):
     def _clicked(self, _layer: Any, event: Any) -> Any:
         """Go to the smallest window under a click; a drag moves the picture as ever."""
         yield
-        if event.type == "mouse_move" or self._trajectory is None or self._world is None:
+        if event.type == "mouse_move" or not alive(self):
+            return
+        if self._trajectory is None or self._world is None:
             return
         x, y = self._world.to_level0(event.position[-2:])
         found = window_at(self._trajectory, float(x), float(y))

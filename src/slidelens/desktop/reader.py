@@ -19,7 +19,7 @@ from slidelens.desktop.layers import (
     slide_layer,
 )
 from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
-from slidelens.desktop.world import World, described, world_of
+from slidelens.desktop.world import World, described, is_stated, world_of
 from slidelens.errors import SlideError, SlideLensError
 
 if TYPE_CHECKING:
@@ -108,34 +108,32 @@ def read_result(path: Path) -> list[LayerData]:
 
 
 def read_annotation_file(path: Path) -> list[LayerData]:
-    """Read annotations onto the slide in the window: the one of the same name, or the topmost.
+    """Read annotations onto the slide in the window: the one of the same name, or the current.
 
     Raises
     ------
     LabelError
         A file that cannot be read.
     """
+    from slidelens.desktop.shown import current_slide, shown_slides
     from slidelens.tiling.annotations import read_annotations
 
     annotations = read_annotations(path)
     viewer = open_viewer()
-    slides = [] if viewer is None else list(slide_layers(viewer))
-    same = [s for s in slides if described(s.metadata)["slide"] == path.stem]
-    facts: dict[str, Any] = {}
-    world: World | None = None
-    if slides:
-        layer = (same or slides)[0]
-        facts, world = described(layer.metadata), world_of(layer.metadata)
-    if world is None:
+    slide = None
+    if viewer is not None:
+        same = (s for s in shown_slides(viewer) if s.id == path.stem)
+        slide = next(same, None) or current_slide(viewer)
+    if slide is None:
         notify(f"{path}: opened in pixels, as no slide is open; open its slide first.")
     if annotations.ignored:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
         notify(f"{path}: left out what bounds no area: {counts}.")
     layers = annotation_layers(
         annotations,
-        world or World.of(None),
+        World.of(None) if slide is None else slide.world,
         name=path.stem,
-        slide_id=facts.get("slide", ""),
+        slide_id="" if slide is None else slide.id,
     )
     if not layers:
         notify(f"{path}: holds no areas.")
@@ -156,7 +154,8 @@ def _slide_of(result: Result) -> Slide | None:
 
     if result.slide.path is None:
         return None
-    mpp: Mpp | None = result.slide.resolution
+    stated = is_stated(result.slide.mpp_source)
+    mpp: Mpp | None = None if stated else result.slide.resolution
     try:
         return open_slide(result.slide.path, mpp=mpp)
     except SlideError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slidelens.desktop.layers import check_same_slide, result_layers
+from slidelens.desktop.world import is_stated
 from slidelens.errors import SlideError
 from slidelens.maps.result import Result
 
@@ -43,7 +44,8 @@ def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
     path = file or result.slide.path
     if path is None:
         return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
+    stated = is_stated(result.slide.mpp_source)
     try:
-        return open_slide(path, mpp=result.slide.resolution), ""
+        return open_slide(path, mpp=None if stated else result.slide.resolution), ""
     except SlideError as error:
         return None, str(error)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.window import dress, open_viewer
 from slidelens.errors import ModelError
-from slidelens.slide.array import from_array
-from slidelens.testing.phantom import PhantomSpec, draw, write_phantom
+from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 if TYPE_CHECKING:
     from slidelens.desktop.layer_data import LayerData
@@ -25,9 +24,12 @@ SAMPLE_SLIDE = PhantomSpec(size=(3072, 2304), seed=7, lesions=2, tumor_fraction=
 
 
 def phantom() -> list[LayerData]:
-    """Draw a phantom slide with tumour, in memory."""
+    """Draw a phantom slide with tumour: in a file, so that models can be run on it."""
+    from slidelens.slide.open import open_slide
+
+    slide = open_slide(_drawn())
     _dress()
-    return [slide_layer(from_array(draw(SAMPLE_SLIDE), mpp=SAMPLE_SLIDE.mpp, name="phantom"))]
+    return [slide_layer(slide)]
 
 
 def phantom_with_heatmap() -> list[LayerData]:
@@ -41,8 +43,7 @@ def phantom_with_heatmap() -> list[LayerData]:
     from slidelens.maps.result import Result
     from slidelens.slide.open import open_slide
 
-    path = Path(_folder().name) / "phantom.tif"
-    write_phantom(path, SAMPLE_SLIDE)
+    path = _drawn()
     _predict(path, path.parent)
     slide, result = open_slide(path), Result.load(path.parent / SAMPLE_MODEL / path.stem)
     _dress()
@@ -61,6 +62,14 @@ def _predict(slide: Path, out: Path) -> None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise ModelError(said[-1] if said else f"slidelens predict ended with {done.returncode}")
+
+
+def _drawn() -> Path:
+    """Return the sample's file; drawn once, as the window may read it."""
+    path = Path(_folder().name) / "phantom.tif"
+    if not path.exists():
+        write_phantom(path, SAMPLE_SLIDE)
+    return path
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import napari
 
 from slidelens.desktop.window import slide_layers
-from slidelens.desktop.world import World, described, world_of
+from slidelens.desktop.world import KEY, World, described, is_stated, world_of
 from slidelens.geometry import Box, Size
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class ShownSlide:
     size: Size
     world: World
     layer: Any
+    stated: bool = False
+    """Whether the file itself states the resolution that it is shown at."""
 
     @property
     def box(self) -> Box:
@@ -97,9 +99,12 @@ def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
         return add_layer(viewer, data)
     old.remove(layer)
     levels, options, _ = data
+    style = described(layer.metadata).get("style")
     layer.data = levels
     for name in ("name", "metadata", "scale", "translate", "visible"):
         setattr(layer, name, options.get(name, True))
+    if style is not None:
+        layer.metadata[KEY] = {**described(layer.metadata), "style": style}
     limits = options.get("contrast_limits")
     if limits is not None and tuple(layer.contrast_limits_range) != tuple(limits):
         layer.contrast_limits_range = limits
@@ -110,8 +115,9 @@ def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
 def _can_show(layer: Any, data: LayerData) -> bool:
     """Whether a layer is of the same map and class, in the same world, and made alike."""
     levels, options, kind = data
-    wanted, has = described(options["metadata"]), described(layer.metadata)
-    if wanted["layer"] != "map" or {**wanted, "path": None} != {**has, "path": None}:
+    own = {"path": None, "style": None}  # of a layer, not of what it shows
+    wanted, has = ({**described(m), **own} for m in (options["metadata"], layer.metadata))
+    if wanted["layer"] != "map" or wanted != has:
         return False
     several = bool(options["multiscale"])
     alike = kind == type(layer).__name__.lower() and layer.multiscale == several
@@ -169,4 +175,5 @@ def _slide(layer: Any) -> ShownSlide:
         Size(*facts["size"]),
         world_of(layer.metadata) or World.of(None),
         layer,
+        is_stated(facts.get("mpp_source")),
     )

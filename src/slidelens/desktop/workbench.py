@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from qtpy.QtCore import QObject, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QTabWidget, QWidget
 
 from slidelens.desktop.background import Background
-from slidelens.desktop.docks import PANELS, arrange, bring_forward
+from slidelens.desktop.docks import PANELS, arrange, bring_forward, dock_of, keep
 from slidelens.desktop.drops import DropFilter
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
@@ -35,6 +35,7 @@ from slidelens.desktop.state.memory import Memory
 from slidelens.desktop.state.viewport import fit
 from slidelens.desktop.window import canvas_size, dress
 from slidelens.desktop.worker.client import WorkerClient
+from slidelens.desktop.world import described
 from slidelens.maps.palette import colormap
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Workbench(QObject):
         """The first of several pictures side by side, where they are shown."""
         self.put_aside: list[Any] = []
         """Layers that were hidden all at once."""
+        self._away: WeakSet[Any] = WeakSet()  # hidden with their slide, to be seen with it again
         self._docks: dict[str, Any] = {}
         self._results: Path | None = None
         self._slide: ShownSlide | None = None
@@ -192,20 +194,18 @@ class Workbench(QObject):
 
     def open_panel(self, name: str) -> Any:
         """Show a panel, in front of the others; return its widget."""
-        # napari's own way: the panel is then the one of the Plugins menu.
-        add = self.viewer.window.add_plugin_dock_widget
-        dock, widget = add("slidelens", PANELS[name])
+        dock = dock_of(self.viewer, name)
         if self._docks.get(name) is not dock:
             self._docks[name] = dock
             arrange(self.viewer.window._qt_window, self._docks)
         dock.show()
         dock.raise_()
-        return widget
+        return dock.widget()
 
     def _notify(self, text: str, bad: bool) -> None:
         """Let napari say what no panel shows."""
         listener = self.listener
-        if self._closed or (listener is not None and alive(listener) and not listener.isHidden()):
+        if self._closed or (listener is not None and alive(listener) and listener.isVisible()):
             return
         from napari.utils.notifications import show_info, show_warning
 
@@ -225,7 +225,7 @@ class Workbench(QObject):
         if widget is None or not alive(widget):
             widget, title = make_plugin_panel(name, self)
             window = self.viewer.window
-            window.add_dock_widget(widget, name=title, area="right", tabify=True)
+            keep(window.add_dock_widget(widget, name=title, area="right", tabify=True))
             self._plugins[name] = widget
         bring_forward(widget)
         return widget
@@ -238,7 +238,7 @@ class Workbench(QObject):
         then: Callable[[], object] | None = None,
     ) -> None:
         """Show a slide in the place of the one that is shown; annotations stay, hidden."""
-        if any(s.path is not None and s.path.absolute() == path.absolute() for s in self._slides()):
+        if any(_is_at(s, path) for s in self._slides()):
             self._bring(path)
             if then is not None:
                 then()
@@ -254,7 +254,12 @@ class Workbench(QObject):
 
         from slidelens.slide.open import open_slide
 
-        self.background.run(lambda: open_slide(path, mpp=mpp), opened, owner=self)
+        self.background.run(
+            lambda: open_slide(path, mpp=mpp),
+            opened,
+            owner=self,
+            unused=lambda slide: slide.close(),
+        )
 
     def show_result(
         self,
@@ -294,14 +299,19 @@ class Workbench(QObject):
                 if error:
                     self.told.emit(f"The maps are shown without their slide. {error}", True)
                 self._show_layers(result, layers, visible, then)
-            elif opened is not None:
-                opened.close()
+            else:
+                unused(parcel)
+
+        def unused(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
+            if parcel[1] is not None:
+                parcel[1].close()
 
         self.background.run(
             lambda: read_result(folder, slide, slide_file, visible),
             show,
             owner=owner or self,
             failed=failed,
+            unused=unused,
         )
 
     def close(self) -> None:
@@ -378,12 +388,20 @@ class Workbench(QObject):
         return shown_slides(self.viewer)
 
     def _bring(self, path: Path) -> None:
-        """Show a slide that is in the viewer already."""
+        """Show a slide that is in the viewer already, and what was seen of it; hide the others."""
+        wanted = next(s for s in self._slides() if _is_at(s, path))
         for slide in self._slides():
-            here = slide.path is not None and slide.path.absolute() == path.absolute()
-            slide.layer.visible = here
-            if here:
-                self.viewer.layers.selection.active = slide.layer
+            slide.layer.visible = slide.layer is wanted.layer
+        for layer in layers_of(self.viewer, slide=wanted.id):
+            if layer in self._away:
+                layer.visible = True
+                self._away.discard(layer)
+        self.viewer.layers.selection.active = wanted.layer
+        self._look()  # before others are hidden: Compare brings back what it had covered of them
+        for layer in layers_of(self.viewer):
+            if layer.visible and described(layer.metadata)["slide"] not in ("", wanted.id):
+                layer.visible = False
+                self._away.add(layer)
 
     def fly_to(self, box: Box, world: World) -> None:
         """Let the camera fly to a box of level-0 px that lies in ``world``."""
@@ -432,3 +450,7 @@ class Workbench(QObject):
             if now is not None and now.path is not None and now.path.exists():
                 self.memory.opened(now.path)
             self.slide_changed.emit()
+
+
+def _is_at(slide: ShownSlide, path: Path) -> bool:
+    return slide.path is not None and slide.path.absolute() == path.absolute()

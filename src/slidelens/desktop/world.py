@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["KEY", "World", "describe", "described", "world_of"]
+__all__ = ["KEY", "World", "describe", "described", "is_stated", "world_of"]
 
 KEY = "slidelens"
 """Under this key a layer's metadata say what it is of: layer, slide, mpp, path, model, map, ..."""
@@ -63,6 +63,12 @@ def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :func:`describe` wrote; empty for layers that others made."""
     mine = metadata.get(KEY)
     return mine if isinstance(mine, dict) else {}
+
+
+def is_stated(mpp_source: str | None) -> bool:
+    """Say whether a slide's file itself states the resolution, by where it comes from."""
+    elsewhere = ("given", "table ", "objective power")
+    return mpp_source is not None and not mpp_source.startswith(elsewhere)
 
 
 def world_of(metadata: Mapping[str, Any]) -> World | None:

@@ -88,6 +88,10 @@ class ComparePanel(Panel):
         self._buttons[mode].setChecked(True)
         self._show()
 
+    def leave(self) -> None:
+        """Go back to the one picture: without the panel nothing else leads there."""
+        self.set_mode("off")
+
     def choose(self, *names: str) -> None:
         """Tick the methods of these names, and no others."""
         for item in self._items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -31,11 +32,15 @@ from slidelens.desktop.display import (
 )
 from slidelens.desktop.panels.drawing import HistogramView, LegendView
 from slidelens.desktop.panels.parts import Panel, calm, caption, heading
+from slidelens.desktop.player import TrajectoryPlayer
 from slidelens.desktop.shown import layers_of
 from slidelens.desktop.world import described
+from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
     from slidelens.desktop.display import Style
+    from slidelens.desktop.world import World
+    from slidelens.maps.trajectory import Trajectory
 
 __all__ = ["MapsPanel"]
 
@@ -51,6 +56,8 @@ class MapsPanel(Panel):
         self._rows: list[tuple[Any, QTreeWidgetItem]] = []
         self._counted: Any = None
         """Weak reference to the layer whose histogram is shown."""
+        self._toured: Any = None
+        """Weak reference to the layer whose windows the player has, or soon has."""
         self._build()
         viewer = self.bench.viewer
         self._pointer = QTimer(self)
@@ -60,6 +67,10 @@ class MapsPanel(Panel):
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.timeout.connect(self._fill)
+        self._rescaled = QTimer(self)
+        self._rescaled.setSingleShot(True)
+        self._rescaled.setInterval(_POINTER_MS)
+        self._rescaled.timeout.connect(self._show)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self._changed)
         viewer.layers.selection.events.active.connect(self._changed)
@@ -114,7 +125,9 @@ class MapsPanel(Panel):
         form.addRow("", self.fade)
         form.addRow(self.histogram)
         form.addRow(self.share)
-        for widget in (self.empty, self.tree, self.title, self.legend, self.controls):
+        self.player = TrajectoryPlayer(self.bench.viewer)
+        self.player.setVisible(False)
+        for widget in (self.empty, self.tree, self.player, self.title, self.legend, self.controls):
             self.body.addWidget(widget)
         self.body.addStretch()
         self.tree.itemChanged.connect(self._ticked)
@@ -142,6 +155,8 @@ class MapsPanel(Panel):
                 item.setToolTip(0, layer.name)
                 item.setCheckState(0, _check(layer.visible))
                 layer.events.visible.connect(self._seen)
+                if hasattr(layer, "contrast_limits"):
+                    layer.events.contrast_limits.connect(self._scaled)
                 self.tree.addTopLevelItem(item)
                 self._rows.append((layer, item))
             chosen = next((i for one, i in self._rows if one is active), None)
@@ -154,7 +169,32 @@ class MapsPanel(Panel):
         what = "No maps on this slide yet: run a model." if slide else "Open a slide to begin."
         self.empty.setText("" if found else what)
         self.empty.setVisible(not found)
+        self._find_windows()
         self._show()
+
+    def _find_windows(self) -> None:
+        """Have the player fly through the windows that lie topmost on the current slide."""
+        slide, viewer = self.bench.slide, self.bench.viewer
+        found = [] if slide is None else list(layers_of(viewer, "windows", slide=slide.id))
+        layer = found[-1] if found else None
+        if layer is not None and self._toured is not None and self._toured() is layer:
+            return
+        self._toured = None if layer is None else ref(layer)
+        self.player.setVisible(False)
+        self.player.show_trajectory(None, None)
+        folder = None if layer is None else described(layer.metadata)["path"]
+        if slide is None or folder is None:
+            return
+        self.bench.background.run(
+            lambda: Result.load(Path(folder)).trajectory,
+            partial(self._take_windows, layer, slide.world),
+            owner=self,
+        )
+
+    def _take_windows(self, layer: Any, world: World, found: Trajectory | None) -> None:
+        if found is not None and self._toured is not None and self._toured() is layer:
+            self.player.show_trajectory(found, world, layer)
+            self.player.setVisible(True)
 
     def _show(self) -> None:
         """Set the controls to the chosen layer."""
@@ -230,6 +270,11 @@ class MapsPanel(Panel):
             if layer is event.source:
                 with QSignalBlocker(self.tree):
                     item.setCheckState(0, _check(layer.visible))
+
+    def _scaled(self, event: Any) -> None:
+        """Follow the ends of the colours, which napari's controls and growing maps move."""
+        if event.source is self.layer:
+            self._rescaled.start()
 
     def _moved(self) -> None:
         if self.isVisible() and not self._pointer.isActive():

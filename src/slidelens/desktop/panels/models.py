@@ -46,6 +46,8 @@ class ModelChooser(QWidget):
         self._given: dict[Path, dict[str, Any]] = {}
         """Options that a person changed, by model."""
         self._shown: Card | None = None
+        self._awaited: tuple[str, ...] = ()
+        """What was to be ticked before all of it was listed."""
         self.list = QListWidget()
         self.list.setToolTip("Tick one or several models to run, one after the other")
         self.list.setAccessibleName("Models")
@@ -66,7 +68,7 @@ class ModelChooser(QWidget):
             layout.addWidget(widget)
         layout.addLayout(row(add, QWidget(), stretch=1))
         self.list.currentItemChanged.connect(lambda *_: self._show())
-        self.list.itemChanged.connect(lambda *_: self.changed.emit())
+        self.list.itemChanged.connect(lambda *_: self._ticked())
         self.form.edited.connect(self._keep)
         bench.models_changed.connect(self._fill)
         self._show()
@@ -86,12 +88,17 @@ class ModelChooser(QWidget):
         return [(card, self._given.get(card.path, {})) for card in cards]
 
     def choose(self, *names: str) -> None:
-        """Tick these models and no others; the first is shown."""
+        """Tick these models and no others, as soon as they are listed; the first is shown."""
         for item in self._items():
             on = item.text() in names
             item.setCheckState(Qt.CheckState.Checked if on else Qt.CheckState.Unchecked)
             if names and item.text() == names[0]:
                 self.list.setCurrentItem(item)
+        missing = set(names) - {item.text() for item in self._items()}
+        self._awaited = names if missing else ()
+        if missing:
+            self._waiting.setText(f"Reading {', '.join(sorted(missing))}…")
+            self._waiting.show()
 
     def add(self, folder: Path) -> str:
         """Add a model's folder; return why it cannot be, or nothing."""
@@ -113,6 +120,10 @@ class ModelChooser(QWidget):
     def _items(self) -> list[QListWidgetItem]:
         found = (self.list.item(i) for i in range(self.list.count()))
         return [item for item in found if item is not None]
+
+    def _ticked(self) -> None:
+        self._awaited = ()  # the person wants something else by now
+        self.changed.emit()
 
     def _fill(self) -> None:
         """List the models anew; ticks and the one that is shown stay."""
@@ -141,6 +152,8 @@ class ModelChooser(QWidget):
             self._items()[0].setCheckState(Qt.CheckState.Checked)
         self.list.blockSignals(False)
         self._show()
+        if self._awaited:
+            self.choose(*self._awaited)
         self.changed.emit()
 
     def _show(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtWidgets import (
     QComboBox,
+    QDockWidget,
     QFrame,
     QHBoxLayout,
     QHeaderView,
@@ -21,6 +22,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from slidelens.desktop.docks import keep
 from slidelens.desktop.drops import paths_of, take
 from slidelens.desktop.workbench import Workbench, workbench_of
 
@@ -70,6 +72,16 @@ class Panel(QScrollArea):
         self.setAcceptDrops(True)
         self.notice = Notice()
         self.body.addWidget(self.notice)
+
+    def leave(self) -> None:
+        """End what makes no sense without the panel: it was closed, and comes back as it was."""
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Stay in the dock that napari has put the panel in."""
+        super().changeEvent(event)
+        dock = self.parentWidget()
+        if event.type() == QEvent.Type.ParentChange and isinstance(dock, QDockWidget):
+            keep(dock, self.leave)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Take files and folders."""

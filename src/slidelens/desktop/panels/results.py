@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
@@ -18,7 +19,9 @@ from qtpy.QtWidgets import (
 )
 
 from slidelens.desktop.panels.parts import button, caption, row
+from slidelens.desktop.shown import layers_of, remove_layers
 from slidelens.desktop.state.library import Entry, entries
+from slidelens.desktop.world import described
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
@@ -28,6 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["ResultsList"]
 
 
+class _Deleted(NamedTuple):
+    """A result that can be brought back: where it is now, and whether it was in the window."""
+
+    entry: Entry
+    hidden: Path
+    shown: bool
+
+
 class ResultsList(QWidget):
     """Results of the current slide, or of all slides."""
 
@@ -35,8 +46,8 @@ class ResultsList(QWidget):
         super().__init__()
         self._bench, self._notice = bench, notice
         self._entries: list[Entry] = []
-        self._deleted: list[Path] = []
-        """By this list, the last one last; each can be brought back."""
+        self._deleted: list[_Deleted] = []
+        """By this list, in the order in which they come back: the next one last."""
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels(["Model", "Score", "Slide", "Made"])
         self.tree.setRootIsDecorated(False)
@@ -51,7 +62,7 @@ class ResultsList(QWidget):
         self.all.setToolTip("List the results of every slide, not only of this one")
         self.open = button("Show", "Show the chosen result on its slide (Enter)", self._open)
         self.delete = button("Delete", "Delete the result; it can be brought back", self._delete)
-        self.undo = button("Undo delete", "Bring back what was deleted last", self._restore)
+        self.undo = button("Undo delete", "Bring back what was deleted last", self._restore_last)
         self._folder = button("Folder…", "Choose where results are kept", self._choose_folder)
         self._empty = caption()
         layout = QVBoxLayout(self)
@@ -126,25 +137,52 @@ class ResultsList(QWidget):
         if entry is None:
             return
         try:
-            self._bench.trash.delete(entry.folder)
+            hidden = self._bench.trash.delete(entry.folder)
         except ResultError as error:
             self._notice.say(str(error), "error")
             return
-        self._deleted.append(entry.folder)
+        gone = _Deleted(entry, hidden, self._take_away(entry))
+        self._deleted.append(gone)
         what = f"The result of {entry.model} on {entry.slide} was deleted."
-        self._notice.say(what, action="Undo", then=self._restore)
+        self._notice.say(what, action="Undo", then=partial(self._restore, gone))
         self._bench.results_changed.emit()
 
-    def _restore(self) -> None:
-        if not self._deleted:
-            return
+    def _take_away(self, entry: Entry) -> bool:
+        """Take a result's layers off its slide; return whether there were any."""
+        viewer, place = self._bench.viewer, entry.folder.resolve()
+        of_model = layers_of(viewer, slide=entry.slide, model=entry.model)
+        paths = {layer: described(layer.metadata).get("path") for layer in of_model}
+        shown = any(path is not None and Path(path).resolve() == place for path in paths.values())
+        if shown:
+            remove_layers(viewer, paths)
+        return shown
+
+    def _restore_last(self) -> None:
+        if self._deleted:
+            self._restore(self._deleted[-1])
+
+    def _restore(self, gone: _Deleted) -> None:
+        entry, slide = gone.entry, self._bench.slide
         try:
-            self._bench.trash.restore(self._deleted[-1])
+            newer = self._bench.trash.exchange(gone.hidden)
         except ResultError as error:
             self._notice.say(str(error), "error")
             return
-        self._deleted.pop()
+        self._deleted.remove(gone)
         self._notice.say("")
+        shown = gone.shown
+        if newer is not None:  # it comes back after all others
+            taken = _Deleted(entry, newer, self._take_away(entry))
+            self._deleted.insert(0, taken)
+            shown |= taken.shown
+            self._notice.say(
+                f"The older result of {entry.model} on {entry.slide} is back; the newer one was "
+                "deleted for it.",
+                action="Undo",
+                then=partial(self._restore, taken),
+            )
+        if shown and (slide is None or slide.id == entry.slide):
+            self._bench.show_result(entry.folder, owner=self)
         self._bench.results_changed.emit()
 
     def _choose_folder(self) -> None:

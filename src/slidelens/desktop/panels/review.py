@@ -210,10 +210,10 @@ class ReviewPanel(Panel):
         self.notice.say("\n".join(warnings))
 
     def _reopen(self) -> None:
-        """Read anew with another reviewer or operating point."""
+        """Read anew with another reviewer or operating point; one may only have left the field."""
         self.bench.memory.set_text(_REVIEWER, self.reviewer.text().strip())
-        now = self.review
-        if now is not None:
+        now, points = self.review, self.points.text()
+        if now is not None and (self.reviewer.text().strip(), points) != (now.reviewer, now.points):
             self.open(now.saved.folder)
 
     def _safely(self, work: Callable[[], object]) -> bool:
@@ -234,8 +234,12 @@ class ReviewPanel(Panel):
             self._show_case()
         self.errors.show_errors(review)
         self._show_decision()
+        if review.left:
+            self.notice.say(review.left)
 
     def _opened(self, review: Review) -> None:
+        if self.review is not None:
+            review.follow(self.review)
         self.review = review
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)

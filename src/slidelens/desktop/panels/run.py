@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -66,6 +66,8 @@ class RunPanel(Panel):
         bench.told.connect(lambda text, bad: self.notice.say(text, "error" if bad else "info"))
         self.models.changed.connect(self._update)
         self.where.currentIndexChanged.connect(lambda _: self._where_chosen())
+        self.where.activated.connect(lambda _: self._ask_folder())
+        bench.viewer.layers.events.removed.connect(self._region_changed)
         self._fill_devices()
         self._show_progress()
         self._update()
@@ -77,8 +79,14 @@ class RunPanel(Panel):
 
     def run(self) -> None:
         """Start what is chosen; ask first where that replaces a result of other settings."""
+        if self.running:
+            return
+        missing = self._missing()  # a region may be gone since the button was last looked at
+        if missing:
+            self.notice.say(missing, "error")
+            return
         request = self._request()
-        if request is None or self.running:
+        if request is None:
             return
         replaced = request.replaces({card.path: card for card, _ in self.models.chosen()})
         if replaced:
@@ -121,6 +129,7 @@ class RunPanel(Panel):
             layer.mouse_drag_callbacks.append(self._drawing)
         else:
             layer.data = []
+        layer.events.data.connect(self._region_changed)
         viewer.layers.selection.active = layer
         layer.mode = "add_rectangle"
         self._update()
@@ -180,7 +189,8 @@ class RunPanel(Panel):
         if chosen == "folder":
             return list(find_slides(self._folder).values()) if self._folder else []
         if chosen == "open":
-            return [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
+            paths = [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
+            return list(dict.fromkeys(paths))  # a file that was dropped twice is run once
         slide = self.bench.slide
         return [] if slide is None or slide.path is None else [slide.path]
 
@@ -205,7 +215,7 @@ class RunPanel(Panel):
         mpp: float | tuple[float, float] | None = None
         if self._bare():
             mpp = self.mpp.value()
-        elif slide is not None and one:  # as shown: it may have been given on the command line
+        elif slide is not None and one and not slide.stated:  # as shown: given on the command line
             mpp = (slide.world.mpp.x, slide.world.mpp.y)
         return RunRequest(
             tuple(slides),
@@ -231,7 +241,7 @@ class RunPanel(Panel):
                 self._live.finish(finding.model)
                 self._show(finding)
             else:
-                self._live.clear(self.bench.viewer, finding.model)
+                self._clear(finding.model)
             if good:
                 self.bench.results_changed.emit()
         self._show_progress()
@@ -244,6 +254,13 @@ class RunPanel(Panel):
         """Show what grew of a slide while another one was looked at."""
         if alive(self) and not self.bench.closed and self._live.show(self.bench.viewer):
             QTimer.singleShot(0, self._grow)
+
+    def _clear(self, model: str | None = None) -> None:
+        """Take away what grew; the result that it hid is still on disk and is shown again."""
+        live = self._live
+        for folder in live.clear(self.bench.viewer, model):
+            if folder.is_dir():
+                self.bench.show_result(folder, wanted=lambda: self._live is live, owner=self)
 
     def _show(self, finding: Finding) -> None:
         """Show a result in the layers that grew."""
@@ -259,7 +276,7 @@ class RunPanel(Panel):
         self._job = None
         if self.bench.closed:
             return
-        self._live.clear(self.bench.viewer)
+        self._clear()
         if self.state is not None:
             text = self.state.summary(status, error)
             failed = [f for f in self.state.findings if f.status == "failed"]
@@ -301,12 +318,25 @@ class RunPanel(Panel):
         chosen = self.where.currentData()
         if chosen == "region" and self._region() is None:
             self.draw_region()
-        if chosen == "folder":
-            folder = QFileDialog.getExistingDirectory(self, "Folder of slides")
-            self._folder = Path(folder) if folder else None
-            if not folder:
-                self.where.setCurrentIndex(0)
         self._update()
+
+    def _ask_folder(self) -> None:
+        """Ask which folder is run, also when it is chosen again; its name is in the list then."""
+        if self.where.currentData() != "folder":
+            return
+        folder = QFileDialog.getExistingDirectory(self, "Folder of slides", str(self._folder or ""))
+        if folder:
+            self._folder = Path(folder)
+            number = self.where.currentIndex()
+            self.where.setItemText(number, f"the slides in {self._folder.name}…")
+            self.where.setItemData(number, folder, Qt.ItemDataRole.ToolTipRole)
+        elif self._folder is None:
+            self.where.setCurrentIndex(0)
+        self._update()
+
+    def _region_changed(self) -> None:
+        if alive(self) and not self.bench.closed:
+            self._update()
 
     def _fill_devices(self) -> None:
         wanted = self.device.currentData() or self.bench.preferences.device
@@ -333,6 +363,8 @@ class RunPanel(Panel):
             return "Open a slide to begin."
         if slide is not None and slide.path is None and chosen != "folder":
             return "This picture was not opened from a file, so models cannot read it."
+        if chosen == "folder" and self._folder is None:
+            return "Choose the folder of slides to run on."
         if not self.models.chosen():
             return "Tick a model to run."
         if chosen == "region" and self._region() is None:

@@ -79,7 +79,8 @@ class TrainPanel(Panel):
         request = self.request
         if request is None or self.running or self._missing():
             return
-        self.data.outlining.save()
+        if not self.data.outlining.save():
+            return  # it has said why; the training would learn from what was drawn before
         self._run("train", request.facts(), TrainState(request.out))
 
     def resume(self, folder: Path) -> None:
@@ -103,7 +104,7 @@ class TrainPanel(Panel):
     def discard(self, folder: Path) -> None:
         """Throw an unfinished training away; it can be brought back."""
         try:
-            self.bench.trash.delete(folder)
+            hidden = self.bench.trash.delete(folder)
         except ResultError as error:
             self.notice.say(str(error), "error")
             return
@@ -111,7 +112,7 @@ class TrainPanel(Panel):
         self.notice.say(
             f"The training of {folder.name} was thrown away.",
             action="Undo",
-            then=lambda: self._bring_back(folder),
+            then=partial(self._bring_back, folder, hidden),
         )
         self._list_unfinished()
 
@@ -197,9 +198,14 @@ class TrainPanel(Panel):
         self.warning.setVisible(bool(split.warning))
 
     def _run(self, kind: str, facts: dict[str, Any], state: TrainState) -> None:
+        try:
+            state.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{state.out}: cannot be written ({error.strerror or error})"
+            self.notice.say(f"{why}; choose another folder in napari's preferences.", "error")
+            return
         self.notice.say("")
         self.state, self._discard, self._planning = state, False, None
-        state.out.mkdir(parents=True, exist_ok=True)
         self.bench.memory.training_began(state.out)
         self._job = job = self.bench.trainer.submit(kind, facts)
         job.said.connect(self._hear)
@@ -298,9 +304,9 @@ class TrainPanel(Panel):
             self._unfinished.addWidget(_Unfinished(folder, self))
         self.unfinished.setVisible(bool(folders))
 
-    def _bring_back(self, folder: Path) -> None:
+    def _bring_back(self, folder: Path, hidden: Path) -> None:
         try:
-            self.bench.trash.restore(folder)
+            self.bench.trash.restore(hidden)
         except ResultError as error:
             self.notice.say(str(error), "error")
             return

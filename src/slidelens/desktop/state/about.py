@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["About", "about"]
 
+_SAME = 1e-3
+"""Relative difference of two resolutions that are the same for a person."""
+
 
 @dataclass(frozen=True)
 class About:
@@ -90,11 +93,17 @@ def _size(slide: Slide, mpp: Mpp | None) -> str:
 def _resolution(slide: Slide, mpp: Mpp | None) -> str:
     known = slide.mpp
     if known is None:
-        return "not stated" if mpp is None else f"{mpp.mean:.4g} µm/px, given by hand"
-    text = f"{known.x:.4g} µm/px"
-    if abs(known.x / known.y - 1) > 1e-3:
-        text = f"{known.x:.4g} × {known.y:.4g} µm/px"
-    return f"{text} ({slide.mpp_source})" if slide.mpp_source else text
+        return "not stated" if mpp is None else f"{_um(mpp)}, given by hand"
+    text = f"{_um(known)} ({slide.mpp_source})" if slide.mpp_source else _um(known)
+    if mpp is not None and max(abs(mpp.x / known.x - 1), abs(mpp.y / known.y - 1)) > _SAME:
+        return f"{_um(mpp)}, given by hand; the file says {text}"
+    return text
+
+
+def _um(mpp: Mpp) -> str:
+    if abs(mpp.x / mpp.y - 1) > _SAME:
+        return f"{mpp.x:.4g} × {mpp.y:.4g} µm/px"
+    return f"{mpp.x:.4g} µm/px"
 
 
 def _levels(slide: Slide) -> str:

@@ -79,10 +79,10 @@ class Trash:
     """
 
     def __init__(self) -> None:
-        self._hidden: dict[Path, Path] = {}
+        self._hidden: dict[Path, Path] = {}  # where it is now, to where it was
 
-    def delete(self, folder: Path) -> None:
-        """Take a result (or a training) out of its list.
+    def delete(self, folder: Path) -> Path:
+        """Take a result (or a training) out of its list; return what :meth:`restore` takes.
 
         Raises
         ------
@@ -98,38 +98,58 @@ class Trash:
             ) from error
         with suppress(OSError):  # the time of the deletion, for `sweep`
             os.utime(hidden)
-        older = self._hidden.pop(folder, None)
-        if older is not None:  # only one of them can come back
-            shutil.rmtree(older, ignore_errors=True)
-        self._hidden[folder] = hidden
+        self._hidden[hidden] = folder
+        return hidden
 
-    def restore(self, folder: Path) -> None:
-        """Bring back what was deleted.
+    def exchange(self, hidden: Path) -> Path | None:
+        """Bring back what was deleted; what lies in its place by now is deleted for it.
+
+        Returns
+        -------
+        What :meth:`delete` returned of that one; ``None`` where the place was free.
+
+        Raises
+        ------
+        ResultError
+            As of :meth:`restore` and :meth:`delete`; all is as it was then.
+        """
+        folder = self._hidden.get(hidden)
+        newer = self.delete(folder) if folder is not None and folder.exists() else None
+        try:
+            self.restore(hidden)
+        except ResultError:
+            if newer is not None:
+                self.restore(newer)
+            raise
+        return newer
+
+    def restore(self, hidden: Path) -> None:
+        """Bring back what was deleted, by what :meth:`delete` returned.
 
         Raises
         ------
         ResultError
             It was not deleted here, another one has taken its place, or it cannot be renamed.
         """
-        hidden = self._hidden.get(folder)
-        if hidden is None:
-            raise ResultError(f"{folder}: was not deleted since the window opened.")
+        folder = self._hidden.get(hidden)
+        if folder is None:
+            raise ResultError(f"{hidden}: was not deleted since the window opened.")
         if folder.exists():
-            raise ResultError(f"{folder}: a newer result lies there; delete that one first.")
+            raise ResultError(f"{folder}: a newer one lies there; delete that one first.")
         try:
             hidden.rename(folder)
         except OSError as error:
             raise ResultError(
                 f"{folder}: cannot be brought back ({error.strerror or error}); it is in {hidden}."
             ) from error
-        del self._hidden[folder]
+        del self._hidden[hidden]
 
     def sweep(self, folder: Path) -> None:
         """Remove what windows that crashed left deleted in a folder of results, a day ago or more.
 
         Only folders named as :meth:`delete` names them, directly in it or in a model's folder.
         """
-        mine = set(self._hidden.values())
+        mine = set(self._hidden)
         models = [path for path in _folders(folder) if not path.name.startswith(".")]
         for path in (found for place in (folder, *models) for found in _folders(place)):
             if _DELETED.fullmatch(path.name) and path not in mine and _is_old(path):
@@ -137,7 +157,7 @@ class Trash:
 
     def empty(self) -> None:
         """Remove what was deleted."""
-        for hidden in self._hidden.values():
+        for hidden in self._hidden:
             shutil.rmtree(hidden, ignore_errors=True)
         self._hidden = {}
 

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 KINDS: dict[Kind, str] = {"fp": "false positive", "fn": "false negative"}
+_FIELDS = {"category": "reason", "note": "note", "true_label": "label"}
 _PATIENCE_S = 1.0  # for another program that holds the file: the window waits meanwhile
 
 
@@ -82,15 +83,23 @@ class Review:
         All of its errors, in any order.
     reviewer
         Whose decisions these are.
+    points
+        The operating points at which these are the errors, as :func:`open_review` takes them.
     """
 
-    def __init__(self, saved: SavedEvaluation, errors: Sequence[ErrorCase], reviewer: str) -> None:
+    def __init__(
+        self, saved: SavedEvaluation, errors: Sequence[ErrorCase], reviewer: str, points: str = ""
+    ) -> None:
         self.saved = saved
         self.reviewer = reviewer
+        self.points = points
         self.store = ReviewStore(saved.folder / STORE_FILE, patience=_PATIENCE_S)
         self._all = sorted(errors, key=lambda e: (-e.margin, e.slide_id, e.model))
         self._filter = Filter()
-        self._undo: list[tuple[CaseKey, str, Decision | None]] = []
+        self._undo: list[tuple[CaseKey, dict[str, tuple[str, str]]]] = []
+        """What was decided here, the last one last: of each text the old and the new one."""
+        self.left = ""
+        """What the last undo left as it is, and why; empty: nothing."""
         self.cases: list[ErrorCase] = []
         """What is listed; a decision takes nothing from the list until it is filtered anew."""
         self.index = -1
@@ -111,6 +120,16 @@ class Review:
     def case(self) -> ErrorCase | None:
         """The current error."""
         return self.cases[self.index] if self.index >= 0 else None
+
+    def follow(self, other: Review) -> None:
+        """Go on where an earlier opening of the same evaluation is."""
+        if other.saved.folder != self.saved.folder:
+            return
+        if other.reviewer == self.reviewer:
+            self._undo = other._undo
+        keys, at = [case.key for case in self.cases], other.case
+        if at is not None and at.key in keys:
+            self.go(keys.index(at.key))
 
     def choose(self, wanted: Filter) -> None:
         """List other errors; the current one stays current if it is still listed."""
@@ -187,12 +206,14 @@ class Review:
         ResultError
             It cannot be kept.
         """
+        given = {"category": category, "note": note, "true_label": true_label}
+        wanted = {name: text for name, text in given.items() if text is not None}
         before = self.decision(case)
-        after = self.store.set(
-            case.key, reviewer=self.reviewer, category=category, note=note, true_label=true_label
-        )
-        if after != before:
-            self._undo.append((case.key, self.reviewer, before))
+        after = self.store.set(case.key, reviewer=self.reviewer, **wanted)
+        texts = {name: (getattr(before, name, ""), getattr(after, name)) for name in wanted}
+        changed = {name: (old, new) for name, (old, new) in texts.items() if old != new}
+        if changed:
+            self._undo.append((case.key, changed))
         return after
 
     @property
@@ -203,7 +224,7 @@ class Review:
     def undo(self) -> ErrorCase | None:
         """Take back the last change; its error becomes current if it is listed.
 
-        The history keeps both.
+        The history keeps both. What another window has changed since is :attr:`left`.
 
         Raises
         ------
@@ -212,12 +233,15 @@ class Review:
         """
         if not self._undo:
             return None
-        key, reviewer, before = self._undo[-1]
-        texts = (
-            ("", "", "") if before is None else (before.category, before.note, before.true_label)
-        )
-        self.store.set_all([key], reviewer, *texts)
+        key, changed = self._undo[-1]
+        now = self.store.get(key, self.reviewer)
+        back = {name: old for name, (old, new) in changed.items() if getattr(now, name, "") == new}
+        if back:
+            self.store.set(key, reviewer=self.reviewer, **back)
         self._undo.pop()
+        left = " and ".join(_FIELDS[name] for name in changed if name not in back)
+        why = "was changed in another window meanwhile, so it is not undone; look at it again."
+        self.left = f"{key.slide_id}: the {left} {why}" if left else ""
         found = next((i for i, case in enumerate(self.cases) if case.key == key), None)
         return None if found is None else self.go(found)
 
@@ -278,7 +302,7 @@ def open_review(folder: Path, reviewer: str, points: str = "") -> Review:
     except ValueError as error:
         raise ResultError(str(error)) from error
     read_taxonomy(saved.folder)  # its faults are told here, not in the middle of a review
-    return Review(saved, list_errors(saved, rules), reviewer)
+    return Review(saved, list_errors(saved, rules), reviewer, points)
 
 
 def login_name() -> str:
