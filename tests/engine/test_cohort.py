@@ -13,11 +13,11 @@ from tiny_family import make_model
 import slidelens as sl
 from slidelens.engine import cohort
 from slidelens.engine.cohort import predict_cohort
-from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.tiling.tissue import TissueSettings
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from slidelens.engine.labels import LabelTable, find_slides, read_labels, split_by_patient
+from slidelens.engine.labels import LabelTable, read_labels, split_by_patient
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
 

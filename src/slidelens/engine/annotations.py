@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import contents, listed
+from slidelens.engine.labels import listed
+from slidelens.engine.slide_folder import contents
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slidelens.engine.bags import bag_file, check_bags
 from slidelens.engine.fields import with_options
-from slidelens.engine.labels import find_slides
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
@@ -25,6 +24,7 @@ from slidelens.engine.provenance import (
     unlike_result,
     weights_sha256,
 )
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from slidelens.engine.annotations import find_annotations
 from slidelens.engine.bags import find_bags, fitted
 from slidelens.engine.fields import read_value, validated
-from slidelens.engine.labels import find_slides, read_labels
+from slidelens.engine.labels import read_labels
 from slidelens.engine.package import family_of, load_model
+from slidelens.engine.slide_folder import find_slides
 from slidelens.engine.splits import fold_table, take_fraction
 from slidelens.engine.train_file import LARGEST_SEED
 from slidelens.errors import ModelError

@@ -14,9 +14,9 @@ from slidelens.engine.evaluation_warnings import (
     named_ignored,
     threshold_warnings,
 )
-from slidelens.engine.labels import find_slides
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
 from slidelens.engine.measure import Measured, Resampling, Rule, measure
+from slidelens.engine.slide_folder import find_slides
 from slidelens.engine.tile_metrics import read_annotated
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.run_settings import settings_warnings

@@ -19,7 +19,7 @@ from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
 from slidelens.desktop.qt import Shortcut, alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.world import World
-from slidelens.engine.labels import find_slides
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError, ResultError
 from slidelens.review.foci import find_foci
 

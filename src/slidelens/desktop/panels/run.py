@@ -28,7 +28,7 @@ from slidelens.desktop.shown import (
     shown_slides,
 )
 from slidelens.desktop.state.runs import Finding, RunRequest, RunState
-from slidelens.engine.labels import find_slides
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from slidelens.desktop.panels.labelling import Labelling
 from slidelens.desktop.panels.parts import button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.labelling import LabelBook
-from slidelens.engine.labels import find_slides
+from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:

@@ -1,0 +1,116 @@
+"""Which slides lie in a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from slidelens.engine.labels import listed
+from slidelens.errors import LabelError
+from slidelens.slide.base import slide_id
+from slidelens.slide.open import is_slide
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["contents", "find_slides"]
+
+log = logging.getLogger(__name__)
+
+_NO_SLIDES = {
+    *(".csv", ".tsv", ".xls", ".xlsx", ".json", ".geojson", ".xml", ".ndpa", ".ini", ".yml"),
+    *(".yaml", ".txt", ".md", ".log", ".html", ".pdf", ".doc", ".docx", ".jpg", ".jpeg", ".png"),
+}
+"""What is kept beside slides: tables, annotations, texts and pictures."""
+
+_LEVELS = 3
+"""How far down slides are looked for: in GDC's downloads a folder for each holds the slide."""
+
+
+def find_slides(folder: Path) -> dict[str, Path]:
+    """Return slide id (file name without extension) to path, of every candidate in a folder.
+
+    Where a folder has none, the folders in it are looked into, up to three levels down: archives
+    keep one for each patient or download. Beside slides, folders that are no slide are passed over
+    with a warning. Tables, annotations, texts, pictures, results and hidden files are no
+    candidates. Where a file and a folder share a name (MRXS, VSI), the file is the slide.
+
+    Raises
+    ------
+    LabelError
+        No such folder, nothing in it, two files of one name, or one that may not be looked into.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in _candidates(folder):
+        found[slide_id(path)].append(path)
+    if not found:
+        raise LabelError(f"{folder}: no slide in this folder, nor in the folders in it.")
+    files = {name: [p for p in paths if p.is_file()] or paths for name, paths in found.items()}
+    double = [
+        " and ".join(str(p.relative_to(folder)) for p in paths)
+        for paths in files.values()
+        if len(paths) > 1
+    ]
+    if double:
+        raise LabelError(
+            f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
+        )
+    return {name: paths[0] for name, paths in files.items()}
+
+
+def _candidates(folder: Path, level: int = 0) -> list[Path]:
+    """Return what may be a slide in a folder, or, if nothing may, in the folders in it.
+
+    Further down, where anything may lie, a file has to look like a slide.
+    """
+    inside = [path for path in contents(folder, "slides") if not path.name.startswith(".")]
+    files_of = {slide_id(path) for path in inside if path.is_file()}
+    found: list[Path] = []
+    folders: list[Path] = []
+    others: list[Path] = []
+    for path in inside:
+        if path.is_dir() and not _may_be_slide(path):
+            if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI
+                folders.append(path)
+        elif path.suffix.lower() not in _NO_SLIDES:
+            (found if level == 0 or _may_be_slide(path) else others).append(path)
+    if not found and level < _LEVELS:
+        deeper = [path for path in folders if not (path / "result.json").exists()]
+        found = [path for inner in deeper for path in _candidates(inner, level + 1)]
+        folders = []
+    if passed := [path.name for path in (*folders, *others)]:
+        log.warning(
+            "%s: passed over, since they are no slides: %s. Folders are looked into where none "
+            "lies beside them.",
+            *(folder, listed(passed)),
+        )
+    return found
+
+
+def contents(folder: Path, what: str) -> list[Path]:
+    """Return what lies in a folder of ``what``, sorted.
+
+    Raises
+    ------
+    LabelError
+        No such folder, or one that may not be looked into.
+    """
+    try:
+        if not folder.is_dir():
+            raise LabelError(f"{folder}: no such folder of {what}.")
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise LabelError(
+            f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
+        ) from error
+
+
+def _may_be_slide(folder: Path) -> bool:
+    """Say whether a folder holds a slide, if only a damaged one."""
+    if folder.suffix.lower() == ".zarr":
+        return True
+    try:
+        return is_slide(folder)
+    except OSError:  # it may not be looked at; opening it says so
+        return True
