@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from slidelens.desktop.layer_data import LayerData
-    from slidelens.desktop.workbench import Workbench
+    from slidelens.desktop.picture import Picture
 
 __all__ = ["put_gently"]
 
 
 def put_gently(
-    bench: Workbench,
+    picture: Picture,
     layers: Sequence[LayerData],
     old: list[Any],
     wanted: Callable[[], bool],
@@ -42,16 +42,16 @@ def put_gently(
         Layers that are there already, and their names: napari adds a number to a name while an
         old layer has it.
     """
-    if not alive(bench) or bench.closed or not wanted():
+    if not alive(picture) or picture.closed or not wanted():
         return
     if layers:
-        put += ((put_layer(bench.viewer, layers[0], old), layers[0][1]["name"]),)
+        put += ((put_layer(picture.viewer, layers[0], old), layers[0][1]["name"]),)
     elif old:
-        remove_layers(bench.viewer, [old.pop()])
+        remove_layers(picture.viewer, [old.pop()])
     else:
         for layer, name in put:
             layer.name = name
         then()
         return
     rest = layers[1:]
-    QTimer.singleShot(0, lambda: put_gently(bench, rest, old, wanted, then, put))
+    QTimer.singleShot(0, lambda: put_gently(picture, rest, old, wanted, then, put))

@@ -1,0 +1,320 @@
+"""The picture of one window: which slide it shows, and which results lie on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
+
+from qtpy.QtCore import QObject, QTimer
+
+from slidelens.desktop.background import Background
+from slidelens.desktop.flight import CameraFlight
+from slidelens.desktop.gently import put_gently
+from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.qt import Signal
+from slidelens.desktop.reading import read_result
+from slidelens.desktop.shown import (
+    ShownSlide,
+    add_layer,
+    current_slide,
+    layers_of,
+    remove_layers,
+    select_map,
+    shown_slides,
+)
+from slidelens.desktop.state.viewport import fit
+from slidelens.desktop.window import canvas_size, dress
+from slidelens.desktop.world import described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import napari
+
+    from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.world import World
+    from slidelens.geometry import Box
+    from slidelens.maps.result import Result
+    from slidelens.slide.base import Slide
+    from slidelens.slide.open import GivenMpp
+
+__all__ = ["Picture"]
+
+
+class Picture(QObject):
+    """Slides and results in the viewer of one window.
+
+    What one asks for last is what one sees, in whatever order files are read.
+
+    Signals
+    -------
+    slide_changed
+        Another slide is current (:attr:`slide`), or none.
+    result_shown
+        A result's layers are in the viewer; it may be of any folder.
+    told
+        One sentence for the person, and whether it is an error.
+    """
+
+    slide_changed = Signal()
+    result_shown = Signal()
+    told = Signal(str, bool)
+
+    def __init__(self, viewer: napari.Viewer) -> None:
+        super().__init__()
+        self._viewer = ref(viewer)
+        self.background = Background(self)
+        self.background.failed.connect(lambda text: self.told.emit(text, True))
+        self.flight = CameraFlight(lambda: self.viewer, self)
+        self.beside: Any = None
+        """The first of several pictures side by side, where they are shown."""
+        self.put_aside: list[Any] = []
+        """Layers that were hidden all at once."""
+        self._away: WeakSet[Any] = WeakSet()  # hidden with their slide, to be seen with it again
+        self._slide: ShownSlide | None = None
+        self._adding: dict[str, object] = {}  # model to the showing whose layers come
+        # Askings are counted, and this is the one that brought the current slide.
+        self._askings = self._brought_by = 0
+        self._closed = False
+        # Several layers change at once; the panels need hear of it once.
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.timeout.connect(self._look)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._changed)
+        viewer.layers.selection.events.active.connect(self._changed)
+
+    @property
+    def viewer(self) -> napari.Viewer:
+        """The window's viewer.
+
+        Raises
+        ------
+        RuntimeError
+            The window is gone.
+        """
+        viewer = self._viewer()
+        if viewer is None or self._closed:
+            raise RuntimeError("the window is closed")
+        return viewer
+
+    @property
+    def canvas(self) -> tuple[float, float]:
+        """Height and width, in screen px, of the picture that one looks at."""
+        return canvas_size(self.beside or self.viewer)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the window is gone."""
+        return self._closed or self._viewer() is None
+
+    @property
+    def slide(self) -> ShownSlide | None:
+        """The current slide."""
+        return self._slide
+
+    def open_slide(
+        self,
+        path: Path,
+        *,
+        mpp: GivenMpp = None,
+        then: Callable[[], object] | None = None,
+    ) -> None:
+        """Show a slide in the place of the one that is shown; annotations stay, hidden."""
+        if any(_is_at(s, path) for s in self._slides()):
+            self._bring(path)
+            if then is not None:
+                then()
+            return
+
+        asking = self._ask()
+
+        def opened(slide: Slide) -> None:
+            if not self._replace(slide, asking):
+                slide.close()
+            elif then is not None:
+                then()
+
+        from slidelens.slide.open import open_slide
+
+        self.background.run(
+            lambda: open_slide(path, mpp=mpp),
+            opened,
+            owner=self,
+            unused=lambda slide: slide.close(),
+        )
+
+    def show_result(
+        self,
+        folder: Path,
+        *,
+        visible: bool = True,
+        slide_file: Path | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+        then: Callable[[Result], object] | None = None,
+        failed: Callable[[str], object] | None = None,
+        owner: QObject | None = None,
+    ) -> None:
+        """Show a result on its slide, which is opened if it is not the current one.
+
+        Layers of the same model on the same slide are replaced. Where the slide's file is gone,
+        the maps are shown alone. Where another slide was asked for meanwhile, that one stays, and
+        nothing is shown.
+
+        Parameters
+        ----------
+        slide_file
+            Where the slide is now, if it has moved since the run.
+        wanted
+            Asked when all is read; if it says no, nothing is shown.
+        then
+            Takes the result when it is shown.
+        failed
+            Takes one sentence where it cannot be; by default all panels hear it.
+        owner
+            The panel that asks: when it is gone nothing is shown.
+        """
+        slide, asking = self.slide, self._ask()
+
+        def show(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
+            result, opened, layers, error = parcel
+            if wanted() and self._bring_slide_of(result, opened, asking):
+                if error:
+                    self.told.emit(f"The maps are shown without their slide. {error}", True)
+                self._show_layers(result, layers, visible, then)
+            else:
+                unused(parcel)
+
+        def unused(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
+            if parcel[1] is not None:
+                parcel[1].close()
+
+        self.background.run(
+            lambda: read_result(folder, slide, slide_file, visible),
+            show,
+            owner=owner or self,
+            failed=failed,
+            unused=unused,
+        )
+
+    def fly_to(self, box: Box, world: World) -> None:
+        """Let the camera fly to a box of level-0 px that lies in ``world``."""
+        self.flight.fly(fit(box, self.canvas, world))
+
+    def close(self) -> None:
+        """Read and move nothing more."""
+        self._closed = True
+        self.flight.stop()
+        self.background.close()
+
+    def _ask(self) -> int:
+        """Count one more asking for what may be another slide."""
+        self._askings += 1
+        return self._askings
+
+    def _bring_slide_of(self, result: Result, opened: Slide | None, asking: int) -> bool:
+        """Have the slide of a result in the window; whether it is there, or its place is free."""
+        now = self.slide
+        if opened is not None and (now is None or now.path != opened.path):
+            return self._replace(opened, asking)
+        if opened is not None:  # it was brought meanwhile
+            opened.close()
+        if now is None or now.id == result.slide.id:
+            return True
+        return self._replace(None, asking, result.slide.id)
+
+    def _show_layers(
+        self,
+        result: Result,
+        layers: list[LayerData],
+        visible: bool,
+        then: Callable[[Result], object] | None,
+    ) -> None:
+        """Show the layers of a result on the slide that is shown."""
+        viewer = self.viewer
+        of_slide = {"slide": result.slide.id}
+        old = list(layers_of(viewer, model=result.model.name, **of_slide))
+        for layer in old:
+            layer.visible = False
+        if visible:
+            for layer in layers_of(viewer, "map", "regions", **of_slide):
+                layer.visible = False
+
+        def added() -> None:
+            dress(viewer)
+            select_map(viewer)
+            if self.slide is None:
+                viewer.reset_view()
+            self.result_shown.emit()
+            if then is not None:
+                then(result)
+
+        model, token = result.model.name, object()
+        self._adding[model] = token
+        put_gently(self, layers, old, lambda: self._adding.get(model) is token, added)
+
+    def _slides(self) -> list[ShownSlide]:
+        return shown_slides(self.viewer)
+
+    def _bring(self, path: Path) -> None:
+        """Show a slide that is in the viewer already, and what was seen of it; hide the others."""
+        wanted = next(s for s in self._slides() if _is_at(s, path))
+        for slide in self._slides():
+            slide.layer.visible = slide.layer is wanted.layer
+        for layer in layers_of(self.viewer, slide=wanted.id):
+            if layer in self._away:
+                layer.visible = True
+                self._away.discard(layer)
+        self.viewer.layers.selection.active = wanted.layer
+        self._look()  # before others are hidden: Compare brings back what it had covered of them
+        for layer in layers_of(self.viewer):
+            if layer.visible and described(layer.metadata)["slide"] not in ("", wanted.id):
+                layer.visible = False
+                self._away.add(layer)
+
+    def _clear(self, title: str) -> None:
+        """Take away the slide and all that lies on it; annotations stay, hidden."""
+        viewer = self.viewer
+        self.flight.stop()
+        self._adding.clear()
+        kept = list(layers_of(viewer, "annotations"))
+        for layer in kept:
+            layer.visible = False
+        remove_layers(viewer, (layer for layer in layers_of(viewer) if layer not in kept))
+        viewer.title = title
+
+    def _replace(self, slide: Slide | None, asking: int, title: str = "") -> bool:
+        """Show a slide, or none, in the place of the current one, unless that was asked for later.
+
+        Returns whether it is shown.
+        """
+        if asking < self._brought_by:
+            return False
+        viewer = self.viewer
+        self._clear(title if slide is None else slide.id)
+        if slide is not None:
+            layer = add_layer(viewer, slide_layer(slide))
+            viewer.layers.move(viewer.layers.index(layer), 0)
+            viewer.reset_view()
+            dress(viewer)
+        self._look()
+        self._brought_by = asking
+        return True
+
+    def _changed(self) -> None:
+        if not self._closed:
+            self._settle.start()
+
+    def _look(self) -> None:
+        viewer = self._viewer()
+        if viewer is None or self._closed:
+            return
+        now = current_slide(viewer)
+        if now != self._slide:
+            self._slide, self._brought_by = now, self._ask()
+            self.slide_changed.emit()
+
+
+def _is_at(slide: ShownSlide, path: Path) -> bool:
+    return slide.path is not None and slide.path.absolute() == path.absolute()
