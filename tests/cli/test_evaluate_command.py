@@ -61,3 +61,25 @@ def test_bad_usage_is_two_and_a_mistake_in_the_input_is_one(slidelens, given):
     refused = slidelens(*given)
     assert refused.code == 1
     assert "error: nowhere: no such folder" in refused.err
+
+
+def test_decisions_of_other_weights_are_told_wherever_they_count(slidelens, given, tmp_path):
+    def weigh(digest):
+        for path in (tmp_path / "results").rglob("result.json"):
+            content = json.loads(path.read_text())
+            content["model"]["sha256"] = digest * 64
+            path.write_text(json.dumps(content))
+        return slidelens(*given)
+
+    told = "m: 1 decision was made when the model had other weights"
+    review = ("review", tmp_path / "eval")
+    weigh("1")
+    slidelens(*review, "set", "b", "--category", "Inflammation", "--reviewer", "ann")
+    assert told not in weigh("1").err
+    assert told in weigh("2").err
+    assert told in weigh("2").err  # not only the first time
+    assert told in slidelens(*review, "list").err
+    slidelens(*review, "set", "b", "--category", "Tissue artefacts", "--reviewer", "ann")
+    assert told not in slidelens(*review, "list").err
+    assert told not in weigh("2").err
+    assert told in weigh("1").err

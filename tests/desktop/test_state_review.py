@@ -71,7 +71,10 @@ def test_a_decision_is_in_the_store_at_once_and_leaves_the_list_alone(review, co
     other = open_review(cohort, "ann", "0.5")
     kept = other.decision(first)
     assert (kept.category, kept.true_label) == ("Inflammation", "tumor")
-    assert decision_text(kept) == "Inflammation, label wrong: tumor, “dense infiltrate”"
+    text = "Inflammation, label wrong: tumor, “dense infiltrate”"
+    assert decision_text(kept, {}) == text
+    assert decision_text(kept, {kept.model: kept.time}) == text
+    assert decision_text(kept, {kept.model: "9999"}) == f"{text}, of other weights"
     assert first in review.cases
     review.choose(review.filter)
     assert first not in review.cases

@@ -70,6 +70,9 @@ def evaluate(
     from slidelens.engine.evaluate import EvaluationOptions, parse_rule
     from slidelens.engine.evaluate import evaluate as run
     from slidelens.engine.measure import Resampling
+    from slidelens.review.evaluation import read_evaluation
+    from slidelens.review.store import STORE_FILE, ReviewStore
+    from slidelens.review.tally import earlier_notes
 
     try:
         rule = parse_rule(operating_point)
@@ -84,7 +87,8 @@ def evaluate(
         resampling=Resampling(resamples, seed),
     )
     found = run(results, labels, out, options)
-    for warning in found.warnings:
+    decisions = ReviewStore(out / STORE_FILE, read_only=True).decisions()
+    for warning in [*found.warnings, *earlier_notes(decisions, read_evaluation(out).since)]:
         typer.echo(f"note: {warning}", err=True)
     typer.echo(
         json.dumps(found.metrics, indent=2, ensure_ascii=False) if as_json else found.table,

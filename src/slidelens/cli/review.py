@@ -116,6 +116,7 @@ def list_(
     """List errors with score, margin, other models' verdicts and decisions."""
     from slidelens.review.errors import list_errors, list_near_misses
     from slidelens.review.pseudonyms import slide_pseudonyms
+    from slidelens.review.tally import earlier_notes
 
     saved, store = open_review(context)
     rules = read_points(operating_point, saved)
@@ -149,6 +150,8 @@ def list_(
     )
     done = sum(e.key in decided for e in errors)
     typer.echo(f"{len(errors)} errors, {done} decided")
+    for note in earlier_notes((d for of_case in decisions.values() for d in of_case), saved.since):
+        typer.echo(f"note: {note}", err=True)
     if misses:
         typer.echo("near misses:")
         near_rows = [

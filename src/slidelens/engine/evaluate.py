@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,14 +206,26 @@ def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dic
     return given | {name: number for number, name in enumerate(new, first)}
 
 
-def _numbers_of(record: Path) -> dict[str, int]:
-    """Return the numbers of the slides of an earlier evaluation; none where there is none."""
+def _before(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """Return the numbers of the slides, and the models, of the evaluation that will be replaced.
+
+    Nothing where there is none, or a damaged one.
+    """
     try:
-        before = json.loads(record.read_bytes())
+        before = json.loads((out / "evaluation.json").read_bytes())
         ids = [slide["id"] for slide in before["slides"]]
-        return numbered(ids, before.get("numbers"))
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: it is replaced
-        return {}
+        return numbered(ids, before.get("numbers")), {n: {**m} for n, m in before["models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, {}
+
+
+def _weights(now: str | None, before: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """Say which weights a model has, and since when, if they are not the first that are known."""
+    then = before or {}
+    known, since = then.get("weights_sha256"), then.get("weights_since")
+    if None not in (known, now) and known != now:
+        since = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"weights_sha256": now or known, "weights_since": since}
 
 
 def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
@@ -318,9 +331,10 @@ def _record(
             slide["probabilities"][name] = p.tolist()
             slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
     annotations = options.annotations
+    numbers, models = _before(out)
     return {
         "schema_version": 1,
-        "numbers": numbered(slides, _numbers_of(out / "evaluation.json")),
+        "numbers": numbered(slides, numbers),
         "results": _relative(results, out),
         "labels": _relative(labels, out),
         "labels_sha256": sha256(labels.read_bytes()).hexdigest(),
@@ -332,6 +346,7 @@ def _record(
         "models": {
             name: {key: one[key] for key in ("threshold", "threshold_source", "threshold_rule")}
             | {"stored_threshold": cases[name].scored.threshold}
+            | _weights(cases[name].scored.weights, models.get(name))
             for name, one in metrics["models"].items()
         },
         "slides": list(slides.values()),

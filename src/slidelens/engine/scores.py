@@ -54,6 +54,8 @@ class Scored:
         Slides whose result is of an earlier run than their last, which failed.
     sizes
         Slide id to level-0 width and height, of the results that state it.
+    weights
+        SHA-256 of the model's weights, where its results state it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Scored:
     settings: Mapping[str, RunSettings] = field(default_factory=dict)
     last_run_failed: frozenset[str] = frozenset()
     sizes: Mapping[str, Size] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,7 @@ def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
             c.slide.id for path, c in found if c.slide.id in failed[path.parent]
         ),
         sizes={c.slide.id: c.slide.size for _, c in found if c.slide.size is not None},
+        weights=found[0][1].model.sha256,
     )
 
 

@@ -30,6 +30,7 @@ from slidelens.review.tally import (
     agreement,
     as_labelled,
     cause_tables,
+    earlier_notes,
     label_votes,
 )
 from slidelens.review.taxonomy import read_taxonomy
@@ -144,6 +145,10 @@ class Content:
         Slides with errors, the most confident error first.
     names
         Slide id to what the report calls it.
+    stray
+        Decisions on what is no error at the operating point of the report.
+    earlier
+        Of which models errors were decided when they had other weights.
     notes
         What a reader must know of the figures.
     last_run_failed
@@ -165,6 +170,7 @@ class Content:
     reviewers: list[str]
     names: Mapping[str, str]
     stray: int
+    earlier: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     last_run_failed: Mapping[str, list[str]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -241,6 +247,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         reviewers=sorted({d.reviewer for d in shown}),
         names=names,
         stray=len({d.key for d in decisions if d.decided} - keys),
+        earlier=earlier_notes(decisions, saved.since),
         last_run_failed=_last_run_failed(saved),
         files={} if options.slides is None else find_slides(options.slides),
     )
@@ -311,6 +318,7 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
             f"{content.stray} decisions are on slides that are right at this operating point; they "
             "are kept, and not counted here."
         )
+    notes += content.earlier
     gone = [f"{card.name} {card.gone}" for card in content.cards if card.gone]
     if gone:
         notes.append(f"Results that are gone since the evaluation: {', '.join(gone)}.")

@@ -80,6 +80,15 @@ class SavedEvaluation:
         given = self.record.get("numbers", {})
         return given if self.labels.keys() <= given.keys() else numbered(self.labels)
 
+    @cached_property
+    def since(self) -> dict[str, str]:
+        """Model to when it was first evaluated here with its present weights (UTC, ISO 8601).
+
+        Only of models that were evaluated here with other weights before.
+        """
+        times = {name: one.get("weights_since") for name, one in self.record["models"].items()}
+        return {name: str(time) for name, time in times.items() if time}
+
     @property
     def labels_table(self) -> Path:
         """The table of labels that was evaluated, where it was then."""

@@ -29,6 +29,7 @@ __all__ = [
     "as_labelled",
     "cause_tables",
     "consensus",
+    "earlier_notes",
     "label_votes",
 ]
 
@@ -118,6 +119,19 @@ def as_labelled(decisions: Iterable[Decision], labels: Mapping[str, str]) -> lis
         for d in decisions
     ]
     return [d for d in held if d.decided or d.note]
+
+
+def earlier_notes(decisions: Iterable[Decision], since: Mapping[str, str]) -> list[str]:
+    """Say of which models errors were decided when they had other weights.
+
+    ``since`` is when each had its present weights first (:attr:`SavedEvaluation.since`).
+    """
+    count = Counter(d.model for d in decisions if d.decided and d.time < since.get(d.model, ""))
+    return [
+        f"{model}: {number} {'decision was' if number == 1 else 'decisions were'} made when the "
+        f"model had other weights (before {since[model][:10]}), and still count; look again."
+        for model, number in sorted(count.items())
+    ]
 
 
 def cause_tables(

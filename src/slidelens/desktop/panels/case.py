@@ -138,11 +138,15 @@ class CaseView(QWidget):
                 with QSignalBlocker(self.note):
                     self.note.setPlainText(note)
             self._noted = note
-        others = [f"{d.reviewer}: {decision_text(d)}" for d in review.others(case)]
+        since = review.saved.since
+        others = [f"{d.reviewer}: {decision_text(d, since)}" for d in review.others(case)]
         self.others.setText("\n".join(others))
         self.others.setVisible(bool(others))
         past = review.history(case)
-        lines = [f"{d.time[:16].replace('T', ' ')}  {d.reviewer}: {decision_text(d)}" for d in past]
+        lines = [
+            f"{d.time[:16].replace('T', ' ')}  {d.reviewer}: {decision_text(d, since)}"
+            for d in past
+        ]
         self.history.setText("\n".join(lines) or "Nothing decided yet.")
 
     def show_places(self, foci: Sequence[Focus], text: str = "") -> None:

@@ -107,14 +107,15 @@ class ErrorList(QWidget):
 
     def show_errors(self, review: Review) -> None:
         """List a review's errors anew."""
-        decisions = review.decisions()
+        decisions, since = review.decisions(), review.saved.since
         with QSignalBlocker(self.tree):
             self.tree.clear()
             for case in review.cases:
                 own = decisions.get(case.key)
                 mark = case.kind.upper() + ("?" if case.suspect else "")
                 texts = [case.slide_id, mark, case.model, f"{case.margin:.3f}"]
-                item = QTreeWidgetItem([*texts, "" if own is None else decision_text(own)])
+                said = "" if own is None else decision_text(own, since)
+                item = QTreeWidgetItem([*texts, said])
                 item.setToolTip(0, case.slide_id)
                 item.setToolTip(1, KINDS[case.kind] + (", label in doubt" if case.suspect else ""))
                 item.setTextAlignment(3, Qt.AlignmentFlag.AlignRight)
@@ -128,7 +129,7 @@ class ErrorList(QWidget):
         if item is not None and review.case is not None:
             own = review.decision(review.case)
             with QSignalBlocker(self.tree):
-                item.setText(4, "" if own is None else decision_text(own))
+                item.setText(4, "" if own is None else decision_text(own, review.saved.since))
                 self.tree.setCurrentItem(item)
             self.tree.scrollToItem(item)
         done, total = review.progress()

@@ -16,7 +16,7 @@ from slidelens.review.store import STORE_FILE, ReviewStore
 from slidelens.review.taxonomy import read_taxonomy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from slidelens.review.errors import ErrorCase
@@ -327,11 +327,17 @@ def case_text(case: ErrorCase) -> str:
     return text
 
 
-def decision_text(decision: Decision) -> str:
-    """Say a decision in a line."""
+def decision_text(decision: Decision, since: Mapping[str, str]) -> str:
+    """Say a decision in a line.
+
+    ``since`` tells when models were first evaluated with the weights that they have, where they
+    had others before.
+    """
     parts = [decision.category]
     if decision.label_is_wrong:
         parts.append(f"label wrong: {decision.true_label}")
     if decision.note:
         parts.append(f"“{' '.join(decision.note.split())}”")
+    if decision.decided and decision.time < since.get(decision.model, ""):
+        parts.append("of other weights")
     return ", ".join(part for part in parts if part) or "withdrawn"
