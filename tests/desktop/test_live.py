@@ -145,3 +145,17 @@ def test_hide_below_does_not_drift_as_a_map_without_a_fixed_scale_grows(viewer):
     assert high == pytest.approx(0.8)
     parts = np.array([0.19, 0.21], np.float32) / high
     assert (layer.colormap.map(parts)[:, 3] > 0).tolist() == [False, True]
+
+
+def test_limits_that_a_person_chose_stay_as_a_map_grows(viewer):
+    run, live = Run(kind="attention"), LiveMaps()
+    look_at(viewer, "a")
+    live.feed(viewer, run.step(4))
+    live.grow(viewer)
+    (layer,) = layers_of(viewer, "map")
+    live.feed(viewer, run.step(6))
+    np.testing.assert_allclose(layer.contrast_limits, (0, 0.6), atol=1e-6)
+    layer.contrast_limits = (0.1, 0.3)
+    live.feed(viewer, run.step(9))
+    np.testing.assert_allclose(layer.contrast_limits, (0.1, 0.3))
+    np.testing.assert_allclose(layer.contrast_limits_range, (0, 0.9), atol=1e-6)

@@ -10,8 +10,6 @@ from test_windows import trajectory as trajectory
 from slidelens.desktop.display import style_of
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.shown import add_layer
-from slidelens.desktop.windows import window_layers
-from slidelens.desktop.world import World
 from slidelens.maps.result import Result
 
 pytestmark = pytest.mark.gui
@@ -99,8 +97,8 @@ def test_windows_that_a_model_looked_through_can_be_flown_through(
     case.result._trajectory = trajectory
     case.result.save(tmp_path / "tour")
     result = Result.load(tmp_path / "tour")
-    for data in window_layers(result, World.of(case.slide.mpp)):
-        layer = add_layer(bench.viewer, data)
+    for data in result_layers(result, case.slide, tissue=False):
+        layer = add_layer(bench.viewer, data)  # the last one is of the windows
     qtbot.waitUntil(panel.player.isVisible, timeout=30_000)
     went = []
     panel.player.went.connect(went.append)

@@ -114,15 +114,20 @@ def test_stop_shows_the_earlier_result_again(panel, bench, slide, qtbot):
 
     def shown():
         maps = layers_of(bench.viewer, "map", model="demo-mil")
-        return [described(one.metadata)["path"] for one in maps if one.visible]
+        return [described(one.metadata).get("path") for one in maps if one.visible]
 
     qtbot.waitUntil(lambda: shown() == [path], timeout=40_000)
     set_options(panel, **SLOW)
-    press(qtbot, panel.run_button)
-    press(qtbot, panel.notice._action)
-    qtbot.waitUntil(lambda: shown() == [None], timeout=LONG)
-    press(qtbot, panel.stop_button)
-    qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+
+    def run_and_stop():
+        press(qtbot, panel.run_button)
+        press(qtbot, panel.notice._action)
+        qtbot.waitUntil(lambda: shown() == [None], timeout=LONG)
+        press(qtbot, panel.stop_button)
+        qtbot.waitUntil(lambda: not panel.running, timeout=20_000)
+
+    run_and_stop()
+    run_and_stop()  # before the result is back
     qtbot.waitUntil(lambda: shown() == [path], timeout=40_000)
     qtbot.waitUntil(lambda: "demo-mil: regions" in bench.viewer.layers, timeout=40_000)
 
@@ -209,6 +214,20 @@ def test_results_are_reopened_deleted_and_brought_back(panel, bench, case, qtbot
     press(qtbot, panel.notice._action)
     qtbot.waitUntil(lambda: tree.topLevelItemCount() == 1, timeout=40_000)
     assert (bench.results / "oracle" / "square" / "result.json").is_file()
+
+
+def test_a_result_of_regions_alone_goes_and_comes_back_with_its_outlines(panel, bench, case, qtbot):
+    case.result.maps.clear()
+    case.result.save(bench.results / "oracle" / "square")
+    bench.results_changed.emit()
+    qtbot.waitUntil(lambda: panel.results.tree.topLevelItemCount() == 1, timeout=40_000)
+    panel.results.select(bench.results / "oracle" / "square")
+    press(qtbot, panel.results.open)
+    qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
+    press(qtbot, panel.results.delete)
+    assert "oracle: regions" not in bench.viewer.layers
+    press(qtbot, panel.notice._action)
+    qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
 
 
 def test_closing_during_a_run_ends_the_worker_and_leaves_no_half_result(

@@ -70,3 +70,15 @@ def test_colours_and_threshold_that_a_person_chose_stay():
     assert style_of(first) == style
     alpha = first.colormap.map(np.array([0.24, 0.26], np.float32))[:, 3]  # of 0..2 now
     assert (alpha > 0).tolist() == [False, True]
+
+
+def test_limits_that_a_person_chose_stay_while_the_range_grows():
+    viewer = ViewerModel()
+    (data,) = layers("a")
+    first = put_layer(viewer, data, [])
+    first.contrast_limits = (0.25, 0.75)
+    for top in (2.0, 0.5, 3.0):
+        (data,) = layers("a", top=top)
+        put_layer(viewer, data, [first])
+        assert first.contrast_limits_range == [0.0, top]
+    assert first.contrast_limits == [0.25, 0.5], "cut to the range, when it was smaller"

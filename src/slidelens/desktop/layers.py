@@ -14,7 +14,7 @@ from slidelens.desktop.grid import grid_layers
 from slidelens.desktop.layer_data import nothing_known
 from slidelens.desktop.polygons import polygon_to_path
 from slidelens.desktop.windows import window_layers
-from slidelens.desktop.world import World, describe
+from slidelens.desktop.world import KEY, World, describe
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size
 from slidelens.maps.overlay import scale_top
@@ -107,13 +107,7 @@ def result_layers(
     layers: list[LayerData] = []
     for source in result.maps.values():
         if source.name != _TISSUE_MAP:
-            layers += map_layers(
-                source,
-                place,
-                slide_id=result.slide.id,
-                model=result.model.name,
-                path=None if result.path is None else str(result.path),
-            )
+            layers += map_layers(source, place, slide_id=result.slide.id, model=result.model.name)
     for number, (_, options, _) in enumerate(layers):
         options["visible"] = visible and number == 0
     layers += _region_layers(result, place, visible)
@@ -122,6 +116,8 @@ def result_layers(
         layers += _tissue_layers(result, place)
     if tissue:
         layers += grid_layers(result, place)
+    for _, options, _ in layers:
+        options["metadata"][KEY]["path"] = None if result.path is None else str(result.path)
     return layers
 
 
@@ -186,9 +182,7 @@ def annotation_layers(
     )
 
 
-def map_layers(
-    source: Map, world: World, *, slide_id: str, model: str, path: str | None = None
-) -> list[LayerData]:
+def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[LayerData]:
     """Return the layers of one map: one for labels, else one for each class but the first.
 
     Parameters
@@ -199,8 +193,6 @@ def map_layers(
         Of the slide.
     slide_id, model
         Of what, and by what.
-    path
-        Result folder; ``None`` for a map that is not saved (yet).
     """
     title = f"{model}: {source.name}"
     classes = source.channels
@@ -209,7 +201,6 @@ def map_layers(
         "map": source.name,
         "kind": source.kind,
         "classes": classes,
-        "path": path,
     }
     if source.kind == "labels":
         metadata = describe(world, "map", slide_id, **facts)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slidelens.desktop.layers import map_layers
-from slidelens.desktop.shown import current_slide, layers_of, put_layer, remove_layers
+from slidelens.desktop.shown import (
+    current_slide,
+    layers_of,
+    put_layer,
+    remove_layers,
+    set_range,
+)
 from slidelens.desktop.worker.preview import Growing
 from slidelens.desktop.world import described
 
@@ -151,6 +157,4 @@ def _adapt(layer: Any, growing: Growing) -> None:
         return
     plane = growing.values[growing.map.channel(described(layer.metadata)["channel"])]
     top = float(plane.max(initial=0.0, where=np.isfinite(plane))) or 1.0
-    if top != layer.contrast_limits[1]:
-        layer.contrast_limits_range = (0.0, top)
-        layer.contrast_limits = (0.0, top)
+    set_range(layer, (0.0, top))

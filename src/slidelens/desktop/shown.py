@@ -29,6 +29,7 @@ __all__ = [
     "region_options",
     "remove_layers",
     "select_map",
+    "set_range",
     "shown_slides",
 ]
 
@@ -106,10 +107,18 @@ def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
     if style is not None:
         layer.metadata[KEY] = {**described(layer.metadata), "style": style}
     limits = options.get("contrast_limits")
-    if limits is not None and tuple(layer.contrast_limits_range) != tuple(limits):
-        layer.contrast_limits_range = limits
-        layer.contrast_limits = limits
+    if limits is not None:
+        set_range(layer, limits)
     return layer
+
+
+def set_range(layer: Any, limits: tuple[float, float]) -> None:
+    """Let a layer's colours span a range, but for limits within it that a person chose."""
+    chosen = tuple(layer.contrast_limits) != tuple(layer.contrast_limits_range)
+    if tuple(layer.contrast_limits_range) != tuple(limits):
+        layer.contrast_limits_range = limits
+        if not chosen:
+            layer.contrast_limits = limits
 
 
 def _can_show(layer: Any, data: LayerData) -> bool:

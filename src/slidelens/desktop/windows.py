@@ -44,7 +44,6 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
     if trajectory is None or not trajectory.windows:
         return []
     name, slide = result.model.name, result.slide.id
-    facts = {"model": name, "path": None if result.path is None else str(result.path)}
     common = {"visible": visible, "opacity": 1.0, **world.place_outlines()}
     features = _features(trajectory)
     widest = max(max(w.box.w, w.box.h) for w in trajectory.windows)
@@ -59,7 +58,7 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
                        for w in trajectory.windows],
         "features": features,
         "feature_defaults": nothing_known(features),
-        "metadata": describe(world, "windows", slide, **facts),
+        "metadata": describe(world, "windows", slide, model=name),
         **common,
     }  # fmt: skip
     centres = np.array(
@@ -73,7 +72,7 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
             "edge_color": "black",
             "face_color": "transparent",
             "edge_width": max(1.0, widest / 900),
-            "metadata": describe(world, "path", slide, **facts),
+            "metadata": describe(world, "path", slide, model=name),
             **common,
         }
         layers.append(([centres], path, "shapes"))

@@ -182,7 +182,7 @@ class MapsPanel(Panel):
         self._toured = None if layer is None else ref(layer)
         self.player.setVisible(False)
         self.player.show_trajectory(None, None)
-        folder = None if layer is None else described(layer.metadata)["path"]
+        folder = None if layer is None else described(layer.metadata).get("path")
         if slide is None or folder is None:
             return
         self.bench.background.run(

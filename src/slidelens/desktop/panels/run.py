@@ -34,9 +34,11 @@ from slidelens.errors import LabelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from slidelens.desktop.shown import ShownSlide
     from slidelens.desktop.worker.client import Job
     from slidelens.desktop.worker.messages import Message
     from slidelens.geometry import Box
+    from slidelens.maps.result import Result
 
 __all__ = ["RunPanel"]
 
@@ -56,6 +58,8 @@ class RunPanel(Panel):
         self.state: RunState | None = None
         self._job: Job | None = None
         self._live = LiveMaps()
+        self._owed: dict[Path, ShownSlide] = {}
+        """Results that growing maps have hidden and that are to be shown again, and on what."""
         self._folder: Path | None = None
         self._build()
         bench = self.bench
@@ -257,10 +261,27 @@ class RunPanel(Panel):
 
     def _clear(self, model: str | None = None) -> None:
         """Take away what grew; the result that it hid is still on disk and is shown again."""
+        slide = self.bench.slide
+        hidden = self._live.clear(self.bench.viewer, model)
+        if slide is not None:
+            self._owed |= dict.fromkeys(hidden, slide)
         live = self._live
-        for folder in live.clear(self.bench.viewer, model):
-            if folder.is_dir():
-                self.bench.show_result(folder, wanted=lambda: self._live is live, owner=self)
+        for folder, its_slide in list(self._owed.items()):
+            if its_slide != slide or not folder.is_dir():
+                del self._owed[folder]
+                continue
+            maps = layers_of(self.bench.viewer, "map", slide=its_slide.id)
+            self.bench.show_result(
+                folder,
+                visible=not any(layer.visible for layer in maps),
+                wanted=lambda: self._live is live,  # a run that begins meanwhile comes first
+                then=self._shown_again,
+                owner=self,
+            )
+
+    def _shown_again(self, result: Result) -> None:
+        if result.path is not None:
+            self._owed.pop(result.path, None)
 
     def _show(self, finding: Finding) -> None:
         """Show a result in the layers that grew."""
@@ -270,6 +291,7 @@ class RunPanel(Panel):
             remove_layers(viewer, layers_of(viewer, slide=finding.slide, model=finding.model))
             self.notice.say(text, "error")
 
+        self._owed.pop(Path(finding.folder), None)
         self.bench.show_result(Path(finding.folder), failed=failed, owner=self)
 
     def _ended(self, status: str, error: str) -> None:
