@@ -301,6 +301,81 @@ def test_an_image_of_another_file_is_not_taken_for_this_one(tmp_path):
             assert (slide.read(Box.of_size(slide.size)) == image[0, 0]).all()
 
 
+OME = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+
+
+def ome_image(number, size, mpp, data, channels=""):
+    return (
+        f'<Image ID="Image:{number}" Name="same"><Pixels ID="Pixels:{number}" Type="uint8" '
+        f'DimensionOrder="XYCZT" SizeX="{size[0]}" SizeY="{size[1]}" SizeC="1" SizeZ="1" SizeT="1" '
+        f'PhysicalSizeX="{mpp}" PhysicalSizeY="{mpp}">{channels}{data}</Pixels></Image>'
+    )
+
+
+def test_the_resolution_is_that_of_the_image_though_another_is_missing(tmp_path):
+    """Of two images in two files one file is there; its image is not the first of the series."""
+    images = [np.full((128, 128), 50, np.uint8), np.full((96, 96), 200, np.uint8)]
+    ids = [f"urn:uuid:0000000{i}-0000-4000-8000-000000000000" for i in range(2)]
+    places = [
+        f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="{i}.ome.tif">{one}</UUID></TiffData>'
+        for i, one in enumerate(ids)
+    ]
+    described = ome_image(0, (128, 128), 4, places[0]) + ome_image(1, (96, 96), 0.5, places[1])
+    xml = f'{OME} UUID="{ids[1]}">{described}</OME>'
+    path = tmp_path / "1.ome.tif"
+    tifffile.imwrite(path, images[1], photometric="minisblack", description=xml, metadata=None)
+    with open_slide(path) as slide:
+        assert (slide.size, slide.mpp) == ((96, 96), (0.5, 0.5))
+
+
+def test_the_resolution_is_that_of_the_image_though_another_is_stored_unlike_its_description(
+    tmp_path,
+):
+    path = tmp_path / "slide.ome.tif"
+    label = ome_image(0, (100, 80), 20, '<TiffData IFD="0" PlaneCount="1"/>')
+    colours = '<Channel ID="Channel:1:0" SamplesPerPixel="3"/>'
+    main = ome_image(1, (420, 300), 0.5, '<TiffData IFD="1" PlaneCount="1"/>', colours)
+    main = main.replace('SizeC="1"', 'SizeC="3"')
+    with tifffile.TiffWriter(path) as file:
+        options = {"photometric": "rgb", "metadata": None}
+        file.write(RGB[:80, :100], description=f"{OME}>{label}{main}</OME>", **options)
+        file.write(RGB, **options)
+    with open_slide(path) as slide:
+        assert (slide.size, slide.mpp) == ((420, 300), (0.5, 0.5))
+
+
+def test_an_ome_tiff_without_a_physical_size_may_state_it_in_tags(tmp_path):
+    path = tmp_path / "slide.ome.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", **MICRONS)
+    _, facts = read_all(path)
+    assert (facts["mpp"], facts["mpp_source"]) == (0.5, "TIFF resolution tags")
+    own = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    tifffile.imwrite(path, RGB, photometric="rgb", metadata=own, **MICRONS)
+    _, facts = read_all(path)
+    assert (facts["mpp"], facts["mpp_source"]) == (0.25, "OME-XML PhysicalSize")
+
+
+@pytest.mark.parametrize(
+    ("unit", "mpp"),
+    [
+        ("micron", [0.25, 0.5]),
+        ("um", [0.25, 0.5]),
+        (r"\u00B5m", [0.25, 0.5]),
+        ("mm", [250, 500]),
+        ("pixel", None),
+        ("inch", None),
+        (None, None),
+    ],
+)
+def test_imagej_names_the_unit_of_its_resolution(tmp_path, unit, mpp):
+    path = tmp_path / "imagej.tif"
+    named = {} if unit is None else {"unit": unit}
+    tifffile.imwrite(path, GREY, imagej=True, resolution=(4, 2), metadata=named)
+    _, facts = read_all(path)
+    assert facts["mpp"] == (mpp if mpp is None else pytest.approx(mpp))
+    assert (facts["mpp_source"] is None) == (mpp is None)
+
+
 def test_imagej_stack_in_one_piece(tmp_path):
     path = tmp_path / "stack.tif"
     stack = np.zeros((2, 60, 50), np.uint16)

@@ -36,7 +36,11 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
     power: float | None = None
     names: tuple[str, ...] = ()
     if file.is_ome:
-        mpp, source, power, names = _ome(file, series)
+        stated, power, names = _ome(file, series)
+        mpp, source = (stated, "OME-XML PhysicalSize") if stated else (mpp, source)
+    elif file.is_imagej and (unit := _imagej_unit(file)):
+        mpp, _ = _tags_mpp(page, None, unit)
+        source = "ImageJ unit and resolution tags" if mpp else None
     elif file.is_qpi:
         mpp, _ = _tags_mpp(page, None)  # its writer means µm of the specimen, at any size
         source = "PerkinElmer resolution tags" if mpp else None
@@ -61,9 +65,14 @@ def _channel_count(series: Any) -> int:
     return int(axes.get("C", 1)) if "S" not in axes else 1
 
 
-def _tags_mpp(page: Any, coarsest: float | None) -> tuple[Mpp | None, str | None]:
-    """µm per pixel by XResolution and YResolution, where they can be meant so."""
-    unit = _PER_UNIT.get(int(page.tags.valueof("ResolutionUnit") or 2))
+def _tags_mpp(
+    page: Any, coarsest: float | None, unit: float | None = None
+) -> tuple[Mpp | None, str | None]:
+    """µm per pixel by XResolution and YResolution, where they can be meant so.
+
+    ``unit`` is what they count pixels in, in µm; by default what ResolutionUnit says.
+    """
+    unit = unit or _PER_UNIT.get(int(page.tags.valueof("ResolutionUnit") or 2))
     per_unit = [page.tags.valueof(tag) for tag in ("XResolution", "YResolution")]
     if unit is None or not all(v and v[0] > 0 and v[1] > 0 for v in per_unit):
         return None, None
@@ -73,16 +82,20 @@ def _tags_mpp(page: Any, coarsest: float | None) -> tuple[Mpp | None, str | None
     return Mpp(x, y), "TIFF resolution tags"
 
 
-def _ome(file: Any, series: Any) -> tuple[Mpp | None, str | None, float | None, tuple[str, ...]]:
+def _imagej_unit(file: Any) -> float | None:
+    """µm in the unit that ImageJ's description names; inches and cm it writes as others do."""
+    name = str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
+    return None if name in ("inch", "cm") else micrometres(1.0, name)
+
+
+def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, ...]]:
     """Pixel size, objective and channel names of the ``Image`` that a series was made of."""
     root = ElementTree.fromstring(file.ome_metadata)
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
-    images = root.findall(f"{space}Image")
-    number = next(i for i, other in enumerate(file.series) if other is series)
-    image = images[number] if number < len(images) else None
+    image = _ome_image(root.findall(f"{space}Image"), space, file, series)
     pixels = image.find(f"{space}Pixels") if image is not None else None
     if image is None or pixels is None:
-        return None, None, None, ()
+        return None, None, ()
     sides = []
     for axis in "XY":
         size = pixels.get(f"PhysicalSize{axis}")
@@ -96,7 +109,26 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, str | None, float | None, 
     for objective in root.iter(f"{space}Objective"):
         if wanted is not None and objective.get("ID") == wanted.get("ID"):
             power = _positive(objective.get("NominalMagnification"))
-    return mpp, "OME-XML PhysicalSize" if mpp else None, power, names
+    return mpp, power, names
+
+
+def _ome_image(images: list[Any], space: str, file: Any, series: Any) -> Any | None:
+    """Return the ``Image`` of a series: the one in its place, unless only another is of its size.
+
+    tifffile makes no series of images whose file is not there, or that are stored unlike what is
+    stated: those behind them are in other places.
+    """
+    size = (str(series.keyframe.imagewidth), str(series.keyframe.imagelength))
+    fit = [
+        image
+        for image in images
+        if (pixels := image.find(f"{space}Pixels")) is not None
+        and (pixels.get("SizeX"), pixels.get("SizeY")) == size
+    ]
+    fit = [image for image in fit if (image.get("Name") or "") == series.name] or fit
+    number = next(i for i, other in enumerate(file.series) if other is series)
+    placed = images[number] if number < len(images) else None
+    return fit[0] if fit and placed not in fit else placed
 
 
 def _qpi(series: Any, channels: int) -> tuple[float | None, tuple[str, ...]]:
