@@ -70,6 +70,22 @@ def test_grey_inverted_and_palette(tmp_path):
     np.testing.assert_array_equal(read_all(path)[0], (colours >> 8).T[GREY])
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_what_was_not_measured_is_black(tmp_path, tile):
+    path = tmp_path / "float.tif"
+    values = np.repeat(np.arange(420, dtype=np.float32)[None], 300, 0)
+    values[:100] = np.nan
+    values[100, :2] = np.inf, -np.inf
+    tifffile.imwrite(path, values, photometric="minisblack", tile=tile)
+    pixels = read_all(path)[0][..., 0]
+    assert not pixels[:100].any()
+    assert (pixels[100, 0], pixels[100, 1]) == (255, 0)
+    assert np.abs(pixels[200] - np.linspace(0, 255, 420)).max() < 4
+    tifffile.imwrite(path, np.full_like(values, np.nan), photometric="minisblack", tile=tile)
+    assert not read_all(path)[0].any()
+
+
 def test_transparent_is_white(tmp_path):
     path = tmp_path / "alpha.tif"
     alpha = np.zeros((300, 420, 1), np.uint8)

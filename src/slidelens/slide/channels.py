@@ -83,6 +83,8 @@ class Composer:
             return np.repeat(255 - grey if self._white_is_zero else grey, 3, axis=2)
         low, high = self.windows()
         shown = np.clip((samples.astype(np.float32) - low) / (high - low), 0, 1)
+        if samples.dtype.kind == "f":
+            shown = np.nan_to_num(shown, nan=0)  # not measured
         shown = 1 - shown if self._white_is_zero else shown
         if self.channels == 1:
             return np.repeat((shown * 255 + 0.5).astype(np.uint8), 3, axis=2)
@@ -98,7 +100,9 @@ class Composer:
             if self._windows is None:
                 seen = self._overview().reshape(-1, self.channels)
                 ends = [100 - end for end in _WINDOW[::-1]] if self._white_is_zero else _WINDOW
-                bounds = np.nanpercentile(seen, ends, axis=0).astype(np.float32)
+                known = [values[np.isfinite(values)] for values in seen.T]
+                pairs = [np.percentile(v, ends) if len(v) else (0, 1) for v in known]
+                bounds = np.array(pairs, np.float32).T
                 bounds[1] = np.maximum(bounds[1], bounds[0] + np.float32(1e-6) + _step(seen))
                 self._windows = bounds
         return self._windows[0], self._windows[1]
