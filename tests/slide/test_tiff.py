@@ -65,9 +65,11 @@ def test_grey_inverted_and_palette(tmp_path):
             shown[sense] = read_all(path)[0].astype(int)
         agree = np.corrcoef(shown["minisblack"].ravel(), shown["miniswhite"].ravel())[0, 1]
         assert agree < -0.99, kind
-    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
-    tifffile.imwrite(path, GREY, photometric="palette", colormap=colours, tile=(64, 64))
-    np.testing.assert_array_equal(read_all(path)[0], (colours >> 8).T[GREY])
+    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16)
+    for depth in (1, 257):  # as some writers state them, and as the standard has it
+        stated = colours * np.uint16(depth)
+        tifffile.imwrite(path, GREY, photometric="palette", colormap=stated, tile=(64, 64))
+        np.testing.assert_array_equal(read_all(path)[0], colours.T[GREY])
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -157,6 +159,37 @@ def test_the_fourth_sample_of_an_associated_image(tmp_path):
         assert (slide.read_associated("unassalpha") == 255).all()
 
 
+def test_associated_images_of_every_kind(tmp_path):
+    """Programs that convert slides write labels and overviews in planes, too."""
+    path = tmp_path / "several.ome.tif"
+    small, grey = RGB[:80, :100], GREY[:80, :100]
+    colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    planes = np.moveaxis(small, 2, 0)
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(RGB, photometric="rgb", metadata={"Name": "slide"})
+        for pixels, options, name, axes in (
+            (planes, {"photometric": "rgb", "planarconfig": "separate"}, "planar", "SYX"),
+            (planes, {"photometric": "minisblack"}, "channels", "CYX"),
+            (grey, {"photometric": "palette", "colormap": colours}, "palette", "YX"),
+            (grey, {"photometric": "miniswhite"}, "inverted", "YX"),
+            (small, {"photometric": "rgb"}, "same", "YXS"),
+            (255 - small, {"photometric": "rgb"}, "same", "YXS"),
+        ):
+            file.write(pixels, metadata={"Name": name, "axes": axes}, **options)
+    want = {
+        "planar": small,
+        "channels": small,
+        "palette": (colours >> 8).T[grey],
+        "inverted": np.repeat(255 - grey[..., None], 3, 2),
+        "same": small,
+        "same (2)": 255 - small,
+    }
+    with open_slide(path) as slide:
+        assert slide.associated_images == tuple(want)
+        for name, pixels in want.items():
+            np.testing.assert_array_equal(slide.read_associated(name), pixels, name)
+
+
 def test_sixteen_bit_rgb_and_grey(tmp_path):
     path = tmp_path / "deep.tif"
     tifffile.imwrite(path, RGB.astype(np.uint16) * 257, photometric="rgb", tile=(64, 64))
@@ -170,6 +203,43 @@ def test_sixteen_bit_rgb_and_grey(tmp_path):
     assert pixels[0, 0].tolist() == [0, 0, 0]
     assert pixels[-1, -1].tolist() == [255, 255, 255]
     assert (np.diff(pixels[:, 0, 0].astype(int)) >= 0).all()
+
+
+WHITE, RED, GREEN, BLUE = -1, -16776961, 16711935, 65535  # as OME-XML has them
+
+
+@pytest.mark.parametrize(
+    ("names", "shades", "kind", "colours"),
+    [
+        (None, None, np.uint8, True),
+        (None, (WHITE, WHITE, WHITE), np.uint8, True),
+        (None, (RED, GREEN, BLUE), np.uint8, True),
+        (("Red", "Green", "Blue"), None, np.uint8, True),
+        (("R", "G", "B"), (RED, GREEN, BLUE), np.uint8, True),
+        (None, (BLUE, GREEN, RED), np.uint8, False),
+        (("DAPI", "FITC", "Cy3"), None, np.uint8, False),
+        (None, None, np.uint16, False),
+    ],
+)
+def test_three_planes_of_bytes_are_colours_unless_the_file_says_otherwise(
+    tmp_path, names, shades, kind, colours
+):
+    """raw2ometiff writes stained slides so, without ``--rgb``."""
+    path = tmp_path / "planes.ome.tif"
+    channel = ({"Name": names} if names else {}) | ({"Color": shades} if shades else {})
+    planes = np.moveaxis(RGB, 2, 0).astype(kind)
+    about = {"axes": "CYX", "Channel": channel} if channel else {"axes": "CYX"}
+    options = {"photometric": "minisblack", "metadata": about, "tile": (64, 64)}
+    with tifffile.TiffWriter(path) as file:
+        file.write(planes, subifds=1, **options)
+        file.write(planes[:, ::2, ::2], subfiletype=1, photometric="minisblack", tile=(64, 64))
+    with open_slide(path) as slide:
+        pixels = slide.read(Box.of_size(slide.size))
+        half = slide.read_level(1, 0, 0, 210, 150)
+        assert (slide.channels == ()) == colours
+        assert len(slide.channels) == (0 if colours else 3)
+    assert np.array_equal(pixels, RGB) == colours
+    assert np.array_equal(half, RGB[::2, ::2]) == colours
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)])
@@ -271,7 +341,7 @@ def test_channels_in_files_of_their_own(tmp_path, options, name):
         assert (slide.id, slide.channels, slide.mpp) == (name, ("DAPI", "CD3"), (0.5, 0.5))
         assert slide.associated_images == ()
         for index, (_, (width, height)) in enumerate(slide.levels):
-            stored = slide._reader._stored(index, 0, 0, width, height)
+            stored = slide._reader._image._stored(index, 0, 0, width, height)
             for channel, plane in enumerate(planes):
                 np.testing.assert_array_equal(stored[..., channel], plane[:: 2**index, :: 2**index])
         assert slide.read(Box.of_size(slide.size)).std() > 10
@@ -415,21 +485,28 @@ def test_print_resolutions_are_not_mpp(tmp_path, dpi, tile):
         assert (slide.mpp, slide.mpp_source) == (None, None)
 
 
-def test_a_missing_tile_is_white_in_colour(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "photometric", "empty"),
+    [(np.uint8, "rgb", 255), (np.uint16, "rgb", 255), (np.uint8, "minisblack", 0)],
+)
+def test_a_missing_tile_is_white_in_colour(tmp_path, kind, photometric, empty):
     path = tmp_path / "sparse.tif"
-    tiles = [None if i == 1 else np.full((64, 64, 3), 10 * i, np.uint8) for i in range(4)]
+    tiles = [None if i == 1 else np.full((64, 64, 3), 10 * i, kind) for i in range(4)]
     tifffile.imwrite(
         path,
         iter(tiles),
         shape=(128, 128, 3),
-        dtype=np.uint8,
+        dtype=kind,
         tile=(64, 64),
-        photometric="rgb",
+        photometric=photometric,
+        planarconfig="contig",
         compression="zlib",
     )
     with open_slide(path, backend="tifffile") as slide:
         pixels = slide.read(Box(0, 0, 128, 128))
-    assert [int(pixels[y, x, 0]) for y in (5, 70) for x in (5, 70)] == [0, 255, 20, 30]
+    assert (pixels[:64, 64:] == empty).all()
+    if kind == np.uint8 and photometric == "rgb":
+        assert [int(pixels[y, x, 0]) for y in (5, 70) for x in (5, 70)] == [0, 255, 20, 30]
 
 
 def test_kinds_that_are_no_pictures_are_refused(tmp_path):

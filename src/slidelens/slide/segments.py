@@ -85,17 +85,18 @@ class _Page:
     fill: np.generic
 
     @classmethod
-    def of(cls, page: Any, file: _File) -> _Page:
+    def of(cls, page: Any, file: _File, white: bool) -> _Page:
         keyframe = page.keyframe
         jpeg = int(keyframe.compression) in (6, 7, 34892)
-        white = keyframe.samplesperpixel >= 3 and keyframe.dtype == np.uint8
+        dtype = keyframe.dtype
+        full = np.iinfo(dtype).max if white and dtype.kind == "u" else keyframe.nodata
         return cls(
             file,
             np.array(page.dataoffsets, np.int64),
             np.array(page.databytecounts, np.int64),
             page.decode,
             {"jpegtables": page.jpegtables} if jpeg else {},
-            keyframe.dtype.type(255 if white else keyframe.nodata),
+            dtype.type(full),
         )
 
 
@@ -145,10 +146,15 @@ class TiffPixels:
         The open file; it may be closed afterwards.
     levels
         tifffile's series, one per level; ``None`` for a level to leave out.
+    white
+        Whether tiles that were never written are white: they are in colours.
     """
 
-    def __init__(self, path: Path, file: tifffile.TiffFile, levels: list[Any | None]) -> None:
+    def __init__(
+        self, path: Path, file: tifffile.TiffFile, levels: list[Any | None], *, white: bool = False
+    ) -> None:
         self._path = path
+        self._white = white
         self._real_path: str = file.filehandle.path
         self._in_one_file = not any(s is not None and s.is_multifile for s in levels)
         self._owner = new_owner()
@@ -231,7 +237,7 @@ class TiffPixels:
                 f"{self._path}: the files of this OME-TIFF store their pixels in different ways, "
                 "which cannot be read together; convert them to one OME-TIFF."
             )
-        return tuple(_Page.of(page, opened(self._path_of(page))) for page in pages)
+        return tuple(_Page.of(page, opened(self._path_of(page)), self._white) for page in pages)
 
     def _path_of(self, page: Any) -> Path:
         """Return the file that holds a page, the one that was opened by its given name."""

@@ -11,9 +11,9 @@ import tifffile
 from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.channels import Alpha, Composer
 from slidelens.slide.complete import TIFF_MAGIC, check_complete
-from slidelens.slide.reader import Reader, unreadable
+from slidelens.slide.reader import Facts, Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
-from slidelens.slide.tiff_facts import tiff_facts
+from slidelens.slide.tiff_facts import channel_count, tiff_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,32 +43,10 @@ class TiffReader(Reader):
         check_complete(path)
         with open_tiff(path) as file:
             series = main_series(file)
-            page = series.keyframe
-            _check_kind(path, page)
-            own = [s for s in file.series if s is not series and s.keyframe.parent is file]
-            others = {s.name.lower(): s.keyframe.index for s in own}
-            self._others = {name: index for name, index in others.items() if name}
-            try:
-                self.facts = tiff_facts(file, series, tuple(self._others))
-                self._pixels = TiffPixels(path, file, list(series.levels))
-            except SlideError:
-                raise
-            except Exception as error:  # reason: damaged headers make parsers raise anything
-                raise unreadable(path, error, "its TIFF header cannot be understood") from error
-            self._icc = page.tags.valueof(34675)
-            self._map = page.colormap if page.photometric == 3 else None
-            self._inverted = page.photometric == 0
-            samples = page.samplesperpixel
-            rgb = page.photometric in (2, 3, 6) and (samples >= 3 or page.photometric == 3)
-            if rgb and page.dtype not in (np.uint8, np.uint16):
-                raise UnsupportedSlideError(
-                    f"{path}: its colours are of type {page.dtype}; slidelens reads RGB of 8 or 16 "
-                    "bits per colour (grey and fluorescence channels of any type). Convert it."
-                )
-            channels = len(self.facts.channels) or (3 if self._map is not None else samples)
-        self._compose = Composer(
-            channels, page.dtype, rgb, self._overview, _alpha(page), white_is_zero=self._inverted
-        )
+            self._others = _names(file, series)
+            self._icc = series.keyframe.tags.valueof(34675)
+            self._image = _Image(path, file, series, tuple(self._others))
+        self.facts = self._image.facts
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # the content is enough
@@ -77,19 +55,16 @@ class TiffReader(Reader):
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level, channels composed."""
-        return self._compose(self._stored(level, x, y, w, h))
+        return self._image.read(level, x, y, w, h)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Read one of the file's other images."""
         with open_tiff(self.path) as file:
-            page: Any = file.pages[self._others[name]]
-            try:
-                samples = page.asarray()
-            except Exception as error:  # reason: decoders raise their own kinds
-                raise unreadable(self.path, error, f"its {name} image cannot be read") from error
-            rgb, alpha = int(page.keyframe.photometric) in (2, 6), _alpha(page.keyframe)
-        samples = samples if samples.ndim == 3 else samples[..., None]
-        return Composer(samples.shape[2], samples.dtype, rgb, lambda: samples, alpha)(samples)
+            image = _Image(self.path, file, file.series[self._others[name]])
+        try:
+            return image.read(0, 0, 0, *image.facts.levels[0].size)
+        finally:
+            image.close()
 
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
@@ -97,13 +72,60 @@ class TiffReader(Reader):
 
     def close(self) -> None:
         """Close the file and forget its tiles."""
+        self._image.close()
+
+
+class _Image:
+    """One image of a TIFF: its facts, and its levels as RGB.
+
+    Parameters
+    ----------
+    path, file
+        The open file; it may be closed afterwards.
+    series
+        tifffile's series of it.
+    others
+        Names of the file's other images.
+    """
+
+    def __init__(
+        self, path: Path, file: tifffile.TiffFile, series: Any, others: tuple[str, ...] = ()
+    ) -> None:
+        page = series.keyframe
+        _check_kind(path, page)
+        try:
+            self.facts = tiff_facts(file, series, others)
+            rgb = _has_colours(series, self.facts)
+            white = rgb and page.photometric != 3
+            self._pixels = TiffPixels(path, file, list(series.levels), white=white)
+        except SlideError:
+            raise
+        except Exception as error:  # reason: damaged headers make parsers raise anything
+            raise unreadable(path, error, "its TIFF header cannot be understood") from error
+        self._map = _palette(page) if page.photometric == 3 else None
+        if rgb and page.dtype not in (np.uint8, np.uint16):
+            raise UnsupportedSlideError(
+                f"{path}: its colours are of type {page.dtype}; slidelens reads RGB of 8 or 16 "
+                "bits per colour (grey and fluorescence channels of any type). Convert it."
+            )
+        channels = len(self.facts.channels) or (3 if rgb else page.samplesperpixel)
+        inverted = page.photometric == 0
+        self._compose = Composer(
+            channels, page.dtype, rgb, self._overview, _alpha(page), white_is_zero=inverted
+        )
+
+    def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
+        """Read ``(h, w, 3)`` RGB of one level."""
+        return self._compose(self._stored(level, x, y, w, h))
+
+    def close(self) -> None:
         self._pixels.close()
 
     def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
         samples = self._pixels.read(level, x, y, w, h)
         if self._map is not None:
-            coloured: NDArray[np.uint16] = np.moveaxis(self._map, 0, -1)[samples[..., 0]]
-            return (coloured >> 8).astype(np.uint8)
+            coloured: NDArray[np.uint8] = self._map[samples[..., 0]]
+            return coloured
         return samples
 
     def _overview(self) -> NDArray[Any]:
@@ -112,6 +134,26 @@ class TiffReader(Reader):
         width, height = self.facts.levels[level].size
         w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
         return self._stored(level, (width - w) // 2, (height - h) // 2, w, h)
+
+
+def _names(file: tifffile.TiffFile, main: Any) -> dict[str, int]:
+    """Name the images beside the main one, and say which series each is."""
+    found: dict[str, int] = {}
+    for number, series in enumerate(file.series):
+        name = series.name.lower()
+        if series is main or series.keyframe.parent is not file or not name:
+            continue
+        alike = sum(other == name or other.startswith(f"{name} (") for other in found)
+        found[f"{name} ({alike + 1})" if alike else name] = number
+    return found
+
+
+def _has_colours(series: Any, facts: Facts) -> bool:
+    """Say whether samples are red, green and blue, or become so by a palette."""
+    page = series.keyframe
+    if page.photometric in (2, 6) and page.samplesperpixel >= 3:
+        return True
+    return bool(page.photometric == 3 or (channel_count(series) == 3 and not facts.channels))
 
 
 def is_plain_rgb(path: Path) -> bool:
@@ -133,6 +175,12 @@ def is_plain_rgb(path: Path) -> bool:
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
         )
+
+
+def _palette(page: Any) -> NDArray[np.uint8]:
+    """Return the colours of a page's values, ``(N, 3)``; some writers state them in 8 bits."""
+    stated: NDArray[np.uint16] = np.moveaxis(page.colormap, 0, -1)
+    return (stated if stated.max() < 256 else stated >> 8).astype(np.uint8)
 
 
 def _alpha(page: Any) -> Alpha | None:

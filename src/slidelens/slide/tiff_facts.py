@@ -6,6 +6,7 @@ import re
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from defusedxml import ElementTree
 
 from slidelens.geometry import Mpp
@@ -13,9 +14,11 @@ from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import PRINT_MPP
 from slidelens.slide.units import micrometres
 
-__all__ = ["tiff_facts"]
+__all__ = ["channel_count", "tiff_facts"]
 
 _TAGS = ("Make", "Model", "Software", "DateTime", "ImageDescription")
+_RGB_NAMES = (["R", "G", "B"], ["RED", "GREEN", "BLUE"])
+_RGB, _WHITE = ["-16776961", "16711935", "65535"], "-1"  # OME-XML's colours; white says nothing
 _PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: µm in an inch, in a centimetre
 
 
@@ -30,13 +33,14 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
         Names of the other images.
     """
     page = series.keyframe
-    channels = _channel_count(series)
+    channels = channel_count(series)
     properties = {f"tiff.{tag}": str(page.tags.valueof(tag)) for tag in _TAGS if tag in page.tags}
     mpp, source = _tags_mpp(page, PRINT_MPP)
     power: float | None = None
     names: tuple[str, ...] = ()
     if file.is_ome:
-        stated, power, names = _ome(file, series)
+        stated, power, names, colours = _ome(file, series)
+        channels = 1 if channels == 3 and colours and page.dtype == np.uint8 else channels
         mpp, source = (stated, "OME-XML PhysicalSize") if stated else (mpp, source)
     elif file.is_imagej and (unit := _imagej_unit(file)):
         mpp, _ = _tags_mpp(page, None, unit)
@@ -59,8 +63,8 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
     )
 
 
-def _channel_count(series: Any) -> int:
-    """Count the channels kept in planes of their own; 1 for grey and RGB."""
+def channel_count(series: Any) -> int:
+    """Count the channels kept in planes of their own; 1 where a pixel holds all of its samples."""
     axes = dict(zip(series.axes, series.shape, strict=True))
     return int(axes.get("C", 1)) if "S" not in axes else 1
 
@@ -88,14 +92,17 @@ def _imagej_unit(file: Any) -> float | None:
     return None if name in ("inch", "cm") else micrometres(1.0, name)
 
 
-def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, ...]]:
-    """Pixel size, objective and channel names of the ``Image`` that a series was made of."""
+def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, ...], bool]:
+    """Pixel size, objective and channels of the ``Image`` that a series was made of.
+
+    Of the channels their names, and whether they may be red, green and blue.
+    """
     root = ElementTree.fromstring(file.ome_metadata)
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     image = _ome_image(root.findall(f"{space}Image"), space, file, series)
     pixels = image.find(f"{space}Pixels") if image is not None else None
     if image is None or pixels is None:
-        return None, None, ()
+        return None, None, (), True
     sides = []
     for axis in "XY":
         size = pixels.get(f"PhysicalSize{axis}")
@@ -109,7 +116,14 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, .
     for objective in root.iter(f"{space}Objective"):
         if wanted is not None and objective.get("ID") == wanted.get("ID"):
             power = _positive(objective.get("NominalMagnification"))
-    return mpp, power, names
+    return mpp, power, names, _may_be_colours(channels)
+
+
+def _may_be_colours(channels: list[Any]) -> bool:
+    """Say whether channels are called, or drawn in, red, green and blue; or nothing is stated."""
+    names = [(channel.get("Name") or "").upper() for channel in channels]
+    shades = [channel.get("Color") or _WHITE for channel in channels]
+    return (not any(names) or names in _RGB_NAMES) and ({*shades} <= {_WHITE} or shades == _RGB)
 
 
 def _ome_image(images: list[Any], space: str, file: Any, series: Any) -> Any | None:
