@@ -118,6 +118,34 @@ def test_bioformats2raw_layout(tmp_path):
         np.testing.assert_array_equal(slide.read(Box(0, 0, 50, 50)), RGB[:50, :50])
 
 
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_layout_that_names_its_images(tmp_path, version):
+    """As bioformats2raw writes with names of its own, and ``slidelens export`` writes maps."""
+    root = tmp_path / "slide.ome.zarr"
+    group = zarr.open_group(root, mode="w", zarr_format=2 if version == "0.4" else 3)
+    for where, about in ((group, {"bioformats2raw.layout": 3}), ("OME", {"series": ["main/one"]})):
+        at = group.create_group(where) if isinstance(where, str) else where
+        at.attrs.update(about if version == "0.4" else {"ome": {"version": "0.5", **about}})
+    group.create_group("main")
+    write(root / "main" / "one", version, "cyx", [np.moveaxis(RGB, 2, 0)])
+    with open_slide(root) as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 50, 50)), RGB[:50, :50])
+
+
+@pytest.mark.parametrize(
+    "omero",
+    [None, {}, {"channels": None}, {"channels": [{"label": None, "color": None}] * 3}],
+)
+def test_channels_that_are_null(tmp_path, omero):
+    path = tmp_path / "slide.ome.zarr"
+    write(path, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)], omero=omero)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 420, 300)), RGB)
+    write(path, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)], omero={"channels": ["DAPI"]})
+    with pytest.raises(SlideError, match=r"slide\.ome\.zarr: its `omero` metadata"):
+        open_slide(path)
+
+
 def test_what_is_no_image_or_breaks_the_rules(tmp_path):
     path = tmp_path / "slide.zarr"
     zarr.open_group(path, mode="w")

@@ -49,7 +49,10 @@ class OmeZarrReader(Reader):
             raise unreadable(path, error, "its arrays cannot be opened") from error
         first = self._arrays[0]
         channels = first.shape[self._axes.index("c")] if "c" in self._axes else 1
-        names, rgb = _channels(ome, channels, first.dtype)
+        try:
+            names, rgb = _channels(ome, channels, first.dtype)
+        except AttributeError as error:
+            raise unreadable(path, error, "its `omero` metadata cannot be understood") from error
         sides = [micrometres(scale[a], units[a]) for a in map(self._axes.index, "xy")]
         mpp = Mpp(sides[0], sides[1]) if sides[0] and sides[1] else None
         x, y = self._axes.index("x"), self._axes.index("y")
@@ -144,7 +147,9 @@ def _image(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the image and its attributes."""
     ome = _attributes(path)
     if "multiscales" not in ome and "bioformats2raw.layout" in ome:
-        path, ome = path / "0", _attributes(path / "0")
+        series = _attributes(path / "OME").get("series") or ["0"]
+        path = path / str(series[0])
+        ome = _attributes(path)
     if not ome.get("multiscales"):
         raise UnsupportedSlideError(f"{path}: holds no OME-Zarr image (no `multiscales`).")
     return path, ome
@@ -188,12 +193,14 @@ def _open_arrays(folder: Path, names: list[str]) -> list[Any]:
 
 def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:
     """Return channel names, and whether they are red, green and blue."""
-    stated = ome.get("omero", {}).get("channels", [])
-    colours = [str(channel.get("color", "")).upper() for channel in stated]
-    labels = [str(channel.get("label", "")) for channel in stated]
-    plain = not stated or colours in _RGB or [label.upper() for label in labels] in _RGB
+    omero = ome.get("omero") or {}
+    stated = omero.get("channels") or []
+    colours = [str(channel.get("color") or "").upper() for channel in stated]
+    labels = [str(channel.get("label") or "") for channel in stated]
+    silent = not any(colours) and not any(labels)
+    plain = silent or colours in _RGB or [label.upper() for label in labels] in _RGB
     sort = np.dtype(dtype).newbyteorder("=")
-    if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
+    if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or silent):
         return (), True
     if n == 1:
         return (), False
