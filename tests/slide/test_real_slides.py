@@ -80,6 +80,15 @@ def test_any_instance_of_a_dicom_series_opens_the_slide(data):
     assert all(np.array_equal(pixels[0], other) for other in pixels)
 
 
+def test_what_lies_beside_the_files_of_a_dicom_series(data, tmp_path):
+    """An index of a medium, and what file browsers leave, are no part of the slide."""
+    shutil.copytree(data / "wsi" / DICOM, tmp_path / "slide")
+    (tmp_path / "slide" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(99))
+    (tmp_path / "slide" / "Thumbs.db").write_bytes(b"pictures")
+    with open_slide(tmp_path / "slide") as slide:
+        assert slide.size == (2220, 2967)
+
+
 def test_a_folder_of_two_dicom_series_is_not_guessed(data, tmp_path):
     shutil.copy(data / "wsi/google_camelyon_jpeg.dcm", tmp_path / "a.dcm")
     shutil.copy(data / "wsi/openslide_fixtures/boxes_0.dcm", tmp_path / "b.dcm")

@@ -38,6 +38,7 @@ __all__ = ["OpenSlideReader"]
 _BLOCK = 512
 _SMALL = 1 << 20  # px
 _OPAQUE = 0xFF000000
+_BESIDE = {"DICOMDIR", "Thumbs.db", "desktop.ini"}
 _DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
 
 
@@ -229,8 +230,12 @@ def _on_ground(argb: NDArray[np.uint32], ground: tuple[int, int, int]) -> NDArra
 
 
 def _dicom_files(folder: Path) -> list[Path]:
-    """Return a folder's files, sorted, where all of them are DICOM; else none."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    """Return a folder's files, sorted, where all of them are DICOM; else none.
+
+    Left out are an index of them, and what file browsers leave.
+    """
+    kept = (p for p in folder.iterdir() if p.name not in _BESIDE and not p.name.startswith("."))
+    files = sorted(path for path in kept if path.is_file())
     for file in files:
         with file.open("rb") as opened:
             if opened.read(132)[128:] != b"DICM":
