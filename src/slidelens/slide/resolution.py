@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from unicodedata import normalize
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Mpp
@@ -69,7 +70,7 @@ def resolve_mpp(
         return _from_objective(facts, path)
     if isinstance(given, str):
         raise ValueError(  # noqa: TRY004  # a word, but the wrong one
-            f"mpp is a number, a CSV path or 'from-objective', not {given!r}"
+            f"mpp is a number, the pathlib.Path of a CSV or 'from-objective', not {given!r}"
         )
     mpp = Mpp.of(given)
     if facts.mpp is not None and abs(mpp.mean / facts.mpp.mean - 1) > _FAR:
@@ -94,7 +95,7 @@ def _from_objective(facts: Facts, path: Path) -> tuple[Mpp, str | None]:
 
 def _from_table(table: Path, slide: str, path: Path) -> Mpp | None:
     rows = read_mpp_table(table)
-    return rows.get(slide, rows.get(path.name))
+    return rows.get(slide, rows.get(normalize("NFC", path.name)))
 
 
 def read_mpp_table(table: Path) -> dict[str, Mpp]:
@@ -121,7 +122,8 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
             f"{table}: expected a CSV with the columns `slide,mpp` and one row or more."
         )
     for row in reader:
-        name, text = (row["slide"] or "").strip(), (row["mpp"] or "").strip()
+        name = normalize("NFC", (row["slide"] or "").strip())  # a slide's id is so, too
+        text = (row["mpp"] or "").strip()
         if not name and not text:
             continue
         if name in found:
