@@ -1,5 +1,6 @@
 """Choosing a backend, plugins, resolution from outside, the cache."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from threading import Barrier, Event, Thread
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -260,6 +262,26 @@ def test_ids(tmp_path):
     zarr = tmp_path / "b.ome.zarr"
     zarr.mkdir()
     assert slide_id(zarr) == "b"
+
+
+def test_the_id_of_the_folder_that_one_works_in(tmp_path, monkeypatch):
+    for name, found in (("1.2.840", "1.2.840"), ("b.ome.zarr", "b"), ("c.zarr", "c")):
+        folder = tmp_path / name
+        (folder / "inner").mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        assert slide_id(Path()) == found
+        monkeypatch.chdir(folder / "inner")
+        assert slide_id(Path("..")) == found
+
+
+def test_letters_with_marks_in_a_table_of_resolutions(tmp_path):
+    """Spreadsheets compose them, and file systems of a Mac take them apart, or the other way."""
+    for row, name in itertools.product(("NFC", "NFD"), repeat=2):
+        table, path = tmp_path / "t.csv", tmp_path / f"{normalize(name, 'Mäuse')}.svs"
+        for text in ("Mäuse", "Mäuse.svs"):
+            table.write_text(f"slide,mpp\n{normalize(row, text)},0.3\n", encoding="utf-8")
+            mpp, _ = resolve_mpp(FACTS, path, slide_id(path), table)
+            assert mpp == (0.3, 0.3), (row, name, text)
 
 
 def test_premultiplied_pixels_are_laid_on_the_ground():

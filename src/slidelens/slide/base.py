@@ -308,11 +308,13 @@ def slide_id(path: PurePath) -> str:
     marks composed (NFC), which file systems of a Mac take apart.
     """
     name = path.name
+    if name in ("", "..") and isinstance(path, Path):  # the folder that one works in, or above it
+        name = path.resolve().name
     for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
         if name.lower().endswith(double):
             return _as_text(name[: -len(double)])
-    folder = path.suffix.lower() != ".zarr" and _is_folder(path)
-    return _as_text(name if folder else path.stem)
+    folder = not name.lower().endswith(".zarr") and _is_folder(path)
+    return _as_text(name if folder else PurePath(name).stem)
 
 
 def _as_text(name: str) -> str:
