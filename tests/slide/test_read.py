@@ -110,6 +110,20 @@ def test_enlarging_interpolates_between_centres():
     np.testing.assert_array_equal(read[10, 0], read[10, 1] - 3)  # the border pixel goes on: 0, 3
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_one_side_is_averaged_where_the_other_is_enlarged(across):
+    """Of pixels that are oblong; lines one pixel wide would be lost or doubled otherwise."""
+    lines = np.zeros((40, 400, 3), np.uint8)
+    lines[:, ::4] = 255
+    pixels, mpp = (lines.swapaxes(0, 1).copy(), (1.0, 0.25)) if across else (lines, (0.25, 1.0))
+    slide = from_array(pixels, mpp=mpp)
+    read = slide.read(Box.of_size(slide.size), 0.9).astype(int)
+    read = read.swapaxes(0, 1) if across else read
+    upto = np.concatenate([[0], lines[0, :, 0].cumsum(dtype=float)])
+    exact = np.diff(np.interp(np.arange(112) * 3.6, np.arange(401), upto)) / 3.6
+    assert np.abs(read[:40, :, 0] - exact).max() <= 0.51
+
+
 def test_flat_colour_stays_flat_at_any_resolution():
     slide = from_array(np.full((301, 403, 3), 255, np.uint8), mpp=0.2527)
     for mpp in (0.1, 0.2527, 0.3, 0.5, 0.7071, 1.3, 5.0):

@@ -128,7 +128,7 @@ class Slide:
             size,
             pixel_edges(box.x, step_x, n_x, scale_x),
             pixel_edges(box.y, step_y, n_y, scale_y),
-            enlarge=min(step_x / scale_x, step_y / scale_y) < ENLARGE_BELOW,
+            enlarge=(step_x / scale_x < ENLARGE_BELOW, step_y / scale_y < ENLARGE_BELOW),
         )
 
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:

@@ -69,7 +69,7 @@ def sample(
     x_edges: NDArray[np.int64],
     y_edges: NDArray[np.int64],
     *,
-    enlarge: bool = False,
+    enlarge: tuple[bool, bool] = (False, False),
 ) -> NDArray[np.uint8]:
     """Resample a source to the pixels between given edges; white outside the source.
 
@@ -82,7 +82,7 @@ def sample(
     x_edges, y_edges
         From :func:`pixel_edges`.
     enlarge
-        Interpolate between pixel centres instead of averaging.
+        Along x and along y: interpolate between pixel centres instead of averaging.
     """
     n_x, n_y = len(x_edges) - 1, len(y_edges) - 1
     span = max(1, int((x_edges[-1] - x_edges[0]) // QUANTUM)) * 3
@@ -98,14 +98,18 @@ def sample(
 
 
 def _sample_band(
-    read: Source, size: Size, xe: NDArray[np.int64], ye: NDArray[np.int64], enlarge: bool
+    read: Source,
+    size: Size,
+    xe: NDArray[np.int64],
+    ye: NDArray[np.int64],
+    enlarge: tuple[bool, bool],
 ) -> NDArray[np.uint8]:
-    factor = 0 if enlarge else _power_of_two(xe, ye)
+    factor = 0 if any(enlarge) else _power_of_two(xe, ye)
     if factor:
         x, y, w, h = (int(v) // QUANTUM for v in (xe[0], ye[0], xe[-1] - xe[0], ye[-1] - ye[0]))
         return _halve(read(x, y, w, h), factor)
-    taps = _bilinear if enlarge else _area
-    ax, ay = taps(xe, size.width), taps(ye, size.height)
+    along_x, along_y = (_bilinear if one else _area for one in enlarge)
+    ax, ay = along_x(xe, size.width), along_y(ye, size.height)
     if ax is None or ay is None:
         return np.full((len(ye) - 1, len(xe) - 1, 3), WHITE, np.uint8)
     source = read(ax.first, ay.first, ax.stop - ax.first, ay.stop - ay.first)
