@@ -109,6 +109,17 @@ def test_channels(tmp_path):
     np.testing.assert_array_equal(pixels[10, 150], COLOURS[1])
 
 
+def test_several_masks(tmp_path):
+    path = tmp_path / "slide.ome.zarr"
+    masks = np.stack([RGB[..., 0] > 99, RGB[..., 1] > 250])
+    write(path, "0.5", "cyx", [masks])
+    with open_slide(path) as slide:
+        pixels = slide.read(Box(0, 0, 420, 300))
+    assert (pixels[masks[0] & ~masks[1]] == COLOURS[0]).all()
+    assert (pixels[~masks[0] & masks[1]] == COLOURS[1]).all()
+    assert not pixels[~masks.any(0)].any()
+
+
 def test_bioformats2raw_layout(tmp_path):
     root = tmp_path / "slide.zarr"
     group = zarr.open_group(root, mode="w", zarr_format=2)

@@ -100,7 +100,7 @@ class Composer:
             if self._windows is None:
                 seen = self._overview().reshape(-1, self.channels)
                 ends = [100 - end for end in _WINDOW[::-1]] if self._white_is_zero else _WINDOW
-                known = [values[np.isfinite(values)] for values in seen.T]
+                known = [v[np.isfinite(v)].astype(np.float64) for v in seen.T]
                 pairs = [np.percentile(v, ends) if len(v) else (0, 1) for v in known]
                 bounds = np.array(pairs, np.float32).T
                 bounds[1] = np.maximum(bounds[1], bounds[0] + np.float32(1e-6) + _step(seen))
