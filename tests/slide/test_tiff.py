@@ -102,6 +102,21 @@ def test_transparent_is_white(tmp_path):
     assert np.abs(pixels[:50] - want).max() <= 0.51
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("deep", [1, 257])
+def test_transparent_grey_is_white(tmp_path, planar, deep):
+    path = tmp_path / "alpha.tif"
+    alpha = np.zeros_like(GREY)
+    alpha[100:] = 255
+    stored = np.stack([GREY, alpha], 2 if planar == "contig" else 0)
+    stored = stored if deep == 1 else stored.astype(np.uint16) * 257
+    options = {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": planar}
+    tifffile.imwrite(path, stored, **options)
+    pixels, _ = read_all(path)
+    assert (pixels[:100] == 255).all()
+    np.testing.assert_array_equal(pixels[100:], np.repeat(GREY[100:, :, None], 3, 2))
+
+
 @pytest.mark.parametrize("compression", ["none", "lzw", "zlib"])
 def test_ycbcr_without_jpeg_keeps_its_colours_or_is_refused(tmp_path, compression):
     path = tmp_path / "ycbcr.tif"

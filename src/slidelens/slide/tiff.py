@@ -103,6 +103,7 @@ class _Image:
         except Exception as error:  # reason: damaged headers make parsers raise anything
             raise unreadable(path, error, "its TIFF header cannot be understood") from error
         self._map = _palette(page) if page.photometric == 3 else None
+        self._faded = rgb and page.samplesperpixel == 2
         if rgb and page.dtype not in (np.uint8, np.uint16):
             raise UnsupportedSlideError(
                 f"{path}: its colours are of type {page.dtype}; slidelens reads RGB of 8 or 16 "
@@ -126,7 +127,7 @@ class _Image:
         if self._map is not None:
             coloured: NDArray[np.uint8] = self._map[samples[..., 0]]
             return coloured
-        return samples
+        return samples[..., [0, 0, 0, 1]] if self._faded else samples
 
     def _overview(self) -> NDArray[Any]:
         """Read samples of the coarsest level; of its middle where that is large."""
@@ -153,6 +154,8 @@ def _has_colours(series: Any, facts: Facts) -> bool:
     page = series.keyframe
     if page.photometric in (2, 6) and page.samplesperpixel >= 3:
         return True
+    if page.photometric == 1 and page.samplesperpixel == 2 and _alpha(page):  # grey with alpha
+        return page.dtype in (np.uint8, np.uint16)
     return bool(page.photometric == 3 or (channel_count(series) == 3 and not facts.channels))
 
 
