@@ -17,6 +17,7 @@ from slidelens.engine import loop, replicas
 from slidelens.engine import train as training
 from slidelens.engine.checkpoint import Checkpoint, CheckpointStore
 from slidelens.engine.folds import train_folds
+from slidelens.engine.package import load_model, save_model
 from slidelens.families.base import FamilyConfig, Model
 from slidelens.families.mil_tiles import MilTiles
 from slidelens.families.multistage_train import MultistageTask
@@ -299,6 +300,30 @@ def test_two_processes_look_at_each_slide_once(
     meeting.both(lambda _: list(training.train(**asked("both", from_model=base))))
     assert len(seen) == alone >= 22
     assert seen.count(0) == seen.count(1)
+
+
+def test_a_process_without_a_slide_to_learn_from_has_the_gain_too(meeting, monkeypatch, tmp_path):
+    """Four slides are one batch: the second process scans two of them, and learns from none."""
+    cohort = annotate(make_cohort(tmp_path / "cohort"))
+
+    def asked(out, **options):
+        fixed = {"precision": "fp32", "min_tissue": "0", "tile": "32", "depth": "1", "stages": MAP}
+        given = request(cohort, tmp_path / out, **options) | {"overrides": fixed}
+        annotations = cohort / "annotations"
+        return given | {"family_name": "multistage", "annotations": annotations}
+
+    list(training.train(**asked("base")))
+    base = load_model(tmp_path / "base", "cpu")
+    alone = float(base.module.gain)
+    base.module.gain.fill_(1)
+    save_model(base, tmp_path / "begun")
+    monkeypatch.setattr(training, "_fabric", lambda _: (meeting, torch.device("cpu")))
+    monkeypatch.setattr(replicas.Replicas, "draw_apart", lambda *_: None)
+    begun = tmp_path / "begun"
+    meeting.both(lambda _: list(training.train(**asked("both", from_model=begun))))
+    both = float(load_model(tmp_path / "both", "cpu").module.gain)
+    assert both == pytest.approx(alone)
+    assert alone != pytest.approx(1)
 
 
 def test_running_statistics_are_averaged_and_those_of_norms_left(meeting):

@@ -186,6 +186,8 @@ def _step_all(task, epoch=0):
     losses = []
     for work in _works(task, epoch):
         outcome = task.step(work, epoch, lambda loss: loss.backward())
+        if work.phase == "scan":
+            task.keep(work, epoch, outcome.seen)
         losses += outcome.losses
     gradients = {n: p.grad for n, p in task.model.module.named_parameters() if p.grad is not None}
     return losses, gradients

@@ -177,14 +177,17 @@ class MultistageTask(TrainTask[MultistageConfig]):
             losses = self._patch_losses(work, epoch)
             backward(losses.sum())
             return Outcome(tuple(losses.detach().tolist()))
-        if self._keeps_vectors(self.stage):
-            self._set_gain(epoch)
         learn = self._learn_both if _learns_vectors(self.stage) else self._learn_map
         return Outcome(tuple(float(learn(slide, epoch, backward)) for slide in work.slides))
 
     def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
-        """Keep the vectors of a slide's patches."""
+        """Keep the vectors of a slide's patches; those of all training slides set the gain.
+
+        Here, as every process keeps all of them, and one may have no slide to learn from.
+        """
         self._vectors[work.slides[0], epoch % self.config.variants] = seen
+        if work.slides[0] == self.data.train[-1].slide_id:
+            self._set_gain(epoch)
 
     def _keeps_vectors(self, stage: MapStage) -> bool:
         return not _learns_vectors(stage) and self.model.config.method != "segmentation"
