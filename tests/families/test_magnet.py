@@ -197,6 +197,25 @@ def test_the_finer_window_is_on_top_in_the_map(run):
     assert len(np.unique(raster[~inside])) == 1
 
 
+def test_a_window_that_saw_nothing_but_padding_is_not_drawn():
+    """An oblong slide lies in a square, most of which is padding."""
+    model = model_of(patches=(1,), look=32, least=0.05, reach=(1e-6,), gain=(1e4,))
+    (attention,) = (part for layer in model.module.attention for part in layer.values())
+    slide = from_array(pixels(width=640, height=64), mpp=0.5)
+    for sign in (1, -1):  # black padding, then what is not black, is what it likes best
+        torch.nn.init.constant_(attention.first.parts[0].weight, 1.0)
+        torch.nn.init.constant_(attention.second.parts[0].weight, 1.0)
+        torch.nn.init.zeros_(attention.third.weight)
+        with torch.no_grad():
+            attention.third.weight[0, 0, 3, 3] = -sign
+        result = predict(slide, model, device="cpu", precision="fp32")
+        (window,) = result.trajectory.last
+        outside = not 0 <= window.box.y + window.box.h / 2 < 64
+        known = np.isfinite(result.maps["probability"].read())
+        assert known.any() == (not outside)
+        assert outside == (sign == 1)
+
+
 def test_reads_no_more_of_the_slide_than_it_looks_at(run):
     array, model = pixels(width=1024, height=1024), model_of(spread=False, gain=(1.0,))
     for layer in model.module.attention:

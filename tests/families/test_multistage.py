@@ -138,6 +138,13 @@ def test_fine_cells_end_where_the_tissue_ends(fine):
     assert len(found.boxes) == pytest.approx(8 * fine**2, rel=0.15)
 
 
+def test_no_fine_cell_lies_beyond_the_slide_however_little_tissue_is_asked_for():
+    model, view = _model(fine=4, min_tissue=0.0), _view(_pixels(2, 1)[:, :20])
+    found, _, _ = _run(model, view)
+    assert (found.boxes[:, 0] < 20).all()
+    assert len(found.boxes) == 8 * 3
+
+
 def test_a_slide_smaller_than_a_fine_cell_has_one():
     model, view = _model(fine=2, min_tissue=0.8), _view(_pixels(1, 1)[:10, :10])
     found, _, score = _run(model, view)

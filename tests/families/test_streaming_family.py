@@ -290,6 +290,16 @@ def test_saliency_has_no_seams(side):
     )
 
 
+def test_rows_of_saliency_beyond_the_slide_are_left_out():
+    """An image is whole cells: its last tile may hold little more than what is behind the slide."""
+    model = model_of(layers="features.5", saliency="gradient", saliency_mpp=8.0)
+    slide = from_array(tissue(130, 158, box=(0, 130, 0, 158)), mpp=1.0)
+    view = SlideView(slide, tissue=TissueSettings(method="whole"))
+    assert frame_of(model, view).height == 144
+    result = predict(slide, model, precision="fp32", tissue=TissueSettings(method="whole"))
+    assert np.isfinite(result.maps["saliency"].read()).all()
+
+
 def test_the_plain_gradient_is_autograds():
     model = model_of(saliency="gradient", saliency_mpp=1.0)
     view = view_of(tissue())

@@ -202,7 +202,7 @@ def infer(model: Model[MagNetConfig], view: View) -> Iterator[Event]:
 
 
 def _drawn(seen: Seen, eye: Eye) -> Iterator[Patch]:
-    """Draw attention and the last layer's windows."""
+    """Draw attention and the last layer's windows, but those that saw nothing but padding."""
     heat = seen.attention[0][0].float().mean(0).cpu().numpy()
     whole = np.array([eye.box((1.0, 0.0, 0.0))])
     yield Patch("attention", whole, heat[None, None])
@@ -210,12 +210,15 @@ def _drawn(seen: Seen, eye: Eye) -> Iterator[Patch]:
     values = class_probabilities(seen.alone[0].float()).cpu().numpy()
     steps = (np.arange(_RASTER) * 2 + 1) / _RASTER - 1
     for window, value in zip(windows, values, strict=True):
+        box = eye.box(window.tolist())
+        if not box.intersect(eye.view.region).area:
+            continue
         across, down = window[1] + window[0] * steps, window[2] + window[0] * steps
         raster = np.broadcast_to(value[:, None, None], (len(value), _RASTER, _RASTER)).copy()
         for scale, x, y in windows[windows[:, 0] < window[0]]:
             columns, rows = np.abs(across - x) < scale, np.abs(down - y) < scale
             raster[:, rows[:, None] & columns] = np.nan
-        yield Patch("probability", np.array([eye.box(window.tolist())]), raster[None])
+        yield Patch("probability", np.array([box]), raster[None])
 
 
 def _trajectory(

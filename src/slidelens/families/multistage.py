@@ -203,6 +203,7 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
         # Judged as patches are, by what lies inside the slide: so each patch has a cell that stays.
         inside = _clipped(boxes, view.size)
         kept = view.tissue.fraction(inside) >= min(0.5, config.min_tissue) - 1e-9
+        kept &= (inside[:, 2:] > 0).all(1)
         boxes, tumour = boxes[kept], tumour[kept]
     yield Patch("probability", boxes, np.stack([1 - tumour, tumour], 1))
     yield Patch("segmentation", boxes, (tumour >= _THRESHOLD).astype(np.float32)[:, None])

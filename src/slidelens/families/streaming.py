@@ -26,6 +26,7 @@ from slidelens.families.base import (
     View,
 )
 from slidelens.families.slide_image import Frame, SlideImage, frame_tissue
+from slidelens.geometry import Box
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.mil import class_probabilities
 from slidelens.nn.slide_classifier import Pooling, SlideClassifier, Streaming
@@ -273,15 +274,16 @@ def _saliency(
     for part, top, values in _whole_rows(_with_gradients(parts)):
         view.step(part.done - done)
         done = part.done
-        if not len(values):
+        rows, columns = values.shape
+        box = frame.place.box(0, top * side, columns * side, rows * side)
+        # No rows, or all beyond the slide: an image is whole cells, and may end behind it.
+        if not box.intersect(Box.of_size(view.size)).area:
             yield Patch("saliency", *_nothing(1))
             continue
-        rows, columns = values.shape
         # The canvas averages what lies over each other: the samples.
         drawn = (values * _samples(config)).float().cpu().numpy()
         if known is not None:
             drawn = np.where(known[top : top + rows], drawn, np.float32("nan"))
-        box = frame.place.box(0, top * side, columns * side, rows * side)
         yield Patch("saliency", np.array([box]), drawn[None, None])
 
 
