@@ -435,7 +435,7 @@ def test_works_that_are_skipped_on_resuming_read_nothing():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_next_batch_of_this_process_is_copied_during_a_step(monkeypatch, processes):
-    monkeypatch.setattr("slidelens.families.magnet_train._processes", lambda: processes)
+    monkeypatch.setattr("slidelens.families.magnet_train.processes", lambda: processes)
     data = SlowData([0, 1] * 4)
     task = task_of(model_of(), data, probes=0, overview_px=64)
     works = list(task.epoch(0, STAGE))

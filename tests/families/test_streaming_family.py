@@ -459,6 +459,17 @@ def test_the_head_warms_up_on_one_vector_per_slide():
     assert all(p.grad is None for p in model.module.features.parameters())
 
 
+def test_several_processes_warm_the_head_up_by_as_many_updates(monkeypatch):
+    monkeypatch.setattr("slidelens.families.streaming_train.processes", lambda: 2)
+    task = task_of(model_of(), Data([0, 1, 1]), warm_steps=3, accumulate=2)
+    stage = task.stage = replace_stage(trains="head")
+    works = [w for w in task.epoch(4, stage) if w.phase == "train"]
+    assert len(works) == task.length(stage) - 3 == 3 * 2 * 2
+    for first in (0, 4, 8):  # two rounds of two works make an update
+        update = [slide for w in works[first : first + 4] for slide in w.slides]
+        assert sorted(update) == ["s0", "s0", "s1", "s2"]
+
+
 def test_a_soft_maximum_of_cells_is_the_slides_score():
     model = model_of(pooling="lse", sharpness=3.0)
     cells = torch.randn(2, model.module.head.in_features, 3, 5)

@@ -15,7 +15,6 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from torch import distributed
 
 from slidelens.errors import ModelError
 from slidelens.families.magnet import MagNetConfig
@@ -29,6 +28,7 @@ from slidelens.families.training import (
     TrainTask,
     Work,
     balanced_order,
+    processes,
 )
 from slidelens.nn.backbones import Features, freeze_norm_statistics, load_weights
 from slidelens.nn.judge import WindowClassifier, most_suspicious
@@ -148,7 +148,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         size = self.config.train_batch
         samples = [self.data.train[i] for i in order]
         for start in range(0, len(samples), size):
-            batch, next_start = samples[start : start + size], start + size * _processes()
+            batch, next_start = samples[start : start + size], start + size * processes()
             slides, labels = (tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
             coming = tuple(s.slide_id for s in samples[next_start : next_start + size])
             yield Work("train", slides, labels, coming)
@@ -364,12 +364,6 @@ def _backbones(network: MagNet) -> list[torch.nn.Module]:
         assert isinstance(part, WindowClassifier)
         found.append(part.features)
     return found
-
-
-def _processes() -> int:
-    """Return how many processes train, each on every so many-th batch."""
-    on = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if on else 1
 
 
 def _network(model: Model[MagNetConfig]) -> MagNet:

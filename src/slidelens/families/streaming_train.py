@@ -25,6 +25,7 @@ from slidelens.families.training import (
     TrainTask,
     Work,
     balanced_order,
+    processes,
 )
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities, slide_loss
@@ -196,7 +197,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def length(self, stage: Stage) -> int:
         """Return the number of steps in an epoch."""
         if stage.trains == "head":
-            return len(self.data.train) + self.config.warm_steps * self.config.accumulate
+            return len(self.data.train) + self.config.warm_steps * self._shares
         return len(balanced_order(self.data.train, self.seed, 0))
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
@@ -226,11 +227,16 @@ class StreamingTask(TrainTask[StreamingConfig]):
         """Keep what the head sees of a slide."""
         self._vectors[work.slides[0], epoch] = seen
 
+    @property
+    def _shares(self) -> int:
+        """Works that make an update, of all processes."""
+        return self.config.accumulate * processes()
+
     def _warm_works(self, epoch: int) -> Iterator[Work]:
         """Yield a scan of each slide, then shares of all of them, so many as make an update."""
         for sample in self.data.train:
             yield Work("scan", (sample.slide_id,), (sample.label,))
-        shares = self.config.accumulate
+        shares = self._shares
         for number in range(self.config.warm_steps):
             order = balanced_order(self.data.train, self.seed, epoch * _MANY + number)
             order = np.resize(order, max(len(order), shares))

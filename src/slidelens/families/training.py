@@ -45,6 +45,7 @@ __all__ = [
     "Work",
     "bag_fields",
     "balanced_order",
+    "processes",
     "stages_of_length",
     "take",
 ]
@@ -371,3 +372,11 @@ def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[
         for label in np.unique(labels)
     ]
     return random.permutation(np.concatenate(drawn))
+
+
+def processes() -> int:
+    """Return how many processes train, each on every so many-th work."""
+    from torch import distributed
+
+    on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if on else 1
