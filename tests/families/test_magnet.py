@@ -13,7 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from slidelens.engine.loader import SlideView
+from slidelens.engine.plan import plan_training
 from slidelens.engine.predict import predict
+from slidelens.engine.train import _fabric
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
@@ -26,6 +28,7 @@ from slidelens.geometry import Box
 from slidelens.nn.magnet import Seen
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
+from train_cohort import make_cohort
 
 SMALL = {
     "backbone": "small",
@@ -774,3 +777,15 @@ def test_bfloat16_only_where_it_is_asked_for(monkeypatch, asked, used):
     assert predict(slide, model_of(), precision=asked, device="cpu").software["precision"] == used
     whole = TissueSettings(method="whole")
     assert predict(slide, "demo-mil", tissue=whole, device="cpu").software["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "32-true"), ("bf16", "bf16-mixed")])
+def test_training_rounds_no_more_than_running(monkeypatch, tmp_path, asked, used):
+    """Tuning says what the model will give: it must look where that looks."""
+    monkeypatch.setattr("slidelens.engine.device._has_bf16", lambda _: True)
+    cohort = make_cohort(tmp_path / "cohort")
+    overrides = {"precision": asked, "backbone": "small", "auxiliary": "small"}
+    given = [cohort / "slides", cohort / "labels.csv", tmp_path / "model"]
+    plan = plan_training("magnet", *given, weights="none", device="cpu", overrides=overrides)
+    fabric, _ = _fabric(plan)
+    assert fabric.strategy.precision.precision == used

@@ -55,10 +55,10 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def uses_bf16(device: torch.device, precision: Precision) -> bool:
-    """Say whether a run on ``device`` computes in bfloat16."""
+def uses_bf16(device: torch.device, precision: Precision, *, auto: bool = True) -> bool:
+    """Say whether a run on ``device`` computes in bfloat16; ``auto`` is the family's auto_bf16."""
     if precision == "auto":
-        return _has_bf16(device)
+        return auto and _has_bf16(device)
     return precision == "bf16"
 
 

@@ -299,9 +299,7 @@ class Prediction:
         """Pull the family's events through once."""
         family = family_of(model.family)
         self._assembly = assembly = held.enter_context(closing(Assembly(family, model, view)))
-        self._bf16 = bf16 = uses_bf16(view.device, self._precision) and (
-            family.auto_bf16 or self._precision == "bf16"
-        )
+        self._bf16 = bf16 = uses_bf16(view.device, self._precision, auto=family.auto_bf16)
         model.module.eval()
         spent, trim = 0.0, HeapTrimmer(view.readers * PER_READER)
         events, ended = events_of(model, view), object()

@@ -193,7 +193,8 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
     device = pick_device(plan.device)
     _check_devices(plan, device)
     processes = plan.devices * plan.nodes
-    bf16 = uses_bf16(device, plan.training.precision)
+    auto = family_of(plan.family).auto_bf16
+    bf16 = uses_bf16(device, plan.training.precision, auto=auto)
     for name in ("lightning.fabric", "lightning.pytorch"):  # they announce their precision
         logging.getLogger(name).setLevel(logging.WARNING)
     only = [device.index or 0] if device.type == "cuda" and processes == 1 else plan.devices

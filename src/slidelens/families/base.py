@@ -245,8 +245,8 @@ class Family(Generic[ConfigT]):
         ``"module:Class"`` of the training steps (see ``slidelens.engine.train``), or ``None`` for a
         family that only runs; named, not imported, so that running a model needs no trainer.
     auto_bf16
-        Whether precision ``auto`` may be bfloat16 when a model is run. Not where scores choose what
-        is looked at next: there a rounding leads elsewhere.
+        Whether precision ``auto`` may be bfloat16 when a model is trained or run. Not where scores
+        choose what is looked at next: there a rounding leads elsewhere.
     """
 
     name: str

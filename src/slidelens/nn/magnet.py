@@ -199,7 +199,7 @@ class MagNet(nn.Module):
             ``(B, N, 3, side, side)`` with ``side = size + 2 * margin``: the windows at ``size`` px
             and ``margin`` px more on each side, normalised. It is asked once per layer.
         finest
-            ``(B,)``: no window gets a smaller scale, as there is nothing more to see.
+            ``(B,)``: no window gets a smaller scale in the whole picture.
         probes
             ``(B, M, 3)`` windows to judge as well, each alone.
         known
@@ -255,8 +255,8 @@ class MagNet(nn.Module):
     def _choose(self, layer: int, pictures: Tensor, least: Tensor) -> _Choice:
         """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it.
 
-        ``least`` is the smallest scale ``(B, N)`` of a window in each: no finer than the slide, so
-        that inhibition is of what is looked at.
+        ``least`` is the smallest scale ``(B, N)`` of a window in each: known before windows are
+        read out, so that inhibition is of what is looked at.
         """
         nets, gain, reach = self.attention[layer], self.gain[layer], self.reach[layer]
         assert isinstance(nets, nn.ModuleDict)
