@@ -205,6 +205,16 @@ def test_only_tissue_is_drawn_and_background_is_painted():
     assert scores[0] == scores[1]
 
 
+def test_attention_is_drawn_wherever_a_head_looked():
+    """A window that takes part has tissue in the block around it, if not in itself."""
+    pixels = np.minimum(tissue(box=(30, 75, 34, 90)), tissue(box=(150, 205, 230, 283)))
+    drawn = {p.map: p for p in events(model_of(), view_of(pixels))[:-1] if len(p.boxes)}
+    attention = [p.values for name, p in drawn.items() if name.startswith("attention")]
+    assert [np.nansum(a) for a in attention] == pytest.approx([1, 1, 1], abs=1e-5)
+    known = [np.isfinite(drawn[name].values[0, 0]) for name in ("probability", "attention")]
+    np.testing.assert_array_equal(*known)
+
+
 def test_a_result_has_layers_tiles_and_attention(tmp_path):
     slide = from_array(tissue(512, 512, box=(20, 500, 16, 490)), mpp=0.5)
     result = predict(slide, model_of(mpp=0.5), out=tmp_path, device="cpu", precision="fp32")

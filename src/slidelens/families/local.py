@@ -25,8 +25,7 @@ from slidelens.families.base import (
     SlideScore,
     View,
 )
-from slidelens.families.slide_image import Frame, SlideImage, frame_tissue, tissue_cells
-from slidelens.geometry import Affine
+from slidelens.families.slide_image import Frame, SlideImage, frame_tissue
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.local import LocalNetwork, module_shapes
 from slidelens.nn.local_cuts import cut_points
@@ -192,7 +191,8 @@ def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
         drawn = {_attention_name(index, len(readings)): reading.attention}
         if reading is last:
             drawn = {"probability": last.instances.softmax(1)[0], **drawn}
-        yield from _drawn(model, view, frame, index, drawn)
+        looked = ~reading.instances[0, 0].isnan()
+        yield from _drawn(model, frame, index, drawn, looked)
     yield SlideScore(tuple(last.logits.softmax(1)[0].tolist()))
 
 
@@ -269,21 +269,19 @@ def _attention_name(index: int, modules: int) -> str:
 
 def _drawn(
     model: Model[LocalConfig],
-    view: View,
     frame: Frame,
     index: int,
     values: Mapping[str, torch.Tensor],
+    looked: torch.Tensor,
 ) -> Iterator[Patch]:
-    """Draw maps ``(C, h, w)`` of module ``index`` by name, NaN where there is no tissue."""
+    """Draw maps ``(C, h, w)`` of module ``index`` by name, NaN where its head did not look."""
     network = network_of(model)
-    place, side = frame.place, network.shapes[index].cell
+    side = network.shapes[index].cell
     top, left = network.start_of(index)
-    height, width = next(iter(values.values())).shape[1:]
-    box = place.box(left, top, width * side, height * side)
-    cells = Affine(place.sx * side, place.sy * side, box.x, box.y)
-    tissue = tissue_cells(view, cells, (height, width))
+    height, width = looked.shape
+    box = frame.place.box(left, top, width * side, height * side)
     for name, found in values.items():
-        drawn = np.where(tissue, found.float().cpu().numpy(), np.float32("nan"))
+        drawn = found.float().masked_fill(~looked, torch.nan).cpu().numpy()
         yield Patch(name, np.array([box]), drawn[None])
 
 
