@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import warnings
 from pathlib import Path
 
 import h5py
@@ -92,6 +93,16 @@ def test_every_pooling_learns_and_predicts(pooling, trained, cohort, cache):
         row = next(r for r in csv.DictReader(file) if r["slide_id"] == "s5")
     # Training kept vectors in fp16; prediction does not.
     assert result.probabilities["tumour"] == pytest.approx(float(row["prob_tumour"]), abs=5e-3)
+
+
+def test_bags_in_single_precision_give_no_warning(cohort, tmp_path):
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            asked = _request(cohort, tmp_path / "m", tmp_path / "bags", "mean", bag_dtype="fp32")
+            list(train(**asked))
+    finally:
+        torch.set_warn_always(False)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
