@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, image_of, settle
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from slidelens.nn.frozen import freeze_norms
 from slidelens.nn.streaming import StreamingTrunk
@@ -79,15 +80,28 @@ def test_only_norms_that_alone_read_a_convolution(
     check(module)
 
 
-def test_shared_weights_and_norms_with_hooks_stay() -> None:
+def test_shared_weights_stay() -> None:
     module = Twice(lambda m, x: m.other(m.norm(m.conv(x))))
     module.other.weight = module.conv.weight
     assert norms_left(settle(module)) == 1
-    hooked = Twice(lambda m, x: m.norm(m.conv(x)))
-    hooked.norm.register_forward_hook(lambda *_: None)
-    assert norms_left(settle(hooked)) == 1
-    for one in (module, hooked):
-        check(one)
+    check(module)
+
+
+@pytest.mark.parametrize("kind", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrized_weights_stay_what_they_are(kind: Callable[[nn.Module], nn.Module]) -> None:
+    """What is put in the place of such a weight would be written into the user's parameters."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    for layer in (0, 3):
+        kind(module[layer])
+    settle(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    image = image_of((50, 61), 1, nhwc=False)
+    with torch.no_grad():
+        twice = [StreamingTrunk(module, (16, 24))(image) for _ in range(2)]
+        whole = module(image)
+    assert all(float((one - whole).abs().max()) <= TOLERANCE for one in twice)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    check(module)
 
 
 def test_norms_that_are_frozen_whole() -> None:

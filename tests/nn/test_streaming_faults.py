@@ -11,6 +11,7 @@ import torch
 from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, relative_error, settle
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from slidelens.errors import StreamingError
 from slidelens.nn.streaming import StreamingTrunk
@@ -133,6 +134,35 @@ def test_hooks_of_parameters_run_once_on_the_whole_gradient() -> None:
     StreamingTrunk(module, 32)(image).sum().backward()
     assert len(seen) == 1
     assert torch.equal(seen[0], module[0].weight.grad)
+
+
+@pytest.mark.parametrize("path", ["", "0", "4"])
+def test_hooks_of_layers_which_would_not_run_are_refused(path: str) -> None:
+    module = small()
+    hook = module.get_submodule(path).register_forward_hook(lambda _m, _i, output: 2 * output)
+    with pytest.raises(StreamingError, match=rf"layer '{path}' \(.*has a hook"):
+        StreamingTrunk(module, 32)
+    hook.remove()
+    trunk, image = StreamingTrunk(module, 32), picture(1, 3, 64, 72)
+    seen: list[Tensor] = []
+    trunk.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    trunk(image)
+    assert len(seen) == 1
+    prune.l1_unstructured(module[4], "weight", 0.5)  # masks the weight in a hook, before each call
+    with pytest.raises(StreamingError, match="a hook or a parametrization"):
+        trunk(image)
+    prune.remove(module[4], "weight")
+    with torch.no_grad():
+        assert relative_error(trunk(image), module(image)) <= TOLERANCE
+
+
+def test_weights_parametrized_later_are_noticed() -> None:
+    module, image = small(), picture(1, 3, 64, 72)
+    trunk = StreamingTrunk(module, 32)
+    parametrizations.weight_norm(module[0])
+    with pytest.raises(StreamingError, match="parametrization"):
+        trunk(image)
+    exact(module, (1, 3, 64, 72), 32)
 
 
 def test_gradients_accumulate_over_images() -> None:
@@ -378,6 +408,34 @@ def test_mask_paints_background_white() -> None:
     assert torch.equal(trunk(tensor, mask), trunk(painted.to(torch.uint8)))
     with pytest.raises(StreamingError, match="paints uint8"):
         trunk(tensor.double(), mask)
+    with pytest.raises(StreamingError, match="of type ndarray.*from_numpy"):
+        trunk(tensor, mask.numpy())
+
+
+class Doubled(nn.Module):
+    """Its first convolution reads the image twice, so its channels are not the image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.kernel = nn.Conv2d(2, 4, 3), nn.Parameter(torch.randn(3, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(torch.cat([x, x], 1)), F.conv2d(x, self.kernel)], 1)
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(1, 2, 3), nn.Conv2d(5, 2, 3), Doubled()])
+def test_networks_of_images_whose_channels_nothing_tells(module: nn.Module) -> None:
+    channels = getattr(module, "in_channels", 1)
+    exact(module.double(), (1, channels, 40, 44), 16)
+
+
+def test_bytes_of_other_channels_than_the_normalisation_knows_are_refused() -> None:
+    module, image = nn.Conv2d(1, 2, 3), torch.randint(0, 256, (1, 1, 40, 50), dtype=torch.uint8)
+    with pytest.raises(StreamingError, match=r"1 channels, which mean= \(3 values\)"):
+        StreamingTrunk(module, 16)(image)
+    trunk = StreamingTrunk(module, 16, mean=(0.5,), std=(0.25,))
+    whole = module((image.float() / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(trunk(image), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_images_are_told() -> None:

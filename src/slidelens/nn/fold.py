@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from slidelens.nn.frozen import FrozenNorm
 
@@ -31,6 +32,9 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)
 
 def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[list[Node], int]:
     """Let each convolution take over the frozen norm that alone reads it.
+
+    But not one whose weight is parametrized (weight norm, say): such a weight cannot be put in its
+    place, since what is assigned to it goes into the parameters that it is made of.
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[lis
             source is not None
             and _is_convolution(source)
             and _is_norm(node, root)
+            and not is_parametrized(root.get_submodule(source.module or ""))
             and readers[source.index] == calls[source.module] == 1
             and all(
                 owners[id(p)] == 1 for p in root.get_submodule(source.module or "").parameters()
@@ -75,11 +80,10 @@ def _is_convolution(node: Node) -> bool:
 
 
 def _is_norm(node: Node, root: nn.Module) -> bool:
-    """Say whether a node is a norm, and nobody's hook wants to see it run."""
+    """Say whether a node is a norm."""
     if node.kind != "local" or node.module is None:
         return False
-    layer = root.get_submodule(node.module)
-    return type(layer) in _NORMS and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return type(root.get_submodule(node.module)) in _NORMS
 
 
 def folded_tensors(nodes: Sequence[Node], root: nn.Module) -> dict[str, Tensor]:

@@ -96,6 +96,17 @@ class Source:
                 f"image of type {type(image).__name__}: expected a tensor (N, C, H, W), or an "
                 "object with shape (H, W, C) and read(box)"
             )
+        if not self._stored.is_floating_point and not len(mean) == len(std) == self.shape[1]:
+            raise StreamingError(
+                f"image of {self.shape[1]} channels, which mean= ({len(mean)} values) and std= "
+                f"({len(std)}) do not normalise: give the trunk one of each per channel, or give a "
+                "floating-point image, which is taken as it is"
+            )
+        if mask is not None and not isinstance(mask, Tensor):
+            raise StreamingError(
+                f"mask of type {type(mask).__name__}: expected a tensor (h, w) of bool; "
+                "torch.from_numpy makes one of an array"
+            )
         if mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool):
             raise StreamingError(
                 f"mask of shape {tuple(mask.shape)} and {mask.dtype}: expected (h, w) and bool"

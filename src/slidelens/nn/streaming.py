@@ -20,6 +20,7 @@ from slidelens.errors import StreamingError
 from slidelens.nn.costs import count_costs, image_channels
 from slidelens.nn.fold import folded_tensors
 from slidelens.nn.heap import HeapGuard
+from slidelens.nn.layer_state import layer_states, refuse_hooks
 from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
@@ -31,6 +32,7 @@ from slidelens.nn.trace import trace
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from slidelens.nn.costs import Costs
     from slidelens.nn.noise import PositionNoise
 
 __all__ = ["StreamingPlan", "StreamingReport", "StreamingTrunk"]
@@ -45,10 +47,11 @@ class StreamingTrunk(nn.Module):
 
     ``trunk(x)`` has the values of ``module(x)``, and its gradients to parameters and ``x``; memory
     is that of one tile, plus thin seams between tiles, plus the output. The trunk is a module like
-    any other: hooks, DDP, gradient accumulation, ``torch.autograd.grad`` and ``no_grad`` work.
+    any other: its hooks, DDP, gradient accumulation, ``torch.autograd.grad`` and ``no_grad`` work.
 
     The module is frozen in the mode it is given in: `train` does not reach it, since batch
-    statistics of an image that is never whole do not exist. Affine weights of norms train.
+    statistics of an image that is never whole do not exist. Affine weights of norms train. Its
+    layers have no hooks, since none of them is called on the whole image.
 
     Parameters
     ----------
@@ -78,7 +81,7 @@ class StreamingTrunk(nn.Module):
     Raises
     ------
     StreamingError
-        The module has a layer that cannot be streamed.
+        The module has a layer that cannot be streamed, or a layer with a hook.
     """
 
     def __init__(
@@ -102,12 +105,15 @@ class StreamingTrunk(nn.Module):
         self.memory, self.mean, self.std = memory, mean, std
         self.report: StreamingReport | None = None
         """What was done for the last image, and what could be skipped."""
-        self._modes = [layer.training for layer in module.modules()]
+        self._layers = layer_states(module)
         if field is None:
+            refuse_hooks(module)
             self.graph = trace(module)
             # Counted now, not in the first forward pass, which may run under someone's profiler.
             channels = image_channels(self.graph, module)
-            self._costs = {channels: count_costs(self.graph, module, channels)}
+            self._costs: dict[int, Costs] = {}
+            with suppress(StreamingError):  # a guess: images may come with other channels
+                self._costs[channels] = count_costs(self.graph, module, channels)
         else:
             if scheme == "seam" or self.tile_size is None:
                 raise StreamingError(
@@ -245,12 +251,13 @@ class StreamingTrunk(nn.Module):
         Raises
         ------
         StreamingError
-            As `plan`; and where layers have changed between train and eval mode.
+            As `plan`; and where layers have changed between train and eval mode, or were given
+            hooks or parametrizations.
         """
-        if self._modes != [layer.training for layer in self.module.modules()]:
+        if self._layers != layer_states(self.module):
             raise StreamingError(
-                "the mode (train or eval) of the module's layers has changed since the trunk was "
-                "made; make a new StreamingTrunk, or leave the mode alone"
+                "the mode (train or eval), a hook or a parametrization of the module's layers has "
+                "changed since the trunk was made; make a new StreamingTrunk, or leave them alone"
             )
         batch, channels, *size = source.shape
         plan = self.plan(
