@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 import torch
@@ -94,6 +95,33 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort, refer
     list(train(**request(cohort, tmp_path / "other", seed=2)))
     assert _weights(tmp_path / "same") == _weights(reference[0])
     assert _weights(tmp_path / "other") != _weights(reference[0])
+
+
+def test_random_numbers_of_the_caller_are_nothing_to_a_training(cohort, tmp_path):
+    """Neither do they change its weights, nor does it change what the caller draws next."""
+
+    def seeded():
+        random.seed(5)
+        np.random.seed(5)  # noqa: NPY002  # reason: the global one
+        torch.manual_seed(5)
+
+    def drawn():
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    dropout = {"pooling": "abmil", "features": "end-to-end", "dropout": "0.5"}
+    for name in ("alone", "among"):
+        steps = train(**request(cohort, tmp_path / name, epochs=1, overrides=dropout))
+        seeded()
+        found = []
+        for step in steps:
+            if name == "among" and step.doing == "train":
+                found.append(drawn())
+    load_model(tmp_path / "alone")
+    found.append(drawn())
+    seeded()
+    assert len(found) > 1
+    assert found == [drawn() for _ in found]
+    assert _weights(tmp_path / "alone") == _weights(tmp_path / "among")
 
 
 @pytest.mark.parametrize(

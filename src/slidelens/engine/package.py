@@ -121,7 +121,8 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     folder = locate_model(name_or_folder)
     manifest = read_manifest(folder)
     config = _config(manifest, folder)
-    module = build_network(family_of(manifest.family), config, len(manifest.classes))
+    with torch.random.fork_rng(devices=[]):  # no caller's random numbers for weights that go
+        module = build_network(family_of(manifest.family), config, len(manifest.classes))
     _fill(module, _read_weights(folder, manifest), folder)
     target = pick_device(device)
     # Slides are read as (H, W, 3), which is channels-last: convolutions then take it as it is.

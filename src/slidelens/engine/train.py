@@ -55,7 +55,8 @@ def train(
 
     Faults of the input are raised at once, before the first step. Closing the iterator saves a
     checkpoint; so does every epoch and every minute, but not while several processes scan slides,
-    which they then repeat. ``out/training/history.csv`` has the losses.
+    which they then repeat. ``out/training/history.csv`` has the losses. Random generators of the
+    caller's program are left alone, and what it draws between two steps changes no weight.
 
     Parameters
     ----------
@@ -84,6 +85,7 @@ def train(
 def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
     """Check the folder now, and give the iterator that does the rest."""
     from slidelens.engine.checkpoint import CheckpointStore
+    from slidelens.engine.own_random import with_own_random
 
     if (plan.out / "model.json").exists():
         raise ModelError(
@@ -97,7 +99,7 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
         )
     if resume and not store.exists:
         log.warning("%s holds no unfinished training: it begins at the start", plan.out)
-    return _steps(plan, store)
+    return with_own_random(_steps(plan, store))
 
 
 def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
