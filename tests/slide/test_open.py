@@ -1,7 +1,9 @@
 """Choosing a backend, plugins, resolution from outside, the cache."""
 
+import copy
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +20,14 @@ from rights import nobody
 from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open_slide
 from slidelens.geometry import Mpp
 from slidelens.registry import API_VERSION, Registry
-from slidelens.slide.array import ArrayReader
-from slidelens.slide.base import slide_id
+from slidelens.slide.array import ArrayReader, from_array
+from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.cache import TileCache
 from slidelens.slide.open import is_slide
 from slidelens.slide.openslide import _on_ground
 from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import resolve_mpp
+from slidelens.testing.phantom import PhantomSpec, write_phantom
 
 SLIDELENS_API = API_VERSION
 MAGIC = b"TOYSLIDE"
@@ -221,6 +224,36 @@ def test_a_resolution_unlike_the_files_is_said(tmp_path, caplog):
     assert not caplog.text
     assert resolve_mpp(FACTS, tmp_path / "a.svs", "a", 0.5) == ((0.5, 0.5), "given")
     assert "read at the given 0.5 µm/px, though its file states 0.25" in caplog.text
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_slide_is_sent_to_another_process_as_it_was_opened(tmp_path, toy, again, caplog):
+    path = tmp_path / "a.tif"
+    write_phantom(path, PhantomSpec(size=(600, 500), mpp=0.5))
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    given = open_slide(path, mpp=(0.25, 0.3))
+    caplog.clear()
+    for slide in (given, open_slide(toy), from_array(pixels, mpp=2.0, name="here")):
+        box = Box(1, 2, 5, 4)
+        with again(slide) as other:
+            same = ("id", "path", "mpp", "mpp_source", "backend", "levels", "without_row")
+            assert all(getattr(other, name) == getattr(slide, name) for name in same)
+            assert np.array_equal(other.read(box), slide.read(box))
+        slide.read(box)  # each has its own file
+        slide.close()
+        with pytest.raises(SlideError, match="closed"):
+            again(slide)
+    assert not caplog.records  # of the resolution that was given: said once, when it was opened
+    with pytest.raises(TypeError, match="open it there"):
+        again(Slide(ToyReader(toy), toy))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 3, 3), np.uint8), [[1, 2]], np.zeros((3, 9, 9))])
+def test_what_is_no_picture_is_no_slide(wrong):
+    with pytest.raises(ValueError, match=r"uint8 arrays of shape \(H, W, 3\), not"):
+        from_array(wrong)
+    with pytest.raises(ValueError, match="needs an array"):
+        from_array()
 
 
 def test_a_table_of_resolutions(tmp_path):

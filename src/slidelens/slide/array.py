@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,14 @@ class ArrayReader(Reader):
     backend = "array"
 
     def __init__(self, *levels: NDArray[np.uint8], facts: Facts | None = None) -> None:
+        if not levels:
+            raise ValueError("a slide needs an array, of shape (H, W, 3)")
         for array in levels:
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            shape = getattr(array, "shape", ())
+            kind = getattr(array, "dtype", type(array).__name__)
+            if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
                 raise ValueError(
-                    "a slide needs uint8 arrays of shape (H, W, 3), "
-                    f"not {array.dtype} {array.shape}"
+                    f"a slide needs uint8 arrays of shape (H, W, 3), not {kind} {tuple(shape)}"
                 )
         self._arrays = levels
         self.facts = facts or Facts(levels_of([(a.shape[1], a.shape[0]) for a in levels]))
@@ -81,4 +85,6 @@ def from_array(
         An array of another shape or type.
     """
     resolution = None if mpp is None else Mpp.of(mpp)
-    return Slide(ArrayReader(*levels), Path(name), mpp=resolution, mpp_source="given")
+    slide = Slide(ArrayReader(*levels), Path(name), mpp=resolution, mpp_source="given")
+    slide.reopen = partial(from_array, *levels, name=name)
+    return slide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from unicodedata import normalize
 
 import numpy as np
@@ -33,7 +33,9 @@ _EXTENSION = re.compile(r"\.[a-z][a-z0-9]{2,}$", re.IGNORECASE)
 class Slide:
     """A whole-slide image that reads any box at any resolution.
 
-    Safe to use from many threads. Pixels are decoded when asked for; nothing is read ahead.
+    Safe to use from many threads. Pixels are decoded when asked for; nothing is read ahead. A copy,
+    and what another process gets by pickle, such as a worker of a DataLoader, is the slide opened
+    once more.
 
     Parameters
     ----------
@@ -80,6 +82,8 @@ class Slide:
         """How long opening took; 0 for a slide that was in memory."""
         self.without_row: Path | None = None
         """A table that was to state the resolution, and has no row for this slide."""
+        self.reopen: Callable[[], Slide] | None = None
+        """Opens it once more, for a copy or another process; ``None``: it cannot be."""
 
     def read(self, box: Box, mpp: float | None = None) -> NDArray[np.uint8]:
         """Read any box at any resolution.
@@ -254,6 +258,16 @@ class Slide:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Callable[[], Slide], tuple[()], dict[str, Any]]:
+        self._check_open()
+        if self.reopen is None:
+            raise TypeError(
+                f"{self.path}: neither open_slide nor from_array made this slide, so it cannot be "
+                "copied or sent to another process; open it there."
+            )
+        kept = ("path", "id", "mpp", "mpp_source", "open_seconds", "without_row")
+        return self.reopen, (), {name: getattr(self, name) for name in kept}
 
     def __repr__(self) -> str:
         mpp = "mpp unknown" if self.mpp is None else f"{self.mpp.mean:g} µm/px"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,8 +15,10 @@ from slidelens.slide.resolution import GivenMpp, resolve_mpp
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
-    from slidelens.slide.reader import Reader
+    from slidelens.geometry import Mpp
+    from slidelens.slide.reader import Facts, Reader
 
 __all__ = ["READERS", "GivenMpp", "is_slide", "open_slide"]
 
@@ -70,24 +73,35 @@ def open_slide(
     start, where = perf_counter(), Path(path)
     _check_name(where)
     name = _choose(where, backend)
-    if name in READERS.plugins():
-        reader: Reader = PluginReader(where, READERS, name)
+    slide = _opened(where, name, icc, lambda f: resolve_mpp(f, where, slide_id(where), mpp))
+    if isinstance(mpp, Path) and slide.mpp is None:
+        slide.without_row = mpp
+    slide.open_seconds = perf_counter() - start
+    return slide
+
+
+def _opened(
+    path: Path,
+    backend: str,
+    icc: bool,
+    resolve: Callable[[Facts], tuple[Mpp | None, str | None]] = lambda _: (None, None),
+) -> Slide:
+    if backend in READERS.plugins():
+        reader: Reader = PluginReader(path, READERS, backend)
     else:
-        reader = READERS.get(name)(where)
+        reader = READERS.get(backend)(path)
     try:
-        found, source = resolve_mpp(reader.facts, where, slide_id(where), mpp)
+        found, source = resolve(reader.facts)
         colour = None
         if icc:
             from slidelens.slide.icc import srgb_transform
 
-            colour = srgb_transform(reader.icc_profile(), where)
+            colour = srgb_transform(reader.icc_profile(), path)
     except BaseException:
         reader.close()
         raise
-    slide = Slide(reader, where, mpp=found, mpp_source=source, colour=colour)
-    if isinstance(mpp, Path) and found is None:
-        slide.without_row = mpp
-    slide.open_seconds = perf_counter() - start
+    slide = Slide(reader, path, mpp=found, mpp_source=source, colour=colour)
+    slide.reopen = partial(_opened, path, backend, icc)
     return slide
 
 
