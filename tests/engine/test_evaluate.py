@@ -575,6 +575,17 @@ def test_operating_points_are_read(text, rule):
     assert parse_rule(text) == rule
 
 
+def test_what_a_notebook_gives_as_text(cohort):
+    """An operating point as on the command line, and a folder that is no Path."""
+    for rule in ("sensitivity=1", Rule("sensitivity", 1)):
+        found = run(cohort, rule=rule).metrics["models"]
+        assert all(one["threshold_source"] == "sensitivity" for one in found.values())
+    with pytest.raises(ValueError, match="expected stored"):
+        EvaluationOptions(rule="best")
+    with pytest.raises(LabelError, match="no such folder of annotations"):
+        run(cohort, annotations=str(cohort / "nowhere"))
+
+
 @pytest.mark.parametrize("text", ["best", "sensitivity=0", "1.2", "specificity=0.9", "nan", "="])
 def test_other_operating_points_are_refused(text):
     with pytest.raises(ValueError, match="expected stored, max-accuracy"):

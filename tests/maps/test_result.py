@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,19 @@ def test_a_loaded_result_can_replace_itself_and_be_copied(tmp_path: Path, result
     assert len(again.regions) == len(result.regions)
     assert again.tiles is not None
     assert names(tmp_path) == ["a", "b"]
+
+
+def test_results_are_sent_to_other_processes(tmp_path: Path, result: Result) -> None:
+    read = {name: one.read() for name, one in result.maps.items()}
+    saved = pickle.loads(pickle.dumps(result))  # of memory: with all that it holds
+    saved.save(tmp_path / "m" / "a")
+    for back in (pickle.loads(pickle.dumps(result)), pickle.loads(pickle.dumps(saved))):
+        assert (back.slide, back.probabilities) == (result.slide, result.probabilities)
+        assert len(back.regions) == len(result.regions)
+        for name, one in back.maps.items():
+            np.testing.assert_array_equal(one.read(), read[name])
+            np.testing.assert_array_equal(np.asarray(one.levels[0]), read[name])
+    assert len(pickle.dumps(saved)) < len(pickle.dumps(result))  # files stay where they are
 
 
 def test_the_least_a_reader_needs(tmp_path: Path) -> None:

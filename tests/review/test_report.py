@@ -256,7 +256,7 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
     assert "Results that are gone since the evaluation: mil 1." in text
     assert "/nowhere" not in done.html.read_text()
     assert [note[6:12] for note in done.notes] == [" The r", " The s"]
-    options = ReportOptions(slides=tmp_path / "moved" / "slides")
+    options = ReportOptions(slides=str(tmp_path / "moved" / "slides"))
     done = write_report(tmp_path / "moved" / "eval", tmp_path / "r.html", options=options)
     assert len(done.notes) == 1
 

@@ -226,7 +226,9 @@ def test_a_resolution_unlike_the_files_is_said(tmp_path, caplog):
     assert "read at the given 0.5 µm/px, though its file states 0.25" in caplog.text
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
 def test_a_slide_is_sent_to_another_process_as_it_was_opened(tmp_path, toy, again, caplog):
     path = tmp_path / "a.tif"
     write_phantom(path, PhantomSpec(size=(600, 500), mpp=0.5))
@@ -262,14 +264,17 @@ def test_a_table_of_resolutions(tmp_path):
     assert resolve_mpp(FACTS, tmp_path / "a.svs", "a", table) == ((0.3, 0.3), "table t.csv")
     assert resolve_mpp(FACTS, tmp_path / "b.svs", "b", table) == ((0.4, 0.4), "table t.csv")
     assert resolve_mpp(FACTS, tmp_path / "c.svs", "c", table) == ((0.25, 0.25), "test header")
+    as_text = resolve_mpp(FACTS, tmp_path / "a.svs", "a", str(table))
+    assert as_text == ((0.3, 0.3), "table t.csv")
     table.write_text("slide,mpp\nb,fine\n")
     with pytest.raises(SlideError, match=r"t\.csv, line 2: mpp of b must be a number above 0"):
         resolve_mpp(FACTS, tmp_path / "b.svs", "b", table)
     table.write_text("name,um\nb,1\n")
     with pytest.raises(SlideError, match="columns `slide,mpp`"):
         resolve_mpp(FACTS, tmp_path / "b.svs", "b", table)
-    with pytest.raises(SlideError, match="cannot be read as a CSV"):
-        resolve_mpp(FACTS, tmp_path / "b.svs", "b", tmp_path / "missing.csv")
+    for missing in (tmp_path / "missing.csv", "missing.csv"):
+        with pytest.raises(SlideError, match="cannot be read as a CSV"):
+            resolve_mpp(FACTS, tmp_path / "b.svs", "b", missing)
 
 
 def test_a_table_without_the_slide_is_told(tmp_path, toy, caplog):

@@ -29,7 +29,7 @@ from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.open import GivenMpp, is_slide, open_slide
-from slidelens.slide.resolution import read_mpp_table
+from slidelens.slide.resolution import read_mpp_table, table_of
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def predict_cohort(
     models = [models] if isinstance(models, str | Path | Model) else models
     paths = [path for slide in slides for path in _slides_of(Path(slide))]
     _check_ids(paths)
-    if isinstance(mpp, Path):
-        read_mpp_table(mpp)  # a faulty table is not a fault of every slide
+    if (table := table_of(mpp)) is not None:
+        read_mpp_table(table)  # a faulty table is not a fault of every slide
     loaded = [
         with_options(m if isinstance(m, Model) else load_model(m, device), options or {})
         for m in models

@@ -88,7 +88,7 @@ class EvaluationOptions:
     split
         Only the slides of this split of the labels table.
     rule
-        How the operating point is chosen.
+        How the operating point is chosen: text, as :func:`parse_rule` reads it, or what it makes.
     allow_missing
         Leave out slides without label or result, instead of refusing them.
     annotations
@@ -96,19 +96,20 @@ class EvaluationOptions:
     tile_overlap
         Annotated share of a tile from which on it is positive.
     resampling
-        Of the intervals.
+        Of the intervals: number of bootstrap resamples, seed, confidence level.
     """
 
     split: Split | None = None
-    rule: Rule = STORED
+    rule: Rule | str = STORED
     allow_missing: bool = False
-    annotations: Path | None = None
+    annotations: str | Path | None = None
     tile_overlap: float = 0.5
     resampling: Resampling = RESAMPLING
 
     def __post_init__(self) -> None:
         if not 0 < self.tile_overlap <= 1:
             raise ValueError(f"tile overlap must be in (0, 1], not {self.tile_overlap:g}")
+        _rule(self)
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,13 @@ def evaluate(
         Labels or annotations that cannot be used, or that are not of the same slides.
     """
     options = options or EvaluationOptions()
+    rule = _rule(options)
     results, labels, out = Path(results), Path(labels), Path(out)
     scored = read_scores(results)
     classes = next(iter(scored.values())).classes
     table = read_labels(labels, classes, every_class=False)
     cases, left_out = join(scored, table, split=options.split, allow_missing=options.allow_missing)
-    measured = {name: measure(one, options.rule, options.resampling) for name, one in cases.items()}
+    measured = {name: measure(one, rule, options.resampling) for name, one in cases.items()}
     comparisons = compare(cases, options.resampling)
     metrics = _metrics(options, cases, measured, comparisons, left_out)
     figures = next(iter(measured.values())).figures
@@ -278,6 +280,10 @@ def parse_rule(text: str) -> Rule:
     )
 
 
+def _rule(options: EvaluationOptions) -> Rule:
+    return parse_rule(options.rule) if isinstance(options.rule, str) else options.rule
+
+
 def _metrics(
     options: EvaluationOptions,
     cases: Mapping[str, Cases],
@@ -288,14 +294,14 @@ def _metrics(
     models = {name: dict(one.figures) for name, one in measured.items()}
     classes = next(iter(cases.values())).scored.classes
     for name, one in cases.items():
-        models[name]["patients"] = by_patient(one, options.rule, options.resampling)
+        models[name]["patients"] = by_patient(one, _rule(options), options.resampling)
         if any(left_out[name]):
             models[name]["left_out"] = left_out[name]._asdict()
         if failed := [i for i in one.ids if i in one.scored.last_run_failed]:
             models[name]["last_run_failed"] = failed
     if options.annotations is not None:
         ids = dict.fromkeys(slide_id for one in cases.values() for slide_id in one.ids)
-        annotated = read_annotated(options.annotations, ids, classes)
+        annotated = read_annotated(Path(options.annotations), ids, classes)
         for name, one in cases.items():
             models[name]["tiles"] = measure_tiles(
                 one, annotated, options.tile_overlap, options.resampling.level
@@ -330,7 +336,7 @@ def _record(
             slide = slides.setdefault(row.slide_id, {**about, "probabilities": {}, "results": {}})
             slide["probabilities"][name] = p.tolist()
             slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
-    annotations = options.annotations
+    annotations = None if options.annotations is None else Path(options.annotations)
     numbers, models = _before(out)
     return {
         "schema_version": 1,
@@ -340,7 +346,7 @@ def _record(
         "labels_sha256": sha256(labels.read_bytes()).hexdigest(),
         "annotations": None if annotations is None else _relative(annotations, out),
         "split": options.split,
-        "operating_point": options.rule._asdict(),
+        "operating_point": _rule(options)._asdict(),
         "classes": classes,
         "positive_class": metrics["positive_class"],
         "models": {

@@ -18,6 +18,7 @@ from slidelens.engine.splits import fold_table, take_fraction
 from slidelens.engine.train_file import LARGEST_SEED
 from slidelens.errors import ModelError
 from slidelens.families import FAMILIES
+from slidelens.slide.resolution import table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,7 +235,7 @@ def plan_training(
             "seed": seed,
             "fraction": fraction,
             "fold": None if fold is None else list(fold),
-            "slide_mpp": _place(mpp) if isinstance(mpp, Path) else mpp,
+            "slide_mpp": _place(table_of(mpp)) or mpp,
             "device": device,
             "devices": devices,
             "nodes": nodes,
@@ -252,8 +253,9 @@ def _place(given: str | Path | None) -> str | None:
 
 def _told(mpp: GivenMpp) -> object:
     """Return what slides are said to be in µm/px; a table counts by what it says, not its name."""
-    if isinstance(mpp, Path) and mpp.is_file():
-        return sha256(mpp.read_bytes()).hexdigest()
+    table = table_of(mpp)
+    if table is not None and table.is_file():
+        return sha256(table.read_bytes()).hexdigest()
     return list(mpp) if isinstance(mpp, tuple) else str(mpp)
 
 

@@ -287,6 +287,13 @@ class Blend:
         values = _blend(self.sums.read(rows, columns), self.kind, self.dtype)
         return np.asarray(values[channels][rest])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self[:, :, :], dtype, copy=copy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what another process gets, is an array: what the sums are now."""
+        return np.asarray, (self[:, :, :],)
+
 
 def _blend(sums: NDArray[np.float64], kind: Kind, dtype: np.dtype[Any]) -> NDArray[Any]:
     if kind == "labels":

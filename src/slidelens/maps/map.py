@@ -38,6 +38,9 @@ class Cells(Protocol):
     def __getitem__(self, key: Any, /) -> Any:
         """Read a part, with numpy's basic indexing."""
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read the whole: ``np.asarray`` of it."""
+
 
 @dataclass(frozen=True)
 class MapData:
@@ -244,6 +247,10 @@ class Map:
                 some = area > 1e-6
                 out[chosen[some], channel] = total[some] / area[some]
         return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Files that are open stay here: a copy, or another process, opens them by itself.
+        return {"name": self.name, "kind": self.kind, "_open": self._open}
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, {self.kind!r})"

@@ -121,7 +121,7 @@ def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
     ``slide_mpp`` turns the file's µm into level-0 px. Opening raises ``ResultError``, naming the
     file and the key, for what is not a map of this layout.
     """
-    return Map(name, kind, lambda: _open(folder, kind, slide_mpp))
+    return Map(name, kind, partial(_open, folder, kind, slide_mpp))
 
 
 def _create(place: Path, shape: tuple[int, ...], source: Map) -> zarr.Array[Any]:
@@ -272,6 +272,9 @@ class _Stored:
                 f"{self._folder / self._array.name.rsplit('/', 1)[-1]}: cannot be read "
                 f"({error}). Run the prediction again, with --overwrite."
             ) from error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self[:, :, :], dtype, copy=copy)
 
 
 def _affine(scale: list[float], shift: list[float], mpp: Mpp) -> Affine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
@@ -38,7 +39,6 @@ from slidelens.review.wording import said_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from slidelens.review.errors import NearMiss
     from slidelens.review.evaluation import SavedEvaluation
@@ -75,8 +75,8 @@ class ReportOptions:
     identify: bool = False
     fields: int = 3
     near_misses: int = 3
-    slides: Path | None = None
-    packages: Sequence[Path] = ()
+    slides: str | Path | None = None
+    packages: Sequence[str | Path] = ()
     reviewer: str | None = None
     title: str = "Review of errors"
 
@@ -237,7 +237,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=slidelens.__version__,
         cohort=cohort_card(saved),
-        cards=model_cards(saved, options.packages),
+        cards=model_cards(saved, [Path(one) for one in options.packages]),
         measured=_measure(saved, rules),
         cases=_cases(saved, errors, shown, names, options.identify),
         errors=errors,
@@ -249,7 +249,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         stray=len({d.key for d in decisions if d.decided} - keys),
         earlier=earlier_notes(decisions, saved.since),
         last_run_failed=_last_run_failed(saved),
-        files={} if options.slides is None else find_slides(options.slides),
+        files={} if options.slides is None else find_slides(Path(options.slides)),
     )
     content.notes += said_once(_notes(saved, content), saved.models)
     _annotate(saved, content)

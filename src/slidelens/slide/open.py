@@ -11,7 +11,7 @@ from slidelens.errors import PluginError, SlideError, SlideNotFoundError, Unsupp
 from slidelens.registry import Registry
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.plugin import PluginReader
-from slidelens.slide.resolution import GivenMpp, resolve_mpp
+from slidelens.slide.resolution import GivenMpp, resolve_mpp, table_of
 
 if TYPE_CHECKING:
     import os
@@ -52,8 +52,8 @@ def open_slide(
         A slide file, any instance file or the folder of a DICOM series, or an OME-Zarr folder.
     mpp
         Resolution in µm per level-0 px where the file states none or a wrong one: a number, a pair
-        (x, y), a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 over the objective
-        power, for files that state no resolution).
+        (x, y), the path of a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 over the
+        objective power, for files that state no resolution).
     backend
         Name of the backend to use; by default the content of the file decides.
     icc
@@ -74,8 +74,8 @@ def open_slide(
     _check_name(where)
     name = _choose(where, backend)
     slide = _opened(where, name, icc, lambda f: resolve_mpp(f, where, slide_id(where), mpp))
-    if isinstance(mpp, Path) and slide.mpp is None:
-        slide.without_row = mpp
+    if slide.mpp is None:
+        slide.without_row = table_of(mpp)
     slide.open_seconds = perf_counter() - start
     return slide
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from slidelens.errors import MissingMppError, SlideError
@@ -14,9 +14,9 @@ from slidelens.tables import read_rows
 if TYPE_CHECKING:
     from slidelens.slide.reader import Facts
 
-__all__ = ["PRINT_MPP", "GivenMpp", "read_mpp_table", "resolve_mpp"]
+__all__ = ["PRINT_MPP", "GivenMpp", "read_mpp_table", "resolve_mpp", "table_of"]
 
-GivenMpp = float | tuple[float, float] | Mpp | Literal["from-objective"] | Path | None
+GivenMpp = float | tuple[float, float] | Mpp | str | Path | None
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +55,16 @@ def resolve_mpp(
     """
     if given is None:
         return facts.mpp, facts.mpp_source
-    if isinstance(given, Path):
-        row = _from_table(given, slide, path)
+    table = table_of(given)
+    if table is not None:
+        row = _from_table(table, slide, path)
         if row is not None:
-            return row, f"table {given.name}"
+            return row, f"table {table.name}"
         if facts.mpp is not None:  # else it is an error, as soon as the resolution is needed
             log.warning(
                 "%s: no row for slide %r, which keeps the %.4g µm/px of its file (%s); rows name "
                 "a slide by its id or its file's name",
-                *(given, slide, facts.mpp.mean, facts.mpp_source),
+                *(table, slide, facts.mpp.mean, facts.mpp_source),
             )
         return facts.mpp, facts.mpp_source
     if given == "from-objective":
@@ -79,6 +80,14 @@ def resolve_mpp(
             *(path.name, mpp.mean, facts.mpp.mean, facts.mpp_source),
         )
     return mpp, "given"
+
+
+def table_of(given: GivenMpp) -> Path | None:
+    """Return the table that a user named, as a path or as text; ``None`` where it is no table."""
+    if isinstance(given, str) and given != "from-objective":
+        place = Path(given)
+        return place if place.suffix.lower() == ".csv" or place.is_file() else None
+    return given if isinstance(given, Path) else None
 
 
 def _from_objective(facts: Facts, path: Path) -> tuple[Mpp, str | None]:
