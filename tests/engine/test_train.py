@@ -112,10 +112,7 @@ def test_random_numbers_of_the_caller_are_nothing_to_a_training(cohort, tmp_path
     for name in ("alone", "among"):
         steps = train(**request(cohort, tmp_path / name, epochs=1, overrides=dropout))
         seeded()
-        found = []
-        for step in steps:
-            if name == "among" and step.doing == "train":
-                found.append(drawn())
+        found = [drawn() for step in steps if name == "among" and step.doing == "train"]
     load_model(tmp_path / "alone")
     found.append(drawn())
     seeded()

@@ -408,7 +408,7 @@ def test_mask_paints_background_white() -> None:
     assert torch.equal(trunk(tensor, mask), trunk(painted.to(torch.uint8)))
     with pytest.raises(StreamingError, match="paints uint8"):
         trunk(tensor.double(), mask)
-    with pytest.raises(StreamingError, match="of type ndarray.*from_numpy"):
+    with pytest.raises(StreamingError, match=r"of type ndarray.*from_numpy"):
         trunk(tensor, mask.numpy())
 
 

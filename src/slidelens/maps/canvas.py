@@ -291,7 +291,7 @@ class Blend:
         return np.array(self[:, :, :], dtype, copy=copy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, and what another process gets, is an array: what the sums are now."""
+        # A copy, and what another process gets, is an array: what the sums are now.
         return np.asarray, (self[:, :, :],)
 
 

@@ -38,7 +38,7 @@ class Cells(Protocol):
     def __getitem__(self, key: Any, /) -> Any:
         """Read a part, with numpy's basic indexing."""
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> Any:
         """Read the whole: ``np.asarray`` of it."""
 
 

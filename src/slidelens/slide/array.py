@@ -40,7 +40,7 @@ class ArrayReader(Reader):
         if not levels:
             raise ValueError("a slide needs an array, of shape (H, W, 3)")
         for array in levels:
-            shape = getattr(array, "shape", ())
+            shape: tuple[int, ...] = getattr(array, "shape", ())
             kind = getattr(array, "dtype", type(array).__name__)
             if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
                 raise ValueError(

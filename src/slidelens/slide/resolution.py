@@ -69,7 +69,7 @@ def resolve_mpp(
         return facts.mpp, facts.mpp_source
     if given == "from-objective":
         return _from_objective(facts, path)
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         raise ValueError(  # noqa: TRY004  # a word, but the wrong one
             f"mpp is a number, the pathlib.Path of a CSV or 'from-objective', not {given!r}"
         )
