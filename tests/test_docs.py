@@ -38,7 +38,7 @@ ELSEWHERE = {
     "slide.dzi": "tests/test_developer_tutorial.py",
 }
 """What a command holds that is not run here, and where it is."""
-RUN_PYTHON = {"index", "tutorial-researcher"}
+RUN_PYTHON = {"index", "tutorial-researcher", "python"}
 """Pages whose Python is run here; that of plugins and streaming has tests of its own."""
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALL = {

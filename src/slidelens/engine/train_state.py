@@ -26,7 +26,10 @@ class TrainProgress:
 
     ``open`` goes once over all slides; ``scan``, ``train`` and ``tune`` are steps of epoch
     ``epoch`` (from 1) of at most ``epochs``; ``epoch`` says that one ended, with its losses;
-    ``score`` runs the final weights over the tuning slides; ``done`` comes once, last.
+    ``score`` runs the final weights over the tuning slides; ``done`` comes once, last. ``slide_id``
+    is the slide at hand, if it is one. ``train_loss``, ``tune_loss`` and ``tune_auc`` are those of
+    the last epoch that ended, at ``done`` those of the model. ``seconds`` have passed. ``fold`` of
+    ``folds`` is that of a cross-validation.
     """
 
     doing: Doing
@@ -40,7 +43,7 @@ class TrainProgress:
     tune_auc: float | None = None
     seconds: float = 0.0
     fold: int = 0
-    """Of a cross-validation, from 1; 0 is none."""
+    """From 1; 0 is none."""
     folds: int = 0
     note: str = ""
     """Something to know, said once."""
@@ -51,13 +54,17 @@ class Position:
     """How far the run is: all of it goes into the checkpoint."""
 
     stage: int = 0
+    """Of the schedule, from 0."""
     first: int = 0
     """Epoch in which the stage began."""
     epoch: int = 0
+    """Epochs that have ended."""
     done: int = 0
     """Works of the epoch that are done."""
     updates: int = 0
+    """Steps of the optimiser since the training began."""
     train_losses: list[float] = field(default_factory=list)
+    """Of the epoch's steps."""
     tune: dict[str, Score] = field(default_factory=dict)
     """Tuning slides that are scored in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -72,8 +72,18 @@ def read_taxonomy(folder: str | Path) -> Taxonomy:
     return {kind: _names(path, key, content.get(key)) for key, kind in _KEYS.items()}
 
 
-def no_category(folder: Path, kind: Kind, category: str, taxonomy: Taxonomy) -> str:
-    """Say that this kind of error has no such category, which it has, and how one is added."""
+def no_category(folder: str | Path, kind: Kind, category: str, taxonomy: Taxonomy) -> str:
+    """Say that this kind of error has no such category, which it has, and how one is added.
+
+    Parameters
+    ----------
+    folder
+        The evaluation's.
+    kind, category
+        Of the error, and what was given.
+    taxonomy
+        The categories that are known.
+    """
     names: dict[Kind, str] = {"fp": "false positives", "fn": "false negatives"}
     others = [names[other] for other, known in taxonomy.items() if category in known]
     of = f" (it is one of {' and '.join(others)})" if others else ""
