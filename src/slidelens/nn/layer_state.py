@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
-
-from torch.nn.utils.parametrize import is_parametrized
 
 from slidelens.errors import StreamingError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LayerState", "layer_states", "refuse_hooks"]
+__all__ = ["LayerState", "layer_states", "refuse_changes", "refuse_hooks"]
 
 
 class LayerState(NamedTuple):
     """What must not change while a trunk is in use."""
 
+    name: str
     training: bool
-    parametrized: bool
+    layer: str
+    """What it is and with which settings, as it is printed."""
     hooked: bool
 
 
 def layer_states(module: nn.Module) -> list[LayerState]:
     """Return the state of a module and of every layer in it."""
     return [
-        LayerState(layer.training, is_parametrized(layer), _hooked(layer))
-        for layer in module.modules()
+        LayerState(
+            name, layer.training, f"{type(layer).__name__}({layer.extra_repr()})", _hooked(layer)
+        )
+        for name, layer in module.named_modules()
     ]
+
+
+def refuse_changes(module: nn.Module, states: list[LayerState]) -> None:
+    """Raise a ``StreamingError`` where the ``module`` is not as it was: the trunk knew its layers.
+
+    Parameters
+    ----------
+    module
+        The network.
+    states
+        What :func:`layer_states` gave when the trunk was made.
+    """
+    for was, now in zip_longest(states, layer_states(module)):
+        if was != now:
+            raise StreamingError(
+                f"{_told(was)} when the trunk was made, is now {_told(now)}: the mode (train or "
+                "eval), settings, hooks and parametrizations of layers have to stay; make a new "
+                "StreamingTrunk of what there is now"
+            )
 
 
 def refuse_hooks(module: nn.Module) -> None:
@@ -43,6 +65,13 @@ def refuse_hooks(module: nn.Module) -> None:
                 "and spectral_norm are hooks: make them permanent (prune.remove), or take those "
                 "of torch.nn.utils.parametrizations."
             )
+
+
+def _told(state: LayerState | None) -> str:
+    if state is None:
+        return "no layer"
+    mode = "train" if state.training else "eval"
+    return f"layer {state.name!r}, {state.layer} in {mode} mode{' with a hook' * state.hooked}"
 
 
 def _hooked(layer: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from slidelens.errors import StreamingError
 from slidelens.nn.costs import count_costs, image_channels
 from slidelens.nn.fold import folded_tensors
 from slidelens.nn.heap import HeapGuard
-from slidelens.nn.layer_state import layer_states, refuse_hooks
+from slidelens.nn.layer_state import layer_states, refuse_changes, refuse_hooks
 from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
@@ -224,7 +224,14 @@ class StreamingTrunk(nn.Module):
         """Return what the module is run with, by name, each of its own shape.
 
         Parameters and buffers; convolutions with the frozen norms after them folded in.
+
+        Raises
+        ------
+        StreamingError
+            Layers have changed since the trunk was made: between train and eval mode, or for
+            others, or were given hooks or parametrizations.
         """
+        refuse_changes(self.module, self._layers)
         return folded_tensors(self.graph.nodes, self.module)
 
     def source(
@@ -251,14 +258,8 @@ class StreamingTrunk(nn.Module):
         Raises
         ------
         StreamingError
-            As `plan`; and where layers have changed between train and eval mode, or were given
-            hooks or parametrizations.
+            As `plan`.
         """
-        if self._layers != layer_states(self.module):
-            raise StreamingError(
-                "the mode (train or eval), a hook or a parametrization of the module's layers has "
-                "changed since the trunk was made; make a new StreamingTrunk, or leave them alone"
-            )
         batch, channels, *size = source.shape
         plan = self.plan(
             size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
