@@ -71,7 +71,7 @@ def resolve_mpp(
         return _from_objective(facts, path)
     if isinstance(given, str | Path):
         raise ValueError(  # noqa: TRY004  # a word, but the wrong one
-            f"mpp is a number, the pathlib.Path of a CSV or 'from-objective', not {given!r}"
+            f"mpp is a number, the path of a CSV or 'from-objective', not {given!r}"
         )
     mpp = Mpp.of(given)
     if facts.mpp is not None and abs(mpp.mean / facts.mpp.mean - 1) > _FAR:
