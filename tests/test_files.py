@@ -228,3 +228,20 @@ def test_each_file_goes_to_the_disk_once(tmp_path: Path, monkeypatch: pytest.Mon
         assert synced == []
     assert synced.count("within.txt") == 1
     assert (tmp_path / "folder" / "sub" / "within.txt").read_text() == "b"
+
+
+def test_the_file_that_a_killed_run_was_writing_is_cleared(tmp_path: Path) -> None:
+    """Else a training that is preempted again and again leaves a checkpoint of each time."""
+    code = "import os, sys; from pathlib import Path; from slidelens.files import atomic_file\n"
+    code += "with atomic_file(Path(sys.argv[1])) as file: file.write(b'half'); os.kill(os.getpid(), 9)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "checkpoint-7.safetensors")], check=False
+    )
+    assert done.returncode == -9
+    living = f".b.csv.tmp-{files._host()}-1-abcd"  # process 1 lives
+    (tmp_path / living).touch()
+    assert len(names(tmp_path)) == 2
+    with files.atomic_file(tmp_path / "a.json") as file:
+        write_atomic(tmp_path / "b.json", "another thread's")
+        file.write(b"a")
+    assert names(tmp_path) == sorted(["a.json", "b.json", living])

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _active: set[Path] = set()  # what this process is writing now
+_tidied: set[Path] = set()  # folders where this process has cleared the files of dead runs
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave
 _TOLD = 3  # names of files that a message tells
 _SYNCS = 16  # files that are put on the disk at a time
@@ -139,16 +140,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(path, "tmp")
-    alone = os.name == "nt" or _active.isdisjoint(path.parents)  # Windows syncs no folder
+    staged = not _active.isdisjoint(path.parents)
+    if not staged:
+        _clear_files(path.parent)
+    _active.add(staging)
     try:
         with staging.open("xb") as file:
             yield file
             file.flush()
-            if alone:
+            if not staged or os.name == "nt":  # Windows syncs no folder
                 os.fsync(file.fileno())
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+        _active.discard(staging)
 
 
 def make_scratch(parent: Path) -> Path:
@@ -213,6 +218,18 @@ def _clear_leftovers(target: Path) -> None:
             leftover.rename(target)
         elif kind:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _clear_files(folder: Path) -> None:
+    """Remove what dead runs left of files in a folder; once, as many files may be written there."""
+    folder = folder.absolute()
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    for leftover in folder.glob(".*.tmp-*-*-*"):
+        if _dead(leftover, leftover.name[1:].rpartition(".tmp-")[0]) and leftover.is_file():
+            with suppress(OSError):  # another user's, or another run has just cleared it
+                leftover.unlink()
 
 
 def _dead(leftover: Path, name: str) -> str:
