@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -41,10 +42,23 @@ class TileFeatures:
         return len(self.vectors)
 
     def write(self, path: Path) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file.
+
+        Raises
+        ------
+        OSError
+            A full disk, or a folder that cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        save_file({_NAME: np.ascontiguousarray(self.vectors)}, path, metadata=dict(self.facts))
+        path.touch()
+        mode = path.stat().st_mode  # as of any new file; save_file lets its owner alone read it
+        try:
+            save_file({_NAME: np.ascontiguousarray(self.vectors)}, path, metadata=dict(self.facts))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        path.chmod(mode)
 
     @classmethod
     def read(cls, path: Path) -> TileFeatures:
@@ -65,25 +79,44 @@ class TileFeatures:
 
 
 class VectorSpool:
-    """Vectors of a run, batch by batch into a temporary file: memory stays flat on any slide."""
+    """Vectors of a run, batch by batch into a temporary file: memory stays flat on any slide.
+
+    A file that cannot be written, wherever that is noticed, raises ``ResultError``.
+    """
 
     def __init__(self, facts: Mapping[str, str]) -> None:
         self._facts = facts
-        self._file = TemporaryFile()  # noqa: SIM115  # reason: closed by close()
+        with _spooling():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # reason: closed by close()
         self._rows = 0
 
     def add(self, vectors: NDArray[Any]) -> None:
         """Append ``(N, D)``; every batch has the same D and type."""
-        self._file.write(np.ascontiguousarray(vectors).data)
+        with _spooling():
+            self._file.write(np.ascontiguousarray(vectors).data)
         self._rows += len(vectors)
         self._like = vectors[:0]
 
     def finish(self) -> TileFeatures:
         """Return all vectors, mapped from the file; they outlive :meth:`close`."""
-        self._file.flush()
+        with _spooling():
+            self._file.flush()
         shape = (self._rows, *self._like.shape[1:])
         return TileFeatures(np.memmap(self._file, self._like.dtype, "r", shape=shape), self._facts)
 
     def close(self) -> None:
         """Give the file back; its space is free when the vectors are gone too."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take is written once more, in vain
+            self._file.close()
+
+
+@contextmanager
+def _spooling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        place, why = tempfile.tempdir or "TMPDIR", error.strerror or error
+        raise ResultError(
+            f"{place}: cannot keep the tiles' features ({why}). Free some space, or set TMPDIR to "
+            "a disk that has it."
+        ) from error
