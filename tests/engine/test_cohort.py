@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import shutil
 import threading
 from pathlib import Path
@@ -11,7 +12,8 @@ from PIL import Image
 from tiny_family import make_model
 
 import slidelens as sl
-from slidelens.engine import cohort
+from rights import nobody
+from slidelens.engine import cohort, prediction_table
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.package import save_model
@@ -308,6 +310,49 @@ def test_runs_side_by_side_keep_each_others_rows(tmp_path):
     one.record(Outcome("m", "s3", "done", "", {"a": 0.5, "b": 0.5}, 1.0))
     assert list(table(tmp_path, "m")) == ["s1", "s2", "s3"]
     assert failed_slides(tmp_path / "m") == {"s1"}
+
+
+def test_rows_of_slides_that_are_skipped_are_written_together(tiny, tmp_path, monkeypatch):
+    """With thousands of them most of a second run was spent on writing its table again."""
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(4)]
+    out = tmp_path / "out"
+    run(slides, [tiny], out)
+    written = []
+    original = prediction_table.write_atomic
+    monkeypatch.setattr(
+        prediction_table, "write_atomic", lambda *a: written.append(a) or original(*a)
+    )
+    monkeypatch.setattr(prediction_table, "_SKIPPED_S", 1000.0)
+    assert [o.status for o in run(slides, [tiny], out)] == ["skipped"] * 4
+    assert len(written) == 2
+    assert {row["status"] for row in table(out).values()} == {"skipped"}
+
+    events = predict_cohort(slides, [tiny], out, mpp=1.0, tissue=WHOLE, overwrite=True)
+    assert next(e for e in events if isinstance(e, Outcome)).status == "done"
+    assert table(out)["s0"]["status"] == "done"
+    events.close()
+
+
+def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    """As Lustre and NFS may be mounted on a cluster."""
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    for number in (1, 2):
+        rows = PredictionTable(tmp_path / "m", ("a", "b"))
+        rows.record(Outcome("m", f"s{number}", "done", "", {"a": 0.25, "b": 0.75}, 1.0))
+    assert list(table(tmp_path, "m")) == ["s1", "s2"]
+    assert caplog.text.count("has no locks (") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(tiny, tmp_path):
+    slide = write_slide(tmp_path, "s.tif")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o555)
+    with nobody(), pytest.raises(ResultError, match="cannot write the table"):
+        predict_cohort([slide], [tiny], tmp_path / "out", mpp=1.0)
 
 
 def test_a_good_run_alone_takes_a_failure_off_the_table(tiny, tmp_path):

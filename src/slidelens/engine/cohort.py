@@ -71,10 +71,10 @@ def predict_cohort(
     """Run models over slides, slide by slide.
 
     Results go to ``out/<model>/<slide id>/``, and ``out/<model>/predictions.csv`` (slide_id,
-    status, error, prob_<class>..., seconds) is rewritten after each slide; rows of slides that an
-    earlier call ran stay. A slide that fails is recorded with its error and the next one is run.
-    While one slide is inferred, the next is opened and its tissue found. Closing the iterator
-    cancels.
+    status, error, prob_<class>..., seconds) is rewritten after each slide that was run, and once a
+    second while slides are skipped; rows of slides that an earlier call ran stay. A slide that
+    fails is recorded with its error and the next one is run. While one slide is inferred, the next
+    is opened and its tissue found. Closing the iterator cancels.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def predict_cohort(
         A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
         or two of one name (before anything runs).
     ResultError
-        A table that cannot be written; results that may not be replaced (before anything runs).
+        A folder that cannot be written; results that may not be replaced (before anything runs).
     ValueError, TypeError
         An option that no run takes (before anything runs).
     """
@@ -168,6 +168,8 @@ class _Cohort:
                 for ready in waiting:  # cancelled: nobody else closes the slide that is ready
                     if not ready.cancel() and ready.exception() is None:
                         _close(ready.result())
+                for table in self.tables.values():
+                    table.flush()
 
     def _prepare(self, path: Path) -> Slide:
         """Open a slide and find its tissue, unless all its results are there already."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock
-
 from slidelens.engine.last_run import PREDICTIONS
+from slidelens.engine.locks import locked
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["Outcome", "PredictionTable"]
 
 Status = Literal["done", "failed", "skipped"]
 _LOCK = ".predictions.lock"
+_SKIPPED_S = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -56,38 +59,63 @@ class PredictionTable:
         self._classes = classes
         names = [f"prob_{name}" for name in classes]
         self._header = ["slide_id", "status", "error", *names, "seconds"]
-        self._read()  # what cannot be read is said before anything is computed
+        self._waiting: list[tuple[Outcome, bool]] = []
+        self._flushed = -inf
+        with self._alone():  # what cannot be read or written is said before anything is computed
+            self._read()
 
     def record(self, outcome: Outcome, *, replace: bool = True) -> None:
         """Add or, where told, replace the row of a slide and write the file.
+
+        The row of a skipped slide, of which little is new, may wait for the next one or for
+        :meth:`flush`: of thousands that follow at once each would write all rows again.
 
         Raises
         ------
         ResultError
             A table that cannot be read or written.
         """
+        self._waiting.append((outcome, replace))
+        if outcome.status != "skipped" or monotonic() - self._flushed >= _SKIPPED_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait; errors as of :meth:`record`."""
+        if not self._waiting:
+            return
+        with self._alone():
+            rows = self._read()  # anew: another run may have added rows
+            for outcome, replace in self._waiting:
+                if replace or outcome.slide_id not in rows:
+                    rows[outcome.slide_id] = self._row(outcome, rows.get(outcome.slide_id))
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(self._header)
+            writer.writerows(rows.values())
+            write_atomic(self._path, text.getvalue())
+        self._waiting.clear()
+        self._flushed = monotonic()
+
+    def _row(self, outcome: Outcome, before: list[str] | None) -> list[str]:
         values = [outcome.probabilities.get(name) for name in self._classes]
+        seconds = f"{outcome.seconds:.2f}"
+        if outcome.status == "skipped" and before is not None:
+            seconds = before[-1]  # what it took when it was computed
+        return [
+            outcome.slide_id,
+            outcome.status,
+            outcome.error,
+            *("" if value is None else f"{value:.8g}" for value in values),
+            seconds,
+        ]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other run read or write the table meanwhile."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.with_name(_LOCK)):
-                rows = self._read()  # anew: another run may have added rows
-                if outcome.slide_id in rows and not replace:
-                    return
-                seconds = f"{outcome.seconds:.2f}"
-                if outcome.status == "skipped" and outcome.slide_id in rows:
-                    seconds = rows[outcome.slide_id][-1]  # what it took when it was computed
-                rows[outcome.slide_id] = [
-                    outcome.slide_id,
-                    outcome.status,
-                    outcome.error,
-                    *("" if value is None else f"{value:.8g}" for value in values),
-                    seconds,
-                ]
-                text = io.StringIO()
-                writer = csv.writer(text, lineterminator="\n")
-                writer.writerow(self._header)
-                writer.writerows(rows.values())
-                write_atomic(self._path, text.getvalue())
+            with locked(self._path.with_name(_LOCK)):
+                yield
         except OSError as error:
             raise ResultError(
                 f"{self._path}: cannot write the table ({error.strerror or error}). "

@@ -10,8 +10,9 @@ from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from slidelens.engine.locks import locked
 from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
 from slidelens.engine.replicas import replica_strategy
@@ -153,22 +154,18 @@ def _work(
 def _alone(out: Path) -> Iterator[None]:
     """Let no other run train in a folder meanwhile: each would write over the other's weights."""
     folder = out / STATE
-    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)  # a window may close it
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise ModelError(
-            f"{out}: another training is at work in this folder; wait for it, or give another one."
-        ) from error
-    except NotImplementedError:  # a file system without locks
-        log.warning("%s: its file system has no locks; let no other training write there", out)
-    except OSError as error:
-        raise ResultError(f"cannot write {folder}: {error.strerror or error}.") from error
-    try:
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock", timeout=0))
+        except Timeout as error:
+            raise ModelError(
+                f"{out}: another training is at work in this folder; wait for it, or give another "
+                "one."
+            ) from error
+        except OSError as error:
+            raise ResultError(f"cannot write {folder}: {error.strerror or error}.") from error
         yield
-    finally:
-        lock.release()
 
 
 def _keep_request(plan: TrainPlan) -> None:
