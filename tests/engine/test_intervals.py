@@ -122,6 +122,16 @@ def test_a_difference_without_variance_has_no_p():
     assert np.isnan(found.interval.low)
 
 
+def test_the_interval_of_a_difference_holds_no_impossible_one():
+    labels, right, wrong = [0, 0, 0, 1, 1, 1], [1, 2, 4, 3, 5, 6], [4, 5, 6, 1, 2, 4.5]
+    for groups in (None, [0, 1, 2, 0, 1, 2]):
+        found = delong_test(labels, right, wrong, groups=groups)
+        back = delong_test(labels, wrong, right, groups=groups)
+        assert -1 <= found.interval.low < found.difference < found.interval.high == 1
+        assert back.interval == (-1, pytest.approx(-found.interval.low))
+        assert 0 < found.p < 1
+
+
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 1]])
 def test_too_few_cases_have_no_test(labels):
     assert np.isnan(delong_test(labels, [0.1, 0.5, 0.9], [0.3, 0.2, 0.4]).p)

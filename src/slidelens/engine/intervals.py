@@ -87,7 +87,8 @@ class Delong(NamedTuple):
 class DelongTest(NamedTuple):
     """Difference of two AUCs on the same cases, interval, z, two-sided p (NaN: undefined).
 
-    With groups z is Student's t; see :class:`Delong`.
+    The interval is symmetric, then cut to -1..1, where differences lie; with few cases it may reach
+    beyond. With groups z is Student's t; see :class:`Delong`.
     """
 
     difference: float
@@ -271,8 +272,8 @@ def delong_test(
     error = sqrt(variance)
     half = _quantile(level, freedom) * error
     z = difference / error
-    interval = Interval(difference - half, difference + half)
-    return DelongTest(difference, interval, z, _two_sided(z, freedom))
+    low, high = np.clip([difference - half, difference + half], -1.0, 1.0)
+    return DelongTest(difference, Interval(float(low), float(high)), z, _two_sided(z, freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
