@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slidelens.errors import LabelError
-from slidelens.tables import read_rows
+from slidelens.tables import read_rows, table_text
 
 PATH = Path("t.csv")
 
@@ -42,3 +42,16 @@ def test_a_lone_quotation_mark_takes_no_rows_along(cell):
 def test_a_column_that_is_there_twice_is_refused():
     with pytest.raises(LabelError, match=r"t\.csv: has the column label twice"):
         read_rows(["slide_id,label,Label,label "], PATH, LabelError)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_utf_8_or_what_excel_calls_unicode_text(encoding):
+    text = "slide_id\tlabel\r\nFall 7 µ\tnormal\r\n"
+    assert table_text(text.encode(encoding)) == text.replace("\r", "")
+    assert table_text(b"\xfe\xff" + text.encode("utf-16-be")) == text.replace("\r", "")
+
+
+@pytest.mark.parametrize("content", ["µ".encode("latin-1"), "ab".encode("utf-16")[:-1]])
+def test_text_in_another_encoding_or_cut_short_is_refused(content):
+    with pytest.raises(UnicodeDecodeError):
+        table_text(content)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Rows", "named", "read_rows"]
+__all__ = ["Rows", "named", "read_rows", "table_text"]
+
+
+def table_text(content: bytes) -> str:
+    """Return the text of a table in UTF-8, or in UTF-16 with its mark, as Excel's Unicode text is.
+
+    Its lines end in a line feed alone.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        Another encoding.
+    """
+    wide = content.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class Rows:

@@ -54,10 +54,11 @@ def test_known_classes_take_names_and_indices(table):
     assert [r.label for r in read.rows] == [0, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_spreadsheet_flavours(table, delimiter):
+def test_spreadsheet_flavours(table, delimiter, encoding):
     lines = [" slide_id,label ", "a, 0", "b,1 "]
-    read = table(*(x.replace(",", delimiter) for x in lines), encoding="utf-8-sig")
+    read = table(*(x.replace(",", delimiter) for x in lines), encoding=encoding)
     assert _rows(read) == [("a", 0, None, None), ("b", 1, None, None)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from slidelens.errors import LabelError
 from slidelens.slide.base import id_of_name
-from slidelens.tables import named, read_rows
+from slidelens.tables import named, read_rows, table_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +152,8 @@ def read_labels(
     Parameters
     ----------
     path
-        UTF-8, separated by comma, semicolon or tab. Other columns are ignored.
+        UTF-8 (or Excel's Unicode text), separated by comma, semicolon or tab. Other columns are
+        ignored.
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
         the classes are the labels in sorted order, but names such as normal, benign or negative
@@ -251,7 +252,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
     """Read the known columns as stripped text."""
     try:
         # Rows end at the ends of lines alone, not at whatever else ends a line of text.
-        lines = io.StringIO(path.read_text(encoding="utf-8-sig")).readlines()
+        lines = io.StringIO(table_text(path.read_bytes())).readlines()
     except OSError as error:
         raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import LabelError
 from slidelens.files import write_atomic
+from slidelens.tables import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +56,7 @@ def read_stages(path: Path) -> StageTable:
         No such file, other columns, a slide before any patient, or something twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = table_text(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"cannot read stages {path}: {error}.") from error
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]

@@ -16,7 +16,7 @@ from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
 from slidelens.slide.base import id_of_name
-from slidelens.tables import named, read_rows
+from slidelens.tables import named, read_rows, table_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +78,7 @@ def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy)
     """
     path = Path(path)
     try:
-        lines = io.StringIO(path.read_text(encoding="utf-8-sig")).readlines()
+        lines = io.StringIO(table_text(path.read_bytes())).readlines()
         rows, columns, _ = read_rows(lines, path, ResultError)
         missing = [name for name in _NEEDED if name not in columns]
         if missing:
@@ -179,7 +179,7 @@ def _original(saved: SavedEvaluation) -> str | None:
         return None
     if sha256(content).hexdigest() != saved.record.get("labels_sha256"):
         return None
-    return content.decode("utf-8-sig")
+    return table_text(content)
 
 
 def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
@@ -196,7 +196,7 @@ def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
 
 def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
     """Replace labels in a table, each written as there: as class name or as index."""
-    lines = io.StringIO(original, newline=None).readlines()
+    lines = io.StringIO(original).readlines()
     _, columns, separator = read_rows(lines, saved.labels_table, LabelError)
     # Cell by cell: columns without a name, and cells behind the last one, stay as they are.
     where, what = (columns.index(named(columns, name)) for name in ("slide_id", "label"))

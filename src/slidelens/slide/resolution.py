@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Mpp
-from slidelens.tables import read_rows
+from slidelens.tables import read_rows, table_text
 
 if TYPE_CHECKING:
     from slidelens.slide.reader import Facts
@@ -119,7 +119,7 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
         what is no number above 0.
     """
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = table_text(table.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SlideError(
             f"{table}: cannot be read as a CSV of `slide,mpp` rows ({error})."
