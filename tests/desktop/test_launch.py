@@ -132,6 +132,6 @@ def test_magnification(um_per_pixel, text):
 
 @pytest.mark.gui
 def test_new_runs_go_beside_the_one_result_that_is_viewed(files, bench):
-    for folder in (files / "results", files / "results" / "m1" / "a"):
-        launch._open_panels(bench.viewer, (), folder)
+    for folder in ("results", "results/m1", "results/m1/a"):
+        launch._open_panels(bench.viewer, (), files / folder)
         assert bench.results == files / "results"

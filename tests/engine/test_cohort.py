@@ -21,6 +21,7 @@ from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.maps.result import find_results
 from slidelens.tiling.tissue import TissueSettings
 
 WHOLE = TissueSettings(method="whole")
@@ -353,6 +354,18 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(tiny, tmp_
     (tmp_path / "out").chmod(0o555)
     with nobody(), pytest.raises(ResultError, match="cannot write the table"):
         predict_cohort([slide], [tiny], tmp_path / "out", mpp=1.0)
+
+
+def test_the_folder_of_one_model_is_no_results_folder(tiny, tmp_path):
+    """Results went to out/model/model/slide, and were then there twice."""
+    slide, out = write_slide(tmp_path, "s.tif"), tmp_path / "out"
+    run([slide], [tiny], out)
+    for inside in (out / "tiny-model", out / "tiny-model" / "s"):
+        with pytest.raises(ResultError, match=rf"one model.*Give --out {out}\."):
+            run([slide], [tiny], inside)
+        with pytest.raises(ResultError, match="expected the folder of all results"):
+            sl.predict(slide, tiny, out=inside, mpp=1.0)
+    assert [p.name for p in find_results(out)] == ["s"]
 
 
 def test_a_good_run_alone_takes_a_failure_off_the_table(tiny, tmp_path):

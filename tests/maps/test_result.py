@@ -17,7 +17,14 @@ from sample_results import make_result
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
-from slidelens.maps.result import ModelInfo, Result, SlideInfo, Tiles, find_results
+from slidelens.maps.result import (
+    ModelInfo,
+    Result,
+    SlideInfo,
+    Tiles,
+    find_results,
+    results_root,
+)
 
 MINIMAL = {"slide": {"id": "a"}, "model": {"name": "m"}, "probabilities": {"x": 0.5}}
 
@@ -319,6 +326,20 @@ def test_map_names_are_folder_names() -> None:
     one = Map.from_array("../p", "probability", ("x",), np.eye(4), Affine(1, 1), Mpp(1, 1))
     with pytest.raises(ValueError, match="map names"):
         Result(SlideInfo(id="a"), ModelInfo(name="m"), {"x": 1.0}, maps=[one])
+
+
+def test_the_results_folder_is_found_from_within(
+    tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result.save(tmp_path / "out" / "m" / "a")
+    (tmp_path / "out" / "m" / ".predictions.lock").touch()
+    for inside in ("m", "m/a"):
+        assert results_root(tmp_path / "out" / inside) == tmp_path / "out"
+    monkeypatch.chdir(tmp_path / "out" / "m")
+    assert results_root(".") == tmp_path / "out"
+    result.save(tmp_path / "mine" / "a")  # somebody's own folder, of no model's name
+    for other in ("out", "mine", "nowhere", "out/m/.predictions.lock"):
+        assert results_root(tmp_path / other) == tmp_path / other
 
 
 def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:

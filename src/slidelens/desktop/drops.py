@@ -97,7 +97,7 @@ def _open_one(bench: Workbench, path: Path, kind: Kind) -> None:
     elif kind == "results":
         bench.use_results(path)
         bench.open_panel("run")
-        bench.told.emit(f"Results are read from and written to {path} now.", False)
+        bench.told.emit(f"Results are read from and written to {bench.results} now.", False)
     elif kind == "model":
         bench.memory.add_model(path)
         bench.load_models()

@@ -55,7 +55,7 @@ def view(
     slides
         Slide files; none with ``results`` opens the slide that the results are of.
     results
-        A results folder of ``slidelens predict``, or one result in it.
+        A results folder of ``slidelens predict``, or of it one model's or one result.
     mpp
         Resolution of the slides where their files state none, see
         :func:`~slidelens.slide.open.open_slide`.
@@ -157,15 +157,9 @@ def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | N
 
     bench = workbench_of(viewer)
     if results is not None:
-        bench.use_results(_library(results), remember=False)
+        bench.use_results(results, remember=False)
     for name in panels:
         bench.open_panel(name)
-
-
-def _library(folder: Path) -> Path:
-    """Return where runs of the window go: of one result, the folder that its model's is in."""
-    one = (folder / "result.json").is_file()
-    return folder.absolute().parents[1] if one else folder
 
 
 def _results_of(slide: str, folder: Path) -> list[Result]:

@@ -21,6 +21,7 @@ from slidelens.desktop.state.library import Trash
 from slidelens.desktop.state.memory import Memory
 from slidelens.desktop.worker.client import WorkerClient
 from slidelens.maps.palette import colormap
+from slidelens.maps.result import results_root
 
 if TYPE_CHECKING:
     import napari
@@ -96,7 +97,11 @@ class Workbench(Picture):
         return Path(chosen) if chosen else self.preferences.results
 
     def use_results(self, folder: Path, *, remember: bool = True) -> None:
-        """Keep results in another folder: from now on, or in this window only."""
+        """Keep results in another folder: from now on, or in this window only.
+
+        Of one model's folder, or of one result, that is the folder that they lie in.
+        """
+        folder = results_root(folder)
         self._results = None if remember else folder
         if remember:
             self.memory.set_text("results", str(folder))

@@ -107,7 +107,8 @@ def predict_cohort(
         A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
         or two of one name (before anything runs).
     ResultError
-        A folder that cannot be written; results that may not be replaced (before anything runs).
+        A folder that cannot be written, or is of one model; results that may not be replaced
+        (before anything runs).
     ValueError, TypeError
         An option that no run takes (before anything runs).
     """
@@ -123,7 +124,7 @@ def predict_cohort(
     ]
     for model in loaded:
         check_bags(model, run.get("bags"))
-        Prediction(paths[0], model, **run).close()  # refuses what no run takes
+        Prediction(paths[0], model, out=out, **run).close()  # refuses what no run takes
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(

@@ -29,9 +29,9 @@ from slidelens.engine.package import family_of, load_model
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, ResultError
 from slidelens.families.base import Model
-from slidelens.maps.result import Result
+from slidelens.maps.result import Result, results_root
 from slidelens.slide.base import Slide
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
@@ -115,7 +115,7 @@ def predict(
         A model that cannot be used, an option that it does not have, ``bags`` that it needs or has
         no use for.
     ResultError
-        A result that cannot be written.
+        A result that cannot be written; ``out`` is the folder of one model within that of results.
     """
     run = Prediction(
         slide,
@@ -185,7 +185,7 @@ class Prediction:
         self.skipped = False
         self._slide, self._given_mpp = slide, mpp
         self._model = model
-        self._out = None if out is None else Path(out)
+        self._out = None if out is None else _results_folder(Path(out))
         self._device, self._precision = device, precision
         self._region = region
         self._tissue = TissueSettings() if tissue is None else tissue
@@ -338,6 +338,17 @@ class Prediction:
             seconds = sum(self._timings.values())
             done = Outcome(result.model.name, slide, "done", "", result.probabilities, seconds)
             PredictionTable(folder, result.classes).record(done)
+
+
+def _results_folder(out: Path) -> Path:
+    """Refuse a folder within a results folder, where results would lie that nobody looks for."""
+    root = results_root(out)
+    if root != out:
+        raise ResultError(
+            f"{out}: holds the results of one model, or one result; expected the folder of all "
+            f"results, as they go to OUT/<model>/<slide>/. Give --out {root}."
+        )
+    return out
 
 
 class _Asked(TypedDict):

@@ -41,6 +41,7 @@ __all__ = [
     "Tiles",
     "find_results",
     "names_a_map",
+    "results_root",
 ]
 
 log = logging.getLogger(__name__)
@@ -293,6 +294,23 @@ def find_results(folder: str | Path) -> Iterator[Path]:
                 yield from find_results(child)
         except (OSError, ResultError) as error:
             log.warning("%s", error)
+
+
+def results_root(folder: str | Path) -> Path:
+    """Return the results folder that ``folder`` lies in, if it is of one model or is one result.
+
+    Any other folder, of which there may be none yet, is returned as it is.
+    """
+    path = Path(folder)
+    try:
+        if (path / _FILE).is_file():
+            return path.absolute().parents[1]
+        files = (child / _FILE for child in path.iterdir())
+        first = next((file for file in files if file.is_file()), None)
+        of_one = first is not None and read_result_file(first).model.name == path.resolve().name
+    except (OSError, ResultError):  # none yet, or it may not be looked at: using it says so
+        return path
+    return path.absolute().parent if of_one else path
 
 
 def _replaceable(path: Path) -> bool:
