@@ -154,6 +154,27 @@ def test_a_model_is_fetched_once_and_runs(server, packed, cache):
     assert len(server.asked) == 2 * first
 
 
+def test_of_two_that_fetch_a_model_at_once_one_waits_for_the_other(server, packed, cache):
+    """A folder that a second one replaced while the first read it was not there for a moment."""
+    packed.rename(server.root / "model")
+    reference = f"{server.url}/model"
+    one, other = fetching(reference), fetching(reference)
+    next(one)
+    asked = len(server.asked)
+    assert next(other) == (0, 0)
+    assert len(server.asked) == asked
+    for _ in one:
+        pass
+    fetched = len(server.asked)
+    assert list(other) == []
+    assert len(server.asked) == fetched
+
+    one = fetching(reference, refresh=True)
+    next(one)
+    one.close()  # who gives up makes way
+    assert fetch_model(reference, refresh=True).parent == cache / "models"
+
+
 def test_a_hub_reference_names_repository_and_revision(server, packed, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     place = server.root / "lab" / "model" / "resolve" / "v1"

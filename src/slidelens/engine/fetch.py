@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from http.client import HTTPException
@@ -16,6 +17,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from filelock import Timeout
+
+from slidelens.engine.locks import locked
 from slidelens.engine.manifest import MANIFEST, WEIGHTS, read_manifest
 from slidelens.errors import ModelError
 from slidelens.files import staged_folder
@@ -36,6 +40,7 @@ _SCHEMES = ("hf://", "https://", "http://")
 _CHUNK = 1 << 20
 _SECONDS = 30.0
 """Without a byte for so long, a transfer has failed."""
+_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,8 @@ def fetching(
 ) -> Generator[tuple[int, int], None, Path]:
     """Fetch a package, yielding bytes done and bytes in all (0 if unknown) of its weights.
 
+    What another process is fetching is waited for.
+
     Parameters
     ----------
     text
@@ -171,10 +178,13 @@ def fetching(
     folder = reference.folder
     if refresh or not (folder / MANIFEST).is_file():
         try:
-            with staged_folder(folder, None) as staging:
-                yield from _download(reference, staging)
-                if check is not None:
-                    check(staging)
+            with ExitStack() as held:
+                yield from _alone(folder, held)
+                if refresh or not (folder / MANIFEST).is_file():  # else another has just fetched it
+                    staging = held.enter_context(staged_folder(folder, None))
+                    yield from _download(reference, staging)
+                    if check is not None:
+                        check(staging)
         except OSError as error:
             raise ModelError(
                 f"{folder}: cannot be written ({error.strerror or error}); make room or set "
@@ -187,6 +197,18 @@ def fetching(
             "pinned, or is another one."
         )
     return folder
+
+
+def _alone(folder: Path, held: ExitStack) -> Generator[tuple[int, int], None, None]:
+    """Wait until no other process fetches the package: the jobs of an array all begin with that."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            held.enter_context(locked(folder.parents[1] / f".{folder.name}.lock", _WAIT_S))
+        except Timeout:
+            yield 0, 0
+        else:
+            return
 
 
 def _download(reference: Reference, staging: Path) -> Generator[tuple[int, int], None, None]:
