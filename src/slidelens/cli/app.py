@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +36,7 @@ from slidelens.errors import SlideLensError
 __all__ = ["program", "run"]
 
 _INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STOPPED = {
     "train": "stopped; go on with the same command and --resume",
     "predict": "stopped; finished slides are kept, the same command goes on with the others",
@@ -101,8 +104,22 @@ def _escape_what_cannot_be_printed() -> None:
             stream.reconfigure(errors="slidelens")
 
 
+def _open_what_is_closed() -> None:
+    """Let output go nowhere where its stream is closed, not into the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is given, which is this one
+            os.open(os.devnull, os.O_RDWR)
+        stream = Path(os.devnull).open("w" if number else "r")  # noqa: SIM115  # reason: to the end
+        setattr(sys, name, stream)
+
+
 def run() -> None:
     """Run the program; a user's mistake is one sentence on stderr, never a traceback."""
+    _open_what_is_closed()
     _escape_what_cannot_be_printed()
     try:
         program()()
@@ -120,7 +137,13 @@ def run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # such as a place to write into that is a file
-        if error.filename is None:
+        if error.filename is not None:
+            typer.echo(f"error: {error.filename}: {error.strerror or error}.", err=True)
+        elif error.errno in _FULL:  # such as that of the file that our output goes to
+            typer.echo(
+                f"error: {error.strerror}; make room, then give the command again.", err=True
+            )
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
+        else:
             raise
-        typer.echo(f"error: {error.filename}: {error.strerror or error}.", err=True)
         sys.exit(1)

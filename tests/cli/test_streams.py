@@ -1,0 +1,34 @@
+"""Output that goes to a full disk, or nowhere: as of jobs that a cluster or a desktop starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs sh and /dev/full")
+
+_PROGRAM = f"exec {sys.executable} -m slidelens"
+
+
+def _sh(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+
+
+def test_output_to_a_full_disk_is_one_sentence():
+    done = _sh(f"{_PROGRAM} models > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device; make room")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(closed, tmp_path):
+    """A bar asked a stream that was not there; a file that was opened got the number of stderr."""
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.tif").write_text("no slide")
+    out = tmp_path / "out"
+    done = _sh(f"{_PROGRAM} predict {tmp_path}/slides --model demo-mil --out {out} {closed}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    row = (out / "demo-mil" / "predictions.csv").read_text().splitlines()[1]
+    assert row.startswith("a,failed,")
