@@ -35,6 +35,7 @@ ELSEWHERE = {
     "slidelens-wsinfer": "plugins/slidelens-wsinfer/tests",
     "crc_mosaic": "figures of real data, by benchmarks/results.py",
     "slidelens stage": "tests/engine/test_staging.py, on nodes of known class",
+    "xargs": "tests/cli/test_streams.py",
     "slide.dzi": "tests/test_developer_tutorial.py",
 }
 """What a command holds that is not run here, and where it is."""

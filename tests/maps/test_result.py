@@ -328,6 +328,19 @@ def test_map_names_are_folder_names() -> None:
         Result(SlideInfo(id="a"), ModelInfo(name="m"), {"x": 1.0}, maps=[one])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_results_behind_a_link_are_found_once(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path / "out" / "m" / "a")
+    result.save(tmp_path / "elsewhere" / "b")
+    (tmp_path / "out" / "latest").symlink_to("m")
+    (tmp_path / "out" / "m" / "up").symlink_to("..")
+    (tmp_path / "out" / "other").symlink_to(tmp_path / "elsewhere")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_results(tmp_path / "out")]
+    assert found == ["out/m/a", "out/other/b"]
+    (latest,) = find_results(tmp_path / "out" / "latest")
+    assert latest.name == "a"
+
+
 def test_the_results_folder_is_found_from_within(
     tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,7 +268,8 @@ class Result:
 def find_results(folder: str | Path) -> Iterator[Path]:
     """Yield the result folders in a folder (or itself), at any depth, sorted; unfinished ones not.
 
-    A folder in it that cannot be read is passed over with a warning.
+    A folder in it that cannot be read is passed over with a warning; so is, without one, a link to
+    a folder beside it or above it, whose results are found there.
 
     Raises
     ------
@@ -290,10 +291,18 @@ def find_results(folder: str | Path) -> Iterator[Path]:
         yield root
     for child in children:
         try:
-            if child.is_dir() and not child.name.startswith("."):
+            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child):
                 yield from find_results(child)
         except (OSError, ResultError) as error:
             log.warning("%s", error)
+
+
+def _leads_back(path: Path) -> bool:
+    """Say whether a folder is a link to one beside it or above it, such as ``latest``."""
+    if not path.is_symlink():
+        return False
+    here, there = path.parent.resolve(), path.resolve()
+    return there.is_relative_to(here) or here.is_relative_to(there)
 
 
 def results_root(folder: str | Path) -> Path:
