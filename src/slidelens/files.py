@@ -24,7 +24,7 @@ from uuid import uuid4
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = [
     "atomic_file",
@@ -34,6 +34,7 @@ __all__ = [
     "staged",
     "staged_folder",
     "write_atomic",
+    "write_together",
 ]
 
 _active: set[Path] = set()  # what this process is writing now
@@ -130,6 +131,25 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, never sees half of it."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_together(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files that belong together, in order: where one finds no room, all stay as they were.
+
+    ``files`` are contents by name. Others in the folder are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = make_scratch(folder)
+    try:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            (scratch / name).write_bytes(data)
+        _sync_tree(scratch)
+        for name in files:
+            (scratch / name).replace(folder / name)
+        _sync(folder)
+    finally:
+        remove_scratch(scratch)
 
 
 @contextmanager

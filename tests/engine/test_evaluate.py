@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 from io import BytesIO
 from pathlib import Path
@@ -314,6 +315,26 @@ def test_a_folder_that_cannot_be_written_is_named(cohort):
     (cohort / "eval").write_text("a file")
     with pytest.raises(ResultError, match="cannot write the evaluation"):
         run(cohort)
+
+
+def test_a_disk_that_becomes_full_leaves_the_evaluation_before(cohort, monkeypatch):
+    """Else the errors of one operating point lay beside the figures of another."""
+    run(cohort)
+    before = {path.name: path.read_bytes() for path in (cohort / "eval").iterdir()}
+    original = Path.write_bytes
+
+    def full(self, data):
+        if "metrics.json" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ResultError, match="No space left"):
+        run(cohort, rule=Rule("given", 0.99))
+    assert {path.name: path.read_bytes() for path in (cohort / "eval").iterdir()} == before
+    monkeypatch.undo()
+    run(cohort, rule=Rule("given", 0.99))
+    assert (cohort / "eval" / "errors.csv").read_bytes() != before["errors.csv"]
 
 
 def test_patients_are_measured_and_drawn_whole(cohort):

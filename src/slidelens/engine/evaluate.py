@@ -50,7 +50,7 @@ from slidelens.engine.measure import (
 from slidelens.engine.scores import join, read_scores
 from slidelens.engine.tile_metrics import measure_tiles, read_annotated
 from slidelens.errors import ResultError
-from slidelens.files import write_atomic
+from slidelens.files import write_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -381,8 +381,7 @@ def _pictures(
 
 def _write(out: Path, files: Mapping[str, bytes | str]) -> None:
     try:
-        for name, content in files.items():
-            write_atomic(out / name, content)
+        write_together(out, files)
     except OSError as error:
         raise ResultError(
             f"{out}: cannot write the evaluation ({error.strerror or error}). Choose another --out."
