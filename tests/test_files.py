@@ -245,3 +245,15 @@ def test_the_file_that_a_killed_run_was_writing_is_cleared(tmp_path: Path) -> No
         write_atomic(tmp_path / "b.json", "another thread's")
         file.write(b"a")
     assert names(tmp_path) == sorted(["a.json", "b.json", living])
+
+
+def test_what_other_threads_are_writing_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is looked through by its absolute path, whatever it is called by who writes."""
+    monkeypatch.chdir(tmp_path)
+    with files.atomic_file(Path("a.txt")) as file:
+        file.write(b"a")
+        files._tidied.clear()  # as when another thread is the first to come here
+        write_atomic(tmp_path / "b.txt", "b")
+    assert names(tmp_path) == ["a.txt", "b.txt"]

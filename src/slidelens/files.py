@@ -160,10 +160,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(path, "tmp")
-    staged = not _active.isdisjoint(path.parents)
+    staged, writing = not _active.isdisjoint(path.parents), staging.absolute()
     if not staged:
         _clear_files(path.parent)
-    _active.add(staging)
+    _active.add(writing)
     try:
         with staging.open("xb") as file:
             yield file
@@ -173,7 +173,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
-        _active.discard(staging)
+        _active.discard(writing)
 
 
 def make_scratch(parent: Path) -> Path:

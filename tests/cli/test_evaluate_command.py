@@ -3,18 +3,22 @@ import json
 import pytest
 
 
-@pytest.fixture
-def given(tmp_path):
-    """Arguments for four slides of one model that errs once."""
+def write_results(home, model):
     for slide_id, p in {"a": 0.2, "b": 0.6, "c": 0.7, "d": 0.9}.items():
-        folder = tmp_path / "results" / "m" / slide_id
+        folder = home / "results" / model / slide_id
         folder.mkdir(parents=True)
         content = {
             "slide": {"id": slide_id},
-            "model": {"name": "m"},
+            "model": {"name": model},
             "probabilities": {"normal": 1 - p, "tumor": p},
         }
         (folder / "result.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Arguments for four slides of one model that errs once."""
+    write_results(tmp_path, "m")
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,label\na,0\nb,0\nc,1\nd,1\n")
     return [
@@ -83,3 +87,17 @@ def test_decisions_of_other_weights_are_told_wherever_they_count(slidelens, give
     assert told not in slidelens(*review, "list").err
     assert told not in weigh("2").err
     assert told in weigh("1").err
+    (tmp_path / "results" / "m").rename(tmp_path / "away")  # for once
+    write_results(tmp_path, "n")
+    assert told not in slidelens(*given).err
+    (tmp_path / "away").rename(tmp_path / "results" / "m")
+    assert told in weigh("2").err
+
+
+def test_a_review_that_is_damaged_stops_no_evaluation(slidelens, given, tmp_path):
+    slidelens(*given)
+    (tmp_path / "eval" / "review.sqlite").write_bytes(b"no database" * 100)
+    done = slidelens(*given)
+    assert done.code == 0
+    assert done.out.splitlines()[2].startswith("| m | 4 | 1.000")
+    assert "review.sqlite: is no review, or damaged" in done.err

@@ -18,6 +18,7 @@ def test_what_is_dropped_is_known_by_its_content(tmp_path):
     made = make_result(make_slide(0.5), Mpp(0.5, 0.5))
     made.save(tmp_path / "results" / "oracle" / "square")
     (tmp_path / "labels.csv").write_text("\ufeffSlide_ID, label\na,1\n")
+    (tmp_path / "wide.csv").write_text("slide_id,label\na,1\n", encoding="utf-16")
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
     (tmp_path / "a.geojson").write_text("{}")
     (tmp_path / "note.txt").write_text("no slide")
@@ -34,6 +35,7 @@ def test_what_is_dropped_is_known_by_its_content(tmp_path):
         "square": "result",
         "result.json": "result",
         "labels.csv": "labels",
+        "wide.csv": "labels",
         "other.csv": "other",
         "a.geojson": "annotations",
         "note.txt": "other",

@@ -194,3 +194,10 @@ def test_a_result_that_is_shown_again_keeps_its_names(bench, files, qtbot):
         qtbot.waitUntil(lambda number=number: len(shown) == number, timeout=WAIT)
     names = {layer.name for layer in layers_of(bench.viewer)}
     assert names == {"a", "oracle: probability", "oracle: regions", "oracle: tissue"}
+
+
+def test_a_model_s_folder_that_was_remembered_stands_for_that_of_all_results(bench, files):
+    model = files / "results" / "oracle"
+    make_result(make_slide(0.5), Mpp(0.5, 0.5)).save(model / "square")
+    bench.memory.set_text("results", str(model))
+    assert bench.results == files / "results"

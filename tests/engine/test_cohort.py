@@ -340,7 +340,7 @@ def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeyp
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    monkeypatch.setattr("fcntl.flock", none)
     for number in (1, 2):
         rows = PredictionTable(tmp_path / "m", ("a", "b"))
         rows.record(Outcome("m", f"s{number}", "done", "", {"a": 0.25, "b": 0.75}, 1.0))

@@ -335,10 +335,11 @@ def test_results_behind_a_link_are_found_once(tmp_path: Path, result: Result) ->
     (tmp_path / "out" / "latest").symlink_to("m")
     (tmp_path / "out" / "m" / "up").symlink_to("..")
     (tmp_path / "out" / "other").symlink_to(tmp_path / "elsewhere")
+    result.save(tmp_path / "out" / ".store" / "c")  # which is not looked into itself
+    (tmp_path / "out" / "m" / "c").symlink_to("../.store/c")
     found = [path.relative_to(tmp_path).as_posix() for path in find_results(tmp_path / "out")]
-    assert found == ["out/m/a", "out/other/b"]
-    (latest,) = find_results(tmp_path / "out" / "latest")
-    assert latest.name == "a"
+    assert found == ["out/m/a", "out/m/c", "out/other/b"]
+    assert [path.name for path in find_results(tmp_path / "out" / "latest")] == ["a", "c"]
 
 
 def test_the_results_folder_is_found_from_within(
@@ -351,7 +352,9 @@ def test_the_results_folder_is_found_from_within(
     monkeypatch.chdir(tmp_path / "out" / "m")
     assert results_root(".") == tmp_path / "out"
     result.save(tmp_path / "mine" / "a")  # somebody's own folder, of no model's name
-    for other in ("out", "mine", "nowhere", "out/m/.predictions.lock"):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "result.json").write_text('{"status": "ok"}')  # another program's
+    for other in ("out", "mine", "theirs", "nowhere", "out/m/.predictions.lock"):
         assert results_root(tmp_path / other) == tmp_path / other
 
 

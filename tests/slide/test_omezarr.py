@@ -109,6 +109,14 @@ def test_channels(tmp_path):
     np.testing.assert_array_equal(pixels[10, 150], COLOURS[1])
 
 
+def test_four_channels_that_are_stated_are_no_colours_with_alpha(tmp_path):
+    path = tmp_path / "cells.zarr"
+    omero = {"channels": [{"active": True}] * 4}
+    write(path, "0.5", "cyx", [np.zeros((4, 200, 200), np.uint16)], omero=omero)
+    with open_slide(path) as slide:
+        assert len(slide.channels) == 4
+
+
 def test_several_masks(tmp_path):
     path = tmp_path / "slide.ome.zarr"
     masks = np.stack([RGB[..., 0] > 99, RGB[..., 1] > 250])

@@ -84,8 +84,9 @@ def test_what_was_not_measured_is_black(tmp_path, tile):
     assert not pixels[:100].any()
     assert (pixels[100, 0], pixels[100, 1]) == (255, 0)
     assert np.abs(pixels[200] - np.linspace(0, 255, 420)).max() < 4
-    tifffile.imwrite(path, np.full_like(values, np.nan), photometric="minisblack", tile=tile)
-    assert not read_all(path)[0].any()
+    for photometric in ("minisblack", "miniswhite"):
+        tifffile.imwrite(path, np.full_like(values, np.nan), photometric=photometric, tile=tile)
+        assert not read_all(path)[0].any()
 
 
 def test_transparent_is_white(tmp_path):

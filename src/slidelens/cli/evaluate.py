@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from slidelens.cli.options import JsonOption
+from slidelens.errors import ResultError
 
 __all__ = ["register"]
 
@@ -87,8 +88,12 @@ def evaluate(
         resampling=Resampling(resamples, seed),
     )
     found = run(results, labels, out, options)
-    decisions = ReviewStore(out / STORE_FILE, read_only=True).decisions()
-    for warning in [*found.warnings, *earlier_notes(decisions, read_evaluation(out).since)]:
+    try:
+        decisions = ReviewStore(out / STORE_FILE, read_only=True).decisions()
+        earlier = earlier_notes(decisions, read_evaluation(out).since)
+    except ResultError as error:  # of the review, which is no part of the evaluation
+        earlier = [str(error)]
+    for warning in [*found.warnings, *earlier]:
         typer.echo(f"note: {warning}", err=True)
     typer.echo(
         json.dumps(found.metrics, indent=2, ensure_ascii=False) if as_json else found.table,

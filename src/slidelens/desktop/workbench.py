@@ -71,6 +71,7 @@ class Workbench(Picture):
         self.devices: list[Choice] = []
         self._docks: dict[str, Any] = {}
         self._results: Path | None = None
+        self._roots: dict[Path, Path] = {}
         self._plugins: dict[str, QWidget] = {}
         self.slide_changed.connect(self._remember)
         self._look()
@@ -94,7 +95,10 @@ class Workbench(Picture):
         if self._results is not None:
             return self._results
         chosen = self.memory.text("results")
-        return Path(chosen) if chosen else self.preferences.results
+        folder = Path(chosen) if chosen else self.preferences.results
+        if folder not in self._roots:  # looked up once: it may lie on a slow disk
+            self._roots[folder] = results_root(folder)
+        return self._roots[folder]
 
     def use_results(self, folder: Path, *, remember: bool = True) -> None:
         """Keep results in another folder: from now on, or in this window only.

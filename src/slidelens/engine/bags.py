@@ -270,7 +270,8 @@ def _load(folder: Path) -> Bag | None:
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         boxes = np.load(folder / _BOXES, allow_pickle=False)
-        mode: Literal["r"] | None = "r" if len(boxes) else None  # nothing cannot be mapped
+        # Copied on write, as torch takes nothing that is read only; nothing cannot be mapped.
+        mode: Literal["c"] | None = "c" if len(boxes) else None
         vectors = np.load(folder / _VECTORS, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:
         return None

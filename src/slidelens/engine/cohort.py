@@ -16,7 +16,7 @@ from slidelens.engine.bags import bag_file, check_bags
 from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
-from slidelens.engine.predict import Prediction, Progress
+from slidelens.engine.predict import Prediction, Progress, check_results_folder
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.provenance import (
     is_done,
@@ -124,7 +124,8 @@ def predict_cohort(
     ]
     for model in loaded:
         check_bags(model, run.get("bags"))
-        Prediction(paths[0], model, out=out, **run).close()  # refuses what no run takes
+        Prediction(paths[0], model, **run).close()  # refuses what no run takes
+    check_results_folder(Path(out))
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(

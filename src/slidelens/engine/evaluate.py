@@ -209,14 +209,15 @@ def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dic
 
 
 def _before(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """Return the numbers of the slides, and the models, of the evaluation that will be replaced.
+    """Return numbers of slides, and weights of models, that evaluations here have had so far.
 
     Nothing where there is none, or a damaged one.
     """
     try:
         before = json.loads((out / "evaluation.json").read_bytes())
         ids = [slide["id"] for slide in before["slides"]]
-        return numbered(ids, before.get("numbers")), {n: {**m} for n, m in before["models"].items()}
+        weights = {name: {**one} for name, one in before.get("weights", {}).items()}
+        return numbered(ids, before.get("numbers")), weights
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
 
@@ -224,10 +225,10 @@ def _before(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
 def _weights(now: str | None, before: Mapping[str, Any] | None) -> dict[str, str | None]:
     """Say which weights a model has, and since when, if they are not the first that are known."""
     then = before or {}
-    known, since = then.get("weights_sha256"), then.get("weights_since")
+    known, since = then.get("sha256"), then.get("since")
     if None not in (known, now) and known != now:
         since = datetime.now(UTC).isoformat(timespec="microseconds")
-    return {"weights_sha256": now or known, "weights_since": since}
+    return {"sha256": now or known, "since": since}
 
 
 def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
@@ -337,10 +338,12 @@ def _record(
             slide["probabilities"][name] = p.tolist()
             slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
     annotations = None if options.annotations is None else Path(options.annotations)
-    numbers, models = _before(out)
+    numbers, weights = _before(out)
+    now = {name: _weights(one.scored.weights, weights.get(name)) for name, one in cases.items()}
     return {
         "schema_version": 1,
         "numbers": numbered(slides, numbers),
+        "weights": weights | now,
         "results": _relative(results, out),
         "labels": _relative(labels, out),
         "labels_sha256": sha256(labels.read_bytes()).hexdigest(),
@@ -352,7 +355,6 @@ def _record(
         "models": {
             name: {key: one[key] for key in ("threshold", "threshold_source", "threshold_rule")}
             | {"stored_threshold": cases[name].scored.threshold}
-            | _weights(cases[name].scored.weights, models.get(name))
             for name, one in metrics["models"].items()
         },
         "slides": list(slides.values()),

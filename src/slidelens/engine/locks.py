@@ -44,8 +44,8 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     lock = FileLock(path, timeout, thread_local=False)  # a window may release it in another thread
     try:
         lock.acquire()
-    except (NotImplementedError, OSError) as error:  # the former of older versions of filelock
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
         if path not in _told:
             log.warning(

@@ -117,6 +117,8 @@ def predict(
     ResultError
         A result that cannot be written; ``out`` is the folder of one model within that of results.
     """
+    if out is not None:
+        check_results_folder(Path(out))
     run = Prediction(
         slide,
         model,
@@ -185,7 +187,7 @@ class Prediction:
         self.skipped = False
         self._slide, self._given_mpp = slide, mpp
         self._model = model
-        self._out = None if out is None else _results_folder(Path(out))
+        self._out = None if out is None else Path(out)
         self._device, self._precision = device, precision
         self._region = region
         self._tissue = TissueSettings() if tissue is None else tissue
@@ -340,15 +342,20 @@ class Prediction:
             PredictionTable(folder, result.classes).record(done)
 
 
-def _results_folder(out: Path) -> Path:
-    """Refuse a folder within a results folder, where results would lie that nobody looks for."""
+def check_results_folder(out: Path) -> None:
+    """Refuse a folder within a results folder, where results would lie that nobody looks for.
+
+    Raises
+    ------
+    ResultError
+        The folder of one model, or of one result.
+    """
     root = results_root(out)
     if root != out:
         raise ResultError(
             f"{out}: holds the results of one model, or one result; expected the folder of all "
             f"results, as they go to OUT/<model>/<slide>/. Give --out {root}."
         )
-    return out
 
 
 class _Asked(TypedDict):

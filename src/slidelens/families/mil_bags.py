@@ -174,7 +174,7 @@ class BagSteps:
     def _vectors(self, slide_id: str, copy: int) -> torch.Tensor:
         given = self.config.bags
         bag = self.tiles.data.given_bag(slide_id) if given else self._cached(slide_id, copy)
-        vectors = np.array(bag.vectors, np.float32)  # a copy: what is mapped cannot be written
+        vectors = np.asarray(bag.vectors, np.float32)
         return torch.from_numpy(vectors).to(self.tiles.model.device)
 
     def _cached(self, slide_id: str, copy: int) -> Bag:

@@ -302,7 +302,10 @@ def _leads_back(path: Path) -> bool:
     if not path.is_symlink():
         return False
     here, there = path.parent.resolve(), path.resolve()
-    return there.is_relative_to(here) or here.is_relative_to(there)
+    if here.is_relative_to(there):
+        return True
+    within = there.relative_to(here).parts if there.is_relative_to(here) else (".",)
+    return not any(part.startswith(".") for part in within)  # those are not looked into
 
 
 def results_root(folder: str | Path) -> Path:
@@ -313,7 +316,8 @@ def results_root(folder: str | Path) -> Path:
     path = Path(folder)
     try:
         if (path / _FILE).is_file():
-            return path.absolute().parents[1]
+            read_result_file(path / _FILE)  # else it is another program's
+            return path.absolute().parent.parent
         files = (child / _FILE for child in path.iterdir())
         first = next((file for file in files if file.is_file()), None)
         of_one = first is not None and read_result_file(first).model.name == path.resolve().name

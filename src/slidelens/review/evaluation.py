@@ -86,7 +86,8 @@ class SavedEvaluation:
 
         Only of models that were evaluated here with other weights before.
         """
-        times = {name: one.get("weights_since") for name, one in self.record["models"].items()}
+        known = self.record.get("weights", {})
+        times = {name: known.get(name, {}).get("since") for name in self.models}
         return {name: str(time) for name, time in times.items() if time}
 
     @property

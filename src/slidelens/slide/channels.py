@@ -83,9 +83,9 @@ class Composer:
             return np.repeat(255 - grey if self._white_is_zero else grey, 3, axis=2)
         low, high = self.windows()
         shown = np.clip((samples.astype(np.float32) - low) / (high - low), 0, 1)
+        shown = 1 - shown if self._white_is_zero else shown
         if samples.dtype.kind == "f":
             shown = np.nan_to_num(shown, nan=0)  # not measured
-        shown = 1 - shown if self._white_is_zero else shown
         if self.channels == 1:
             return np.repeat((shown * 255 + 0.5).astype(np.uint8), 3, axis=2)
         total = np.zeros((*samples.shape[:2], 3), np.float32)

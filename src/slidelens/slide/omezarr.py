@@ -147,8 +147,8 @@ def _image(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the image and its attributes."""
     ome = _attributes(path)
     if "multiscales" not in ome and "bioformats2raw.layout" in ome:
-        series = _attributes(path / "OME").get("series") or ["0"]
-        path = path / str(series[0])
+        series = _attributes(path / "OME").get("series")
+        path = path / (str(series[0]) if isinstance(series, list) and series else "0")
         ome = _attributes(path)
     if not ome.get("multiscales"):
         raise UnsupportedSlideError(f"{path}: holds no OME-Zarr image (no `multiscales`).")
@@ -200,7 +200,7 @@ def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...],
     silent = not any(colours) and not any(labels)
     plain = silent or colours in _RGB or [label.upper() for label in labels] in _RGB
     sort = np.dtype(dtype).newbyteorder("=")
-    if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or silent):
+    if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
         return (), True
     if n == 1:
         return (), False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from slidelens.maps.result import find_results
 from slidelens.slide.open import is_slide
+from slidelens.tables import table_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,8 +56,7 @@ def _folder(path: Path) -> Kind:
 
 def _is_labels(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
+        header = next(csv.reader(table_text(path.read_bytes()).splitlines()), [])
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
     return {"slide_id", "label"} <= {name.strip().lower() for name in header}
