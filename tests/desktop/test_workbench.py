@@ -12,7 +12,7 @@ from napari._app_model import get_app_model
 from qtpy.QtWidgets import QApplication
 
 import slidelens.slide.open
-from slidelens.desktop import workbench
+from slidelens.desktop import picture, workbench
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.geometry import Mpp
@@ -39,14 +39,14 @@ def files(tmp_path):
 def held(monkeypatch):
     """Folder to an event that reading its result waits for."""
     gates = {}
-    read = workbench.read_result
+    read = picture.read_result
 
     def read_when_let(folder, *rest):
         gate = gates.get(folder.name)
         assert gate is None or gate.wait(60)
         return read(folder, *rest)
 
-    monkeypatch.setattr(workbench, "read_result", read_when_let)
+    monkeypatch.setattr(picture, "read_result", read_when_let)
     yield lambda name: gates.setdefault(name, threading.Event())
     for gate in gates.values():
         gate.set()

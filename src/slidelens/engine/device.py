@@ -56,7 +56,10 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def uses_bf16(device: torch.device, precision: Precision, *, auto: bool = True) -> bool:
-    """Say whether a run on ``device`` computes in bfloat16; ``auto`` is the family's auto_bf16."""
+    """Say whether a run on ``device`` at a ``precision`` computes in bfloat16.
+
+    ``auto`` is the family's :attr:`~slidelens.families.base.Family.auto_bf16`.
+    """
     if precision == "auto":
         return auto and _has_bf16(device)
     return precision == "bf16"
