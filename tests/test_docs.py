@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 import yaml
 
@@ -160,6 +161,7 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         elif "--resume" in parts:
             continue  # of a training that was stopped: tests/engine/test_train.py
         program(made_small(command))
+    matplotlib.use("agg")  # windows of earlier tests have left Qt behind, and maybe no display
     for script in scripts:
         exec(compile(script, page.name, "exec"), {})
     assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
