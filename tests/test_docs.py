@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import pytest
 import yaml
 
@@ -125,6 +126,9 @@ def made_small(command: str) -> str:
     return shlex.join(parts)
 
 
+AGG = {"MPLBACKEND": "agg"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
     shown = [command for command in dict.fromkeys(commands(page)) if not elsewhere(command)]
@@ -161,9 +165,9 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         elif "--resume" in parts:
             continue  # of a training that was stopped: tests/engine/test_train.py
         program(made_small(command))
-    matplotlib.use("agg")  # windows of earlier tests have left Qt behind, and maybe no display
+    # A process of their own: earlier tests have left Qt, and its display, in this one.
     for script in scripts:
-        exec(compile(script, page.name, "exec"), {})
+        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | AGG)
     assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
 
 
