@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 # pytest-xvfb brings the display; with any other platform plugin Qt would not draw on it.
 os.environ["QT_QPA_PLATFORM"] = "xcb"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiler_before_window() -> None:
+    """Load PyTorch's compiler before a window: its LLVM after Mesa's ends the process.
+
+    Later tests of the same process train models, which brings it.
+    """
+    with suppress(ImportError):  # there is none on macOS, Windows and CPU builds
+        import triton  # noqa: F401
 
 
 @pytest.fixture
