@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from shlex import quote
+from shutil import which
 from typing import Annotated
 
 import typer
@@ -44,6 +46,7 @@ def demo(
                 f"{step.slide_id:<14}{step.label:<8}{result.model.name:<18}{score:>9.3f}  "
                 f"{len(result.regions):>7}   {seconds:>7.1f}"
             )
+    program = _called()
     first = f"{out}/cohort/slides/{slides[-1]}.tif"
     results = quote(f"{out}/results")
     folder, labels = (quote(f"{out}/cohort/{name}") for name in ("slides", "labels.csv"))
@@ -56,12 +59,20 @@ Made in {out}/
   results/    maps (OME-Zarr), tiles (CSV) and scores, one folder per slide
 
 Next
-  slidelens view {quote(first)} --results {results}
-  slidelens predict YOUR_SLIDE.svs --model demo-mil --out results
-  slidelens train mil --slides {folder} --labels {labels} \\
+  {program} view {quote(first)} --results {results}
+  {program} predict YOUR_SLIDE.svs --model demo-mil --out results
+  {program} train mil --slides {folder} --labels {labels} \\
       --backbone squeezenet1_1 --out my-model"""
     )
     if view:
         from slidelens.cli.view import view as open_viewer
 
         open_viewer([Path(first)], results=out / "results")
+
+
+def _called() -> str:
+    """Return how the program is called here: `make demo` leaves it in .venv, off the path."""
+    own = Path(sys.argv[0])
+    return (
+        quote(str(own)) if own.name == "slidelens" and which("slidelens") is None else "slidelens"
+    )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ import numpy as np
 
 import slidelens
 from slidelens.engine.compare import compare
+from slidelens.engine.evaluation_memory import numbered, read_kept, weights_now
 from slidelens.engine.evaluation_tables import (
     comparison_table,
     errors_csv,
@@ -53,7 +53,7 @@ from slidelens.errors import ResultError
 from slidelens.files import write_together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases, LeftOut
@@ -63,7 +63,6 @@ __all__ = [
     "Evaluation",
     "EvaluationOptions",
     "evaluate",
-    "numbered",
     "parse_rule",
 ]
 
@@ -197,40 +196,6 @@ def evaluate(
     return Evaluation(out, metrics, text)
 
 
-def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Return numbers of slides, from 1 in an order that tells nothing of their ids, for reports.
-
-    ``before`` are numbers that were given already: they stay, also those of slides that are gone.
-    """
-    given = dict(before or {})
-    new = sorted(set(ids) - given.keys(), key=lambda name: sha256(name.encode()).digest())
-    first = max(given.values(), default=0) + 1
-    return given | {name: number for number, name in enumerate(new, first)}
-
-
-def _before(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """Return numbers of slides, and weights of models, that evaluations here have had so far.
-
-    Nothing where there is none, or a damaged one.
-    """
-    try:
-        before = json.loads((out / "evaluation.json").read_bytes())
-        ids = [slide["id"] for slide in before["slides"]]
-        weights = {name: {**one} for name, one in before.get("weights", {}).items()}
-        return numbered(ids, before.get("numbers")), weights
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}, {}
-
-
-def _weights(now: str | None, before: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Say which weights a model has, and since when, if they are not the first that are known."""
-    then = before or {}
-    known, since = then.get("sha256"), then.get("since")
-    if None not in (known, now) and known != now:
-        since = datetime.now(UTC).isoformat(timespec="microseconds")
-    return {"sha256": now or known, "since": since}
-
-
 def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
     """Say in a line per model how well its tiles find what is annotated, where that was asked."""
     found = []
@@ -338,8 +303,8 @@ def _record(
             slide["probabilities"][name] = p.tolist()
             slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
     annotations = None if options.annotations is None else Path(options.annotations)
-    numbers, weights = _before(out)
-    now = {name: _weights(one.scored.weights, weights.get(name)) for name, one in cases.items()}
+    numbers, weights = read_kept(out)
+    now = {name: weights_now(one.scored.weights, weights.get(name)) for name, one in cases.items()}
     return {
         "schema_version": 1,
         "numbers": numbered(slides, numbers),

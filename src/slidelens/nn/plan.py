@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,14 +16,14 @@ from slidelens.nn.layout import AxisLayout, frame, halo_layout, seam_layout
 from slidelens.nn.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from torch import Tensor
 
     from slidelens.nn.costs import Costs
     from slidelens.nn.graph import LocalGraph, Node
 
-__all__ = ["Planner", "StreamingPlan", "free_memory"]
+__all__ = ["Planner", "StreamingPlan", "free_memory", "tile_sides", "too_little"]
 
 Scheme = Literal["seam", "halo", "whole"]
 Layout = tuple[AxisLayout, AxisLayout]
@@ -281,3 +282,45 @@ def free_memory(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+def tile_sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
+    """Return tiles to choose from, smallest first, up to the whole image.
+
+    Square, or evened out so that the last ones are as large as the others: these have their graphs
+    kept.
+    """
+    side, size = max(planner.smallest_tile(scheme)), max(planner.size)
+    step = max(planner.smallest_tile("seam"))
+    sides = []
+    while side < size:
+        sides.append(side)
+        side = max(side + step, side * 5 // 4 // step * step)
+    if scheme != "seam":
+        return [(n, n) for n in (*sides, size)]
+    height, width = planner.size
+    return [(_even(n, height, step), _even(n, width, step)) for n in (*sides, size)]
+
+
+def _even(side: int, size: int, step: int) -> int:
+    """Return the smallest multiple of ``step`` that cuts ``size`` into as many as ``side`` does."""
+    count = ceil(size / side)
+    return ceil(size / count / step) * step
+
+
+def too_little(
+    planner: Planner, schemes: Sequence[Scheme], tile: tuple[int, int] | None, budget: int
+) -> str:
+    """Say what the memory would have to be."""
+    plans = []
+    for scheme in schemes:
+        for side in tile_sides(planner, scheme) if tile is None else [tile]:
+            with suppress(StreamingError):  # smaller than the halo
+                plans.append(planner.plan(scheme, side))
+    best = min(plans, key=lambda plan: plan.bytes)
+    return (
+        f"{'no tile' if tile is None else f'no scheme with a tile of {tile[0]} x {tile[1]} px'} "
+        f"fits into {budget:,} bytes: an image of {planner.size[0]} x {planner.size[1]} px takes "
+        f"at least about {best.bytes:,} ({best.scheme}, tile {best.tile[0]}); give more memory, a "
+        "smaller image, or autocast to bfloat16"
+    )

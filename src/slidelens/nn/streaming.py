@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,7 +22,14 @@ from slidelens.nn.heap import HeapGuard
 from slidelens.nn.layer_state import layer_states, refuse_changes, refuse_hooks
 from slidelens.nn.opaque import opaque_graph
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
-from slidelens.nn.plan import Planner, Scheme, StreamingPlan, free_memory
+from slidelens.nn.plan import (
+    Planner,
+    Scheme,
+    StreamingPlan,
+    free_memory,
+    tile_sides,
+    too_little,
+)
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.source import LazyImage, Source
 from slidelens.nn.tape import StreamingReport, Tape
@@ -166,7 +172,7 @@ class StreamingTrunk(nn.Module):
                 if self.scheme != "auto":  # else: the tile is smaller than the halo
                     raise
         if not plans:
-            raise StreamingError(_too_little(planner, schemes, self.tile_size, budget or 0))
+            raise StreamingError(too_little(planner, schemes, self.tile_size, budget or 0))
         return min(plans, key=lambda plan: plan.work(training=training))
 
     def whole_bytes(self, height: int, width: int, channels: int = 3) -> tuple[int, int]:
@@ -288,7 +294,7 @@ class StreamingTrunk(nn.Module):
         self, planner: Planner, scheme: Scheme, budget: int | None, mask: Tensor | None
     ) -> list[StreamingPlan]:
         """Plan one scheme with the tile that was given, or the largest; nothing if it is over."""
-        sides = _sides(planner, scheme) if self.tile_size is None else [self.tile_size]
+        sides = tile_sides(planner, scheme) if self.tile_size is None else [self.tile_size]
         plans = (planner.plan(scheme, side) for side in reversed(sides))
         plan = next((p for p in plans if budget is None or p.bytes <= budget), None)
         if plan is None:
@@ -359,45 +365,3 @@ def _tile(tile_size: int | tuple[int, int] | Literal["auto"]) -> tuple[int, int]
             f"tile_size {tile_size!r}: expected a number of pixels, (height, width) or 'auto'"
         )
     return sides
-
-
-def _sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
-    """Return tiles to choose from, smallest first, up to the whole image.
-
-    Square, or evened out so that the last ones are as large as the others: these have their graphs
-    kept.
-    """
-    side, size = max(planner.smallest_tile(scheme)), max(planner.size)
-    step = max(planner.smallest_tile("seam"))
-    sides = []
-    while side < size:
-        sides.append(side)
-        side = max(side + step, side * 5 // 4 // step * step)
-    if scheme != "seam":
-        return [(n, n) for n in (*sides, size)]
-    height, width = planner.size
-    return [(_even(n, height, step), _even(n, width, step)) for n in (*sides, size)]
-
-
-def _even(side: int, size: int, step: int) -> int:
-    """Return the smallest multiple of ``step`` that cuts ``size`` into as many as ``side`` does."""
-    count = ceil(size / side)
-    return ceil(size / count / step) * step
-
-
-def _too_little(
-    planner: Planner, schemes: Sequence[Scheme], tile: tuple[int, int] | None, budget: int
-) -> str:
-    """Say what the memory would have to be."""
-    plans = []
-    for scheme in schemes:
-        for side in _sides(planner, scheme) if tile is None else [tile]:
-            with suppress(StreamingError):  # smaller than the halo
-                plans.append(planner.plan(scheme, side))
-    best = min(plans, key=lambda plan: plan.bytes)
-    return (
-        f"{'no tile' if tile is None else f'no scheme with a tile of {tile[0]} x {tile[1]} px'} "
-        f"fits into {budget:,} bytes: an image of {planner.size[0]} x {planner.size[1]} px takes "
-        f"at least about {best.bytes:,} ({best.scheme}, tile {best.tile[0]}); give more memory, a "
-        "smaller image, or autocast to bfloat16"
-    )

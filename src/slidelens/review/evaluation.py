@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from slidelens.engine.evaluate import FILES, numbered
+from slidelens.engine.evaluate import FILES
+from slidelens.engine.evaluation_memory import numbered
 from slidelens.engine.labels import LabelledSlide
 from slidelens.engine.measure import Rule, RuleKind
 from slidelens.engine.scores import Cases, Scored

@@ -37,6 +37,7 @@ __all__ = [
     "boxed",
     "button",
     "calm",
+    "calm_combo",
     "caption",
     "empty",
     "heading",
@@ -254,3 +255,10 @@ def table(columns: Sequence[str], name: str, height: int, *, wide: int = 0) -> Q
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(wide, QHeaderView.ResizeMode.Stretch)
     return tree
+
+
+def calm_combo(help: str) -> QComboBox:  # noqa: A002
+    """Return an empty list to choose from."""
+    combo = QComboBox()
+    calm(combo).setToolTip(help)
+    return combo

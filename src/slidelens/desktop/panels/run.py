@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
-    QComboBox,
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
@@ -16,7 +16,15 @@ from qtpy.QtWidgets import (
 
 from slidelens.desktop.live import LiveMaps
 from slidelens.desktop.panels.models import ModelChooser
-from slidelens.desktop.panels.parts import Panel, button, calm, caption, heading, row
+from slidelens.desktop.panels.parts import (
+    Panel,
+    button,
+    calm,
+    calm_combo,
+    caption,
+    heading,
+    row,
+)
 from slidelens.desktop.panels.results import ResultsList
 from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.qt import alive
@@ -275,13 +283,16 @@ class RunPanel(Panel):
                 folder,
                 visible=not any(layer.visible for layer in maps),
                 wanted=lambda: self._live is live,  # a run that begins meanwhile comes first
-                then=self._shown_again,
+                then=partial(self._settle, folder),
+                failed=partial(self._settle, folder),
                 owner=self,
             )
 
-    def _shown_again(self, result: Result) -> None:
-        if result.path is not None:
-            self._owed.pop(result.path, None)
+    def _settle(self, folder: Path, shown: Result | str) -> None:
+        """Take note that a result is shown again, or say why it cannot be."""
+        self._owed.pop(folder, None)
+        if isinstance(shown, str):
+            self.notice.say(shown, "error")
 
     def _show(self, finding: Finding) -> None:
         """Show a result in the layers that grew."""
@@ -392,10 +403,3 @@ class RunPanel(Panel):
         if chosen == "region" and self._region() is None:
             return "Draw the region: press Draw, then drag over the slide."
         return ""
-
-
-def calm_combo(help: str) -> QComboBox:  # noqa: A002
-    """Return an empty list to choose from."""
-    combo = QComboBox()
-    calm(combo).setToolTip(help)
-    return combo
