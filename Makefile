@@ -29,9 +29,10 @@ $(READY): pyproject.toml constraints.txt .ci/system-packages
 		--editable '.[all]' --group dev $(PLUGINS:%=--editable %)
 	@touch $@
 
-fmt: $(READY)  ## format the code and sort what can be sorted
+fmt: $(READY)  ## format the code, sort what can be sorted, draw the architecture anew
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
+	$(BIN)/python docs/architecture_picture.py
 
 check: $(READY)  ## lint, types, layers, manifest, docs
 	$(BIN)/ruff check .
