@@ -210,6 +210,18 @@ def test_scratch_folders_of_dead_runs_are_cleared_and_ours_stay(tmp_path: Path) 
     assert names(tmp_path) == []
 
 
+def test_a_scratch_folder_of_this_run_stays_however_its_place_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = make_scratch(Path())
+    second = make_scratch(tmp_path)
+    assert first.is_dir()
+    remove_scratch(first)
+    remove_scratch(second)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is synced")
 def test_each_file_goes_to_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []

@@ -178,7 +178,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def make_scratch(parent: Path) -> Path:
     """Make a hidden folder for temporary files in ``parent``; those of dead runs are cleared."""
-    target = parent / "slidelens"
+    target = parent.absolute() / "slidelens"  # what is active is known by its whole path
     _clear_leftovers(target)
     scratch = _beside(target, "tmp")
     _active.add(scratch)
