@@ -181,6 +181,12 @@ def test_fraction_is_the_exact_area_and_overlaps_count_once():
     assert fraction(areas, boxes) == pytest.approx([1, 0.5, 0.375, 0.25, 0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_fraction_of_a_box_without_area_is_none():
+    boxes = np.array([[0, 0, 0, 5], [1, 1, 3, 0], [2, 2, 0, 0], [0, 0, 5, 5]])
+    assert fraction([Annotation(shapely.box(0, 0, 9, 9))], boxes).tolist() == [0, 0, 0, 1]
+
+
 def test_fraction_of_nothing():
     assert fraction([], np.zeros((0, 4))).shape == (0,)
     assert fraction([], np.array([[0, 0, 1, 1]])).tolist() == [0]

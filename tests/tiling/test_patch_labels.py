@@ -12,7 +12,7 @@ from slidelens.errors import LabelError
 from slidelens.geometry import Size
 from slidelens.tiling.annotations import Annotation
 from slidelens.tiling.lumps import find_lumps, split_windows
-from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
+from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn, within
 
 SIZE = Size(100, 100)
 ONE = np.array([[0.0, 0.0, 10.0, 10.0]])
@@ -88,6 +88,16 @@ def test_a_label_without_a_drawing_and_a_drawing_against_the_label_are_refused()
     PatchRules().check_negative([_area("fold", 0.2)], "normal")
     with pytest.raises(LabelError, match="labelled 'normal', but 1 annotations of it are 'Tumour'"):
         PatchRules().check_negative([_area("Tumour", 0.2)], "normal")
+
+
+def test_the_part_of_a_box_within_a_slide_has_no_negative_sides():
+    boxes = np.array([[10.0, 20, 30, 40], [90, 90, 20, 20], [100, 0, 5, 5], [150, -50, 50, 20]])
+    assert within(boxes, Size(100, 100)).tolist() == [
+        [10, 20, 30, 40],
+        [90, 90, 10, 10],
+        [100, 0, 0, 5],
+        [100, 0, 0, 0],
+    ]
 
 
 def test_annotations_of_another_slide_are_refused():

@@ -23,7 +23,6 @@ from slidelens.families.base import (
     SlideScore,
     View,
 )
-from slidelens.families.training import take
 from slidelens.geometry import Box
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.multistage import Method, MultiStage, arrange
@@ -31,13 +30,13 @@ from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import cast_once
 from slidelens.tiling.grid import GridSpec
 from slidelens.tiling.lumps import find_lumps, split_windows
+from slidelens.tiling.patch_labels import within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from slidelens.geometry import Size
     from slidelens.tiling.grid import Grid
 
 __all__ = [
@@ -201,7 +200,7 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
     boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)
     if config.fine > 1:  # a patch may reach over the border: its corner is no tissue
         # Judged as patches are, by what lies inside the slide: so each patch has a cell that stays.
-        inside = _clipped(boxes, view.size)
+        inside = within(boxes, view.size)
         kept = view.tissue.fraction(inside) >= min(0.5, config.min_tissue) - 1e-9
         kept &= (inside[:, 2:] > 0).all(1)
         boxes, tumour = boxes[kept], tumour[kept]
@@ -238,7 +237,7 @@ def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch
     logits = torch.zeros(len(grid), device=model.device)
     for rows in _shifts(grid.index, config.fine):
         some = torch.from_numpy(rows).to(logits.device)
-        shifted = replace(take(grid, rows), index=grid.index[rows] // config.fine)
+        shifted = replace(grid.take(rows), index=grid.index[rows] // config.fine)
         if config.method == "segmentation":
             found = picture_logits(network, config, view, shifted, prepare)
             view.step(len(rows))
@@ -273,12 +272,6 @@ def _cells(
     corner = grid.boxes[0, :2] + (np.stack([x, y], 1) - grid.index[0]) * side
     boxes = np.concatenate([corner, np.broadcast_to(side, corner.shape)], 1)
     return boxes, (total[y, x] / weight[y, x]).astype(np.float32)
-
-
-def _clipped(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
-    """Return the parts ``(N, 4)`` of boxes that lie inside a slide; without area where none is."""
-    corner = boxes[:, :2].clip(0, size)
-    return np.concatenate([corner, (boxes[:, :2] + boxes[:, 2:]).clip(0, size) - corner], 1)
 
 
 FAMILY = Family(

@@ -166,7 +166,8 @@ def fraction(
     Returns
     -------
     ndarray
-        ``(N,)`` float64 in 0..1: the exact covered area over the box's area.
+        ``(N,)`` float64 in 0..1: the exact covered area over the box's area; 0 for a box without
+        area.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     covered = np.zeros(len(boxes))
@@ -177,6 +178,8 @@ def fraction(
     rectangles = shapely.box(x, y, x + w, y + h)
     shapely.prepare(polygons)
     polygon, box = shapely.STRtree(rectangles).query(polygons, predicate="intersects")
+    wide = (w * h)[box] > 0
+    polygon, box = polygon[wide], box[wide]
     # Most boxes lie wholly inside: a prepared test settles them without cutting polygons.
     inside = shapely.covers(polygons[polygon], rectangles[box])
     covered[box[inside]] = 1.0

@@ -7,7 +7,7 @@ tiles that a run on the whole slide would use there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from slidelens.geometry import Affine, Box, Mpp, Size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from slidelens.tiling.tissue import TissueMask
@@ -110,6 +112,16 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
+        """Return the grid of some of the tiles, by their positions ``(n,)``, in that order."""
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            cores=self.cores[rows],
+            index=self.index[rows],
+            tissue=self.tissue[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)

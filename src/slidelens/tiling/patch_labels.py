@@ -176,7 +176,10 @@ def _place(polygon: Any) -> str:
 
 
 def within(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
-    """Return the part of boxes ``(N, 4)`` x, y, w, h in level-0 px that lies in the slide."""
-    low = np.maximum(boxes[:, :2], 0)
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], tuple(size))
+    """Return the parts of boxes ``(N, 4)`` x, y, w, h in level-0 px that lie in the slide.
+
+    A box outside of it has a part without area.
+    """
+    low = boxes[:, :2].clip(0, size)
+    high = (boxes[:, :2] + boxes[:, 2:]).clip(0, size)
     return np.concatenate([low, high - low], axis=1)
