@@ -481,6 +481,16 @@ class Position(nn.Module):
         return self.conv(x) + self.embedding
 
 
+class PositionByName(Position):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.conv(x), other=self.embedding)
+
+
+class PositionAsBound(Position):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(self.conv(x), min=self.embedding)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.mean() > 0 else -x
@@ -499,6 +509,8 @@ REFUSED = {
     "attention": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2)), "attention"),
     "upsampling": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2)), "enlarge"),
     "position": (Position(), "position embedding"),
+    "position by name": (PositionByName(), "position embedding"),
+    "position as bound": (PositionAsBound(), "position embedding"),
     "control flow": (Branching(), "cannot be traced"),
     "shape": (Shape(), "shape of the image"),
     "channels first linear": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(8, 2)), "last axis"),

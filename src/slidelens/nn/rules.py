@@ -127,9 +127,25 @@ def _unary(b: Builder, op: Operation) -> Ref:
     roles = b.roles(op)
     if len(b.streamed(op)) != 1:
         raise op.refuse("it takes one tensor")
+    _check_constants(b, op, roles)
     module = op.target if op.module is not None else None
     call = b.call(op, mutates=mutates(op))
     return b.add(op, "local", roles=roles, call=call, module=module, view=op.target in _VIEWS)
+
+
+def _check_constants(b: Builder, op: Operation, roles: str) -> None:
+    """Refuse a constant tensor that is not the same for all cells."""
+    for arg in (*op.args, *op.kwargs.values()):
+        if isinstance(arg, Ref) and b.is_constant(arg):
+            shape = b.shape_of(arg)
+            spatial = [
+                n for n, r in zip(reversed(shape), reversed(roles), strict=False) if r in "hw"
+            ]
+            if len(shape) > 4 or any(n != 1 for n in spatial):
+                raise op.refuse(
+                    f"its constant of shape {shape} differs from cell to cell (a position "
+                    "embedding?)"
+                )
 
 
 def _relu(b: Builder, op: Operation) -> Ref:
@@ -146,17 +162,7 @@ def _binary(b: Builder, op: Operation) -> Ref:
     if op.target in _IN_PLACE:
         call = Call("function", _IN_PLACE[op.target], op.args)
     refs = b.streamed(op)
-    for arg in op.args:
-        if isinstance(arg, Ref) and b.is_constant(arg):
-            shape = b.shape_of(arg)
-            spatial = [
-                n for n, r in zip(reversed(shape), reversed(roles), strict=False) if r in "hw"
-            ]
-            if len(shape) > 4 or any(n != 1 for n in spatial):
-                raise op.refuse(
-                    f"its constant of shape {shape} differs from cell to cell (a position "
-                    "embedding?)"
-                )
+    _check_constants(b, op, roles)
     kind = "join" if len(refs) > 1 else "local"
     return b.add(op, kind, roles=roles, call=call, fresh=kind == "join")
 
@@ -239,7 +245,8 @@ def _reduce(b: Builder, op: Operation) -> Ref:
     return b.add(op, "local", call=b.call(op))
 
 
-def _prelu(b: Builder, op: Operation) -> Ref:
+def _channels_second(b: Builder, op: Operation) -> Ref:
+    """Layers that take channels on the second axis, and see no other cell."""
     if b.roles(op) != "nchw":
         raise op.refuse("it takes channels on the second axis")
     return _unary(b, op)
@@ -301,7 +308,7 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
     ((nn.Identity,), _identity),
     ((nn.ReLU,), _relu),
     (_ACTIVATIONS, _unary),
-    ((nn.PReLU, nn.ChannelShuffle, nn.LocalResponseNorm, nn.Softmax2d), _prelu),
+    ((nn.PReLU, nn.ChannelShuffle, nn.LocalResponseNorm, nn.Softmax2d), _channels_second),
     ((nn.Softmax, nn.LogSoftmax), _softmax),
     ((nn.Linear, nn.LayerNorm), _over_channels),
     ((nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
