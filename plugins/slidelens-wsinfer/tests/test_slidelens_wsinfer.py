@@ -16,10 +16,13 @@ from slidelens_wsinfer.family import FAMILY
 from slidelens_wsinfer.zoo import export_zoo, import_zoo, trust_package
 from torchvision import models, transforms
 
-from slidelens.engine.package import load_model
+from slidelens.engine.package import load_model, save_model
 from slidelens.engine.predict import predict
 from slidelens.errors import ModelError
+from slidelens.families import mil
+from slidelens.families.base import Model
 from slidelens.geometry import Box
+from slidelens.nn.mil import class_probabilities
 from slidelens.settings import get_settings
 from slidelens.slide.array import from_array
 from slidelens.testing.conformance import FamilyConformance
@@ -160,6 +163,61 @@ def test_what_is_exported_runs_without_slidelens(zoo, network, tmp_path):
     torch.testing.assert_close(script(images), network(images), atol=1e-5, rtol=1e-5)
     second = load_model(import_zoo(out, tmp_path / "third"), "cpu")
     torch.testing.assert_close(second.module(images), network(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [("normal", "tumour"), ("normal", "tumour", "stroma")])
+@pytest.mark.parametrize("fields", [{}, {"orientations": 4}, {"backbone": "squeezenet1_1"}])
+def test_an_exported_mil_model_has_the_outputs_that_its_config_states(tmp_path, classes, fields):
+    config = mil.FAMILY.config(**{"backbone": "resnet18", "tile": 64, "mpp": 1.0, **fields})
+    torch.manual_seed(1)
+    network = mil.FAMILY.build(config, len(classes)).eval()
+    model = Model("m", "mil", config, classes, network)
+    out = export_zoo(save_model(model, tmp_path / "m"), tmp_path / "zoo")
+    written = json.loads((out / "config.json").read_text())
+    assert written["class_names"] == list(classes)
+    images = torch.rand(3, 3, 64, 64)
+    script = torch.jit.load(str(out / "torchscript_model.pt"))
+    with torch.no_grad():
+        expected = class_probabilities(network(images))
+        found = script(images)
+        assert found.shape == (3, written["num_classes"])
+        torch.testing.assert_close(found.softmax(1), expected, atol=1e-5, rtol=1e-5)
+        again = load_model(import_zoo(out, tmp_path / "again", trusted=True), "cpu")
+        torch.testing.assert_close(again.module(images).softmax(1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_of_one_output_goes_out_as_it_came(zoo, tmp_path):
+    network = models.resnet18(num_classes=1).eval()
+    write(zoo, network, "safetensors")
+    config = json.loads((zoo / "config.json").read_text())
+    config |= {"num_classes": 1, "class_names": ["tumour"]}
+    (zoo / "config.json").write_text(json.dumps(config))
+    package = import_zoo(zoo, tmp_path / "model")
+    assert load_model(package, "cpu").classes == ("not tumour", "tumour")
+    out = export_zoo(package, tmp_path / "again")
+    written = json.loads((out / "config.json").read_text())
+    assert (written["num_classes"], written["class_names"]) == (1, ["tumour"])
+    assert load_model(import_zoo(out, tmp_path / "third"), "cpu").classes == (
+        "not tumour",
+        "tumour",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bag_dim": 8}, "feature vectors made elsewhere"),
+        ({"stain_normalization": "macenko"}, "normalises stains"),
+        ({"pooling": "mean"}, "the zoo holds patch classifiers"),
+    ],
+)
+def test_what_a_zoo_folder_cannot_hold_is_refused(tmp_path, fields, message):
+    config = mil.FAMILY.config(**{"backbone": "squeezenet1_1", **fields})
+    model = Model("m", "mil", config, ("n", "t"), mil.FAMILY.build(config, 2).eval())
+    package = save_model(model, tmp_path / "m")
+    with pytest.raises(ModelError, match=message):
+        export_zoo(package, tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
 
 
 def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path):

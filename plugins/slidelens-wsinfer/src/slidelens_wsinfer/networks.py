@@ -16,7 +16,7 @@ from slidelens.settings import get_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Network", "Script", "is_trusted", "trust"]
+__all__ = ["Network", "Script", "TwoLogits", "is_trusted", "load_script", "trust"]
 
 
 class Network(nn.Module):
@@ -36,6 +36,19 @@ class Network(nn.Module):
         """Classify tiles."""
         logits: torch.Tensor = self.network(images)
         return logits
+
+
+class TwoLogits(nn.Module):
+    """Gives a network's one logit of two classes as two, whose softmax is the same."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Classify tiles."""
+        logit: torch.Tensor = self.network(images)
+        return torch.cat((torch.zeros_like(logit), logit), 1)
 
 
 class Script(nn.Module):

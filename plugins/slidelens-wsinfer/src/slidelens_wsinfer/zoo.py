@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,10 +19,11 @@ from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.files import staged_folder
 from slidelens_wsinfer.family import FAMILY, WsinferConfig
-from slidelens_wsinfer.networks import Script, load_script, trust
+from slidelens_wsinfer.networks import Script, TwoLogits, load_script, trust
 
 __all__ = ["export_zoo", "import_zoo", "trust_package"]
 
+_HEAD = ("head.weight", "head.bias")
 CONFIG, TENSORS, SCRIPT = "config.json", "model.safetensors", "torchscript_model.pt"
 
 
@@ -114,11 +116,13 @@ def export_zoo(package: str | Path, out: str | Path) -> Path:
     Raises
     ------
     ModelError
-        A family that does not classify tiles.
+        A family that does not classify tiles; a model of feature vectors, or of normalised stains,
+        which the zoo's programs do not make.
     """
     out = Path(out)
     model = load_model(package, "cpu")
     network, tensors = _tile_network(model, package)
+    outputs = getattr(model.config, "outputs", 0) or len(model.classes)
     side = getattr(model.config, "resize", 0) or model.config.tile
     transform = (
         [{"name": "Resize", "arguments": {"size": side}}] if side != model.config.tile else []
@@ -130,8 +134,8 @@ def export_zoo(package: str | Path, out: str | Path) -> Path:
     config = {
         "spec_version": "1.0",
         "architecture": getattr(model.config, "architecture", None) or model.config.backbone,
-        "num_classes": getattr(model.config, "outputs", 0) or len(model.classes),
-        "class_names": list(model.classes),
+        "num_classes": outputs,
+        "class_names": list(model.classes[-outputs:]),  # one output is of the positive class alone
         "name": model.name,
         "patch_size_pixels": model.config.tile,
         "spacing_um_px": model.config.mpp,
@@ -218,15 +222,29 @@ def _tile_network(
     model: Model[Any], package: str | Path
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """Return the network that classifies a tile, and its tensors by the architecture's names."""
+    if model.config.stain_normalization != "none":
+        raise ModelError(
+            f"{package} normalises stains, which a zoo folder cannot say: it would give other "
+            "answers there. Train one without stain normalisation."
+        )
     if model.family == "wsinfer":
         state = {} if isinstance(model.module, Script) else model.module.state_dict()
         return model.module, {k.removeprefix("network."): v.contiguous() for k, v in state.items()}
     if model.family == "mil" and model.config.pooling == "top1":
+        if model.config.bag_dim:
+            raise ModelError(
+                f"{package} was trained on feature vectors made elsewhere: it has no network that "
+                "sees tiles."
+            )
         state = model.module.state_dict()
-        if not model.config.backbone.startswith("resnet"):
-            return model.module, {}
+        two = len(model.classes) == 2
+        network = TwoLogits(model.module) if two else model.module
+        if not model.config.backbone.startswith("resnet") or model.config.orientations > 1:
+            return network, {}  # no public network computes the same
         names = {k: k.removeprefix("features.trunk.").replace("head.", "fc.") for k in state}
-        return model.module, {names[k]: v.contiguous() for k, v in state.items()}
+        if two:
+            state |= {k: F.pad(state[k], (0,) * (2 * state[k].dim() - 2) + (1, 0)) for k in _HEAD}
+        return network, {names[k]: v.contiguous() for k, v in state.items()}
     raise ModelError(
         f"{package} is a {model.family} model; the zoo holds patch classifiers: wsinfer, or mil "
         "with pooling top1."
