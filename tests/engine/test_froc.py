@@ -12,6 +12,7 @@ from skimage.measure import regionprops
 from slidelens.engine.froc import RATES, froc, true_lesions
 from slidelens.engine.froc import _curve as curve_of
 from slidelens.engine.froc import _major_axis as major_axis
+from slidelens.engine.lesion_evaluation import _picture as picture_of
 from slidelens.geometry import Mpp
 from slidelens.maps.lesions import Peak
 from slidelens.tiling.annotations import Annotation
@@ -107,6 +108,15 @@ def test_sensitivity_between_two_points_lies_on_a_line(truth):
     expected = (1 / 3, 1 / 3, 1 / 3, 1.0, 1.0, 1.0)
     assert curve.at == pytest.approx(expected)
     assert len(RATES) == len(curve.at)
+
+
+def test_the_picture_shows_the_sensitivities_on_the_curve(truth):
+    found = {"a": [Peak(0.5, 500, 500), Peak(0.5, 9000, 0), Peak(0.5, 9999, 0)], "b": []}
+    curve, points = picture_of(froc(found, truth), "m").axes[0].lines
+    rates, sensitivity = points.get_data()
+    assert rates.tolist() == list(RATES)
+    assert sensitivity == pytest.approx(np.interp(rates, *curve.get_data()))
+    assert curve.get_drawstyle() == "default"  # a line from point to point
 
 
 def test_what_cannot_be_measured_is_refused(truth):

@@ -117,6 +117,23 @@ def test_camelyon16_csv(tmp_path: Path) -> None:
     assert path.read_text() == "0.99,275,275\n0.95,175,125\n"
 
 
+def test_lesions_are_not_looked_for_in_a_map_of_another_class(tmp_path: Path) -> None:
+    values = np.full((8, 10), 0.9)
+    maps = [
+        Map.from_array(name, "probability", (name,), values, Affine(50, 50), Mpp(0.5, 0.5))
+        for name in ("score", "t")
+    ]
+    regions = positive_regions(maps[1])
+    about = (SlideInfo(id="a"), ModelInfo(name="m"), {"n": 0, "t": 1})
+    for number, name in enumerate(("camelyon16-csv", "lesions-csv")):
+        with pytest.raises(ResultError, match="no probability map of class t"):
+            export_result(Result(*about, maps=maps[:1], regions=regions), name, tmp_path / "x")
+        both = export_result(
+            Result(*about, maps=maps, regions=regions), name, tmp_path / f"{number}"
+        )
+        assert "0.9" in both.read_text()
+
+
 def test_what_a_result_lacks_is_told(tmp_path: Path) -> None:
     for name, match in (
         ("ome-zarr", "no maps"),

@@ -16,7 +16,6 @@ from slidelens.engine.last_run import named_failed
 from slidelens.engine.scores import join, read_scores
 from slidelens.errors import LabelError, ResultError
 from slidelens.files import staged_folder
-from slidelens.geometry import Size
 from slidelens.maps.lesions import find_peaks
 from slidelens.maps.result import Result
 from slidelens.tiling.annotations import read_annotations
@@ -25,10 +24,11 @@ from slidelens.tiling.patch_labels import PatchRules, check_drawn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
+
     from slidelens.engine.froc import Froc
     from slidelens.engine.labels import Split
     from slidelens.engine.scores import Cases
-    from slidelens.maps.map import Map
     from slidelens.tiling.annotations import Annotation
 
 __all__ = ["evaluate_lesions"]
@@ -86,8 +86,8 @@ def evaluate_lesions(
     cases = joined[one.name]
     failed = sorted(one.last_run_failed.intersection(row.slide_id for row in cases.rows))
     truth = _truth(cases, Path(annotations), tumour)
-    maps = {slide: _map_of(cases.scored.folders[slide]) for slide in truth}
     label = one.classes[-1]
+    maps = {slide: Result.load(one.folders[slide]).map_of(label) for slide in truth}
     found = {s: find_peaks(source, label, radius_um=radius_um) for s, source in maps.items()}
     lesions = {s: true_lesions(truth[s], source.slide_mpp) for s, source in maps.items()}
     try:
@@ -115,7 +115,7 @@ def evaluate_lesions(
         for slide, peaks in found.items():
             rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
             (staging / _DETECTIONS / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
-        _draw(curve, one.name, staging / _PICTURE)
+        _picture(curve, one.name).savefig(staging / _PICTURE, dpi=120)
     return facts
 
 
@@ -135,9 +135,9 @@ def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[
             drawn = read_annotations(files[row.slide_id])
             if has[row.slide_id]:
                 truth[row.slide_id] = rules.some_tumour_of(drawn)
-                about = Result.load(cases.scored.folders[row.slide_id]).slide
-                if about.width and about.height:
-                    check_drawn(truth[row.slide_id], Size(about.width, about.height))
+                size = cases.scored.sizes.get(row.slide_id)
+                if size is not None:
+                    check_drawn(truth[row.slide_id], size)
             else:
                 rules.check_negative(drawn, classes[row.label])
         except LabelError as error:
@@ -147,30 +147,23 @@ def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[
     return truth
 
 
-def _map_of(folder: Path) -> Map:
-    result = Result.load(folder)
-    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
-    if source is None:
-        raise ResultError(f"{folder}: the result has no map of probabilities.")
-    return source
-
-
 def _named(curve: Froc) -> dict[str, float]:
     return {f"{rate:g}": value for rate, value in zip(RATES, curve.at, strict=True)}
 
 
-def _draw(curve: Froc, name: str, path: Path) -> None:
+def _picture(curve: Froc, name: str) -> Figure:
+    """Draw the curve, and the sensitivities that make the score."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.step(curve.rates, curve.sensitivity, where="post", color="#0072b2")
+    axes.plot(curve.rates, curve.sensitivity, color="#0072b2")
     axes.plot(*np.array([(float(r), s) for r, s in _named(curve).items()]).T, "o", color="#d55e00")
     axes.set_xlabel("false detections per slide")
     axes.set_ylabel("lesions found")
     axes.set_xlim(0, 8.4)
     axes.set_ylim(0, 1.02)
     axes.set_title(f"{name}: FROC score {curve.score:.3f}")
-    figure.savefig(path, dpi=120)
+    return figure

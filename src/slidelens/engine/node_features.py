@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slidelens.errors import ResultError
 from slidelens.maps.lesions import find_lesions
 from slidelens.maps.regions import find_regions
 
 if TYPE_CHECKING:
-    from slidelens.maps.map import Map
     from slidelens.maps.result import Result
 
 __all__ = ["FEATURES", "largest_lesion_mm", "node_features"]
@@ -41,10 +39,10 @@ def node_features(result: Result) -> dict[str, float]:
     Raises
     ------
     ResultError
-        A result without a map of probabilities.
+        See :meth:`~slidelens.maps.result.Result.map_of`.
     """
-    source = _map_of(result)
     label = result.classes[-1]
+    source = result.map_of(label)
     values = np.asarray(source.levels[0][source.channel(label)], np.float64)
     known = values[~np.isnan(values)]
     figures = {
@@ -75,15 +73,8 @@ def largest_lesion_mm(result: Result) -> float | None:
     Raises
     ------
     ResultError
-        A result without a map of probabilities.
+        See :meth:`~slidelens.maps.result.Result.map_of`.
     """
     regions = [region for region in result.regions if region.label == result.classes[-1]]
-    lesions = find_lesions(regions, _map_of(result))
+    lesions = find_lesions(regions, result.map_of(result.classes[-1]))
     return lesions[0].diameter_mm if lesions else None
-
-
-def _map_of(result: Result) -> Map:
-    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
-    if source is None:
-        raise ResultError(f"{result.slide.id}: the result has no map of probabilities to stage by.")
-    return source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slidelens.errors import ResultError
 from slidelens.export.base import Exporter
 from slidelens.files import write_atomic
 from slidelens.maps.lesions import peaks_of
@@ -18,10 +17,8 @@ __all__ = ["EXPORTER"]
 
 
 def _write(result: Result, path: Path) -> None:
-    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
-    if source is None:
-        raise ResultError(f"{result.slide.id}: the result has no probability map to export.")
     label = result.classes[-1]
+    source = result.map_of(label)
     polygons = [r.polygon for r in result.regions if r.label == label]
     peaks = sorted(peaks_of(source, polygons, label), key=lambda peak: -peak.probability)
     write_atomic(path, "".join(f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks))

@@ -6,7 +6,6 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from slidelens.errors import ResultError
 from slidelens.export.base import Exporter
 from slidelens.files import write_atomic
 from slidelens.maps.lesions import find_lesions
@@ -25,9 +24,7 @@ _COLUMNS = (
 
 
 def _write(result: Result, path: Path) -> None:
-    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
-    if source is None:
-        raise ResultError(f"{result.slide.id}: the result has no probability map to export.")
+    source = result.map_of(*{region.label for region in result.regions} or result.classes[-1:])
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS.split(","))

@@ -163,6 +163,22 @@ class Result:
                 self._trajectory = read_trajectory(path)
         return self._trajectory
 
+    def map_of(self, *labels: str) -> Map:
+        """Return the first map of probabilities that has all these classes.
+
+        Raises
+        ------
+        ResultError
+            There is none.
+        """
+        for one in self.maps.values():
+            if one.kind == "probability" and {*labels} <= {*one.channels}:
+                return one
+        raise ResultError(
+            f"{self.slide.id}: the result of model {self.model.name!r} has no probability map of "
+            f"class {', '.join(labels)}, in which lesions are found; take a model that draws one."
+        )
+
     @classmethod
     def load(cls, folder: str | Path) -> Result:
         """Open a result folder; what is in it is read when it is asked for.
