@@ -11,6 +11,7 @@ import typer
 
 from slidelens.cli.options import JsonOption
 from slidelens.cli.progress import Bar
+from slidelens.steps import Steps
 
 __all__ = ["register"]
 
@@ -94,13 +95,9 @@ def fetch(
     from slidelens.engine.fetch import fetching
     from slidelens.engine.package import check_received
 
-    steps = fetching(reference, refresh=refresh, check=check_received)
-    with Bar() as bar, closing(steps):
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                folder = end.value
-                break
+    work = fetching(reference, refresh=refresh, check=check_received)
+    steps = Steps(work)
+    with Bar() as bar, closing(work):
+        for done, total in steps:
             bar.update(reference, done, total, "bytes")
-    typer.echo(str(folder))
+    typer.echo(str(steps.result))

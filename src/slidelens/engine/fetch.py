@@ -24,6 +24,7 @@ from slidelens.engine.manifest import MANIFEST, WEIGHTS, read_manifest
 from slidelens.errors import ModelError
 from slidelens.files import staged_folder
 from slidelens.settings import get_settings
+from slidelens.steps import finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -138,13 +139,7 @@ def fetch_model(
     ``text`` (the reference), ``refresh`` and ``check`` are as for :func:`fetching`, and so are the
     errors.
     """
-    steps = fetching(text, refresh=refresh, check=check)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            folder: Path = end.value
-            return folder
+    return finish(fetching(text, refresh=refresh, check=check))
 
 
 def fetching(

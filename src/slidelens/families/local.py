@@ -27,11 +27,12 @@ from slidelens.families.base import (
 )
 from slidelens.families.slide_image import Frame, SlideImage, frame_tissue
 from slidelens.nn.backbones import BackboneName
-from slidelens.nn.local import LocalNetwork, module_shapes
-from slidelens.nn.local_cuts import cut_points
+from slidelens.nn.local import LocalNetwork
+from slidelens.nn.local_cuts import cut_points, module_shapes
 from slidelens.nn.local_stream import fits_whole, read_slide
 from slidelens.nn.plan import free_memory
 from slidelens.nn.relay import Relay
+from slidelens.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -176,16 +177,12 @@ def infer(model: Model[LocalConfig], view: View) -> Iterator[Event]:
     frame = frame_of(model, view)
     view.total(frame.height)
     rows = 0
-    steps = _readings(model, SlideImage(view.read, frame))
-    while True:
-        try:
-            share = next(steps)
-        except StopIteration as stop:
-            readings: list[Reading] = stop.value
-            break
+    steps = Steps(_readings(model, SlideImage(view.read, frame)))
+    for share in steps:
         view.step(round(share * frame.height) - rows)
         rows = round(share * frame.height)
-        yield Patch("probability", np.empty((0, 4)), np.empty((0, len(model.classes)), np.float32))
+        yield Patch.empty("probability", len(model.classes))
+    readings = steps.result
     last = readings[-1]
     for index, reading in enumerate(readings):
         drawn = {_attention_name(index, len(readings)): reading.attention}
@@ -238,17 +235,12 @@ def read_at_once(
     return (yield from _scaled(read_slide(network_of(model), relay), _READING, 1))
 
 
-def _scaled(
-    steps: Generator[float, None, T], start: float, end: float
-) -> Generator[float, None, T]:
+def _scaled(work: Generator[float, None, T], start: float, end: float) -> Generator[float, None, T]:
     """Let shares from 0 to 1 be those of a part of the work."""
-    while True:
-        try:
-            share = next(steps)
-        except StopIteration as stop:
-            found: T = stop.value
-            return found
+    steps = Steps(work)
+    for share in steps:
         yield start + share * (end - start)
+    return steps.result
 
 
 def maps(config: LocalConfig, classes: Sequence[str]) -> Sequence[MapSpec]:

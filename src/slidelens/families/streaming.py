@@ -31,6 +31,7 @@ from slidelens.nn.backbones import BackboneName
 from slidelens.nn.mil import class_probabilities
 from slidelens.nn.slide_classifier import Pooling, SlideClassifier, Streaming
 from slidelens.nn.smoothgrad import iter_smoothgrad
+from slidelens.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,15 +172,11 @@ def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:
     tape = trunk.tape(trunk.source(image, mask), record=False, input_grad=False)
     passes = 1 if config.saliency == "none" else 1 + 2 * _samples(config)
     view.total(passes * len(tape.tiles))
-    forward = tape.iter_forward(trunk.tensors())
-    while True:
-        try:
-            next(forward)
-        except StopIteration as stop:
-            cells = network.averaged(rest(stop.value))
-            break
+    forward = Steps(tape.iter_forward(trunk.tensors()))
+    for _ in forward:
         view.step()
-        yield Patch("probability", *_nothing(len(model.classes)))
+        yield Patch.empty("probability", len(model.classes))
+    cells = network.averaged(rest(forward.result))
     yield _evidence(network, cells, image.frame)
     if config.saliency != "none":
         yield from _saliency(model, view, image, mask)
@@ -239,11 +236,6 @@ def _mask(model: Model[StreamingConfig], frame: Frame) -> torch.Tensor | None:
     return torch.from_numpy(frame.blocks) if model.config.background == "white" else None
 
 
-def _nothing(channels: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return boxes and values of no patch at all."""
-    return np.empty((0, 4)), np.empty((0, channels), np.float32)
-
-
 def _side(config: StreamingConfig) -> int:
     """Px of the image per cell of the saliency map."""
     return max(round(config.saliency_mpp / config.mpp), 1)
@@ -278,7 +270,7 @@ def _saliency(
         box = frame.place.box(0, top * side, columns * side, rows * side)
         # No rows, or all beyond the slide: an image is whole cells, and may end behind it.
         if not box.intersect(Box.of_size(view.size)).area:
-            yield Patch("saliency", *_nothing(1))
+            yield Patch.empty("saliency", 1)
             continue
         # The canvas averages what lies over each other: the samples.
         drawn = (values * _samples(config)).float().cpu().numpy()

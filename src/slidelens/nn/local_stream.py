@@ -6,7 +6,7 @@ and go when both have read them. No map is ever whole: memory is a band of rows 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slidelens.nn.tape import Band
     from slidelens.nn.windows import Rect
 
-__all__ = ["ALL", "STEM_TILE", "Modules", "finish", "fits_whole", "read_slide"]
+__all__ = ["ALL", "STEM_TILE", "Modules", "fits_whole", "read_slide"]
 
 ALL = 1 << 30
 """Side of a tile that takes any image in one piece."""
@@ -33,8 +33,6 @@ STEM_TILE = 1024
 """Px of the image that the stem sees at once where the modules see all of it: its output at full
 resolution is four times what it hands on."""
 _MOST_VALUES = 2**31
-
-T = TypeVar("T")
 
 
 class Modules(Protocol):
@@ -128,16 +126,6 @@ def fits_whole(network: Modules, relay: Relay, free: int) -> bool:
         peak, most = max(peak, held + made.bytes_output // 2), max(most, largest)
         made = trunk.plan(size[0], size[1], channels=channels)
     return most < _MOST_VALUES and peak + 3 * height * width < free
-
-
-def finish(steps: Generator[float, None, T]) -> T:
-    """Take all steps of a generator, such as :func:`read_slide`; return what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            found: T = stop.value
-            return found
 
 
 def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[Reading]]:

@@ -15,6 +15,7 @@ import torch
 from slidelens.errors import StreamingError
 from slidelens.nn.noise import PositionNoise
 from slidelens.nn.windows import Rect
+from slidelens.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -156,13 +157,10 @@ def _forward(
 ) -> Generator[SaliencyPart, None, Tensor]:
     """Compute the trunk's output, with a part without rows after each tile."""
     nothing = torch.zeros((0, 0), device=tape.source.device)
-    forward = tape.iter_forward(tensors)
-    while True:
-        try:
-            yield SaliencyPart(sample, done + next(forward), steps, 0, nothing)
-        except StopIteration as stop:
-            output: Tensor = stop.value
-            return output
+    forward = Steps(tape.iter_forward(tensors))
+    for tiles in forward:
+        yield SaliencyPart(sample, done + tiles, steps, 0, nothing)
+    return forward.result
 
 
 def image_sd(source: Source) -> float:

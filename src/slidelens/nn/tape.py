@@ -14,6 +14,7 @@ from slidelens.nn.repeats import Repeats
 from slidelens.nn.seam import Seams, Strips
 from slidelens.nn.walk import Walk, frames
 from slidelens.nn.windows import Rect, crop, joined
+from slidelens.steps import finish
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -126,13 +127,7 @@ class Tape:
 
     def forward(self, tensors: Tensors) -> Tensor:
         """Compute the trunk's output with the weights and buffers ``tensors``."""
-        steps = self.iter_forward(tensors)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                output: Tensor = stop.value
-                return output
+        return finish(self.iter_forward(tensors))
 
     def iter_forward(self, tensors: Tensors) -> Generator[int, None, Tensor]:
         """Do what `forward` does; yield the number of tiles done after each, return the output."""
