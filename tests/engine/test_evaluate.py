@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from sklearn import metrics as oracle
 
-from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate, parse_rule
+from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate
 from slidelens.engine.evaluation_tables import Table
-from slidelens.engine.measure import Resampling, Rule
+from slidelens.engine.measure import Resampling
+from slidelens.engine.operating_point import Rule, parse_rule
 from slidelens.engine.plots import table_picture
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError

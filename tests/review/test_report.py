@@ -16,7 +16,7 @@ from slidelens.engine.evaluate import (
     evaluate,
     named_ignored,
 )
-from slidelens.engine.measure import Rule
+from slidelens.engine.operating_point import Rule
 from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
 from slidelens.review.report import ReportOptions, write_report

@@ -68,9 +68,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare saved results with labels: AUC with interval, DeLong test, every error, ROC."""
-    from slidelens.engine.evaluate import EvaluationOptions, parse_rule
+    from slidelens.engine.evaluate import EvaluationOptions
     from slidelens.engine.evaluate import evaluate as run
     from slidelens.engine.measure import Resampling
+    from slidelens.engine.operating_point import parse_rule
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.store import STORE_FILE, ReviewStore
     from slidelens.review.tally import earlier_notes

@@ -40,13 +40,12 @@ from slidelens.engine.labels import read_labels
 from slidelens.engine.last_run import named_warnings
 from slidelens.engine.measure import (
     RESAMPLING,
-    STORED,
     Measured,
     Resampling,
-    Rule,
     by_patient,
     measure,
 )
+from slidelens.engine.operating_point import STORED, Rule, parse_rule
 from slidelens.engine.scores import join, read_scores
 from slidelens.engine.tile_metrics import measure_tiles, read_annotated
 from slidelens.errors import ResultError
@@ -63,7 +62,6 @@ __all__ = [
     "Evaluation",
     "EvaluationOptions",
     "evaluate",
-    "parse_rule",
 ]
 
 FILES = (
@@ -217,33 +215,6 @@ def _tile_figures(tiles: Mapping[str, Any] | None) -> list[tuple[str, Mapping[st
         return []
     of_class = tiles.get("per_class")
     return [("", tiles)] if of_class is None else [(f" of {k}", v) for k, v in of_class.items()]
-
-
-def parse_rule(text: str) -> Rule:
-    """Read an operating point: ``stored``, ``max-accuracy``, ``sensitivity=S`` or a threshold.
-
-    Raises
-    ------
-    ValueError
-        Anything else.
-    """
-    if text == "stored":
-        return Rule("stored")
-    if text == "max-accuracy":
-        return Rule("max-accuracy")
-    name, equals, number = text.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = float("nan")
-    if not equals and 0 <= value <= 1:
-        return Rule("given", value)
-    if name == "sensitivity" and 0 < value <= 1:
-        return Rule("sensitivity", value)
-    raise ValueError(
-        f"operating point {text!r}: expected stored, max-accuracy, sensitivity=S or a threshold, "
-        "S and the threshold in 0..1"
-    )
 
 
 def _rule(options: EvaluationOptions) -> Rule:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,40 +20,27 @@ from slidelens.engine.intervals import (
     percentile_interval,
     wilson,
 )
-from slidelens.errors import LabelError
+from slidelens.engine.operating_point import call
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.metrics import Calibration, OperatingPoint
+    from slidelens.engine.operating_point import Rule
     from slidelens.engine.scores import Cases
 
 __all__ = [
     "FPR",
     "RESAMPLING",
-    "STORED",
-    "Calls",
     "Measured",
     "Resampling",
-    "Rule",
     "by_patient",
-    "call",
     "measure",
 ]
 
 FPR = np.linspace(0.0, 1.0, 201)
 """False positive rates at which ROC curves are averaged and their band is drawn."""
 
-RuleKind = Literal["stored", "given", "max-accuracy", "sensitivity"]
-
-_SENTENCE = {
-    "model": "stored with the model, which chose it on its tuning split",
-    "default": "0.5, because no threshold is stored with the model",
-    "given": "given by the user",
-    "max-accuracy": "maximum accuracy on the evaluated slides, which makes accuracy optimistic",
-    "sensitivity": "sensitivity of at least {value:g} on the evaluated slides, chosen on them",
-    "argmax": "no threshold: the most probable class",
-}
 _NO_CASE = "a class has no case"
 _FEW = "a class is of one patient or slide, or fewer than half of the resamples hold every class"
 _WHY = {
@@ -72,20 +59,6 @@ _WHY = {
 _CLUSTERED = "resamples of patients have no spread: the share is 0 or 1, or all are one patient's"
 
 
-class Rule(NamedTuple):
-    """How the operating point is chosen; ``value`` is the threshold given, or the sensitivity."""
-
-    kind: RuleKind = "stored"
-    value: float | None = None
-
-    @property
-    def told(self) -> str:
-        """As a person writes it."""
-        if self.value is None:
-            return self.kind
-        return f"{self.value:g}" if self.kind == "given" else f"{self.kind}={self.value:g}"
-
-
 class Resampling(NamedTuple):
     """How intervals are made: number of bootstrap resamples, seed, confidence level."""
 
@@ -94,27 +67,6 @@ class Resampling(NamedTuple):
     level: float = 0.95
 
 
-class Calls(NamedTuple):
-    """What a model calls its cases at an operating point.
-
-    Attributes
-    ----------
-    predictions
-        ``(n,)`` class indices.
-    threshold
-        Least score of the positive class that is called positive; ``None`` for more than two
-        classes, of which the most probable one counts.
-    source, rule
-        Where the threshold comes from, as a word and as a sentence.
-    """
-
-    predictions: NDArray[np.int64]
-    threshold: float | None
-    source: str
-    rule: str
-
-
-STORED = Rule()
 RESAMPLING = Resampling()
 
 
@@ -179,26 +131,6 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     figures["accuracy_ci"] = _share_interval(cases, right, every, resampling)
     figures["rates_interval"] = "bootstrap" if cases.clustered else "Wilson"
     return Measured(_told(figures), predictions, calibration=quality, **curves)
-
-
-def call(cases: Cases, rule: Rule) -> Calls:
-    """Call every case positive or negative, or by its most probable class.
-
-    Raises
-    ------
-    LabelError
-        A rule that these cases cannot satisfy.
-    """
-    if len(cases.scored.classes) != 2:
-        if rule.kind != "stored":
-            raise LabelError(
-                f"operating point {rule.told!r}: a threshold needs two classes, and these models "
-                f"have {len(cases.scored.classes)}; the most probable class counts."
-            )
-        return Calls(cases.probabilities.argmax(1), None, "argmax", _SENTENCE["argmax"])
-    threshold, source = _threshold(cases, rule)
-    called = (cases.probabilities[:, 1] >= threshold).astype(np.int64)
-    return Calls(called, threshold, source, _SENTENCE[source].format(value=rule.value))
 
 
 def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
@@ -322,20 +254,6 @@ def _ranking(
     if enough(drawn.tpr.sum(1)):
         band = np.quantile(drawn.tpr[~np.isnan(drawn.tpr).any(1)], bounds, axis=0)
     return {"figures": figures, "roc": roc, "band": band}
-
-
-def _threshold(cases: Cases, rule: Rule) -> tuple[float, str]:
-    positive, scores = cases.labels == 1, cases.probabilities[:, 1]
-    if rule.kind == "given" and rule.value is not None:
-        return rule.value, "given"
-    if rule.kind == "max-accuracy":
-        return metrics.threshold_of_max_accuracy(positive, scores), "max-accuracy"
-    if rule.kind == "sensitivity" and rule.value is not None:
-        if not positive.any():
-            raise LabelError("no positive slide: a threshold cannot be chosen by sensitivity.")
-        return metrics.threshold_at_sensitivity(positive, scores, rule.value), "sensitivity"
-    stored = cases.scored.threshold
-    return (0.5, "default") if stored is None else (stored, "model")
 
 
 def _points(cases: Cases) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from slidelens.engine.evaluation_warnings import (
     threshold_warnings,
 )
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
-from slidelens.engine.measure import Measured, Resampling, Rule, measure
+from slidelens.engine.measure import Measured, Resampling, measure
 from slidelens.engine.slide_folder import find_slides
 from slidelens.engine.tile_metrics import read_annotated
 from slidelens.errors import LabelError, ResultError
@@ -40,6 +40,7 @@ from slidelens.review.wording import said_once
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from slidelens.engine.operating_point import Rule
     from slidelens.review.errors import NearMiss
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.tiling.annotations import Annotation
@@ -214,7 +215,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
     SlideLensError
         A review store, taxonomy, package or folder that cannot be used.
     """
-    rules = _rules(saved, options.rules)
+    rules = saved.rules(options.rules)
     store = ReviewStore(saved.folder / STORE_FILE, read_only=True)
     taxonomy = read_taxonomy(saved.folder)
     everyone = store.reviewers()
@@ -254,12 +255,6 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
     content.notes += said_once(_notes(saved, content), saved.models)
     _annotate(saved, content)
     return content
-
-
-def _rules(saved: SavedEvaluation, rules: Rule | Mapping[str, Rule] | None) -> dict[str, Rule]:
-    if rules is None or isinstance(rules, Rule):
-        return dict.fromkeys(saved.models, rules or saved.rule)
-    return {name: rules.get(name, saved.rule) for name in saved.models}
 
 
 def _measure(saved: SavedEvaluation, rules: Mapping[str, Rule]) -> dict[str, Measured]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from slidelens.engine.evaluate import parse_rule
 from slidelens.engine.evaluation_tables import find_errors
-from slidelens.engine.measure import Calls, Rule, call
+from slidelens.engine.operating_point import Calls, Rule, call, parse_rule
 from slidelens.review.evaluation import SavedEvaluation, read_evaluation
 from slidelens.review.store import CaseKey, Kind
 
@@ -223,7 +222,8 @@ def choose_rules(texts: Sequence[str], models: Sequence[str]) -> dict[str, Rule]
     Raises
     ------
     ValueError
-        A rule that is none (see :func:`slidelens.engine.evaluate.parse_rule`), or an unknown model.
+        A rule that is none (see :func:`~slidelens.engine.operating_point.parse_rule`), or an
+        unknown model.
     """
     if not texts:
         return None
@@ -264,9 +264,8 @@ def _read(evaluation: str | Path | SavedEvaluation) -> SavedEvaluation:
 
 
 def _calls(saved: SavedEvaluation, rules: Rule | Mapping[str, Rule] | None) -> dict[str, Calls]:
-    if rules is None or isinstance(rules, Rule):
-        rules = dict.fromkeys(saved.models, rules or saved.rule)
-    return {name: call(one, rules.get(name, saved.rule)) for name, one in saved.cases.items()}
+    rule_of = saved.rules(rules)
+    return {name: call(one, rule_of[name]) for name, one in saved.cases.items()}
 
 
 def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, list[_Said]]:

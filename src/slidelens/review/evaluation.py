@@ -13,7 +13,7 @@ import numpy as np
 from slidelens.engine.evaluate import FILES
 from slidelens.engine.evaluation_memory import numbered
 from slidelens.engine.labels import LabelledSlide
-from slidelens.engine.measure import Rule, RuleKind
+from slidelens.engine.operating_point import Rule, RuleKind
 from slidelens.engine.scores import Cases, Scored
 from slidelens.errors import ResultError
 from slidelens.review.store import STORE_FILE
@@ -90,6 +90,12 @@ class SavedEvaluation:
         known = self.record.get("weights", {})
         times = {name: known.get(name, {}).get("since") for name in self.models}
         return {name: str(time) for name, time in times.items() if time}
+
+    def rules(self, given: Rule | Mapping[str, Rule] | None) -> dict[str, Rule]:
+        """Return each model's operating point: one for all, its own, or the evaluation's."""
+        if given is None or isinstance(given, Rule):
+            return dict.fromkeys(self.models, given or self.rule)
+        return {name: given.get(name, self.rule) for name in self.models}
 
     @property
     def labels_table(self) -> Path:
