@@ -10,7 +10,6 @@ import torch
 
 from slidelens.engine.loader import SlideView, suited_batch
 from slidelens.errors import MissingMppError, SlideError
-from slidelens.families.training import take
 from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.grid import GridSpec
@@ -56,7 +55,7 @@ def test_stored_neighbours_are_read_as_one_box_and_no_others(monkeypatch, mpp, s
         monkeypatch.setattr(
             slide, "read", lambda box, mpp=None: read.append(box) or original(box, mpp)
         )
-        (batch,) = view.batches(take(grid, order), 1000)
+        (batch,) = view.batches(grid.take(order), 1000)
         if mpp == 0.5 and not stain:
             assert len(read) < len(order) / 2
         else:  # what resampling and normalising hold would grow with the box

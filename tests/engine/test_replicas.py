@@ -21,7 +21,7 @@ from slidelens.engine.package import load_model, save_model
 from slidelens.families.base import FamilyConfig, Model
 from slidelens.families.mil_tiles import MilTiles
 from slidelens.families.multistage_train import MultistageTask
-from slidelens.families.slide_image import SlideImages
+from slidelens.families.slide_training import SlideImages
 from slidelens.families.streaming_train import StreamingTask
 from slidelens.families.training import Outcome, Sample, Stage, TrainConfig, TrainTask, Work
 from train_cohort import annotate, make_cohort, request

@@ -23,8 +23,8 @@ from slidelens.families.local_train import LocalStage, LocalTask, LocalTraining
 from slidelens.families.slide_image import SlideImage
 from slidelens.families.training import Sample, Work
 from slidelens.geometry import Box
-from slidelens.nn.local_stream import finish
 from slidelens.slide.array import from_array
+from slidelens.steps import finish
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import make_cohort
 

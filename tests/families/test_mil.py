@@ -13,7 +13,7 @@ from slidelens.errors import SlideError
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import FAMILY, MilConfig
 from slidelens.families.mil_train import MilTask, MilTraining
-from slidelens.families.training import Sample, Stage, balanced_order, take
+from slidelens.families.training import Sample, Stage, balanced_order
 from slidelens.nn.mil import BagOutput, slide_loss, soft_maximum
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
@@ -256,7 +256,7 @@ def test_balanced_order_repeats_the_rare_and_leaves_out_none():
 
 def test_take_gives_the_tiles_asked_for():
     grid = _view(_slide(0)).grid(_grid())
-    some = take(grid, [5, 2])
+    some = grid.take([5, 2])
     assert some.boxes.tolist() == grid.boxes[[5, 2]].tolist()
     assert some.index.tolist() == [[2, 1], [2, 0]]
     assert len(some) == 2

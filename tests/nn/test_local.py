@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features
 from slidelens.nn.frozen import FrozenNorm, freeze_norms
-from slidelens.nn.local import LocalNetwork, module_shapes
-from slidelens.nn.local_cuts import balanced_cuts, blocks_of, cut_points, measure
+from slidelens.nn.local import LocalNetwork
+from slidelens.nn.local_cuts import balanced_cuts, blocks_of, cut_points, measure, module_shapes
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, patch_starts
 from slidelens.nn.local_stream import fits_whole, read_slide
 from slidelens.nn.pieces import whole_windows

@@ -22,8 +22,7 @@ from slidelens.engine.fields import validated
 from slidelens.engine.provenance import fingerprint
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
-from slidelens.families.base import Bag, ConfigT
-from slidelens.families.training import bag_fields
+from slidelens.families.base import Bag, ConfigT, bag_fields
 from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 

@@ -17,7 +17,6 @@ from slidelens.engine.detail import check_detail
 from slidelens.engine.loader import SlideView
 from slidelens.errors import LabelError
 from slidelens.families.base import Batch
-from slidelens.families.training import take
 from slidelens.slide.open import open_slide
 from slidelens.tiling.annotations import Annotations, read_annotations
 from slidelens.tiling.tissue import TissueSettings
@@ -257,7 +256,7 @@ class _TrainView(SlideView):
             yield Batch(grid.boxes[start : start + batch_size], images.permute(0, 3, 1, 2))
 
     def _fill(self, kept: _Kept, rows: NDArray[np.int64], batch_size: int) -> None:
-        missing = take(kept.grid, rows)
+        missing = kept.grid.take(rows)
         seen = 0
         for batch in super().batches(missing, batch_size):
             some = rows[seen : seen + len(batch.boxes)]

@@ -7,8 +7,9 @@ A family never opens a slide, writes a file or drives a loop. It *pulls* from a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from slidelens.maps.trajectory import Trajectory
@@ -16,7 +17,6 @@ from slidelens.maps.trajectory import Trajectory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import nn
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.tissue import TissueMask
 
 __all__ = [
+    "BAG_FIELDS",
     "Bag",
     "Batch",
     "Event",
@@ -38,9 +39,13 @@ __all__ = [
     "SlideScore",
     "Trajectory",
     "View",
+    "bag_fields",
 ]
 
 MapKind = Literal["probability", "attention", "saliency", "labels"]
+
+BAG_FIELDS: Final = ("tile", "overlap", "mpp", "orientations", "stain_normalization")
+"""Fields of a configuration that a bag's facts state too: how the tiles were read."""
 
 
 class FamilyConfig(BaseModel):
@@ -117,6 +122,11 @@ class Patch:
     boxes: NDArray[np.float64]
     values: NDArray[np.float32]
 
+    @classmethod
+    def empty(cls, map: str, channels: int) -> Patch:  # noqa: A002  # the field's name
+        """Return the patch without boxes of a map with so many channels."""
+        return cls(map, np.empty((0, 4)), np.empty((0, channels), np.float32))
+
 
 @dataclass(frozen=True, slots=True)
 class SlideScore:
@@ -143,6 +153,12 @@ class Bag:
     boxes: NDArray[np.float64]
     vectors: NDArray[np.float16] | NDArray[np.float32]
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
+    """Return those of :data:`BAG_FIELDS` that a bag's ``facts`` state: numbers, and a name."""
+    stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
+    return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
 
 
 Event = Patch | Bag | Trajectory | SlideScore

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from itertools import accumulate, groupby, pairwise
 from math import ceil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
-from zlib import crc32
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from pydantic import Field
 
 from slidelens.errors import ModelError
 from slidelens.families.local import LocalConfig, frame_of, network_of, relay_of, set_tile
-from slidelens.families.slide_image import SlideImages
+from slidelens.families.slide_training import SlideImages, SlideTraining
 from slidelens.families.training import (
     Outcome,
     Stage,
@@ -26,12 +24,12 @@ from slidelens.families.training import (
     TrainTask,
     Work,
     balanced_order,
+    slide_key,
     stages_of_length,
 )
 from slidelens.nn.backbones import load_weights
 from slidelens.nn.local_heads import AttentionHead
-from slidelens.nn.precision import halved
-from slidelens.nn.slide_augment import SlideAugment
+from slidelens.nn.precision import stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalStage", "LocalTask", "LocalTraining"]
 
-_MANY = 1 << 20
-"""More than the passes of any epoch, so that each draws its own order."""
 _WARM_WINDOWS = 1024
 """Windows of a slide, evenly spaced, from which a head learns alone: about a megabyte."""
 
@@ -56,7 +52,7 @@ class LocalStage(Stage):
     )
 
 
-class LocalTraining(TrainConfig):
+class LocalTraining(SlideTraining):
     """How a locally supervised model learns. The default preset is ours, for tens of slides."""
 
     stages: tuple[LocalStage, ...] = Field(min_length=1, description="the schedule")
@@ -76,15 +72,6 @@ class LocalTraining(TrainConfig):
     train_tile: int = Field(
         0, ge=0, description="stream each module's step by tiles of so many px; 0: maps are whole"
     )
-    rotation: Literal["none", "quarter", "free"] = Field(
-        "quarter", description="random rotation of slides: quarter turns, or any angle"
-    )
-    elastic: float = Field(
-        0.0, ge=0, le=20, description="px by which elastic deformation moves a pixel (std)"
-    )
-    flips: bool = Field(True, description="random mirroring of slides")
-    stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
-    colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {
@@ -187,9 +174,7 @@ class LocalTask(TrainTask[LocalConfig]):
     ) -> None:
         super().__init__(model, network, data, config, seed)
         assert isinstance(config, LocalTraining)
-        self.augment = SlideAugment(
-            config.rotation, config.flips, config.stain, config.colour, config.elastic
-        )
+        self.augment = config.augment()
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._means: dict[str, list[torch.Tensor]] = {}
         """What each head sees of a slide, in a stage that trains the heads. It follows from the
@@ -204,11 +189,7 @@ class LocalTask(TrainTask[LocalConfig]):
             head.start_undecided()
         if weights == "none":
             return {"backbone_weights": "random"}
-        report = load_weights(network_of(model).features, weights)
-        return {
-            "backbone_weights": Path(report.source).name,
-            "ignored_tensors": list(report.ignored),
-        }
+        return load_weights(network_of(model).features, weights).card
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
         """Return the parameters of the modules that learn, their heads and decoders at head_lr."""
@@ -235,12 +216,12 @@ class LocalTask(TrainTask[LocalConfig]):
         warms = self._warms(stage)
         if warms:
             for sample in self.data.train:
-                yield Work("scan", (sample.slide_id,), (sample.label,))
+                yield Work.of("scan", [sample])
         for turn in range(self.config.warm_passes if warms else 1):
-            drawn = epoch * _MANY + turn if warms else epoch
-            for number, i in enumerate(balanced_order(self.data.train, self.seed, drawn)):
+            order = balanced_order(self.data.train, self.seed, epoch, turn if warms else None)
+            for number, i in enumerate(order):
                 sample = self.data.train[i]
-                yield Work("train", (sample.slide_id,), (sample.label,), number)
+                yield Work.of("train", [sample], number)
 
     def length(self, stage: Stage) -> int:
         """Return the number of steps in an epoch."""
@@ -287,7 +268,7 @@ class LocalTask(TrainTask[LocalConfig]):
     def _augmented(self, slide_id: str, label: int, epoch: int, number: int) -> Relay:
         """Return a training slide at the start of its way, as this epoch augments it."""
         image = self._images[slide_id]
-        key = (self.seed, epoch, crc32(slide_id.encode()), number)
+        key = (self.seed, epoch, slide_key(slide_id), number)
         turned, blocks = self.augment(image, image.frame.blocks, key, self.model.config.size)
         return relay_of(self.model, turned, blocks, label)
 
@@ -299,9 +280,7 @@ class LocalTask(TrainTask[LocalConfig]):
             relay.tile = self.config.train_tile
             with torch.no_grad():
                 means: Any = self.network(relay, means=True)
-            # Made in a scan, they would be inference tensors, of which no gradient can be taken.
-            with torch.inference_mode(False):
-                self._means[slide_id] = [halved(_spaced(m)).cpu().clone() for m in means]
+            self._means[slide_id] = [stored(_spaced(m)) for m in means]
         return self._means[slide_id]
 
     def _warm(

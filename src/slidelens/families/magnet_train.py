@@ -11,7 +11,6 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from slidelens.families.training import (
     Work,
     balanced_order,
     processes,
+    slide_key,
 )
 from slidelens.nn.backbones import Features, freeze_norm_statistics, load_weights
 from slidelens.nn.judge import WindowClassifier, most_suspicious
@@ -149,9 +149,8 @@ class MagNetTask(TrainTask[MagNetConfig]):
         samples = [self.data.train[i] for i in order]
         for start in range(0, len(samples), size):
             batch, next_start = samples[start : start + size], start + size * processes()
-            slides, labels = (tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
             coming = tuple(s.slide_id for s in samples[next_start : next_start + size])
-            yield Work("train", slides, labels, coming)
+            yield Work.of("train", batch, coming)
 
     def length(self, stage: Stage) -> int:  # noqa: ARG002
         """Return the number of batches in an epoch."""
@@ -165,7 +164,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             verdict = seen.logits[:, -1].float()
             probabilities = tuple(class_probabilities(verdict)[0].tolist())
             return Outcome(tuple(slide_loss(verdict, labels).tolist()), (probabilities,))
-        numbers = [crc32(slide_id.encode()) for slide_id in work.slides]
+        numbers = [slide_key(slide_id) for slide_id in work.slides]
         random = np.random.default_rng([self.seed, epoch, *numbers])
         ways = random.integers(0, 8 if self.config.flips else 1, len(work.slides)).tolist()
         keys = [(self.seed, epoch, number) for number in numbers]
@@ -317,7 +316,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         features = _network(self.model).judge.features
         training = features.training
         features.eval()
-        number = crc32(slide_id.encode())
+        number = slide_key(slide_id)
         random = np.random.default_rng([self.seed, number])
         way = int(random.integers(0, 8 if self.config.flips else 1))
         sight = Sight([slide_id], [way], [(self.seed, number)], random)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import (
+    BAG_FIELDS,
     Bag,
     Event,
     Family,
@@ -35,7 +36,6 @@ from slidelens.families.mil_heads import (
     attention_channels,
     build_network,
 )
-from slidelens.families.training import BAG_FIELDS
 from slidelens.nn.backbones import Features
 from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
 from slidelens.nn.mil import MilNetwork, class_probabilities, encoded

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from slidelens.errors import SlideError
+from slidelens.families.base import BAG_FIELDS, bag_fields
 from slidelens.families.mil import (
     backbone_sha256,
     grid_spec,
@@ -23,15 +24,8 @@ from slidelens.families.mil import (
     no_tiles,
     wrong_length,
 )
-from slidelens.families.mil_tiles import MilTiles, evaluating, slide_key
-from slidelens.families.training import (
-    BAG_FIELDS,
-    Encoding,
-    Outcome,
-    Work,
-    bag_fields,
-    balanced_order,
-)
+from slidelens.families.mil_tiles import MilTiles, evaluating
+from slidelens.families.training import Encoding, Outcome, Work, balanced_order, slide_key
 from slidelens.nn.mil import class_probabilities, slide_loss
 
 if TYPE_CHECKING:
@@ -84,7 +78,7 @@ class BagSteps:
         order = balanced_order(self.train, self.seed, epoch)
         for start in range(0, len(order), self.config.train_batch):
             batch = [self.train[i] for i in order[start : start + self.config.train_batch]]
-            yield Work("train", tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
+            yield Work.of("train", batch)
 
     def length(self, stage: Stage) -> int:  # noqa: ARG002  # reason: the same in all stages
         """Return the number of batches in an epoch."""

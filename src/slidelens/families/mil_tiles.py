@@ -5,10 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from slidelens.families.mil import grid_spec
-from slidelens.families.training import take
 from slidelens.nn.backbones import freeze_norm_statistics
 from slidelens.nn.pixels import normalize
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from slidelens.nn.mil import BagOutput
     from slidelens.tiling.grid import Grid
 
-__all__ = ["MilTiles", "evaluating", "slide_key"]
+__all__ = ["MilTiles", "evaluating"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class MilTiles:
         """
         grid = self.grid(slide_id)
         wanted = range(len(grid)) if rows is None else rows
-        part = grid if rows is None else take(grid, rows)
+        part = grid if rows is None else grid.take(rows)
         seen = 0
         for batch in self.data.view(slide_id).batches(part, self.model.config.batch_size):
             images = batch.images
@@ -88,11 +86,6 @@ class MilTiles:
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise tiles as the backbone takes them."""
         return normalize(images, self.model.mean, self.model.std)
-
-
-def slide_key(slide_id: str) -> int:
-    """Return the number that stands for a slide in the key of a random choice."""
-    return crc32(slide_id.encode())
 
 
 @contextmanager

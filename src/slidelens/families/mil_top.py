@@ -13,8 +13,8 @@ import torch
 
 from slidelens.errors import SlideError
 from slidelens.families.mil import network_of, no_tiles
-from slidelens.families.mil_tiles import MilTiles, evaluating, slide_key
-from slidelens.families.training import Outcome, Work, balanced_order
+from slidelens.families.mil_tiles import MilTiles, evaluating
+from slidelens.families.training import Outcome, Work, balanced_order, slide_key
 from slidelens.nn.mil import class_probabilities, slide_loss, soft_maximum
 from slidelens.nn.precision import halved
 
@@ -34,8 +34,6 @@ _WARM_TILES = 256
 """Tiles per slide whose feature vectors are kept, evenly spaced over its grid."""
 _SHARPEST = 10.0
 """The soft maximum's sharpness goes from 1 to this."""
-_MANY = 1 << 20
-"""More than the steps of any epoch, so that each step draws its own order."""
 
 
 class TopSteps:
@@ -71,7 +69,7 @@ class TopSteps:
         if not warm:
             self._vectors = {}
         for sample in self.train:
-            yield Work("scan", (sample.slide_id,), (sample.label,), 0.0 if warm else None)
+            yield Work.of("scan", [sample], 0.0 if warm else None)
         if warm:
             yield from self._warm_works(epoch)
             return
@@ -126,14 +124,12 @@ class TopSteps:
     def _warm_works(self, epoch: int) -> Iterator[Work]:
         """Yield the steps on feature vectors; ``detail`` is the sharpness of their pooling."""
         for number in range(self.config.warm_steps):
-            order = balanced_order(self.train, self.seed, epoch * _MANY + number)
+            order = balanced_order(self.train, self.seed, epoch, number)
             part = number / max(self.config.warm_steps - 1, 1)
             yield self._batch(order[:_WARM_SLIDES], _SHARPEST**part)
 
     def _batch(self, order: NDArray[np.int64], detail: float | None) -> Work:
-        batch = [self.train[i] for i in order]
-        slides, labels = (tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
-        return Work("train", slides, labels, detail)
+        return Work.of("train", [self.train[i] for i in order], detail)
 
     def _vectors_of(self, slide_id: str) -> torch.Tensor:
         """Return ``(tiles, dim)`` feature vectors of a slide's tiles, at most 256 of them."""

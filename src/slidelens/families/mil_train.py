@@ -7,7 +7,6 @@ Top-1 and top-k find each slide's top tiles and learn from these
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -185,11 +184,7 @@ class MilTask(TrainTask[MilConfig]):
             model.mean, model.std = facts.mean, facts.std
         if weights == "none":
             return {"backbone_weights": "random"}
-        report = load_encoder(network.features, model.config.backbone, weights)
-        return {
-            "backbone_weights": Path(report.source).name,
-            "ignored_tensors": list(report.ignored),
-        }
+        return load_encoder(network.features, model.config.backbone, weights).card
 
     @classmethod
     def inherit(cls, model: Model[MilConfig], base: Model[MilConfig]) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from itertools import dropwhile, groupby
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -24,13 +22,13 @@ from slidelens.families.multistage import (
     picture_logits,
 )
 from slidelens.families.multistage_schedule import MapStage, MultistageTraining
-from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, take
+from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, slide_key
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.backbones import load_weights
-from slidelens.nn.multistage import MultiStage, backward_by_parts, turned
+from slidelens.nn.multistage import MultiStage, backward_by_parts, turned, turned_map
 from slidelens.nn.patch_augment import PatchAugment
 from slidelens.nn.pixels import normalize
-from slidelens.nn.precision import halved
+from slidelens.nn.precision import stored
 from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
 
 if TYPE_CHECKING:
@@ -107,11 +105,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             if method == "imagenet":
                 raise ModelError("method imagenet needs ImageNet weights, not --weights none.")
             return {"backbone_weights": "random"}
-        report = load_weights(_module(model).features, weights)
-        return {
-            "backbone_weights": Path(report.source).name,
-            "ignored_tensors": list(report.ignored),
-        }
+        return load_weights(_module(model).features, weights).card
 
     @classmethod
     def inherit(cls, model: Model[MultistageConfig], base: Model[MultistageConfig]) -> None:
@@ -153,11 +147,11 @@ class MultistageTask(TrainTask[MultistageConfig]):
             return
         if self._keeps_vectors(stage):
             for sample in self.data.train:
-                yield Work("scan", (sample.slide_id,), (sample.label,))
+                yield Work.of("scan", [sample])
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data.train))
         for start in range(0, len(order), self.config.map_batch):
             batch = [self.data.train[i] for i in order[start : start + self.config.map_batch]]
-            yield Work("train", tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
+            yield Work.of("train", batch)
 
     def length(self, stage: Stage) -> int:
         """Return the number of scans and batches in an epoch."""
@@ -250,7 +244,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         images = []
         picked = zip(work.slides, work.detail, strict=True)
         for slide_id, group in groupby(picked, key=lambda pick: pick[0]):
-            grid = take(self._patches_of(slide_id).grid, [row for _, row in group])
+            grid = self._patches_of(slide_id).grid.take([row for _, row in group])
             images += list(self._images(slide_id, grid, epoch, len(grid)))
         logits = self.network(torch.cat(images), "classify")[:, 0].float()
         labels = torch.tensor(work.labels, dtype=torch.float32, device=logits.device)
@@ -260,7 +254,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         self, slide_id: str, grid: Grid, epoch: int | None, batch_size: int
     ) -> Iterator[torch.Tensor]:
         """Yield the patches of a grid, normalised; ``epoch`` None does not augment them."""
-        seen, name = 0, crc32(slide_id.encode())
+        seen, name = 0, slide_key(slide_id)
         for batch in self.data.view(slide_id).batches(grid, batch_size):
             images = batch.images
             if epoch is not None:
@@ -284,10 +278,8 @@ class MultistageTask(TrainTask[MultistageConfig]):
         if key not in self._vectors:
             with torch.no_grad():
                 parts = list(self._vectors_of(slide_id, variant or None))
-            # On the host: those of all slides may be more than a GPU holds. Made in a scan, they
-            # would be inference tensors, of which no gradient can be taken.
-            with torch.inference_mode(False):
-                self._vectors[key] = halved(torch.cat(parts)).cpu().clone()
+            # On the host: those of all slides may be more than a GPU holds.
+            self._vectors[key] = stored(torch.cat(parts))
         return self._vectors[key]
 
     def _network_input(self, slide_id: str, variant: int) -> torch.Tensor:
@@ -342,7 +334,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         """Draw one of the eight orientations of a slide's map."""
         if not self.config.flips:
             return 0
-        key = [self.seed, epoch, crc32(slide_id.encode())]
+        key = [self.seed, epoch, slide_key(slide_id)]
         return int(np.random.default_rng(key).integers(8))
 
     def _map_loss(self, slide_id: str, vectors: torch.Tensor, way: int) -> torch.Tensor:
@@ -353,12 +345,12 @@ class MultistageTask(TrainTask[MultistageConfig]):
         """Segment the reduced picture in some orientation, with other colours each epoch."""
 
         def network(picture: torch.Tensor, part: str) -> torch.Tensor:
-            logits = self.network(_turn(picture, way), part)
-            return _turn(logits, way, back=True)
+            logits = self.network(turned_map(picture, way), part)
+            return turned_map(logits, way, back=True)
 
         def prepare(picture: torch.Tensor) -> torch.Tensor:
             if epoch is not None:
-                picture = self.colours(picture, [(self.seed, epoch, crc32(slide_id.encode()))])
+                picture = self.colours(picture, [(self.seed, epoch, slide_key(slide_id))])
             return normalize(picture.to(self.model.device), self.model.mean, self.model.std)
 
         view, grid = self.data.view(slide_id), self._patches_of(slide_id).grid
@@ -395,15 +387,6 @@ class MultistageTask(TrainTask[MultistageConfig]):
 def _learns_vectors(stage: MapStage) -> bool:
     """Say whether what makes the vectors learns in a stage."""
     return stage.on == "patches" or stage.trains == "all"
-
-
-def _turn(planes: torch.Tensor, way: int, *, back: bool = False) -> torch.Tensor:
-    """Bring ``(N, C, H, W)`` into one of the eight orientations, or back."""
-    if back and way & 4:
-        planes = planes.transpose(2, 3)
-    axes = [axis for bit, axis in ((1, 3), (2, 2)) if way & bit]
-    planes = planes.flip(axes) if axes else planes
-    return planes.transpose(2, 3) if way & 4 and not back else planes
 
 
 def _module(model: Model[MultistageConfig]) -> MultiStage:

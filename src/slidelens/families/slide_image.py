@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.families.base import View
-    from slidelens.families.training import TrainData
     from slidelens.nn.receptive import ReceptiveField
 
-__all__ = ["Frame", "SlideImage", "SlideImages", "frame_tissue", "tissue_cells"]
+__all__ = ["Frame", "SlideImage", "frame_tissue", "tissue_cells"]
 
 log = logging.getLogger(__name__)
 
@@ -146,44 +145,6 @@ class SlideImage:
         if self._pixels is not None:
             return self._pixels[y : y + h, x : x + w]
         return self._read(self.frame.place.box(x, y, w, h), self.frame.mpp)
-
-
-class SlideImages:
-    """The images of a training's slides; pixels stay in memory as long as there is room.
-
-    Parameters
-    ----------
-    data
-        The slides.
-    frame
-        Which part of a slide is its image.
-    memory
-        Bytes for pixels.
-    """
-
-    def __init__(self, data: TrainData, frame: Callable[[View], Frame], memory: int) -> None:
-        self._data, self._frame, self._left = data, frame, memory
-        self._images: dict[str, SlideImage] = {}
-
-    def __getitem__(self, slide_id: str) -> SlideImage:
-        """Return a slide's image.
-
-        Raises
-        ------
-        SlideError
-            No tissue, or a slide that cannot be read.
-        """
-        if slide_id not in self._images:
-            image = SlideImage(
-                # Not the view: it may be closed when many slides are open, and opened again.
-                lambda box, mpp: self._data.view(slide_id).read(box, mpp),
-                self._frame(self._data.view(slide_id)),
-            )
-            if image.nbytes <= self._left:
-                self._left -= image.nbytes
-                image.load()
-            self._images[slide_id] = image
-        return self._images[slide_id]
 
 
 def frame_tissue(

@@ -7,16 +7,14 @@ accumulated to a step of the optimiser.
 from __future__ import annotations
 
 from math import ceil, sqrt
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from zlib import crc32
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from slidelens.errors import StreamingError
-from slidelens.families.slide_image import SlideImages
+from slidelens.families.slide_training import SlideImages, SlideTraining
 from slidelens.families.streaming import StreamingConfig, frame_of, streaming_of
 from slidelens.families.training import (
     Outcome,
@@ -26,11 +24,11 @@ from slidelens.families.training import (
     Work,
     balanced_order,
     processes,
+    slide_key,
 )
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities, slide_loss
-from slidelens.nn.precision import halved
-from slidelens.nn.slide_augment import SlideAugment
+from slidelens.nn.precision import stored
 from slidelens.nn.slide_classifier import SlideClassifier, split
 from slidelens.tiling.grid import GridSpec
 
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamingStage", "StreamingTask", "StreamingTraining"]
 
-_MANY = 1 << 20
-"""More than the updates of any epoch, so that each draws its own order."""
 _WARM_CELLS = 1024
 """Cells of a slide, evenly spaced, from which the head learns alone: about a megabyte."""
 _SAMPLE_PX, _SAMPLES = 64, 64
@@ -60,22 +56,13 @@ class StreamingStage(Stage):
     freeze: str = Field("", description="last layer that does not learn, such as layer3")
 
 
-class StreamingTraining(TrainConfig):
+class StreamingTraining(SlideTraining):
     """How a streaming model learns. The default preset is ours, for tens to hundreds of slides."""
 
     stages: tuple[StreamingStage, ...] = Field(min_length=1, description="the schedule")
     normalization: Literal["weights", "training"] = Field(
         "weights", description="of pixels: as of the weights to start from, or of the training set"
     )
-    rotation: Literal["none", "quarter", "free"] = Field(
-        "quarter", description="random rotation of slides: quarter turns, or any angle"
-    )
-    elastic: float = Field(
-        0.0, ge=0, le=20, description="px by which elastic deformation moves a pixel (std)"
-    )
-    flips: bool = Field(True, description="random mirroring of slides")
-    stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
-    colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     warm_steps: int = Field(
         50, ge=1, description="updates per epoch of a stage that trains the head alone"
@@ -136,9 +123,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         assert isinstance(config, StreamingTraining)
         # Made here, so that what cannot be streamed is refused before slides are read.
         self._trunk, _ = _network(model).streamed(streaming_of(model))
-        self.augment = SlideAugment(
-            config.rotation, config.flips, config.stain, config.colour, config.elastic
-        )
+        self.augment = config.augment()
         self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
         self._colours: dict[str, NDArray[np.float64]] = {}
         """Training slide to count, sum and sum of squares of its colours, 0 to 1."""
@@ -155,11 +140,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         torch.nn.init.zeros_(network.head.bias)
         if weights == "none":
             return {"backbone_weights": "random"}
-        report = network.load_backbone(weights)
-        return {
-            "backbone_weights": Path(report.source).name,
-            "ignored_tensors": list(report.ignored),
-        }
+        return network.load_backbone(weights).card
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
         """Return the head's parameters, and those of the backbone that are not frozen."""
@@ -192,7 +173,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
             return
         for number, i in enumerate(balanced_order(self.data.train, self.seed, epoch)):
             sample = self.data.train[i]
-            yield Work("train", (sample.slide_id,), (sample.label,), number)
+            yield Work.of("train", [sample], number)
 
     def length(self, stage: Stage) -> int:
         """Return the number of steps in an epoch."""
@@ -235,15 +216,13 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def _warm_works(self, epoch: int) -> Iterator[Work]:
         """Yield a scan of each slide, then shares of all of them, so many as make an update."""
         for sample in self.data.train:
-            yield Work("scan", (sample.slide_id,), (sample.label,))
+            yield Work.of("scan", [sample])
         shares = self._shares
         for number in range(self.config.warm_steps):
-            order = balanced_order(self.data.train, self.seed, epoch * _MANY + number)
+            order = balanced_order(self.data.train, self.seed, epoch, number)
             order = np.resize(order, max(len(order), shares))
             for share in np.array_split(order, shares):
-                batch = [self.data.train[i] for i in share]
-                slides, labels = (tuple(s.slide_id for s in batch), tuple(s.label for s in batch))
-                yield Work("train", slides, labels)
+                yield Work.of("train", [self.data.train[i] for i in share])
 
     def _forward(
         self, slide_id: str, augmented: tuple[int, int] | None, *, vectors: bool = False
@@ -253,7 +232,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         image: LazyImage = whole
         blocks = whole.frame.blocks
         if augmented is not None:
-            key = (self.seed, augmented[0], crc32(slide_id.encode()), augmented[1])
+            key = (self.seed, augmented[0], slide_key(slide_id), augmented[1])
             image, blocks = self.augment(image, blocks, key, self.model.config.size)
         painted = self.model.config.background == "white"
         mask = torch.from_numpy(blocks.copy()) if painted else None
@@ -265,10 +244,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
             with torch.no_grad():
                 cells = self._forward(slide_id, (epoch, 0), vectors=True)
             step = ceil(sqrt(cells[0, 0].numel() / _WARM_CELLS))
-            # Made in a scan, it would be an inference tensor, of which no gradient can be taken.
-            with torch.inference_mode(False):
-                some = cells[:, :, ::step, ::step]
-                self._vectors[slide_id, epoch] = halved(some).cpu().clone()
+            self._vectors[slide_id, epoch] = stored(cells[:, :, ::step, ::step])
         return self._vectors[slide_id, epoch]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:

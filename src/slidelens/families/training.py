@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self
+from zlib import crc32
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import Bag, FamilyConfig, Model, View
     from slidelens.tiling.annotations import Annotations
-    from slidelens.tiling.grid import Grid, GridSpec
+    from slidelens.tiling.grid import GridSpec
 
 __all__ = [
-    "BAG_FIELDS",
     "Encoding",
     "Outcome",
     "Phase",
@@ -43,18 +43,17 @@ __all__ = [
     "TrainData",
     "TrainTask",
     "Work",
-    "bag_fields",
     "balanced_order",
     "processes",
+    "slide_key",
     "stages_of_length",
-    "take",
 ]
 
 Phase = Literal["scan", "train", "tune"]
 """``train`` steps get gradients; ``scan`` (on training slides) and ``tune`` run in eval mode."""
 
-BAG_FIELDS: Final = ("tile", "overlap", "mpp", "orientations", "stain_normalization")
-"""Fields of a configuration that a bag's facts state too: how the tiles were read."""
+_TURNS = 1 << 20
+"""More than the orders that any epoch draws."""
 
 
 class Stage(BaseModel):
@@ -179,12 +178,6 @@ class Encoding:
     place: str | None = None
 
 
-def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
-    """Return those of :data:`BAG_FIELDS` that a bag's ``facts`` state: numbers, and a name."""
-    stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
-    return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
-
-
 class TrainData(Protocol):
     """The slides of a training run, split; the engine makes it."""
 
@@ -229,6 +222,12 @@ class Work:
     slides: tuple[str, ...]
     labels: tuple[int, ...]
     detail: Any = None
+
+    @classmethod
+    def of(cls, phase: Phase, samples: Sequence[Sample], detail: Any = None) -> Work:
+        """Make the work of ``samples``; ``phase`` and ``detail`` as above."""
+        slides, labels = (tuple(s.slide_id for s in samples), tuple(s.label for s in samples))
+        return cls(phase, slides, labels, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +317,7 @@ class TrainTask(ABC, Generic[ConfigT]):
     def evaluation(self) -> Iterator[Work]:
         """Yield one tune work per slide of the tuning split."""
         for sample in self.data.tune:
-            yield Work("tune", (sample.slide_id,), (sample.label,))
+            yield Work.of("tune", [sample])
 
     @abstractmethod
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
@@ -347,24 +346,15 @@ class TrainTask(ABC, Generic[ConfigT]):
         """Take back what :meth:`state` gave."""
 
 
-def take(grid: Grid, rows: Sequence[int] | NDArray[np.int64]) -> Grid:
-    """Return the grid of some of a grid's tiles, by their positions ``(n,)``, in that order."""
-    return replace(
-        grid,
-        boxes=grid.boxes[rows],
-        cores=grid.cores[rows],
-        index=grid.index[rows],
-        tissue=grid.tissue[rows],
-    )
-
-
-def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[np.int64]:
+def balanced_order(
+    samples: Sequence[Sample], seed: int, epoch: int, turn: int | None = None
+) -> NDArray[np.int64]:
     """Return positions ``(n,)`` of ``samples`` in random order, rare classes repeated to be equal.
 
-    The order depends on ``seed`` and ``epoch`` alone. Every sample is drawn at least once (Buda et
-    al. 2018: oversampling to full balance).
+    The order depends on ``seed``, ``epoch`` and, where an epoch draws several, ``turn`` alone.
+    Every sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
     """
-    random = np.random.default_rng([seed, epoch])
+    random = np.random.default_rng([seed, epoch if turn is None else epoch * _TURNS + turn])
     labels = np.array([s.label for s in samples])
     most = int(np.bincount(labels).max())
     drawn = [
@@ -372,6 +362,11 @@ def balanced_order(samples: Sequence[Sample], seed: int, epoch: int) -> NDArray[
         for label in np.unique(labels)
     ]
     return random.permutation(np.concatenate(drawn))
+
+
+def slide_key(slide_id: str) -> int:
+    """Return the number that stands for a slide in the key of a random choice."""
+    return crc32(slide_id.encode())
 
 
 def processes() -> int:

@@ -59,6 +59,11 @@ class LoadReport:
     ignored: tuple[str, ...]
     """Names of the ImageNet classifier's tensors, which a feature extractor does not have."""
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a model's card says of it: no path of the machine that trained."""
+        return {"backbone_weights": Path(self.source).name, "ignored_tensors": list(self.ignored)}
+
 
 class Encoder(nn.Module):
     """A network that turns tiles into feature vectors: ``(N, 3, H, W)`` to ``(N, dim)``."""

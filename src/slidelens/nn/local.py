@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,15 @@ from slidelens.nn.local_cuts import (
     cut_points,
     first_convolution,
     measure,
+    module_shapes,
 )
 from slidelens.nn.local_heads import AttentionHead, Reconstruction, kept
-from slidelens.nn.local_stream import ALL, STEM_TILE, finish, read_slide
+from slidelens.nn.local_stream import ALL, STEM_TILE, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.trace import trace
+from slidelens.steps import finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,56 +43,9 @@ if TYPE_CHECKING:
     from slidelens.nn.local_heads import Reading
     from slidelens.nn.relay import Relay
 
-__all__ = ["LocalNetwork", "ModuleShape", "module_shapes"]
+__all__ = ["LocalNetwork"]
 
-_PATCH_PX = 512
-"""Side of a patch that is reconstructed, in image px of a network with its own strides: the paper's
-128, 64 and 32 cells."""
-_FINE = 8
-"""Up to this stride a head's windows are 9 cells wide, above it 7 (the paper's code)."""
 _INNER = 128
-
-
-class ModuleShape(NamedTuple):
-    """What a module of a network makes."""
-
-    channels: int
-    stride: int
-    """Image px per cell of its map."""
-    window: int
-    """Cells per side of a window of its head."""
-    side: int
-    """Of a patch to reconstruct, in cells."""
-
-    @property
-    def cell(self) -> int:
-        """Image px per side of a window: what the head tells apart."""
-        return self.stride * self.window
-
-
-def module_shapes(
-    backbone: BackboneName, modules: int, stem_stride: int | None = None, least_window: int = 0
-) -> list[ModuleShape]:
-    """Tell what the modules of a network make, without building it.
-
-    ``stem_stride`` is that of the first convolution; None leaves it as it is. ``least_window`` is
-    the side in image px that a window of a head has at least.
-
-    Raises
-    ------
-    ModelError
-        More modules than the network has blocks.
-    """
-    measured = measure(backbone)
-    shapes, end = [], 0
-    for number, count in enumerate(cut_points(backbone, modules), start=1):
-        end += count
-        channels, stride, _ = measured.blocks[end - 1]
-        window = 5 if number == modules else 9 if stride <= _FINE else 7
-        scaled = stride * stem_stride // measured.first_stride if stem_stride else stride
-        window = max(window, ceil(least_window / scaled))
-        shapes.append(ModuleShape(channels, scaled, window, max(_PATCH_PX // stride, 1)))
-    return shapes
 
 
 class LocalNetwork(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import accumulate
-from math import log2
+from math import ceil, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,15 +28,23 @@ if TYPE_CHECKING:
 __all__ = [
     "Block",
     "Measured",
+    "ModuleShape",
     "balanced_cuts",
     "blocks_of",
     "cut_points",
     "first_convolution",
     "measure",
+    "module_shapes",
 ]
 
 _SIDE = 512
 """Px of the image that blocks are measured on, without data."""
+
+_PATCH_PX = 512
+"""Side of a patch that is reconstructed, in image px of a network with its own strides: the paper's
+128, 64 and 32 cells."""
+_FINE = 8
+"""Up to this stride a head's windows are 9 cells wide, above it 7 (the paper's code)."""
 
 _RESNET34 = (1, 1, 1, 2, 2, 3, 3, 3)
 """Residual blocks in each of the eight modules of the paper's ResNet-34."""
@@ -127,6 +135,48 @@ def cut_points(backbone: BackboneName, modules: int) -> list[int]:
         group = len(_RESNET34) // modules
         return [sum(_RESNET34[i : i + group]) for i in range(0, len(_RESNET34), group)]
     return balanced_cuts([block.bytes for block in blocks], modules)
+
+
+class ModuleShape(NamedTuple):
+    """What a module of a network makes."""
+
+    channels: int
+    stride: int
+    """Image px per cell of its map."""
+    window: int
+    """Cells per side of a window of its head."""
+    side: int
+    """Of a patch to reconstruct, in cells."""
+
+    @property
+    def cell(self) -> int:
+        """Image px per side of a window: what the head tells apart."""
+        return self.stride * self.window
+
+
+def module_shapes(
+    backbone: BackboneName, modules: int, stem_stride: int | None = None, least_window: int = 0
+) -> list[ModuleShape]:
+    """Tell what the modules of a network make, without building it.
+
+    ``stem_stride`` is that of the first convolution; None leaves it as it is. ``least_window`` is
+    the side in image px that a window of a head has at least.
+
+    Raises
+    ------
+    ModelError
+        More modules than the network has blocks.
+    """
+    measured = measure(backbone)
+    shapes, end = [], 0
+    for number, count in enumerate(cut_points(backbone, modules), start=1):
+        end += count
+        channels, stride, _ = measured.blocks[end - 1]
+        window = 5 if number == modules else 9 if stride <= _FINE else 7
+        scaled = stride * stem_stride // measured.first_stride if stem_stride else stride
+        window = max(window, ceil(least_window / scaled))
+        shapes.append(ModuleShape(channels, scaled, window, max(_PATCH_PX // stride, 1)))
+    return shapes
 
 
 def balanced_cuts(costs: Sequence[int], parts: int) -> list[int]:

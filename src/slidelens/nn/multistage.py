@@ -31,6 +31,7 @@ __all__ = [
     "arrange",
     "backward_by_parts",
     "turned",
+    "turned_map",
 ]
 
 Method = Literal["multistage", "classifier", "segmentation", "imagenet"]
@@ -141,6 +142,15 @@ def turned(index: NDArray[np.int64], way: int) -> NDArray[np.int64]:
     if way & 2:
         index = index * (1, -1)
     return index[:, ::-1] if way & 4 else index
+
+
+def turned_map(planes: Tensor, way: int, *, back: bool = False) -> Tensor:
+    """Bring a map ``(N, C, H, W)`` into the orientation that :func:`turned` gives, or back."""
+    if back and way & 4:
+        planes = planes.transpose(2, 3)
+    axes = [axis for bit, axis in ((1, 3), (2, 2)) if way & bit]
+    planes = planes.flip(axes) if axes else planes
+    return planes.transpose(2, 3) if way & 4 and not back else planes
 
 
 def backward_by_parts(

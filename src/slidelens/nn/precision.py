@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["cast_once", "halved", "without_autocast"]
+__all__ = ["cast_once", "halved", "stored", "without_autocast"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PRODUCTS = (nn.Conv2d, nn.Linear)
@@ -48,3 +48,12 @@ def halved(values: torch.Tensor) -> torch.Tensor:
     """Return values in half precision, or as they are where some are too large for it."""
     half = values.half()
     return half if bool(half.isfinite().all()) else values
+
+
+def stored(values: torch.Tensor) -> torch.Tensor:
+    """Return a copy to keep on the host, :func:`halved`, from which a head can learn.
+
+    What is made in inference mode is an inference tensor, of which no gradient can be taken.
+    """
+    with torch.inference_mode(False):
+        return halved(values).cpu().clone()
