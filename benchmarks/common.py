@@ -1,4 +1,4 @@
-"""What all benchmarks share: arguments, environment, claims, fair timing.
+"""What all benchmarks share: arguments, environment, claims, fair timing, runs of the program.
 
 A benchmark defines ``measure(quick: bool) -> tuple[list[Claim], dict]`` and ends with
 ``common.main(__doc__, measure)``. It prints one JSON object (``--json``) or a table, and exits 0
@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -75,6 +77,16 @@ def interleaved(
 def ratio(above: list[float], below: list[float]) -> float:
     """Return the median of the rounds' ratios ``above / below``."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def slidelens(*words: object) -> tuple[float, float]:
+    """Run the program; return wall and processor seconds."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    program = [sys.executable, "-c", "from slidelens.cli import main; main()", *map(str, words)]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(time.perf_counter() - start, 1), round(cpu, 1)
 
 
 def environment() -> dict[str, Any]:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, Claim, at_least, at_most, main
+from common import DATA, Claim, at_least, at_most, main, slidelens
 
 from slidelens.engine.metrics import auc
 from slidelens.families.mil_train import MilTraining
@@ -95,16 +92,6 @@ def tiles(results: Path, slides: list[str]) -> tuple[np.ndarray, np.ndarray]:
         truth.append(fraction(marked, boxes) > 0.5)
         probability.append(np.array([float(r["prob_1"]) for r in rows]))
     return np.concatenate(truth), np.concatenate(probability)
-
-
-def slidelens(*words: object) -> tuple[float, float]:
-    """Run the program; return wall and processor seconds."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    program = [sys.executable, "-c", "from slidelens.cli import main; main()", *map(str, words)]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return round(time.perf_counter() - start, 1), round(cpu, 1)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DATA, Claim, at_least, main
+from common import DATA, Claim, at_least, main, slidelens
 
 from slidelens.engine.metrics import at_threshold, pr_auc
 from slidelens.engine.tile_metrics import isolated
@@ -146,16 +143,6 @@ def score(folder: Path, model: Path) -> dict[str, Any]:
         "tiles": len(labels),
         "tumour_tiles": int(labels.sum()),
     }
-
-
-def slidelens(*words: object) -> tuple[float, float]:
-    """Run the program; return wall and processor seconds."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    program = [sys.executable, "-c", "from slidelens.cli import main; main()", *map(str, words)]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return round(time.perf_counter() - start, 1), round(cpu, 1)
 
 
 if __name__ == "__main__":

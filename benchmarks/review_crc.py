@@ -16,8 +16,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from common import Claim, at_least, at_most, main
-from multistage_crc import COHORT, WEIGHTS, WORK, one_method, slidelens
+from common import Claim, at_least, at_most, main, slidelens
+from multistage_crc import COHORT, WEIGHTS, WORK, one_method
 
 if TYPE_CHECKING:
     from pathlib import Path

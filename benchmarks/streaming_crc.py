@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Claim, at_least, at_most, main
-from mil_crc import COHORT, WEIGHTS, slidelens
+from common import Claim, at_least, at_most, main, slidelens
+from mil_crc import COHORT, WEIGHTS
 
 from slidelens.engine.metrics import auc
 from slidelens.maps.result import Result

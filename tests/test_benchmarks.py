@@ -6,7 +6,7 @@ import pytest
 
 from benchmark_script import BENCHMARKS, load
 
-TOOLS = {"common", "run", "magnet_slides"}
+TOOLS = {"common", "run", "magnet_slides", "results_rows"}
 """What benchmarks share."""
 
 
