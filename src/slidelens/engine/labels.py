@@ -24,6 +24,7 @@ __all__ = [
     "LabelledSlide",
     "Split",
     "listed",
+    "patients_by_class",
     "read_labels",
     "split_by_patient",
 ]
@@ -54,6 +55,7 @@ _NEGATIVE = frozenset(
 """Names of a negative class, which comes first: the last of two is the positive one."""
 
 _SHOWN = 20
+_TUNE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +214,21 @@ def read_labels(
     return LabelTable(path, names, rows)
 
 
-def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTable:
+def patients_by_class(rows: Iterable[LabelledSlide]) -> dict[int, list[str]]:
+    """Return the patients of each class, sorted; one counts for the highest class it has."""
+    label_of: dict[str, int] = {}
+    for row in rows:
+        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
+    return {
+        label: sorted(name for name, own in label_of.items() if own == label)
+        for label in sorted({*label_of.values()})
+    }
+
+
+def split_by_patient(table: LabelTable, seed: int) -> LabelTable:
     """Assign each row to train or tune at random: stratified by class, a patient in one only.
+
+    A fifth of each class's patients is for tuning; at least one of each class that has two.
 
     Parameters
     ----------
@@ -221,9 +236,6 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
         Splits that it has are dropped.
     seed
         The same seed gives the same split.
-    tune
-        Part of each class's patients that is for tuning; at least one patient of each class that
-        has two.
 
     Raises
     ------
@@ -231,17 +243,15 @@ def split_by_patient(table: LabelTable, seed: int, tune: float = 0.2) -> LabelTa
         Too few patients for a training and a tuning split.
     """
     random = np.random.default_rng(seed)
-    label_of: dict[str, int] = {}
-    for row in table.rows:  # a patient counts for the highest class among its slides
-        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
     held: set[str] = set()
-    for label in range(len(table.classes)):
-        patients = sorted(p for p, found in label_of.items() if found == label)
-        count = max(1, round(tune * len(patients))) if len(patients) > 1 else 0
+    every = 0
+    for patients in patients_by_class(table.rows).values():
+        every += len(patients)
+        count = max(1, round(_TUNE * len(patients))) if len(patients) > 1 else 0
         held.update(random.permutation(patients)[:count].tolist())
-    if not held or len(held) == len(label_of):
+    if not held or len(held) == every:
         raise LabelError(
-            f"{table.path}: {len(label_of)} patients of {len(table.classes)} classes are too few "
+            f"{table.path}: {every} patients of {len(table.classes)} classes are too few "
             "to split into train and tune; label more slides, or add a column 'split'."
         )
     rows = (replace(r, split="tune" if r.patient_key in held else "train") for r in table.rows)

@@ -178,34 +178,13 @@ def plan_training(
     ModelError
         An unknown family, preset or field; a value out of bounds; options that exclude each other.
     """
-    family = family_of(family_name)
-    task = task_of(family_name)
-    _check_annotated(family_name, task, annotations)
-    if from_model is not None and weights is not None:
-        raise ModelError("--from brings its own weights: leave --weights out.")
+    _check_annotated(family_name, annotations)
+    base, known = _begun_from(from_model, family_name, classes, weights)
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
-    own = {k: v for k, v in given.items() if k in family.config.model_fields}
-    other = {k: v for k, v in given.items() if k not in own}
-    if from_model is not None and classes is not None:
-        raise ModelError("--from brings its own classes: leave --classes out.")
-    known = None if classes is None else tuple(classes)
-    if known is not None and len(set(known)) < max(len(known), 2):
-        raise ModelError(f"classes {', '.join(known)}: expected two names or more, each once.")
-    if from_model is not None:
-        base, known = _package_config(from_model, family_name)
-        own = family.config.fine_tuned(base, own)
-    model_config = validated(family.config, own)
-    training = _training(task.training, preset, other, model_config, epochs)
-    check_seed(seed)
-    if not 0 < fraction <= 1:
-        raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
-    table = read_labels(Path(labels_csv), known)
-    table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
-    table = take_fraction(table.without("test"), fraction, seed)
-    # A patient with slides of several classes may be held back, or left out by the fraction.
-    table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
+    model_config, training = _configured(family_name, base, given, preset, epochs)
+    table = _divided(Path(labels_csv), known, fold, fraction, seed)
     bags = getattr(training, "bags", None)
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
@@ -259,18 +238,57 @@ def _told(mpp: GivenMpp) -> object:
     return list(mpp) if isinstance(mpp, tuple) else str(mpp)
 
 
-def _check_annotated(
-    family: str, task: type[TrainTask[Any]], annotations: str | Path | None
-) -> None:
-    if annotations is None and task.annotated:
+def _check_annotated(family: str, annotations: str | Path | None) -> None:
+    annotated = task_of(family).annotated
+    if annotations is None and annotated:
         raise ModelError(
             f"family {family!r} learns from annotations: say which folder holds them, with "
             "--annotations DIR (one GeoJSON, JSON or XML file per positive slide)."
         )
-    if annotations is not None and not task.annotated:
+    if annotations is not None and not annotated:
         raise ModelError(
             f"family {family!r} learns from slide labels alone: leave annotations out."
         )
+
+
+def _begun_from(
+    model: str | Path | None,
+    family: str,
+    classes: Sequence[str] | None,
+    weights: str | Path | None,
+) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
+    """Return configuration and classes of the package to start from; or the classes given."""
+    if model is None:
+        known = None if classes is None else tuple(classes)
+        if known is not None and len(set(known)) < max(len(known), 2):
+            raise ModelError(f"classes {', '.join(known)}: expected two names or more, each once.")
+        return None, known
+    for what, given in (("weights", weights), ("classes", classes)):
+        if given is not None:
+            raise ModelError(f"--from brings its own {what}: leave --{what} out.")
+    base = load_model(model, "cpu")
+    if base.family != family:
+        raise ModelError(f"{model} is a {base.family} model: train {base.family} to fine-tune it.")
+    return base.config.model_dump(), base.classes
+
+
+def _divided(
+    labels: Path,
+    classes: tuple[str, ...] | None,
+    fold: tuple[int, int] | None,
+    fraction: float,
+    seed: int,
+) -> LabelTable:
+    """Read the table of labels and say of each slide whether it trains or tunes."""
+    check_seed(seed)
+    if not 0 < fraction <= 1:
+        raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
+    table = read_labels(labels, classes)
+    table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
+    table = take_fraction(table.without("test"), fraction, seed)
+    # A patient with slides of several classes may be held back, or left out by the fraction.
+    table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
+    return table
 
 
 def task_of(family: str) -> type[TrainTask[Any]]:
@@ -297,12 +315,19 @@ def task_of(family: str) -> type[TrainTask[Any]]:
     return task
 
 
-def _package_config(folder: str | Path, family: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return configuration and classes of the package to start from."""
-    base = load_model(folder, "cpu")
-    if base.family != family:
-        raise ModelError(f"{folder} is a {base.family} model: train {base.family} to fine-tune it.")
-    return base.config.model_dump(), base.classes
+def _configured(
+    family: str,
+    base: Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+    preset: str,
+    epochs: int | None,
+) -> tuple[FamilyConfig, TrainConfig]:
+    """Sort the fields that were given into those of the model and of its training."""
+    kind = family_of(family).config
+    own = {k: v for k, v in given.items() if k in kind.model_fields}
+    other = {k: v for k, v in given.items() if k not in own}
+    config = validated(kind, own if base is None else kind.fine_tuned(base, own))
+    return config, _training(task_of(family).training, preset, other, config, epochs)
 
 
 def _training(

@@ -26,8 +26,8 @@ __all__ = ["calibration_picture", "roc_picture", "table_picture"]
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 _GREY = "#666666"
-_MOST_ROWS = 40
-"""Of a table in a picture: thirteen models make 78 pairs."""
+_MOST_ROWS = 40  # of a table in a picture: thirteen models make 78 pairs
+_LONGEST = 40  # letters of a name in a legend
 
 
 FileFormat = Literal["png", "svg"]
@@ -137,7 +137,8 @@ def table_picture(tables: Sequence[Table], note: str) -> bytes:
     for table, whole, columns in zip(drawn, tables, widths, strict=True):
         _draw(axes, table, columns, top)
         left_out = len(whole.rows) - len(table.rows)
-        below = note if whole is tables[0] else f"and {left_out} more rows" if left_out else ""
+        more = f"and {left_out} more rows" if left_out else ""
+        below = "; ".join(filter(None, [more, note if whole is tables[0] else ""]))
         top -= len(table.rows) + 2.4
         axes.text(0, top + 0.8, below, ha="left", va="center", fontsize=8, color=_GREY)
     return _file(figure)
@@ -180,8 +181,8 @@ def _bin_centres(predicted: Any, bins: int = 10) -> Any:
     return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
 
 
-def _short(name: str, longest: int = 40) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ from unicodedata import normalize
 
 import numpy as np
 
+from slidelens.engine.labels import listed
 from slidelens.engine.last_run import failed_slides
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.result import find_results
@@ -173,10 +174,10 @@ def read_scores(folder: str | Path) -> dict[str, Scored]:
         raise ResultError(f"{folder}: {len(faults)} results cannot be used:\n" + _lines(faults))
     scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
     if len({one.classes for one in scored.values()}) > 1:
-        listed = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
+        classes = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
         raise ResultError(
             f"{folder}: models of unlike classes cannot be compared; evaluate the folder of each "
-            f"by itself:\n{listed}"
+            f"by itself:\n{classes}"
         )
     return scored
 
@@ -288,7 +289,7 @@ def _result_ids(table: LabelTable, known: set[str]) -> dict[str, str]:
         rows_of[meant].append(given)
     double = [" and ".join(rows) for rows in rows_of.values() if len(rows) > 1]
     if double:
-        raise LabelError(f"{table.path}: rows of one slide: {_listed(double)}; keep one of each.")
+        raise LabelError(f"{table.path}: rows of one slide: {listed(double)}; keep one of each.")
     return ids
 
 
@@ -309,9 +310,9 @@ def _refuse_left_out(
     models_of: dict[str, list[str]] = defaultdict(list)  # models often lack the same slides
     for name, slides in left_out.items():
         if slides.no_label:
-            models_of[f"results without a label: {_listed(slides.no_label)}"].append(name)
+            models_of[f"results without a label: {listed(slides.no_label)}"].append(name)
         if slides.no_result:
-            models_of[f"labelled, no result: {_listed(slides.no_result)}"].append(name)
+            models_of[f"labelled, no result: {listed(slides.no_result)}"].append(name)
     faults = [f"{', '.join(names)}: {fault}" for fault, names in models_of.items()]
     if faults:
         splits = {row.split for row in table.rows} - {None}
@@ -320,11 +321,6 @@ def _refuse_left_out(
             f"{table.path}: labels and results are not of the same slides ({choose}complete them, "
             f"or give --allow-missing to evaluate the slides that have both):\n{_lines(faults)}"
         )
-
-
-def _listed(things: Sequence[str]) -> str:
-    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
-    return ", ".join(things[:_SHOWN]) + more
 
 
 def _lines(things: Sequence[str]) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slidelens.engine.labels import patients_by_class
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from slidelens.engine.labels import LabelledSlide, LabelTable
+    from slidelens.engine.labels import LabelTable
 
 __all__ = ["fold_table", "take_fraction"]
 
@@ -44,9 +42,9 @@ def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTabl
             f"{table.path}: class {', '.join(few)} has fewer patients than {folds} folds; label "
             "more slides, or take fewer folds."
         )
-    by_class = _patients_by_class(table, rows)
+    by_class = patients_by_class(rows)
     random = np.random.default_rng(seed)
-    order = [name for label in sorted(by_class) for name in random.permutation(by_class[label])]
+    order = [name for names in by_class.values() for name in random.permutation(names)]
     held = set(order[fold - 1 :: folds])
     bare = [table.classes[label] for label, names in sorted(patients.items()) if names <= held]
     if bare:
@@ -73,21 +71,10 @@ def take_fraction(table: LabelTable, fraction: float, seed: int) -> LabelTable:
     rows = table.of("train")
     random = np.random.default_rng(seed)
     kept: set[str] = set()
-    for _, names in sorted(_patients_by_class(table, rows).items()):
+    for names in patients_by_class(rows).values():
         count = max(1, round(fraction * len(names)))
         kept.update(random.permutation(names)[:count].tolist())
     return replace(
         table,
         rows=tuple(r for r in table.rows if r.split != "train" or r.patient_key in kept),
     )
-
-
-def _patients_by_class(table: LabelTable, rows: Sequence[LabelledSlide]) -> dict[int, list[str]]:
-    """Return the patients of each class, sorted; one counts for the highest class it has."""
-    label_of: dict[str, int] = {}
-    for row in rows:
-        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
-    found: dict[int, list[str]] = defaultdict(list)
-    for label in range(len(table.classes)):
-        found[label] = sorted(name for name, own in label_of.items() if own == label)
-    return found

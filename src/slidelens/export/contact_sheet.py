@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from slidelens.errors import ResultError
 from slidelens.export.base import Exporter
 from slidelens.files import write_atomic
-from slidelens.maps.contact_sheet import contact_sheet
+from slidelens.maps.contact_sheet import contact_sheet, trajectory_of
 from slidelens.slide.open import open_slide
 
 if TYPE_CHECKING:
@@ -19,11 +19,7 @@ __all__ = ["EXPORTER"]
 
 
 def _write(result: Result, path: Path) -> None:
-    if result.trajectory is None:
-        raise ResultError(
-            f"{result.slide.id}: the result has no trajectory; only models that choose where to "
-            "look (family magnet) make one."
-        )
+    trajectory_of(result)  # before the slide is looked for
     if result.slide.path is None or not Path(result.slide.path).exists():
         raise ResultError(
             f"{result.slide.id}: its slide {result.slide.path or ''} is not there; its pixels are "

@@ -10,7 +10,7 @@ import numpy as np
 
 from slidelens.geometry import Affine, Mpp, Size
 from slidelens.maps.blocks import COARSE, BlockSums
-from slidelens.maps.map import Kind, Map, MapData, split_index
+from slidelens.maps.map import Kind, Map, MapData, snapped, split_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,9 +186,7 @@ class Canvas:
     def _edges(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Left, top, right, bottom of each box in cells, free of rounding error."""
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-        edges = self.affine.invert(corners.reshape(-1, 2)).reshape(-1, 4)
-        near = np.rint(edges)
-        return np.where(np.abs(edges - near) < 1e-6, near, edges)
+        return snapped(self.affine.invert(corners.reshape(-1, 2)).reshape(-1, 4))
 
     def _planes(
         self, values: NDArray[np.float64], weights: NDArray[np.float64] | None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from slidelens.geometry import Affine, Box, Mpp
 
-__all__ = ["Cells", "Kind", "Map", "MapData", "Plane", "split_index"]
+__all__ = ["Cells", "Kind", "Map", "MapData", "Plane", "snapped", "split_index"]
 
 Kind = Literal["probability", "attention", "saliency", "labels"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -196,7 +196,7 @@ class Map:
         if box is None:
             return slice(0, height), slice(0, width)
         corners = self.affine.invert([(box.x, box.y), (box.right, box.bottom)])
-        (left, top), (right, bottom) = _snap(corners)
+        (left, top), (right, bottom) = snapped(corners)
         return _clip(top, bottom, height), _clip(left, right, width)
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
@@ -233,7 +233,7 @@ class Map:
         """
         given = np.asarray(boxes, np.float64).reshape(-1, 4)
         corners = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], 1).reshape(-1, 2)
-        edges = _snap(self.affine.invert(corners)).reshape(-1, 4)
+        edges = snapped(self.affine.invert(corners)).reshape(-1, 4)
         _, height, width = self.shape
         edges = edges.clip(0, (width, height, width, height))
         out = np.full((len(given), self.shape[0]), np.nan, np.float32)
@@ -302,7 +302,7 @@ def split_index(
     return tuple(window), tuple(rest)
 
 
-def _snap(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def snapped(cells: NDArray[np.float64]) -> NDArray[np.float64]:
     """Round coordinates that miss a cell's edge by rounding error only."""
     near = np.rint(cells)
     return np.where(np.abs(cells - near) < 1e-6, near, cells)

@@ -36,7 +36,6 @@ def overview(
     thumbnail: NDArray[np.uint8],
     map_name: str | None = None,
     *,
-    channel: str | None = None,
     panel: int = 720,
     regions: bool = True,
 ) -> Image.Image:
@@ -50,9 +49,8 @@ def overview(
     thumbnail
         ``(H, W, 3)`` uint8: the whole slide, of any size.
     map_name
-        Which map; default: the first that is not of labels, and those of saliency beside it.
-    channel
-        Which class; default: the last, the positive one. Saliency is of the class it was drawn for.
+        Which map; default: the first that is not of labels, and those of saliency beside it. Its
+        last class, the positive one, is drawn.
     panel
         Longer side of a panel in px.
     regions
@@ -80,8 +78,7 @@ def overview(
     extent = f"{_length(size.width * mpp.x)} x {_length(size.height * mpp.y)}"
     _caption(draw, layout, layout.places[0], several[0].slide.id, extent)
     for (result, source), place in zip(sources, layout.places[1:], strict=True):
-        saliency = source.kind == "saliency"  # is of one class
-        name = channel if channel and not saliency else source.channels[-1]
+        name = source.channels[-1]
         heat = Image.fromarray(
             draw_overlay(plain, size, source, name, tissue=result.maps.get("tissue"))
         )

@@ -121,16 +121,14 @@ class Builder:
         self._alias[index] = self._alias[streamed[0]] if view and streamed else index
         return Ref(index)
 
-    def call(self, op: Operation, *, mutates: bool = False, pick: int | None = None) -> Call:
+    def call(self, op: Operation, *, mutates: bool = False) -> Call:
         """Return the call that runs ``op`` as it was written."""
         kinds: dict[str, Any] = {
             "call_module": "module",
             "call_function": "function",
             "call_method": "method",
         }
-        return Call(
-            kinds[op.kind], op.target, op.args, tuple(op.kwargs.items()), mutates=mutates, pick=pick
-        )
+        return Call(kinds[op.kind], op.target, op.args, tuple(op.kwargs.items()), mutates=mutates)
 
     def is_constant(self, ref: Any) -> bool:
         """Whether the value does not depend on the image."""
