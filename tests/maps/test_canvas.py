@@ -156,6 +156,23 @@ def test_nan_adds_nothing() -> None:
     np.testing.assert_array_equal(canvas.finish().read(), np.array(expected, np.float32))
 
 
+@pytest.mark.parametrize("slide_mpp", [0.25, 0.2425, 0.3, 0.4997])
+def test_a_raster_of_other_cells_adds_nothing_where_it_is_nan(slide_mpp: float) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(2, 40):
+        canvas = Canvas.create(
+            None, probability(5.0, ("a",)), Size(900, 900), Mpp(slide_mpp, slide_mpp)
+        )
+        raster = rng.uniform(0.25, 0.75, (1, 1, n, n))
+        raster[rng.random(raster.shape) < 0.3] = np.nan
+        raster[..., n // 2 :] = np.nan
+        side = n * rng.choice([2.5, 3.3, 4, 5, 7]) / slide_mpp
+        canvas.add([[side / n * 3, side / n, side, side]], raster)
+        drawn = canvas.finish().read()
+        some = drawn[~np.isnan(drawn)]
+        assert some.size == 0 or (some.min() > 0.25 - 1e-4 and some.max() < 0.75 + 1e-4)
+
+
 def test_labels_are_voted_on_and_ties_go_to_the_larger() -> None:
     canvas = Canvas.create(None, Spec("l", "labels", ("x", "y"), 1.0), Size(4, 1), Mpp(1, 1))
     boxes = [[0, 0, 2, 1], [1, 0, 2, 1], [1, 0, 2, 1], [2, 0, 1, 1]]

@@ -247,10 +247,12 @@ def _resample(
         return np.take(values, range(first, first + len(cells)), axis)
     step = (stop - start) / n
     bounds = np.arange(cells.start, cells.stop + 1, dtype=np.float64).clip(start, stop)
-    position = (bounds - start) / step
+    # Where nothing was added, the difference must be 0 to the last bit: it is divided by.
+    position = snapped((bounds - start) / step)
     index = np.minimum(position.astype(np.intp), n - 1)
     rest = (position - index).reshape([-1 if a == axis else 1 for a in range(3)])
-    sums = np.cumsum(values, axis) - values
+    sums = np.roll(np.cumsum(values, axis), 1, axis)  # of the steps before
+    sums[(slice(None),) * axis + (0,)] = 0
     integral = (np.take(sums, index, axis) + rest * np.take(values, index, axis)) * step
     return np.diff(integral, axis=axis)
 
