@@ -98,6 +98,8 @@ def test_the_part_of_a_box_within_a_slide_has_no_negative_sides():
         [100, 0, 0, 5],
         [100, 0, 0, 0],
     ]
+    labels = PatchRules().label([_area("tumour", 0.9)], boxes, Size(100, 100))
+    assert labels.tolist() == [NORMAL, NORMAL, NOLABEL, NOLABEL]
 
 
 def test_annotations_of_another_slide_are_refused():

@@ -86,7 +86,7 @@ class PatchRules:
         else:
             normal = 1 - fraction(annotations, inside)
         labels = np.full(len(boxes), NOLABEL, np.int8)
-        labels[normal > self.normal_share] = NORMAL
+        labels[(normal > self.normal_share) & (inside[:, 2:] > 0).all(1)] = NORMAL
         labels[tumour > self.tumour_share] = TUMOUR
         return labels
 
