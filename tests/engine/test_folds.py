@@ -18,7 +18,7 @@ from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
-from slidelens.engine.train_file import read_train_file
+from slidelens.engine.train_file import read_train_file, train_arguments
 from slidelens.errors import ModelError
 from train_cohort import make_cohort, request
 
@@ -81,9 +81,8 @@ def test_the_configuration_that_is_kept_trains_the_same_model(cohort, tmp_path):
     content = yaml.safe_load(kept.read_text())
     assert content["fraction"] == 0.5
     assert content["stages"][0]["trains"] == "head"
-    options, fields = read_train_file(kept, "mil")
-    places = {"slides_dir": options.pop("slides"), "labels_csv": options.pop("labels")}
-    list(train("mil", out=tmp_path / "again", config=fields, **places, **options))
+    options, fields = read_train_file(kept)
+    list(train(**train_arguments(options | {"out": tmp_path / "again"}, fields)))
     one, two = ((tmp_path / n / "weights.safetensors").read_bytes() for n in ("first", "again"))
     assert one == two
 

@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from slidelens.engine import loop, samples
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
+from slidelens.engine.train_file import read_train_file, train_arguments
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.geometry import Mpp
 from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
 
@@ -198,6 +200,20 @@ def test_closing_the_iterator_saves(cohort, reference, tmp_path, caplog):
     assert _weights(out) == _weights(reference[0])
     train(**request(cohort, tmp_path / "mistyped"), resume=True).close()
     assert "mistyped holds no unfinished training" in caplog.text
+
+
+def test_its_file_resumes_a_training_from_another_folder(cohort, reference, tmp_path, monkeypatch):
+    """Places are kept as they are from anywhere, numbers as a file states them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(reference[0], "start", ignore=shutil.ignore_patterns("training"))
+    options = {"from_model": "start", "mpp": Mpp(0.5, 0.5), "fraction": np.float64(1)}
+    steps = train(**request(cohort, Path("out"), seed=np.int64(1), **options))
+    assert any(step.doing == "epoch" for step in steps)
+    steps.close()
+    monkeypatch.chdir("/")
+    options, fields = read_train_file(tmp_path / "out" / "training" / "config.yaml")
+    list(train(**train_arguments(options | {"out": tmp_path / "out"}, fields), resume=True))
+    assert load_model(tmp_path / "out", "cpu").card["training"]["epochs"] == 3
 
 
 def test_a_finished_model_is_not_overwritten(cohort, reference):

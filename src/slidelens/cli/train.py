@@ -201,24 +201,18 @@ def _begin(
     fields: dict[str, Any],
     overrides: dict[str, str],
 ) -> Generator[TrainProgress]:
-    request = dict(options)
-    places = [request.pop(key) for key in ("slides", "labels", "out")]
-    resolution = request.pop("slide_mpp", None)
-    if isinstance(resolution, list):
-        resolution = ",".join(map(str, resolution))
-    if "from" in request:
-        request["from_model"] = request.pop("from")
-    if "fold" in request:
-        request["fold"] = tuple(request["fold"])
-    request |= {"config": fields, "overrides": overrides, "resume": resume}
-    request["mpp"] = None if resolution is None else parse_mpp(str(resolution), "--slide-mpp")
+    from slidelens.engine.train_file import train_arguments
+
+    request = train_arguments(options, fields) | {"overrides": overrides, "resume": resume}
+    if isinstance(request.get("mpp"), str):
+        request["mpp"] = parse_mpp(request["mpp"], "--slide-mpp")
     if "folds" in request:
         from slidelens.engine.folds import train_folds
 
-        return train_folds(family, *places, **request)
+        return train_folds(family, **request)
     from slidelens.engine.train import train
 
-    return train(family, *places, **request)
+    return train(family, **request)
 
 
 def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:

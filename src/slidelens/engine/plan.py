@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainPlan", "check_seed", "plan_training", "task_of"]
 
+_NAMED = ("imagenet", "none")
+"""Weights that are no file."""
+
 
 @dataclass(frozen=True)
 class TrainPlan:
@@ -75,7 +78,7 @@ class TrainPlan:
     @property
     def file(self) -> dict[str, Any]:
         """The whole training as :func:`~slidelens.engine.train_file.write_train_file` writes it."""
-        fields = self.config.model_dump(mode="json") | self.training.model_dump(mode="json")
+        fields = self.config.model_dump(mode="json") | self._learning
         return {"family": self.family, **self.request, **fields}
 
     @property
@@ -84,16 +87,22 @@ class TrainPlan:
         settings = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
+            "training": self._learning,
             "classes": list(self.labels.classes),
             "slides": [[r.slide_id, r.label, r.split] for r in self.labels.rows],
             "annotations": sorted(self.annotations),
-            "weights": self.weights,
-            "from_model": self.from_model,
+            "weights": _place(self.weights),
+            "from_model": _place(self.from_model),
             "seed": self.seed,
             "processes": self.devices * self.nodes,
         }
         return settings if self.mpp is None else {**settings, "slide_mpp": _told(self.mpp)}
+
+    @property
+    def _learning(self) -> dict[str, Any]:
+        """The fields of the training; a folder of bags is where it is from wherever one resumes."""
+        fields = self.training.model_dump(mode="json")
+        return fields | {"bags": _place(fields["bags"])} if "bags" in fields else fields
 
 
 def check_seed(seed: int) -> None:
@@ -179,6 +188,7 @@ def plan_training(
         An unknown family, preset or field; a value out of bounds; options that exclude each other.
     """
     _check_annotated(family_name, annotations)
+    seed, fraction, mpp = int(seed), float(fraction), _plain(mpp)
     base, known = _begun_from(from_model, family_name, classes, weights)
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
@@ -225,9 +235,16 @@ def plan_training(
 
 def _place(given: str | Path | None) -> str | None:
     """Return where a file or folder is, from wherever it is asked again; a name stays one."""
-    if given is None or not Path(given).exists():
+    if given is None or given in _NAMED or not Path(given).exists():
         return None if given is None else str(given)
     return str(Path(given).absolute())
+
+
+def _plain(mpp: GivenMpp) -> GivenMpp:
+    """Return a resolution as a file can state it: NumPy's numbers and ``Mpp`` as plain ones."""
+    if mpp is None or isinstance(mpp, str | Path):
+        return mpp
+    return (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else float(mpp)
 
 
 def _told(mpp: GivenMpp) -> object:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "write_train_file"]
+__all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "train_arguments", "write_train_file"]
 
 LARGEST_SEED = 2**32 - 1
 """NumPy and Lightning take no larger seed, and none below 0."""
@@ -54,6 +54,15 @@ class _Options(BaseModel):
 
 OPTIONS = tuple(field.alias or name for name, field in _Options.model_fields.items())
 """Keys that are options; all others are fields."""
+
+_KEYWORDS = {
+    "family": "family_name",
+    "slides": "slides_dir",
+    "labels": "labels_csv",
+    "from": "from_model",
+    "slide_mpp": "mpp",
+}
+"""Options that the engine calls otherwise."""
 
 
 def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -104,6 +113,18 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     if family is not None:
         options.pop("family", None)
     return options, given
+
+
+def train_arguments(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of :func:`~slidelens.engine.plan.plan_training` for a file's content.
+
+    A resolution given as text stays text.
+    """
+    arguments = {_KEYWORDS.get(name, name): value for name, value in options.items()}
+    for name in ("fold", "mpp"):
+        if isinstance(arguments.get(name), list):
+            arguments[name] = tuple(arguments[name])
+    return arguments | {"config": dict(fields)}
 
 
 def write_train_file(path: Path, content: Mapping[str, Any]) -> None:

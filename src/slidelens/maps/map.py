@@ -303,7 +303,7 @@ def split_index(
 
 
 def snapped(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round coordinates that miss a cell's edge by rounding error only."""
+    """Round coordinates in cells, of any shape, that miss an edge by rounding error only."""
     near = np.rint(cells)
     return np.where(np.abs(cells - near) < 1e-6, near, cells)
 

@@ -32,8 +32,6 @@ _PLANNED = (
     "device",
     "mpp",
 )
-_KEPT = {"slides": "slides_dir", "labels": "labels_csv", "from": "from_model", "slide_mpp": "mpp"}
-"""Options of a training's file that the engine calls otherwise."""
 
 
 def plan(
@@ -86,18 +84,13 @@ def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kept_arguments(out: Path) -> dict[str, Any]:
     """Return the keywords of ``plan_training`` from the file that a training leaves behind."""
-    from slidelens.engine.train_file import read_train_file
+    from slidelens.engine.train_file import read_train_file, train_arguments
 
     options, fields = read_train_file(out / "training" / "config.yaml")
     lacking = [name for name in ("family", "slides", "labels") if name not in options]
     if lacking:
         raise ModelError(f"{out}: its training does not say {', '.join(lacking)}; begin anew.")
-    arguments = {_KEPT.get(name, name): value for name, value in options.items()}
-    if isinstance(arguments.get("mpp"), list):
-        arguments["mpp"] = tuple(arguments["mpp"])
-    if "fold" in arguments:
-        arguments["fold"] = tuple(arguments["fold"])
-    return arguments | {"family_name": arguments.pop("family"), "out": out, "config": fields}
+    return train_arguments(options | {"out": out}, fields)
 
 
 def _described(plan: TrainPlan) -> dict[str, Any]:
