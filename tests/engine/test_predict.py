@@ -237,6 +237,8 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
     for change in changes:
         assert not run(**change).skipped, change
         assert run(**change).skipped, change
+    assert not run(region=Box(*np.array([0, 0, 64, 64]))).skipped
+    assert run(region=Box(0, 0, 64, 64)).skipped
 
 
 def test_a_damaged_result_is_computed_again(tiny, tmp_path):

@@ -31,6 +31,7 @@ from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
 from slidelens.errors import ModelError, ResultError
 from slidelens.families.base import Model
+from slidelens.geometry import Box
 from slidelens.maps.result import Result, results_root
 from slidelens.slide.base import Slide
 from slidelens.slide.open import open_slide
@@ -39,7 +40,6 @@ from slidelens.tiling.tissue import TissueMask, TissueSettings
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from slidelens.geometry import Box
     from slidelens.maps.map import Map
     from slidelens.maps.run_settings import RunSettings
     from slidelens.slide.open import GivenMpp
@@ -189,7 +189,8 @@ class Prediction:
         self._model = model
         self._out = None if out is None else Path(out)
         self._device, self._precision = device, precision
-        self._region = region
+        # Plain numbers: the result states them, and is known again by them.
+        self._region = None if region is None else Box(*map(float, region))
         self._tissue = TissueSettings() if tissue is None else tissue
         self._batch_size = batch_size
         self._options = options or {}
