@@ -57,9 +57,18 @@ def test_wrong_shapes_are_refused() -> None:
 boxes = st.builds(
     Box, st.floats(-60, 120), st.floats(-60, 120), st.floats(0.01, 90), st.floats(0.01, 90)
 )
+"""Anywhere; :data:`along_cells` are where rounding decides."""
+along_cells = st.builds(
+    lambda j, i, columns, rows, by: AFFINE.box(j + by, i + by, columns, rows),
+    st.integers(-3, 9),
+    st.integers(-3, 9),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.floats(-1e-5, 1e-5),
+)
 
 
-@given(boxes)
+@given(boxes | along_cells)
 @settings(max_examples=200)
 def test_read_gives_every_cell_that_the_box_touches(box: Box) -> None:
     values = np.random.default_rng(0).random((1, 9, 8), np.float32)

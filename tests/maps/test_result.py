@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rights import nobody
 from sample_results import make_result
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Mpp
@@ -289,12 +290,8 @@ def test_a_failed_replacement_leaves_the_old_result(
 def unwritable(tmp_path: Path) -> Iterator[Path]:
     """A folder without write permission; root may write everywhere, so be nobody for a moment."""
     tmp_path.chmod(0o555)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield tmp_path
-    if root:
-        os.seteuid(0)
+    with nobody():
+        yield tmp_path
 
 
 def test_a_folder_that_cannot_be_written_is_told(unwritable: Path, result: Result) -> None:
@@ -383,16 +380,12 @@ def test_find_results_passes_over_what_may_not_be_read(
     tmp_path.chmod(0o755)
     barred = Path("lost+found")
     barred.chmod(mode)
-    root = os.geteuid() == 0
-    if root:  # for whom there are no permissions
-        os.seteuid(65534)
     try:
-        found = [path.as_posix() for path in find_results(".")]
-        with pytest.raises(ResultError, match=r"lost\+found: cannot be read \(Permission"):
-            list(find_results(barred))
+        with nobody():
+            found = [path.as_posix() for path in find_results(".")]
+            with pytest.raises(ResultError, match=r"lost\+found: cannot be read \(Permission"):
+                list(find_results(barred))
     finally:
-        if root:
-            os.seteuid(0)
         barred.chmod(0o755)
     assert found == ["m/a", "m/c"]
     assert len(caplog.messages) == 1
