@@ -194,7 +194,7 @@ def plan_training(
     if backbone is not None:
         given["backbone"] = backbone
     model_config, training = _configured(family_name, base, given, preset, epochs)
-    table = _divided(Path(labels_csv), known, fold, fraction, seed)
+    table = _divided(read_labels(Path(labels_csv), known), fold, fraction, seed)
     bags = getattr(training, "bags", None)
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
@@ -290,17 +290,12 @@ def _begun_from(
 
 
 def _divided(
-    labels: Path,
-    classes: tuple[str, ...] | None,
-    fold: tuple[int, int] | None,
-    fraction: float,
-    seed: int,
+    table: LabelTable, fold: tuple[int, int] | None, fraction: float, seed: int
 ) -> LabelTable:
-    """Read the table of labels and say of each slide whether it trains or tunes."""
+    """Say of each slide of a table whether it trains or tunes; the others are left out."""
     check_seed(seed)
     if not 0 < fraction <= 1:
         raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
-    table = read_labels(labels, classes)
     table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
     table = take_fraction(table.without("test"), fraction, seed)
     # A patient with slides of several classes may be held back, or left out by the fraction.
