@@ -95,6 +95,41 @@ def test_class_colour_name_and_id_are_kept(tmp_path: Path):
     assert (aperio.label, aperio.color, aperio.id) == ("CaP", (0, 255, 0), "1-1")
 
 
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        (None, ""),
+        ({"name": None}, ""),
+        ("Tumor", "Tumor"),
+        (["Tumor", "Positive"], "Tumor: Positive"),
+        ({"names": ["Tumor", "Positive"]}, "Tumor: Positive"),
+        ({"names": "Tumor"}, "Tumor"),
+        ({"names": 3}, "3"),
+    ],
+)
+def test_classes_in_every_form(tmp_path: Path, given: object, label: str):
+    (only,) = read_annotations(
+        _write(tmp_path / "a.json", _feature(_polygon(SQUARE), classification=given))
+    )
+    assert only.label == label
+
+
+def test_collections_in_collections_keep_their_classes(tmp_path: Path):
+    inner = [_feature(_polygon(SQUARE), classification={"name": name}) for name in ("A", "B")]
+    one = {"type": "FeatureCollection", "features": inner[:1]}
+    other = {"type": "FeatureCollection", "features": [one, inner[1]]}
+    for content in (other, [other], [one, inner[1]]):
+        found = read_annotations(_write(tmp_path / "a.json", content))
+        assert [a.label for a in found] == ["A", "B"]
+
+
+@pytest.mark.parametrize("colour", ["\u00b2", "9" * 5000, "-5", "red"])
+def test_a_broken_colour_costs_no_polygon(tmp_path: Path, colour: str):
+    xml = _aperio(_region(SQUARE, 1)).replace("65280", colour)
+    (only,) = read_annotations(_write(tmp_path / "a.xml", xml))
+    assert (only.polygon.area, only.color) == (400, None)
+
+
 def test_what_bounds_no_area_is_counted_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

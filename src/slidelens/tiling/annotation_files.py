@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,12 +106,7 @@ def _parse_xml(path: Path, raw: bytes) -> Iterator[Feature]:
 
 
 def _geojson(path: Path, content: Any) -> Iterator[Feature]:
-    items = content
-    if isinstance(content, Mapping):
-        items = content.get("features") if content.get("type") == "FeatureCollection" else [content]
-    if not isinstance(items, list):
-        raise LabelError(f"{path}: a FeatureCollection without a list of features.")
-    for number, item in enumerate(items):
+    for number, item in enumerate(_members(path, content)):
         where = f"feature {number}"
         if not isinstance(item, Mapping) or "type" not in item:
             raise LabelError(f"{path}: {where} is no GeoJSON object (it has no type).")
@@ -133,6 +129,22 @@ def _geojson(path: Path, content: Any) -> Iterator[Feature]:
         )
 
 
+def _members(path: Path, content: Any) -> Iterator[Any]:
+    """Yield what a file holds, one by one; collections may lie in lists and in each other."""
+    if isinstance(content, Mapping) and content.get("type") == "FeatureCollection":
+        content = content.get("features")
+        if not isinstance(content, list):
+            raise LabelError(f"{path}: a FeatureCollection without a list of features.")
+    if not isinstance(content, list):
+        yield content
+        return
+    for item in content:
+        if isinstance(item, Mapping) and item.get("type") == "FeatureCollection":
+            yield from _members(path, item)
+        else:
+            yield item
+
+
 def _geojson_geometry(path: Path, where: str, geometry: Any) -> Any:
     if geometry is None:  # GeoJSON (RFC 7946, 3.2): an unlocated feature
         return Point()
@@ -147,11 +159,15 @@ def _classification(properties: Mapping[str, Any]) -> tuple[str, Color | None]:
     """Return class and colour as QuPath (all versions) and other programs write them."""
     given = properties.get("classification")
     if isinstance(given, Mapping):
-        names = given.get("names")
-        label = given.get("name") or (": ".join(map(str, names)) if names else "")
-        return str(label), _color(given.get("color", given.get("colorRGB")))
-    plain = given or properties.get("label") or properties.get("class") or ""
-    return str(plain), _color(properties.get("color"))
+        label = _label(given.get("name") or given.get("names"))
+        return label, _color(given.get("color", given.get("colorRGB")))
+    label = _label(given or properties.get("label") or properties.get("class"))
+    return label, _color(properties.get("color"))
+
+
+def _label(given: Any) -> str:
+    """Return the name of a class, or those of its parts, as QuPath joins them."""
+    return ": ".join(map(str, given)) if isinstance(given, list) else str(given or "")
 
 
 def _color(value: Any) -> Color | None:
@@ -174,7 +190,7 @@ def _color(value: Any) -> Color | None:
 def _ncrf(path: Path, content: Mapping[str, Any]) -> Iterator[Feature]:
     """CAMELYON16 as NCRF writes it: ``negative`` polygons are holes in the ``positive`` ones."""
     for kind in ("positive", "negative"):
-        shapes = content.get(kind, [])
+        shapes = content.get(kind) or []
         if not isinstance(shapes, list):
             raise LabelError(f"{path}: {kind!r} is no list of polygons.")
         for number, shape in enumerate(shapes):
@@ -238,7 +254,7 @@ def _aperio(path: Path, root: Element) -> Iterator[Feature]:
         label = layer.get("Name") or next((n for n in named if n not in ("", "Description")), "")
         bgr = layer.get("LineColor", "")
         color = None
-        if bgr.isdigit():  # a Windows COLORREF: blue in the high byte
+        if re.fullmatch("[0-9]{1,10}", bgr):  # a Windows COLORREF: blue in the high byte
             color = (int(bgr) & 255, (int(bgr) >> 8) & 255, (int(bgr) >> 16) & 255)
         for region in layer.iter("Region"):
             where = f"Region {region.get('Id', '?')} of Annotation {layer.get('Id', '?')}"
