@@ -89,8 +89,9 @@ def read_annotations(path: str | Path) -> Annotations:
     repaired = 0
     kept: list[Annotation] = []
     holes: dict[str, list[Any]] = {}
-    for feature in parse(path):
-        polygon, changed = _polygonal(path, feature)
+    features = list(parse(path))
+    for feature, good in zip(features, _are_good(features), strict=True):
+        polygon, changed = (feature.geometry, False) if good else _polygonal(path, feature)
         repaired += changed
         if polygon.is_empty:
             ignored[feature.geometry.geom_type] += 1
@@ -102,6 +103,16 @@ def read_annotations(path: str | Path) -> Annotations:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(ignored.items()))
         _log.warning("%s: left out what bounds no area: %s", path, counts)
     return Annotations(_cut(kept, holes), ignored, repaired)
+
+
+def _are_good(features: list[Feature]) -> NDArray[np.bool_]:
+    """Say of each feature, all at once, whether it is one polygon that needs no repair."""
+    shapes = np.array([feature.geometry for feature in features], dtype=object)
+    area = shapely.area(shapes)
+    kind = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
+    good: NDArray[np.bool_] = kind & np.isfinite(area) & (area > 0) & ~shapely.has_z(shapes)
+    good[good] = shapely.is_valid(shapes[good])
+    return good
 
 
 def _polygonal(path: Path, feature: Feature) -> tuple[Any, bool]:
