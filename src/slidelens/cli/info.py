@@ -56,5 +56,6 @@ def _text(facts: dict[str, Any]) -> str:
         ),
         ("associated", ", ".join(facts["associated_images"]) or "none"),
         ("properties", f"{len(facts['properties'])} (all with --json)"),
+        *(("note", note) for note in facts["notes"]),
     ]
     return "\n".join(f"{name:<12}{value}" for name, value in rows)

@@ -213,6 +213,19 @@ class Slide:
             raise KeyError(f"{self.path}: no associated image {name!r}; there are: {have}")
         return self._reader.read_associated(name)
 
+    def notes(self) -> list[str]:
+        """Say in a sentence each what is odd about the file, and how it is read all the same.
+
+        May read some of its pixels.
+
+        Raises
+        ------
+        SlideError
+            They cannot be decoded, or the slide is closed.
+        """
+        self._check_open()
+        return self._reader.notes()
+
     @property
     def color_managed(self) -> bool:
         """Whether the embedded ICC profile is applied to what is read."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "Alpha", "Composer"]
+__all__ = ["COLOURS", "Alpha", "Composer", "depth_of", "spread"]
 
 Alpha = Literal["unassociated", "associated"]
 """What a colour with alpha states: itself, or itself times alpha."""
@@ -29,15 +29,18 @@ COLOURS: tuple[tuple[int, int, int], ...] = (
 """Okabe and Ito's palette, which people with any common colour vision tell apart (2008)."""
 
 _WINDOW = (0.5, 99.8)  # percentiles of the overview that become black and full colour
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras use of a 16-bit sample
+_OVERVIEW = 2048
+_PARTS = 4  # of an overview, along each side of a level that is larger
 
 
 class Composer:
     """Turns ``(h, w, C)`` samples into ``(h, w, 3)`` uint8 RGB, pixel by pixel.
 
-    Colour images pass through (16 bit by their upper byte, alpha laid on white). Everything else is
-    drawn by channel: one channel in grey, several added up in :data:`COLOURS`, each stretched
-    between two percentiles of the coarsest level, so that a pixel looks the same in every read.
-    A single 8-bit channel is shown as it is.
+    Colour images pass through (16 bit by the upper 8 of the bits that are used, alpha laid on
+    white). Everything else is drawn by channel: one channel in grey, several added up in
+    :data:`COLOURS`, each stretched between two percentiles of the coarsest level, so that a pixel
+    looks the same in every read. A single channel of up to 8 bits is shown as it is.
 
     Parameters
     ----------
@@ -53,6 +56,8 @@ class Composer:
         What the sample after red, green and blue is; ``None``: no alpha, it is left out.
     white_is_zero
         Whether low values of a grey image are bright.
+    bits
+        How many bits of a sample are used, as the file says; ``None``: as the overview shows.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Composer:
         alpha: Alpha | None = None,
         *,
         white_is_zero: bool = False,
+        bits: int | None = None,
     ) -> None:
         self.channels = channels
         self.rgb = rgb
@@ -71,15 +77,17 @@ class Composer:
         self._overview = overview
         self._alpha = alpha
         self._white_is_zero = white_is_zero
+        self._bits = self._stated = bits
         self._lock = Lock()
         self._windows: NDArray[np.float32] | None = None
 
     def __call__(self, samples: NDArray[Any]) -> NDArray[np.uint8]:
         """Return RGB."""
         if self.rgb:
-            return _colour(samples, self._alpha)
+            return _colour(samples, self._alpha, self.depth())
         if self.channels == 1 and samples.dtype in (np.uint8, np.bool_):
-            grey = samples if samples.dtype == np.uint8 else samples.astype(np.uint8) * 255
+            one = 255 // (2 ** (self._bits or 8) - 1) if samples.dtype == np.uint8 else 255
+            grey = samples if one == 1 else samples.astype(np.uint8) * np.uint8(one)
             return np.repeat(255 - grey if self._white_is_zero else grey, 3, axis=2)
         low, high = self.windows()
         shown = np.clip((samples.astype(np.float32) - low) / (high - low), 0, 1)
@@ -93,6 +101,27 @@ class Composer:
             colour = np.array(COLOURS[index % len(COLOURS)], np.float32)
             total += shown[..., index, None] * colour
         return (np.minimum(total, 255) + 0.5).astype(np.uint8)
+
+    def depth(self) -> int:
+        """Return how many bits of a colour are used: 8, or up to 16."""
+        if self._dtype.itemsize == 1:
+            return 8
+        with self._lock:
+            if self._bits is None:
+                seen = self._overview()[..., :3]
+                known = seen[seen < np.iinfo(self._dtype).max]  # that is what was never written
+                self._bits = depth_of(int(known.max(initial=0)))
+        return self._bits
+
+    def notes(self) -> list[str]:
+        """Say how colours are drawn that leave bits unused."""
+        if not self.rgb or self.depth() == 8 * self._dtype.itemsize:
+            return []
+        why = "the file says so" if self._stated else "no value of its coarsest level is larger"
+        return [
+            f"of its {8 * self._dtype.itemsize}-bit colours {self.depth()} bits are used ({why}), "
+            f"so that {2 ** self.depth() - 1} is drawn in full"
+        ]
 
     def windows(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the values drawn black and drawn in full colour, ``(C,)`` each."""
@@ -108,15 +137,44 @@ class Composer:
         return self._windows[0], self._windows[1]
 
 
+def depth_of(largest: int) -> int:
+    """Return the bits of a camera, 8 to 16, whose values a largest one may be of."""
+    return next((bits for bits in _DEPTHS if largest < 2**bits), _DEPTHS[-1])
+
+
+def spread(
+    read: Callable[[int, int, int, int], NDArray[Any]], width: int, height: int
+) -> NDArray[Any]:
+    """Read samples from all over a level: ``(h, w, C)``.
+
+    Parameters
+    ----------
+    read
+        ``read(x, y, w, h)`` gives ``(h, w, C)``.
+    width, height
+        Size of the level. One longer than 2048 px is read in parts, at equal distances.
+    """
+    (xs, w), (ys, h) = _places(width), _places(height)
+    return np.concatenate([np.concatenate([read(x, y, w, h) for x in xs], 1) for y in ys])
+
+
+def _places(side: int) -> tuple[list[int], int]:
+    """Where the parts of an overview begin along a side, and their length."""
+    if side <= _OVERVIEW:
+        return [0], side
+    part = _OVERVIEW // _PARTS
+    return [(2 * i + 1) * side // (2 * _PARTS) - part // 2 for i in range(_PARTS)], part
+
+
 def _step(samples: NDArray[Any]) -> np.float32:
     """Smallest window of integer samples: one grey value, so that a flat channel is drawn flat."""
     return np.float32(1 if samples.dtype.kind in "iu" else 0)
 
 
-def _colour(samples: NDArray[Any], alpha: Alpha | None) -> NDArray[np.uint8]:
+def _colour(samples: NDArray[Any], alpha: Alpha | None, depth: int) -> NDArray[np.uint8]:
     """Colour samples of 8 or 16 bits, ``(h, w, 3 or more)``, as 8-bit RGB on white."""
     if samples.dtype.itemsize == 2:  # of either byte order
-        samples = (samples >> 8).astype(np.uint8)
+        samples = np.minimum(samples >> (depth - 8), 255).astype(np.uint8)
     if samples.shape[2] == 3:
         return samples
     if alpha is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +13,12 @@ from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.geometry import Mpp
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
-from slidelens.slide.channels import Composer
+from slidelens.slide.channels import Composer, depth_of, spread
 from slidelens.slide.reader import Facts, Reader, levels_of, unreadable
 from slidelens.slide.units import micrometres
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["OmeZarrReader"]
 
 _BLOCK = 256
-_OVERVIEW = 2048
 _MAX_CHUNK = 1 << 30
+_VERSIONS = ("0.4", "0.5")
 _RGB = (["FF0000", "00FF00", "0000FF"], ["RED", "GREEN", "BLUE"], ["R", "G", "B"])
 
 
@@ -39,7 +42,8 @@ class OmeZarrReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         folder, ome = _image(path)
-        multiscale, units, scale = _multiscale(path, ome)
+        multiscale, units, scales = _multiscale(path, ome)
+        scale = scales[0]
         self._axes = [axis.name for axis in multiscale.axes]
         if not {"x", "y"} <= set(self._axes):
             raise UnsupportedSlideError(f"{path}: its axes are {self._axes}; a slide has x and y.")
@@ -66,7 +70,13 @@ class OmeZarrReader(Reader):
         self._blocks = [self._block_size(array) for array in self._arrays]
         self._owner = new_owner()
         dtype = np.dtype(first.dtype)
-        self._compose = Composer(channels, dtype, rgb, self._overview, alpha="unassociated")
+        bits = _bits(ome) if rgb and dtype.itemsize > 1 else None
+        self._compose = Composer(
+            channels, dtype, rgb, self._overview, alpha="unassociated", bits=bits
+        )
+        self._folders = [folder / dataset.path for dataset in multiscale.datasets]
+        self._check_levels()
+        self._scales = [(stated[x], stated[y]) for stated in scales]
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # a folder has no head
@@ -118,9 +128,77 @@ class OmeZarrReader(Reader):
 
     def _overview(self) -> NDArray[Any]:
         level = len(self.facts.levels) - 1
-        width, height = self.facts.levels[level].size
-        w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
-        return self._stored(level, (width - w) // 2, (height - h) // 2, w, h)
+        return spread(partial(self._stored, level), *self.facts.levels[level].size)
+
+    def _check_levels(self) -> None:
+        """Refuse levels that are not finest first, and those of which no pixel is there."""
+        sizes = [level.size for level in self.facts.levels]
+        for number, (finer, size) in enumerate(pairwise(sizes), start=1):
+            if size.width > finer.width or size.height > finer.height:
+                raise SlideError(
+                    f"{self.path}: its datasets are not in the order of their resolution, as NGFF "
+                    f"demands: level {number} of {size.width} x {size.height} px follows one of "
+                    f"{finer.width} x {finer.height}; write it again."
+                )
+        # A channel or a mask may be empty when seen from afar; a stained slide never is.
+        for number, folder in enumerate(self._folders if self._compose.rgb else self._folders[:1]):
+            if next(_chunks(folder), None) is None:
+                raise SlideError(
+                    f"{self.path}: level {number} has no pixels: {folder} holds none of its "
+                    "chunks; copy it again."
+                )
+
+    def notes(self) -> list[str]:
+        """Say what contradicts itself or is missing, and what of the samples is drawn."""
+        found = self._compose.notes()
+        width, height = self.facts.levels[0].size
+        for number, (level, stated) in enumerate(zip(self.facts.levels, self._scales, strict=True)):
+            for side, whole, one, first in zip(
+                level.size, (width, height), stated, self._scales[0], strict=True
+            ):
+                if abs(side * one / first - whole) > 2 * max(1, one / first):
+                    found.append(
+                        f"level {number} states a scale of {one / first:g} but is {whole / side:g} "
+                        "times as small as level 0: it is drawn over the whole slide"
+                    )
+                    break
+        array = self._arrays[0]
+        parts = [-(-n // p) for n, p in zip(array.shape, array.shards or array.chunks, strict=True)]
+        missing = int(np.prod(parts)) - sum(1 for _ in _chunks(self._folders[0]))
+        if self._compose.rgb and missing > 0 and array.fill_value != np.iinfo(array.dtype).max:
+            found.append(
+                f"{missing} of {int(np.prod(parts))} chunks of level 0 are not there: they are "
+                f"drawn as {array.fill_value}, black, not white; copy it again if parts are missing"
+            )
+        return found
+
+
+def what_is(folder: Path) -> str | None:
+    """Say what of OME-Zarr a folder is that holds no image itself; ``None``: nothing of it."""
+    try:
+        ome = _attributes(folder)
+        plate, well = (ome.get(key) or {} for key in ("plate", "well"))
+        if wells := plate.get("wells"):
+            first = folder / str(wells[0]["path"])
+            within = (_attributes(first).get("well") or {}).get("images") or [{"path": "0"}]
+            return _choice(f"an OME-Zarr plate of {len(wells)} wells", first, within)
+        if images := well.get("images"):
+            return _choice(f"an OME-Zarr well of {len(images)} images", folder, images)
+    except (SlideError, AttributeError, LookupError, TypeError):  # no such thing, or a damaged one
+        return None
+    above = [above for above in list(folder.parents)[:3] if "multiscales" in _attributes(above)]
+    return f"a part of the OME-Zarr image {above[0]}: open that" if above else None
+
+
+def _choice(what: str, folder: Path, images: list[Any]) -> str:
+    return f"{what}: open one of its images, such as {folder / str(images[0]['path'])}"
+
+
+def _chunks(folder: Path) -> Iterator[Path]:
+    """Yield the files of an array that hold pixels."""
+    for found in folder.rglob("*"):
+        if not found.name.startswith(".z") and found.name != "zarr.json" and found.is_file():
+            yield found
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
@@ -155,11 +233,12 @@ def _image(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, ome
 
 
-def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None], list[float]]:
-    """Validate the metadata; return it with the unit and level-0 scale of each axis."""
+def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None], list[list[float]]]:
+    """Validate the metadata; return it with the unit of each axis, and the scales of each level."""
     from pydantic import ValidationError
 
-    if ome.get("version") == "0.5":
+    version = str(ome.get("version") or _version(ome["multiscales"]))
+    if version == "0.5":
         from ome_zarr_models.v05.multiscales import Multiscale as Model
     else:
         from ome_zarr_models.v04.multiscales import Multiscale as Model  # type: ignore[assignment]
@@ -168,27 +247,52 @@ def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None],
     except (ValidationError, LookupError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error)}
         where = ".".join(str(part) for part in first.get("loc", ()))
+        if version not in _VERSIONS:
+            raise UnsupportedSlideError(
+                f"{path}: is OME-Zarr of NGFF {version}; slidelens reads {' and '.join(_VERSIONS)}; "
+                "convert it to one of these."
+            ) from error
         raise SlideError(
-            f"{path}: its OME-Zarr metadata does not follow NGFF {ome.get('version', '0.4')} "
+            f"{path}: its OME-Zarr metadata does not follow NGFF {version} "
             f"({where}: {first['msg']})."
         ) from error
-    scale = [1.0] * len(multiscale.axes)
-    for transforms in (
-        multiscale.datasets[0].coordinateTransformations,
-        multiscale.coordinateTransformations or (),
-    ):
-        for transform in transforms:
+    scales = []
+    for dataset in multiscale.datasets:
+        scale = [1.0] * len(multiscale.axes)
+        for transform in (
+            *dataset.coordinateTransformations,
+            *(multiscale.coordinateTransformations or ()),
+        ):
             factors = getattr(transform, "scale", None)
             if factors is not None:
                 scale = [old * float(new) for old, new in zip(scale, factors, strict=True)]
+        scales.append(scale)
     units = [axis.unit if isinstance(axis.unit, str) else None for axis in multiscale.axes]
-    return multiscale, units, scale
+    return multiscale, units, scales
+
+
+def _version(multiscales: Any) -> str:
+    """Return the version of NGFF that a multiscale states; up to 0.4 it is stated there."""
+    first = multiscales[0] if isinstance(multiscales, list) else None
+    return str((first.get("version") if isinstance(first, dict) else None) or _VERSIONS[0])
 
 
 def _open_arrays(folder: Path, names: list[str]) -> list[Any]:
     import zarr
 
     return [zarr.open_array(folder / name, mode="r") for name in names]
+
+
+def _bits(ome: dict[str, Any]) -> int | None:
+    """Return the bits that hold what `omero` draws in full; all 16, or nonsense, say nothing."""
+    windows = [
+        channel.get("window") or {} for channel in (ome.get("omero") or {}).get("channels", [])
+    ]
+    try:
+        bits = depth_of(max(int(window["end"]) for window in windows))
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    return bits if bits < 16 else None
 
 
 def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:

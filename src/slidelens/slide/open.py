@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +35,7 @@ READERS: Registry[type[Reader]] = Registry(
 """Backends in the order in which they are asked; plugins come after the built-ins."""
 
 _HEAD = 1024
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _READS = "SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, QPTIFF and OME-Zarr"
 
 
@@ -142,7 +144,7 @@ def _choose(path: Path, backend: str | None) -> str:
                 return name
         except PluginError as error:  # the others are asked all the same
             faults.append(f" {error}")
-    what = "a folder that holds no DICOM or OME-Zarr slide" if path.is_dir() else _looks_like(head)
+    what = _folder_is(path) if path.is_dir() else _looks_like(head)
     raise UnsupportedSlideError(f"{path}: {what}; slidelens reads {_READS}.{''.join(faults)}")
 
 
@@ -178,6 +180,11 @@ def _head(path: Path) -> bytes:
                 return file.read(_HEAD)
     except OSError as error:  # it, or a folder above it, may not be looked into; an over-long name
         raise _barred(path, error) from error
+    if _ADDRESS.match(str(path)):
+        raise SlideNotFoundError(
+            f"{path}: is an address; slides are read from files and folders, and nothing is "
+            "fetched: download it, or mount where it lies."
+        )
     raise SlideNotFoundError(f"{path}: no such file or folder.")
 
 
@@ -186,6 +193,13 @@ def _barred(path: Path, error: OSError) -> SlideError:
         f"{path}: cannot be read ({error.strerror or error}); check the path, and that you may "
         "read it and the folders it lies in."
     )
+
+
+def _folder_is(path: Path) -> str:
+    """Say what an unsupported folder seems to be."""
+    from slidelens.slide.omezarr import what_is
+
+    return what_is(path) or "a folder that holds no DICOM or OME-Zarr slide"
 
 
 def _looks_like(head: bytes) -> str:

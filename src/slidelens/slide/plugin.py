@@ -91,6 +91,11 @@ class PluginReader(Reader):
         with self._blaming():
             return self._reader.read_associated(name)
 
+    def notes(self) -> list[str]:
+        """Say what the plugin says of the file."""
+        with self._blaming():
+            return [str(note) for note in self._reader.notes()]
+
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
         with self._blaming():

@@ -98,6 +98,10 @@ class Reader(ABC):
         """Return the embedded ICC profile, if there is one."""
         return None
 
+    def notes(self) -> list[str]:
+        """Say in a sentence each what a user should know of how the file is read; may read it."""
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Close all files; harmless when called twice."""

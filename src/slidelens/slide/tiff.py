@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
 
 from slidelens.errors import SlideError, UnsupportedSlideError
-from slidelens.slide.channels import Alpha, Composer
+from slidelens.slide.channels import Alpha, Composer, spread
 from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Facts, Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff
-from slidelens.slide.tiff_facts import channel_count, tiff_facts
+from slidelens.slide.tiff_facts import channel_count, stated_bits, tiff_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TiffReader", "is_plain_rgb"]
 
-_OVERVIEW = 2048
 _OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
+_OPENSLIDE_UNITS = 3  # none, inch and cm; some writers state mm and µm, too
 _AS_STORED = {1, 5, 8, 32773, 32946, 34925, 50000}  # compressions that know of no colours
 _ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}  # by ExtraSamples
 
@@ -66,6 +67,10 @@ class TiffReader(Reader):
         finally:
             image.close()
 
+    def notes(self) -> list[str]:
+        """Say what of the image's samples is drawn."""
+        return self._image.notes()
+
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
         return None if self._icc is None else bytes(self._icc)
@@ -96,6 +101,7 @@ class _Image:
         try:
             self.facts = tiff_facts(file, series, others)
             rgb = _has_colours(series, self.facts)
+            bits = stated_bits(file, series)
             white = rgb and page.photometric != 3
             self._pixels = TiffPixels(path, file, list(series.levels), white=white)
         except SlideError:
@@ -111,13 +117,17 @@ class _Image:
             )
         channels = len(self.facts.channels) or (3 if rgb else page.samplesperpixel)
         inverted = page.photometric == 0
+        dtype = page.dtype if self._map is None else self._map.dtype
         self._compose = Composer(
-            channels, page.dtype, rgb, self._overview, _alpha(page), white_is_zero=inverted
+            channels, dtype, rgb, self._overview, _alpha(page), white_is_zero=inverted, bits=bits
         )
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level."""
         return self._compose(self._stored(level, x, y, w, h))
+
+    def notes(self) -> list[str]:
+        return self._compose.notes()
 
     def close(self) -> None:
         self._pixels.close()
@@ -130,11 +140,8 @@ class _Image:
         return samples[..., [0, 0, 0, 1]] if self._faded else samples
 
     def _overview(self) -> NDArray[Any]:
-        """Read samples of the coarsest level; of its middle where that is large."""
         level = len(self.facts.levels) - 1
-        width, height = self.facts.levels[level].size
-        w, h = min(width, _OVERVIEW), min(height, _OVERVIEW)
-        return self._stored(level, (width - w) // 2, (height - h) // 2, w, h)
+        return spread(partial(self._stored, level), *self.facts.levels[level].size)
 
 
 def _names(file: tifffile.TiffFile, main: Any) -> dict[str, int]:
@@ -177,6 +184,7 @@ def is_plain_rgb(path: Path) -> bool:
             and page.dtype == np.uint8
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
+            and int(page.tags.valueof("ResolutionUnit") or 2) <= _OPENSLIDE_UNITS
         )
 
 

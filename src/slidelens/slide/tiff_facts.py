@@ -10,16 +10,18 @@ import numpy as np
 from defusedxml import ElementTree
 
 from slidelens.geometry import Mpp
+from slidelens.slide.channels import depth_of
 from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import PRINT_MPP
 from slidelens.slide.units import micrometres
 
-__all__ = ["channel_count", "tiff_facts"]
+__all__ = ["channel_count", "stated_bits", "tiff_facts"]
 
 _TAGS = ("Make", "Model", "Software", "DateTime", "ImageDescription")
 _RGB_NAMES = (["R", "G", "B"], ["RED", "GREEN", "BLUE"])
 _RGB, _WHITE = ["-16776961", "16711935", "65535"], "-1"  # OME-XML's colours; white says nothing
-_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: µm in an inch, in a centimetre
+_PER_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1000.0, 5: 1.0}  # ResolutionUnit: inch, cm, mm, µm
+_MAX_VALUE = 281  # MaxSampleValue
 
 
 def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
@@ -69,6 +71,26 @@ def channel_count(series: Any) -> int:
     return int(axes.get("C", 1)) if "S" not in axes else 1
 
 
+def stated_bits(file: Any, series: Any) -> int | None:
+    """Return how many bits of a sample are used; ``None`` where the file leaves that open.
+
+    All 16 of 16 say nothing: writers state so of the cameras' 12 bits, too.
+    """
+    page = series.keyframe
+    full = 8 * page.dtype.itemsize
+    found = [page.bitspersample] if isinstance(page.bitspersample, int) else [*page.bitspersample]
+    if full == 16:
+        largest = page.tags.valueof(_MAX_VALUE) or 0
+        largest = max(largest) if isinstance(largest, tuple) else largest
+        found += [depth_of(largest)] if largest > 0 else []
+        if file.is_ome:
+            pixels = _ome_pixels(file, series)[2]
+            text = pixels.get("SignificantBits", "") if pixels is not None else ""
+            found += [int(text)] if re.fullmatch("[0-9]{1,2}", text) else []
+    bits = min((n for n in found if n >= (8 if full == 16 else 1)), default=full)
+    return bits if bits < full else None
+
+
 def _tags_mpp(
     page: Any, coarsest: float | None, unit: float | None = None
 ) -> tuple[Mpp | None, str | None]:
@@ -97,10 +119,7 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, .
 
     Of the channels their names, and whether they may be red, green and blue.
     """
-    root = ElementTree.fromstring(file.ome_metadata)
-    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
-    image = _ome_image(root.findall(f"{space}Image"), space, file, series)
-    pixels = image.find(f"{space}Pixels") if image is not None else None
+    root, image, pixels, space = _ome_pixels(file, series)
     if image is None or pixels is None:
         return None, None, (), True
     sides = []
@@ -117,6 +136,14 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, .
         if wanted is not None and objective.get("ID") == wanted.get("ID"):
             power = _positive(objective.get("NominalMagnification"))
     return mpp, power, names, _may_be_colours(channels)
+
+
+def _ome_pixels(file: Any, series: Any) -> tuple[Any, Any | None, Any | None, str]:
+    """Return the root of OME-XML, the ``Image`` of a series, its ``Pixels``, and the namespace."""
+    root = ElementTree.fromstring(file.ome_metadata)
+    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    image = _ome_image(root.findall(f"{space}Image"), space, file, series)
+    return root, image, image.find(f"{space}Pixels") if image is not None else None, space
 
 
 def _may_be_colours(channels: list[Any]) -> bool:

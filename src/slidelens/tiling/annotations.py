@@ -198,10 +198,11 @@ def fraction(
     polygon, box = polygon[open_pair], box[open_pair]
     pieces = shapely.intersection(polygons[polygon], rectangles[box])
     np.add.at(covered, box, shapely.area(pieces) / (w * h)[box])
-    number, count = np.unique(box, return_counts=True)
-    for shared in number[count > 1]:
-        union = shapely.union_all(pieces[box == shared])
-        covered[shared] = union.area / (w[shared] * h[shared])
+    order = np.argsort(box, kind="stable")
+    shared, first, count = np.unique(box[order], return_index=True, return_counts=True)
+    for k in np.flatnonzero(count > 1):
+        union = shapely.union_all(pieces[order[first[k] : first[k] + count[k]]])
+        covered[shared[k]] = union.area / (w[shared[k]] * h[shared[k]])
     return np.minimum(covered, 1.0)
 
 
