@@ -64,6 +64,123 @@ def test_sixteen_bit_colours_of_either_byte_order(tmp_path, kind):
         np.testing.assert_array_equal(slide.read(Box(33, 44, 222, 111)), RGB[44:155, 33:255])
 
 
+@pytest.mark.parametrize("end", [None, 4095, 4000, 65535, "much", float("nan")])
+def test_colours_that_use_twelve_bits_of_sixteen(tmp_path, end):
+    """As the windows of `omero` say; where they say nothing, as the values show."""
+    path = tmp_path / "slide.ome.zarr"
+    wide = np.moveaxis(RGB, 2, 0).astype(np.uint16)
+    said = end in (4095, 4000)
+    stored = (wide << 4 | wide >> 4) // (4 if said else 1)
+    shades = [{"color": c} for c in ("FF0000", "00FF00", "0000FF")]
+    if end is not None:
+        shades = [{**shade, "window": {"start": 0, "end": end}} for shade in shades]
+    write(path, "0.4", "cyx", [stored], omero={"channels": shades})
+    with open_slide(path) as slide:
+        pixels = slide.read(Box(0, 0, 420, 300))
+        np.testing.assert_array_equal(pixels, RGB // 4 if said else RGB)
+        (note,) = describe(slide)["notes"]
+        assert "12 bits are used" in note
+        assert ("the file says so" in note) == said
+
+
+def test_levels_come_in_the_order_of_their_size(tmp_path):
+    path = tmp_path / "slide.ome.zarr"
+    levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (2, 1)]
+    write(path, "0.5", "cyx", levels)
+    with pytest.raises(SlideError, match=r"order of their resolution.*level 1 of 420 x 300 px"):
+        open_slide(path)
+
+
+def test_a_level_of_another_size_than_its_scale_is_noted(tmp_path):
+    path = tmp_path / "slide.ome.zarr"
+    levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (1, 3)]  # stated as a half
+    write(path, "0.5", "cyx", levels)
+    with open_slide(path) as slide:
+        (note,) = slide.notes()
+        assert note.startswith("level 1 states a scale of 2 but is 3 times as small")
+        assert slide.levels[1].downsample == 3
+    odd = [np.moveaxis(part, 2, 0) for part in (RGB[:299, :419], RGB[:298:2, :418:2])]
+    write(path, "0.5", "cyx", odd)
+    with open_slide(path) as slide:
+        assert slide.notes() == []  # rounded
+
+
+def chunks_of(folder):
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return sorted(f for f in files if f.name not in (".zarray", ".zattrs", "zarr.json"))
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_level_without_any_chunk_is_an_incomplete_copy(tmp_path, version):
+    path = tmp_path / "slide.ome.zarr"
+    levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (1, 2)]
+    for level in (0, 1):
+        write(path, version, "cyx", levels)
+        for file in chunks_of(path / str(level)):
+            file.unlink()
+        with pytest.raises(SlideError, match=rf"level {level} has no pixels: .*copy it again"):
+            open_slide(path)
+    masks = [np.zeros((2, 200, 200), np.uint8), np.zeros((2, 100, 100), np.uint8)]
+    for content in (0, 1):  # nothing, or what is too small to be seen from afar
+        masks[0][:, 7, 7] = content
+        write(path, version, "cyx", masks)
+        with open_slide(path) as slide:
+            assert not slide.read_level(1, 0, 0, 100, 100).any()
+    masks[1][:] = 1
+    write(path, version, "cyx", masks)
+    for file in chunks_of(path / "0"):
+        file.unlink()
+    with pytest.raises(SlideError, match="level 0 has no pixels"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("shards", [None, (1, 200, 200)])
+def test_missing_chunks_and_shards_are_counted(tmp_path, shards):
+    path = tmp_path / "slide.ome.zarr"
+    group = write(path, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    del group["0"]
+    group.create_array("0", data=np.moveaxis(RGB, 2, 0), chunks=(1, 100, 100), shards=shards)
+    with open_slide(path) as slide:
+        assert slide.notes() == []
+    files = chunks_of(path / "0")
+    assert len(files) == (45 if shards is None else 18)
+    for file in files[:5]:
+        file.unlink()
+    with open_slide(path) as slide:
+        (note,) = slide.notes()
+        assert note.startswith(f"5 of {len(files)} chunks of level 0 are not there")
+        assert (slide.read(Box(0, 0, 50, 50))[..., 0] == 0).all()
+
+
+def test_plates_and_wells_say_what_to_open(tmp_path):
+    plate = tmp_path / "plate.zarr"
+    group = zarr.open_group(plate, mode="w", zarr_format=2)
+    group.attrs["plate"] = {"wells": [{"path": "A/1"}, {"path": "A/2"}]}
+    well = group.create_group("A/1")
+    well.attrs["well"] = {"images": [{"path": "7"}]}
+    write(plate / "A" / "1" / "7", "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    for path, what in ((plate, "plate of 2 wells"), (plate / "A" / "1", "well of 1 images")):
+        with pytest.raises(UnsupportedSlideError, match=f"OME-Zarr {what}: open one .*A/1/7"):
+            open_slide(path)
+    with open_slide(plate / "A" / "1" / "7") as slide:
+        assert slide.id == "plate_A_1_7"
+    with pytest.raises(UnsupportedSlideError, match=r"part of the OME-Zarr image .*/7: open"):
+        open_slide(plate / "A" / "1" / "7" / "0")
+    group.attrs["plate"] = {"wells": ["A"]}
+    with pytest.raises(UnsupportedSlideError, match="holds no DICOM or OME-Zarr slide"):
+        open_slide(plate)
+
+
+@pytest.mark.parametrize("version", ["0.1", "0.3", "0.6"])
+def test_other_versions_of_ngff_are_named(tmp_path, version):
+    path = tmp_path / "slide.zarr"
+    group = write(path, "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    multiscale = dict(group.attrs["multiscales"][0])
+    group.attrs["multiscales"] = [{**multiscale, "version": version, "axes": ["c", "y", "x"]}]
+    with pytest.raises(UnsupportedSlideError, match=rf"NGFF {version}; .* reads 0\.4 and 0\.5"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize(
     ("unit", "side", "mpp"),
     [

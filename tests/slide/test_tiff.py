@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from slidelens import Box, SlideError, UnsupportedSlideError, open_slide
 from slidelens.slide.channels import COLOURS
@@ -219,6 +220,93 @@ def test_sixteen_bit_rgb_and_grey(tmp_path):
     assert pixels[0, 0].tolist() == [0, 0, 0]
     assert pixels[-1, -1].tolist() == [255, 255, 255]
     assert (np.diff(pixels[:, 0, 0].astype(int)) >= 0).all()
+
+
+def deep_colours(bits):
+    """RGB as a camera of so many bits has it: 8 bits, and copies of the upper ones below."""
+    wide = RGB.astype(np.uint16)
+    return wide << (bits - 8) | wide >> (16 - bits)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("way", ["values", "packed", "tag", "xml"])
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_colours_that_use_some_bits_of_sixteen(tmp_path, bits, way, tile):
+    path = tmp_path / ("deep.ome.tif" if way == "xml" else "deep.tif")
+    options = {"tile": tile, "compression": "zlib"} if tile else {}
+    if way == "packed":
+        options = {"bitspersample": bits}
+    elif way == "tag":
+        options["extratags"] = [(281, 3, 3, (2**bits - 1,) * 3, True)]
+    elif way == "xml":
+        options["metadata"] = {"SignificantBits": bits}
+    dark = deep_colours(bits) // (1 if way == "values" else 4)  # stated, whatever the values
+    tifffile.imwrite(path, dark, photometric="rgb", **options)
+    pixels, facts = read_all(path)
+    np.testing.assert_array_equal(pixels, RGB if way == "values" else RGB // 4)
+    (note,) = facts["notes"]
+    assert f"{bits} bits are used" in note
+    assert ("the file says so" in note) == (way != "values")
+
+
+def test_colours_that_use_all_sixteen_bits_are_not_noted(tmp_path):
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, deep_colours(16), photometric="rgb", tile=(64, 64))
+    pixels, facts = read_all(path)
+    np.testing.assert_array_equal(pixels, RGB)
+    assert facts["notes"] == []
+
+
+def test_tiles_that_were_never_written_say_nothing_of_the_bits(tmp_path):
+    path = tmp_path / "sparse.tif"
+    tiles = [np.full((64, 64, 3), 2048, np.uint16), None, None, None]
+    options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
+    shape = {"shape": (128, 128, 3), "dtype": np.uint16, "planarconfig": "contig"}
+    tifffile.imwrite(path, iter(tiles), **shape, **options)
+    pixels, _ = read_all(path)
+    assert (pixels[:64, :64] == 128).all()
+    assert (pixels[64:] == 255).all()
+
+
+def test_the_bits_are_looked_for_all_over_a_large_level(tmp_path):
+    """A dark middle does not say how bright the rest is."""
+    path = tmp_path / "large.tif"
+    pixels = np.full((2600, 2600, 3), 60000, np.uint16)
+    pixels[200:2400, 200:2400] = 100
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), compression="zlib")
+    with open_slide(path) as slide:
+        assert slide.read(Box(0, 0, 1, 1))[0, 0].tolist() == [60000 >> 8] * 3
+        assert slide.notes() == []
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits(tmp_path, bits):
+    path = tmp_path / "grey.tif"
+    few = GREY >> (8 - bits)
+    options = {"bitspersample": bits} if bits > 1 else {"compression": "packbits"}
+    stored = few if bits > 1 else few > 0
+    for photometric in ("minisblack", "miniswhite"):
+        tifffile.imwrite(path, stored, photometric=photometric, **options)
+        want = np.round(few / (2**bits - 1) * 255)
+        want = want if photometric == "minisblack" else 255 - want
+        np.testing.assert_array_equal(read_all(path)[0][..., 1], want)
+
+
+def test_fax_compression(tmp_path):
+    path = tmp_path / "fax.tif"
+    Image.fromarray(GREY > 99).save(path, compression="group4")
+    np.testing.assert_array_equal(read_all(path)[0][..., 0], np.where(GREY > 99, 255, 0))
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+@pytest.mark.parametrize(("unit", "count"), [("MILLIMETER", 2000), ("MICROMETER", 2)])
+def test_resolutions_in_units_beyond_the_standard(tmp_path, tile, unit, count):
+    path = tmp_path / "slide.tif"
+    options = {"resolution": (count, count), "resolutionunit": unit, "tile": tile}
+    tifffile.imwrite(path, RGB, photometric="rgb", **options)
+    pixels, facts = read_all(path)
+    np.testing.assert_array_equal(pixels, RGB)
+    assert (facts["mpp"], facts["mpp_source"]) == (0.5, "TIFF resolution tags")
 
 
 WHITE, RED, GREEN, BLUE = -1, -16776961, 16711935, 65535  # as OME-XML has them

@@ -331,12 +331,16 @@ def id_of_name(name: str) -> str:
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
 
-    A DICOM folder keeps its whole name. Bytes that are no text are written out, and letters with
+    A DICOM folder keeps its whole name; an image within a ``.zarr``, such as the field of a plate,
+    is called after that, too. Bytes that are no text are written out, and letters with
     marks composed (NFC), which file systems of a Mac take apart.
     """
     name = path.name
     if name in ("", "..") and isinstance(path, Path):  # the folder that one works in, or above it
         name = path.resolve().name
+    within = next((p for p in path.parents if p.name.lower().endswith(".zarr")), None)
+    if within is not None:
+        return "_".join([slide_id(within), *map(_as_text, path.relative_to(within).parts)])
     for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
         if name.lower().endswith(double):
             return _as_text(name[: -len(double)])

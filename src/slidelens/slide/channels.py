@@ -118,10 +118,11 @@ class Composer:
         if not self.rgb or self.depth() == 8 * self._dtype.itemsize:
             return []
         why = "the file says so" if self._stated else "no value of its coarsest level is larger"
-        return [
+        note = (
             f"of its {8 * self._dtype.itemsize}-bit colours {self.depth()} bits are used ({why}), "
             f"so that {2 ** self.depth() - 1} is drawn in full"
-        ]
+        )
+        return [note]
 
     def windows(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the values drawn black and drawn in full colour, ``(C,)`` each."""

@@ -140,13 +140,14 @@ class OmeZarrReader(Reader):
                     f"demands: level {number} of {size.width} x {size.height} px follows one of "
                     f"{finer.width} x {finer.height}; write it again."
                 )
-        # A channel or a mask may be empty when seen from afar; a stained slide never is.
-        for number, folder in enumerate(self._folders if self._compose.rgb else self._folders[:1]):
-            if next(_chunks(folder), None) is None:
-                raise SlideError(
-                    f"{self.path}: level {number} has no pixels: {folder} holds none of its "
-                    "chunks; copy it again."
-                )
+        empty = [next(_chunks(folder), None) is None for folder in self._folders]
+        # Masks may be empty, at least when seen from afar; a stained slide never is.
+        if any(empty) if self._compose.rgb else empty[0] and not all(empty):
+            number = empty.index(True)
+            raise SlideError(
+                f"{self.path}: level {number} has no pixels: {self._folders[number]} holds none of "
+                "its chunks; copy it again."
+            )
 
     def notes(self) -> list[str]:
         """Say what contradicts itself or is missing, and what of the samples is drawn."""
@@ -249,8 +250,8 @@ def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None],
         where = ".".join(str(part) for part in first.get("loc", ()))
         if version not in _VERSIONS:
             raise UnsupportedSlideError(
-                f"{path}: is OME-Zarr of NGFF {version}; slidelens reads {' and '.join(_VERSIONS)}; "
-                "convert it to one of these."
+                f"{path}: is OME-Zarr of NGFF {version}; slidelens reads "
+                f"{' and '.join(_VERSIONS)}, to which it can be converted."
             ) from error
         raise SlideError(
             f"{path}: its OME-Zarr metadata does not follow NGFF {version} "
