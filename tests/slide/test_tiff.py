@@ -292,6 +292,32 @@ def test_grey_of_few_bits(tmp_path, bits):
         np.testing.assert_array_equal(read_all(path)[0][..., 1], want)
 
 
+@pytest.mark.parametrize("sizes", [[(420, 300), (105, 75), (53, 38)], [(420, 300), (39, 28)]])
+@pytest.mark.parametrize("subifds", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", ["zlib", "zstd"])
+def test_levels_of_any_factor(tmp_path, sizes, subifds, kind, compression):
+    """Fewer levels would be an overview that is made of all of level 0."""
+    path = tmp_path / "pyramid.tif"
+    options = {"tile": (64, 64), "photometric": "rgb", "metadata": None, "compression": compression}
+    with tifffile.TiffWriter(path) as file:
+        for i, (w, h) in enumerate(sizes):
+            more = {"subifds": len(sizes) - 1} if subifds and not i else {}
+            small = np.asarray(Image.fromarray(RGB).resize((w, h))).astype(kind)
+            small *= 257 if kind == np.uint16 else 1
+            file.write(small, subfiletype=int(i > 0), **more, **options)
+        label = np.zeros((90, 90, 3), kind)  # called reduced too, but it is not this image
+        file.write(label, subfiletype=1, **options)
+    with open_slide(path, backend="tifffile") as slide:
+        assert [tuple(level.size) for level in slide.levels] == sizes
+    if subifds or kind == np.uint16 or compression == "zstd":
+        with open_slide(path) as slide:
+            assert [tuple(level.size) for level in slide.levels] == sizes
+            for index, (w, h) in enumerate(sizes):
+                want = np.asarray(Image.fromarray(RGB).resize((w, h)))
+                np.testing.assert_array_equal(slide.read_level(index, 0, 0, w, h), want)
+
+
 def test_fax_compression(tmp_path):
     path = tmp_path / "fax.tif"
     Image.fromarray(GREY > 99).save(path, compression="group4")

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["TiffPixels", "main_series", "open_tiff"]
+__all__ = ["TiffPixels", "main_series", "open_tiff", "stored_levels"]
 
 _MAX_SEGMENT = 1 << 30
 _EXACT = {1, 5, 7, 8, 32946, 33005, 34925, 50000, 50001}
 """Compressions that decode to the same RGB as OpenSlide: none, LZW, JPEG, deflate, J2K RGB, ..."""
+_PLAIN = {"generic", "uniform", "shaped"}
+"""tifffile's names for TIFF whose writer it does not know."""
 _JPEG = 7
 """The one that turns YCbCr into RGB."""
 
@@ -62,6 +64,33 @@ def main_series(file: tifffile.TiffFile) -> Any:
     """
     own = [s for s in file.series if _lies_in(s, file)]
     return max(own or file.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+
+
+def stored_levels(file: tifffile.TiffFile, series: Any) -> list[Any]:
+    """Return the levels of an image, finest first, as tifffile's series.
+
+    Those that tifffile finds, which are each 2, 3 or 4 times as small as the one before, and in
+    TIFF without a header of its own all others that say they are the image reduced.
+    """
+    top = series.keyframe
+    levels = list(series.levels)
+    if series.kind in _PLAIN and top.parent is file:
+        levels += [s for s in file.series if s is not series and _is_reduced(s, series)]
+    return sorted(levels, key=lambda s: -s.keyframe.imagewidth)
+
+
+def _is_reduced(series: Any, whole: Any) -> bool:
+    page, top = series.keyframe, whole.keyframe
+    small, large = (page.imagewidth, page.imagelength), (top.imagewidth, top.imagelength)
+    same = ("dtype", "photometric", "samplesperpixel", "planarconfig", "is_tiled", "extrasamples")
+    return bool(
+        page.is_reduced
+        and series.axes == whole.axes
+        and all(getattr(page, name) == getattr(top, name) for name in same)
+        and len(series.pages) == len(whole.pages)
+        and small[0] < large[0]
+        and abs(small[0] * large[1] - small[1] * large[0]) <= 2 * max(large)  # to 2 px
+    )
 
 
 def _lies_in(series: Any, file: tifffile.TiffFile) -> bool:
@@ -165,7 +194,7 @@ class TiffPixels:
     def matching(cls, path: Path, levels: tuple[Level, ...]) -> Self | None:
         """Open the tiles of a slide that OpenSlide describes; ``None`` if no level is plain RGB."""
         with open_tiff(path) as file:
-            pages = [(s.keyframe, s) for s in main_series(file).levels]
+            pages = [(s.keyframe, s) for s in stored_levels(file, main_series(file))]
             plain = [(p, s) for p, s in pages if p.parent is file and _is_plain(p)]
             found = {(p.imagewidth, p.imagelength): s for p, s in plain}
             matches = [found.get((level.size.width, level.size.height)) for level in levels]

@@ -13,7 +13,7 @@ from slidelens.errors import SlideError, UnsupportedSlideError
 from slidelens.slide.channels import Alpha, Composer, spread
 from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Facts, Reader, unreadable
-from slidelens.slide.segments import TiffPixels, main_series, open_tiff
+from slidelens.slide.segments import TiffPixels, main_series, open_tiff, stored_levels
 from slidelens.slide.tiff_facts import channel_count, stated_bits, tiff_facts
 
 if TYPE_CHECKING:
@@ -99,11 +99,12 @@ class _Image:
         page = series.keyframe
         _check_kind(path, page)
         try:
-            self.facts = tiff_facts(file, series, others)
+            levels = stored_levels(file, series)
+            self.facts = tiff_facts(file, series, levels, others)
             rgb = _has_colours(series, self.facts)
             bits = stated_bits(file, series)
             white = rgb and page.photometric != 3
-            self._pixels = TiffPixels(path, file, list(series.levels), white=white)
+            self._pixels = TiffPixels(path, file, levels, white=white)
         except SlideError:
             raise
         except Exception as error:  # reason: damaged headers make parsers raise anything
@@ -176,7 +177,8 @@ def is_plain_rgb(path: Path) -> bool:
     except SlideError:
         return True
     with file:
-        page = main_series(file).keyframe
+        series = main_series(file)
+        page = series.keyframe
         return bool(
             not (file.is_ome or file.is_qpi or file.is_imagej)
             and page.is_tiled
@@ -185,6 +187,8 @@ def is_plain_rgb(path: Path) -> bool:
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
             and int(page.tags.valueof("ResolutionUnit") or 2) <= _OPENSLIDE_UNITS
+            # OpenSlide does not look for levels in SubIFDs.
+            and not any(level.keyframe.is_subifd for level in stored_levels(file, series))
         )
 
 

@@ -24,13 +24,15 @@ _PER_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1000.0, 5: 1.0}  # ResolutionUnit: inc
 _MAX_VALUE = 281  # MaxSampleValue
 
 
-def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
+def tiff_facts(file: Any, series: Any, levels: list[Any], associated: tuple[str, ...]) -> Facts:
     """Collect the facts of a TIFF.
 
     Parameters
     ----------
     file, series
         tifffile's file and the series that holds the slide.
+    levels
+        The series of its levels, finest first.
     associated
         Names of the other images.
     """
@@ -53,7 +55,7 @@ def tiff_facts(file: Any, series: Any, associated: tuple[str, ...]) -> Facts:
         power, names = _qpi(series, channels)
     if channels > 1 and len(names) != channels:
         names = tuple(f"channel {i}" for i in range(channels))
-    sizes = [(lv.keyframe.imagewidth, lv.keyframe.imagelength) for lv in series.levels]
+    sizes = [(lv.keyframe.imagewidth, lv.keyframe.imagelength) for lv in levels]
     return Facts(
         levels_of(sizes),
         mpp,
