@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -23,6 +24,7 @@ from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader, from_array
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.cache import TileCache
+from slidelens.slide.describe import describe
 from slidelens.slide.open import is_slide
 from slidelens.slide.openslide import _on_ground
 from slidelens.slide.reader import Facts, levels_of
@@ -124,6 +126,13 @@ def test_what_a_plugin_decoded_is_kept(toy, monkeypatch):
     assert sorted(decoded) == [(x, y) for x in (0, 512, 1024) for y in (0, 512)]
 
 
+def test_notes_of_a_plugin_reach_the_user(toy, monkeypatch):
+    with open_slide(toy) as slide:
+        assert describe(slide)["notes"] == []
+        monkeypatch.setattr(ToyReader, "notes", lambda self: ["a toy"])
+        assert describe(slide)["notes"] == ["a toy"]
+
+
 def test_a_backend_can_be_named_and_must_exist(toy):
     with pytest.raises(SlideError, match="no slide backend 'x'; there are: omezarr, openslide"):
         open_slide(toy, backend="x")
@@ -140,6 +149,21 @@ def test_paths_that_are_no_slides(tmp_path):
         open_slide(tmp_path / "missing.svs")
     with pytest.raises(SlideError, match="folder that holds no DICOM or OME-Zarr"):
         open_slide(tmp_path)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "a.dcm").write_bytes(bytes(128) + b"DICM")
+    (mixed / "readme.txt").write_text("a slide")
+    with pytest.raises(
+        SlideError, match=r"more than DICOM files: open one of these, such as a\.dcm"
+    ):
+        open_slide(mixed)
+    for address in ("https://example.org/a.zarr", "s3://bucket/a.svs"):
+        with pytest.raises(SlideNotFoundError, match="is an address; slides are read from files"):
+            open_slide(address)
+    with zipfile.ZipFile(tmp_path / "slide.ome.zarr.zip", "w") as archive:
+        archive.writestr(".zattrs", "{}")
+    with pytest.raises(SlideError, match="a zip archive: unpack it"):
+        open_slide(tmp_path / "slide.ome.zarr.zip")
     (tmp_path / "empty.svs").touch()
     with pytest.raises(SlideError, match="empty file"):
         open_slide(tmp_path / "empty.svs")

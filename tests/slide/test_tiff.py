@@ -368,8 +368,25 @@ def test_three_planes_of_bytes_are_colours_unless_the_file_says_otherwise(
         half = slide.read_level(1, 0, 0, 210, 150)
         assert (slide.channels == ()) == colours
         assert len(slide.channels) == (0 if colours else 3)
+        assert ["three channels are drawn as red" in note for note in slide.notes()] == (
+            [True] if colours else []
+        )
     assert np.array_equal(pixels, RGB) == colours
     assert np.array_equal(half, RGB[::2, ::2]) == colours
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"EmissionWavelength": 461.0}, {"Fluor": "DAPI"}, {"ContrastMethod": "Fluorescence"}],
+)
+def test_three_planes_of_a_fluorescence_microscope_are_no_colours(tmp_path, about):
+    path = tmp_path / "planes.ome.tif"
+    channel = {key: [value] * 3 for key, value in about.items()}
+    planes = np.moveaxis(RGB, 2, 0)
+    metadata = {"axes": "CYX", "Channel": channel}
+    tifffile.imwrite(path, planes, photometric="minisblack", metadata=metadata, tile=(64, 64))
+    with open_slide(path) as slide:
+        assert len(slide.channels) == 3
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)])

@@ -199,6 +199,8 @@ def _folder_is(path: Path) -> str:
     """Say what an unsupported folder seems to be."""
     from slidelens.slide.omezarr import what_is
 
+    if dicom := next(path.glob("*.dcm"), None):
+        return f"a folder that holds more than DICOM files: open one of these, such as {dicom.name}"
     return what_is(path) or "a folder that holds no DICOM or OME-Zarr slide"
 
 
@@ -206,9 +208,13 @@ def _looks_like(head: bytes) -> str:
     """Say what an unsupported file seems to be."""
     if not head:
         return "an empty file, not a slide"
-    for magic, name in ((b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture")):
+    for magic, name in (
+        (b"\x89PNG", "a PNG picture, not a slide"),
+        (b"\xff\xd8\xff", "a JPEG picture, not a slide"),
+        (b"PK\x03\x04", "a zip archive: unpack it and open what it holds"),
+    ):
         if head.startswith(magic):
-            return f"{name}, not a slide"
+            return name
     if b"\0" not in head:
         return "looks like text, not a slide, whatever its extension"
     return "not a slide format that any backend knows, or damaged at its beginning"

@@ -109,6 +109,7 @@ class _Image:
             raise
         except Exception as error:  # reason: damaged headers make parsers raise anything
             raise unreadable(path, error, "its TIFF header cannot be understood") from error
+        self._planes = rgb and channel_count(series) == 3
         self._map = _palette(page) if page.photometric == 3 else None
         self._faded = rgb and page.samplesperpixel == 2
         if rgb and page.dtype not in (np.uint8, np.uint16):
@@ -128,7 +129,8 @@ class _Image:
         return self._compose(self._stored(level, x, y, w, h))
 
     def notes(self) -> list[str]:
-        return self._compose.notes()
+        planes = "its three channels are drawn as red, green and blue: nothing says they are stains"
+        return [*([planes] if self._planes else []), *self._compose.notes()]
 
     def close(self) -> None:
         self._pixels.close()

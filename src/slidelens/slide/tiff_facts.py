@@ -19,6 +19,7 @@ __all__ = ["channel_count", "stated_bits", "tiff_facts"]
 
 _TAGS = ("Make", "Model", "Software", "DateTime", "ImageDescription")
 _RGB_NAMES = (["R", "G", "B"], ["RED", "GREEN", "BLUE"])
+_OF_STAINS = ("EmissionWavelength", "ExcitationWavelength", "Fluor")
 _RGB, _WHITE = ["-16776961", "16711935", "65535"], "-1"  # OME-XML's colours; white says nothing
 _PER_UNIT = {2: 25_400.0, 3: 10_000.0, 4: 1000.0, 5: 1.0}  # ResolutionUnit: inch, cm, mm, µm
 _MAX_VALUE = 281  # MaxSampleValue
@@ -152,7 +153,12 @@ def _may_be_colours(channels: list[Any]) -> bool:
     """Say whether channels are called, or drawn in, red, green and blue; or nothing is stated."""
     names = [(channel.get("Name") or "").upper() for channel in channels]
     shades = [channel.get("Color") or _WHITE for channel in channels]
-    return (not any(names) or names in _RGB_NAMES) and ({*shades} <= {_WHITE} or shades == _RGB)
+    fluorescent = any(
+        channel.get("ContrastMethod") == "Fluorescence" or any(map(channel.get, _OF_STAINS))
+        for channel in channels
+    )
+    plain = not any(names) or names in _RGB_NAMES
+    return not fluorescent and plain and ({*shades} <= {_WHITE} or shades == _RGB)
 
 
 def _ome_image(images: list[Any], space: str, file: Any, series: Any) -> Any | None:
