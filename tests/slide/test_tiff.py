@@ -30,8 +30,17 @@ def read_all(path, **options):
         {"byteorder": ">", "tile": (128, 128)},
         {"tile": (64, 64), "compression": "jpegxl", "compressionargs": {"lossless": True}},
         {"tile": (64, 64), "compression": "zlib"},
+        {"tile": (48, 48)},
     ],
-    ids=["one strip", "strips", "bigtiff lzw", "big endian", "jpeg xl", "deflate tiles"],
+    ids=[
+        "one strip",
+        "strips",
+        "bigtiff lzw",
+        "big endian",
+        "jpeg xl",
+        "deflate tiles",
+        "tiles of 6912 bytes",
+    ],
 )
 def test_rgb(tmp_path, options):
     path = tmp_path / "slide.tif"

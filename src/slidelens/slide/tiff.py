@@ -188,6 +188,8 @@ def is_plain_rgb(path: Path) -> bool:
             and page.dtype == np.uint8
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
+            # Of other uncompressed tiles OpenSlide's libtiff says "invalid tile byte count".
+            and (page.compression != 1 or page.tilewidth * page.tilelength * 3 % 1024 == 0)
             and int(page.tags.valueof("ResolutionUnit") or 2) <= _OPENSLIDE_UNITS
             # OpenSlide does not look for levels in SubIFDs.
             and not any(level.keyframe.is_subifd for level in stored_levels(file, series))
