@@ -586,6 +586,28 @@ def test_the_resolution_is_that_of_the_image_though_another_is_stored_unlike_its
         assert (slide.size, slide.mpp) == ((420, 300), (0.5, 0.5))
 
 
+@pytest.mark.parametrize(
+    ("size", "power", "mpp", "objective"),
+    [
+        ("0.5", "20", 0.5, 20),
+        ("0,5", "20x", 0.5, 20),
+        ("half", "high", None, None),
+        ("NaN", "0", None, None),
+        ("", "", None, None),
+    ],
+)
+def test_odd_numbers_in_ome_xml_cost_no_slide(tmp_path, size, power, mpp, objective):
+    path = tmp_path / "slide.ome.tif"
+    image = ome_image(0, (420, 300), size, '<TiffData IFD="0" PlaneCount="1"/>')
+    image = image.replace("<Pixels", '<ObjectiveSettings ID="Objective:0"/><Pixels')
+    objectives = f'<Objective ID="Objective:0" NominalMagnification="{power}"/>'
+    xml = f'{OME}><Instrument ID="Instrument:0">{objectives}</Instrument>{image}</OME>'
+    tifffile.imwrite(path, GREY, photometric="minisblack", description=xml, metadata=None)
+    with open_slide(path) as slide:
+        assert slide.mpp == (None if mpp is None else (mpp, mpp))
+        assert slide.objective_power == objective
+
+
 def test_an_ome_tiff_without_a_physical_size_may_state_it_in_tags(tmp_path):
     path = tmp_path / "slide.ome.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", **MICRONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,7 @@ class OmeZarrReader(Reader):
             for side, whole, one, first in zip(
                 level.size, (width, height), stated, self._scales[0], strict=True
             ):
-                if abs(side * one / first - whole) > 2 * max(1, one / first):
+                if first > 0 and abs(side * one / first - whole) > 2 * max(1, one / first):
                     found.append(
                         f"level {number} states a scale of {one / first:g} but is {whole / side:g} "
                         "times as small as level 0: it is drawn over the whole slide"
@@ -166,10 +167,11 @@ class OmeZarrReader(Reader):
         array = self._arrays[0]
         parts = [-(-n // p) for n, p in zip(array.shape, array.shards or array.chunks, strict=True)]
         missing = int(np.prod(parts)) - sum(1 for _ in _chunks(self._folders[0]))
-        if self._compose.rgb and missing > 0 and array.fill_value != np.iinfo(array.dtype).max:
+        fill = array.fill_value or 0
+        if self._compose.rgb and missing > 0 and fill != np.iinfo(array.dtype).max:
             found.append(
                 f"{missing} of {int(np.prod(parts))} chunks of level 0 are not there: they are "
-                f"drawn as {array.fill_value}, black, not white; copy it again if parts are missing"
+                f"drawn as {fill}, not white; copy it again if parts are missing"
             )
         return found
 
@@ -195,11 +197,14 @@ def _choice(what: str, folder: Path, images: list[Any]) -> str:
     return f"{what}: open one of its images, such as {folder / str(images[0]['path'])}"
 
 
-def _chunks(folder: Path) -> Iterator[Path]:
-    """Yield the files of an array that hold pixels."""
-    for found in folder.rglob("*"):
-        if not found.name.startswith(".z") and found.name != "zarr.json" and found.is_file():
-            yield found
+def _chunks(folder: str | Path) -> Iterator[str]:
+    """Yield the files of an array that hold pixels, the first at once, however many there are."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _chunks(entry.path)
+            elif not entry.name.startswith(".z") and entry.name != "zarr.json":
+                yield entry.path
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

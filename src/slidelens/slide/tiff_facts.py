@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -127,9 +128,9 @@ def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, .
         return None, None, (), True
     sides = []
     for axis in "XY":
-        size = pixels.get(f"PhysicalSize{axis}")
+        size = _positive(pixels.get(f"PhysicalSize{axis}"))
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        sides.append(micrometres(float(size), unit) if size else None)
+        sides.append(micrometres(size, unit) if size else None)
     mpp = Mpp(sides[0], sides[1]) if sides[0] and sides[1] else None
     channels = pixels.findall(f"{space}Channel")
     names = tuple(c.get("Name") or f"channel {i}" for i, c in enumerate(channels))
@@ -193,5 +194,9 @@ def _qpi(series: Any, channels: int) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _positive(text: str | None) -> float | None:
-    value = float(text) if text else 0.0
-    return value if value > 0 else None
+    """Return a number above zero; with a decimal comma, or an x behind it, it is one, too."""
+    try:
+        value = float((text or "").strip().rstrip("xX").replace(",", "."))
+    except ValueError:  # a header field that is damaged costs itself, not the slide
+        return None
+    return value if 0 < value < inf else None
