@@ -164,6 +164,10 @@ def test_paths_that_are_no_slides(tmp_path):
         archive.writestr(".zattrs", "{}")
     with pytest.raises(SlideError, match="a zip archive: unpack it"):
         open_slide(tmp_path / "slide.ome.zarr.zip")
+    for head, what in ((b"\x89HDF", "an HDF5 file"), (b"<DataObject Obj", "a Philips iSyntax")):
+        (tmp_path / "slide.scan").write_bytes(head.ljust(2000))
+        with pytest.raises(SlideError, match=f"{what}, which no .* convert it to OME-TIFF"):
+            open_slide(tmp_path / "slide.scan")
     (tmp_path / "empty.svs").touch()
     with pytest.raises(SlideError, match="empty file"):
         open_slide(tmp_path / "empty.svs")

@@ -35,6 +35,15 @@ READERS: Registry[type[Reader]] = Registry(
 """Backends in the order in which they are asked; plugins come after the built-ins."""
 
 _HEAD = 1024
+_CONVERT = "which no backend reads; convert it to OME-TIFF"
+_KNOWN = {
+    b"\x89PNG": "a PNG picture, not a slide",
+    b"\xff\xd8\xff": "a JPEG picture, not a slide",
+    b"PK\x03\x04": "a zip archive: unpack it and open what it holds",
+    b"<DataObject": f"a Philips iSyntax, {_CONVERT}",
+    b"\x70\0\0\0\x2a": f"a Leica LIF, {_CONVERT}",
+    b"\x89HDF": f"an HDF5 file, {_CONVERT}",
+}
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _READS = "SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, QPTIFF and OME-Zarr"
 
@@ -208,11 +217,7 @@ def _looks_like(head: bytes) -> str:
     """Say what an unsupported file seems to be."""
     if not head:
         return "an empty file, not a slide"
-    for magic, name in (
-        (b"\x89PNG", "a PNG picture, not a slide"),
-        (b"\xff\xd8\xff", "a JPEG picture, not a slide"),
-        (b"PK\x03\x04", "a zip archive: unpack it and open what it holds"),
-    ):
+    for magic, name in _KNOWN.items():
         if head.startswith(magic):
             return name
     if b"\0" not in head:
