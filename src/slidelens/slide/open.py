@@ -208,7 +208,7 @@ def _folder_is(path: Path) -> str:
     """Say what an unsupported folder seems to be."""
     from slidelens.slide.omezarr import what_is
 
-    if dicom := next(path.glob("*.dcm"), None):
+    if dicom := min(path.glob("*.dcm"), default=None):
         return f"a folder that holds more than DICOM files: open one of these, such as {dicom.name}"
     return what_is(path) or "a folder that holds no DICOM or OME-Zarr slide"
 
