@@ -1,3 +1,4 @@
+import ctypes
 import json
 import re
 import shutil
@@ -376,3 +377,40 @@ def test_labels_of_annotations_are_told_only_to_who_may_know(evaluation, tmp_pat
     options = ReportOptions(identify=True)
     page = write_report(evaluation, tmp_path / "r.html", options=options).html.read_text()
     assert "annotations labelled Jane Doe, stroma are of no class" in page
+
+
+def test_a_pdf_that_is_typeset_slide_by_slide_reads_as_one(made, reviewed, tmp_path, monkeypatch):
+    monkeypatch.setattr("slidelens.review.report._TOGETHER", 1)
+    told = []
+    parts = write_report(
+        reviewed,
+        tmp_path / "r.html",
+        pdf=tmp_path / "r.pdf",
+        progress=lambda *what: told.append(what),
+    )
+    assert [what for what in told if what[0] == "typesetting the PDF"][-1] == (
+        "typesetting the PDF",
+        parts.slides - 1,
+        parts.slides,
+    )
+    with pypdfium2.PdfDocument(made.pdf) as one, pypdfium2.PdfDocument(parts.pdf) as other:
+        assert len(other) == len(one) > parts.slides
+        for number, (before, after) in enumerate(zip(one, other, strict=True), 1):
+            first, second = (p.get_textpage().get_text_range().split() for p in (before, after))
+            assert str(number) in second
+            if number > 1:  # the first one says when it was made
+                assert second[: len(first) // 2] == first[: len(first) // 2]
+            assert links(after) == links(before)
+        assert [entry.get_title() for entry in other.get_toc()] == [
+            entry.get_title() for entry in one.get_toc()
+        ]
+        assert sum(map(len, map(links, other))) > parts.slides
+
+
+def links(page) -> list[int]:
+    """Return the pages that links on a page lead to."""
+    found, place, link = [], ctypes.c_int(0), pypdfium2.raw.FPDF_LINK()
+    while pypdfium2.raw.FPDFLink_Enumerate(page, place, link):
+        target = pypdfium2.raw.FPDFLink_GetDest(page.pdf, link)
+        found.append(pypdfium2.raw.FPDFDest_GetDestPageIndex(page.pdf, target))
+    return found

@@ -5,6 +5,7 @@ Pictures are drawn one slide after another and wait on the disk; memory holds on
 
 from __future__ import annotations
 
+import gc
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from slidelens.review.tally import DISAGREED, LABEL_WRONG, NOT_REVIEWED
 from slidelens.review.wording import HELPERS, legend_css, runs_of, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from jinja2 import Environment
 
@@ -31,6 +32,7 @@ __all__ = ["Report", "ReportOptions", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SPOOL = "spool:"  # scheme under which the PDF's pictures are found
+_TOGETHER = 8  # slides of the PDF that are typeset at a time
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ def write_report(
         document = _Document(environment, content, drawn, scratch)
         document.write_html(out)
         if pdf is not None:
-            tell("typesetting the PDF", 0, 1)
-            document.write_pdf(pdf)
+            document.write_pdf(pdf, tell)
     notes = [f"{case.name}: {note}" for case, evidence in drawn for note in evidence.notes]
     decided = {d.key for case in content.cases for d in case.decisions if d.decided}
     warnings = [named_failed(name, slides) for name, slides in content.last_run_failed.items()]
@@ -166,6 +167,9 @@ class _Document:
         self._level = float(interval.get("level", 0.95))
         self._plots = _plots(content, self._level)
 
+        css = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+        self._css = css + legend_css()
+
     def write_html(self, out: Path) -> None:
         """Write the file; memory holds one picture at a time."""
 
@@ -173,11 +177,15 @@ class _Document:
             return _data_uri((self._scratch / picture.name).read_bytes(), "image/jpeg")
 
         with _writing(out), atomic_file(out) as file:
-            for part in self._parts(src, interactive=True):
+            for part in self._parts(src, self._drawn, self._css, interactive=True):
                 file.write(part.encode())
 
-    def write_pdf(self, out: Path) -> None:
-        """Typeset the same page without its controls."""
+    def write_pdf(self, out: Path, tell: Callable[[str, int, int], None]) -> None:
+        """Typeset the same page without its controls.
+
+        What a page is made of takes ten times the memory of the page, so a few slides are typeset
+        at a time; between two of them lies a page break anyway.
+        """
         weasyprint, scratch = _weasyprint(), self._scratch
 
         class Spool(weasyprint.urls.URLFetcher):  # type: ignore[misc, name-defined]
@@ -186,30 +194,54 @@ class _Document:
             def fetch(self, url: str, headers: dict[str, str] | None = None) -> Any:
                 if not url.startswith(_SPOOL):
                     return super().fetch(url, headers)
-                body = (scratch / Path(url.removeprefix(_SPOOL)).name).read_bytes()
+                file = scratch / Path(url.removeprefix(_SPOOL)).name
                 kind = {"Content-Type": "image/jpeg"}
-                return weasyprint.urls.URLFetcherResponse(url, body, kind)
+                # WeasyPrint reads what has the address of a file again when it writes it.
+                return weasyprint.urls.URLFetcherResponse(file.as_uri(), file.read_bytes(), kind)
 
         def src(picture: Picture) -> str:
             return _SPOOL + picture.name
 
-        text = "".join(self._parts(src, interactive=False))
-        page = weasyprint.HTML(string=text, url_fetcher=Spool(allowed_protocols=["data"]))
+        spool, fonts = Spool(allowed_protocols=["data"]), weasyprint.text.fonts.FontConfiguration()
+        starts = range(0, max(1, len(self._drawn)), _TOGETHER)
+        pages: list[Any] = []
+        whole: Any = None
+        for number, start in enumerate(starts):
+            tell("typesetting the PDF", number, len(starts))
+            some = self._drawn[start : start + _TOGETHER]
+            css = f"{self._css} @page :first {{ counter-reset: page {len(pages) + 1}; }}"
+            ends = {"first": number == 0, "last": number + 1 == len(starts)}
+            text = "".join(self._parts(src, some, css, interactive=False, **ends))
+            part = weasyprint.HTML(string=text, url_fetcher=spool).render(fonts, pdf_tags=True)
+            whole = whole or part.copy([])
+            pages += part.pages
+            del part
+            gc.collect()  # else the next slides are typeset beside what is left of these
         with _writing(out), atomic_file(out) as file:
-            page.write_pdf(file, pdf_tags=True)
+            whole.copy(pages).write_pdf(file, pdf_tags=True)
 
-    def _parts(self, src: Callable[[Picture], str], *, interactive: bool) -> Iterator[str]:
+    def _parts(
+        self,
+        src: Callable[[Picture], str],
+        plates: Sequence[tuple[SlideCase, Evidence]],
+        css: str,
+        *,
+        interactive: bool,
+        first: bool = True,
+        last: bool = True,
+    ) -> Iterator[str]:
         """Render piece by piece, so that no more than a slide's pictures are in memory."""
         from markupsafe import Markup
 
         content = self._content
-        css = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + legend_css()
         script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
         stream = self._template.stream(
             c=content,
-            plates=self._drawn,
+            plates=plates,
             src=src,
             interactive=interactive,
+            first=first,
+            last=last,
             css=Markup(css),  # noqa: S704  # our own file
             script=Markup(script),  # noqa: S704  # our own file
             level=self._level,
