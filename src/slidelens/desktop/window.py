@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
+from slidelens.desktop.outlines import thin_outlines
 from slidelens.desktop.world import described
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def magnification(um_per_pixel: float) -> str:
 
 
 def dress(viewer: ViewerModel) -> None:
-    """Show a scale bar, and the magnification as it changes; harmless when called again."""
+    """Show a scale bar and the magnification, keep outlines thin; harmless when called again."""
     bar, text = overlays(viewer)
     text.position = "bottom_left"
     put_in_box(text, True)
@@ -61,6 +62,7 @@ def dress(viewer: ViewerModel) -> None:
         alive = weak()
         if alive is not None:
             _show_magnification(alive)
+            thin_outlines(alive.layers, camera(alive).zoom)
 
     camera(viewer).events.zoom.connect(on_change)
     viewer.layers.events.inserted.connect(on_change)

@@ -1,0 +1,54 @@
+"""Outlines that are as thin on the screen wherever one zooms: napari counts them in slide px."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from slidelens.desktop.world import described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["thin_outlines"]
+
+_SCREEN_PX = 2.0
+_STEP = 1.4
+"""A width that is off by less is left: each change costs napari the meshes of a layer."""
+_MOST = 3000  # shapes of a layer: their meshes would take too long
+_set: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+"""Layer to the width that it was given here; another one is a person's choice."""
+
+
+def thin_outlines(layers: Iterable[Any], zoom: float) -> None:
+    """Give slidelens's outlines and lines among ``layers`` the width that reads at a zoom.
+
+    What lies under an outline is the margin of a lesion, so a line must not grow over it. Where a
+    person has chosen another width it stays.
+
+    Parameters
+    ----------
+    layers
+        Any layers of napari's.
+    zoom
+        Screen px per unit of the world.
+    """
+    for layer in layers:
+        if described(layer.metadata) and hasattr(layer, "edge_width"):
+            _thin(layer, _SCREEN_PX / (zoom * float(layer.scale[-1])))
+
+
+def _thin(layer: Any, wanted: float) -> None:
+    if not len(layer.data) or len(layer.data) > _MOST:
+        return
+    now = np.unique(layer.edge_width)
+    before = _set.get(layer)
+    if before is not None and (len(now) > 1 or not np.isclose(now[0], before)):
+        return
+    if before is None or not 1 / _STEP < wanted / before < _STEP:
+        _set[layer] = wanted
+        layer.edge_width = wanted
+        if hasattr(layer, "current_edge_width") and not layer.selected_data:
+            layer.current_edge_width = wanted  # of what is drawn next
