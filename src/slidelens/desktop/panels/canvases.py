@@ -143,7 +143,9 @@ class Canvases(QWidget):
             cell.setParent(None)
             cell.deleteLater()
         self.hide()
-        self._own_canvas().show()
+        own = self._own_canvas()
+        own.show()
+        own.canvas.native.update()  # vispy waits for a paint that it asked for while it was hidden
 
     def _own_canvas(self) -> Any:
         return self._viewer.window._qt_viewer
