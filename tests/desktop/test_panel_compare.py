@@ -14,6 +14,7 @@ from slidelens.desktop.window import camera
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
 from slidelens.maps.result import ModelInfo, Result, SlideInfo
+from slidelens.maps.run_settings import RunSettings
 
 pytestmark = pytest.mark.gui
 
@@ -192,3 +193,48 @@ def test_closing_the_window_with_pictures_side_by_side_leaves_nothing(panel, ben
     press(qtbot, panel._buttons["four"])
     assert len(panel.canvases.cells) == 4
     bench.viewer.close()  # the fixtures look for widgets and threads that are left
+
+
+def test_the_window_draws_again_where_pictures_side_by_side_have_moved_it(panel, bench, qtbot):
+    press(qtbot, panel._buttons["two"])
+    camera(panel.canvases.cells[0].model).zoom = 3.0
+    drawn = []
+    bench.viewer.window._qt_viewer.canvas._scene_canvas.events.draw.connect(drawn.append)
+    press(qtbot, panel._buttons["off"])
+    qtbot.waitUntil(lambda: bool(drawn), timeout=WAIT)
+    before = len(drawn)
+    camera(bench.viewer).zoom = 0.7  # else what is seen stays as it was for good
+    qtbot.waitUntil(lambda: len(drawn) > before, timeout=WAIT)
+
+
+def test_a_second_result_is_ticked_until_one_has_ticked_some(panel, bench, tmp_path, qtbot):
+    def ticked():
+        return sorted(item.text(0) for item in panel._ticked())
+
+    assert ticked() == ["first", "second"]
+    second = next(one.folder for one in panel.compared.opened if one.method.name == "second")
+    aside = second.rename(tmp_path / "aside")
+    bench.results_changed.emit()
+    qtbot.waitUntil(lambda: ticked() == ["first"], timeout=WAIT)
+    aside.rename(second)
+    bench.results_changed.emit()
+    qtbot.waitUntil(lambda: ticked() == ["first", "second"], timeout=WAIT)
+    panel.choose("first")
+    bench.results_changed.emit()
+    qtbot.waitUntil(lambda: not bench.background.busy, timeout=WAIT)
+    assert ticked() == ["first"]
+
+
+def test_the_result_of_a_region_says_so(panel, bench, qtbot):
+    slide = make_slide(MPP.x)
+    made = result_of(slide, "third", 0.9)
+    made.settings = RunSettings(region=(100, 50, 400, 300))
+    made.save(bench.results / "third" / slide.id)
+    bench.results_changed.emit()
+    qtbot.waitUntil(lambda: panel.methods.topLevelItemCount() == 3, timeout=WAIT)
+    (item,) = (item for item in panel._items() if item.text(0) == "third")
+    assert item.text(1) == "tumor 90.0% (region)"
+    assert "region 100,50,400,300" in item.toolTip(1)
+    panel.choose("third")
+    qtbot.waitUntil(lambda: [o.method.name for o in panel.compared.opened] == ["third"])
+    assert panel.compared.opened[0].title == "third  ·  tumor 90.0%  ·  region"

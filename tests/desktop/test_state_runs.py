@@ -54,6 +54,7 @@ def test_fraction_and_time_left_over_several_parts():
     assert run.text == "m0 (1 of 2): Predicting 25 of 100, about 1 min left"
     finding = run.feed(outcome())
     assert finding.text == "m0: tumor 90.0%"
+    assert run.found == "m0: tumor 90.0% (of the region alone)"
     assert run.fraction == pytest.approx(0.5)
     run.feed(progress("infer", 50, 100, seconds=20, eta=20))
     assert run.fraction == pytest.approx(0.75)

@@ -66,18 +66,22 @@ class Opened:
         The map that is shown of it: of probabilities, else its first one; ``None`` if it has none.
     channel
         The plane of that map which is shown.
+    region
+        Whether a region of the slide was run alone.
     """
 
     folder: Path
     method: Method
     picture: Map | None
     channel: str
+    region: bool = False
 
     @property
     def title(self) -> str:
         """Name and score of the slide, in one line."""
         method = self.method
-        return f"{method.name}  ·  {method.positive} {method.score:.1%}"
+        part = "  ·  region" if self.region else ""
+        return f"{method.name}  ·  {method.positive} {method.score:.1%}{part}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def open_methods(folders: Iterable[Path]) -> Compared:
             others = (m for m in result.maps.values() if m.kind != "labels")
             picture = next(others, None)
             channel = "" if picture is None else picture.channels[-1]
-        opened.append(Opened(folder, method, picture, channel))
+        region = result.settings is not None and result.settings.region is not None
+        opened.append(Opened(folder, method, picture, channel, region))
     drawn = [one.method for one in opened if one.method.map is not None]
     return Compared(tuple(opened), compare(drawn) if len(drawn) > 1 else None)
 

@@ -9,7 +9,7 @@ from qtpy.QtGui import QKeySequence
 
 from slidelens.desktop.docks import PANELS
 from slidelens.desktop.qt import Shortcut
-from slidelens.desktop.shown import layers_of
+from slidelens.desktop.shown import DRAWN, layers_of
 
 if TYPE_CHECKING:
     from slidelens.desktop.workbench import Workbench
@@ -20,8 +20,6 @@ _TOGGLE = "toggle"
 
 KEYS = {**{f"Alt+{number}": name for number, name in enumerate(PANELS, 1)}, "Ctrl+Alt+H": _TOGGLE}
 """Key to the panel that it opens; the last one shows and hides what lies on the slide."""
-
-_DRAWN = ("map", "regions", "windows", "path", "compare")
 
 
 def bind_keys(bench: Workbench) -> None:
@@ -35,7 +33,7 @@ def bind_keys(bench: Workbench) -> None:
 def toggle(bench: Workbench) -> None:
     """Hide all that models drew on the slide, to see the tissue; once more brings it back."""
     here = bench.viewer.layers
-    seen = [layer for layer in layers_of(bench.viewer, *_DRAWN) if layer.visible]
+    seen = [layer for layer in layers_of(bench.viewer, *DRAWN, "compare") if layer.visible]
     for layer in seen or [layer for layer in bench.put_aside if layer in here]:
         layer.visible = not seen
     bench.put_aside = seen

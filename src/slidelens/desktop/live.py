@@ -10,6 +10,7 @@ import numpy as np
 
 from slidelens.desktop.layers import map_layers
 from slidelens.desktop.shown import (
+    DRAWN,
     current_slide,
     layers_of,
     put_layer,
@@ -141,7 +142,7 @@ class LiveMaps:
         if first:  # what grows is what one wants to see
             for other in shown:
                 other.visible = False
-            for other in layers_of(viewer, "map", "regions", slide=slide.id):
+            for other in layers_of(viewer, *DRAWN, slide=slide.id):
                 other.visible = False
         for number, data in enumerate(made):
             data[1]["visible"] = first and number == 0

@@ -14,6 +14,7 @@ from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.reading import read_result
 from slidelens.desktop.shown import (
+    DRAWN,
     ShownSlide,
     add_layer,
     current_slide,
@@ -238,7 +239,7 @@ class Picture(QObject):
         for layer in old:
             layer.visible = False
         if visible:
-            for layer in layers_of(viewer, "map", "regions", **of_slide):
+            for layer in layers_of(viewer, *DRAWN, **of_slide):
                 layer.visible = False
 
         def added() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.layer_data import LayerData
 
 __all__ = [
+    "DRAWN",
     "ShownSlide",
     "add_layer",
     "current_slide",
@@ -32,6 +33,9 @@ __all__ = [
     "set_range",
     "shown_slides",
 ]
+
+DRAWN = ("map", "regions", "windows", "path")
+"""Kinds of layers that a model's result lays over the tissue; its others are hidden at first."""
 
 _REGION = "Region to run on"
 _YELLOW = "#f0e442"

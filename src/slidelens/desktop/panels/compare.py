@@ -30,7 +30,7 @@ from slidelens.desktop.panels.canvases import Canvases
 from slidelens.desktop.panels.drawing import LegendView
 from slidelens.desktop.panels.parts import Panel, boxed, button, calm, caption, heading, row, table
 from slidelens.desktop.panels.start import SlideLine
-from slidelens.desktop.shown import add_layer, layers_of, remove_layers
+from slidelens.desktop.shown import DRAWN, add_layer, layers_of, remove_layers
 from slidelens.desktop.state.library import Entry, entries
 from slidelens.desktop.state.viewport import fit
 from slidelens.desktop.window import look_at
@@ -45,7 +45,6 @@ __all__ = ["ComparePanel"]
 
 _MOST = 200  # regions that are listed
 _OPACITY = 0.75
-_HEAT = ("map", "regions")
 _FOLDER = Qt.ItemDataRole.UserRole
 
 
@@ -63,6 +62,8 @@ class ComparePanel(Panel):
         self._heat: list[Any] = []
         self._canvases: Canvases | None = None
         self._asked = 0
+        self._picked = False
+        """Whether the person has ticked methods of this slide."""
         self._build()
         self._load_soon = self._timer(0, self._load)
         self._beat = self._timer(800, self._next_blink, once=False)
@@ -109,7 +110,7 @@ class ComparePanel(Panel):
     def _build(self) -> None:
         self.slide = SlideLine(self.bench)
         self.methods = table(["Method", "Slide score", "Call"], "Methods with a result", 110)
-        self.methods.itemChanged.connect(lambda *_: self._load_soon.start())
+        self.methods.itemChanged.connect(self._ticks_changed)
         self.empty = caption()
         self._group = QButtonGroup(self)
         self._buttons: dict[str, Any] = {}
@@ -180,7 +181,7 @@ class ComparePanel(Panel):
         slide = self.bench.slide
         name = None if slide is None else slide.id
         if name != self._slide:
-            self._slide = name
+            self._slide, self._picked = name, False
             self.compared = Compared((), None)
             self._leave()
             self.set_mode("off")
@@ -197,14 +198,14 @@ class ComparePanel(Panel):
         return [Path(path) for path in dict.fromkeys(found) if path]
 
     def _heat_layers(self, slide: str) -> list[Any]:
-        return list(layers_of(self.bench.viewer, *_HEAT, slide=slide))
+        return list(layers_of(self.bench.viewer, *DRAWN, slide=slide))
 
     def _take(self, found: list[Entry]) -> None:
-        """List the methods; ticks stay, and at first the newest two are ticked."""
+        """List the methods; until one has ticked some, the newest two are ticked."""
         ticked = {item.data(0, _FOLDER) for item in self._ticked()}
         self._entries = found
         good = [str(entry.folder) for entry in found if not entry.error]
-        if not ticked & set(good):
+        if not (self._picked and ticked & set(good)):
             ticked = set(good[:2])
         with QSignalBlocker(self.methods):
             self.methods.clear()
@@ -222,6 +223,10 @@ class ComparePanel(Panel):
 
     def _ticked(self) -> list[QTreeWidgetItem]:
         return [i for i in self._items() if i.checkState(0) == Qt.CheckState.Checked]
+
+    def _ticks_changed(self) -> None:
+        self._picked = True
+        self._load_soon.start()
 
     def _load(self) -> None:
         """Open what is ticked, beside the window's thread."""
@@ -370,7 +375,7 @@ def _method_item(entry: Entry, ticked: bool) -> QTreeWidgetItem:
     item = QTreeWidgetItem([entry.model, "damaged" if entry.error else entry.score, entry.call])
     item.setData(0, _FOLDER, str(entry.folder))
     for column in range(3):
-        item.setToolTip(column, entry.error or str(entry.folder))
+        item.setToolTip(column, entry.about)
     if entry.error:
         item.setDisabled(True)
     else:

@@ -33,7 +33,7 @@ from slidelens.desktop.display import (
 from slidelens.desktop.panels.drawing import HistogramView, LegendView
 from slidelens.desktop.panels.parts import Panel, calm, caption, heading
 from slidelens.desktop.player import TrajectoryPlayer
-from slidelens.desktop.shown import layers_of
+from slidelens.desktop.shown import DRAWN, layers_of
 from slidelens.desktop.world import described
 from slidelens.maps.result import Result
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["MapsPanel"]
 
 _POINTER_MS = 60
-_KINDS = ("map", "regions", "annotations", "tissue", "grid")
+_KINDS = (*DRAWN, "annotations", "tissue", "grid")
 
 
 class MapsPanel(Panel):

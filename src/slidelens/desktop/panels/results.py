@@ -108,7 +108,7 @@ class ResultsList(QWidget):
             item = QTreeWidgetItem([entry.model, score, entry.slide, made])
             item.setData(0, Qt.ItemDataRole.UserRole, str(entry.folder))
             for column in range(4):
-                item.setToolTip(column, entry.error or str(entry.folder))
+                item.setToolTip(column, entry.about)
             self.tree.addTopLevelItem(item)
         self.tree.setVisible(bool(shown))
         where = "of this slide" if slide is not None and not self.all.isChecked() else "yet"

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from slidelens.errors import ResultError
 from slidelens.maps.result import find_results
+from slidelens.maps.run_settings import region_text
 from slidelens.maps.schema import read_result_file
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Entry:
     error: str = ""
     threshold: float = 0.5
     """The model's operating point."""
+    part: str = ""
+    """Which part of the slide was run, as ``--region`` takes it; empty: all of it."""
 
     @property
     def call(self) -> str:
@@ -51,11 +54,17 @@ class Entry:
 
     @property
     def score(self) -> str:
-        """The positive class and its probability."""
+        """The positive class and its probability, and whether that is of a region alone."""
         if not self.probabilities:
             return ""
         name = list(self.probabilities)[-1]
-        return f"{name} {self.probabilities[name]:.1%}"
+        return f"{name} {self.probabilities[name]:.1%}{' (region)' if self.part else ''}"
+
+    @property
+    def about(self) -> str:
+        """Where it lies, and of which region it is; or why it cannot be read."""
+        where = f"\nof the region {self.part} (x, y, width, height in px)" if self.part else ""
+        return self.error or f"{self.folder}{where}"
 
 
 def entries(folders: Iterable[Path]) -> list[Entry]:
@@ -184,6 +193,7 @@ def _entry(path: Path) -> Entry:
         content, time = read_result_file(file), file.stat().st_mtime
     except (ResultError, OSError) as error:
         return Entry(path, path.name, path.parent.name, {}, None, 0.0, str(error))
+    settings = content.settings
     return Entry(
         path,
         content.slide.id,
@@ -192,4 +202,5 @@ def _entry(path: Path) -> Entry:
         content.slide.path,
         time,
         threshold=0.5 if content.model.threshold is None else content.model.threshold,
+        part="" if settings is None or settings.region is None else region_text(settings),
     )

@@ -182,6 +182,13 @@ class RunState:
             return finding
         return None
 
+    @property
+    def found(self) -> str:
+        """What was found, in one line: a region's score is not the slide's."""
+        texts = [f.text for f in self.findings if f.status != "failed"]
+        where = " (of the region alone)" if texts and self.request.region is not None else ""
+        return "; ".join(texts) + where
+
     def summary(self, status: str, error: str) -> str:
         """Say how the run ended."""
         failed = sum(f.status == "failed" for f in self.findings)
