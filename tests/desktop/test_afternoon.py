@@ -139,7 +139,7 @@ def fine_tune(afternoon, slides, labels) -> None:
     panel.data.by_click.expand(animate=False)
     labelling = panel.data.labelling
     for name, label in LEARN.items():
-        panel.ensureWidgetVisible(labelling.buttons[label])
+        panel.scrolled.ensureWidgetVisible(labelling.buttons[label])
         afternoon.wait(lambda b=labelling.buttons[label]: not b.visibleRegion().isEmpty())
         labelling.tree.clearSelection()
         labelling.choose(name)

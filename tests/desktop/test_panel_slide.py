@@ -48,7 +48,7 @@ def test_facts_recent_slides_and_a_slide_that_is_dropped(panel, bench, tmp_path,
     paths = [tmp_path / "a.tif", tmp_path / "b.tif"]
     for path in paths:
         write_phantom(path, PhantomSpec(size=(1024, 512), mpp=0.5))
-    drop(panel.viewport(), *paths)
+    drop(panel, *paths)
     qtbot.waitUntil(lambda: panel.about is not None, timeout=WAIT)
     assert bench.slide.id == "a"
     assert rows(panel.facts)["Size"] == "1024 × 512 px, 0.5 × 0.3 mm"
@@ -80,7 +80,7 @@ def test_what_cannot_be_opened_is_said(panel, bench, tmp_path, qtbot):
     (tmp_path / "note.csv").write_text("x\n1\n")
     told = []
     bench.told.connect(lambda text, bad: told.append((text, bad)))
-    drop(panel.viewport(), tmp_path / "note.csv")
+    drop(panel, tmp_path / "note.csv")
     qtbot.waitUntil(lambda: bool(told), timeout=WAIT)
     ((text, bad),) = told
     assert "note.csv: nothing to open" in text

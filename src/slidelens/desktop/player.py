@@ -63,9 +63,9 @@ class TrajectoryPlayer(QWidget):
         self._seek = QSlider(Qt.Orientation.Horizontal, self)
         self._seek.setAccessibleName("Window")
         self._seek.valueChanged.connect(self._sought)
-        back = self._button("⏮", "Previous window", lambda: self.go(self._index - 1))
+        back = self._button("|◀", "Previous window", lambda: self.go(self._index - 1))
         self._play = self._button("▶", "Fly through all windows", self.toggle)
-        forth = self._button("⏭", "Next window", lambda: self.go(self._index + 1))
+        forth = self._button("▶|", "Next window", lambda: self.go(self._index + 1))
         buttons = QHBoxLayout()
         for widget in (back, self._play, forth):
             buttons.addWidget(widget)
@@ -130,7 +130,7 @@ class TrajectoryPlayer(QWidget):
         self._tour = tour
         self._clock.start()
         self._timer.start()
-        self._play.setText("⏸")
+        self._play.setText("❚❚")
 
     def stop(self) -> None:
         """Stand still."""

@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer
+from qtpy.QtGui import QPalette
 from qtpy.QtWidgets import (
     QButtonGroup,
     QComboBox,
@@ -111,8 +112,9 @@ class CaseView(QWidget):
         self.title.setText(f"<b>{escape(case.slide_id)}</b>, {KINDS[case.kind]} of {case.model}")
         self.text.setText(case_text(case))
         marks = {True: "right", False: "wrong"}
+        ink = self.palette().color(QPalette.ColorRole.WindowText).name()  # Qt's blue is for white
         said = (
-            f"<a href='{escape(v.model)}' style='color:#8ab4f8'>{escape(v.model)}</a> "
+            f"<a href='{escape(v.model)}' style='color:{ink}'>{escape(v.model)}</a> "
             f"{escape(v.predicted)} {v.score:.2f}, {marks[v.right]}"
             for v in case.verdicts
         )

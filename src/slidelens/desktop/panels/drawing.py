@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import QPointF, QRectF, Qt
-from qtpy.QtGui import QBrush, QColor, QImage, QPainter, QPen, QPolygonF
+from qtpy.QtGui import QBrush, QColor, QImage, QPainter, QPalette, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from slidelens.desktop.qt import Signal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "Curves", "HistogramView", "LegendView", "SplitView", "to_image"]
 
 _BLUE, _ORANGE = "#56b4e9", "#e69f00"  # to learn from, to tune on
-_INK, _FAINT, _BAR, _MARK = "#d0d4da", "#6b7280", "#7c9cb8", "#f0e442"
+_FAINT, _BAR = "#6b7280", "#7c9cb8"
 
 
 def to_image(pixels: NDArray[np.uint8]) -> QImage:
@@ -42,6 +42,11 @@ class _Picture(QWidget):
         super().__init__()
         self.setFixedHeight(height)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+
+    @property
+    def ink(self) -> QColor:
+        """The colour of text, in napari's dark theme and in its light one."""
+        return self.palette().color(QPalette.ColorRole.WindowText)
 
 
 class HistogramView(_Picture):
@@ -93,9 +98,10 @@ class HistogramView(_Picture):
                 bar = QRectF(area.left() + number * step, 0, step, share * (area.height() - 2))
                 bar.moveBottom(area.bottom())
                 painter.fillRect(bar, QBrush(QColor(_FAINT if hidden else _BAR)))
-            painter.setPen(QPen(QColor(_MARK), 2))
+            painter.setPen(QPen(self.ink, 2))
             x = area.left() + at * area.width()
             painter.drawLine(QPointF(x, area.top()), QPointF(x, area.bottom()))
+            painter.setPen(self.ink)
             _ends(painter, QRectF(self.rect()).adjusted(2, 0, -2, 0), low, high)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # reason: Qt's name
@@ -137,7 +143,7 @@ class LegendView(_Picture):
         if legend is None:
             return
         with QPainter(self) as painter:
-            painter.setPen(QColor(_INK))
+            painter.setPen(self.ink)
             width = float(self.width())
             left = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
             if legend.table is not None:
@@ -193,7 +199,7 @@ class Curves(_Picture):
             painter.setPen(QColor(_FAINT))
             painter.drawRect(area)
             known = [v for curve in self._curves for v in curve.values if v is not None]
-            painter.setPen(QColor(_INK))
+            painter.setPen(self.ink)
             painter.drawText(QPointF(4, 14), self._title)
             if not known:
                 painter.drawText(area, Qt.AlignmentFlag.AlignCenter, "after the first epoch")
@@ -225,7 +231,10 @@ class Curves(_Picture):
                 painter.drawEllipse(point, 2, 2)
             width = painter.fontMetrics().horizontalAdvance(curve.name)
             name_at -= width
+            painter.setPen(self.ink)
             painter.drawText(QPointF(name_at, 14), curve.name)
+            name_at -= 14
+            painter.fillRect(QRectF(name_at, 7, 10, 4), QColor(curve.color))
             name_at -= 12
 
 
@@ -256,7 +265,7 @@ class SplitView(_Picture):
             most = max(a + b for a, b in zip(split.train, split.tune, strict=True)) or 1
             for number, name in enumerate(split.classes):
                 y = 2 + 20 * number
-                painter.setPen(QColor(_INK))
+                painter.setPen(self.ink)
                 painter.drawText(QRectF(2, y, left - 8, 18), _right(), name)
                 x = float(left)
                 for count, color in ((split.train[number], _BLUE), (split.tune[number], _ORANGE)):
@@ -269,7 +278,6 @@ class SplitView(_Picture):
 
 
 def _ends(painter: QPainter, area: QRectF, low: float, high: float) -> None:
-    painter.setPen(QColor(_INK))
     bottom = Qt.AlignmentFlag.AlignBottom
     painter.drawText(area, bottom | Qt.AlignmentFlag.AlignLeft, f"{low:g}")
     painter.drawText(area, bottom | Qt.AlignmentFlag.AlignRight, f"{high:.3g}")

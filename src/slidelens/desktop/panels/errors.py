@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from slidelens.desktop.panels.parts import calm, caption, row
+from slidelens.desktop.panels.parts import calm, caption, menu_button, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.review import KINDS, Filter, decision_text
 
@@ -44,10 +44,7 @@ class ErrorList(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.methods = QToolButton()
-        self.methods.setText("All methods")
-        self.methods.setToolTip("Whose errors are listed")
-        self.methods.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.methods = menu_button(QToolButton(), "All methods", "Whose errors are listed")
         self._menu = QMenu(self.methods)
         self.methods.setMenu(self._menu)
         self.kind = QComboBox()

@@ -9,7 +9,7 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton
 
-from slidelens.desktop.panels.parts import caption
+from slidelens.desktop.panels.parts import caption, menu_button
 from slidelens.desktop.qt import alive
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import write_atomic
@@ -41,9 +41,7 @@ class ExportMenu(QToolButton):
         """Whether a report is being written."""
         self.status = caption()
         self.status.hide()
-        self.setText("Export")
-        self.setToolTip("Write a report, the decisions, or corrected labels")
-        self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        menu_button(self, "Export", "Write a report, the decisions, or corrected labels")
         menu = QMenu(self)
         self.identify: Any = menu.addAction("Show slide ids and names in reports")
         self.identify.setCheckable(True)

@@ -29,7 +29,7 @@ from slidelens.desktop.workbench import Workbench, workbench_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qtpy.QtGui import QDragEnterEvent, QDropEvent
+    from qtpy.QtGui import QDragEnterEvent, QDropEvent, QResizeEvent
 
 __all__ = [
     "Notice",
@@ -41,17 +41,21 @@ __all__ = [
     "caption",
     "empty",
     "heading",
+    "menu_button",
     "row",
     "table",
 ]
 
 _WIDTH = 370
 _LEAST_LETTERS = 8
+_MOST_HIGH = 140  # px of what is said: the panel needs its room
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
-class Panel(QScrollArea):
+class Panel(QWidget):
     """A panel that scrolls where the window is small.
+
+    Its notice stays in sight above what scrolls, and what is put into its foot below.
 
     Parameters
     ----------
@@ -62,17 +66,29 @@ class Panel(QScrollArea):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
         self.bench: Workbench = workbench_of(napari_viewer)
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.notice = Notice()
+        self.scrolled = QScrollArea()
+        self.scrolled.setWidgetResizable(True)
+        self.scrolled.setFrameShape(QFrame.Shape.NoFrame)
+        self.scrolled.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         inner = QWidget()
         self.body = QVBoxLayout(inner)
-        self.body.setContentsMargins(8, 6, 8, 6)
+        self.body.setContentsMargins(8, 2, 8, 6)
         self.body.setSpacing(6)
-        self.setWidget(inner)
+        self.scrolled.setWidget(inner)
+        head = QVBoxLayout()
+        head.setContentsMargins(8, 4, 8, 0)
+        head.addWidget(self.notice)
+        self.foot = QVBoxLayout()
+        self.foot.setContentsMargins(8, 0, 8, 6)
+        self.foot.setSpacing(6)
+        whole = QVBoxLayout(self)
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(4)
+        whole.addLayout(head)
+        whole.addWidget(self.scrolled, 1)
+        whole.addLayout(self.foot)
         self.setAcceptDrops(True)
-        self.notice = Notice()
-        self.body.addWidget(self.notice)
 
     def leave(self) -> None:
         """End what makes no sense without the panel: it was closed, and comes back as it was."""
@@ -83,6 +99,8 @@ class Panel(QScrollArea):
         dock = self.parentWidget()
         if event.type() == QEvent.Type.ParentChange and isinstance(dock, QDockWidget):
             keep(dock, self.leave)
+            # The tabs of all panels are to be read beside one another; the dock itself says more.
+            dock.setWindowTitle(dock.windowTitle().partition(" ")[0])
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Take files and folders."""
@@ -113,7 +131,13 @@ class Notice(QFrame):
         layout.setContentsMargins(8, 4, 4, 4)
         self._text = QLabel()
         self._text.setWordWrap(True)
+        self._text.setTextFormat(Qt.TextFormat.PlainText)
         self._text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._text.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self._room = QScrollArea()
+        self._room.setWidgetResizable(True)
+        self._room.setFrameShape(QFrame.Shape.NoFrame)
+        self._room.setWidget(self._text)
         self._action = QPushButton()
         self._action.clicked.connect(self._act)
         close = QToolButton()
@@ -121,7 +145,7 @@ class Notice(QFrame):
         close.setToolTip("Close this message")
         close.setAutoRaise(True)
         close.clicked.connect(self.hide)
-        layout.addWidget(self._text, 1)
+        layout.addWidget(self._room, 1)
         layout.addWidget(self._action)
         layout.addWidget(close, 0, Qt.AlignmentFlag.AlignTop)
         self._then: Callable[[], object] | None = None
@@ -155,8 +179,20 @@ class Notice(QFrame):
         self._action.setVisible(bool(action))
         self.setStyleSheet(
             f"#notice {{ background: {_COLORS[kind]}; border-radius: 4px; }} "
-            "#notice QLabel { color: white; background: transparent; }"
+            "#notice QLabel, #notice QScrollArea { color: white; background: transparent; }"
         )
+        self._fit()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Take the room that the text needs at the new width."""
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        """Be as high as the text; what is very long is scrolled."""
+        frame = 2 * self._room.frameWidth()
+        high = self._text.heightForWidth(max(self._room.width() - frame, 1)) + frame
+        self._room.setFixedHeight(min(_MOST_HIGH, high))
 
     def _act(self) -> None:
         then, self._then = self._then, None
@@ -185,6 +221,15 @@ def button(text: str, help: str, then: Callable[[], object]) -> QPushButton:  # 
     made = QPushButton(text)
     made.setToolTip(help)
     made.clicked.connect(lambda: then())
+    return made
+
+
+def menu_button(made: QToolButton, text: str, help: str) -> QToolButton:  # noqa: A002
+    """Let a button show its menu when it is pressed; return it."""
+    made.setText(text)
+    made.setToolTip(help)
+    made.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+    made.setStyleSheet("QToolButton { padding: 3px 16px 3px 6px; }")  # room for its arrow
     return made
 
 

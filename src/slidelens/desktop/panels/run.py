@@ -181,13 +181,12 @@ class RunPanel(Panel):
         body.addWidget(heading("Models"))
         body.addWidget(self.models)
         body.addLayout(form)
-        body.addLayout(row(self.run_button, self.stop_button, stretch=0))
-        body.addWidget(self.why)
-        body.addWidget(self.bar)
-        body.addWidget(self.status)
         body.addWidget(heading("Results"))
         body.addWidget(self.results)
         body.addStretch()
+        self.foot.addLayout(row(self.run_button, self.stop_button, stretch=0))
+        for widget in (self.why, self.bar, self.status):
+            self.foot.addWidget(widget)
 
     def _region(self) -> Box | None:
         slide = self.bench.slide
@@ -316,7 +315,7 @@ class RunPanel(Panel):
             bad = bool(failed) or status in ("failed", "died")
             details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
             good = "good" if status == "done" else "info"
-            found = "; ".join(f.text for f in self.state.findings if f.status != "failed")
+            found = self.state.found
             shown = found if status == "done" and found and not bad else text
             self.notice.say("\n".join(filter(None, [shown, details])), "error" if bad else good)
         self._show_progress()

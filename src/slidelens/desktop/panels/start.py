@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton, QVBoxLayout, QWidget
 
-from slidelens.desktop.panels.parts import button, caption, row
+from slidelens.desktop.panels.parts import button, caption, menu_button, row
 
 if TYPE_CHECKING:
     from slidelens.desktop.workbench import Workbench
@@ -28,13 +28,7 @@ class SlideLine(QWidget):
         self._bench = bench
         self.text = caption()
         self.open = button("Open slide…", "Open a slide in place of this one", self._ask)
-        self.recent = QToolButton()
-        self.recent.setText("Recent")
-        self.recent.setStyleSheet(
-            "QToolButton { padding: 3px 16px 3px 6px; }"
-        )  # room for its arrow
-        self.recent.setToolTip("Slides that were opened last")
-        self.recent.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        self.recent = menu_button(QToolButton(), "Recent", "Slides that were opened last")
         self._menu = QMenu(self.recent)
         self._menu.aboutToShow.connect(self._fill_recent)
         self.recent.setMenu(self._menu)

@@ -49,6 +49,7 @@ class TrainPanel(Panel):
         self.data.changed.connect(self._changed)
         self.options.changed.connect(self._changed)
         self._changed()
+        self._show_progress()
         models, trash = self.bench.preferences.models, self.bench.trash
         self.bench.background.run(lambda: trash.sweep(models), lambda _: None, owner=self)
         self._list_unfinished()
@@ -135,9 +136,6 @@ class TrainPanel(Panel):
         watch = QVBoxLayout(self.watch)
         for inner in (self._unfinished, watch):
             inner.setContentsMargins(0, 0, 0, 0)
-        watch.addWidget(self.bar)
-        watch.addWidget(self.status)
-        watch.addLayout(row(self.pause_button, self.cancel_button, QWidget(), stretch=2))
         watch.addWidget(self.losses)
         watch.addWidget(self.areas)
         body = self.body
@@ -148,10 +146,13 @@ class TrainPanel(Panel):
         body.addWidget(heading("Model"))
         body.addWidget(self.options)
         body.addWidget(heading("Split"))
-        for widget in (self.split_view, self.split_text, self.warning, self.why):
+        for widget in (self.split_view, self.split_text, self.warning):
             body.addWidget(widget)
-        body.addWidget(self.start_button)
         body.addStretch()
+        buttons = (self.start_button, self.pause_button, self.cancel_button)
+        self.foot.addLayout(row(*buttons, stretch=0))
+        for below in (self.why, self.bar, self.status):
+            self.foot.addWidget(below)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Keep what was drawn."""
@@ -215,7 +216,7 @@ class TrainPanel(Panel):
         self._show_curves()
         self._list_unfinished()
         self._enable()
-        bar = self.verticalScrollBar()
+        bar = self.scrolled.verticalScrollBar()
         if bar is not None:
             bar.setValue(0)  # where it is watched
 
@@ -285,6 +286,7 @@ class TrainPanel(Panel):
         self.why.setVisible(bool(text) and not self.running)
 
     def _enable(self) -> None:
+        self.start_button.setVisible(not self.running)
         self.start_button.setEnabled(not self.running and self.split is not None)
         stopping = self.status.text().startswith("Saving") and self.running
         for stop in (self.pause_button, self.cancel_button):

@@ -1,0 +1,76 @@
+"""What every panel has: a notice and a foot that stay in sight, a tab that can be read."""
+
+from __future__ import annotations
+
+import pytest
+from known_slides import make_result, make_slide
+from qtpy.QtWidgets import QApplication, QTabBar
+
+from slidelens.desktop.docks import PANELS
+from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.shown import add_layer, layers_of
+from slidelens.geometry import Box, Mpp
+from slidelens.maps.trajectory import Trajectory, Window
+
+pytestmark = pytest.mark.gui
+
+WAIT = 40_000
+
+
+def test_what_a_run_is_started_and_watched_with_is_in_sight_on_a_laptop(bench, qtbot):
+    bench.viewer.window.resize(1366, 700)
+    bench.open_panel("navigator")
+    panel = bench.open_panel("run")
+    qtbot.waitUntil(lambda: bool(bench.cards), timeout=180_000)
+    assert panel.scrolled.verticalScrollBar().maximum() > 0  # the rest does not fit
+    for widget in (panel.run_button, panel.stop_button, panel.why):
+        assert widget.visibleRegion().boundingRect() == widget.rect()
+    panel.scrolled.verticalScrollBar().setValue(9999)
+    panel.notice.say("/a/b/c.geojson: " + "a sentence that goes on and on. " * 40, "error")
+    qtbot.waitUntil(lambda: panel.notice.isVisible() and panel.notice.height() > 60)
+    assert not panel.notice.visibleRegion().isEmpty()
+    assert panel.notice.height() < panel.height() / 2
+    assert not panel.run_button.visibleRegion().isEmpty()
+
+
+def test_the_tabs_of_all_panels_can_be_read(bench):
+    for name in PANELS:
+        bench.open_panel(name)
+    QApplication.processEvents()
+    (tabs,) = (t for t in bench.viewer.window._qt_window.findChildren(QTabBar) if t.count() > 2)
+    names = {tabs.tabText(number) for number in range(tabs.count())}
+    assert names == {title.split()[0] for title in PANELS.values()} - {"Navigator"}
+    needed = sum(tabs.fontMetrics().horizontalAdvance(name) + 14 for name in names)
+    assert needed <= bench.open_panel("run").width()
+
+
+def test_the_windows_of_one_model_are_hidden_with_its_maps(bench, qtbot):
+    slide, mpp = make_slide(0.5), Mpp(0.5, 0.5)
+    for model in ("looks", "maps"):
+        made = make_result(slide, mpp, model)
+        if model == "looks":
+            windows = (
+                Window(0, None, Box(0, 0, 900, 700), 4.0),
+                Window(1, 0, Box(100, 100, 200, 200), 1.0, (0.2, 0.8)),
+            )
+            made.trajectory = Trajectory(windows, tuple(made.classes), mpp)
+        made.save(bench.results / model / slide.id)
+    add_layer(bench.viewer, slide_layer(slide))
+
+    def seen():
+        kinds = ("map", "regions", "windows", "path")
+        shown = layers_of(bench.viewer, *kinds)
+        return {layer.name.partition(":")[0] for layer in shown if layer.visible}
+
+    for model in ("looks", "maps"):
+        done = []
+        bench.show_result(bench.results / model / slide.id, then=done.append)
+        qtbot.waitUntil(lambda d=done: bool(d), timeout=WAIT)
+        assert seen() == {model}
+
+
+def test_drawn_text_is_dark_in_the_light_theme(bench, qtbot):
+    legend = bench.open_panel("maps").legend
+    assert legend.ink.lightness() > 180
+    bench.viewer.theme = "light"
+    qtbot.waitUntil(lambda: legend.ink.lightness() < 80, timeout=WAIT)
