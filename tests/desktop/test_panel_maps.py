@@ -61,6 +61,16 @@ def test_ticks_and_visibility_follow_each_other(panel, bench):
     assert item.checkState(0) == Qt.CheckState.Checked
 
 
+def test_names_and_opacity_of_layers_are_followed(panel, bench):
+    layer = panel.layer
+    layer.name = "what I call it"
+    layer.opacity = 0.25
+    assert "what I call it" in panel.values()
+    assert panel.opacity.value() == 0.25
+    bench.viewer.layers["oracle: regions"].opacity = 0.5
+    assert panel.opacity.value() == 0.25
+
+
 def test_values_under_the_pointer(panel, bench, case, qtbot):
     layer = panel.layer
     hot = np.argwhere(np.asarray(layer.data[0]) > 0.5)[0]

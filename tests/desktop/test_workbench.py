@@ -13,8 +13,10 @@ from qtpy.QtWidgets import QApplication
 
 import slidelens.slide.open
 from slidelens.desktop import picture, workbench
+from slidelens.desktop.annotate import annotation_options
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.shown import add_layer, layers_of
+from slidelens.desktop.window import camera, canvas_size, overlays
 from slidelens.geometry import Mpp
 from slidelens.slide.open import open_slide
 
@@ -201,3 +203,19 @@ def test_a_model_s_folder_that_was_remembered_stands_for_that_of_all_results(ben
     make_result(make_slide(0.5), Mpp(0.5, 0.5)).save(model / "square")
     bench.memory.set_text("results", str(model))
     assert bench.results == files / "results"
+
+
+def test_outlines_that_stay_do_not_spoil_the_look_of_the_next_slide(bench, files, qtbot):
+    bench.open_slide(files / "a.tif", mpp=0.5)
+    qtbot.waitUntil(shows(bench, "a"), timeout=WAIT)
+    options = annotation_options(bench.slide.layer.metadata)
+    far = np.array([(0, 0), (0, 90_000), (90_000, 90_000)])
+    bench.viewer.add_shapes([far], shape_type="polygon", **options)
+    assert overlays(bench.viewer)[1].visible
+    bench.open_slide(files / "b.tif")
+    qtbot.waitUntil(shows(bench, "b"), timeout=WAIT)
+    assert [layer.visible for layer in layers_of(bench.viewer, "annotations")] == [False]
+    look, (height, width) = camera(bench.viewer), canvas_size(bench.viewer)
+    assert look.center[-2:] == pytest.approx((400, 500), abs=2)  # the middle of it
+    assert look.zoom == pytest.approx(0.95 * min(width / 1000, height / 800), rel=0.01)
+    assert not overlays(bench.viewer)[1].visible  # b states no resolution

@@ -132,3 +132,9 @@ def test_it_prints_all_slides_and_no_controls(page):
     assert page.locator("form.filter").is_hidden()
     assert len(page.pdf(format="A4")) > 20_000
     page.emulate_media(media="screen")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_page(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 900})

@@ -24,8 +24,9 @@ from slidelens.desktop.shown import (
     shown_slides,
 )
 from slidelens.desktop.state.viewport import fit
-from slidelens.desktop.window import canvas_size, dress
-from slidelens.desktop.world import described
+from slidelens.desktop.window import canvas_size, dress, look_at
+from slidelens.desktop.world import World, described
+from slidelens.geometry import Box, Size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import napari
 
     from slidelens.desktop.layer_data import LayerData
-    from slidelens.desktop.world import World
-    from slidelens.geometry import Box
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
@@ -297,7 +296,9 @@ class Picture(QObject):
         if slide is not None:
             layer = add_layer(viewer, slide_layer(slide))
             viewer.layers.move(viewer.layers.index(layer), 0)
-            viewer.reset_view()
+            viewer.reset_view()  # of the annotations that stayed, too, which may lie far away
+            box, world = Box.of_size(Size(*slide.size)), World.of(slide.mpp)
+            look_at(viewer, fit(box, canvas_size(viewer), world, margin=0.05))
             dress(viewer)
         self._look()
         self._brought_by = asking

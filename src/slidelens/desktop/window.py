@@ -135,7 +135,9 @@ def notify(message: str, *, error: bool = False) -> None:
 
 def _show_magnification(viewer: ViewerModel) -> None:
     _, text = overlays(viewer)
-    text.visible = any(described(layer.metadata).get("mpp") for layer in viewer.layers)
+    # Outlines of another slide, which are hidden, say nothing of the one that is seen.
+    seen = [layer for layer in viewer.layers if layer.visible] or viewer.layers
+    text.visible = any(described(layer.metadata).get("mpp") for layer in seen)
     # napari's zoom is screen pixels per world unit.
     text.text = magnification(1 / camera(viewer).zoom) if text.visible else ""
 

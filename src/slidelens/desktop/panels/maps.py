@@ -154,7 +154,8 @@ class MapsPanel(Panel):
                 item = QTreeWidgetItem([layer.name, ""])
                 item.setToolTip(0, layer.name)
                 item.setCheckState(0, _check(layer.visible))
-                layer.events.visible.connect(self._seen)
+                for event in (layer.events.visible, layer.events.name, layer.events.opacity):
+                    event.connect(self._followed)
                 if hasattr(layer, "contrast_limits"):
                     layer.events.contrast_limits.connect(self._scaled)
                 self.tree.addTopLevelItem(item)
@@ -264,12 +265,17 @@ class MapsPanel(Panel):
             if own is item:
                 layer.visible = item.checkState(0) == Qt.CheckState.Checked
 
-    def _seen(self, event: Any) -> None:
-        """Follow what is shown or hidden elsewhere."""
+    def _followed(self, event: Any) -> None:
+        """Follow what is shown, named or made fainter elsewhere."""
         for layer, item in self._rows:
             if layer is event.source:
                 with QSignalBlocker(self.tree):
                     item.setCheckState(0, _check(layer.visible))
+                    item.setText(0, layer.name)
+                    item.setToolTip(0, layer.name)
+        if event.source is self.layer:
+            with QSignalBlocker(self.opacity):
+                self.opacity.setValue(event.source.opacity)
 
     def _scaled(self, event: Any) -> None:
         """Follow the ends of the colours, which napari's controls and growing maps move."""
