@@ -9,6 +9,7 @@ import pytest
 from known_slides import make_slide
 from napari.layers import Layer
 
+from slidelens.desktop.annotate import annotation_options
 from slidelens.desktop.layers import annotation_layers, slide_layer
 from slidelens.desktop.window import camera, dress
 from slidelens.desktop.world import World
@@ -54,6 +55,13 @@ def test_what_is_drawn_next_is_as_thin_and_a_width_that_was_chosen_stays(viewer,
     layer.edge_width = 25.0
     camera(viewer).zoom = 1.0
     assert layer.edge_width == [25.0, 25.0]
+
+
+def test_the_first_outline_that_is_drawn_is_as_thin(viewer, layer):
+    camera(viewer).zoom = 20.0
+    drawn = viewer.add_shapes(None, **annotation_options(layer.metadata))
+    drawn.add_polygons(np.array([(10.0, 10), (10, 30), (30, 30)]))
+    assert 1.4 < on_screen(viewer, drawn) < 2.9
 
 
 def test_an_outline_of_thousands_of_corners_is_laid_in_a_moment(viewer):

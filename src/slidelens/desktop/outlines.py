@@ -41,14 +41,14 @@ def thin_outlines(layers: Iterable[Any], zoom: float) -> None:
 
 
 def _thin(layer: Any, wanted: float) -> None:
-    if not len(layer.data) or len(layer.data) > _MOST:
+    count, before = len(layer.data), _set.get(layer)
+    if count > _MOST:
         return
-    now = np.unique(layer.edge_width)
-    before = _set.get(layer)
-    if before is not None and (len(now) > 1 or not np.isclose(now[0], before)):
+    if before is not None and count and not np.allclose(layer.edge_width, before):
         return
     if before is None or not 1 / _STEP < wanted / before < _STEP:
         _set[layer] = wanted
-        layer.edge_width = wanted
-        if hasattr(layer, "current_edge_width") and not layer.selected_data:
+        if count:
+            layer.edge_width = wanted
+        if hasattr(layer, "current_edge_width"):
             layer.current_edge_width = wanted  # of what is drawn next

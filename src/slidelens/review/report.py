@@ -32,7 +32,7 @@ __all__ = ["Report", "ReportOptions", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SPOOL = "spool:"  # scheme under which the PDF's pictures are found
-_TOGETHER = 8  # slides of the PDF that are typeset at a time
+_TOGETHER = 24  # slides of the PDF that are typeset at a time
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class _Document:
     def write_pdf(self, out: Path, tell: Callable[[str, int, int], None]) -> None:
         """Typeset the same page without its controls.
 
-        What a page is made of takes ten times the memory of the page, so a few slides are typeset
-        at a time; between two of them lies a page break anyway.
+        A few slides at a time: laying them out takes three times the memory of the pages that come
+        of it. Between two slides lies a page break anyway.
         """
         weasyprint, scratch = _weasyprint(), self._scratch
 
