@@ -10,6 +10,7 @@ from slidelens.desktop.docks import PANELS
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.geometry import Box, Mpp
+from slidelens.maps.result import Result
 from slidelens.maps.trajectory import Trajectory, Window
 
 pytestmark = pytest.mark.gui
@@ -48,12 +49,13 @@ def test_the_windows_of_one_model_are_hidden_with_its_maps(bench, qtbot):
     slide, mpp = make_slide(0.5), Mpp(0.5, 0.5)
     for model in ("looks", "maps"):
         made = make_result(slide, mpp, model)
-        if model == "looks":
-            windows = (
-                Window(0, None, Box(0, 0, 900, 700), 4.0),
-                Window(1, 0, Box(100, 100, 200, 200), 1.0, (0.2, 0.8)),
-            )
-            made.trajectory = Trajectory(windows, tuple(made.classes), mpp)
+        windows = (
+            Window(0, None, Box(0, 0, 900, 700), 4.0),
+            Window(1, 0, Box(100, 100, 200, 200), 1.0, (0.2, 0.8)),
+        )
+        looked = Trajectory(windows if model == "looks" else (), tuple(made.classes), mpp)
+        maps, known = list(made.maps.values()), made.probabilities
+        made = Result(made.slide, made.model, known, maps=maps, trajectory=looked)
         made.save(bench.results / model / slide.id)
     add_layer(bench.viewer, slide_layer(slide))
 

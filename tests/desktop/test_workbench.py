@@ -210,7 +210,7 @@ def test_outlines_that_stay_do_not_spoil_the_look_of_the_next_slide(bench, files
     qtbot.waitUntil(shows(bench, "a"), timeout=WAIT)
     options = annotation_options(bench.slide.layer.metadata)
     far = np.array([(0, 0), (0, 90_000), (90_000, 90_000)])
-    bench.viewer.add_shapes([far], shape_type="polygon", **options)
+    bench.viewer.add_shapes(None, **options).add_polygons(far)
     assert overlays(bench.viewer)[1].visible
     bench.open_slide(files / "b.tif")
     qtbot.waitUntil(shows(bench, "b"), timeout=WAIT)
