@@ -9,7 +9,8 @@ slide, holds at least half of it; beside it, how often windows of the same sizes
 the tissue do. Also the cost of multi-sampling's gradient beside bilinear sampling's.
 
 Slides and model are kept in ``slidelens-magnet`` in the temporary folder for the next run.
-``--quick`` makes a few slides and trains for two epochs; its claims say so.
+``--quick`` makes a few slides and trains for two epochs: whether all parts run, and what is read.
+What such a network knows is told and not judged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +120,14 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
     }
     cost, seconds = sampler()
     figures["sampler_seconds"] = seconds
-    return [
+    learnt = [
         at_least(
             f"slide AUC on test slides, from slide labels alone{of}", auc(labels, scores), 0.95
         ),
         at_least(f"targets inside a window of the last layer{of}", found, 0.9),
+    ]
+    return [
+        *([replace(claim, holds=None) for claim in learnt] if quick else learnt),
         at_most(f"pixels of all levels decoded per level-0 pixel, {network}", most, 0.01),
         at_most("multi-sampling, forward and backward, beside bilinear", cost, 12, "x"),
     ], figures

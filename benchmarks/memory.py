@@ -2,8 +2,9 @@
 
 Each slide is run in a process of its own with MIL on SqueezeNet (224 px tiles at 0.5 µm/px). The
 baseline is that process once every library that a run uses is imported; the peak is its largest
-resident memory. The 4.3-gigapixel slide is a phantom made on the spot by reusing encoded tiles;
-``--quick`` runs bands of both slides, of the same width as the slide.
+resident memory. The 4.3-gigapixel slide is a phantom made on the spot by reusing encoded tiles.
+``--quick`` runs bands of both slides, of the same width as the slide. A band fills no cache of
+decoded tiles, and tissue is sought on the whole slide: so its peaks are not compared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,12 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
         made = time.perf_counter() - start
         giant = run(path, GIANT_BAND if quick else None)
     what = "4.3 gigapixels"
+    flat = common.at_most(
+        f"peak memory of {what} relative to 203 megapixels",
+        giant["peak_mb"] / real["peak_mb"],
+        1.10,
+        "x",
+    )
     claims = [
         common.at_most(
             "peak memory above the imported libraries, 203 megapixels", real["above_mb"], 1500, "MB"
@@ -100,12 +108,7 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
         common.at_most(
             f"peak memory above the imported libraries, {what}", giant["above_mb"], 1500, "MB"
         ),
-        common.at_most(
-            f"peak memory of {what} relative to 203 megapixels",
-            giant["peak_mb"] / real["peak_mb"],
-            1.10,
-            "x",
-        ),
+        replace(flat, holds=None) if quick else flat,
         common.at_most(f"time to make the slide of {what}", made, 120, "s"),
     ]
     return claims, {

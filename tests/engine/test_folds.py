@@ -53,6 +53,11 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
         )
     assert rest[-1].doing == "done"
     assert rest[-1].tune_auc == summary["auc_mean"]
+    scores = [float(row["prob_tumour"]) for row in rows]
+    assert summary["auc_pooled"] == auc([row["label"] == "tumour" for row in rows], scores)
+    low, high = summary["auc_pooled_ci"]
+    assert 0 <= low <= summary["auc_pooled"] <= high <= 1
+    assert summary["bootstrap"]["drawn"] == "slides"
     assert load_model(tmp_path / "cv" / "fold-2", "cpu").card["training_data"]["slides"]
 
     # All is done: the same request says so, another is not answered with these figures.

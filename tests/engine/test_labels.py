@@ -159,8 +159,25 @@ def test_given_splits_are_checked(table):
         table(header, "a,0,train", "b,1,tune", "c,1,").split(0)
     with pytest.raises(LabelError, match="classes without a slide in split train: 1"):
         table(header, "a,0,train", "b,1,tune").split(0)
-    with pytest.raises(LabelError, match="no slide in split tune"):
-        table(header, "a,0,train", "b,1,train").split(0)
+    with pytest.raises(LabelError, match="classes without a slide in split train: 0, 1"):
+        table(header, "a,0,test", "b,1,test").split(0)
+
+
+@pytest.mark.parametrize("others", ["train", ""])
+def test_tuning_slides_are_drawn_where_none_is_named_and_test_slides_stay(table, others):
+    learnt = [f"s{i},{i % 2},p{i // 2},{others}" for i in range(40)]
+    tested = [f"t{i},{i % 2},q{i},test" for i in range(6)]
+    read = table("slide_id,label,patient,split", *learnt, *tested)
+    split = read.split(0)
+    assert [r.slide_id for r in split.rows] == [r.slide_id for r in read.rows]
+    assert {r.slide_id for r in split.of("test")} == {f"t{i}" for i in range(6)}
+    tuned = {r.patient for r in split.of("tune")}
+    assert len(tuned) == 4  # a fifth of the 20 that are not tested
+    assert not tuned & {r.patient for r in split.of("train")}
+    assert split.without("test") == read.without("test").split(0)
+    if not others:
+        with pytest.raises(LabelError, match=r"more than one split.*: q0 \(no split, test\)"):
+            table("slide_id,label,patient,split", *learnt, *tested, "u,0,q0,")
 
 
 def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplog):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from slidelens.engine import loop, samples
@@ -74,10 +75,16 @@ def test_learns_and_writes_a_package_that_runs(reference):
     assert sorted(p.name for p in (out / "training").iterdir()) == [
         ".lock",
         "config.yaml",
+        "curves.png",
         "history.csv",
+        "slides.csv",
         "tensorboard",
         "tune.csv",
     ]
+    with Image.open(out / "training" / "curves.png") as curves:
+        assert min(curves.size) > 300
+    assert model.card["training"]["software"]["precision"] == "fp32"
+    assert model.card["training"]["software"]["device"].startswith("cpu")
 
 
 def test_progress_counts_every_step(reference):

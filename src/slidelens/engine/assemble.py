@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import platform
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-import slidelens
 from slidelens.engine.contract import checked_maps, checked_patch, told
+from slidelens.engine.device import software
 from slidelens.engine.provenance import weights_sha256
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
@@ -96,8 +94,8 @@ class Assembly:
         """Return the maps as they are now; NaN where nothing was predicted yet."""
         return {name: canvas.peek() for name, canvas in self._canvases.items()}
 
-    def finish(self, *, settings: RunSettings, digest: str, precision: str) -> Result:
-        """Make the result, which keeps how it was run: ``settings`` as asked, ``precision`` used.
+    def finish(self, *, settings: RunSettings, digest: str, bf16: bool) -> Result:
+        """Make the result, which keeps how it was run: ``settings`` as asked, precision as used.
 
         Raises
         ------
@@ -126,13 +124,7 @@ class Assembly:
             trajectory=self._trajectory,
             settings=settings,
             settings_sha256=digest,
-            software={
-                "slidelens": slidelens.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "device": _device_name(self._view.device),
-                "precision": precision,
-            },
+            software=software(self._view.device, bf16),
         )
 
     def close(self) -> None:
@@ -229,9 +221,3 @@ def _slide_info(view: SlideView) -> SlideInfo:
 def _tissue_map(view: SlideView) -> Map:
     mask = view.tissue
     return Map.from_array("tissue", "labels", ("tissue",), mask.array, mask.affine, view.mpp)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {platform.machine()}"

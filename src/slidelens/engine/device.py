@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+import slidelens
 from slidelens.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Precision", "autocast_plugin", "evaluating", "pick_device", "uses_bf16"]
+__all__ = [
+    "Precision",
+    "autocast_plugin",
+    "evaluating",
+    "pick_device",
+    "software",
+    "uses_bf16",
+]
 
 Precision = Literal["auto", "fp32", "bf16"]
 """``fp32`` computes in single precision. ``bf16`` runs convolutions and matrix products in bfloat16
@@ -63,6 +72,18 @@ def uses_bf16(device: torch.device, precision: Precision, *, auto: bool = True) 
     if precision == "auto":
         return auto and _has_bf16(device)
     return precision == "bf16"
+
+
+def software(device: torch.device, bf16: bool) -> dict[str, str]:
+    """Say what computes: versions, device, and the precision that is in use."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "slidelens": slidelens.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device}: {where}",
+        "precision": "bf16" if bf16 else "fp32",
+    }
 
 
 @cache

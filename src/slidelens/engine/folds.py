@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slidelens.engine.history import TUNE_TABLE
+from slidelens.engine.intervals import bootstrap, percentile_interval
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
 from slidelens.engine.plan import check_seed, plan_training
 from slidelens.engine.splits import fold_table
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file
+from slidelens.engine.train_record import SLIDES_TABLE
 from slidelens.engine.train_state import REQUEST, STATE, TrainProgress, changed_settings
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
@@ -47,9 +49,10 @@ def train_folds(
 ) -> Generator[TrainProgress]:
     """Train one model per fold into ``out/fold-1``, ``out/fold-2``, ...; iterate to run it.
 
-    At the end ``out/folds.json`` has the AUC of each fold, its mean and standard deviation, and
-    ``out/out_of_fold.csv`` the probabilities of every slide by the model of the fold that it was
-    held out from. Both come from epochs that the held-out slides chose, as the tuning split does.
+    At the end ``out/folds.json`` has the AUC of each fold, its mean and standard deviation, that
+    of all held-out scores together with its bootstrap interval, and ``out/out_of_fold.csv`` the
+    probabilities of every slide by the model of the fold that it was held out from. Both come from
+    epochs that the held-out slides chose, as the tuning split does.
 
     Parameters
     ----------
@@ -127,8 +130,7 @@ def _check_finished(plan: TrainPlan) -> None:
     changed = changed_settings(
         *({k: v for k, v in one.items() if k not in _PLACES} for one in (options | fields, asked))
     )
-    with (kept / TUNE_TABLE).open(encoding="utf-8", newline="") as file:
-        held = {(row["slide_id"], row["label"]) for row in csv.DictReader(file)}
+    held = {(row["slide_id"], row["label"]) for row in _table(kept / TUNE_TABLE)}
     if held != {(r.slide_id, plan.labels.classes[r.label]) for r in plan.labels.of("tune")}:
         changed.append("labels")
     if changed:
@@ -143,9 +145,12 @@ def _summarise(places: Sequence[Path]) -> dict[str, Any]:
     rows: list[dict[str, str]] = []
     per_fold = []
     for number, place in enumerate(places, start=1):
-        with (place / "training" / TUNE_TABLE).open(encoding="utf-8", newline="") as file:
-            table = list(csv.DictReader(file))
-        rows += [{"fold": str(number), **row} for row in table]
+        table = _table(place / STATE / TUNE_TABLE)
+        used = place / STATE / SLIDES_TABLE  # older versions wrote none
+        patients = {r["slide_id"]: r["patient"] for r in _table(used)} if used.exists() else {}
+        for row in table:
+            patient = patients.get(row["slide_id"], "")
+            rows.append({"fold": str(number), "patient": patient, **row})
         card = json.loads((place / "model.json").read_text(encoding="utf-8"))
         metrics = card["metrics"]
         per_fold.append({"fold": number, "n": len(table), "auc": metrics["auc"]})
@@ -154,7 +159,7 @@ def _summarise(places: Sequence[Path]) -> dict[str, Any]:
         "folds": per_fold,
         "auc_mean": float(np.mean(areas)) if areas else None,
         "auc_sd": float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
-        "auc_pooled": _pooled(rows),
+        **_pooled(rows),
         "note": "held-out slides also chose the epochs: expect less on unseen slides",
     }
     root = places[0].parent
@@ -167,11 +172,30 @@ def _summarise(places: Sequence[Path]) -> dict[str, Any]:
     return summary
 
 
-def _pooled(rows: Sequence[Mapping[str, str]]) -> float | None:
-    """Return the AUC of all held-out scores together; for two classes."""
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _pooled(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Measure all held-out scores together, with a 95 % interval; for two classes."""
     columns = [name for name in rows[0] if name.startswith("prob_")]
     if len(columns) != 2:
-        return None
+        return {"auc_pooled": None}
     positive = columns[-1].removeprefix("prob_")
     labels = [row["label"] == positive for row in rows]
-    return float(auc(labels, [float(row[columns[-1]]) for row in rows]))
+    scores = [float(row[columns[-1]]) for row in rows]
+    known = any(row["patient"] for row in rows)
+    units = [row["patient"] or f"slide {row['slide_id']}" for row in rows]
+    groups = np.unique(units, return_inverse=True)[1] if known else None
+    drawn = bootstrap(labels, scores, groups=groups)
+    interval = percentile_interval(drawn.auc[:, 0])
+    return {
+        "auc_pooled": float(auc(labels, scores)),
+        "auc_pooled_ci": None if np.isnan(interval.low) else list(interval),
+        "bootstrap": {
+            "resamples": len(drawn.auc),
+            "degenerate": drawn.degenerate,
+            "drawn": "patients" if known else "slides",
+        },
+    }

@@ -92,21 +92,22 @@ class LabelTable:
     def split(self, seed: int) -> LabelTable:
         """Return the table with a split for each row: its own, else :func:`split_by_patient`.
 
+        Where none is in split ``tune``, it is drawn from all that are not in split ``test``.
+
         Raises
         ------
         LabelError
-            A split for some rows only; no slide or not every class to train on; none to tune on.
+            A split for some of the rows that are not ``test`` only; no slide or not every class to
+            train on; none to tune on.
         """
+        given = {row.split for row in self.rows} - {"test"}
+        if given in ({None}, {"train"}):
+            drawn = split_by_patient(self.without("test"), seed)
+            of = {row.slide_id: row for row in drawn.rows}
+            return replace(self, rows=tuple(of.get(r.slide_id, r) for r in self.rows))
         bare = [row.slide_id for row in self.rows if row.split is None]
-        if len(bare) == len(self.rows):
-            return split_by_patient(self, seed)
         _refuse(self.path, (bare, "slides without a split, where others have one"))
         self.check_trained("mark some slides train")
-        if not self.of("tune"):
-            raise LabelError(
-                f"{self.path}: no slide in split tune, which decides when training stops; mark "
-                "some slides tune, or leave the column out for a random split."
-            )
         return self
 
     def check_trained(self, remedy: str) -> None:
@@ -325,10 +326,14 @@ def _twice(ids: Iterable[str]) -> list[str]:
 
 
 def _shared_patients(rows: Iterable[LabelledSlide]) -> list[str]:
+    """Name patients in two splits; beside ``test``, no split is one too: it may be learnt from."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        if row.patient and row.split:
-            splits[row.patient].add(row.split)
+        if row.patient:
+            splits[row.patient].add(row.split or "no split")
+    for found in splits.values():
+        if "test" not in found:
+            found.discard("no split")
     return [f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1]
 
 

@@ -23,7 +23,7 @@ from slidelens.slide.resolution import table_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from slidelens.engine.labels import LabelTable
+    from slidelens.engine.labels import LabelledSlide, LabelTable
     from slidelens.families.base import FamilyConfig
     from slidelens.families.training import TrainConfig, TrainTask
     from slidelens.slide.open import GivenMpp
@@ -70,6 +70,8 @@ class TrainPlan:
     devices: int = 1
     """Processes on each node, every one with a device of its own."""
     nodes: int = 1
+    tested: Sequence[LabelledSlide] = ()
+    """Slides of split ``test``: they stay out."""
     annotations: Mapping[str, Path] = field(default_factory=dict)
     """Slide id to file, for the families that learn from annotations."""
     request: Mapping[str, Any] = field(default_factory=dict)
@@ -194,7 +196,8 @@ def plan_training(
     if backbone is not None:
         given["backbone"] = backbone
     model_config, training = _configured(family_name, base, given, preset, epochs)
-    table = _divided(read_labels(Path(labels_csv), known), fold, fraction, seed)
+    labelled = read_labels(Path(labels_csv), known)
+    table = _divided(labelled, fold, fraction, seed)
     bags = getattr(training, "bags", None)
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
@@ -210,6 +213,7 @@ def plan_training(
         weights="imagenet" if weights is None else str(weights),
         from_model=None if from_model is None else str(from_model),
         seed=seed,
+        tested=labelled.of("test"),
         device=device,
         mpp=mpp,
         devices=devices,

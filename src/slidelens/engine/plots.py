@@ -1,8 +1,9 @@
-"""Pictures of an evaluation, as PNG or SVG files; matplotlib keeps no state of ours."""
+"""Pictures of an evaluation or a training, as PNG or SVG; matplotlib keeps no state of ours."""
 
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.measure import Measured
 
-__all__ = ["calibration_picture", "roc_picture", "table_picture"]
+__all__ = ["calibration_picture", "curves_picture", "roc_picture", "table_picture"]
 
 # Okabe and Ito (2008), without yellow, which is too light for a line on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -118,6 +119,42 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
     axes.set_title("Calibration", loc="left", fontsize=12)
     _legend(figure, axes)
     return _file(figure, file_format)
+
+
+def curves_picture(history: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> bytes:
+    """Draw the losses and the AUC of a training's epochs, as PNG.
+
+    Parameters
+    ----------
+    history
+        Rows with ``epoch`` (from 1), ``stage``, ``train_loss``, ``tune_loss`` and ``tune_auc``,
+        which may be None.
+    chosen
+        Epochs whose weights are the model's: they lie on a grey band. A dotted line stands where a
+        stage of the schedule begins.
+    """
+    figure = _figure(6.4, 5.2)
+    losses, areas = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    epochs = [row["epoch"] for row in history]
+    for i, (name, axes) in enumerate(
+        (("train_loss", losses), ("tune_loss", losses), ("tune_auc", areas))
+    ):
+        color, style = _look(i)
+        values = [float("nan") if row[name] is None else row[name] for row in history]
+        label = name.replace("_", " ").replace("auc", "AUC")
+        axes.plot(epochs, values, color=color, linestyle=style, marker="o", ms=3, label=label)
+    for axes in (losses, areas):
+        axes.axvspan(min(chosen) - 0.5, max(chosen) + 0.5, color="#e4e4e4", linewidth=0, zorder=0)
+        for before, row in pairwise(history):
+            if row["stage"] != before["stage"]:
+                axes.axvline(row["epoch"] - 0.5, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(fontsize=9, frameon=False)
+    losses.set(ylabel="loss", ylim=(0, None), xlim=(0.5, max(epochs) + 0.5))
+    areas.set(ylabel="AUC", ylim=(min(0.5, *areas.get_ylim()), 1.02))
+    areas.set_xlabel("epoch (grey: whose weights are the model's)")
+    areas.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _file(figure)
 
 
 def table_picture(tables: Sequence[Table], note: str) -> bytes:

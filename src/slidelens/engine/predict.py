@@ -326,8 +326,7 @@ class Prediction:
         digest: str,
         folder: Path | None,
     ) -> Result:
-        used: Precision = "bf16" if self._bf16 else "fp32"
-        result = assembly.finish(settings=settings, digest=digest, precision=used)
+        result = assembly.finish(settings=settings, digest=digest, bf16=self._bf16)
         result.timings = self._timings
         if folder is not None:
             result.save(folder)  # which adds how long writing took

@@ -17,6 +17,13 @@ from slidelens.engine.package import family_of, load_model, save_model
 from slidelens.engine.plan import plan_training, task_of
 from slidelens.engine.replicas import replica_strategy
 from slidelens.engine.train_file import write_train_file
+from slidelens.engine.train_record import (
+    SLIDES_TABLE,
+    slides_told,
+    training_card,
+    write_curves,
+    write_slides,
+)
 from slidelens.engine.train_state import REQUEST, STATE
 from slidelens.errors import LabelError, MissingMppError, ModelError, ResultError, SlideError
 from slidelens.families.base import Model
@@ -29,8 +36,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from slidelens.engine.checkpoint import CheckpointStore
-    from slidelens.engine.labels import LabelTable
-    from slidelens.engine.loop import TrainLoop, TrainProgress
+    from slidelens.engine.loop import TrainProgress
     from slidelens.engine.plan import TrainPlan
     from slidelens.engine.samples import TrainSlides
     from slidelens.families.training import TrainTask
@@ -126,7 +132,7 @@ def _work(
     with ExitStack() as held:
         slides = held.enter_context(closing(_open(plan, device)))
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
-        yield from _check_slides(task, plan.labels, fabric)
+        yield from _check_slides(task, plan, fabric)
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
             held.enter_context(_alone(plan.out))
@@ -134,7 +140,9 @@ def _work(
         loop.replicas.draw_apart(plan.seed)
         yield from loop.run(resume=store.exists)
         if loop.replicas.is_first:
-            model.card = _card(plan, loop, origin)
+            with _writing(plan.out / STATE) as folder:
+                write_curves(folder, loop)
+            model.card = training_card(plan, loop, origin, device)
             _publish(model, plan.out)
             store.clear()
     loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
@@ -153,29 +161,34 @@ def _work(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Let no other run train in a folder meanwhile: each would write over the other's weights."""
-    folder = out / STATE
     with ExitStack() as held:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / ".lock", timeout=0))
+            with _writing(out / STATE) as folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder / ".lock", timeout=0))
         except Timeout as error:
             raise ModelError(
                 f"{out}: another training is at work in this folder; wait for it, or give another "
                 "one."
             ) from error
-        except OSError as error:
-            raise ResultError(f"cannot write {folder}: {error.strerror or error}.") from error
         yield
 
 
 def _keep_request(plan: TrainPlan) -> None:
-    """Leave the used configuration beside the history, so that it can be run again."""
-    path = plan.out / STATE / REQUEST
+    """Leave configuration and slides, as used, beside the history: it can be run again."""
+    with _writing(plan.out / STATE) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_train_file(folder / REQUEST, plan.file)
+        write_slides(folder / SLIDES_TABLE, plan)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """Hand out a folder to write into; what cannot be written is an error of ours."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_train_file(path, plan.file)
+        yield folder
     except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise ResultError(f"cannot write {folder}: {error.strerror or error}.") from error
 
 
 def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
@@ -286,9 +299,7 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
     )
 
 
-def _check_slides(
-    task: TrainTask[Any], table: LabelTable, fabric: Fabric
-) -> Iterator[TrainProgress]:
+def _check_slides(task: TrainTask[Any], plan: TrainPlan, fabric: Fabric) -> Iterator[TrainProgress]:
     """Look at every slide before the first step, so that a bad one does not end a night's work.
 
     A check may encode the slide's tiles, and keep the vectors on the disk. So of several processes
@@ -296,8 +307,8 @@ def _check_slides(
     """
     from slidelens.engine.loop import TrainProgress
 
-    slides = [row.slide_id for row in table.rows]
-    note, done = _classes_told(table), 0
+    slides = [row.slide_id for row in plan.labels.rows]
+    note, done = slides_told(plan), 0
     faults: dict[int, str] = {}
     without_mpp = False
     for own, numbers in _shares(len(slides), fabric.global_rank, fabric.world_size):
@@ -330,44 +341,6 @@ def _shares(count: int, rank: int, processes: int) -> Iterator[tuple[bool, list[
         some = range(start, min(start + _SHARE * processes, count))
         yield True, [n for n in some if n % processes == rank]
         yield False, [n for n in some if n % processes != rank]
-
-
-def _classes_told(table: LabelTable) -> str:
-    """Say which classes and splits there are."""
-    counts = ", ".join(
-        f"{name} {sum(row.label == label for row in table.rows)}"
-        for label, name in enumerate(table.classes)
-    )
-    train, tune = len(table.of("train")), len(table.of("tune"))
-    positive = f" (positive: {table.classes[1]})" if len(table.classes) == 2 else ""
-    slides = f"{train} slides to learn from, {tune} to tune"
-    without = {*range(len(table.classes))} - {row.label for row in table.of("tune")}
-    lacking = ", ".join(table.classes[label] for label in sorted(without))
-    warned = f" (none of class {lacking}: no AUC, and no threshold is chosen)" if lacking else ""
-    return f"{len(table.classes)} classes: {counts}{positive}; {slides}{warned}"
-
-
-def _card(plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Say in the model's card what it learnt from, how, and how well."""
-    labels = plan.labels
-    counts = {
-        split: {
-            name: sum(r.label == i for r in labels.of(split))
-            for i, name in enumerate(labels.classes)
-        }
-        for split in ("train", "tune")
-    }
-    return {
-        "training_data": {"labels": labels.path.name, "slides": counts, **origin},
-        "training": {
-            "seed": plan.seed,
-            "epochs": len(loop.history),
-            "updates": loop.updates,
-            **plan.training.model_dump(mode="json"),
-        },
-        "metrics": loop.metrics,
-        "threshold": loop.threshold,
-    }
 
 
 def _publish(model: Model[Any], out: Path) -> None:

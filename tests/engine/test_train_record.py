@@ -1,0 +1,61 @@
+"""What a training leaves behind: which slides it used, and how its epochs went."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from slidelens.engine.plan import plan_training
+from slidelens.engine.plots import curves_picture
+from slidelens.engine.train_record import slides_told, write_slides
+
+
+@pytest.fixture
+def plan(tmp_path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    rows = ["slide_id,label,split,patient"]
+    for number in range(26):
+        (slides / f"s{number}.tif").touch()
+        split = "test" if number >= 20 else ""
+        rows.append(f"s{number}.tif,{'ab'[number % 2]},{split},p{number // 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+
+    def make(labels=tmp_path / "labels.csv", **options):
+        return plan_training("mil", slides, labels, tmp_path / "m", **options)
+
+    return make
+
+
+def test_the_slides_that_were_used_give_the_same_training_again(plan, tmp_path):
+    made = plan(seed=3, fraction=0.5)
+    write_slides(tmp_path / "slides.csv", made)
+    again = plan(labels=tmp_path / "slides.csv", seed=4)
+    assert again.labels.rows == made.labels.rows
+    assert len(made.labels.of("train")) == 8  # half of 8 patients, 2 slides each
+    assert {row.slide_id for row in again.tested} == {f"s{n}.tif" for n in range(20, 26)}
+    folds = plan(fold=(1, 2))
+    assert folds.tested == made.tested
+
+
+def test_what_is_learnt_from_is_told_with_its_patients_and_what_stays_out(plan):
+    assert slides_told(plan()) == (
+        "2 classes: a 10, b 10 (positive: b); 16 slides of 8 patients to learn from, 4 slides of "
+        "2 patients to tune; 6 of split test stay out"
+    )
+
+
+@pytest.mark.parametrize("area", [0.7, None])
+def test_curves_mark_the_epochs_of_the_model(area):
+    losses = {"train_loss": 0.5, "tune_loss": 0.6, "tune_auc": area}
+    rows = [{"epoch": e, "stage": 1 + (e > 2), **losses} for e in range(1, 7)]
+    early, late = (
+        np.asarray(Image.open(BytesIO(curves_picture(rows, chosen))).convert("L"), int)
+        for chosen in ([1, 2], [5, 6])
+    )
+    half = early.shape[1] // 2
+    darker = (early < late).sum(0)
+    assert darker[:half].sum() > 10 * darker[half:].sum()
