@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -226,11 +227,23 @@ def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_pat
     rows = [line.split() for line in done.out.splitlines() if line.startswith("phantom_")]
     assert [row[1] for row in rows] == ["normal", "tumor", "normal", "tumor"]
     assert all((float(row[3]) > 0.5) == (row[1] == "tumor") for row in rows)
-    for name in ("overview/phantom_001.png", "geojson/demo-mil/phantom_001.geojson"):
+    labels = (out / "cohort" / "labels.csv").read_text().split()
+    assert [line.split(",")[2] for line in labels[1:]] == [
+        *["train"] * 2,
+        *["tune"] * 2,
+        *["test"] * 2,
+    ]
+    assert [row[0] for row in rows] == [line.split(",")[0] for line in labels[3:]]
+    for name in ("overview/phantom_005.png", "geojson/demo-mil/phantom_005.geojson"):
         assert (out / name).stat().st_size > 100
     before = (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns
     assert slidelens(*arguments).code == 0
     assert (out / "cohort" / "slides" / "phantom_001.tif").stat().st_mtime_ns == before
+    told = next(line for line in done.out.splitlines() if " evaluate " in line)
+    asked = shlex.split(told)[1:]
+    evaluated = slidelens(*asked[: asked.index("--out")], "--out", tmp_path / "verdict")
+    assert evaluated.code == 0, evaluated.err
+    assert "2 slides of split test (1 normal, 1 tumor)." in evaluated.out
 
 
 def test_a_folder_that_is_no_cohort_is_told_to_the_demo(slidelens, tmp_path):

@@ -156,6 +156,7 @@ def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10  # something is drawn
     text = (folder / "comparison.md").read_text()
     assert "| good | 6 | 0.889" in text
+    assert "\n6 slides (3 normal, 3 tumor).\n" in text
     assert "p (DeLong)" in text
 
 
@@ -220,6 +221,7 @@ def test_a_split_takes_its_slides_only(cohort):
     write_labels(cohort / "labels.csv", rows, "slide_id,label,split")
     found = run(cohort, split="test")
     assert found.metrics["models"]["good"]["n"] == 4
+    assert "4 slides of split test (" in found.table
     assert found.metrics["split"] == "test"
     assert not any("split train" in text for text in found.warnings)
     assert any("2 of 6 evaluated slides are in split train" in t for t in run(cohort).warnings)

@@ -242,6 +242,20 @@ def test_levels_are_drawn_block_by_block(tmp_path: Path):
             assert abs(int(whole.max()) - 200) <= 1
 
 
+@pytest.mark.parametrize(
+    ("n", "shares", "splits"),
+    [
+        (6, {"tune": 1 / 3, "test": 1 / 3}, "train train tune tune test test"),
+        (5, {"tune": 0.5}, "train train tune tune tune"),
+        (5, {"tune": 0.5, "test": 0.5}, "tune tune test test test"),
+    ],
+)
+def test_splits_of_a_cohort(tmp_path: Path, n: int, shares: dict[str, float], splits: str):
+    write_cohort(tmp_path, n, size=(256, 256), **shares)
+    with (tmp_path / "labels.csv").open() as file:
+        assert " ".join(row["split"] for row in csv.DictReader(file)) == splits
+
+
 def test_cohort(tmp_path: Path):
     made = write_cohort(tmp_path, 6, seed=3, size=(700, 700), tune=0.3)
     with (tmp_path / "labels.csv").open() as file:

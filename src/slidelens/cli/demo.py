@@ -61,6 +61,7 @@ Made in {out}/
 Next
   {program} view {quote(first)} --results {results}
   {program} predict YOUR_SLIDE.svs --model demo-mil --out results
+  {program} evaluate {results} --labels {labels} --split test --out verdict
   {program} train mil --slides {folder} --labels {labels} \\
       --backbone squeezenet1_1 --out my-model"""
     )

@@ -48,11 +48,12 @@ class DemoStep:
 
 
 def demo(
-    out: str | Path, *, models: Sequence[str | Path] = (), n_slides: int = 4
+    out: str | Path, *, models: Sequence[str | Path] = (), n_slides: int = 6
 ) -> Generator[DemoStep]:
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
-    Writes ``cohort/`` (slides, labels, annotations), ``results/`` as ``predict`` does,
+    Writes ``cohort/``: slides, labels, annotations; a third each to train, to tune and to test on.
+    What is not for training is run: ``results/`` as ``predict`` writes it,
     ``geojson/<model>/<slide>.geojson`` for QuPath, ``windows/<model>/<slide>.png`` for a model that
     chooses where to look, and per slide ``overview/<slide>.png`` with all models side by side.
 
@@ -77,22 +78,24 @@ def demo(
     cohort = out / "cohort"
     if not (cohort / "labels.csv").exists():
         yield DemoStep("drawing slides", 0, n_slides)
-        write_cohort(cohort, n_slides, _SEED, size=_SIZE)
+        write_cohort(cohort, n_slides, _SEED, size=_SIZE, tune=1 / 3, test=1 / 3)
     table = read_labels(cohort / "labels.csv")
-    labels = {row.slide_id: table.classes[row.label] for row in table.rows}
-    lacking = [name for name in labels if not (cohort / "slides" / f"{name}.tif").is_file()]
+    files = {row: cohort / "slides" / f"{row.slide_id}.tif" for row in table.rows}
+    lacking = [row.slide_id for row, path in files.items() if not path.is_file()]
     if lacking:
         raise LabelError(
             f"{cohort}: is no cohort of the demo, it lacks slides/{lacking[0]}.tif; give another "
             "--out."
         )
-    for slide_id, label in labels.items():
-        path = cohort / "slides" / f"{slide_id}.tif"
+    for row, path in files.items():
+        if row.split == "train":
+            continue
         results = []
         for model in loaded:
             result = yield from _predict(path, model, out)
             results.append(result)
-            yield DemoStep("slide done", 1, 1, slide_id, label, result)
+            label = table.classes[row.label]
+            yield DemoStep("slide done", 1, 1, row.slide_id, label, result)
         _draw(path, results, out)
 
 

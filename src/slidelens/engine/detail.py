@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def check_detail(
-    slide: Slide, config: FamilyConfig, reader: str, remedy: str, *, region: Box | None = None
+    slide: Slide,
+    config: FamilyConfig,
+    reader: str,
+    remedy: str,
+    *,
+    region: Box | None = None,
+    said: set[tuple[float, float]] | None = None,
 ) -> None:
     """Refuse a slide far coarser than it would be read, and warn of one that is coarser.
 
@@ -37,6 +43,8 @@ def check_detail(
         For the message: who reads the slide, and what the user can do.
     region
         The part that is read, in level-0 px; ``None`` is all of it.
+    said
+        Of a cohort: µm/px of slides and of reading that were warned of, which is not done again.
 
     Raises
     ------
@@ -57,4 +65,12 @@ def check_detail(
     )
     if max(mpp) > _REFUSED * asked:
         raise SlideError(f"{facts}, at which it shows nothing. {remedy}")
-    log.warning("%s: details that the model looks for may be missing", facts)
+    if said is None:
+        log.warning("%s: details that the model looks for may be missing", facts)
+    elif (max(mpp), asked) not in said:
+        said.add((max(mpp), asked))
+        log.warning(
+            "%s: details that the model looks for may be missing (other slides of this resolution "
+            "are not named)",
+            facts,
+        )

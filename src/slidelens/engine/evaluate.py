@@ -24,6 +24,7 @@ import slidelens
 from slidelens.engine.compare import compare
 from slidelens.engine.evaluation_memory import numbered, read_kept, weights_now
 from slidelens.engine.evaluation_tables import (
+    cohort_note,
     comparison_table,
     errors_csv,
     intervals_note,
@@ -180,7 +181,10 @@ def evaluate(
     comparisons = compare(cases, options.resampling)
     metrics = _metrics(options, cases, measured, comparisons, left_out)
     figures = next(iter(measured.values())).figures
-    note = intervals_note(figures, metrics["positive_class"], options.resampling.level)
+    note = (
+        f"{cohort_note(cases, options.split)}\n"
+        f"{intervals_note(figures, metrics['positive_class'], options.resampling.level)}"
+    )
     record = _record(results, labels, out, options, cases, metrics)
     text = markdown(measured, comparisons, note, _tiles_told(metrics))
     files: dict[str, bytes | str] = {

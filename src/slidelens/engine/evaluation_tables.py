@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Table",
+    "cohort_note",
     "comparison_table",
     "errors_csv",
     "find_errors",
@@ -146,6 +147,20 @@ def markdown(
     if comparisons:
         lines += ["", *_lines(tests_table(comparisons))]
     return "\n".join(lines) + "\n"
+
+
+def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
+    """Say how many slides of which class, and of how many patients, some model was measured on."""
+    classes = next(iter(cases.values())).scored.classes
+    rows = {row.slide_id: row for one in cases.values() for row in one.rows}.values()
+    counts = ", ".join(
+        f"{sum(row.label == label for row in rows)} {name}" for label, name in enumerate(classes)
+    )
+    patients = ""
+    if any(row.patient for row in rows):
+        patients = f" of {len({row.patient_key for row in rows})} patients"
+    of_split = f" of split {split}" if split else ""
+    return f"{len(rows)} slides{of_split} ({counts}){patients}."
 
 
 def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:

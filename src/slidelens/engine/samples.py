@@ -95,6 +95,7 @@ class TrainSlides:
         self._bags: dict[Path, BagCache] = {}
         self._config = config
         self._fine_enough: set[str] = set()
+        self._coarse: set[tuple[float, float]] = set()
 
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return a slide's feature vectors from the cache; encode its tiles at first.
@@ -175,9 +176,9 @@ class TrainSlides:
         return self._files[slide_id]
 
     def _check_detail(self, slide_id: str, slide: Slide) -> None:
-        """Refuse a slide that is far too coarse; say so once of one that is coarse."""
+        """Refuse a slide that is far too coarse; say so once of those that are coarse."""
         if self._config is not None and slide_id not in self._fine_enough:
-            check_detail(slide, self._config, "the model", _REMEDY)
+            check_detail(slide, self._config, "the model", _REMEDY, said=self._coarse)
             self._fine_enough.add(slide_id)
 
     def close(self) -> None:

@@ -234,10 +234,11 @@ def write_cohort(
     size: tuple[int, int] = (2048, 2048),
     mpp: float = 0.5,
     tune: float = 0.25,
+    test: float = 0.0,
 ) -> list[PhantomTruth]:
     """Write a labelled cohort: ``slides/*.tif``, ``labels.csv``, ``annotations/*.geojson``.
 
-    Every second slide has tumour, so both labels occur in both splits.
+    Every second slide has tumour, so both labels occur in every split.
 
     Parameters
     ----------
@@ -245,16 +246,18 @@ def write_cohort(
         Made where it does not exist.
     n_slides, seed, size, mpp
         How many slides; of their drawing; their width and height in px; their resolution in µm/px.
-    tune
-        Share of the slides in split ``tune``; the others are in ``train``.
+    tune, test
+        Shares of the slides in these splits; the others are in ``train``.
     """
     folder = Path(folder)
     for name in ("slides", "annotations"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, n_slides])
     truths, rows = [], []
-    # Slides come in pairs, so that both splits have both labels.
-    first_tune = n_slides // 2 - math.ceil(n_slides // 2 * tune)
+    # Slides come in pairs, so that every split has both labels.
+    pairs = n_slides // 2
+    tested = math.ceil(pairs * test)
+    first_tune = pairs - tested - math.ceil(pairs * tune)
     for n in range(n_slides):
         spec = PhantomSpec(
             size=size,
@@ -268,7 +271,10 @@ def write_cohort(
         made = write_phantom(folder / "slides" / f"{name}.tif", spec)
         _write_geojson(folder / "annotations" / f"{name}.geojson", made)
         truths.append(made)
-        rows.append([name, CLASSES[made.label], "tune" if n // 2 >= first_tune else "train"])
+        split = "tune" if n // 2 >= first_tune else "train"
+        if tested and n // 2 >= pairs - tested:
+            split = "test"
+        rows.append([name, CLASSES[made.label], split])
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["slide_id", "label", "split"], *rows])
     return truths
