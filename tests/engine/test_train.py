@@ -28,6 +28,7 @@ from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file, train_arguments
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.geometry import Mpp
+from slidelens.families.mil import MilConfig
 from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
 
@@ -332,6 +333,18 @@ def test_slides_far_coarser_than_the_model_reads_them_are_refused(cohort, tmp_pa
     with pytest.raises(SlideError, match=message + r".*coarser resolution \(--mpp X\)"):
         list(train(**asked))
     assert not (tmp_path / "m" / "model.json").exists()
+
+
+def test_coarse_slides_of_one_resolution_are_warned_of_once(cohort, caplog):
+    config = MilConfig(tile=32, mpp=0.25)
+    files = {f"s{i}": cohort / "slides" / f"s{i}.tif" for i in range(3)}
+    device = torch.device("cpu")
+    data = samples.TrainSlides([], [], files, device=device, cache_bytes=0, config=config)
+    for name in files:
+        data.view(name)
+    data.close()
+    assert caplog.text.count("its finest resolution is 0.5 µm/px") == 1
+    assert "other slides of this resolution are not named" in caplog.text
 
 
 def test_a_view_that_is_closed_for_others_can_still_be_read(cohort, monkeypatch):

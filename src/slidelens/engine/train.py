@@ -162,15 +162,15 @@ def _work(
 def _alone(out: Path) -> Iterator[None]:
     """Let no other run train in a folder meanwhile: each would write over the other's weights."""
     with ExitStack() as held:
-        try:
-            with _writing(out / STATE) as folder:
-                folder.mkdir(parents=True, exist_ok=True)
+        with _writing(out / STATE) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
                 held.enter_context(locked(folder / ".lock", timeout=0))
-        except Timeout as error:
-            raise ModelError(
-                f"{out}: another training is at work in this folder; wait for it, or give another "
-                "one."
-            ) from error
+            except Timeout as error:
+                raise ModelError(
+                    f"{out}: another training is at work in this folder; wait for it, or give "
+                    "another one."
+                ) from error
         yield
 
 
