@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from slidelens.cli.app import program as typer_program
 from slidelens.cli.app import run
 from slidelens.desktop import launch
 from slidelens.testing.phantom import write_cohort
@@ -169,6 +171,32 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
     for script in scripts:
         subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | AGG)
     assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
+
+
+FOREIGN = {
+    *("--dest", "--find-links", "--no-index", "--upgrade"),  # pip
+    *("--array", "--cpus-per-task", "--gres", "--mem", "--requeue", "--time"),  # SLURM
+    *("--quick", "--render", "--row"),  # benchmarks
+    *("--logdir", "--strict"),  # TensorBoard, mkdocs
+}
+
+
+def options_of(command, found):
+    """Collect the options of a command and of those below it."""
+    for parameter in command.params:
+        found.update(parameter.opts, parameter.secondary_opts)
+    for below in getattr(command, "commands", {}).values():
+        options_of(below, found)
+    return found
+
+
+def test_options_that_pages_name_are_there(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["slidelens", "train"])  # its families are read for it alone
+    known = options_of(typer.main.get_command(typer_program()), {"--help"})
+    assert {"--pooling", "--resamples", "--reviewer"} <= known
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+        assert not named - known - FOREIGN, page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -290,7 +290,11 @@ def test_more_than_two_classes_are_reported(tmp_path):
     (tmp_path / "labels.csv").write_text("slide_id,label\nx,high\ny,low\nz,benign\n")
     options = EvaluationOptions(resampling=Resampling(100))
     evaluate(tmp_path / "results", tmp_path / "labels.csv", tmp_path / "eval", options)
-    page = read(write_report(tmp_path / "eval", tmp_path / "r.html").html)
+    done = write_report(tmp_path / "eval", tmp_path / "r.html")
+    page = read(done.html)
+    assert done.warnings == [
+        "m: no package with these weights is at hand for the card; name its folder with --model."
+    ]
     ((_, label, kinds, *_),) = listed(page)
     assert (label, kinds) == ("high", "False positive False negative")
     assert "1 wrong call (each a false positive of one class and a false negative" in text_of(page)

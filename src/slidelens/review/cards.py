@@ -79,6 +79,8 @@ class ModelCard:
         states them if no result says.
     as_run
         Whether ``config`` is of the runs.
+    packaged
+        Whether its package is at hand.
     """
 
     name: str
@@ -94,6 +96,7 @@ class ModelCard:
     given_mpp: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
     as_run: bool = False
+    packaged: bool = False
 
 
 def cohort_card(saved: SavedEvaluation) -> CohortCard:
@@ -158,6 +161,7 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
     if family:
         card.facts["Family"] = family
     if manifest is not None:
+        card.packaged = True
         _tell_package(card, manifest)
     else:
         card.about.append("Its package is not at hand; this is what its results say.")

@@ -50,7 +50,8 @@ class Report:
     notes
         What is missing in the evidence, by slide, as the report says it.
     warnings
-        What is out of date, with the ids of slides: for who writes the report, not in it.
+        What is out of date, with the ids of slides, and whose package is not at hand: for who
+        writes the report, not in it.
     """
 
     html: Path
@@ -111,6 +112,12 @@ def write_report(
     notes = [f"{case.name}: {note}" for case, evidence in drawn for note in evidence.notes]
     decided = {d.key for case in content.cases for d in case.decisions if d.decided}
     warnings = [named_failed(name, slides) for name, slides in content.last_run_failed.items()]
+    bare = [card.name for card in content.cards if not card.packaged]
+    if bare:
+        warnings.append(
+            f"{', '.join(bare)}: no package with these weights is at hand for the card; name its "
+            "folder with --model."
+        )
     counts = (len(content.cases), len(content.errors), len(decided))
     return Report(out, pdf, *counts, notes, warnings)
 
