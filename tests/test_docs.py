@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import typer
 import yaml
 
+from benchmark_script import load
 from slidelens.cli.app import program as typer_program
 from slidelens.cli.app import run
 from slidelens.desktop import launch
@@ -219,6 +221,13 @@ def test_every_page_is_in_the_navigation():
     nav = text[text.index("nav:") :]
     lost = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]
     assert not lost
+
+
+def test_the_fields_for_a_cpu_are_those_of_the_benchmark(monkeypatch):
+    page = (ROOT / "docs" / "magnet.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = load(monkeypatch, "magnet").CONFIG
+    assert yaml.safe_load(block) == json.loads(json.dumps(config))
 
 
 def test_the_system_packages_that_are_named_are_those_of_the_setup():

@@ -356,3 +356,12 @@ def test_a_slide_that_is_too_coarse_for_the_model_fails_with_what_to_do(
     assert "reads at 1 µm/px" in said
     assert "give the right one with --mpp X" in said
     assert not (tmp_path / "demo-mil" / "slide").exists()
+
+
+@pytest.mark.parametrize("group", [(), ("review",), ("stage",), ("package",)])
+def test_help_says_in_a_whole_sentence_what_each_command_does(slidelens, group):
+    _, commands = slidelens(*group, "--help").out.split("Commands:")
+    assert "..." not in commands
+    assert all(
+        line.rstrip().endswith(".") for line in commands.split("\n\n")[0].strip().split("\n")
+    )

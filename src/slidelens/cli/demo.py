@@ -28,7 +28,10 @@ def demo(
     ] = None,
     view: Annotated[bool, typer.Option(help="Then open slides and layers in napari.")] = False,
 ) -> None:
-    """Draw a small cohort, run the bundled models over it, write heatmaps and pictures."""
+    """Draw a small cohort and run the bundled models over it.
+
+    Writes heatmaps, regions and pictures.
+    """
     from slidelens.engine.demo import demo as steps
 
     slides = []

@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check OpenSlide, PyTorch, GPU, Qt, models and plugins; exit 1 if the core is broken."""
+    """Check libraries, GPU, models and plugins.
+
+    Exit code 1 says that the core is broken.
+    """
     from slidelens.engine.checks import Check, run_checks
 
     checks: list[Check] = []

@@ -67,7 +67,10 @@ def evaluate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare saved results with labels: AUC with interval, DeLong test, every error, ROC."""
+    """Compare results with labels: AUC, tests, every error.
+
+    Runs no model: AUC with interval, DeLong test, operating points, ROC, every error.
+    """
     from slidelens.engine.evaluate import EvaluationOptions
     from slidelens.engine.evaluate import evaluate as run
     from slidelens.engine.measure import Resampling

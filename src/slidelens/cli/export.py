@@ -48,7 +48,7 @@ def export(
         bool, typer.Option(help="Replace what is there already under such a name.")
     ] = False,
 ) -> None:
-    """Write results for QuPath, OME-Zarr viewers, CLAM or spreadsheets."""
+    """Write results for QuPath, spreadsheets and other programs."""
     from slidelens.errors import ResultError
     from slidelens.export import EXPORTERS, export_result, export_target
     from slidelens.maps.result import Result, find_results

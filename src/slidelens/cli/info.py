@@ -23,7 +23,10 @@ def info(
     mpp: MppOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show size, levels, resolution and backend of a slide; decode one tile as a check."""
+    """Show what a slide is, and check that it can be read.
+
+    Tells size, levels, resolution and backend; decodes one tile.
+    """
     from slidelens.slide.describe import describe
     from slidelens.slide.open import open_slide
 

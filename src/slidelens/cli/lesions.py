@@ -45,7 +45,10 @@ def lesions(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure detections by a FROC curve (CAMELYON16); write each slide's as probability,X,Y."""
+    """Measure detected lesions by a FROC curve (CAMELYON16).
+
+    Writes each slide's detections as probability,X,Y.
+    """
     from slidelens.engine.lesion_evaluation import evaluate_lesions
 
     found = evaluate_lesions(

@@ -21,7 +21,10 @@ def new_plugin(
         Path | None, typer.Option(help="Folder to write. [default: slidelens-NAME]")
     ] = None,
 ) -> None:
-    """Write a project that adds a model family, with its tests; it runs as it is."""
+    """Write a project that adds a model family.
+
+    It has tests, and runs as it is.
+    """
     from slidelens.engine.scaffold import new_plugin as write
 
     folder = write(name, out)

@@ -48,7 +48,10 @@ def pack(
         str | None, typer.Option(help="For whom and what it is, and what not.")
     ] = None,
 ) -> None:
-    """Write a package with card, golden tensors and checksums; logs and paths stay behind."""
+    """Write a package for others.
+
+    With card, golden tensors and checksums; logs and paths stay behind.
+    """
     from slidelens.engine.publish import pack as write
 
     folder = write(
@@ -65,7 +68,10 @@ def pack(
 
 
 def verify(model: _Model) -> None:
-    """Check every file of a package, load it, and replay its golden tensors."""
+    """Check a package.
+
+    Every file, that it loads, and its golden tensors.
+    """
     from slidelens.engine.publish import check_package
 
     for line in check_package(model):
@@ -91,7 +97,10 @@ def fetch(
     ],
     refresh: Annotated[bool, typer.Option(help="Fetch again what is in the cache.")] = False,
 ) -> None:
-    """Fetch a package into the cache; `predict --model REFERENCE` does so by itself."""
+    """Fetch a package into the cache.
+
+    `predict --model REFERENCE` does so by itself.
+    """
     from slidelens.engine.fetch import fetching
     from slidelens.engine.package import check_received
 

@@ -59,7 +59,10 @@ def predict(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run models over slides; what is there already, from the same settings, is skipped."""
+    """Run models over slides.
+
+    What is there already, from the same settings, is skipped.
+    """
     box, resolution = parse_region(region), parse_mpp(mpp)
     given = parse_assignments(assignments or [])
     from slidelens.engine.cohort import predict_cohort

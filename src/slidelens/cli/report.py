@@ -66,7 +66,10 @@ def report(
     title: Annotated[str, typer.Option("--title", help="Of the document.")] = "Review of errors",
     as_json: JsonOption = False,
 ) -> None:
-    """Write figures, sources of error, and every error with its evidence: HTML and PDF."""
+    """Write every error with its evidence: HTML and PDF.
+
+    Figures, sources of error, a page per slide.
+    """
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.report import ReportOptions, write_report
 

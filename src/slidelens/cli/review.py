@@ -113,7 +113,10 @@ def list_(
     operating_point: OperatingPoints = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List errors with score, margin, other models' verdicts and decisions."""
+    """List errors and decisions.
+
+    With score, margin and other models' verdicts.
+    """
     from slidelens.review.errors import list_errors, list_near_misses
     from slidelens.review.pseudonyms import slide_pseudonyms
     from slidelens.review.tally import earlier_notes
@@ -181,7 +184,10 @@ def set_(
     operating_point: OperatingPoints = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decide on a slide's errors; what is not given stays as it is."""
+    """Decide on a slide's errors.
+
+    What is not given stays as it is.
+    """
     saved, store = open_review(context, write=True)
     rules = read_points(operating_point, saved)
     keys = case_keys(saved, rules, meant_slide(slide, saved), model, kind)
@@ -250,7 +256,10 @@ def import_(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="CSV as `export` writes it.", metavar="CSV")],
 ) -> None:
-    """Take decisions over from a CSV file; of one case and reviewer the newest counts."""
+    """Take decisions over from a CSV file.
+
+    Of one case and reviewer the newest counts.
+    """
     from slidelens.review.exchange import read_decisions
     from slidelens.review.taxonomy import read_taxonomy
 

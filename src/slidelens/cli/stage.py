@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(
         name="stage",
-        help="Classes of lymph nodes and pN stages of patients, from maps of tumour.",
+        help="Tell classes of lymph nodes and pN stages of patients.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -51,7 +51,10 @@ def patients(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell every slide's class (negative, itc, micro, macro) and every patient's pN stage."""
+    """Tell every slide's class and every patient's pN stage.
+
+    Classes are negative, itc, micro and macro.
+    """
     from slidelens.engine.staging import stage_patients
 
     staged = stage_patients(results, out, forest=forest, truth=truth)
@@ -87,7 +90,10 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the forest to write.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the forest.")] = 0,
 ) -> None:
-    """Fit a random forest that tells a slide's class from figures of its map."""
+    """Fit a forest that tells a slide's class from its map.
+
+    A random forest, on figures of the map.
+    """
     from slidelens.engine.staging import fit_staging
 
     forest = fit_staging(results, stages, out, seed=seed)
