@@ -27,8 +27,8 @@ from slidelens.engine.package import load_model
 from slidelens.engine.train import train
 from slidelens.engine.train_file import read_train_file, train_arguments
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
-from slidelens.geometry import Mpp
 from slidelens.families.mil import MilConfig
+from slidelens.geometry import Mpp
 from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
 
