@@ -193,7 +193,8 @@ class _TransformInput(nn.Module):
 
 
 def _torchvision(name: BackboneName) -> Any:  # reason: parts differ by network
-    from torchvision import models  # a second to import: only who builds a network pays
+    with torch.device("cpu"):  # PyTorch 2.6 computes as it loads: no caller's meta device there
+        from torchvision import models  # a second to import: only who builds a network pays
 
     return models.get_model(name, weights=None, **_OPTIONS.get(name, {}))
 
