@@ -19,9 +19,8 @@ class Settings:
 
     Attributes
     ----------
-    cache_dir
-        Folder for what can be fetched or computed again, such as models from the network and
-        feature bags (``SLIDELENS_CACHE``; by default in the system's place for caches).
+    cache
+        A folder for the cache (``SLIDELENS_CACHE``); ``None``: in the system's place for caches.
     cache_mb
         Decoded slide tiles kept in memory, in MB (``SLIDELENS_CACHE_MB``).
     threads
@@ -30,10 +29,21 @@ class Settings:
         A folder of model packages that is searched first (``SLIDELENS_MODELS``).
     """
 
-    cache_dir: Path
+    cache: Path | None = None
     cache_mb: int = 256
     threads: int = 0
     models: Path | None = None
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder for what can be had again: models from the network, feature bags.
+
+        Raises
+        ------
+        SlideLensError
+            No folder is set, and the user has no home.
+        """
+        return self.cache or _usual_cache()
 
     @property
     def reader_threads(self) -> int:
@@ -50,23 +60,25 @@ def get_settings() -> Settings:
     SlideLensError
         A variable that cannot be used, by name.
     """
-    models = os.environ.get("SLIDELENS_MODELS")
+    cache, models = os.environ.get("SLIDELENS_CACHE"), os.environ.get("SLIDELENS_MODELS")
     return Settings(
-        cache_dir=_cache_dir(),
+        cache=Path(cache) if cache else None,
         cache_mb=_whole("SLIDELENS_CACHE_MB", 256),
         threads=_whole("SLIDELENS_THREADS", 0),
         models=Path(models) if models else None,
     )
 
 
-def _cache_dir() -> Path:
-    given = os.environ.get("SLIDELENS_CACHE")
-    if given:
-        return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "slidelens"
+def _usual_cache() -> Path:
     local = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return Path(local or Path.home() / ".cache") / "slidelens"
+    if local and sys.platform != "darwin":
+        return Path(local) / "slidelens"
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # a container's or service's user, whom the system does not know
+        message = "the user has no home folder to keep a cache in: set SLIDELENS_CACHE to a folder."
+        raise SlideLensError(message) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "slidelens"
 
 
 def _whole(name: str, default: int) -> int:

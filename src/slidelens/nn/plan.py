@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
+from struct import Struct
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -27,6 +30,9 @@ __all__ = ["Planner", "StreamingPlan", "free_memory", "tile_sides", "too_little"
 
 Scheme = Literal["seam", "halo", "whole"]
 Layout = tuple[AxisLayout, AxisLayout]
+
+_STATUS = Struct("<2I7Q")
+"""Windows' MEMORYSTATUSEX: its size, the share in use, bytes in all, available, and five more."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +287,10 @@ def free_memory(device: torch.device) -> int:
         for line in info.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        status = ctypes.create_string_buffer(_STATUS.pack(_STATUS.size, *[0] * 8), _STATUS.size)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+        return int(_STATUS.unpack_from(status)[3])
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
