@@ -75,7 +75,7 @@ def test_a_seed_that_no_generator_takes(slidelens, cohort, tmp_path, seed):
     out = tmp_path / "m"
     done = slidelens(*_words(cohort, out), "--seed", seed)
     assert done.code == 2
-    assert re.search(r"'--seed': Input should be .* than or equal to (0|4294967295)", done.err)
+    assert re.search(r"'--seed': .*(\b0|4294967295)\b", done.err)  # typer's words
     file = tmp_path / "train.yaml"
     file.write_text(f"seed: {seed}\n")
     words = ["--slides", cohort / "slides", "--labels", cohort / "labels.csv", "--out", out]

@@ -261,11 +261,11 @@ def test_fifty_thousand_tiles_are_assembled_in_a_moment() -> None:
     canvas = Canvas.create(None, probability(112.0), Size(100_000, 90_000), MPP)
     boxes = grid_boxes(canvas.shape, canvas.affine.sx)[:50_000]
     values = np.random.default_rng(0).random((len(boxes), 2), np.float32)
-    begin = time.perf_counter()
+    begin = time.process_time()  # other programs take none of it
     for k in range(0, len(boxes), 32):
         canvas.add(boxes[k : k + 32], values[k : k + 32])
     canvas.finish().read()
-    assert time.perf_counter() - begin < 2  # 0.1 s on an idle core
+    assert time.process_time() - begin < 2  # 0.1 s
 
 
 @pytest.mark.parametrize(
