@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "atomic_file",
+    "beside",
     "make_scratch",
     "names_folder",
     "remove_scratch",
@@ -42,6 +44,7 @@ _tidied: set[Path] = set()  # folders where this process has cleared the files o
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave
 _TOLD = 3  # names of files that a message tells
 _SYNCS = 16  # files that are put on the disk at a time
+_LONG = 150  # bytes of a name; file systems take 255 in all
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
 
 
@@ -232,8 +235,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _clear_leftovers(target: Path) -> None:
     """Remove what dead runs left beside ``target``; put its old folder back if it is missing."""
-    for leftover in target.parent.glob(f".{escape(target.name)}.*-*-*-*"):
-        kind = _dead(leftover, target.name)
+    name = _short(target.name)
+    for leftover in target.parent.glob(f".{escape(name)}.*-*-*-*"):
+        kind = _dead(leftover, name)
         if kind == "old" and not target.exists():
             leftover.rename(target)
         elif kind:
@@ -302,8 +306,19 @@ def _sync(path: Path | str) -> None:
         os.close(handle)
 
 
+def beside(target: Path, kind: str) -> Path:
+    """Return a hidden place beside ``target``, of a ``kind``."""
+    return target.with_name(f".{_short(target.name)}.{kind}")
+
+
 def _beside(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{kind}-{_host()}-{os.getpid()}-{uuid4().hex[:8]}")
+    return beside(target, f"{kind}-{_host()}-{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def _short(name: str) -> str:
+    """Return a name that leaves room for more, in place of one that file systems just take."""
+    data = os.fsencode(name)
+    return name if len(data) <= _LONG else f"{name[:20]}~{sha256(data).hexdigest()[:16]}"
 
 
 @cache

@@ -1,5 +1,6 @@
 """Ctrl-C is kept for the place between two steps: nowhere else is it lost or half obeyed."""
 
+import os
 import signal
 import threading
 from io import BytesIO
@@ -41,6 +42,35 @@ def test_it_is_not_lost_in_a_destructor():
         del leaving
         with pytest.raises(KeyboardInterrupt):
             bar.update("slide", 2, 2)
+
+
+def test_the_end_of_a_jobs_time_waits_for_the_step_too(capfd):
+    with stopping() as check:
+        check()
+        signal.raise_signal(signal.SIGTERM)
+        assert capfd.readouterr().err == "\nstopping after this step\n"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends it at once
+        with pytest.raises(SystemExit) as ended:
+            check()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_that_ends_the_reader_of_the_messages_too_is_no_error_of_the_step():
+    """As with `2>&1 | tee log`: the slide at hand counted as failed."""
+    read, write = os.pipe()
+    os.close(read)
+    stderr = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        with stopping() as check:
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                check()
+    finally:
+        os.dup2(stderr, 2)
+        for number in (stderr, write):
+            os.close(number)
 
 
 @pytest.mark.parametrize("others", [signal.SIG_IGN, lambda number, frame: None])

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,11 +32,11 @@ from slidelens.cli import (
     train,
     view,
 )
+from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
 
 __all__ = ["program", "run"]
 
-_INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STOPPED = {
     "train": "stopped; go on with the same command and --resume",
@@ -128,10 +129,10 @@ def run() -> None:
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Within a command typer makes the one of the other.
-        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+        if isinstance(end, SystemExit) and end.code not in SIGNALLED:
             raise
         typer.echo(_STOPPED.get("".join(sys.argv[1:2]), "stopped"), err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(end.code if isinstance(end, SystemExit) else 128 + signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -84,17 +84,28 @@ def predict(
         replace=overwrite,
     )
     outcomes = []
+    elsewhere = 0
     with Bar(quiet=as_json) as bar, closing(run):
         for event in run:
             if isinstance(event, Outcome):
                 outcomes.append(event)
                 bar.line(_line(event, several=len(model) > 1))
+            elif event.stage == "wait":
+                if event.total != elsewhere:
+                    elsewhere = event.total
+                    bar.line(_waiting(elsewhere))
+                bar.update(_waiting(elsewhere), 0, 0)
             else:
                 bar.update(f"{event.slide_id} {event.model}", event.done, event.total)
     if as_json:
         typer.echo(json.dumps([_row(outcome) for outcome in outcomes], indent=2))
     if any(outcome.status == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _waiting(slides: int) -> str:
+    many, them = ("1 slide is", "it") if slides == 1 else (f"{slides} slides are", "them")
+    return f"{many} being computed by another run; waiting for {them}"
 
 
 def _line(outcome: Outcome, several: bool) -> str:

@@ -6,15 +6,15 @@ import logging
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import zip_longest
+from contextlib import ExitStack, closing
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slidelens.engine.bags import bag_file, check_bags
 from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
+from slidelens.engine.locks import claimed
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress, check_results_folder
 from slidelens.engine.prediction_table import Outcome, PredictionTable
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "predict_cohort"]
 
 log = logging.getLogger(__name__)
+
+_GOLDEN = 0.618
+"""Part of the slides that are left to go ahead by: several runs that do so keep apart."""
+_ASK_S = 1.0
+"""Seconds between two looks at the slides that other runs are at."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -137,6 +142,30 @@ def predict_cohort(
     return _Cohort(loaded, Path(out), device, mpp, run).run(paths)
 
 
+class _Part:
+    """A slide, the models that are to see it, and the slide as it is being opened."""
+
+    def __init__(self, path: Path, models: Sequence[Model[Any]]) -> None:
+        self.path, self.models = path, list(models)
+        self._ready: Future[Slide] | None = None
+
+    def open(self, ready: Future[Slide]) -> None:
+        """Keep what opens the slide."""
+        self._ready = ready
+
+    def take(self) -> Slide:
+        """Return the open slide, which is the caller's to close now."""
+        assert self._ready is not None
+        ready, self._ready = self._ready, None
+        return ready.result()
+
+    def close(self) -> None:
+        """Close the slide, or do not open it, unless it was taken."""
+        ready, self._ready = self._ready, None
+        if ready is not None and not ready.cancel() and ready.exception() is None:
+            _close(ready.result())
+
+
 class _Cohort:
     """What holds for every slide."""
 
@@ -153,25 +182,77 @@ class _Cohort:
         self.tables = {m.name: PredictionTable(out / m.name, m.classes) for m in models}
 
     def run(self, paths: list[Path]) -> Generator[Progress | Outcome, None, None]:
-        """Go through the slides, one ahead of the model."""
-        with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
-            waiting = deque([ahead.submit(self._prepare, paths[0])])
-            try:
-                for path, following in zip_longest(paths, paths[1:]):
-                    if following is not None:
-                        waiting.append(ahead.submit(self._prepare, following))
-                    for event in self._slide(path, waiting.popleft()):
+        """Go through the slides, and again through those that other runs were at, until none is."""
+        todo = deque(_Part(path, self.models) for path in paths)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
+                while todo:
+                    before = len(todo)
+                    todo = yield from self._round(todo, ahead)
+                    if len(todo) == before:  # other runs are at all of them
+                        name = todo[0].models[0].name
+                        yield Progress(slide_id(todo[0].path), name, "wait", total=len(todo))
+                        sleep(_ASK_S)
+        finally:
+            for table in self.tables.values():
+                table.flush()
+
+    def _round(
+        self, todo: deque[_Part], ahead: ThreadPoolExecutor
+    ) -> Generator[Progress | Outcome, None, deque[_Part]]:
+        """Run what no other run is at, one slide ahead of the model; return what is left."""
+        elsewhere: deque[_Part] = deque()
+        following = self._next(todo, elsewhere, ahead)
+        try:
+            while following is not None:
+                part, following = following, self._next(todo, elsewhere, ahead)
+                # Claimed now, not when it is opened: else a run that has time might wait for a
+                # slide that nobody is at.
+                with closing(self._slide(part)) as events:
+                    for event in events:
                         if isinstance(event, Outcome):
+                            part.models = [m for m in part.models if m.name != event.model]
                             # A path that is mistyped says nothing of the slide of that name.
-                            there = os.path.lexists(path)
+                            there = os.path.lexists(part.path)
                             self.tables[event.model].record(event, replace=there)
                         yield event
-            finally:
-                for ready in waiting:  # cancelled: nobody else closes the slide that is ready
-                    if not ready.cancel() and ready.exception() is None:
-                        _close(ready.result())
-                for table in self.tables.values():
-                    table.flush()
+                if part.models:
+                    elsewhere.append(part)
+        finally:
+            if following is not None:
+                following.close()
+        return elsewhere
+
+    def _next(
+        self, todo: deque[_Part], elsewhere: deque[_Part], ahead: ThreadPoolExecutor
+    ) -> _Part | None:
+        """Begin to open the next slide that no other run is at."""
+        while todo:
+            part = todo.popleft()
+            if self._is_free(part):
+                part.open(ahead.submit(self._prepare, part.path))
+                return part
+            elsewhere.append(part)
+            todo.rotate(-int(len(todo) * _GOLDEN))  # what follows is next for that run, too
+        return None
+
+    def _is_free(self, part: _Part) -> bool:
+        try:
+            with ExitStack() as held:
+                return bool(self._claim(part, held))
+        except ResultError:  # is said when its turn comes
+            return True
+
+    def _claim(self, part: _Part, held: ExitStack) -> list[Model[Any]]:
+        """Claim a slide while ``held``; return the models with which no other run is at it."""
+        at = {model.name: self.out / model.name / slide_id(part.path) for model in part.models}
+        try:
+            return [m for m in part.models if held.enter_context(claimed(at[m.name]))]
+        except OSError as error:
+            raise ResultError(
+                f"{next(iter(at.values()))}: cannot write the result ({error.strerror or error}). "
+                "Free some space or choose another --out."
+            ) from error
 
     def _prepare(self, path: Path) -> Slide:
         """Open a slide and find its tissue, unless all its results are there already."""
@@ -202,20 +283,25 @@ class _Cohort:
             tissue=self._tissue,
         )
 
-    def _slide(self, path: Path, ready: Future[Slide]) -> Iterator[Progress | Outcome]:
-        """Run every model over one slide."""
+    def _slide(self, part: _Part) -> Generator[Progress | Outcome, None, None]:
+        """Run the models over one slide, but for those with which other runs are at it."""
         start = perf_counter()
-        try:
-            slide = ready.result()
-        except Exception as error:  # noqa: BLE001  # reason: one bad slide must not end the cohort
-            for model in self.models:
-                yield _failure(model, path, error, perf_counter() - start)
-            return
-        try:
-            for model in self.models:
-                yield from self._model(slide, model)
-        finally:
-            _close(slide)
+        with closing(part), ExitStack() as held:
+            models = part.models
+            try:
+                models = self._claim(part, held)
+                if not models:
+                    return
+                slide = part.take()
+            except Exception as error:  # noqa: BLE001  # reason: one bad slide must not end the cohort
+                for model in models:
+                    yield _failure(model, part.path, error, perf_counter() - start)
+                return
+            try:
+                for model in models:
+                    yield from self._model(slide, model)
+            finally:
+                _close(slide)
 
     def _model(self, slide: Slide, model: Model[Any]) -> Iterator[Progress | Outcome]:
         start = perf_counter()

@@ -46,6 +46,9 @@ class Outcome:
 class PredictionTable:
     """The table of one model. Several runs, on several machines too, may write it side by side.
 
+    On a file system without locks one may write over what another has just added: that one adds it
+    again the next time.
+
     Parameters
     ----------
     folder
@@ -60,6 +63,7 @@ class PredictionTable:
         names = [f"prob_{name}" for name in classes]
         self._header = ["slide_id", "status", "error", *names, "seconds"]
         self._waiting: list[tuple[Outcome, bool]] = []
+        self._ours: dict[str, list[str]] = {}
         self._flushed = -inf
         with self._alone():  # what cannot be read or written is said before anything is computed
             self._read()
@@ -80,14 +84,19 @@ class PredictionTable:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait; errors as of :meth:`record`."""
-        if not self._waiting:
+        """Write the rows that wait, and those that are lost; errors as of :meth:`record`."""
+        if not (self._waiting or self._ours):
             return
         with self._alone():
             rows = self._read()  # anew: another run may have added rows
+            lost = self._ours.keys() - rows.keys()
+            if not (self._waiting or lost):
+                return
+            rows |= {slide: self._ours[slide] for slide in sorted(lost)}
             for outcome, replace in self._waiting:
-                if replace or outcome.slide_id not in rows:
-                    rows[outcome.slide_id] = self._row(outcome, rows.get(outcome.slide_id))
+                slide = outcome.slide_id
+                if replace or slide not in rows:
+                    rows[slide] = self._ours[slide] = self._row(outcome, rows.get(slide))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(self._header)

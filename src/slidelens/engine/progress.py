@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "Progress"]
 
-Stage = Literal["open", "tissue", "infer", "write", "done"]
+Stage = Literal["wait", "open", "tissue", "infer", "write", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Progress:
     """Where a run of ``model`` on ``slide_id`` stands.
 
     ``stage`` says what it is doing. ``done`` of ``total`` counts tiles (or the family's other
-    steps); ``total`` is 0 before it is known. ``seconds`` have passed since the run began.
+    steps); ``total`` is 0 before it is known. At stage ``wait`` other runs are at all slides that
+    are left, ``total`` of them. ``seconds`` have passed since the run began.
     """
 
     slide_id: str

@@ -156,6 +156,9 @@ class RunState:
         """One line for a person."""
         if not self.stage:
             return "Starting the worker…"
+        if self.stage == "wait":
+            many = "1 slide is" if self.total == 1 else f"{self.total} slides are"
+            return f"{many} being computed by another run"
         line = _STAGES[self.stage]
         if self.stage == "infer" and self.total:
             line += f" {self.done} of {self.total}"
