@@ -3,8 +3,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,8 +135,10 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     done = slidelens(*arguments)
     assert done.code == 1
     assert "bad: failed: " in done.err
+    assert re.search(r"^slide: normal .* s\) \[1 of 2, \d+ s left\]$", done.err, re.MULTILINE)
+    assert done.err.rstrip().endswith("[2 of 2]")
     done = slidelens(*arguments)
-    assert "slide: skipped" in done.err.splitlines()
+    assert "slide: skipped [1 of 2]" in done.err.splitlines()
     with (out / "demo-mil" / "predictions.csv").open() as file:
         rows = {row["slide_id"]: row for row in csv.DictReader(file)}
     assert rows["slide"]["status"] == "skipped"
@@ -143,6 +147,23 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     assert float(rows["slide"]["prob_tumor"]) > 0.5
     done = slidelens("predict", phantom, *arguments[3:], "--overwrite", "--json")
     assert json.loads(done.out)[0]["status"] == "done"
+
+
+def test_predict_says_what_it_waits_for(slidelens, phantom, tmp_path):
+    out = tmp_path / "results"
+    program = (
+        "import sys, time; from pathlib import Path; from slidelens.engine.locks import claimed\n"
+        "with claimed(Path(sys.argv[1])): print('claimed', flush=True); time.sleep(8)"
+    )
+    command = [sys.executable, "-c", program, str(out / "demo-mil" / phantom.stem)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        region = ("--region", "0,0,512,512", "--device", "cpu")
+        done = slidelens("predict", phantom, "--model", "demo-mil", "--out", out, *region)
+    assert done.code == 0
+    first, last = done.err.splitlines()
+    assert first == "1 slide is being computed by another run; waiting for it"
+    assert last.startswith("slide: normal ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")

@@ -9,8 +9,9 @@ from known_slides import make_result, make_slide
 
 from slidelens.desktop.state import library
 from slidelens.desktop.state.library import Trash, entries
-from slidelens.desktop.state.runs import RunRequest, RunState, time_text
+from slidelens.desktop.state.runs import RunRequest, RunState
 from slidelens.desktop.worker.messages import Message
+from slidelens.engine.progress import time_text
 from slidelens.errors import ResultError
 from slidelens.geometry import Box, Mpp
 

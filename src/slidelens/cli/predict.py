@@ -69,6 +69,7 @@ def predict(
     from slidelens.engine.fields import read_value
     from slidelens.engine.prediction_table import Outcome
 
+    outcomes: list[Outcome] = []
     run = predict_cohort(
         slides,
         model,
@@ -83,13 +84,12 @@ def predict(
         overwrite=overwrite,
         replace=overwrite,
     )
-    outcomes = []
     elsewhere = 0
     with Bar(quiet=as_json) as bar, closing(run):
         for event in run:
             if isinstance(event, Outcome):
                 outcomes.append(event)
-                bar.line(_line(event, several=len(model) > 1))
+                bar.line(_line(event, several=len(model) > 1) + _standing(outcomes))
             elif event.stage == "wait":
                 if event.total != elsewhere:
                     elsewhere = event.total
@@ -116,6 +116,18 @@ def _line(outcome: Outcome, several: bool) -> str:
         return f"{name}: failed: {outcome.error}"
     scores = ", ".join(f"{k} {v:.3f}" for k, v in outcome.probabilities.items())
     return f"{name}: {scores} ({outcome.seconds:.1f} s)"
+
+
+def _standing(outcomes: list[Outcome]) -> str:
+    """Say how far the run is; how long yet, as long as what was computed took on the mean."""
+    from slidelens.engine.progress import time_text
+
+    done, left = len(outcomes), outcomes[-1].left
+    if done + left == 1:
+        return ""
+    took = [outcome.seconds for outcome in outcomes if outcome.status != "skipped"]
+    eta = f", {time_text(sum(took) / len(took) * left)} left" if took and left else ""
+    return f" [{done} of {done + left}{eta}]"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

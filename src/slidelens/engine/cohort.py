@@ -7,6 +7,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -179,11 +180,13 @@ class _Cohort:
     ) -> None:
         self.models, self.out = models, out
         self.device, self.mpp, self.options = device, mpp, options
+        self.left = 0
         self.tables = {m.name: PredictionTable(out / m.name, m.classes) for m in models}
 
     def run(self, paths: list[Path]) -> Generator[Progress | Outcome, None, None]:
         """Go through the slides, and again through those that other runs were at, until none is."""
         todo = deque(_Part(path, self.models) for path in paths)
+        self.left = len(paths) * len(self.models)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
                 while todo:
@@ -215,6 +218,8 @@ class _Cohort:
                             # A path that is mistyped says nothing of the slide of that name.
                             there = os.path.lexists(part.path)
                             self.tables[event.model].record(event, replace=there)
+                            self.left -= 1
+                            event = replace(event, left=self.left)
                         yield event
                 if part.models:
                     elsewhere.append(part)

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 class Outcome:
     """How one slide (``slide_id``) and one ``model`` ended, after so many ``seconds``.
 
-    ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty.
+    ``error`` is empty unless ``status`` is ``"failed"``; ``probabilities`` are then empty. So many
+    pairs of slide and model are ``left`` for the run.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Outcome:
     error: str
     probabilities: dict[str, float]
     seconds: float
+    left: int = 0
 
 
 class PredictionTable:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from slidelens.engine.loader import SlideView
     from slidelens.maps.map import Map
 
-__all__ = ["Clock", "Progress"]
+__all__ = ["Clock", "Progress", "time_text"]
 
 Stage = Literal["wait", "open", "tissue", "infer", "write", "done"]
 
@@ -65,3 +65,12 @@ class Clock:
         if self._inferring is not None and 0 < done <= total:
             eta = (now - self._inferring) / done * (total - done)
         return Progress(*self._names, stage, done, total, now - self._start, eta, self._peek)
+
+
+def time_text(seconds: float) -> str:
+    """Say how long, as one says it: ``5 s``, ``about 3 min``, ``about 2.5 h``."""
+    if seconds < 55:
+        return f"{max(1, round(seconds / 5) * 5) if seconds > 8 else max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"

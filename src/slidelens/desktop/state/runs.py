@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.progress import time_text
 from slidelens.engine.provenance import unlike_result
 from slidelens.errors import ResultError
 from slidelens.maps.result import Result
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.worker.messages import Message
     from slidelens.geometry import Box
 
-__all__ = ["Finding", "RunRequest", "RunState", "time_text"]
+__all__ = ["Finding", "RunRequest", "RunState"]
 
 _STAGES = {
     "load": "Loading the model",
@@ -203,12 +204,3 @@ class RunState:
         if failed and self.parts == 1:
             return self.findings[0].error
         return f"{good} done, {failed} failed." if failed else "Done."
-
-
-def time_text(seconds: float) -> str:
-    """Say how long, as one says it: ``5 s``, ``about 3 min``, ``about 2.5 h``."""
-    if seconds < 55:
-        return f"{max(1, round(seconds / 5) * 5) if seconds > 8 else max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} min"
-    return f"about {seconds / 3600:.1f} h"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from slidelens.desktop.state.runs import time_text
+from slidelens.engine.progress import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
