@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -415,3 +416,28 @@ def test_a_slide_that_may_not_be_looked_at_is_a_failure_with_its_reason(tiny, tm
 def test_a_folder_that_may_not_be_looked_into_is_a_sentence(tmp_path):
     with pytest.raises(LabelError, match=r"cannot be read .*too long"):
         find_slides(tmp_path / ("x" * 300))
+
+
+def test_a_full_disk_ends_the_run_not_each_slide_after_its_hours(tiny, tmp_path, monkeypatch):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    out = tmp_path / "out"
+    original = sl.Result.save
+
+    def save(self, folder):
+        if self.slide.id == "s0":
+            return original(self, folder)
+        with monkeypatch.context() as full:
+            full.setattr("slidelens.maps.ngff.write_maps", no_room)
+            return original(self, folder)
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sl.Result, "save", save)
+    ends: list[Outcome] = []
+    events = predict_cohort(slides, tiny, out, mpp=1.0, tissue=WHOLE)
+    with pytest.raises(ResultError, match=r"s1: cannot write the result \(No space left"):
+        ends.extend(event for event in events if isinstance(event, Outcome))
+    found = [(o.slide_id, o.status, o.left) for o in ends]
+    assert found == [("s0", "done", 2), ("s1", "failed", 1)]
+    assert {row["status"] for row in table(out).values()} == {"done", "failed"}

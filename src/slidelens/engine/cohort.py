@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import deque
@@ -50,6 +51,7 @@ _GOLDEN = 0.618
 """Part of the slides that are left to go ahead by: several runs that do so keep apart."""
 _ASK_S = 1.0
 """Seconds between two looks at the slides that other runs are at."""
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class RunOptions(TypedDict, total=False):
@@ -79,8 +81,8 @@ def predict_cohort(
     Results go to ``out/<model>/<slide id>/``, and ``out/<model>/predictions.csv`` (slide_id,
     status, error, prob_<class>..., seconds) is rewritten after each slide that was run, and once a
     second while slides are skipped; rows of slides that an earlier call ran stay. A slide that
-    fails is recorded with its error and the next one is run. While one slide is inferred, the next
-    is opened and its tissue found. Closing the iterator cancels.
+    fails is recorded with its error and the next one is run, unless its result found no room. While
+    one slide is inferred, the next is opened and its tissue found. Closing the iterator cancels.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ def predict_cohort(
         or two of one name (before anything runs).
     ResultError
         A folder that cannot be written, or is of one model; results that may not be replaced
-        (before anything runs).
+        (before anything runs). A disk that is full.
     ValueError, TypeError
         An option that no run takes (before anything runs).
     """
@@ -311,11 +313,16 @@ class _Cohort:
     def _model(self, slide: Slide, model: Model[Any]) -> Iterator[Progress | Outcome]:
         start = perf_counter()
         run = Prediction(slide, model, out=self.out, device=self.device, **self.options)
+        stage = ""
         try:
             with closing(run):
-                yield from run
-        except Exception as error:  # noqa: BLE001  # reason: as above
+                for step in run:
+                    stage = step.stage
+                    yield step
+        except Exception as error:
             yield _failure(model, slide.path, error, perf_counter() - start)
+            if stage == "write" and getattr(error.__cause__, "errno", None) in _NO_ROOM:
+                raise  # the next ones would not find room either, however long they take
             return
         assert run.result is not None
         yield Outcome(

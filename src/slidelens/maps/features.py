@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -57,7 +59,9 @@ class TileFeatures:
         try:
             save_file({_NAME: np.ascontiguousarray(self.vectors)}, path, metadata=dict(self.facts))
         except SafetensorError as error:
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            told = [int(number[1]), os.strerror(int(number[1]))] if number else [str(error)]
+            raise OSError(*told) from error
         path.chmod(mode)
 
     @classmethod
