@@ -112,8 +112,9 @@ class Patch:
     map
         Name of the :class:`MapSpec`.
     boxes
-        ``(N, 4)`` float64: x, y, w, h in level-0 px. Without boxes, the patch only says that the
-        run goes on: progress is shown, and it can be cancelled here.
+        ``(N, 4)`` float64: x, y, w, h in level-0 px. One may reach outside the slide; one that lies
+        wholly outside (a sign of other units) ends the run with a ``ModelError``. Without boxes,
+        the patch only says that the run goes on: progress is shown, and it can be cancelled here.
     values
         ``(N, C)`` one value per box and channel, or ``(N, C, h, w)`` a raster that fills each box.
     """

@@ -128,7 +128,8 @@ class Canvas:
         Parameters
         ----------
         boxes
-            ``(N, 4)`` float64 x, y, w, h in level-0 px. What lies outside the slide is dropped.
+            ``(N, 4)`` float64 x, y, w, h in level-0 px. What of a box lies outside the slide counts
+            for nothing. (Of a family the engine refuses a box that lies wholly outside.)
         values
             ``(N, C)``: one value per box and channel; or ``(N, C, h, w)``: a raster that fills the
             box. NaN adds nothing. For kind "labels", C is 1 and the values are labels (0: none).
