@@ -154,18 +154,20 @@ with files.staged_folder(target, None) as staging:
 """
 
 
+@pytest.mark.parametrize("name", ["x", "ü" * 127])  # 254 bytes, of 255 that a name may have
 @pytest.mark.parametrize("moment", ["writing", "between"])
 def test_a_killed_run_is_cleaned_up_and_its_old_folder_restored(
-    tmp_path: Path, moment: str
+    tmp_path: Path, moment: str, name: str
 ) -> None:
-    fill(tmp_path / "x", "old")
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "x"), moment], check=False)
+    target = tmp_path / name
+    fill(target, "old")
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(target), moment], check=False)
     assert done.returncode == -9
     assert len(names(tmp_path)) == 2
     with pytest.raises(TypeError):
-        fill(tmp_path / "x", None)  # type: ignore[arg-type]  # the next run, which fails too
-    assert names(tmp_path) == ["x"]
-    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+        fill(target, None)  # type: ignore[arg-type]  # the next run, which fails too
+    assert names(tmp_path) == [name]
+    assert (target / "a.txt").read_text() == "old"
 
 
 def test_leftovers_of_living_runs_and_other_machines_stay(tmp_path: Path) -> None:

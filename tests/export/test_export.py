@@ -44,6 +44,13 @@ def test_every_exporter_loads_and_is_named_as_it_calls_itself() -> None:
         assert exporter.about.endswith(".")
 
 
+def test_a_name_that_is_too_long_with_its_ending_is_told_of_that_slide(tmp_path: Path) -> None:
+    """It ended the export of all results that followed."""
+    long = Result(SlideInfo(id="n" * 250), ModelInfo(name="m"), {"x": 1.0})
+    with pytest.raises(ResultError, match=r"n\.geojson: cannot be written \(File name too long\)"):
+        export_result(long, "geojson", f"{tmp_path}/")
+
+
 def test_a_folder_takes_the_slides_name(tmp_path: Path, result: Result) -> None:
     for name in OF_ANY_RESULT:
         written = export_result(result, name, f"{tmp_path}/{name}/")

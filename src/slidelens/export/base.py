@@ -132,7 +132,7 @@ def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool 
     Raises
     ------
     ResultError
-        No such format, or a place that is taken.
+        No such format, a place that is taken, or one that cannot be.
     """
     if to not in EXPORTERS:
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
@@ -145,7 +145,11 @@ def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool 
         target = place
     else:
         target = place / f"{result.slide.id}{exporter.suffix}"
-    if target.exists() and not overwrite:  # annotations, say, which have the same name
+    try:
+        taken = target.exists()
+    except OSError as error:  # such as a name that is too long with its ending
+        raise ResultError(f"{target}: cannot be written ({error.strerror or error}).") from error
+    if taken and not overwrite:  # annotations, say, which have the same name
         raise ResultError(
             f"{target}: is there already, and perhaps someone's work. Export to another "
             "place, or give --overwrite (overwrite=True)."
