@@ -61,6 +61,16 @@ def test_fraction_and_time_left_over_several_parts():
     assert run.fraction == pytest.approx(0.75)
 
 
+def test_slides_of_another_run_are_waited_for():
+    run = state(slides=3)
+    run.feed(outcome())
+    run.feed(progress("wait", 0, 2))
+    assert run.text == "2 slides are being computed by another run"
+    assert run.fraction == pytest.approx(1 / 3)
+    run.feed(progress("wait", 0, 1))
+    assert run.text == "1 slide is being computed by another run"
+
+
 def test_how_it_ended_in_one_sentence():
     run = state(models=2)
     run.feed(outcome())

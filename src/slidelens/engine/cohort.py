@@ -149,7 +149,7 @@ class _Part:
     """A slide, the models that are to see it, and the slide as it is being opened."""
 
     def __init__(self, path: Path, models: Sequence[Model[Any]]) -> None:
-        self.path, self.models = path, list(models)
+        self.path, self.slide_id, self.models = path, slide_id(path), list(models)
         self._ready: Future[Slide] | None = None
 
     def open(self, ready: Future[Slide]) -> None:
@@ -196,7 +196,7 @@ class _Cohort:
                     todo = yield from self._round(todo, ahead)
                     if len(todo) == before:  # other runs are at all of them
                         name = todo[0].models[0].name
-                        yield Progress(slide_id(todo[0].path), name, "wait", total=len(todo))
+                        yield Progress(todo[0].slide_id, name, "wait", total=len(todo))
                         sleep(_ASK_S)
         finally:
             for table in self.tables.values():
@@ -252,7 +252,7 @@ class _Cohort:
 
     def _claim(self, part: _Part, held: ExitStack) -> list[Model[Any]]:
         """Claim a slide while ``held``; return the models with which no other run is at it."""
-        at = {model.name: self.out / model.name / slide_id(part.path) for model in part.models}
+        at = {model.name: self.out / model.name / part.slide_id for model in part.models}
         try:
             return [m for m in part.models if held.enter_context(claimed(at[m.name]))]
         except OSError as error:
