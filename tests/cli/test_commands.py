@@ -136,7 +136,7 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     assert done.code == 1
     assert "bad: failed: " in done.err
     assert re.search(r"^slide: normal .* s\) \[1 of 2, \d+ s left\]$", done.err, re.MULTILINE)
-    assert done.err.rstrip().endswith("[2 of 2]")
+    assert done.err.endswith("[2 of 2]\n1 of 2 failed: bad (predictions.csv says why)\n")
     done = slidelens(*arguments)
     assert "slide: skipped [1 of 2]" in done.err.splitlines()
     with (out / "demo-mil" / "predictions.csv").open() as file:

@@ -67,6 +67,8 @@ def predict(
     given = parse_assignments(assignments or [])
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.fields import read_value
+    from slidelens.engine.labels import listed
+    from slidelens.engine.last_run import PREDICTIONS
     from slidelens.engine.prediction_table import Outcome
 
     outcomes: list[Outcome] = []
@@ -97,9 +99,13 @@ def predict(
                 bar.update(_waiting(elsewhere), 0, 0)
             else:
                 bar.update(f"{event.slide_id} {event.model}", event.done, event.total)
+    failed = [_name(o, several=len(model) > 1) for o in outcomes if o.status == "failed"]
     if as_json:
         typer.echo(json.dumps([_row(outcome) for outcome in outcomes], indent=2))
-    if any(outcome.status == "failed" for outcome in outcomes):
+    elif failed and len(outcomes) > 1:
+        said = f"{len(failed)} of {len(outcomes)} failed: {listed(failed)}"
+        typer.echo(f"{said} ({PREDICTIONS} says why)", err=True)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -108,8 +114,12 @@ def _waiting(slides: int) -> str:
     return f"{many} being computed by another run; waiting for {them}"
 
 
+def _name(outcome: Outcome, several: bool) -> str:
+    return outcome.slide_id + (f" {outcome.model}" if several else "")
+
+
 def _line(outcome: Outcome, several: bool) -> str:
-    name = outcome.slide_id + (f" {outcome.model}" if several else "")
+    name = _name(outcome, several)
     if outcome.status == "skipped":
         return f"{name}: skipped"
     if outcome.status == "failed":
