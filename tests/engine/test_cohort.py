@@ -441,3 +441,24 @@ def test_a_full_disk_ends_the_run_not_each_slide_after_its_hours(tiny, tmp_path,
     found = [(o.slide_id, o.status, o.left) for o in ends]
     assert found == [("s0", "done", 2), ("s1", "failed", 1)]
     assert {row["status"] for row in table(out).values()} == {"done", "failed"}
+
+
+def test_a_table_that_a_spreadsheet_has_open_ends_no_run(tiny, tmp_path, monkeypatch, caplog):
+    """On Windows it cannot be replaced meanwhile."""
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    out = tmp_path / "out"
+    original = prediction_table.write_atomic
+
+    def write(path, text):
+        if "s2" not in text:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        original(path, text)
+
+    monkeypatch.setattr(prediction_table, "write_atomic", write)
+    assert [o.status for o in run(slides, [tiny], out)] == ["done"] * 3
+    assert caplog.text.count("close the program that has it open") == 2
+    assert set(table(out)) == {"s0", "s1", "s2"}
+
+    monkeypatch.setattr(prediction_table, "write_atomic", lambda *_: write("", ""))
+    with pytest.raises(ResultError, match="cannot write the table"):
+        run(slides, [tiny], out)

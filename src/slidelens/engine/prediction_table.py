@@ -74,19 +74,25 @@ class PredictionTable:
         """Add or, where told, replace the row of a slide and write the file.
 
         The row of a skipped slide, of which little is new, may wait for the next one or for
-        :meth:`flush`: of thousands that follow at once each would write all rows again.
+        :meth:`flush`: of thousands that follow at once each would write all rows again. So does,
+        with a warning, a row that cannot be written now: on Windows nobody can write a table that
+        a spreadsheet has open, and no run should end for it.
+        """
+        self._waiting.append((outcome, replace))
+        if outcome.status != "skipped" or monotonic() - self._flushed >= _SKIPPED_S:
+            try:
+                self.flush()
+            except ResultError as error:
+                log.warning("%s (The row of %s waits for the next.)", error, outcome.slide_id)
+
+    def flush(self) -> None:
+        """Write the rows that wait, and those that are lost.
 
         Raises
         ------
         ResultError
             A table that cannot be read or written.
         """
-        self._waiting.append((outcome, replace))
-        if outcome.status != "skipped" or monotonic() - self._flushed >= _SKIPPED_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the rows that wait, and those that are lost; errors as of :meth:`record`."""
         if not (self._waiting or self._ours):
             return
         with self._alone():
@@ -129,8 +135,8 @@ class PredictionTable:
                 yield
         except OSError as error:
             raise ResultError(
-                f"{self._path}: cannot write the table ({error.strerror or error}). "
-                "Free some space or choose another --out."
+                f"{self._path}: cannot write the table ({error.strerror or error}). Free some "
+                "space, close the program that has it open, or choose another --out."
             ) from error
 
     def _read(self) -> dict[str, list[str]]:
