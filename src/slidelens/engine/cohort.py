@@ -84,6 +84,10 @@ def predict_cohort(
     fails is recorded with its error and the next one is run, unless its result found no room. While
     one slide is inferred, the next is opened and its tissue found. Closing the iterator cancels.
 
+    Several processes may run over the same slides, on several machines too: each takes those that
+    no other is at, and at the end waits for the others (``Progress.stage`` is ``wait``) or does
+    what one that died leaves. Where the file system has no locks all compute all slides.
+
     Parameters
     ----------
     slides
