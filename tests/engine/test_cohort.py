@@ -443,6 +443,20 @@ def test_a_full_disk_ends_the_run_not_each_slide_after_its_hours(tiny, tmp_path,
     assert {row["status"] for row in table(out).values()} == {"done", "failed"}
 
 
+def test_a_slide_that_finds_no_room_for_its_claim_is_not_computed(tiny, tmp_path, monkeypatch):
+    slides, out = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)], tmp_path / "out"
+    events = predict_cohort(slides, tiny, out, mpp=1.0, tissue=WHOLE)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cohort, "claimed", full)
+    only = next(events)
+    assert (only.slide_id, only.status) == ("s0", "failed")
+    with pytest.raises(ResultError, match=r"s0: cannot write the result \(No space left"):
+        next(events)
+
+
 def test_a_table_that_a_spreadsheet_has_open_ends_no_run(tiny, tmp_path, monkeypatch, caplog):
     """On Windows it cannot be replaced meanwhile."""
     slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]

@@ -304,9 +304,11 @@ class _Cohort:
                 if not models:
                     return
                 slide = part.take()
-            except Exception as error:  # noqa: BLE001  # reason: one bad slide must not end the cohort
+            except Exception as error:  # one bad slide must not end the cohort
                 for model in models:
                     yield _failure(model, part.path, error, perf_counter() - start)
+                if _finds_no_room(error):
+                    raise
                 return
             try:
                 for model in models:
@@ -325,8 +327,8 @@ class _Cohort:
                     yield step
         except Exception as error:
             yield _failure(model, slide.path, error, perf_counter() - start)
-            if stage == "write" and getattr(error.__cause__, "errno", None) in _NO_ROOM:
-                raise  # the next ones would not find room either, however long they take
+            if stage == "write" and _finds_no_room(error):
+                raise
             return
         assert run.result is not None
         yield Outcome(
@@ -344,6 +346,11 @@ def _close(slide: Slide) -> None:
         slide.close()
     except Exception as error:  # noqa: BLE001  # reason: as above; its results are there
         log.warning("%s: cannot be closed (%s: %s)", slide.path, type(error).__name__, error)
+
+
+def _finds_no_room(error: Exception) -> bool:
+    """Say whether the next slides could not be saved either, however long they would take."""
+    return getattr(error.__cause__, "errno", None) in _NO_ROOM
 
 
 def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:
