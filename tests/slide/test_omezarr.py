@@ -118,6 +118,7 @@ def test_a_level_without_any_chunk_is_an_incomplete_copy(tmp_path, version):
         write(path, version, "cyx", levels)
         for file in chunks_of(path / str(level)):
             file.unlink()
+        (path / str(level) / ".DS_Store").write_bytes(b"of a Mac, no chunk")
         with pytest.raises(SlideError, match=rf"level {level} has no pixels: .*copy it again"):
             open_slide(path)
     masks = [np.zeros((2, 200, 200), np.uint8), np.zeros((2, 100, 100), np.uint8)]
@@ -132,6 +133,39 @@ def test_a_level_without_any_chunk_is_an_incomplete_copy(tmp_path, version):
         file.unlink()
     with pytest.raises(SlideError, match="level 0 has no pixels"):
         open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "channels"),
+    [("u1", 255, 3), ("u2", 4095, 3), ("u2", 65535, 3), ("u1", 0, 4)],
+)
+@pytest.mark.parametrize("blank", [True, False])
+def test_glass_need_not_be_stored_where_it_is_the_fill_value(
+    tmp_path, dtype, white, channels, blank
+):
+    path = tmp_path / "slide.ome.zarr"
+    side = 400
+    levels = [np.full((channels, side // s, side // s), white, dtype) for s in (1, 2)]
+    group = write(path, "0.4", "cyx", levels)
+    for number, level in enumerate(levels):
+        if not blank:  # tissue; a fourth channel is of alpha: 0 is transparent, thus white
+            level[:, 10:20, 10:20] = white // 4 or 255
+        del group[str(number)]
+        array = group.create_array(
+            str(number),
+            shape=level.shape,
+            dtype=dtype,
+            chunks=(channels, 100, 100),
+            fill_value=white,
+            config={"write_empty_chunks": False},
+        )
+        array[:] = level
+    stored = chunks_of(path / "0")
+    assert len(stored) == (0 if blank else 1)
+    (path / "0" / ".DS_Store").write_bytes(b"of a Mac, no chunk")
+    with open_slide(path) as slide:
+        assert not [note for note in slide.notes() if "chunks" in note]
+        assert (slide.read(Box(300, 300, 50, 50)) == 255).all()
 
 
 @pytest.mark.parametrize("shards", [None, (1, 200, 200)])

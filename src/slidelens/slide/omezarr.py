@@ -142,8 +142,10 @@ class OmeZarrReader(Reader):
                     f"{finer.width} x {finer.height}; write it again."
                 )
         empty = [next(_chunks(folder), None) is None for folder in self._folders]
-        # Masks may be empty, at least when seen from afar; a stained slide never is.
-        if any(empty) if self._compose.rgb else empty[0] and not all(empty):
+        # Masks may be empty, at least when seen from afar, and so may slides that are filled with
+        # the white of glass; a stained slide that is filled with black never is.
+        rgb = self._compose.rgb
+        if any(empty) and self._fills_dark() if rgb else empty[0] and not all(empty):
             number = empty.index(True)
             raise SlideError(
                 f"{self.path}: level {number} has no pixels: {self._folders[number]} holds none of "
@@ -167,13 +169,18 @@ class OmeZarrReader(Reader):
         array = self._arrays[0]
         parts = [-(-n // p) for n, p in zip(array.shape, array.shards or array.chunks, strict=True)]
         missing = int(np.prod(parts)) - sum(1 for _ in _chunks(self._folders[0]))
-        fill = array.fill_value or 0
-        if self._compose.rgb and missing > 0 and fill != np.iinfo(array.dtype).max:
+        if self._compose.rgb and missing > 0 and self._fills_dark():
             found.append(
                 f"{missing} of {int(np.prod(parts))} chunks of level 0 are not there: they are "
-                f"drawn as {fill}, not white; copy it again if parts are missing"
+                "drawn dark, not white; copy it again if parts are missing"
             )
         return found
+
+    def _fills_dark(self) -> bool:
+        """Say whether what was never written is drawn darker than middle grey."""
+        array = self._arrays[0]
+        unwritten = np.full((1, 1, self._compose.channels), array.fill_value or 0, array.dtype)
+        return int(self._compose(unwritten).max()) < 128
 
 
 def what_is(folder: Path) -> str | None:
@@ -203,7 +210,7 @@ def _chunks(folder: str | Path) -> Iterator[str]:
         for entry in found:
             if entry.is_dir():
                 yield from _chunks(entry.path)
-            elif not entry.name.startswith(".z") and entry.name != "zarr.json":
+            elif not entry.name.startswith(".") and entry.name != "zarr.json":
                 yield entry.path
 
 
