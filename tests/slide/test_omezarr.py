@@ -83,6 +83,26 @@ def test_colours_that_use_twelve_bits_of_sixteen(tmp_path, end):
         assert ("the file says so" in note) == said
 
 
+@pytest.mark.parametrize("end", [0, -1, 255, 4095])
+def test_what_omero_shows_in_full_need_not_be_all_there_is(tmp_path, end):
+    """Its windows are what a person looked at last: those of 8 bits whiten no slide of 16."""
+    path = tmp_path / "slide.ome.zarr"
+    stored = np.moveaxis(RGB, 2, 0).astype(np.uint16) * 257
+    shades = [{"color": c, "window": {"end": end}} for c in ("FF0000", "00FF00", "0000FF")]
+    write(path, "0.4", "cyx", [stored], omero={"channels": shades})
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 420, 300)), RGB)
+        assert slide.notes() == []
+
+
+def test_omero_may_name_no_channels(tmp_path):
+    path = tmp_path / "slide.ome.zarr"
+    stored = np.moveaxis(RGB, 2, 0).astype(np.uint16) * 257
+    write(path, "0.4", "cyx", [stored], omero={"channels": None})
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 420, 300)), RGB)
+
+
 def test_levels_come_in_the_order_of_their_size(tmp_path):
     path = tmp_path / "slide.ome.zarr"
     levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (2, 1)]

@@ -266,6 +266,24 @@ def test_colours_that_use_all_sixteen_bits_are_not_noted(tmp_path):
     assert facts["notes"] == []
 
 
+def test_stated_bits_that_do_not_hold_the_values_are_not_believed(tmp_path):
+    path = tmp_path / "deep.tif"
+    most = [(281, 3, 3, (255,) * 3, True)]
+    tifffile.imwrite(path, deep_colours(16), photometric="rgb", tile=(64, 64), extratags=most)
+    pixels, facts = read_all(path)
+    np.testing.assert_array_equal(pixels, RGB)
+    assert facts["notes"] == []
+    few = deep_colours(12)
+    few[7, 7] = 4099  # ringing of a lossy compression
+    most = [(281, 3, 3, (4095,) * 3, True)]
+    tifffile.imwrite(path, few, photometric="rgb", tile=(64, 64), extratags=most)
+    pixels, facts = read_all(path)
+    assert (pixels[7, 7] == 255).all()
+    np.testing.assert_array_equal(pixels[8:], RGB[8:])
+    (note,) = facts["notes"]
+    assert "12 bits are used (the file says so)" in note
+
+
 def test_tiles_that_were_never_written_say_nothing_of_the_bits(tmp_path):
     path = tmp_path / "sparse.tif"
     tiles = [np.full((64, 64, 3), 2048, np.uint16), None, None, None]

@@ -30,6 +30,7 @@ COLOURS: tuple[tuple[int, int, int], ...] = (
 
 _WINDOW = (0.5, 99.8)  # percentiles of the overview that become black and full colour
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras use of a 16-bit sample
+_STRAY = 0.001  # share of samples that may be larger than what the bits hold that a file states
 _OVERVIEW = 2048
 _PARTS = 4  # of an overview, along each side of a level that is larger
 
@@ -57,7 +58,8 @@ class Composer:
     white_is_zero
         Whether low values of a grey image are bright.
     bits
-        How many bits of a sample are used, as the file says; ``None``: as the overview shows.
+        How many bits of a sample are used, as the file says; ``None``, or where the overview
+        contradicts it: as that shows.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class Composer:
         self._overview = overview
         self._alpha = alpha
         self._white_is_zero = white_is_zero
-        self._bits = self._stated = bits
+        self._stated = bits
+        self._depth: int | None = None
         self._lock = Lock()
         self._windows: NDArray[np.float32] | None = None
 
@@ -86,7 +89,7 @@ class Composer:
         if self.rgb:
             return _colour(samples, self._alpha, self.depth())
         if self.channels == 1 and samples.dtype in (np.uint8, np.bool_):
-            one = 255 // (2 ** (self._bits or 8) - 1) if samples.dtype == np.uint8 else 255
+            one = 255 // (2 ** (self._stated or 8) - 1) if samples.dtype == np.uint8 else 255
             grey = samples if one == 1 else samples.astype(np.uint8) * np.uint8(one)
             return np.repeat(255 - grey if self._white_is_zero else grey, 3, axis=2)
         low, high = self.windows()
@@ -107,17 +110,20 @@ class Composer:
         if self._dtype.itemsize == 1:
             return 8
         with self._lock:
-            if self._bits is None:
+            if self._depth is None:
                 seen = self._overview()[..., :3]
                 known = seen[seen < np.iinfo(self._dtype).max]  # that is what was never written
-                self._bits = depth_of(int(known.max(initial=0)))
-        return self._bits
+                self._depth = self._stated
+                if self._depth is None or np.sum(known >> self._depth > 0) > _STRAY * known.size:
+                    self._depth = depth_of(int(known.max(initial=0)))
+        return self._depth
 
     def notes(self) -> list[str]:
         """Say how colours are drawn that leave bits unused."""
         if not self.rgb or self.depth() == 8 * self._dtype.itemsize:
             return []
-        why = "the file says so" if self._stated else "no value of its coarsest level is larger"
+        stated = self._stated == self.depth()
+        why = "the file says so" if stated else "no value of its coarsest level is larger"
         note = (
             f"of its {8 * self._dtype.itemsize}-bit colours {self.depth()} bits are used ({why}), "
             f"so that {2 ** self.depth() - 1} is drawn in full"

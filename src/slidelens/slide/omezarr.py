@@ -297,15 +297,17 @@ def _open_arrays(folder: Path, names: list[str]) -> list[Any]:
 
 
 def _bits(ome: dict[str, Any]) -> int | None:
-    """Return the bits that hold what `omero` draws in full; all 16, or nonsense, say nothing."""
-    windows = [
-        channel.get("window") or {} for channel in (ome.get("omero") or {}).get("channels", [])
-    ]
+    """Return the bits that hold what `omero` draws in full; all 16, or nonsense, say nothing.
+
+    It is what a person chose to see, so that the pixels may hold more.
+    """
+    stated = (ome.get("omero") or {}).get("channels") or []
+    windows = [channel.get("window") or {} for channel in stated]
     try:
-        bits = depth_of(max(int(window["end"]) for window in windows))
+        end = max(int(window["end"]) for window in windows)
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    return bits if bits < 16 else None
+    return depth_of(end) if 0 < end < 2**14 else None
 
 
 def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:
