@@ -284,6 +284,27 @@ def test_stated_bits_that_do_not_hold_the_values_are_not_believed(tmp_path):
     assert "12 bits are used (the file says so)" in note
 
 
+@pytest.mark.parametrize(("value", "kind"), [((2, 3), 3), ("cm", 2), (2.5, 11), (99, 3)])
+def test_a_damaged_unit_costs_the_resolution_alone(tmp_path, value, kind):
+    path = tmp_path / "plain.tif"
+    known = {"resolution": (40000, 40000), "resolutionunit": 3}
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(64, 64), compression="lzw", **known)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ResolutionUnit"].overwrite(value, dtype=kind)
+    for backend in (None, "tifffile"):
+        with open_slide(path, backend=backend) as slide:
+            assert slide.mpp is None or backend is None  # OpenSlide may take the first of two
+            np.testing.assert_array_equal(slide.read_level(0, 0, 0, *slide.size), RGB)
+
+
+def test_a_largest_value_that_is_no_number_says_nothing_of_the_bits(tmp_path):
+    path = tmp_path / "deep.tif"
+    most = [(281, 2, 0, "255", True)]
+    tifffile.imwrite(path, deep_colours(16), photometric="rgb", tile=(64, 64), extratags=most)
+    pixels, _ = read_all(path)
+    np.testing.assert_array_equal(pixels, RGB)
+
+
 def test_tiles_that_were_never_written_say_nothing_of_the_bits(tmp_path):
     path = tmp_path / "sparse.tif"
     tiles = [np.full((64, 64, 3), 2048, np.uint16), None, None, None]

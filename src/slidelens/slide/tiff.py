@@ -14,7 +14,7 @@ from slidelens.slide.channels import Alpha, Composer, spread
 from slidelens.slide.complete import TIFF_MAGIC, check_complete
 from slidelens.slide.reader import Facts, Reader, unreadable
 from slidelens.slide.segments import TiffPixels, main_series, open_tiff, stored_levels
-from slidelens.slide.tiff_facts import channel_count, stated_bits, tiff_facts
+from slidelens.slide.tiff_facts import channel_count, resolution_unit, stated_bits, tiff_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +190,7 @@ def is_plain_rgb(path: Path) -> bool:
             and page.photometric in (2, 6)
             # Of other uncompressed tiles OpenSlide's libtiff says "invalid tile byte count".
             and (page.compression != 1 or page.tilewidth * page.tilelength * 3 % 1024 == 0)
-            and int(page.tags.valueof("ResolutionUnit") or 2) <= _OPENSLIDE_UNITS
+            and resolution_unit(page) <= _OPENSLIDE_UNITS
             # OpenSlide does not look for levels in SubIFDs.
             and not any(level.keyframe.is_subifd for level in stored_levels(file, series))
         )

@@ -16,7 +16,7 @@ from slidelens.slide.reader import Facts, levels_of
 from slidelens.slide.resolution import PRINT_MPP
 from slidelens.slide.units import micrometres
 
-__all__ = ["channel_count", "stated_bits", "tiff_facts"]
+__all__ = ["channel_count", "resolution_unit", "stated_bits", "tiff_facts"]
 
 _TAGS = ("Make", "Model", "Software", "DateTime", "ImageDescription")
 _RGB_NAMES = (["R", "G", "B"], ["RED", "GREEN", "BLUE"])
@@ -84,15 +84,22 @@ def stated_bits(file: Any, series: Any) -> int | None:
     full = 8 * page.dtype.itemsize
     found = [page.bitspersample] if isinstance(page.bitspersample, int) else [*page.bitspersample]
     if full == 16:
-        largest = page.tags.valueof(_MAX_VALUE) or 0
-        largest = max(largest) if isinstance(largest, tuple) else largest
-        found += [depth_of(largest)] if largest > 0 else []
+        given = page.tags.valueof(_MAX_VALUE)
+        values = given if isinstance(given, tuple) else (given,)
+        known = all(isinstance(value, int | float) and value > 0 for value in values)
+        found += [depth_of(max(values))] if known else []
         if file.is_ome:
             pixels = _ome_pixels(file, series)[2]
             text = pixels.get("SignificantBits", "") if pixels is not None else ""
             found += [int(text)] if re.fullmatch("[0-9]{1,2}", text) else []
     bits = min((n for n in found if n >= (8 if full == 16 else 1)), default=full)
     return bits if bits < full else None
+
+
+def resolution_unit(page: Any) -> int:
+    """Return the number of a page's ResolutionUnit, inches by default; a damaged one is none: 1."""
+    unit = page.tags.valueof("ResolutionUnit") or 2
+    return int(unit) if isinstance(unit, int) else 1
 
 
 def _tags_mpp(
@@ -102,7 +109,7 @@ def _tags_mpp(
 
     ``unit`` is what they count pixels in, in µm; by default what ResolutionUnit says.
     """
-    unit = unit or _PER_UNIT.get(int(page.tags.valueof("ResolutionUnit") or 2))
+    unit = unit or _PER_UNIT.get(resolution_unit(page))
     per_unit = [page.tags.valueof(tag) for tag in ("XResolution", "YResolution")]
     if unit is None or not all(v and v[0] > 0 and v[1] > 0 for v in per_unit):
         return None, None
