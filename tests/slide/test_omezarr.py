@@ -206,7 +206,7 @@ def test_missing_chunks_and_shards_are_counted(tmp_path, shards):
         assert (slide.read(Box(0, 0, 50, 50))[..., 0] == 0).all()
 
 
-def test_plates_and_wells_say_what_to_open(tmp_path):
+def test_plates_and_wells_say_what_to_open(tmp_path, monkeypatch):
     plate = tmp_path / "plate.zarr"
     group = zarr.open_group(plate, mode="w", zarr_format=2)
     group.attrs["plate"] = {"wells": [{"path": "A/1"}, {"path": "A/2"}]}
@@ -217,6 +217,9 @@ def test_plates_and_wells_say_what_to_open(tmp_path):
         with pytest.raises(UnsupportedSlideError, match=f"OME-Zarr {what}: open one .*A/1/7"):
             open_slide(path)
     with open_slide(plate / "A" / "1" / "7") as slide:
+        assert slide.id == "plate_A_1_7"
+    monkeypatch.chdir(plate / "A")
+    with open_slide("1/7") as slide:
         assert slide.id == "plate_A_1_7"
     with pytest.raises(UnsupportedSlideError, match=r"part of the OME-Zarr image .*/7: open"):
         open_slide(plate / "A" / "1" / "7" / "0")

@@ -335,9 +335,9 @@ def slide_id(path: PurePath) -> str:
     is called after that, too. Bytes that are no text are written out, and letters with
     marks composed (NFC), which file systems of a Mac take apart.
     """
+    if isinstance(path, Path):  # one may work in the slide's own folder, or in one of its parts
+        path = path.resolve() if path.name in ("", "..") else path.absolute()
     name = path.name
-    if name in ("", "..") and isinstance(path, Path):  # the folder that one works in, or above it
-        name = path.resolve().name
     within = next((p for p in path.parents if p.name.lower().endswith(".zarr")), None)
     if within is not None:
         return "_".join([slide_id(within), *map(_as_text, path.relative_to(within).parts)])
