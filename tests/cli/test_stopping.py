@@ -44,6 +44,18 @@ def test_it_is_not_lost_in_a_destructor():
             bar.update("slide", 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_it_stops_a_run_all_of_whose_slides_cannot_be_opened(number, end):
+    """They have no step, only a line each: a whole cohort of them went on to its end."""
+    with Bar(quiet=True) as bar:
+        bar.line("s0: failed")
+        signal.raise_signal(number)
+        with pytest.raises(end):
+            bar.line("s1: failed")
+
+
 def test_the_end_of_a_jobs_time_waits_for_the_step_too(capfd):
     with stopping() as check:
         check()

@@ -88,11 +88,18 @@ class Bar:
         self._title = title
 
     def line(self, text: str) -> None:
-        """Print a line that stays, above the bar; also without a terminal."""
+        """Print a line that stays, above the bar; also without a terminal.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Ctrl-C was pressed.
+        """
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False)
         elif not self.quiet:
             typer.echo(text, err=True)
+        self._check()  # slides that cannot be opened have lines only
 
 
 _VERBS = {
