@@ -18,6 +18,7 @@ from rights import nobody
 from slidelens.engine import cohort
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.last_run import PREDICTIONS
+from slidelens.engine.locks import claimed
 from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.files import beside
@@ -112,6 +113,13 @@ def test_a_run_that_was_left_half_way_keeps_no_run_of_its_own_process_waiting(ti
     assert [o.status for o in run([slide], tiny, out)] == ["done"]
     left.close()
     assert hidden(out) == {".predictions.lock"}
+
+
+def test_a_claim_of_ours_is_known_by_whatever_path_it_is_made(tmp_path, monkeypatch):
+    """A run that was left half-way kept one that named the folder otherwise waiting for ever."""
+    monkeypatch.chdir(tmp_path)
+    with claimed(Path("out/m/s")) as first, claimed(tmp_path / "out" / "m" / "s") as second:
+        assert (first, second) == (True, True)
 
 
 def test_a_slide_that_another_run_takes_meanwhile_is_closed_and_left_to_it(

@@ -82,7 +82,7 @@ def claimed(path: Path) -> Iterator[bool]:
     OSError
         The file cannot be written.
     """
-    file = beside(path, "claim")
+    file = beside(path.absolute(), "claim")  # claims of ours are known by their whole path
     if file in _claimed:
         yield True
         return
