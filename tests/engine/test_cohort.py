@@ -183,6 +183,16 @@ def test_a_folder_of_other_pixels_is_not_taken_for_the_one_before(tiny, tmp_path
     assert table(out)["case"]["prob_tumour"] != before["prob_tumour"]
 
 
+@pytest.mark.parametrize("number", [int, np.int64])
+def test_a_region_is_the_same_whatever_its_numbers(tiny, tmp_path, number, monkeypatch):
+    slide, out = write_slide(tmp_path, "s.tif"), tmp_path / "out"
+    region = sl.Box(*map(number, (0, 0, 64, 64)))
+    assert [(o.status, o.error) for o in run([slide], tiny, out, region=region)] == [("done", "")]
+    monkeypatch.setattr(cohort, "find_tissue", None)  # not called for what is there
+    for same in (region, sl.Box(0.0, 0.0, 64.0, 64.0)):
+        assert [o.status for o in run([slide], tiny, out, region=same)] == ["skipped"]
+
+
 def test_results_of_another_model_or_region_are_not_replaced_unasked(tiny, tmp_path):
     slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(2)]
     out, region = tmp_path / "out", sl.Box(0, 0, 64, 64)

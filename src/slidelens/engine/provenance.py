@@ -62,7 +62,7 @@ def settings_sha256(
         "config": model.config.model_dump(mode="json"),
         "normalisation": [model.mean, model.std],
         "threshold": model.card.get("threshold"),  # regions are drawn at it
-        "region": region,
+        "region": None if region is None else [*map(float, region)],  # NumPy's numbers as well
         "precision": precision,
         "tissue": _tissue(tissue),
     }
