@@ -83,7 +83,7 @@ class PredictionTable:
             try:
                 self.flush()
             except ResultError as error:
-                log.warning("%s (The row of %s waits for the next.)", error, outcome.slide_id)
+                log.warning("%s (It does not tell of %s yet.)", error, outcome.slide_id)
 
     def flush(self) -> None:
         """Write the rows that wait, and those that are lost.
