@@ -202,8 +202,11 @@ def test_closing_the_iterator_saves(cohort, reference, tmp_path, caplog):
     assert not (out / "model.json").exists()
     with pytest.raises(ModelError, match="unfinished training; continue it with --resume"):
         train(**request(cohort, out))
+    files = [out / "training" / name for name in ("config.yaml", "slides.csv")]
+    before = [file.read_bytes() for file in files]
     with pytest.raises(ModelError, match=r"other settings \(seed: 1, now 9\)"):
-        list(train(**request(cohort, out, seed=9), resume=True))
+        train(**request(cohort, out, seed=9), resume=True)
+    assert [file.read_bytes() for file in files] == before  # they tell of what goes on
     list(train(**request(cohort, out), resume=True))
     assert _weights(out) == _weights(reference[0])
     train(**request(cohort, tmp_path / "mistyped"), resume=True).close()

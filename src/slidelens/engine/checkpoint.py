@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from slidelens.engine.train_state import changed_settings
 from slidelens.errors import ModelError, ResultError
 from slidelens.files import write_atomic
 
@@ -85,6 +86,21 @@ class CheckpointStore:
         """
         record = self._record()
         return Checkpoint(self._tensors(record.pop("tensors")), record)
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to resume from the checkpoint of a training with other settings.
+
+        Raises
+        ------
+        ModelError
+            It is of another one, missing or damaged.
+        """
+        changed = changed_settings(self._record()["settings"], json.loads(json.dumps(settings)))
+        if changed:
+            raise ModelError(
+                f"the checkpoint in {self.folder} was made with other settings "
+                f"({', '.join(changed)}); resume with the same ones, or train into another folder."
+            )
 
     def save_weights(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights at the end of an epoch; errors as :meth:`save`."""

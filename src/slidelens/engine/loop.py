@@ -7,7 +7,6 @@ iteration; closing the iterator saves and stops.
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.optimiser import make_optimizer, optimizer_state, restore_optimizer
 from slidelens.engine.replicas import Replicas
 from slidelens.engine.selection import Window, best_window, wanted_epochs
-from slidelens.engine.train_state import Position, TrainProgress, changed_settings
+from slidelens.engine.train_state import Position, TrainProgress
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import freeze_norm_statistics
 
@@ -59,7 +58,7 @@ class TrainLoop:
     store
         Where checkpoints go.
     settings
-        JSON values that must be the same when the run is resumed.
+        JSON values that checkpoints keep: they must be the same when the run is resumed.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class TrainLoop:
         Raises
         ------
         ModelError
-            A loss or gradient that is not finite, naming the slide; a checkpoint of other settings.
+            A loss or gradient that is not finite, naming the slide; a damaged checkpoint.
         ResultError
             A checkpoint cannot be written.
         SlideError
@@ -382,12 +381,6 @@ class TrainLoop:
     def _restore(self) -> None:
         checkpoint = self.store.load()
         record = checkpoint.record
-        changed = changed_settings(record["settings"], json.loads(json.dumps(self.settings)))
-        if changed:
-            raise ModelError(
-                f"the checkpoint in {self.store.folder} was made with other settings "
-                f"({', '.join(changed)}); resume with the same ones, or train into another folder."
-            )
         self._at = Position(**record["position"])
         self.model.module.load_state_dict(checkpoint.part("model."))
         self._use(self._stage)

@@ -104,7 +104,9 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
             f"{plan.out} holds an unfinished training; continue it with --resume, or give another "
             "folder."
         )
-    if resume and not store.exists:
+    if store.exists:  # now: what it leaves behind must not tell of other settings
+        store.check_settings(plan.settings)
+    elif resume:
         log.warning("%s holds no unfinished training: it begins at the start", plan.out)
     return with_own_random(_steps(plan, store))
 
