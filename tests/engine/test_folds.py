@@ -38,6 +38,8 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
     assert not (tmp_path / "cv" / "folds.json").exists()
     with pytest.raises(ModelError, match="finished folds"):
         train_folds(**asked, folds=2)
+    with pytest.raises(ModelError, match="leave one of the two out"):  # of a fold's own config.yaml
+        train_folds(**asked, folds=2, fold=(1, 3))
     first = (tmp_path / "cv" / "fold-1" / "weights.safetensors").stat().st_mtime_ns
     rest = list(train_folds(**asked, folds=2, resume=True))
     assert {step.fold for step in rest} == {2}

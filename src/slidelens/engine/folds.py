@@ -69,6 +69,11 @@ def train_folds(
     """
     if folds < 2:
         raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
+    if options.get("fold") is not None:
+        raise ModelError(
+            "'fold' trains one fold, 'folds' all of them: leave one of the two out (the "
+            "config.yaml that one fold leaves has 'fold')."
+        )
     check_seed(options.get("seed", 0))
     fold_table(
         read_labels(Path(labels_csv), options.get("classes")), 1, folds, options.get("seed", 0)
