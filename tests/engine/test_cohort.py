@@ -486,3 +486,21 @@ def test_a_table_that_a_spreadsheet_has_open_ends_no_run(tiny, tmp_path, monkeyp
     monkeypatch.setattr(prediction_table, "write_atomic", lambda *_: write("", ""))
     with pytest.raises(ResultError, match="cannot write the table"):
         run(slides, [tiny], out)
+
+
+def test_a_table_that_cannot_be_written_costs_no_row_of_another(tiny, tmp_path, monkeypatch):
+    slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
+    models, out = [tiny, make_model(name="second", seed=1)], tmp_path / "out"
+    run(slides, models, out)
+    (out / "second" / "predictions.csv").unlink()
+    original = prediction_table.write_atomic
+
+    def write(path, text):
+        if path.parent.name == "tiny-model":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        original(path, text)
+
+    monkeypatch.setattr(prediction_table, "write_atomic", write)
+    with pytest.raises(ResultError, match=r"tiny-model.predictions\.csv: cannot write"):
+        run(slides, models, out)  # all are skipped: rows wait for the end
+    assert set(table(out, "second")) == {"s0", "s1", "s2"}

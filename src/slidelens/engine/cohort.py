@@ -193,18 +193,16 @@ class _Cohort:
         """Go through the slides, and again through those that other runs were at, until none is."""
         todo = deque(_Part(path, self.models) for path in paths)
         self.left = len(paths) * len(self.models)
-        try:
-            with ThreadPoolExecutor(1, thread_name_prefix="slidelens-next") as ahead:
-                while todo:
-                    before = len(todo)
-                    todo = yield from self._round(todo, ahead)
-                    if len(todo) == before:  # other runs are at all of them
-                        name = todo[0].models[0].name
-                        yield Progress(todo[0].slide_id, name, "wait", total=len(todo))
-                        sleep(_ASK_S)
-        finally:
-            for table in self.tables.values():
-                table.flush()
+        with ExitStack() as end, ThreadPoolExecutor(1, "slidelens-next") as ahead:
+            for table in self.tables.values():  # all of them, also where one cannot be written
+                end.callback(table.flush)
+            while todo:
+                before = len(todo)
+                todo = yield from self._round(todo, ahead)
+                if len(todo) == before:  # other runs are at all of them
+                    name = todo[0].models[0].name
+                    yield Progress(todo[0].slide_id, name, "wait", total=len(todo))
+                    sleep(_ASK_S)
 
     def _round(
         self, todo: deque[_Part], ahead: ThreadPoolExecutor
