@@ -33,6 +33,7 @@ def demo(
     Writes heatmaps, regions and pictures.
     """
     from slidelens.engine.demo import demo as steps
+    from slidelens.engine.labels import read_labels
 
     slides = []
     typer.echo(f"{'slide':<14}{'truth':<8}{'model':<18}{'P(tumor)':>9}  regions   seconds")
@@ -53,6 +54,8 @@ def demo(
     first = f"{out}/cohort/slides/{slides[-1]}.tif"
     results = quote(f"{out}/results")
     folder, labels = (quote(f"{out}/cohort/{name}") for name in ("slides", "labels.csv"))
+    # A cohort that is there from an earlier version has none to test on.
+    split = "test" if read_labels(out / "cohort" / "labels.csv").of("test") else "tune"
     typer.echo(
         f"""
 Made in {out}/
@@ -64,7 +67,7 @@ Made in {out}/
 Next
   {program} view {quote(first)} --results {results}
   {program} predict YOUR_SLIDE.svs --model demo-mil --out results
-  {program} evaluate {results} --labels {labels} --split test --out verdict
+  {program} evaluate {results} --labels {labels} --split {split} --out verdict
   {program} train mil --slides {folder} --labels {labels} \\
       --backbone squeezenet1_1 --out my-model"""
     )
