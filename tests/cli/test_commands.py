@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from slidelens.testing.phantom import PhantomSpec, write_cohort, write_phantom
 
@@ -78,6 +80,17 @@ def test_info_json_has_the_keys_of_the_contract(slidelens, data):
     assert (facts["width"], facts["height"]) == (2220, 2967)
     assert facts["mpp"] == pytest.approx(0.499)
     assert facts["levels"] == [{"downsample": 1.0, "width": 2220, "height": 2967}]
+
+
+def test_what_is_odd_about_a_slide_is_a_row_or_beside_the_json(slidelens, tmp_path):
+    path = tmp_path / "deep.tif"
+    deep = np.full((64, 64, 3), 4095, np.uint16)
+    tifffile.imwrite(path, deep, photometric="rgb", bitspersample=12)
+    assert "\nnote        " in slidelens("info", path).out
+    done = slidelens("info", path, "--json")
+    assert "notes" not in json.loads(done.out)
+    assert done.err.startswith("note: ")
+    assert "12 bits are used" in done.err
 
 
 @pytest.mark.realdata

@@ -78,7 +78,7 @@ def test_colours_that_use_twelve_bits_of_sixteen(tmp_path, end):
     with open_slide(path) as slide:
         pixels = slide.read(Box(0, 0, 420, 300))
         np.testing.assert_array_equal(pixels, RGB // 4 if said else RGB)
-        (note,) = describe(slide)["notes"]
+        (note,) = slide.notes()
         assert "12 bits are used" in note
         assert ("the file says so" in note) == said
 

@@ -24,7 +24,6 @@ from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader, from_array
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.cache import TileCache
-from slidelens.slide.describe import describe
 from slidelens.slide.open import is_slide
 from slidelens.slide.openslide import _on_ground
 from slidelens.slide.reader import Facts, levels_of
@@ -128,9 +127,9 @@ def test_what_a_plugin_decoded_is_kept(toy, monkeypatch):
 
 def test_notes_of_a_plugin_reach_the_user(toy, monkeypatch):
     with open_slide(toy) as slide:
-        assert describe(slide)["notes"] == []
+        assert slide.notes() == []
         monkeypatch.setattr(ToyReader, "notes", lambda self: ["a toy"])
-        assert describe(slide)["notes"] == ["a toy"]
+        assert slide.notes() == ["a toy"]
 
 
 def test_a_backend_can_be_named_and_must_exist(toy):

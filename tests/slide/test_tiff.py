@@ -17,7 +17,7 @@ MICRONS = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
 
 def read_all(path, **options):
     with open_slide(path, **options) as slide:
-        facts = describe(slide)
+        facts = {**describe(slide), "notes": slide.notes()}
         return slide.read(Box.of_size(slide.size)), facts
 
 

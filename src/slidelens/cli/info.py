@@ -31,11 +31,16 @@ def info(
     from slidelens.slide.open import open_slide
 
     with open_slide(slide, mpp=parse_mpp(mpp)) as opened:
-        facts = describe(opened)
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _text(facts))
+        facts, notes = describe(opened), opened.notes()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+    else:
+        typer.echo(_text(facts, notes))
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(facts: dict[str, Any], notes: list[str]) -> str:
     mpp = facts["mpp"]
     if mpp is None:
         resolution = "not stated (give --mpp X to commands that need it)"
@@ -59,6 +64,6 @@ def _text(facts: dict[str, Any]) -> str:
         ),
         ("associated", ", ".join(facts["associated_images"]) or "none"),
         ("properties", f"{len(facts['properties'])} (all with --json)"),
-        *(("note", note) for note in facts["notes"]),
+        *(("note", note) for note in notes),
     ]
     return "\n".join(f"{name:<12}{value}" for name, value in rows)

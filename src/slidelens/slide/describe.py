@@ -19,7 +19,7 @@ def describe(slide: Slide) -> dict[str, Any]:
     -------
     ``path, backend, width, height, mpp`` (a number, ``[x, y]`` where they differ, or ``None``),
     ``mpp_source, objective_power, levels`` (each ``downsample, width, height``), ``properties,
-    associated_images, notes`` (sentences on what is odd); plain JSON types.
+    associated_images``; plain JSON types.
 
     Raises
     ------
@@ -46,5 +46,4 @@ def describe(slide: Slide) -> dict[str, Any]:
         ],
         "properties": dict(slide.properties),
         "associated_images": list(slide.associated_images),
-        "notes": slide.notes(),
     }
