@@ -1,9 +1,7 @@
 """Jobs of a cluster or a desktop: output to a full disk or nowhere, a cohort split among them."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -34,17 +32,3 @@ def test_streams_may_be_closed(closed, tmp_path):
     assert "Traceback" not in done.stderr
     row = (out / "demo-mil" / "predictions.csv").read_text().splitlines()[1]
     assert row.startswith("a,failed,")
-
-
-def test_a_cohort_is_split_among_jobs_as_the_page_shows(tmp_path, monkeypatch):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^ls .*xargs.*$", page, re.MULTILINE)
-    shown = shown.replace("slidelens", _PROGRAM.removeprefix("exec "))
-    (tmp_path / "slides").mkdir()
-    for number in range(6):
-        (tmp_path / "slides" / f"s {number}.tif").write_text("no slide")
-    monkeypatch.chdir(tmp_path)
-    told = [_sh(shown.replace("job=0", f"job={job}")).stderr.count("failed") for job in range(4)]
-    assert told == [1, 2, 2, 1]
-    table = (tmp_path / "results" / "demo-mil" / "predictions.csv").read_text().splitlines()
-    assert sorted(row.split(",")[0] for row in table[1:]) == [f"s {n}" for n in range(6)]

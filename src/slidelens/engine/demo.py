@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["DemoStep", "demo"]
 
 _SIZE = (2560, 2048)
-_SLIDES = 6
 _SEED = 2026
 """Of the cohort's phantoms: none of these slides is among those that the models learnt from."""
 
@@ -48,7 +47,9 @@ class DemoStep:
     result: Result | None = None
 
 
-def demo(out: str | Path, *, models: Sequence[str | Path] = ()) -> Generator[DemoStep]:
+def demo(
+    out: str | Path, *, models: Sequence[str | Path] = (), n_slides: int = 6
+) -> Generator[DemoStep]:
     """Make the demonstration in ``out``; what is there from an earlier time is used again.
 
     Writes ``cohort/``: slides, labels, annotations; a third each to train, to tune and to test on.
@@ -62,6 +63,8 @@ def demo(out: str | Path, *, models: Sequence[str | Path] = ()) -> Generator[Dem
         Made where it does not exist.
     models
         Names or folders of the models to run; default: all bundled ones (``demo-...``).
+    n_slides
+        Size of the cohort, in pairs with and without tumour; from six on, every split has some.
 
     Raises
     ------
@@ -74,8 +77,8 @@ def demo(out: str | Path, *, models: Sequence[str | Path] = ()) -> Generator[Dem
     loaded = [load_model(model) for model in models or _bundled()]
     cohort = out / "cohort"
     if not (cohort / "labels.csv").exists():
-        yield DemoStep("drawing slides", 0, _SLIDES)
-        write_cohort(cohort, _SLIDES, _SEED, size=_SIZE, tune=1 / 3, test=1 / 3)
+        yield DemoStep("drawing slides", 0, n_slides)
+        write_cohort(cohort, n_slides, _SEED, size=_SIZE, tune=1 / 3, test=1 / 3)
     table = read_labels(cohort / "labels.csv")
     files = {row: cohort / "slides" / f"{row.slide_id}.tif" for row in table.rows}
     lacking = [row.slide_id for row, path in files.items() if not path.is_file()]
