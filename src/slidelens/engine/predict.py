@@ -248,8 +248,7 @@ class Prediction:
                     )
                 view, assembly = yield from self._infer(slide, model, clock, held)
                 yield clock.progress("write", view)
-                if view.device.type == "cpu":
-                    HeapTrimmer.now()  # what the network no longer needs, writing may take
+                _trim(view)
                 self.result = self._write(assembly, settings, digest, folder)
         yield clock.progress("done")
 
@@ -286,7 +285,7 @@ class Prediction:
             with view:
                 yield clock.progress("tissue", view)
                 self._tissue = view.tissue  # kept for the next try
-                HeapTrimmer.now()
+                _trim(view)
                 self._timings["tissue"] += view.tissue_seconds
                 try:
                     return view, (yield from self._pass(view, model, clock, held))
@@ -364,6 +363,15 @@ class _Asked(TypedDict):
     region: Box | None
     precision: Precision
     tissue: TissueSettings | TissueMask
+
+
+def _trim(view: SlideView) -> None:
+    """Give back, between stages, what one no longer needs: the next may take it.
+
+    Not for a GPU: its maps lie on the device, and the host's threads would fault each page anew.
+    """
+    if view.device.type == "cpu":
+        HeapTrimmer.now()
 
 
 def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:
