@@ -162,21 +162,25 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     assert json.loads(done.out)[0]["status"] == "done"
 
 
-def test_predict_says_what_it_waits_for(slidelens, phantom, tmp_path):
+def test_predict_says_what_it_waits_for(phantom, tmp_path):
     out = tmp_path / "results"
-    program = (
-        "import sys, time; from pathlib import Path; from slidelens.engine.locks import claimed\n"
-        "with claimed(Path(sys.argv[1])): print('claimed', flush=True); time.sleep(8)"
+    holding = (
+        "import sys; from pathlib import Path; from slidelens.engine.locks import claimed\n"
+        "with claimed(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", program, str(out / "demo-mil" / phantom.stem)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+    command = [sys.executable, "-c", holding, str(out / "demo-mil" / phantom.stem)]
+    words = [phantom, "--model", "demo-mil", "--out", out, "--device", "cpu"]
+    words += ["--region", "0,0,512,512"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        region = ("--region", "0,0,512,512", "--device", "cpu")
-        done = slidelens("predict", phantom, "--model", "demo-mil", "--out", out, *region)
-    assert done.code == 0
-    first, last = done.err.splitlines()
-    assert first == "1 slide is being computed by another run; waiting for it"
-    assert last.startswith("slide: normal ")
+        predict = [sys.executable, "-m", "slidelens", "predict", *words]
+        with subprocess.Popen(predict, stderr=subprocess.PIPE, text=True) as run:
+            said = run.stderr.readline()
+            other.stdin.close()  # not before it was said, however slow the machine is
+            rest = run.stderr.read()
+    assert said == "1 slide is being computed by another run; waiting for it\n"
+    assert run.returncode == 0
+    assert rest.startswith("slide: normal ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")

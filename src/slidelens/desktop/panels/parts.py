@@ -13,6 +13,7 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QLabel,
     QLayout,
+    QProgressBar,
     QPushButton,
     QScrollArea,
     QSizePolicy,
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     from qtpy.QtGui import QDragEnterEvent, QDropEvent, QResizeEvent
 
+    from slidelens.desktop.state.runs import RunState
+    from slidelens.desktop.state.train import TrainState
+
 __all__ = [
     "Notice",
     "Panel",
@@ -42,7 +46,9 @@ __all__ = [
     "empty",
     "heading",
     "menu_button",
+    "progress_bar",
     "row",
+    "show_progress",
     "table",
 ]
 
@@ -214,6 +220,26 @@ def caption(text: str = "") -> QLabel:
     label.setWordWrap(True)
     label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
     return label
+
+
+def progress_bar(name: str) -> QProgressBar:
+    """Return a bar for :func:`show_progress`; ``name`` is what a screen reader calls it."""
+    bar = QProgressBar()
+    bar.setTextVisible(False)
+    bar.setAccessibleName(name)
+    return bar
+
+
+def show_progress(bar: QProgressBar, status: QLabel, work: RunState | TrainState | None) -> None:
+    """Show how much of a work is done and what it is at; nothing where none is under way."""
+    bar.setVisible(work is not None)
+    status.setVisible(work is not None)
+    if work is None:
+        return
+    bar.setRange(0, 0 if work.fraction is None else 1000)
+    if work.fraction is not None:
+        bar.setValue(round(1000 * work.fraction))
+    status.setText(work.text)
 
 
 def button(text: str, help: str, then: Callable[[], object]) -> QPushButton:  # noqa: A002

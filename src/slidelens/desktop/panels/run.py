@@ -11,7 +11,6 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
-    QProgressBar,
 )
 
 from slidelens.desktop.live import LiveMaps
@@ -23,7 +22,9 @@ from slidelens.desktop.panels.parts import (
     calm_combo,
     caption,
     heading,
+    progress_bar,
     row,
+    show_progress,
 )
 from slidelens.desktop.panels.results import ResultsList
 from slidelens.desktop.panels.start import SlideLine
@@ -171,9 +172,7 @@ class RunPanel(Panel):
         self.run_button = button("Run", "Run the ticked models (Ctrl+Return)", self.run)
         self.run_button.setShortcut("Ctrl+Return")
         self.stop_button = button("Stop", "Stop; what is finished is kept", self.stop)
-        self.bar = QProgressBar()
-        self.bar.setTextVisible(False)
-        self.bar.setAccessibleName("Progress of the run")
+        self.bar = progress_bar("Progress of the run")
         self.status = caption()
         self.results = ResultsList(self.bench, self.notice)
         body = self.body
@@ -322,16 +321,7 @@ class RunPanel(Panel):
         self._update()
 
     def _show_progress(self) -> None:
-        on = self.running and self.state is not None
-        self.bar.setVisible(on)
-        self.status.setVisible(on)
-        if not on or self.state is None:
-            return
-        fraction = self.state.fraction
-        self.bar.setRange(0, 0 if fraction is None else 1000)
-        if fraction is not None:
-            self.bar.setValue(round(1000 * fraction))
-        self.status.setText(self.state.text)
+        show_progress(self.bar, self.status, self.state if self.running else None)
 
     def _drawing(self, layer: Any, event: Any) -> Iterator[None]:
         """Let the person look around again once the rectangle is drawn: napari's mouse protocol."""

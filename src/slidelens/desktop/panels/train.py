@@ -6,10 +6,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QProgressBar, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from slidelens.desktop.panels.drawing import Curve, Curves, SplitView
-from slidelens.desktop.panels.parts import Panel, button, caption, empty, heading, row
+from slidelens.desktop.panels.parts import (
+    Panel,
+    button,
+    caption,
+    empty,
+    heading,
+    progress_bar,
+    row,
+    show_progress,
+)
 from slidelens.desktop.panels.train_data import DataChooser
 from slidelens.desktop.panels.train_model import TrainOptions
 from slidelens.desktop.qt import alive
@@ -125,9 +134,7 @@ class TrainPanel(Panel):
         self.start_button = button("Train", "Train in a process of its own", self.start)
         self.pause_button = button("Pause", "Stop and keep what it learnt", self.pause)
         self.cancel_button = button("Cancel", "Stop and throw away", self.cancel)
-        self.bar = QProgressBar()
-        self.bar.setTextVisible(False)
-        self.bar.setAccessibleName("Progress of the training")
+        self.bar = progress_bar("Progress of the training")
         self.losses = Curves("Loss", low=0.0)
         self.areas = Curves("AUC, tuning", 0.0, 1.0)
         self.unfinished = QWidget()
@@ -260,16 +267,7 @@ class TrainPanel(Panel):
         panel.models.choose(name)
 
     def _show_progress(self) -> None:
-        on = self.running and self.state is not None
-        self.bar.setVisible(on)
-        self.status.setVisible(on)
-        if not on or self.state is None:
-            return
-        fraction = self.state.fraction
-        self.bar.setRange(0, 0 if fraction is None else 1000)
-        if fraction is not None:
-            self.bar.setValue(round(1000 * fraction))
-        self.status.setText(self.state.text)
+        show_progress(self.bar, self.status, self.state if self.running else None)
 
     def _show_curves(self) -> None:
         rows = [] if self.state is None else self.state.rows
