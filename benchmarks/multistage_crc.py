@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from common import DATA, Claim, at_least, main, slidelens
 
+from slidelens.engine.evaluation.tiles import isolated
 from slidelens.engine.metrics import at_threshold, pr_auc
-from slidelens.engine.tile_metrics import isolated
 from slidelens.maps.tiles import Tiles
 from slidelens.tiling.annotations import fraction, read_annotations
 

@@ -40,7 +40,7 @@ LIBRARIES = [
     "openslide",
     "scipy.ndimage",
     "shapely",
-    "slidelens.engine.plots",
+    "slidelens.engine.evaluation.pictures",
     "slidelens.maps.ngff",
     "slidelens.review.report",
     "tifffile",

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
-from slidelens.engine.measure import Resampling
-from slidelens.engine.operating_point import Rule
+from slidelens.engine.evaluation.measure import Resampling
+from slidelens.engine.evaluation.operating_point import Rule
 
 TRUTH = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "f": 1}
 SCORES = {

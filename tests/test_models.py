@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slidelens.engine.card import model_card
-from slidelens.engine.manifest import read_manifest
 from slidelens.engine.package import verify
+from slidelens.engine.packages.card import model_card
+from slidelens.engine.packages.manifest import read_manifest
 
 HOME = Path(__file__).resolve().parents[1] / "models"
 PACKAGES = sorted(path.parent for path in HOME.glob("*/model.json"))

@@ -9,7 +9,7 @@ import tifffile
 from known_slides import make_result, make_slide
 
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
-from slidelens.engine.measure import Resampling
+from slidelens.engine.evaluation.measure import Resampling
 from slidelens.geometry import Mpp
 from slidelens.maps.result import Result
 

@@ -13,7 +13,7 @@ from hands import canvas_of, click, double_click, press
 from qtpy.QtCore import QPoint
 from qtpy.QtWidgets import QApplication
 
-from slidelens.engine.manifest import read_manifest
+from slidelens.engine.packages.manifest import read_manifest
 from slidelens.tiling.annotations import read_annotations
 from train_cohort import TILE, make_cohort
 

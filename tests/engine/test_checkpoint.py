@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from slidelens.engine.checkpoint import (
+from slidelens.engine.training.checkpoint import (
     Checkpoint,
     CheckpointStore,
     random_state,
     restore_random,
 )
-from slidelens.engine.optimiser import optimizer_state, restore_optimizer
+from slidelens.engine.training.optimiser import optimizer_state, restore_optimizer
 from slidelens.errors import ModelError, ResultError
 
 

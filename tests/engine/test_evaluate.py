@@ -10,10 +10,10 @@ from PIL import Image
 from sklearn import metrics as oracle
 
 from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate
-from slidelens.engine.evaluation_tables import Table
-from slidelens.engine.measure import Resampling
-from slidelens.engine.operating_point import Rule, parse_rule
-from slidelens.engine.plots import table_picture
+from slidelens.engine.evaluation.measure import Resampling
+from slidelens.engine.evaluation.operating_point import Rule, parse_rule
+from slidelens.engine.evaluation.pictures import table_picture
+from slidelens.engine.evaluation.tables import Table
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
 from slidelens.slide.array import from_array

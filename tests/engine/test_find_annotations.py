@@ -8,7 +8,7 @@ import pytest
 
 from slidelens.engine.annotations import annotation_files, find_annotations
 from slidelens.engine.labels import LabelledSlide, LabelTable
-from slidelens.engine.samples import TrainSlides
+from slidelens.engine.training.samples import TrainSlides
 from slidelens.errors import LabelError
 
 TABLE = LabelTable(

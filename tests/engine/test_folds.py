@@ -18,7 +18,7 @@ from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
-from slidelens.engine.train_file import read_train_file, train_arguments
+from slidelens.engine.training.file import read_train_file, train_arguments
 from slidelens.errors import ModelError
 from train_cohort import make_cohort, request
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
-from slidelens.engine.forest import Forest, fit_forest
+from slidelens.engine.staging.forest import Forest, fit_forest
 from slidelens.errors import ModelError
 
 CLASSES = ("negative", "itc", "micro", "macro")

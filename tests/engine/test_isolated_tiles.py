@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slidelens.engine.tile_metrics import isolated
+from slidelens.engine.evaluation.tiles import isolated
 
 SIDE = 224.5
 

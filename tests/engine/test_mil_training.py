@@ -14,15 +14,16 @@ import tifffile
 import torch
 from safetensors.torch import load_file, save_file
 
-from slidelens.engine import loader, loop
+from slidelens.engine import loader
 from slidelens.engine.bags import read_bag
 from slidelens.engine.cohort import predict_cohort
-from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.package import load_model, verify
 from slidelens.engine.predict import predict
 from slidelens.engine.prediction_table import Outcome
 from slidelens.engine.publish import check_package, pack
 from slidelens.engine.train import train
+from slidelens.engine.training import loop
+from slidelens.engine.training.history import TUNE_TABLE
 from slidelens.errors import ModelError, SlideError
 from slidelens.export import export_result
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels

@@ -11,10 +11,10 @@ import pytest
 import tifffile
 from tiny_family import make_model
 
-from slidelens.engine.plan import plan_training
 from slidelens.engine.predict import predict
 from slidelens.engine.train import _name_of, train
-from slidelens.engine.train_record import slides_told
+from slidelens.engine.training.plan import plan_training
+from slidelens.engine.training.record import slides_told
 from slidelens.errors import LabelError, ModelError
 from train_cohort import make_cohort, request
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import slidelens as sl
 from slidelens.cli.app import program
-from slidelens.engine import loop
 from slidelens.engine.train import train
+from slidelens.engine.training import loop
 from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.testing.phantom import write_cohort
 from train_cohort import annotate, make_cohort, request

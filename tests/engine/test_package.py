@@ -11,8 +11,8 @@ import torch
 from tiny_family import make_model
 
 from slidelens.engine import package
-from slidelens.engine.golden import compare, read_golden
 from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
+from slidelens.engine.packages.golden import compare, read_golden
 from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from slidelens.engine.plan import plan_training
+from slidelens.engine.training.plan import plan_training
 from slidelens.errors import ModelError
 from slidelens.families.local import LocalConfig
 from slidelens.families.local_train import LocalStage, LocalTraining

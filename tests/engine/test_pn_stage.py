@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from slidelens.engine.pn_stage import NODE_CLASSES, STAGES, node_class, pn_stage, stage_kappa
+from slidelens.engine.staging.pn_stage import (
+    NODE_CLASSES,
+    STAGES,
+    node_class,
+    pn_stage,
+    stage_kappa,
+)
 
 N, ITC, MI, MA = NODE_CLASSES
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slidelens.engine.fetch import fetch_model, fetching, read_reference
 from slidelens.engine.package import load_model, locate_model, save_model
+from slidelens.engine.packages.fetch import fetch_model, fetching, read_reference
+from slidelens.engine.packages.sums import write_sums
 from slidelens.engine.publish import check_package, pack
-from slidelens.engine.sums import write_sums
 from slidelens.errors import ModelError, ResultError
 from slidelens.settings import get_settings
 

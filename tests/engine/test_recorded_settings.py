@@ -15,8 +15,8 @@ from tiny_family import TinyConfig
 from sample_evaluation import SCORES, TRUTH, evaluated, write_result
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
+from slidelens.engine.evaluation.measure import Resampling
 from slidelens.engine.fields import with_options
-from slidelens.engine.measure import Resampling
 from slidelens.engine.predict import predict
 from slidelens.engine.prediction_table import Outcome
 from slidelens.engine.provenance import run_settings

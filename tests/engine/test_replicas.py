@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slidelens.engine import loop, replicas
 from slidelens.engine import train as training
-from slidelens.engine.checkpoint import Checkpoint, CheckpointStore
 from slidelens.engine.folds import train_folds
 from slidelens.engine.package import load_model, save_model
+from slidelens.engine.training import loop, replicas
+from slidelens.engine.training.checkpoint import Checkpoint, CheckpointStore
 from slidelens.families.base import FamilyConfig, Model
 from slidelens.families.mil_tiles import MilTiles
 from slidelens.families.multistage_train import MultistageTask

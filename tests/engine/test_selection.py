@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slidelens.engine.checkpoint import average_weights
-from slidelens.engine.selection import best_window, wanted_epochs
+from slidelens.engine.training.checkpoint import average_weights
+from slidelens.engine.training.selection import best_window, wanted_epochs
 
 losses = st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=30)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slidelens.engine.labels import LabelledSlide, LabelTable
-from slidelens.engine.splits import fold_table, take_fraction
+from slidelens.engine.training.splits import fold_table, take_fraction
 from slidelens.errors import LabelError
 
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from slidelens.cli.app import program
-from slidelens.engine.node_features import FEATURES, node_features
-from slidelens.engine.staging import fit_staging, stage_patients
+from slidelens.engine.staging.node_features import FEATURES, node_features
+from slidelens.engine.staging.stage import fit_staging, stage_patients
 from slidelens.errors import LabelError, ResultError
 from slidelens.export.camelyon17 import StageTable, read_stages, write_stages
 from slidelens.geometry import Affine, Mpp

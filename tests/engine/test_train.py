@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from slidelens.engine import loop, samples
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
-from slidelens.engine.train_file import read_train_file, train_arguments
+from slidelens.engine.training import loop, samples
+from slidelens.engine.training.file import read_train_file, train_arguments
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.families.mil import MilConfig
 from slidelens.geometry import Mpp
@@ -153,7 +153,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from train_cohort import request
-from slidelens.engine import loop
+from slidelens.engine.training import loop
 from slidelens.engine.train import train
 loop.SAVE_SECONDS = loop.SAVE_SHARE = 0.0
 for step in train(**request(Path({cohort!r}), Path({out!r}))):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slidelens.engine.plan import plan_training
-from slidelens.engine.plots import curves_picture
-from slidelens.engine.train_record import slides_told, write_slides
+from slidelens.engine.training.curves import curves_picture
+from slidelens.engine.training.plan import plan_training
+from slidelens.engine.training.record import slides_told, write_slides
 
 
 @pytest.fixture

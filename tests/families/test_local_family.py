@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import load_model
-from slidelens.engine.plan import plan_training
 from slidelens.engine.predict import Prediction, predict
 from slidelens.engine.train import train
+from slidelens.engine.training.plan import plan_training
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, Patch
 from slidelens.families.local import FAMILY, LocalConfig, frame_of, read_at_once, relay_of

@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 
 from slidelens.engine.loader import SlideView
-from slidelens.engine.plan import plan_training
 from slidelens.engine.predict import predict
 from slidelens.engine.train import _fabric
+from slidelens.engine.training.plan import plan_training
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig

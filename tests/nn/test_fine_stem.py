@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from slidelens.engine.golden import replay
+from slidelens.engine.packages.golden import replay
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.families.streaming import FAMILY, StreamingConfig

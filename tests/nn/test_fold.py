@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from slidelens.nn.frozen import freeze_norms
 from slidelens.nn.streaming import StreamingTrunk
-from slidelens.nn.trace import trace
+from slidelens.nn.streaming.trace import trace
 
 
 def norms_left(module: nn.Module) -> int:

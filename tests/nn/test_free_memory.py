@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from slidelens.nn import plan
+from slidelens.nn.streaming import plan
 
 CPU = torch.device("cpu")
 

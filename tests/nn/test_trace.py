@@ -8,7 +8,7 @@ from threading import Event
 import torch
 from torch import nn
 
-from slidelens.nn.trace import trace
+from slidelens.nn.streaming.trace import trace
 
 
 class _Slow(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
-from slidelens.engine.measure import Resampling
+from slidelens.engine.evaluation.measure import Resampling
 from slidelens.testing.phantom import PhantomSpec, write_phantom
 from slidelens.testing.results import Method, make_result
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sample_evaluation import evaluated, write_result
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
-from slidelens.engine.operating_point import Rule
+from slidelens.engine.evaluation.operating_point import Rule
 from slidelens.errors import LabelError, ResultError
 from slidelens.review.errors import choose_rules, list_errors, list_near_misses
 from slidelens.review.evaluation import read_evaluation

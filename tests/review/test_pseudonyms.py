@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from slidelens.engine.evaluation_memory import numbered
+from slidelens.engine.evaluation.memory import numbered
 from slidelens.review.pseudonyms import slide_pseudonyms
 
 

@@ -17,7 +17,7 @@ from slidelens.engine.evaluate import (
     evaluate,
     named_ignored,
 )
-from slidelens.engine.operating_point import Rule
+from slidelens.engine.evaluation.operating_point import Rule
 from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
 from slidelens.review.report import ReportOptions, write_report
@@ -282,7 +282,7 @@ def test_zero_errors_and_one_class_only_make_a_report_too(tmp_path):
 @pytest.mark.usefixtures("_no_pictures")
 def test_more_than_two_classes_are_reported(tmp_path):
     from sample_evaluation import write_result
-    from slidelens.engine.measure import Resampling
+    from slidelens.engine.evaluation.measure import Resampling
 
     for slide_id, p in {"x": (0.2, 0.5, 0.3), "y": (0.1, 0.7, 0.2), "z": (0.6, 0.3, 0.1)}.items():
         three = dict(zip(("benign", "low", "high"), p, strict=True))

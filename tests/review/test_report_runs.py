@@ -10,7 +10,7 @@ import pytest
 
 from sample_evaluation import SCORES, TRUTH, evaluated
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
-from slidelens.engine.measure import Resampling
+from slidelens.engine.evaluation.measure import Resampling
 from slidelens.maps.run_settings import HIDDEN, RunSettings
 from slidelens.review.commands import commands_of
 from slidelens.review.content import ReportOptions, gather

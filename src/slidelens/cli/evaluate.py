@@ -73,8 +73,8 @@ def evaluate(
     """
     from slidelens.engine.evaluate import EvaluationOptions
     from slidelens.engine.evaluate import evaluate as run
-    from slidelens.engine.measure import Resampling
-    from slidelens.engine.operating_point import parse_rule
+    from slidelens.engine.evaluation.measure import Resampling
+    from slidelens.engine.evaluation.operating_point import parse_rule
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.store import STORE_FILE, ReviewStore
     from slidelens.review.tally import earlier_notes

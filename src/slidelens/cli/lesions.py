@@ -49,7 +49,7 @@ def lesions(
 
     Writes each slide's detections as probability,X,Y.
     """
-    from slidelens.engine.lesion_evaluation import evaluate_lesions
+    from slidelens.engine.evaluation.lesions import evaluate_lesions
 
     found = evaluate_lesions(
         results,

@@ -80,9 +80,9 @@ def verify(model: _Model) -> None:
 
 def show(model: _Model, as_json: JsonOption = False) -> None:
     """Show the card of a package."""
-    from slidelens.engine.card import model_card
-    from slidelens.engine.manifest import read_manifest
     from slidelens.engine.package import locate_model
+    from slidelens.engine.packages.card import model_card
+    from slidelens.engine.packages.manifest import read_manifest
 
     manifest = read_manifest(locate_model(model))
     if as_json:
@@ -101,8 +101,8 @@ def fetch(
 
     `predict --model REFERENCE` does so by itself.
     """
-    from slidelens.engine.fetch import fetching
     from slidelens.engine.package import check_received
+    from slidelens.engine.packages.fetch import fetching
 
     work = fetching(reference, refresh=refresh, check=check_received)
     steps = Steps(work)

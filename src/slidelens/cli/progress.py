@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from slidelens.engine.loop import TrainProgress
+    from slidelens.engine.training.loop import TrainProgress
 
 __all__ = ["Bar", "TrainBars"]
 

@@ -26,7 +26,7 @@ from slidelens.errors import SlideLensError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slidelens.engine.operating_point import Rule
+    from slidelens.engine.evaluation.operating_point import Rule
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.review.store import CaseKey, Decision
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from slidelens.engine.operating_point import Rule
+    from slidelens.engine.evaluation.operating_point import Rule
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.review.store import CaseKey, ReviewStore
 

@@ -55,7 +55,7 @@ def patients(
 
     Classes are negative, itc, micro and macro.
     """
-    from slidelens.engine.staging import stage_patients
+    from slidelens.engine.staging.stage import stage_patients
 
     staged = stage_patients(results, out, forest=forest, truth=truth)
     if as_json:
@@ -94,7 +94,7 @@ def fit(
 
     A random forest, on figures of the map.
     """
-    from slidelens.engine.staging import fit_staging
+    from slidelens.engine.staging.stage import fit_staging
 
     forest = fit_staging(results, stages, out, seed=seed)
     counts = ", ".join(f"{n} {name}" for name, n in forest.card["cases"].items())

@@ -19,7 +19,7 @@ from slidelens.errors import SlideLensError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from slidelens.engine.loop import TrainProgress
+    from slidelens.engine.training.loop import TrainProgress
 
 __all__ = ["register"]
 
@@ -49,7 +49,7 @@ def _group() -> None:
 
 def _add_families(group: typer.Typer) -> None:
     """Add the family that is asked for, or all of them where none is, as for ``--help``."""
-    from slidelens.engine.plan import task_of
+    from slidelens.engine.training.plan import task_of
     from slidelens.families import FAMILIES
 
     asked = [name for name in sys.argv[2:3] if name in FAMILIES]
@@ -182,7 +182,7 @@ def _merged(
 
     Feature bags stand in for slides.
     """
-    from slidelens.engine.train_file import read_train_file
+    from slidelens.engine.training.file import read_train_file
 
     options, fields = ({}, {}) if file is None else read_train_file(file, family)
     options |= {key: value for key, value in named.items() if value is not None}
@@ -201,7 +201,7 @@ def _begin(
     fields: dict[str, Any],
     overrides: dict[str, str],
 ) -> Generator[TrainProgress]:
-    from slidelens.engine.train_file import train_arguments
+    from slidelens.engine.training.file import train_arguments
 
     request = train_arguments(options, fields) | {"overrides": overrides, "resume": resume}
     if isinstance(request.get("mpp"), str):
@@ -216,7 +216,7 @@ def _begin(
 
 
 def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
-    from slidelens.engine.manifest import read_manifest
+    from slidelens.engine.packages.manifest import read_manifest
 
     if as_json:
         facts: dict[str, Any] = {

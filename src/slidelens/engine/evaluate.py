@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import slidelens
-from slidelens.engine.compare import compare
-from slidelens.engine.evaluation_memory import numbered, read_kept, weights_now
-from slidelens.engine.evaluation_tables import (
+from slidelens.engine.evaluation.compare import compare
+from slidelens.engine.evaluation.measure import (
+    RESAMPLING,
+    Measured,
+    Resampling,
+    by_patient,
+    measure,
+)
+from slidelens.engine.evaluation.memory import numbered, read_kept, weights_now
+from slidelens.engine.evaluation.operating_point import STORED, Rule, parse_rule
+from slidelens.engine.evaluation.scores import join, read_scores
+from slidelens.engine.evaluation.tables import (
     cohort_note,
     comparison_table,
     errors_csv,
@@ -32,31 +41,22 @@ from slidelens.engine.evaluation_tables import (
     number,
     tests_table,
 )
-from slidelens.engine.evaluation_warnings import (
+from slidelens.engine.evaluation.tiles import measure_tiles, read_annotated
+from slidelens.engine.evaluation.warnings import (
     counted_ignored,
     evaluation_warnings,
     named_ignored,
 )
 from slidelens.engine.labels import read_labels
 from slidelens.engine.last_run import named_warnings
-from slidelens.engine.measure import (
-    RESAMPLING,
-    Measured,
-    Resampling,
-    by_patient,
-    measure,
-)
-from slidelens.engine.operating_point import STORED, Rule, parse_rule
-from slidelens.engine.scores import join, read_scores
-from slidelens.engine.tile_metrics import measure_tiles, read_annotated
 from slidelens.errors import ResultError
 from slidelens.files import write_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from slidelens.engine.evaluation.scores import Cases, LeftOut
     from slidelens.engine.labels import Split
-    from slidelens.engine.scores import Cases, LeftOut
 
 __all__ = [
     "FILES",
@@ -309,7 +309,7 @@ def _pictures(
     note: str,
 ) -> dict[str, bytes | str]:
     # matplotlib takes half a second to import; a caller who reads an Evaluation needs none of it.
-    from slidelens.engine.plots import calibration_picture, roc_picture, table_picture
+    from slidelens.engine.evaluation.pictures import calibration_picture, roc_picture, table_picture
 
     tables = [comparison_table(measured)]
     if comparisons:

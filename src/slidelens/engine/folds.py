@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.history import TUNE_TABLE
 from slidelens.engine.intervals import bootstrap, percentile_interval
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
-from slidelens.engine.plan import check_seed, plan_training
-from slidelens.engine.splits import fold_table
 from slidelens.engine.train import train
-from slidelens.engine.train_file import read_train_file
-from slidelens.engine.train_record import SLIDES_TABLE
-from slidelens.engine.train_state import REQUEST, STATE, TrainProgress, changed_settings
+from slidelens.engine.training.file import read_train_file
+from slidelens.engine.training.history import TUNE_TABLE
+from slidelens.engine.training.plan import check_seed, plan_training
+from slidelens.engine.training.record import SLIDES_TABLE
+from slidelens.engine.training.splits import fold_table
+from slidelens.engine.training.state import REQUEST, STATE, TrainProgress, changed_settings
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from slidelens.engine.plan import TrainPlan
+    from slidelens.engine.training.plan import TrainPlan
 
 __all__ = ["train_folds"]
 
@@ -57,7 +57,7 @@ def train_folds(
     Parameters
     ----------
     folds
-        At least 2; see :func:`~slidelens.engine.splits.fold_table`.
+        At least 2; see :func:`~slidelens.engine.training.splits.fold_table`.
     family_name, slides_dir, labels_csv, out, resume, options
         As for :func:`~slidelens.engine.train.train`. With ``resume``, finished folds are kept and
         an unfinished one goes on.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 import slidelens
-from slidelens.engine.fetch import fetch_model, is_reference
-from slidelens.engine.golden import GOLDEN, compare, make_golden, read_golden, replay
-from slidelens.engine.manifest import (
+from slidelens.engine.packages.fetch import fetch_model, is_reference
+from slidelens.engine.packages.golden import GOLDEN, compare, make_golden, read_golden, replay
+from slidelens.engine.packages.manifest import (
     MANIFEST,
     PARTS,
     WEIGHTS,
@@ -22,7 +22,7 @@ from slidelens.engine.manifest import (
     first_fault,
     read_manifest,
 )
-from slidelens.engine.sums import compare_sums
+from slidelens.engine.packages.sums import compare_sums
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
 from slidelens.files import staged_folder
@@ -97,7 +97,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     name_or_folder
         A folder, or a name that ``find_models`` lists. Names are looked up in ``SLIDELENS_MODELS``,
         then in ``models/`` of a source checkout, then in the models that came with the wheel. A
-        reference to a model on the network (see :mod:`slidelens.engine.fetch`) is fetched once.
+        reference to a model on the network is fetched once: :mod:`slidelens.engine.packages.fetch`.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 

@@ -1,233 +1,34 @@
-"""Pictures of an evaluation or a training, as PNG or SVG; matplotlib keeps no state of ours."""
+"""What pictures of an evaluation and of a training share; matplotlib keeps no state of ours."""
 
 from __future__ import annotations
 
 from io import BytesIO
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from slidelens.engine.evaluation_tables import Table, number
-from slidelens.engine.measure import FPR
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from matplotlib.axes import Axes
-
-    from slidelens.engine.measure import Measured
-
-__all__ = ["calibration_picture", "curves_picture", "roc_picture", "table_picture"]
+__all__ = ["GREY", "FileFormat", "look", "new_figure", "written"]
 
 # Okabe and Ito (2008), without yellow, which is too light for a line on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
-_GREY = "#666666"
-_MOST_ROWS = 40  # of a table in a picture: thirteen models make 78 pairs
-_LONGEST = 40  # letters of a name in a legend
-
+GREY = "#666666"
 
 FileFormat = Literal["png", "svg"]
 
 
-def roc_picture(
-    measured: Mapping[str, Measured], level: float, file_format: FileFormat = "png"
-) -> bytes:
-    """Draw the ROC curve of every model, its pointwise interval band and its operating point."""
-    figure = _figure(5.4, 5.9 + 0.2 * len(measured))
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
-    for i, (name, one) in enumerate(measured.items()):
-        figures = one.figures
-        if one.roc is None:
-            axes.plot(
-                [], [], " ", label=f"{_plain(_short(name))}: ROC undefined (a class has no case)"
-            )
-            continue
-        color, style = _look(i)
-        label = f"{_plain(_short(name))}: AUC {number(figures['auc'], figures['auc_ci'])}"
-        # Bands lie over each other: many opaque ones are mud.
-        alpha = min(0.14, 0.3 / len(measured))
-        if one.band is not None:
-            axes.fill_between(FPR, *one.band, color=color, alpha=alpha, linewidth=0)
-        axes.plot(*one.roc, color=color, linestyle=style, linewidth=1.8, label=label)
-        if figures["threshold"] is not None:
-            axes.plot(
-                1 - figures["specificity"],
-                figures["sensitivity"],
-                marker="o",
-                markersize=7,
-                markerfacecolor="white",
-                markeredgecolor=color,
-                markeredgewidth=1.8,
-                clip_on=False,
-                zorder=5,
-            )
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), ylabel="sensitivity")
-    axes.set_aspect("equal")
-    multiclass = any(one.figures["threshold_source"] == "argmax" for one in measured.values())
-    axes.set_title(
-        "ROC, one-vs-rest, mean over classes" if multiclass else "ROC", loc="left", fontsize=12
-    )
-    _legend(figure, axes)
-    circle = "" if multiclass else "; circle: operating point"
-    note = f"1 - specificity\n(band: pointwise {level:.0%} bootstrap interval{circle})"
-    axes.set_xlabel(note, fontsize=9)
-    return _file(figure, file_format)
-
-
-def calibration_picture(measured: Mapping[str, Measured], file_format: FileFormat = "png") -> bytes:
-    """Draw how often scores are right, with the number of cases behind each point.
-
-    A point's area grows with its cases, and lines between points are thin: in a small cohort a bin
-    holds one case or two, which say little.
-    """
-    figure = _figure(5.4, 6.0 + 0.2 * len(measured))
-    axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
-    n_models = len(measured)
-    for i, (name, one) in enumerate(measured.items()):
-        color, style = _look(i)
-        found = one.calibration
-        label = f"{_plain(_short(name))}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
-        axes.plot(
-            found.predicted,
-            found.observed,
-            color=color,
-            linestyle=style,
-            linewidth=0.9,
-            marker="o",
-            markersize=3,
-            clip_on=False,
-            label=label,
-        )
-        area = 130 * np.asarray(found.cases) / max(1, int(np.max(found.cases, initial=0)))
-        axes.scatter(found.predicted, found.observed, area, color=color, alpha=0.6, clip_on=False)
-        width = 0.08 / n_models
-        shift = (i - (n_models - 1) / 2) * width
-        below.bar(_bin_centres(found.predicted) + shift, found.cases, width, color=color)
-    multiclass = any(one.figures["threshold_source"] == "argmax" for one in measured.values())
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set_ylabel("share that is right" if multiclass else "share that is positive")
-    below.set_xlabel("probability of the predicted class" if multiclass else "score")
-    below.set_ylabel("cases")
-    below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_title("Calibration", loc="left", fontsize=12)
-    _legend(figure, axes)
-    return _file(figure, file_format)
-
-
-def curves_picture(history: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> bytes:
-    """Draw the losses and the AUC of a training's epochs, as PNG.
-
-    Parameters
-    ----------
-    history
-        Rows with ``epoch`` (from 1), ``stage``, ``train_loss``, ``tune_loss`` and ``tune_auc``,
-        which may be None.
-    chosen
-        Epochs whose weights are the model's: they lie on a grey band. A dotted line stands where a
-        stage of the schedule begins.
-    """
-    figure = _figure(6.4, 5.2)
-    losses, areas = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    epochs = [row["epoch"] for row in history]
-    for i, (name, axes) in enumerate(
-        (("train_loss", losses), ("tune_loss", losses), ("tune_auc", areas))
-    ):
-        color, style = _look(i)
-        values = [float("nan") if row[name] is None else row[name] for row in history]
-        label = name.replace("_", " ").replace("auc", "AUC")
-        axes.plot(epochs, values, color=color, linestyle=style, marker="o", ms=3, label=label)
-    for axes in (losses, areas):
-        axes.axvspan(min(chosen) - 0.5, max(chosen) + 0.5, color="#e4e4e4", linewidth=0, zorder=0)
-        for before, row in pairwise(history):
-            if row["stage"] != before["stage"]:
-                axes.axvline(row["epoch"] - 0.5, color=_GREY, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(fontsize=9, frameon=False)
-    losses.set(ylabel="loss", ylim=(0, None), xlim=(0.5, max(epochs) + 0.5))
-    areas.set(ylabel="AUC", ylim=(min(0.5, *areas.get_ylim()), 1.02))
-    areas.set_xlabel("epoch (grey: whose weights are the model's)")
-    areas.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _file(figure)
-
-
-def table_picture(tables: Sequence[Table], note: str) -> bytes:
-    """Draw tables below each other, with a note under the first; of a long table the first rows."""
-    drawn = [table._replace(rows=table.rows[:_MOST_ROWS]) for table in tables]
-    widths = [
-        [max(map(len, column)) + 2.5 for column in zip(header, *rows, strict=True)]
-        for header, rows, _ in drawn
-    ]
-    total = max(map(sum, widths))
-    height = sum(len(table.rows) + 2.4 for table in drawn)
-    figure = Figure(figsize=(total * 0.092, 0.36 * height + 0.2), dpi=150, facecolor="white")
-    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
-    axes.set_axis_off()
-    axes.set(xlim=(0, total), ylim=(-height, 0.4))
-    top = 0.0
-    for table, whole, columns in zip(drawn, tables, widths, strict=True):
-        _draw(axes, table, columns, top)
-        left_out = len(whole.rows) - len(table.rows)
-        more = f"and {left_out} more rows" if left_out else ""
-        below = "; ".join(filter(None, [more, note if whole is tables[0] else ""]))
-        top -= len(table.rows) + 2.4
-        axes.text(0, top + 0.8, below, ha="left", va="center", fontsize=8, color=_GREY)
-    return _file(figure)
-
-
-def _draw(axes: Axes, table: Table, widths: Sequence[float], top: float) -> None:
-    """Draw a table whose upper border is at ``top``; words stand to the left, numbers right."""
-    left = 0.0
-    for column, width in enumerate(widths):
-        words = column < table.words
-        at, align = (left, "left") if words else (left + width, "right")
-        for line, row in enumerate([table.header, *table.rows]):
-            weight = "normal" if line else "bold"
-            y = top - line - 0.5
-            text = _plain(row[column])
-            axes.text(at, y, text, ha=align, va="center", fontsize=9, fontweight=weight)
-        left += width
-    for y, thick in ((0.0, 1.6), (-1.0, 1.0), (-1.0 - len(table.rows), 1.6)):
-        axes.plot([0, left], [top + y] * 2, color="black", linewidth=thick, clip_on=False)
-
-
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Make a white figure of so many inches whose parts make room for each other."""
     return Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
 
 
-def _look(i: int) -> tuple[str, str]:
+def look(i: int) -> tuple[str, str]:
     """Return color and line style; both change, so that curves that coincide are seen as two."""
     return _COLORS[i % len(_COLORS)], _STYLES[i % len(_STYLES)]
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend below the axes, where it hides no curve."""
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", fontsize=9, frameon=False)
-
-
-def _bin_centres(predicted: Any, bins: int = 10) -> Any:
-    return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-
-
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading what stands between two dollars as a formula."""
-    return text.replace("$", r"\$")
-
-
-def _file(figure: Figure, file_format: FileFormat = "png") -> bytes:
+def written(figure: Figure, file_format: FileFormat = "png") -> bytes:
     """Write a figure; the same input gives the same bytes."""
     from matplotlib import rc_context
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from slidelens.engine.card import model_card
-from slidelens.engine.manifest import (
+from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
+from slidelens.engine.packages.card import model_card
+from slidelens.engine.packages.manifest import (
     MANIFEST,
     PARTS,
     WEIGHTS,
@@ -18,8 +19,7 @@ from slidelens.engine.manifest import (
     first_fault,
     read_manifest,
 )
-from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
-from slidelens.engine.sums import SUMS, compare_sums, write_sums
+from slidelens.engine.packages.sums import SUMS, compare_sums, write_sums
 from slidelens.errors import ModelError
 from slidelens.files import staged_folder
 

@@ -14,17 +14,17 @@ from filelock import Timeout
 
 from slidelens.engine.locks import locked
 from slidelens.engine.package import family_of, load_model, save_model
-from slidelens.engine.plan import plan_training, task_of
-from slidelens.engine.replicas import replica_strategy
-from slidelens.engine.train_file import write_train_file
-from slidelens.engine.train_record import (
+from slidelens.engine.training.file import write_train_file
+from slidelens.engine.training.plan import plan_training, task_of
+from slidelens.engine.training.record import (
     SLIDES_TABLE,
     slides_told,
     training_card,
     write_curves,
     write_slides,
 )
-from slidelens.engine.train_state import REQUEST, STATE
+from slidelens.engine.training.replicas import replica_strategy
+from slidelens.engine.training.state import REQUEST, STATE
 from slidelens.errors import LabelError, MissingMppError, ModelError, ResultError, SlideError
 from slidelens.families.base import Model
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import torch
     from lightning.fabric import Fabric
 
-    from slidelens.engine.checkpoint import CheckpointStore
-    from slidelens.engine.loop import TrainProgress
-    from slidelens.engine.plan import TrainPlan
-    from slidelens.engine.samples import TrainSlides
+    from slidelens.engine.training.checkpoint import CheckpointStore
+    from slidelens.engine.training.loop import TrainProgress
+    from slidelens.engine.training.plan import TrainPlan
+    from slidelens.engine.training.samples import TrainSlides
     from slidelens.families.training import TrainTask
 
 __all__ = ["train"]
@@ -68,7 +68,7 @@ def train(
     Parameters
     ----------
     family_name, slides_dir, labels_csv, out
-        As for :func:`~slidelens.engine.plan.plan_training`, which also lists the ``options``.
+        As for :func:`~slidelens.engine.training.plan.plan_training`, which lists the ``options``.
     resume
         Continue from the checkpoint in ``out``, if there is one.
 
@@ -80,9 +80,9 @@ def train(
     Raises
     ------
     LabelError, ModelError, SlideError, ResultError
-        See :func:`~slidelens.engine.plan.plan_training` and
-        :meth:`~slidelens.engine.loop.TrainLoop.run`; slides that cannot be used are listed all at
-        once, before training.
+        See :func:`~slidelens.engine.training.plan.plan_training` and
+        :meth:`~slidelens.engine.training.loop.TrainLoop.run`; slides that cannot be used are listed
+        all at once, before training.
     """
     if options.get("epochs") is not None and options["epochs"] < 1:
         raise ModelError(f"epochs must be at least 1, not {options['epochs']}.")
@@ -91,8 +91,8 @@ def train(
 
 def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
     """Check the folder now, and give the iterator that does the rest."""
-    from slidelens.engine.checkpoint import CheckpointStore
-    from slidelens.engine.own_random import with_own_random
+    from slidelens.engine.training.checkpoint import CheckpointStore
+    from slidelens.engine.training.own_random import with_own_random
 
     if (plan.out / "model.json").exists():
         raise ModelError(
@@ -126,7 +126,7 @@ def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
 def _work(
     plan: TrainPlan, store: CheckpointStore, fabric: Fabric, device: torch.device
 ) -> Generator[TrainProgress]:
-    from slidelens.engine.loop import TrainLoop, TrainProgress
+    from slidelens.engine.training.loop import TrainLoop, TrainProgress
 
     start = perf_counter()
     model, origin = _initial_model(plan, device)
@@ -280,7 +280,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
 
 
 def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
-    from slidelens.engine.samples import TrainSlides
+    from slidelens.engine.training.samples import TrainSlides
     from slidelens.families.training import Sample
 
     train, tune = (
@@ -307,7 +307,7 @@ def _check_slides(task: TrainTask[Any], plan: TrainPlan, fabric: Fabric) -> Iter
     A check may encode the slide's tiles, and keep the vectors on the disk. So of several processes
     each begins with slides of its own, and looks at those of the others when these are done.
     """
-    from slidelens.engine.loop import TrainProgress
+    from slidelens.engine.training.loop import TrainProgress
 
     slides = [row.slide_id for row in plan.labels.rows]
     note, done = slides_told(plan), 0

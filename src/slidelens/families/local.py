@@ -30,8 +30,8 @@ from slidelens.nn.backbones import BackboneName
 from slidelens.nn.local import LocalNetwork
 from slidelens.nn.local_cuts import cut_points, module_shapes
 from slidelens.nn.local_stream import fits_whole, read_slide
-from slidelens.nn.plan import free_memory
 from slidelens.nn.relay import Relay
+from slidelens.nn.streaming.plan import free_memory
 from slidelens.steps import Steps
 
 if TYPE_CHECKING:

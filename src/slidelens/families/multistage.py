@@ -184,7 +184,7 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
     the network has learnt it; a cell is the mean of the patches over it, those that it lies in the
     middle of counting most, and cells that are mostly background are left out. The slide's score is
     its highest cell (our choice: the paper leaves slides to a random forest; see
-    :mod:`slidelens.engine.staging`).
+    :mod:`slidelens.engine.staging.stage`).
 
     Raises
     ------

@@ -33,7 +33,7 @@ from slidelens.nn.local_stream import ALL, STEM_TILE, read_slide
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.streaming import StreamingTrunk
-from slidelens.nn.trace import trace
+from slidelens.nn.streaming.trace import trace
 from slidelens.steps import finish
 
 if TYPE_CHECKING:

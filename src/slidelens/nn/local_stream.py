@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slidelens.nn.local_heads import AttentionHead, Reading
     from slidelens.nn.relay import Relay
     from slidelens.nn.streaming import StreamingTrunk
-    from slidelens.nn.tape import Band
+    from slidelens.nn.streaming.tape import Band
     from slidelens.nn.windows import Rect
 
 __all__ = ["ALL", "STEM_TILE", "Modules", "fits_whole", "read_slide"]

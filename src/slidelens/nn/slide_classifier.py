@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features, load_weights
-from slidelens.nn.costs import count_costs
 from slidelens.nn.fine_stem import refine
 from slidelens.nn.mil import soft_maximum
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.streaming import StreamingTrunk
-from slidelens.nn.trace import trace
+from slidelens.nn.streaming.costs import count_costs
+from slidelens.nn.streaming.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from slidelens.nn.source import LazyImage, Source
     from slidelens.nn.streaming import StreamingTrunk
-    from slidelens.nn.tape import Tape
+    from slidelens.nn.streaming.tape import Tape
 
 __all__ = ["SaliencyPart", "image_sd", "iter_smoothgrad", "smoothgrad"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from slidelens.engine.manifest import Manifest, read_manifest
 from slidelens.engine.package import find_models
+from slidelens.engine.packages.manifest import Manifest, read_manifest
 from slidelens.errors import ModelError, ResultError
 from slidelens.maps.run_settings import config_texts, grouped, said
 from slidelens.maps.schema import read_result_file

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
 from slidelens.engine.annotations import annotation_files
-from slidelens.engine.evaluation_warnings import (
+from slidelens.engine.evaluation.measure import Measured, Resampling, measure
+from slidelens.engine.evaluation.tiles import read_annotated
+from slidelens.engine.evaluation.warnings import (
     counted_ignored,
     named_ignored,
     threshold_warnings,
 )
 from slidelens.engine.last_run import counted_failed, failed_slides, named_failed
-from slidelens.engine.measure import Measured, Resampling, measure
 from slidelens.engine.slide_folder import find_slides
-from slidelens.engine.tile_metrics import read_annotated
 from slidelens.errors import LabelError, ResultError
 from slidelens.maps.run_settings import settings_warnings
 from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
@@ -40,7 +40,7 @@ from slidelens.review.wording import said_once
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from slidelens.engine.operating_point import Rule
+    from slidelens.engine.evaluation.operating_point import Rule
     from slidelens.review.errors import NearMiss
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.tiling.annotations import Annotation

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from slidelens.engine.evaluation_tables import find_errors
-from slidelens.engine.operating_point import Calls, Rule, call, parse_rule
+from slidelens.engine.evaluation.operating_point import Calls, Rule, call, parse_rule
+from slidelens.engine.evaluation.tables import find_errors
 from slidelens.review.evaluation import SavedEvaluation, read_evaluation
 from slidelens.review.store import CaseKey, Kind
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from slidelens.engine.scores import Cases
+    from slidelens.engine.evaluation.scores import Cases
 
 __all__ = [
     "ErrorCase",
@@ -222,8 +222,8 @@ def choose_rules(texts: Sequence[str], models: Sequence[str]) -> dict[str, Rule]
     Raises
     ------
     ValueError
-        A rule that is none (see :func:`~slidelens.engine.operating_point.parse_rule`), or an
-        unknown model.
+        A rule that is none (see :func:`~slidelens.engine.evaluation.operating_point.parse_rule`),
+        or an unknown model.
     """
     if not texts:
         return None

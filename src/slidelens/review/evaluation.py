@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from slidelens.engine.evaluate import FILES
-from slidelens.engine.evaluation_memory import numbered
+from slidelens.engine.evaluation.memory import numbered
+from slidelens.engine.evaluation.operating_point import Rule, RuleKind
+from slidelens.engine.evaluation.scores import Cases, Scored
 from slidelens.engine.labels import LabelledSlide
-from slidelens.engine.operating_point import Rule, RuleKind
-from slidelens.engine.scores import Cases, Scored
 from slidelens.errors import ResultError
 from slidelens.review.store import STORE_FILE
 from slidelens.review.taxonomy import TAXONOMY_FILE

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slidelens.engine.evaluation_tables import intervals_note
+from slidelens.engine.evaluation.tables import intervals_note
 from slidelens.engine.last_run import named_failed
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import atomic_file, make_scratch, remove_scratch
@@ -296,7 +296,7 @@ def _weasyprint() -> Any:
 
 
 def _plots(content: Content, level: float) -> list[dict[str, str]]:
-    from slidelens.engine.plots import calibration_picture, roc_picture
+    from slidelens.engine.evaluation.pictures import calibration_picture, roc_picture
 
     files = {
         "ROC curves with interval bands and operating points": roc_picture(

@@ -116,8 +116,8 @@ class FamilyConformance:
         if self.family.trainer is None:
             pytest.skip(f"family {self.family.name} only runs")
         from slidelens.engine.package import load_model
-        from slidelens.engine.plan import task_of
         from slidelens.engine.train import train
+        from slidelens.engine.training.plan import task_of
         from slidelens.testing.phantom import write_cohort
 
         write_cohort(tmp_path / "cohort", 8, size=(768, 640))

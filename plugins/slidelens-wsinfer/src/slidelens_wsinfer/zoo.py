@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from slidelens.engine.manifest import first_fault
 from slidelens.engine.package import load_model, save_model
+from slidelens.engine.packages.manifest import first_fault
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.files import staged_folder

@@ -19,7 +19,7 @@ from superqt import QCollapsible
 from slidelens.desktop.panels.form import Form
 from slidelens.desktop.panels.parts import button, caption, row
 from slidelens.desktop.qt import Signal
-from slidelens.engine.manifest import read_manifest
+from slidelens.engine.packages.manifest import read_manifest
 from slidelens.errors import ModelError
 
 if TYPE_CHECKING:

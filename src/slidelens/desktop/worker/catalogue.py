@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from slidelens.engine.manifest import read_manifest
 from slidelens.engine.package import family_of, find_models
+from slidelens.engine.packages.manifest import read_manifest
 from slidelens.errors import ModelError, SlideLensError
 from slidelens.families import FAMILIES
 
@@ -55,7 +55,7 @@ def _model(folder: Path, error: str | None) -> dict[str, Any]:
 
 
 def _families() -> Iterator[dict[str, Any]]:
-    from slidelens.engine.plan import task_of
+    from slidelens.engine.training.plan import task_of
 
     for name in FAMILIES:
         try:

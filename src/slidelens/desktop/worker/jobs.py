@@ -146,8 +146,8 @@ _models: dict[tuple[str, int, str], Model[Any]] = {}
 def _model(path: str, device: str, options: Facts) -> Model[Any]:
     """Load a model, or take the one that an earlier job loaded."""
     from slidelens.engine.fields import with_options
-    from slidelens.engine.manifest import MANIFEST
     from slidelens.engine.package import load_model
+    from slidelens.engine.packages.manifest import MANIFEST
 
     manifest = Path(path) / MANIFEST
     changed = manifest.stat().st_mtime_ns if manifest.is_file() else 0

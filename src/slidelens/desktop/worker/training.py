@@ -12,8 +12,8 @@ from slidelens.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from slidelens.engine.loop import TrainProgress
-    from slidelens.engine.plan import TrainPlan
+    from slidelens.engine.training.loop import TrainProgress
+    from slidelens.engine.training.plan import TrainPlan
 
 __all__ = ["plan", "resume", "train"]
 
@@ -38,7 +38,7 @@ def plan(
     request: Mapping[str, Any], send: Callable[[str, Mapping[str, Any], bytes], None]
 ) -> Iterator[None]:
     """Send ``plan``: split, class balance and schedule of a training, or why it cannot begin."""
-    from slidelens.engine.plan import plan_training
+    from slidelens.engine.training.plan import plan_training
 
     send("plan", _described(plan_training(**_arguments(request))), b"")
     yield
@@ -64,8 +64,8 @@ def _train(
     *,
     resume: bool,
 ) -> Iterator[None]:
-    from slidelens.engine.plan import plan_training
     from slidelens.engine.train import train as start
+    from slidelens.engine.training.plan import plan_training
 
     send("plan", _described(plan_training(**arguments)), b"")
     yield
@@ -84,7 +84,7 @@ def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kept_arguments(out: Path) -> dict[str, Any]:
     """Return the keywords of ``plan_training`` from the file that a training leaves behind."""
-    from slidelens.engine.train_file import read_train_file, train_arguments
+    from slidelens.engine.training.file import read_train_file, train_arguments
 
     options, fields = read_train_file(out / "training" / "config.yaml")
     lacking = [name for name in ("family", "slides", "labels") if name not in options]

@@ -1,0 +1,170 @@
+"""Evaluate a model's lesions: detections per slide, the FROC curve, and a picture of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slidelens.engine.annotations import find_annotations
+from slidelens.engine.evaluation.froc import RATES, froc, true_lesions
+from slidelens.engine.evaluation.scores import join, read_scores
+from slidelens.engine.labels import LabelTable, read_labels
+from slidelens.engine.last_run import named_failed
+from slidelens.errors import LabelError, ResultError
+from slidelens.files import staged_folder
+from slidelens.maps.lesions import find_peaks
+from slidelens.maps.result import Result
+from slidelens.tiling.annotations import read_annotations
+from slidelens.tiling.patch_labels import PatchRules, check_drawn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from slidelens.engine.evaluation.froc import Froc
+    from slidelens.engine.evaluation.scores import Cases
+    from slidelens.engine.labels import Split
+    from slidelens.tiling.annotations import Annotation
+
+__all__ = ["evaluate_lesions"]
+
+_FACTS, _DETECTIONS, _PICTURE = "froc.json", "detections", "froc.png"
+_WAY = "--tumour NAME (of several: --tumour A --tumour B)"
+
+
+def evaluate_lesions(
+    results: str | Path,
+    labels: str | Path,
+    annotations: str | Path,
+    out: str | Path,
+    *,
+    tumour: Sequence[str] = (),
+    radius_um: float = 200.0,
+    split: Split | None = None,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Measure the peaks of a model's maps against annotated lesions.
+
+    Writes ``froc.json``, ``froc.png`` and ``detections/<slide>.csv`` (CAMELYON16's
+    ``probability,X,Y``) to the folder ``out``.
+
+    Parameters
+    ----------
+    results
+        Results of one model.
+    labels
+        Table of labels; slides of the last class, and no others, have lesions.
+    annotations
+        Folder of annotations; see :func:`~slidelens.engine.annotations.find_annotations`.
+    tumour
+        Annotation classes that are tumour, as in training.
+    radius_um
+        See :func:`~slidelens.maps.lesions.find_peaks`.
+    split, allow_missing
+        Which slides, see :func:`~slidelens.engine.evaluation.scores.join`; those left out are in
+        ``left_out``.
+
+    Returns
+    -------
+    What ``froc.json`` holds; ``warnings`` are for people.
+
+    Raises
+    ------
+    LabelError, ResultError
+        Tables, annotations or results that cannot be read or do not fit.
+    """
+    scored = read_scores(results)
+    if len(scored) > 1:
+        raise ResultError(f"{results}: results of {', '.join(scored)}; give RESULTS/<model>.")
+    (one,) = scored.values()
+    table = read_labels(Path(labels), one.classes, every_class=False)
+    joined, left_out = join(scored, table, split=split, allow_missing=allow_missing)
+    cases = joined[one.name]
+    failed = sorted(one.last_run_failed.intersection(row.slide_id for row in cases.rows))
+    truth = _truth(cases, Path(annotations), tumour)
+    label = one.classes[-1]
+    maps = {slide: Result.load(one.folders[slide]).map_of(label) for slide in truth}
+    found = {s: find_peaks(source, label, radius_um=radius_um) for s, source in maps.items()}
+    lesions = {s: true_lesions(truth[s], source.slide_mpp) for s, source in maps.items()}
+    try:
+        curve = froc(found, lesions)
+    except ValueError as error:
+        raise LabelError(f"{annotations}: {error}.") from error
+    facts = {
+        "model": one.name,
+        "score": curve.score,
+        "sensitivity_at": _named(curve),
+        "lesions": curve.lesions,
+        "isolated_cells": sum(lesion.isolated_cells for of in lesions.values() for lesion in of),
+        "slides": curve.slides,
+        "detections": sum(map(len, found.values())),
+        "radius_um": radius_um,
+        "split": split,
+        "left_out": left_out[one.name]._asdict(),
+        "last_run_failed": failed,
+        "warnings": [named_failed(one.name, failed)] if failed else [],
+        "curve": np.stack([curve.rates, curve.sensitivity], 1).tolist(),
+    }
+    with staged_folder(Path(out), {_FACTS, _DETECTIONS, _PICTURE}) as staging:
+        (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (staging / _DETECTIONS).mkdir()
+        for slide, peaks in found.items():
+            rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
+            (staging / _DETECTIONS / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
+        _picture(curve, one.name).savefig(staging / _PICTURE, dpi=120)
+    return facts
+
+
+def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[Annotation]]:
+    """Read the tumour that is drawn on the slides of the last class; list all that is wrong."""
+    classes = cases.scored.classes
+    has = {row.slide_id: row.label == len(classes) - 1 for row in cases.rows}
+    rows = tuple(replace(row, label=int(has[row.slide_id])) for row in cases.rows)
+    files = find_annotations(folder, LabelTable(folder, (classes[0], classes[-1]), rows))
+    rules = PatchRules(tumour=tuple(tumour), positive=classes[-1], way=_WAY)
+    truth: dict[str, list[Annotation]] = {slide: [] for slide in has}
+    faults = []
+    for row in cases.rows:
+        if row.slide_id not in files:
+            continue
+        try:
+            drawn = read_annotations(files[row.slide_id])
+            if has[row.slide_id]:
+                truth[row.slide_id] = rules.some_tumour_of(drawn)
+                size = cases.scored.sizes.get(row.slide_id)
+                if size is not None:
+                    check_drawn(truth[row.slide_id], size)
+            else:
+                rules.check_negative(drawn, classes[row.label])
+        except LabelError as error:
+            faults.append(f"{row.slide_id}: {error}")
+    if faults:
+        raise LabelError(f"{folder}: {len(faults)} files cannot be used:\n" + "\n".join(faults))
+    return truth
+
+
+def _named(curve: Froc) -> dict[str, float]:
+    return {f"{rate:g}": value for rate, value in zip(RATES, curve.at, strict=True)}
+
+
+def _picture(curve: Froc, name: str) -> Figure:
+    """Draw the curve, and the sensitivities that make the score."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(curve.rates, curve.sensitivity, color="#0072b2")
+    axes.plot(*np.array([(float(r), s) for r, s in _named(curve).items()]).T, "o", color="#d55e00")
+    axes.set_xlabel("false detections per slide")
+    axes.set_ylabel("lesions found")
+    axes.set_xlim(0, 8.4)
+    axes.set_ylim(0, 1.02)
+    axes.set_title(f"{name}: FROC score {curve.score:.3f}")
+    return figure

@@ -1,0 +1,217 @@
+"""Tables of an evaluation: every error as CSV, the comparison of models as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from slidelens.engine.evaluation.measure import Measured
+    from slidelens.engine.evaluation.scores import Cases
+
+__all__ = [
+    "Table",
+    "cohort_note",
+    "comparison_table",
+    "errors_csv",
+    "find_errors",
+    "intervals_note",
+    "markdown",
+    "number",
+    "tests_table",
+]
+
+_COLUMNS = (
+    "model",
+    "slide_id",
+    "label",
+    "kind",
+    "score",
+    "margin",
+    "class",
+    "predicted",
+    "patient",
+)
+_HEADER = (
+    "model",
+    "n",
+    "AUC",
+    "PR-AUC",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "threshold",
+    "kappa",
+    "Brier",
+    "ECE",
+)
+
+
+class Table(NamedTuple):
+    """A table of text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    """Columns at the left that hold words; the others hold numbers."""
+
+
+def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> str:
+    """Write every false positive and false negative, the most confident of each model first.
+
+    ``class`` is the class that the error is a false positive or negative of, ``score`` its
+    probability, ``margin`` how far on the wrong side it is: from the threshold, or (more than two
+    classes) from the probability of the other class. With more than two classes an error is two
+    rows: a false negative of its label and a false positive of what it is called.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for name, one in cases.items():
+        found = find_errors(one, measured[name].predictions, measured[name].figures["threshold"])
+        writer.writerows(found)
+    return text.getvalue()
+
+
+def find_errors(
+    cases: Cases, predictions: NDArray[np.int64], threshold: float | None
+) -> list[dict[str, Any]]:
+    """Return the rows of ``errors.csv`` of one model, the most confident first."""
+    classes = cases.scored.classes
+    found = []
+    for row, called, p in zip(cases.rows, predictions, cases.probabilities, strict=True):
+        if called == row.label:
+            continue
+        if threshold is None:
+            margin = float(p[called] - p[row.label])
+            kinds = [("fn", row.label), ("fp", called)]
+        else:
+            margin = abs(float(p[1]) - threshold)
+            kinds = [("fp" if called else "fn", 1)]
+        found += [
+            {
+                "model": cases.scored.name,
+                "slide_id": row.slide_id,
+                "label": classes[row.label],
+                "kind": kind,
+                "score": float(p[k]),
+                "margin": margin,
+                "class": classes[k],
+                "predicted": classes[called],
+                "patient": row.patient or "",
+            }
+            for kind, k in kinds
+        ]
+    return sorted(found, key=lambda error: (-error["margin"], error["slide_id"]))
+
+
+def comparison_table(measured: Mapping[str, Measured]) -> Table:
+    """Return the table of models."""
+    rows: list[tuple[str, ...]] = []
+    for name, one in measured.items():
+        f = one.figures
+        rows.append(
+            (
+                name,
+                str(f["n"]),
+                number(f["auc"], f["auc_ci"]),
+                number(f["pr_auc"], f["pr_auc_ci"]),
+                number(f["accuracy"], f["accuracy_ci"]),
+                number(f["sensitivity"], f.get("sensitivity_ci")),
+                number(f["specificity"], f.get("specificity_ci")),
+                f"{number(f['threshold'])} {f['threshold_source']}".replace("- argmax", "argmax"),
+                number(f["kappa"]),
+                number(f["brier"]),
+                number(f["ece"]),
+            )
+        )
+    return Table(_HEADER, rows)
+
+
+def markdown(
+    measured: Mapping[str, Measured],
+    comparisons: Sequence[Mapping[str, Any]],
+    note: str,
+    tiles: Sequence[str] = (),
+) -> str:
+    """Write the table of models, lines about their tiles and the tests as Markdown."""
+    lines = [*_lines(comparison_table(measured)), "", note]
+    if tiles:
+        lines += ["", *(f"- {line}" for line in tiles)]
+    if comparisons:
+        lines += ["", *_lines(tests_table(comparisons))]
+    return "\n".join(lines) + "\n"
+
+
+def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
+    """Say how many slides of which class, and of how many patients, some model was measured on."""
+    classes = next(iter(cases.values())).scored.classes
+    rows = {row.slide_id: row for one in cases.values() for row in one.rows}.values()
+    counts = ", ".join(
+        f"{sum(row.label == label for row in rows)} {name}" for label, name in enumerate(classes)
+    )
+    patients = ""
+    if any(row.patient for row in rows):
+        patients = f" of {len({row.patient_key for row in rows})} patients"
+    of_split = f" of split {split}" if split else ""
+    return f"{len(rows)} slides{of_split} ({counts}){patients}."
+
+
+def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:
+    """Say what the intervals of a model's figures are, and of which class the figures."""
+    drawn = figures["bootstrap"]
+    wilson = figures["rates_interval"] == "Wilson"
+    classes = "Figures are means over classes, one-vs-rest."
+    if positive:
+        classes = f"The positive class is {positive}."
+    return (
+        f"{level:.0%} intervals: AUC and PR-AUC {drawn['resamples']:,} bootstrap resamples of "
+        f"{drawn['drawn']}, rates {'Wilson' if wilson else 'the same'}. {classes}"
+    )
+
+
+def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of tests between models."""
+    tests = [c["test"] for c in comparisons if c["test"] is not None]
+    header = ("a", "b", "n", "AUC a - AUC b", f"p ({tests[0]})" if tests else "p", "p (Holm)")
+    rows = [
+        (
+            c["a"],
+            c["b"],
+            str(c["n"]),
+            number(c["difference"], c["difference_ci"]),
+            _p(c["p"]),
+            _p(c["p_holm"]),
+        )
+        for c in comparisons
+    ]
+    return Table(header, rows, words=2)
+
+
+def number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
+    """Write a figure with its interval, or a dash."""
+    if value is None:
+        return "-"
+    low, high = interval if interval is not None else (None, None)
+    if low is None or high is None:
+        return f"{value:.3f}"
+    to = "-" if low >= 0 else " to "
+    return f"{value:.3f} ({low:.3f}{to}{high:.3f})"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _lines(table: Table) -> list[str]:
+    cells = [[text.replace("|", "\\|") for text in row] for row in table.rows]
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [list(table.header), rule, *cells]]

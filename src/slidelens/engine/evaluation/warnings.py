@@ -1,0 +1,126 @@
+"""What a reader of an evaluation's figures must know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slidelens.engine.last_run import counted_failed
+from slidelens.maps.run_settings import settings_warnings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slidelens.engine.evaluation.scores import Cases
+
+__all__ = ["counted_ignored", "evaluation_warnings", "named_ignored", "threshold_warnings"]
+
+_FEW = 10
+"""Patients or slides of a class, with fewer of which a 95 % interval covers 90 % at most: 46 % with
+one, 74 % with two, 87 % with five (bootstrap of the AUC, 20 cases of the other class)."""
+
+_SUM = 1e-3
+_ON_EVALUATED = "the threshold was chosen on the evaluated slides."
+_THRESHOLDS = {
+    "model": "its threshold was chosen on the split tune, which is evaluated.",
+    "default": "no threshold is stored with the model; 0.5 is used.",
+    "max-accuracy": _ON_EVALUATED,
+    "sensitivity": _ON_EVALUATED,
+}
+"""What is to be known of a threshold, by where it is from."""
+
+
+def threshold_warnings(model: str) -> set[str]:
+    """Return all that may be warned of a model's threshold."""
+    return {f"{model}: {text}" for text in _THRESHOLDS.values()}
+
+
+def counted_ignored(model: str, count: int) -> str:
+    """Say that annotations do not count, without their labels, which may be names of people."""
+    return (
+        f"{model}: annotations of {count} label{'' if count == 1 else 's'} are of no class of the "
+        "model and do not count in the figures of tiles (ignored_labels); rename them if they "
+        "should."
+    )
+
+
+def named_ignored(model: str, labels: Sequence[str]) -> str:
+    """Say with which labels annotations do not count."""
+    return (
+        f"{model}: annotations labelled {', '.join(labels)} are of no class of the model and do "
+        "not count in the figures of tiles; rename them if they should."
+    )
+
+
+def evaluation_warnings(
+    cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """Return what is to be known of each model's figures, without names of slides or people.
+
+    Parameters
+    ----------
+    cases
+        Of each model, by name.
+    models
+        Figures of each model, as ``metrics.json`` holds them.
+    """
+    found = []
+    splits = {row.slide_id: row.split for one in cases.values() for row in one.rows}
+    trained = sum(split == "train" for split in splits.values())
+    if trained:
+        found.append(
+            f"{trained} of {len(splits)} evaluated slides are in split train: figures on slides "
+            "that a model was trained on say nothing of new ones. Choose --split tune or test."
+        )
+    for name, one in models.items():
+        source = one["threshold_source"]
+        if source in _THRESHOLDS and (source != "model" or "tune" in splits.values()):
+            found.append(f"{name}: {_THRESHOLDS[source]}")
+        if one["auc"] is None:
+            found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
+        if one["auc"] in (0, 1):
+            found.append(
+                f"{name}: the scores separate the classes entirely, so every resample has the AUC "
+                f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
+            )
+        found += _of_resamples(name, one, cases[name])
+        odd = int((abs(cases[name].probabilities.sum(1) - 1) > _SUM).sum())
+        if odd:
+            found.append(
+                f"{name}: probabilities of {odd} slides do not sum to 1: figures of calibration, "
+                "and of the most probable class, mean little."
+            )
+        if any(one.get("left_out", {}).values()):
+            found.append(f"{name}: slides without label or result are left out (left_out).")
+        if ignored := one.get("tiles", {}).get("ignored_labels"):
+            found.append(counted_ignored(name, len(ignored)))
+        if failed := one.get("last_run_failed"):
+            found.append(counted_failed(name, len(failed)))
+        settings = cases[name].scored.settings
+        found += settings_warnings(name, [settings[i] for i in cases[name].ids if i in settings])
+    return found
+
+
+def _of_resamples(name: str, one: Mapping[str, Any], cases: Cases) -> list[str]:
+    """Say where intervals rest on few cases or resamples, or on none."""
+    units, unit = cases.units, cases.unit
+    least = cases.scored.classes[int(units.argmin())]
+    if one["auc"] is None:
+        return []
+    if units.min() < 2:
+        one_of = (
+            f"{name}: all slides of class {least} are of one {unit}, which says nothing of others"
+        )
+        return [f"{one_of}: there are no intervals."]
+    found = []
+    if units.min() < _FEW:
+        found.append(
+            f"{name}: intervals and p values rest on {units.min()} {unit}s of class {least}; with "
+            f"fewer than {_FEW} the former are too narrow and the latter too small."
+        )
+    degenerate, drawn = one["bootstrap"]["degenerate"], one["bootstrap"]["resamples"]
+    if degenerate:
+        found.append(
+            f"{name}: {degenerate} of {drawn} resamples lack a class and are left out of the "
+            "intervals of AUC and PR-AUC."
+        )
+    return found

@@ -1,0 +1,1 @@
+"""What a model package holds beside weights: manifest, card, golden tensors, checksums."""

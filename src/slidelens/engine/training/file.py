@@ -1,0 +1,141 @@
+"""A training in a YAML file: what ``train --config`` reads, and what every training leaves behind.
+
+Keys are the options of ``slidelens train`` (``slides``, ``labels``, ``seed``, ...) and the fields
+of the family's and the training's configuration, side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slidelens.errors import ModelError
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "train_arguments", "write_train_file"]
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy and Lightning take no larger seed, and none below 0."""
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Options(BaseModel):
+    """The options that a file may give, as the command line takes them."""
+
+    model_config = ConfigDict(strict=True)
+
+    family: str | None = None
+    slides: str | None = None
+    labels: str | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    out: str | None = None
+    annotations: str | None = None
+    weights: str | None = None
+    from_: str | None = Field(None, alias="from")
+    preset: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    fraction: float | None = Field(None, gt=0, le=1)
+    fold: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    folds: int | None = Field(None, ge=2)
+    slide_mpp: (
+        Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | str | None
+    ) = None
+    device: str | None = None
+    devices: int | None = Field(None, ge=1)
+    nodes: int | None = Field(None, ge=1)
+
+
+OPTIONS = tuple(field.alias or name for name, field in _Options.model_fields.items())
+"""Keys that are options; all others are fields."""
+
+_KEYWORDS = {
+    "family": "family_name",
+    "slides": "slides_dir",
+    "labels": "labels_csv",
+    "from": "from_model",
+    "slide_mpp": "mpp",
+}
+"""Options that the engine calls otherwise."""
+
+
+def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options and the fields of a YAML (or JSON) file.
+
+    Parameters
+    ----------
+    family
+        That it must be of; ``None`` takes any, and ``family`` is then one of the options.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read, is no mapping, is of another family, or an option is of another type.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ModelError(
+            f"reading {path} needs PyYAML, which is not installed: pip install 'slidelens[train]'."
+        ) from error
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path}: expected a mapping of options and fields, such as 'seed: 0', not "
+            f"{type(content).__name__}."
+        )
+    given = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if family is not None and given.get("family", family) != family:
+        raise ModelError(
+            f"{path} is a training of family {given['family']!r}; run slidelens train "
+            f"{given['family']} with it."
+        )
+    options = {key: given.pop(key) for key in OPTIONS if key in given}
+    try:
+        _Options.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(
+            f"{path}: {first['loc'][0]}: {first['msg']}, not {options[str(first['loc'][0])]!r}."
+        ) from error
+    options = {key: value for key, value in options.items() if value is not None}
+    if family is not None:
+        options.pop("family", None)
+    return options, given
+
+
+def train_arguments(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's content as keywords of :func:`~slidelens.engine.training.plan.plan_training`.
+
+    A resolution given as text stays text.
+    """
+    arguments = {_KEYWORDS.get(name, name): value for name, value in options.items()}
+    for name in ("fold", "mpp"):
+        if isinstance(arguments.get(name), list):
+            arguments[name] = tuple(arguments[name])
+    return arguments | {"config": dict(fields)}
+
+
+def write_train_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write options and fields; those that are ``None`` are left out.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    import yaml
+
+    known = {key: value for key, value in content.items() if value is not None}
+    write_atomic(path, yaml.safe_dump(known, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,367 @@
+"""From what a user asks for to a frozen training plan: nothing is opened, built or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slidelens.engine.annotations import find_annotations
+from slidelens.engine.bags import find_bags, fitted
+from slidelens.engine.fields import read_value, validated
+from slidelens.engine.labels import read_labels
+from slidelens.engine.package import family_of, load_model
+from slidelens.engine.slide_folder import find_slides
+from slidelens.engine.training.file import LARGEST_SEED
+from slidelens.engine.training.splits import fold_table, take_fraction
+from slidelens.errors import ModelError
+from slidelens.families import FAMILIES
+from slidelens.slide.resolution import table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slidelens.engine.labels import LabelledSlide, LabelTable
+    from slidelens.families.base import FamilyConfig
+    from slidelens.families.training import TrainConfig, TrainTask
+    from slidelens.slide.open import GivenMpp
+
+__all__ = ["TrainPlan", "check_seed", "plan_training", "task_of"]
+
+_NAMED = ("imagenet", "none")
+"""Weights that are no file."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training run, resolved: what :func:`~slidelens.engine.train.train` does follows from it.
+
+    Attributes
+    ----------
+    family, config, training
+        The method, its configuration, and how it learns.
+    labels, files
+        The table, and slide id to file.
+    out
+        Folder of the model package.
+    weights, from_model
+        Where it starts: ``"imagenet"``, ``"none"`` or a file; or a package to fine-tune.
+    seed
+        Of everything that is drawn by chance.
+    device, nodes
+        What it runs on, and on how many machines.
+    mpp
+        Resolution in µm/px of slides that state none.
+    """
+
+    family: str
+    config: FamilyConfig
+    training: TrainConfig
+    labels: LabelTable
+    files: Mapping[str, Path]
+    out: Path
+    weights: str = "imagenet"
+    from_model: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    mpp: GivenMpp = None
+    devices: int = 1
+    """Processes on each node, every one with a device of its own."""
+    nodes: int = 1
+    tested: Sequence[LabelledSlide] = ()
+    """Slides of split ``test``: they stay out."""
+    annotations: Mapping[str, Path] = field(default_factory=dict)
+    """Slide id to file, for the families that learn from annotations."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """The options that were asked for, by the names of :mod:`slidelens.engine.training.file`."""
+
+    @property
+    def file(self) -> dict[str, Any]:
+        """The training as :func:`~slidelens.engine.training.file.write_train_file` writes it."""
+        fields = self.config.model_dump(mode="json") | self._learning
+        return {"family": self.family, **self.request, **fields}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON values that must be equal when the run is resumed."""
+        settings = {
+            "family": self.family,
+            "config": self.config.model_dump(mode="json"),
+            "training": self._learning,
+            "classes": list(self.labels.classes),
+            "slides": [[r.slide_id, r.label, r.split] for r in self.labels.rows],
+            "annotations": sorted(self.annotations),
+            "weights": _place(self.weights),
+            "from_model": _place(self.from_model),
+            "seed": self.seed,
+            "processes": self.devices * self.nodes,
+        }
+        return settings if self.mpp is None else {**settings, "slide_mpp": _told(self.mpp)}
+
+    @property
+    def _learning(self) -> dict[str, Any]:
+        """The fields of the training; a folder of bags is where it is from wherever one resumes."""
+        fields = self.training.model_dump(mode="json")
+        return fields | {"bags": _place(fields["bags"])} if "bags" in fields else fields
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that random generators do not take, with a ``ModelError``."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ModelError(f"seed must be from 0 to {LARGEST_SEED}, not {seed}.")
+
+
+def plan_training(
+    family_name: str,
+    slides_dir: str | Path,
+    labels_csv: str | Path,
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    preset: str = "default",
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    annotations: str | Path | None = None,
+    from_model: str | Path | None = None,
+    fraction: float = 1.0,
+    fold: tuple[int, int] | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    mpp: GivenMpp = None,
+) -> TrainPlan:
+    """Resolve a request to train.
+
+    Parameters
+    ----------
+    family_name
+        A family with a trainer.
+    slides_dir, labels_csv
+        See :mod:`slidelens.engine.labels`. No slide is read where the training's fields say that
+        it learns from feature bags (``bags``).
+    out
+        Folder of the model package.
+    classes
+        Names of the classes in order: of two, the last is the positive one. By default
+        :func:`~slidelens.engine.labels.read_labels` orders them.
+    backbone
+        Sets the field of that name in the family's configuration.
+    weights
+        Initial weights: ``"imagenet"`` (the default), ``"none"``, or a safetensors file.
+    epochs
+        At most so many in all: the schedule's stages are shortened or lengthened alike.
+    seed
+        Of the split (where the table has none), the head, the order and the augmentation; 0 to
+        2**32 - 1.
+    preset
+        Named values of the training's fields.
+    config
+        Fields of the family's or the training's configuration, over the preset.
+    overrides
+        The same as text (numbers, JSON or plain), over ``config``.
+    annotations
+        Folder of annotations, for a family that learns from them; see
+        :func:`~slidelens.engine.annotations.find_annotations`.
+    from_model
+        A package to fine-tune: its configuration, classes and weights are the start.
+    fraction
+        Part of the training slides to learn from, above 0; see
+        :func:`~slidelens.engine.training.splits.take_fraction`.
+    fold
+        Number (from 1) and count of the folds of a cross-validation: this fold tunes, the others
+        train; see :func:`~slidelens.engine.training.splits.fold_table`.
+    device, mpp
+        As for :func:`slidelens.predict`; ``mpp`` in µm/px, of slides that state none.
+    devices, nodes
+        Processes on each machine, and machines: the steps of an epoch are shared among them, and an
+        update averages over as many times more slides: :mod:`slidelens.engine.training.replicas`.
+
+    Raises
+    ------
+    LabelError
+        A table or folder that cannot be used.
+    ModelError
+        An unknown family, preset or field; a value out of bounds; options that exclude each other.
+    """
+    _check_annotated(family_name, annotations)
+    seed, fraction, mpp = int(seed), float(fraction), _plain(mpp)
+    base, known = _begun_from(from_model, family_name, classes, weights)
+    given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
+    if backbone is not None:
+        given["backbone"] = backbone
+    model_config, training = _configured(family_name, base, given, preset, epochs)
+    labelled = read_labels(Path(labels_csv), known)
+    table = _divided(labelled, fold, fraction, seed)
+    bags = getattr(training, "bags", None)
+    files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
+    table = table.with_files(files)
+    if bags is not None:
+        model_config = fitted(model_config, files[table.rows[0].slide_id])
+    return TrainPlan(
+        family=family_name,
+        config=model_config,
+        training=training,
+        labels=table,
+        files={row.slide_id: files[row.slide_id] for row in table.rows},
+        out=Path(out),
+        weights="imagenet" if weights is None else str(weights),
+        from_model=None if from_model is None else str(from_model),
+        seed=seed,
+        tested=labelled.of("test"),
+        device=device,
+        mpp=mpp,
+        devices=devices,
+        nodes=nodes,
+        request={
+            "slides": _place(slides_dir),
+            "labels": _place(labels_csv),
+            "classes": None if classes is None else list(classes),
+            "annotations": _place(annotations),
+            "weights": _place(weights),
+            "from": _place(from_model),
+            "seed": seed,
+            "fraction": fraction,
+            "fold": None if fold is None else list(fold),
+            "slide_mpp": _place(table_of(mpp)) or mpp,
+            "device": device,
+            "devices": devices,
+            "nodes": nodes,
+        },
+        annotations={} if annotations is None else find_annotations(Path(annotations), table),
+    )
+
+
+def _place(given: str | Path | None) -> str | None:
+    """Return where a file or folder is, from wherever it is asked again; a name stays one."""
+    if given is None or given in _NAMED or not Path(given).exists():
+        return None if given is None else str(given)
+    return str(Path(given).absolute())
+
+
+def _plain(mpp: GivenMpp) -> GivenMpp:
+    """Return a resolution as a file can state it: NumPy's numbers and ``Mpp`` as plain ones."""
+    if mpp is None or isinstance(mpp, str | Path):
+        return mpp
+    return (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else float(mpp)
+
+
+def _told(mpp: GivenMpp) -> object:
+    """Return what slides are said to be in µm/px; a table counts by what it says, not its name."""
+    table = table_of(mpp)
+    if table is not None and table.is_file():
+        return sha256(table.read_bytes()).hexdigest()
+    return list(mpp) if isinstance(mpp, tuple) else str(mpp)
+
+
+def _check_annotated(family: str, annotations: str | Path | None) -> None:
+    annotated = task_of(family).annotated
+    if annotations is None and annotated:
+        raise ModelError(
+            f"family {family!r} learns from annotations: say which folder holds them, with "
+            "--annotations DIR (one GeoJSON, JSON or XML file per positive slide)."
+        )
+    if annotations is not None and not annotated:
+        raise ModelError(
+            f"family {family!r} learns from slide labels alone: leave annotations out."
+        )
+
+
+def _begun_from(
+    model: str | Path | None,
+    family: str,
+    classes: Sequence[str] | None,
+    weights: str | Path | None,
+) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
+    """Return configuration and classes of the package to start from; or the classes given."""
+    if model is None:
+        known = None if classes is None else tuple(classes)
+        if known is not None and len(set(known)) < max(len(known), 2):
+            raise ModelError(f"classes {', '.join(known)}: expected two names or more, each once.")
+        return None, known
+    for what, given in (("weights", weights), ("classes", classes)):
+        if given is not None:
+            raise ModelError(f"--from brings its own {what}: leave --{what} out.")
+    base = load_model(model, "cpu")
+    if base.family != family:
+        raise ModelError(f"{model} is a {base.family} model: train {base.family} to fine-tune it.")
+    return base.config.model_dump(), base.classes
+
+
+def _divided(
+    table: LabelTable, fold: tuple[int, int] | None, fraction: float, seed: int
+) -> LabelTable:
+    """Say of each slide of a table whether it trains or tunes; the others are left out."""
+    check_seed(seed)
+    if not 0 < fraction <= 1:
+        raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
+    table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
+    table = take_fraction(table.without("test"), fraction, seed)
+    # A patient with slides of several classes may be held back, or left out by the fraction.
+    table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
+    return table
+
+
+def task_of(family: str) -> type[TrainTask[Any]]:
+    """Return the class with a family's training steps.
+
+    Raises
+    ------
+    ModelError
+        The family only runs, or its training steps cannot be loaded.
+    """
+    target = family_of(family).trainer
+    if target is None:
+        raise ModelError(f"family {family!r} cannot be trained here; its models come ready made.")
+    module, _, name = target.partition(":")
+    try:
+        task: type[TrainTask[Any]] = getattr(import_module(module), name)
+    except Exception as error:  # reason: a plugin may raise anything
+        if family not in FAMILIES.plugins():
+            raise
+        raise ModelError(
+            f"the training steps of plugin {family!r} ({target}) do not load: "
+            f"{type(error).__name__}: {error}. Update or uninstall the package that brings it."
+        ) from error
+    return task
+
+
+def _configured(
+    family: str,
+    base: Mapping[str, Any] | None,
+    given: Mapping[str, Any],
+    preset: str,
+    epochs: int | None,
+) -> tuple[FamilyConfig, TrainConfig]:
+    """Sort the fields that were given into those of the model and of its training."""
+    kind = family_of(family).config
+    own = {k: v for k, v in given.items() if k in kind.model_fields}
+    other = {k: v for k, v in given.items() if k not in own}
+    config = validated(kind, own if base is None else kind.fine_tuned(base, own))
+    return config, _training(task_of(family).training, preset, other, config, epochs)
+
+
+def _training(
+    kind: type[TrainConfig],
+    preset: str,
+    given: Mapping[str, Any],
+    config: FamilyConfig,
+    epochs: int | None,
+) -> TrainConfig:
+    values = kind.preset(preset, config, given)
+    if values is None:
+        names = [name for name in kind.presets if kind.preset(name, config, given) is not None]
+        raise ModelError(f"no preset {preset!r}: choose one of {', '.join(names)}.")
+    unknown = [name for name in given if name not in kind.model_fields]
+    if unknown:
+        known = [*type(config).model_fields, *kind.model_fields]
+        raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
+    training = validated(kind, {**values, **given}).suited(config)
+    if epochs is None:
+        return training
+    return validated(kind, {**dict(training), **training.of_length(epochs)})

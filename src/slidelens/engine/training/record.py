@@ -1,0 +1,111 @@
+"""What a training leaves behind for whoever asks later: its slides, its card, its curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+from slidelens.engine.device import software, uses_bf16
+from slidelens.engine.package import family_of
+from slidelens.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from slidelens.engine.labels import LabelTable, Split
+    from slidelens.engine.training.loop import TrainLoop
+    from slidelens.engine.training.plan import TrainPlan
+
+__all__ = ["SLIDES_TABLE", "slides_told", "training_card", "write_curves", "write_slides"]
+
+SLIDES_TABLE = "slides.csv"
+"""Name of the table that :func:`write_slides` makes."""
+CURVES = "curves.png"
+_LEARNT: tuple[Split, ...] = ("train", "tune")
+
+
+def write_slides(path: Path, plan: TrainPlan) -> None:
+    """Write which slide was in which split: a table of labels that gives the same split again.
+
+    Slides that ``fraction`` left out are not in it; those of split ``test`` are.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["slide_id", "label", "split", "patient"])
+    for row in (*plan.labels.rows, *plan.tested):
+        label = plan.labels.classes[row.label]
+        table.writerow([row.slide_id, label, row.split, row.patient or ""])
+    write_atomic(path, text.getvalue())
+
+
+def slides_told(plan: TrainPlan) -> str:
+    """Say which classes and splits there are."""
+    table = plan.labels
+    counts = ", ".join(
+        f"{name} {sum(row.label == label for row in table.rows)}"
+        for label, name in enumerate(table.classes)
+    )
+    positive = f" (positive: {table.classes[1]})" if len(table.classes) == 2 else ""
+    train, tune = (_counted(table, split) for split in _LEARNT)
+    tested = f"; {len(plan.tested)} of split test stay out" if plan.tested else ""
+    without = {*range(len(table.classes))} - {row.label for row in table.of("tune")}
+    lacking = ", ".join(table.classes[label] for label in sorted(without))
+    warned = f" (none of class {lacking}: no AUC, and no threshold is chosen)" if lacking else ""
+    return (
+        f"{len(table.classes)} classes: {counts}{positive}; {train} to learn from, {tune} to tune"
+        f"{warned}{tested}"
+    )
+
+
+def _counted(table: LabelTable, split: Split) -> str:
+    rows = table.of(split)
+    of = f" of {len({row.patient_key for row in rows})} patients" if _named(table) else ""
+    return f"{len(rows)} slide{'' if len(rows) == 1 else 's'}{of}"
+
+
+def _named(table: LabelTable) -> bool:
+    return any(row.patient for row in table.rows)
+
+
+def training_card(
+    plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Say in the model's card what it learnt from, how, on what, and how well."""
+    labels = plan.labels
+    auto = family_of(plan.family).auto_bf16
+    bf16 = uses_bf16(device, plan.training.precision, auto=auto)
+    counts = {
+        split: {
+            name: sum(r.label == i for r in labels.of(split))
+            for i, name in enumerate(labels.classes)
+        }
+        for split in _LEARNT
+    }
+    data: dict[str, Any] = {"labels": labels.path.name, "slides": counts}
+    if _named(labels):
+        data["patients"] = {
+            split: len({row.patient_key for row in labels.of(split)}) for split in _LEARNT
+        }
+    return {
+        "training_data": {**data, **origin},
+        "training": {
+            "seed": plan.seed,
+            "epochs": len(loop.history),
+            "updates": loop.updates,
+            **plan.training.model_dump(mode="json"),
+            "software": software(device, bf16),
+        },
+        "metrics": loop.metrics,
+        "threshold": loop.threshold,
+    }
+
+
+def write_curves(folder: Path, loop: TrainLoop) -> None:
+    """Draw losses and AUC of the epochs, and mark those whose weights are the model's."""
+    from slidelens.engine.training.curves import curves_picture
+
+    write_atomic(folder / CURVES, curves_picture(loop.history, loop.metrics["epochs"]))

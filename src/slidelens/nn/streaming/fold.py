@@ -1,0 +1,111 @@
+"""Frozen norms as part of the convolutions before them.
+
+In eval mode a batch norm scales and shifts channels, as its convolution could: the convolution
+gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``. Autograd goes
+through that product of small tensors, once for all tiles: the gradients of all that is in it are
+exact, no pass over a feature map is spent on a norm, and what autograd keeps for one is kept no
+longer. That is nearly half of what it keeps of a ResNet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from slidelens.nn.frozen import FrozenNorm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slidelens.nn.streaming.graph import Node
+
+__all__ = ["fold_norms", "folded_tensors"]
+
+# Subclasses of these may do something else.
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)
+
+
+def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[list[Node], int]:
+    """Let each convolution take over the frozen norm that alone reads it.
+
+    But not one whose weight is parametrized (weight norm, say): such a weight cannot be put in its
+    place, since what is assigned to it goes into the parameters that it is made of.
+
+    Parameters
+    ----------
+    nodes
+        Of a network, in the order of execution.
+    output
+        Index of its output.
+    root
+        The network.
+
+    Returns
+    -------
+    The nodes, of which nothing reads the norms any more, and the index of the output.
+    """
+    readers = Counter(i for node in nodes for i in (*node.inputs, *node.constants))
+    readers[output] += 1
+    calls = Counter(node.module for node in nodes)
+    owners = Counter(id(p) for _, p in root.named_parameters(remove_duplicate=False))
+    place = list(range(len(nodes)))
+    result: list[Node] = []
+    for node in nodes:
+        source = result[place[node.inputs[0]]] if node.inputs else None
+        if (
+            source is not None
+            and _is_convolution(source)
+            and _is_norm(node, root)
+            and not is_parametrized(root.get_submodule(source.module or ""))
+            and readers[source.index] == calls[source.module] == 1
+            and all(
+                owners[id(p)] == 1 for p in root.get_submodule(source.module or "").parameters()
+            )
+        ):
+            result[source.index] = replace(source, norm=node.module)
+            place[node.index] = source.index
+        result.append(node.renumbered(place))
+    return result, place[output]
+
+
+def _is_convolution(node: Node) -> bool:
+    """Say whether a node is a layer that has no norm yet."""
+    convolves = node.window is not None and node.window.kind == "conv"
+    return convolves and node.module is not None and node.norm is None
+
+
+def _is_norm(node: Node, root: nn.Module) -> bool:
+    """Say whether a node is a norm."""
+    if node.kind != "local" or node.module is None:
+        return False
+    return type(root.get_submodule(node.module)) in _NORMS
+
+
+def folded_tensors(nodes: Sequence[Node], root: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers of a network by name, norms folded into convolutions.
+
+    Weights ``(C, c, h, w)`` and biases ``(C,)`` of these are functions of the network's own, to
+    which autograd leads back. They are computed in single precision at least.
+    """
+    tensors = dict((*root.named_parameters(), *root.named_buffers()))
+    for node in nodes:
+        if node.norm is not None and node.module is not None:
+            weight, bias = _folded(root.get_submodule(node.module), root.get_submodule(node.norm))
+            tensors |= {f"{node.module}.weight": weight, f"{node.module}.bias": bias}
+    return tensors
+
+
+def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(conv.weight.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(kind) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean.to(kind) if conv.bias is None else conv.bias - norm.running_mean
+    bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)

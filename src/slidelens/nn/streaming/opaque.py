@@ -1,0 +1,115 @@
+"""Modules that cannot be traced: streamed by halo, from a receptive field that is stated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slidelens.errors import StreamingError
+from slidelens.nn.receptive import ReceptiveField, Window
+from slidelens.nn.streaming.costs import Costs
+from slidelens.nn.streaming.graph import LocalGraph, Node
+from slidelens.nn.windows import Rect, WindowOp, crop
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["opaque_graph"]
+
+
+@dataclass(frozen=True)
+class _OpaqueWindow(Window):
+    """One axis of a whole module.
+
+    ``cells`` holds, by remainder of the image's size by the stride, the size of a small image and
+    the cells that the module makes of it.
+    """
+
+    cells: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def size(self, n: int) -> int:
+        """Return how many cells the module makes of ``n`` pixels."""
+        small, count = self.cells[n % self.stride]
+        return count + (n - small) // self.stride
+
+    def reads(self, first: int, last: int, n: int) -> tuple[int, int]:
+        """Return the pixels to read, from a whole stride on, so that cells stay in step."""
+        low, high = super().reads(first, last, n)
+        return low // self.stride * self.stride, high
+
+
+class _OpaqueOp(WindowOp):
+    """A whole module as one layer."""
+
+    def run(
+        self,
+        values: Tensor,
+        have: Rect,
+        out: Rect,
+        size: tuple[int, int],
+        weights: tuple[Any, ...] = (),
+    ) -> tuple[Tensor, Rect]:
+        """Run the module, which stands in the place of the weights, on what ``out`` reads."""
+        rows = self.y.reads(out.top, out.bottom, size[0])
+        columns = self.x.reads(out.left, out.right, size[1])
+        result = weights[0](crop(values, have, Rect(*rows, *columns)))
+        top, left = rows[0] // self.y.stride, columns[0] // self.x.stride
+        return result, Rect(top, top + result.shape[2], left, left + result.shape[3])
+
+
+def opaque_graph(
+    module: nn.Module, fields: tuple[ReceptiveField, ReceptiveField], channels: int
+) -> tuple[LocalGraph, Costs]:
+    """Make a graph of one layer: the module.
+
+    The module is run on small images to learn how many cells it makes; multiply-adds are not
+    counted.
+
+    Raises
+    ------
+    StreamingError
+        The module does not take such images, or its output disagrees with the stride.
+    """
+    windows = []
+    features = 0
+    for axis, f in enumerate(fields):
+        cells: dict[int, tuple[int, int]] = {}
+        start = -(-2 * f.size // f.stride) * f.stride
+        for n in range(start, start + f.stride):
+            shape = _probe(module, channels, n, axis, fields[1 - axis])
+            cells[n % f.stride] = (n, shape[2 + axis])
+            features = shape[1]
+        longer = _probe(module, channels, start + f.stride, axis, fields[1 - axis])[2 + axis]
+        if longer != cells[0][1] + 1:
+            raise StreamingError(
+                f"{type(module).__name__} has not the stride {f.stride} that was stated: "
+                f"{f.stride} more pixels give {longer - cells[0][1]} more cells"
+            )
+        windows.append(_OpaqueWindow(f.size, f.stride, before=-f.first, cells=cells))
+    op = _OpaqueOp("opaque", windows[0], windows[1])
+    name = type(module).__name__
+    layer = Node(1, name, "window", inputs=(0,), window=op, module="")
+    graph = LocalGraph([Node(0, "input", "input"), layer], 1)
+    return graph, Costs([channels, features], [0, 0])
+
+
+def _probe(
+    module: nn.Module, channels: int, n: int, axis: int, across: ReceptiveField
+) -> tuple[int, ...]:
+    like = next(module.parameters(), torch.zeros(()))
+    size = [across.size, across.size]
+    size[axis] = n
+    image = torch.zeros((1, channels, *size), dtype=like.dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            result = module(image)
+    except RuntimeError as error:
+        raise StreamingError(
+            f"{type(module).__name__} does not take an image of {size[0]} x {size[1]} px, which "
+            f"the stated receptive field needs: {error}"
+        ) from error
+    if not isinstance(result, torch.Tensor) or result.dim() != 4:
+        raise StreamingError(f"{type(module).__name__} does not return one map (N, C, H, W)")
+    return tuple(result.shape)
