@@ -60,6 +60,9 @@ def test_train_offers_every_field_of_the_family(slidelens):
 def test_wrong_usage_exits_with_2(slidelens):
     assert slidelens("info").code == 2
     assert slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--region", "1,2").code == 2
+    alone = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--split", "test")
+    assert alone.code == 2
+    assert "--split: needs --labels" in " ".join(alone.err.split())
     assert slidelens("info", "x.svs", "--mpp", "wide").code == 2
     comma = slidelens("info", "x.svs", "--mpp", "1,5")
     assert comma.code == 2
@@ -158,8 +161,11 @@ def test_predict_skips_what_is_there_and_records_what_fails(slidelens, phantom, 
     assert rows["bad"]["status"] == "failed"
     assert "bad.svs" in rows["bad"]["error"]
     assert float(rows["slide"]["prob_tumor"]) > 0.5
-    done = slidelens("predict", phantom, *arguments[3:], "--overwrite", "--json")
-    assert json.loads(done.out)[0]["status"] == "done"
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label,split\nslide.tif,1,test\nbad.svs,0,train\n")
+    chosen = ("--labels", labels, "--split", "test")
+    done = slidelens(*arguments, *chosen, "--overwrite", "--json")
+    assert [(row["slide_id"], row["status"]) for row in json.loads(done.out)] == [("slide", "done")]
 
 
 def test_predict_says_what_it_waits_for(phantom, tmp_path):

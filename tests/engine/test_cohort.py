@@ -408,6 +408,32 @@ def test_a_folder_stands_for_its_slides_and_a_faulty_table_for_no_slide(tiny, tm
         run([tmp_path / "empty"], [tiny], out)
 
 
+def test_a_table_of_labels_chooses_the_slides(tiny, tmp_path):
+    slides = tmp_path / "slides"
+    for i in range(4):
+        write_slide(slides, f"s{i}.tif", i)
+    labels = tmp_path / "labels.csv"
+    # One class alone, and none of the model's: only the names of the slides matter here.
+    labels.write_text("slide_id,label,split\ns3.tif,odd,test\ns0,odd,train\ns1,odd,test\n")
+
+    def ids(folder: str, **options: str) -> list[str]:
+        return [o.slide_id for o in run(slides, tiny, tmp_path / folder, labels=labels, **options)]
+
+    assert ids("test", split="test") == ["s3", "s1"]
+    assert ids("all") == ["s3", "s0", "s1"]
+    with labels.open("a") as file:
+        file.write("gone,odd,test\naway,odd,test\nelsewhere,odd,train\n")
+    for options, message in (
+        ({"split": "test"}, r"no slide for gone, away; found 4 slides"),
+        ({"split": "tune"}, r"no slide in split tune; found test \(4\), train \(2\)\."),
+    ):
+        with pytest.raises(LabelError, match=message):
+            ids("refused", **options)
+    with pytest.raises(ValueError, match="'test' needs the labels"):
+        predict_cohort(slides, tiny, tmp_path / "refused", split="test")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_result_that_lost_a_map_is_made_again(tiny, tmp_path):
     path, out = write_slide(tmp_path, "s.tif"), tmp_path / "out"
     run([path], [tiny], out)

@@ -225,7 +225,9 @@ def test_a_split_takes_its_slides_only(cohort):
     assert found.metrics["split"] == "test"
     assert not any("split train" in text for text in found.warnings)
     assert any("2 of 6 evaluated slides are in split train" in t for t in run(cohort).warnings)
-    with pytest.raises(LabelError, match="no slide in split tune"):
+    with pytest.raises(
+        LabelError, match=r"no slide in split tune; found test \(4\), train \(2\)\."
+    ):
         run(cohort, split="tune")
 
 

@@ -30,6 +30,14 @@ def predict(
     slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.")],
     model: Annotated[list[str], typer.Option(help="Name or folder of a model; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Only the slides in this table: slide_id, label, split."),
+    ] = None,
+    split: Annotated[
+        Literal["train", "tune", "test"] | None,
+        typer.Option(help="Only the slides of this split of --labels."),
+    ] = None,
     device: DeviceOption = "auto",
     mpp: MppOption = None,
     region: Annotated[
@@ -63,6 +71,8 @@ def predict(
 
     What is there already, from the same settings, is skipped.
     """
+    if split and labels is None:
+        raise typer.BadParameter("needs --labels, which say the split", param_hint="--split")
     box, resolution = parse_region(region), parse_mpp(mpp)
     given = parse_assignments(assignments or [])
     from slidelens.engine.cohort import predict_cohort
@@ -76,6 +86,8 @@ def predict(
         slides,
         model,
         out,
+        labels=labels,
+        split=split,
         device=device,
         mpp=resolution,
         region=box,

@@ -26,11 +26,11 @@ from slidelens.engine.provenance import (
     unlike_result,
     weights_sha256,
 )
-from slidelens.engine.slide_folder import find_slides
-from slidelens.errors import ModelError, ResultError, SlideError, SlideLensError
+from slidelens.engine.slide_folder import slides_to_run
+from slidelens.errors import ModelError, ResultError, SlideLensError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
-from slidelens.slide.open import GivenMpp, is_slide, open_slide
+from slidelens.slide.open import GivenMpp, open_slide
 from slidelens.slide.resolution import read_mpp_table, table_of
 from slidelens.tiling.tissue import TissueSettings
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from slidelens.engine.device import Precision
+    from slidelens.engine.labels import Split
     from slidelens.geometry import Box
 
 __all__ = ["RunOptions", "predict_cohort"]
@@ -70,6 +71,8 @@ def predict_cohort(
     models: Sequence[Model[Any] | str | Path] | Model[Any] | str | Path,
     out: str | Path,
     *,
+    labels: str | Path | None = None,
+    split: Split | None = None,
     device: str | torch.device = "auto",
     mpp: GivenMpp = None,
     options: Mapping[str, Any] | None = None,
@@ -97,6 +100,10 @@ def predict_cohort(
         Names, folders or loaded models, or one of them; loaded once, on ``device``.
     out
         Results folder.
+    labels
+        Run only the slides that this table names: CSV with slide_id, label and optionally split.
+    split
+        With ``labels``: only the slides of this split.
     device, mpp, options, run
         As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` hold for
         every model.
@@ -114,7 +121,8 @@ def predict_cohort(
         No slides, two of one id, or a table of resolutions that cannot be used (before anything
         runs).
     LabelError
-        A folder without slides, or with two of one id.
+        A folder without slides, or with two of one id; a table that cannot be used, has no slide of
+        the split, or names slides that are not given.
     ModelError
         A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
         or two of one name (before anything runs).
@@ -122,12 +130,11 @@ def predict_cohort(
         A folder that cannot be written, or is of one model; results that may not be replaced
         (before anything runs). A disk that is full.
     ValueError, TypeError
-        An option that no run takes (before anything runs).
+        An option that no run takes, or a split without labels (before anything runs).
     """
     slides = [slides] if isinstance(slides, str | Path) else slides
     models = [models] if isinstance(models, str | Path | Model) else models
-    paths = [path for slide in slides for path in _slides_of(Path(slide))]
-    _check_ids(paths)
+    paths = slides_to_run(slides, labels, split)
     if (table := table_of(mpp)) is not None:
         read_mpp_table(table)  # a faulty table is not a fault of every slide
     loaded = [
@@ -359,15 +366,6 @@ def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) ->
     return Outcome(model.name, slide_id(path), "failed", text, {}, seconds)
 
 
-def _slides_of(path: Path) -> list[Path]:
-    """Return the slides in a folder; a path that is one itself, or none, alone."""
-    try:
-        alone = not path.is_dir() or is_slide(path)
-    except OSError:  # it may not be looked at; opening it says so
-        alone = True
-    return [path] if alone else list(find_slides(path).values())
-
-
 def _check_places(
     paths: Sequence[Path], models: Sequence[Model[Any]], out: Path, region: Box | None
 ) -> None:
@@ -382,18 +380,4 @@ def _check_places(
         more = f" (and so do {len(found) - 1} more)" if len(found) > 1 else ""
         raise ResultError(
             f"{at}: holds {there}{more}. Write to another --out, or give --overwrite to replace it."
-        )
-
-
-def _check_ids(paths: list[Path]) -> None:
-    if not paths:
-        raise SlideError("no slides given; expected one path or more.")
-    by_id: dict[str, list[Path]] = {}
-    for path in paths:
-        by_id.setdefault(slide_id(path), []).append(path)
-    double = [", ".join(map(str, same)) for same in by_id.values() if len(same) > 1]
-    if double:
-        raise SlideError(
-            f"slides of the same id would overwrite each other's results: {'; '.join(double)}. "
-            "Rename them, or run them with another --out."
         )

@@ -85,6 +85,21 @@ class LabelTable:
         """Return the rows of a split, in the order of the file."""
         return [row for row in self.rows if row.split == split]
 
+    def only(self, split: Split) -> LabelTable:
+        """Return the table with the rows of a split alone.
+
+        Raises
+        ------
+        LabelError
+            There are none; says which splits there are.
+        """
+        rows = tuple(self.of(split))
+        if not rows:
+            counts = Counter(row.split or "no split" for row in self.rows)
+            found = ", ".join(f"{name} ({n})" for name, n in counts.items())
+            raise LabelError(f"{self.path}: no slide in split {split}; found {found}.")
+        return replace(self, rows=rows)
+
     def without(self, split: Split) -> LabelTable:
         """Return the table without the rows of a split."""
         return replace(self, rows=tuple(row for row in self.rows if row.split != split))
@@ -139,8 +154,8 @@ class LabelTable:
         missing = [r.slide_id for r in self.rows if r.slide_id not in known]
         if missing:
             raise LabelError(
-                f"{self.path}: no slide for {listed(missing)}; the folder holds {len(files)} "
-                "slides. Give slide_id as the file name, with or without its extension."
+                f"{self.path}: no slide for {listed(missing)}; found {len(files)} slides. "
+                "Give slide_id as the file name, with or without its extension."
             )
         rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
         _refuse(self.path, (_twice(r.slide_id for r in rows), "slides twice"))
@@ -165,7 +180,7 @@ def read_labels(
         only one class is called so) or the index of a known class, unless names are numbers.
     every_class
         Refuse a table that has no slide of some class. An evaluation takes it: figures that need
-        the class are then undefined.
+        the class are then undefined; so does a run, for which the table only names slides.
 
     Raises
     ------
@@ -174,7 +189,8 @@ def read_labels(
         patient in two splits. All faults are listed at once.
     """
     cells = _cells(path)
-    names = tuple(classes) if classes is not None else _classes(path, [r["label"] for r in cells])
+    labels = [r["label"] for r in cells]
+    names = _classes(path, labels, every_class) if classes is None else tuple(classes)
     index = {name: i for i, name in enumerate(names)}
     what = f"labels that are not one of the classes {', '.join(names)}"
     if not any(name.isdecimal() for name in names):  # else a number is the name of a class
@@ -293,7 +309,7 @@ def _cells(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
+def _classes(path: Path, labels: Sequence[str], every_class: bool) -> tuple[str, ...]:
     names = sorted(set(labels), key=lambda name: (name.casefold() not in _NEGATIVE, name))
     if len({name.casefold() for name in names}) < len(names):
         log.warning(
@@ -303,13 +319,13 @@ def _classes(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         count = max(int(name) for name in names) + 1
         empty = [str(i) for i in range(min(count, 1000)) if str(i) not in names]
-        if empty:
+        if empty and every_class:
             raise LabelError(
                 f"{path}: labels that are numbers are 0-based class indices, but no slide has "
                 f"{listed(empty)}. Number the classes from 0, or write names (such as grade3)."
             )
         names.sort(key=int)
-    if len(names) < 2:
+    if len(names) < 2 and every_class:
         raise LabelError(
             f"{path}: all {len(labels)} slides are labelled {names[0]!r}; at least two classes "
             "are needed to learn a difference."

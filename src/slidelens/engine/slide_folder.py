@@ -1,20 +1,23 @@
-"""Which slides lie in a folder."""
+"""Which slides lie in a folder, and which of them a run is asked for."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import listed
-from slidelens.errors import LabelError
+from slidelens.engine.labels import listed, read_labels
+from slidelens.errors import LabelError, SlideError
 from slidelens.slide.base import slide_id
 from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
-__all__ = ["contents", "find_slides"]
+    from slidelens.engine.labels import Split
+
+__all__ = ["contents", "find_slides", "slides_to_run"]
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,65 @@ _NO_SLIDES = {
 
 _LEVELS = 3
 """How far down slides are looked for: in GDC's downloads a folder for each holds the slide."""
+
+
+def slides_to_run(
+    given: Sequence[str | Path], labels: str | Path | None = None, split: Split | None = None
+) -> list[Path]:
+    """Return the slides that are given, or those of them that a table of labels names.
+
+    Parameters
+    ----------
+    given
+        Slides and folders of them.
+    labels
+        CSV with slide_id, label and optionally split, as for a training; its order is that of the
+        slides then. What its labels are called does not matter.
+    split
+        Only the slides of this split of the table.
+
+    Raises
+    ------
+    SlideError
+        No slides, or two of one id.
+    LabelError
+        A folder without slides, or with two of one id; a table that cannot be used, has no slide of
+        the split, or names slides that are not given.
+    ValueError
+        A split without a table.
+    """
+    if labels is None and split is not None:
+        raise ValueError(f"split {split!r} needs the labels that say which slides are in it")
+    slides = _by_id([path for one in given for path in _slides_of(Path(one))])
+    if labels is None:
+        return list(slides.values())
+    table = read_labels(Path(labels), every_class=False)
+    table = table if split is None else table.only(split)
+    return [slides[row.slide_id] for row in table.with_files(slides).rows]
+
+
+def _slides_of(path: Path) -> list[Path]:
+    """Return the slides in a folder; a path that is one itself, or none, alone."""
+    try:
+        alone = not path.is_dir() or is_slide(path)
+    except OSError:  # it may not be looked at; opening it says so
+        alone = True
+    return [path] if alone else list(find_slides(path).values())
+
+
+def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
+    if not paths:
+        raise SlideError("no slides given; expected one path or more.")
+    by_id: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_id[slide_id(path)].append(path)
+    double = [", ".join(map(str, same)) for same in by_id.values() if len(same) > 1]
+    if double:
+        raise SlideError(
+            f"slides of the same id would overwrite each other's results: {'; '.join(double)}. "
+            "Rename them, or run them with another --out."
+        )
+    return {name: paths[0] for name, paths in by_id.items()}
 
 
 def find_slides(folder: Path) -> dict[str, Path]:

@@ -210,9 +210,7 @@ def join(
         Slides without label or without result, all at once; a split without slides; two rows that
         mean one slide; nothing left to evaluate.
     """
-    wanted = list(table.rows) if split is None else table.of(split)
-    if not wanted:
-        raise LabelError(f"{table.path}: no slide in split {split}.")
+    wanted = (table if split is None else table.only(split)).rows
     known = {slide_id for one in scored.values() for slide_id in one.probabilities}
     ids = _result_ids(table, known)
     cases: dict[str, Cases] = {}
