@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 DATA = Path(
     os.environ.get("SLIDELENS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -109,14 +109,25 @@ def environment() -> dict[str, Any]:
     return facts
 
 
-def main(doc: str | None, measure: Callable[[bool], tuple[list[Claim], dict[str, Any]]]) -> None:
-    """Run a benchmark from the command line."""
+def main(
+    doc: str | None,
+    measure: Callable[[bool], tuple[list[Claim], dict[str, Any]]],
+    needs: Iterable[Path] = (),
+) -> None:
+    """Run a benchmark from the command line, if the real data that it ``needs`` is there."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="end within three minutes")
     options = parser.parse_args()
+    lacking = [str(path) for path in needs if not path.exists()]
+    if lacking:
+        parser.exit(
+            1,
+            f"{parser.prog}: no {', '.join(lacking)}; say in SLIDELENS_TEST_DATA which folder "
+            "holds the real data.\n",
+        )
     where = environment()
     claims, figures = measure(options.quick)
     if options.json:

@@ -250,4 +250,4 @@ def sampler() -> tuple[float, dict[str, list[float]]]:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [WEIGHTS])

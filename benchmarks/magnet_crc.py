@@ -148,4 +148,4 @@ def holds(tiles: Sequence[Any], squares: Sequence[tuple[float, float, float]]) -
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [COHORT])

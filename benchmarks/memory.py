@@ -122,4 +122,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:])
     else:
-        common.main(__doc__, measure)
+        common.main(__doc__, measure, [SLIDE])

@@ -95,4 +95,4 @@ def tiles(results: Path, slides: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [COHORT, WEIGHTS])

@@ -146,4 +146,4 @@ def score(folder: Path, model: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [COHORT, WEIGHTS])

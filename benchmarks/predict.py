@@ -137,4 +137,4 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    common.main(__doc__, measure)
+    common.main(__doc__, measure, [SLIDE, WEIGHTS])

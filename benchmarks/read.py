@@ -103,4 +103,4 @@ def check_same(path: Path, corners: list[Corner]) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [DATA / name for name in SLIDES.values()])

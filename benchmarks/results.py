@@ -298,4 +298,4 @@ if __name__ == "__main__":
             for one in ROWS[asked].seeds:
                 made(asked, one)
     else:
-        main(__doc__, measure)
+        main(__doc__, measure, [COHORT, WEIGHTS])

@@ -114,4 +114,4 @@ def sources(html: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, [COHORT, WEIGHTS])

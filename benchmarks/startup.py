@@ -14,6 +14,7 @@ from typing import Any
 
 import common
 
+SLIDE = common.DATA / "wsi" / "CMU-1-Small-Region.svs"
 LIGHT = ["torch", "napari", "openslide", "zarr", "numpy"]
 
 
@@ -23,12 +24,11 @@ def run(*command: str) -> None:
 
 def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
     program = str(Path(sys.executable).with_name("slidelens"))
-    slide = str(common.DATA / "wsi" / "CMU-1-Small-Region.svs")
     ways = {
         "python": partial(run, sys.executable, "-c", "pass"),
         "import": partial(run, sys.executable, "-c", "import slidelens"),
         "help": partial(run, program, "--help"),
-        "info": partial(run, program, "info", slide),
+        "info": partial(run, program, "info", str(SLIDE)),
     }
     seconds = common.interleaved(ways, 5 if quick else 15)
     least = {name: min(values) for name, values in seconds.items()}
@@ -47,4 +47,4 @@ def measure(quick: bool) -> tuple[list[common.Claim], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    common.main(__doc__, measure)
+    common.main(__doc__, measure, [SLIDE])

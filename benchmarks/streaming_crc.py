@@ -144,4 +144,4 @@ def path_of(slide_id: str) -> Path:
 
 if __name__ == "__main__":
     print("training takes about 25 minutes on a free core, two on a GPU", file=sys.stderr)
-    main(__doc__, measure)
+    main(__doc__, measure, [COHORT, WEIGHTS])
