@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slidelens.engine.training import curves
 from slidelens.engine.training.curves import curves_picture
 from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import slides_told, write_slides
@@ -59,3 +60,16 @@ def test_curves_mark_the_epochs_of_the_model(area):
     half = early.shape[1] // 2
     darker = (early < late).sum(0)
     assert darker[:half].sum() > 10 * darker[half:].sum()
+
+
+@pytest.mark.parametrize(("area", "panels"), [(0.7, 2), (None, 1)])
+def test_curves_have_no_panel_without_a_curve(area, panels, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "written", lambda figure: drawn.append(figure) or b"")
+    losses = {"train_loss": 0.5, "tune_loss": 0.6}
+    rows = [{"epoch": e, "stage": 1, **losses, "tune_auc": area} for e in (1, 2)]
+    curves_picture([{**rows[0], "tune_auc": None}, rows[1]], [2])
+    (figure,) = drawn
+    assert len(figure.axes) == panels
+    assert all(axes.get_legend().get_texts() for axes in figure.axes)
+    assert figure.axes[-1].get_xlabel().startswith("epoch")

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["curves_picture"]
 
+_COLUMNS = ("train_loss", "tune_loss", "tune_auc")
+
 
 def curves_picture(history: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> bytes:
-    """Draw the losses and the AUC of a training's epochs, as PNG.
+    """Draw the losses of a training's epochs and, where there are any, their AUC, as PNG.
 
     Parameters
     ----------
@@ -27,17 +29,20 @@ def curves_picture(history: Sequence[Mapping[str, Any]], chosen: Sequence[int]) 
         Epochs whose weights are the model's: they lie on a grey band. A dotted line stands where a
         stage of the schedule begins.
     """
-    figure = new_figure(6.4, 5.2)
-    losses, areas = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    shown = [name for name in _COLUMNS if any(row[name] is not None for row in history)]
+    panels = 1 + ("tune_auc" in shown)  # there is no AUC where a class has no tuning slide
+    ratios = (3, 2)[:panels]
+    figure = new_figure(6.4, 0.2 + sum(ratios))
+    plots = figure.subplots(panels, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    losses, last = plots[0], plots[-1]
     epochs = [row["epoch"] for row in history]
-    for i, (name, axes) in enumerate(
-        (("train_loss", losses), ("tune_loss", losses), ("tune_auc", areas))
-    ):
+    for i, name in enumerate(shown):
+        axes = last if name == "tune_auc" else losses
         color, style = look(i)
         values = [float("nan") if row[name] is None else row[name] for row in history]
         label = name.replace("_", " ").replace("auc", "AUC")
         axes.plot(epochs, values, color=color, linestyle=style, marker="o", ms=3, label=label)
-    for axes in (losses, areas):
+    for axes in plots:
         axes.axvspan(min(chosen) - 0.5, max(chosen) + 0.5, color="#e4e4e4", linewidth=0, zorder=0)
         for before, row in pairwise(history):
             if row["stage"] != before["stage"]:
@@ -45,7 +50,8 @@ def curves_picture(history: Sequence[Mapping[str, Any]], chosen: Sequence[int]) 
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(fontsize=9, frameon=False)
     losses.set(ylabel="loss", ylim=(0, None), xlim=(0.5, max(epochs) + 0.5))
-    areas.set(ylabel="AUC", ylim=(min(0.5, *areas.get_ylim()), 1.02))
-    areas.set_xlabel("epoch (grey: whose weights are the model's)")
-    areas.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if last is not losses:
+        last.set(ylabel="AUC", ylim=(min(0.5, *last.get_ylim()), 1.02))
+    last.set_xlabel("epoch (grey: whose weights are the model's)")
+    last.xaxis.set_major_locator(MaxNLocator(integer=True))
     return written(figure)

@@ -31,7 +31,8 @@ _LEARNT: tuple[Split, ...] = ("train", "tune")
 def write_slides(path: Path, plan: TrainPlan) -> None:
     """Write which slide was in which split: a table of labels that gives the same split again.
 
-    Slides that ``fraction`` left out are not in it; those of split ``test`` are.
+    Slides that ``fraction`` left out are not in it; those of split ``test`` are. A table of labels
+    has no place for the order of classes, which is in ``config.yaml`` and in the model.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
