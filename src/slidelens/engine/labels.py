@@ -269,7 +269,8 @@ def split_by_patient(table: LabelTable, seed: int) -> LabelTable:
     if not held or len(held) == every:
         raise LabelError(
             f"{table.path}: {every} patients of {len(table.classes)} classes are too few "
-            "to split into train and tune; label more slides, or add a column 'split'."
+            "to split into train and tune; label more slides, or say which are train and which "
+            "are tune in column 'split'."
         )
     rows = (replace(r, split="tune" if r.patient_key in held else "train") for r in table.rows)
     return replace(table, rows=tuple(rows))
