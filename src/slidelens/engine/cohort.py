@@ -9,6 +9,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -202,7 +203,7 @@ class _Cohort:
         self.left = len(paths) * len(self.models)
         with ExitStack() as end, ThreadPoolExecutor(1, "slidelens-next") as ahead:
             for table in self.tables.values():  # all of them, also where one cannot be written
-                end.callback(table.flush)
+                end.push(partial(_flush, table))
             while todo:
                 before = len(todo)
                 todo = yield from self._round(todo, ahead)
@@ -344,6 +345,16 @@ class _Cohort:
             run.result.probabilities,
             perf_counter() - start,
         )
+
+
+def _flush(table: PredictionTable, ending: type[BaseException] | None, *_: object) -> None:
+    """Write what waits; what ends the run already, such as Ctrl-C, is not hidden by a failure."""
+    try:
+        table.flush()
+    except ResultError as error:
+        if ending is None:
+            raise
+        log.warning("%s", error)
 
 
 def _close(slide: Slide) -> None:
