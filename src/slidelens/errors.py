@@ -10,6 +10,7 @@
     ├── ModelError (+ ValueError)      a model package or configuration that cannot be used
     ├── LabelError (+ ValueError)      a labels table or an annotation that cannot be used
     ├── ResultError (+ ValueError)     a result folder that cannot be read or written
+    │   └── NewerResultError           a newer slidelens wrote it; nothing is wrong with it
     ├── PluginError (+ RuntimeError)   a plugin that does not load or breaks its contract
     └── StreamingError (+ ValueError)  a network or a tile that cannot be streamed exactly
 
@@ -23,6 +24,7 @@ __all__ = [
     "LabelError",
     "MissingMppError",
     "ModelError",
+    "NewerResultError",
     "PluginError",
     "ResultError",
     "SlideError",
@@ -63,6 +65,10 @@ class LabelError(SlideLensError, ValueError):
 
 class ResultError(SlideLensError, ValueError):
     """A result folder that cannot be read or written."""
+
+
+class NewerResultError(ResultError):
+    """A result in the layout of a newer slidelens, which this one cannot read."""
 
 
 class PluginError(SlideLensError, RuntimeError):

@@ -387,6 +387,11 @@ def test_export_of_several_results_is_all_or_says_which_are_missing(slidelens, p
     assert "second" in done.err
     assert (out / "slide.csv").read_text() != "somebody's"
     assert not (out / "second.csv").exists()
+    (results / "demo-mil" / "slide" / "result.json").write_text("{")
+    done = slidelens("export", results, "--to", "geojson", "--out", out)
+    assert done.code == 1
+    assert done.out == f"{out / 'second.geojson'}\n"
+    assert re.search(r"1 of 2 results were not exported:\n.*slide.result\.json: not JSON", done.err)
 
 
 def test_a_slide_that_is_too_coarse_for_the_model_fails_with_what_to_do(

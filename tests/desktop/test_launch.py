@@ -81,6 +81,19 @@ def test_results_of_several_slides_ask_for_one(files):
         add_slides(ViewerModel(), results=files / "results")
 
 
+def test_what_cannot_be_read_is_passed_over_unless_it_is_all(files, caplog):
+    folders = [files / "results" / model / "a" for model in ("m1", "m2")]
+    (folders[0] / "result.json").write_text("{")
+    viewer = ViewerModel()
+    add_slides(viewer, [files / "a.tif"], files / "results")
+    assert "m2: probability" in viewer.layers
+    assert "m1: probability" not in viewer.layers
+    assert "result.json: not JSON" in caplog.text
+    (folders[1] / "result.json").write_text("{")
+    with pytest.raises(ResultError, match="not JSON"):
+        add_slides(ViewerModel(), [files / "a.tif"], files / "results")
+
+
 def test_one_result_folder_of_another_slide(files):
     viewer = ViewerModel()
     with pytest.raises(ResultError, match="is of slide 'a', not of 'b'"):

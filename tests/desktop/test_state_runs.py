@@ -104,6 +104,11 @@ def test_results_are_listed_newest_first_damaged_ones_with_the_reason(results):
     assert [(e.model, e.slide) for e in found] == [("m2", "a"), ("m1", "a"), ("m2", "bad")]
     assert found[0].score.endswith("%")
     assert "not JSON" in found[2].error
+    assert found[2].score == "damaged"
+    (results / "m2" / "bad" / "result.json").write_text('{"schema_version": 2}')
+    newer = entries([results])[2]
+    assert newer.score == "newer version"
+    assert "Update slidelens" in newer.about
 
 
 def test_a_deleted_result_can_be_brought_back(results):

@@ -207,6 +207,9 @@ def test_results_of_another_model_or_region_are_not_replaced_unasked(tiny, tmp_p
     assert [o.status for o in run(slides[:1], [tiny], out, region=region)] == ["done"]
     with pytest.raises(ResultError, match=r"s0: holds a result of region 0,0,64,64"):
         run(slides, [tiny], out, replace=False)
+    (out / "tiny-model" / "s1" / "result.json").write_text('{"schema_version": 2}')
+    with pytest.raises(ResultError, match=r"s1: holds a result of a newer slidelens"):
+        run(slides[1:], [tiny], out, replace=False)
 
 
 def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monkeypatch):
@@ -512,6 +515,12 @@ def test_a_table_that_a_spreadsheet_has_open_ends_no_run(tiny, tmp_path, monkeyp
     monkeypatch.setattr(prediction_table, "write_atomic", lambda *_: write("", ""))
     with pytest.raises(ResultError, match="cannot write the table"):
         run(slides, [tiny], out)
+    events = predict_cohort(slides, [tiny], out, mpp=1.0, tissue=WHOLE, overwrite=True)
+    while not isinstance(next(events), Outcome):
+        pass
+    caplog.clear()
+    events.close()  # as after Ctrl-C, which would not be what ends the program then
+    assert caplog.text.count("cannot write the table") == 1
 
 
 def test_a_table_that_cannot_be_written_costs_no_row_of_another(tiny, tmp_path, monkeypatch):

@@ -207,6 +207,23 @@ def test_missing_and_unknown_slides_are_listed_at_once(cohort):
     assert any("left out" in text for text in found.warnings)
 
 
+def test_results_that_cannot_be_read_count_as_none_only_where_that_is_allowed(cohort, caplog):
+    damaged, newer = (cohort / f"results/good/{slide}/result.json" for slide in "ab")
+    damaged.write_text("{")
+    newer.write_text('{"schema_version": 2}')
+    both = r"2 results cannot be used:\n.*a.result\.json: not JSON.*\n.*by a newer slidelens"
+    with pytest.raises(ResultError, match=both):
+        run(cohort)
+    found = run(cohort, allow_missing=True).metrics["models"]["good"]
+    assert found["n"] == 4
+    assert found["left_out"] == {"no_label": [], "no_result": ["a", "b"]}
+    assert "good/a/result.json: not JSON" in caplog.text
+    for file in cohort.glob("results/*/*/result.json"):
+        file.write_text("{")
+    with pytest.raises(ResultError, match="12 results cannot be used"):
+        run(cohort, allow_missing=True)
+
+
 def test_comparison_takes_the_slides_that_both_models_have(cohort):
     (cohort / "results/weak/f/result.json").unlink()
     (test,) = run(cohort, allow_missing=True).metrics["comparisons"]

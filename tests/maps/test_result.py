@@ -224,7 +224,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, result: Result) 
             {**MINIMAL, "maps": [{"name": "p", "kind": "labels", "path": "/p"}]},
             r"key 'maps\.0\.path'",
         ),
-        ({**MINIMAL, "schema_version": 2}, "schema_version 2 is newer.*update slidelens"),
+        ({**MINIMAL, "schema_version": 2}, "by a newer slidelens.*Update slidelens"),
         ({**MINIMAL, "schema_version": "1.0"}, r"key 'schema_version'"),
     ],
 )

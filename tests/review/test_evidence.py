@@ -138,6 +138,10 @@ def test_results_that_are_gone_or_damaged_are_said(own):
         "its map is damaged",
     )
     assert of(found.rows[0], "mil").picture
+    (results / "mil" / "doe_jane_1" / "result.json").write_text('{"schema_version": 2}')
+    found, _ = draw(own, "doe_jane_1")
+    newer = "The result of mil was written anew by a newer slidelens; update this one."
+    assert newer in found.notes
     assert str(own.parent) not in " ".join(found.notes)
     shutil.rmtree(results)
     found, _ = draw(own, "doe_jane_1")

@@ -254,7 +254,7 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
     text = text_of(read(done.html))
     assert "The slide file is gone since the run" in text
     assert "The result of mil is gone since the evaluation." in text
-    assert "Results that are gone since the evaluation: mil 1." in text
+    assert "Results that are gone, or cannot be read, since the evaluation: mil 1." in text
     assert "/nowhere" not in done.html.read_text()
     assert [note[6:12] for note in done.notes] == [" The r", " The s"]
     options = ReportOptions(slides=str(tmp_path / "moved" / "slides"))

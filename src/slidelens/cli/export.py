@@ -56,28 +56,35 @@ def export(
     if to not in EXPORTERS:
         raise typer.BadParameter(f"no format {to!r}; there are {', '.join(EXPORTERS)}")
     folders = list(find_results(result)) or [result]
-    results = [Result.load(folder) for folder in folders]
+    results, failed = [], []
+    for folder in folders:
+        try:
+            results.append(Result.load(folder))
+        except ResultError as error:
+            if len(folders) == 1:
+                raise
+            failed.append(str(error))
     if folders != [result]:
-        out = _folder(out, results, EXPORTERS.get(to))
+        out = _folder(out, results, len(folders), EXPORTERS.get(to))
     for one in results:  # all or none, where a place is taken
         export_target(one, to, out, overwrite=overwrite)
-    failed = []
     for one in results:
         try:
             typer.echo(export_result(one, to, out, overwrite=overwrite))
         except ResultError as error:
-            if len(results) == 1:
+            if len(folders) == 1:
                 raise
             failed.append(f"{one.path}: {error}")
     if failed:
-        some = f"{len(failed)} of {len(results)} results were not exported"
+        some = f"{len(failed)} of {len(folders)} results were not exported"
         raise ResultError("\n".join([f"{some}:", *failed]))
 
 
-def _folder(out: str, results: list[Result], exporter: Exporter) -> str:
+def _folder(out: str, results: list[Result], count: int, exporter: Exporter) -> str:
     """Return the folder that takes the files of several results, one per slide.
 
-    Where there is only one result after all, it may be a file.
+    Where there is only one result after all, it may be a file. The ``count`` is with those that
+    cannot be read.
     """
     slides: dict[str, list[str]] = {}
     for result in results:
@@ -93,11 +100,11 @@ def _folder(out: str, results: list[Result], exporter: Exporter) -> str:
         raise typer.BadParameter(f"--out {out} is a file; several results need a folder")
     one = exporter.folder and place.name.endswith(exporter.suffix)
     if one or (_FILE.search(place.name) and not names_folder(out)):
-        if len(results) == 1:
+        if count == 1:
             return out
         folder = place.with_name(place.name.split(".")[0] or "exports")
         raise typer.BadParameter(
-            f"--out {out} names one file, but each of the {len(results)} results gets its own "
+            f"--out {out} names one file, but each of the {count} results gets its own "
             f"<slide>{exporter.suffix}; name a folder, such as {folder}/"
         )
     return f"{place}/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from slidelens.slide.open import GivenMpp
 
 __all__ = ["TASKS", "add_slides", "view"]
+
+log = logging.getLogger(__name__)
 
 TASKS = {
     "look": ("navigator",),
@@ -165,19 +168,19 @@ def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | N
 def _results_of(slide: str, folder: Path) -> list[Result]:
     found = list(find_results(folder))
     # Folders are named after the slide; one that is given itself may have been renamed.
-    mine = [Result.load(p) for p in found if p.name == slide or p == folder]
+    mine = [p for p in found if p.name == slide or p == folder]
     if not mine:
         there = ", ".join(sorted({p.name for p in found})[:5]) or "none"
         raise ResultError(
             f"{folder}: no result of slide {slide!r} (there are: {there}). "
             "Run: slidelens predict SLIDE --model MODEL --out DIR"
         )
-    return mine
+    return _readable(mine)
 
 
 def _only_slide(folder: Path) -> Path:
     """Return the file of the one slide that the results in a folder are of."""
-    found = [Result.load(p) for p in find_results(folder)]
+    found = _readable(list(find_results(folder)))
     ids = sorted({result.slide.id for result in found})
     if len(ids) != 1:
         what = f"results of {len(ids)} slides" if ids else "no results"
@@ -188,6 +191,22 @@ def _only_slide(folder: Path) -> Path:
     if path is None:
         raise ResultError(f"{folder}: does not say where slide {ids[0]!r} lies; name its file.")
     return Path(path)
+
+
+def _readable(folders: Sequence[Path]) -> list[Result]:
+    """Load results; pass over those that cannot be read with a warning, unless that is all."""
+    found: list[Result] = []
+    faults: list[ResultError] = []
+    for folder in folders:
+        try:
+            found.append(Result.load(folder))
+        except ResultError as error:
+            faults.append(error)
+    if faults and not found:
+        raise faults[0]
+    for fault in faults:
+        log.warning("%s It is not shown.", fault)
+    return found
 
 
 def _check_display() -> None:

@@ -88,7 +88,7 @@ class EvaluationOptions:
     rule
         How the operating point is chosen: text, as :func:`parse_rule` reads it, or what it makes.
     allow_missing
-        Leave out slides without label or result, instead of refusing them.
+        Leave out slides without label or result (that can be read), instead of refusing them.
     annotations
         Folder of annotations: measure tiles too.
     tile_overlap
@@ -173,7 +173,7 @@ def evaluate(
     options = options or EvaluationOptions()
     rule = _rule(options)
     results, labels, out = Path(results), Path(labels), Path(out)
-    scored = read_scores(results)
+    scored = read_scores(results, allow_unreadable=options.allow_missing)
     classes = next(iter(scored.values())).classes
     table = read_labels(labels, classes, every_class=False)
     cases, left_out = join(scored, table, split=options.split, allow_missing=options.allow_missing)

@@ -8,7 +8,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slidelens.errors import ResultError
+from slidelens.errors import NewerResultError, ResultError
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
 from slidelens.tiling.tissue import TissueMask
@@ -118,7 +118,7 @@ def is_done(folder: Path, digest: str) -> bool:
 
 
 def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
-    """Say what lies in ``folder`` if it is of another model or region, else nothing.
+    """Say what lies in ``folder`` if it is of another model or region, or newer, else nothing.
 
     What differs in other settings is taken for an older try. ``weights`` is the model's checksum
     (:func:`weights_sha256`); None is not known.
@@ -127,6 +127,8 @@ def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
         return ""
     try:
         there = Result.load(folder)
+    except NewerResultError:
+        return "a result of a newer slidelens"
     except ResultError:  # damaged: nothing is lost
         return ""
     if None not in (there.model.sha256, weights) and there.model.sha256 != weights:

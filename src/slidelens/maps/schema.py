@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from slidelens.errors import ResultError
+from slidelens.errors import NewerResultError, ResultError
 from slidelens.geometry import Mpp, Size
 from slidelens.maps.map import Kind
 from slidelens.maps.run_settings import RunSettings
@@ -121,6 +121,8 @@ def read_result_file(path: Path) -> ResultFile:
 
     Raises
     ------
+    NewerResultError
+        A file of a newer slidelens.
     ResultError
         A file that is missing, no JSON, or not of this layout; names the file and the key.
     """
@@ -142,9 +144,9 @@ def read_result_file(path: Path) -> ResultFile:
         raise ResultError(f"{path}: holds a {type(content).__name__}, expected an object.")
     version = content.get("schema_version", SCHEMA_VERSION)
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ResultError(
-            f"{path}: schema_version {version} is newer than this slidelens reads "
-            f"({SCHEMA_VERSION}); update slidelens."
+        raise NewerResultError(
+            f"{path}: was written by a newer slidelens (schema_version {version}; this one reads "
+            f"{SCHEMA_VERSION}). Update slidelens to read it, or predict into another --out."
         )
     try:
         return ResultFile.model_validate(content)

@@ -316,7 +316,9 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
     notes += content.earlier
     gone = [f"{card.name} {card.gone}" for card in content.cards if card.gone]
     if gone:
-        notes.append(f"Results that are gone since the evaluation: {', '.join(gone)}.")
+        notes.append(
+            f"Results that are gone, or cannot be read, since the evaluation: {', '.join(gone)}."
+        )
     return [*_failed_notes(content, notes), *_run_notes(content)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slidelens.errors import ResultError
+from slidelens.errors import NewerResultError, ResultError
 from slidelens.geometry import Box
 from slidelens.maps.overlay import draw_overlay, scale_top
 from slidelens.maps.result import Result
@@ -190,6 +190,10 @@ class _Sheet:
             return
         try:
             self.loaded[model] = Result.load(folder)
+        except NewerResultError:
+            self.found.notes.append(
+                f"The result of {model} was written anew by a newer slidelens; update this one."
+            )
         except ResultError:  # its text names paths, which a report must not
             what = "is damaged" if (folder / "result.json").exists() else "is gone"
             self.found.notes.append(f"The result of {model} {what} since the evaluation.")

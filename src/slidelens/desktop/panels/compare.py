@@ -372,7 +372,7 @@ class ComparePanel(Panel):
 
 
 def _method_item(entry: Entry, ticked: bool) -> QTreeWidgetItem:
-    item = QTreeWidgetItem([entry.model, "damaged" if entry.error else entry.score, entry.call])
+    item = QTreeWidgetItem([entry.model, entry.score, entry.call])
     item.setData(0, _FOLDER, str(entry.folder))
     for column in range(3):
         item.setToolTip(column, entry.about)

@@ -104,8 +104,7 @@ class ResultsList(QWidget):
         for entry in shown:
             when = datetime.fromtimestamp(entry.time, UTC).astimezone()
             made = "" if entry.error else f"{when:%d %b %H:%M}"
-            score = "damaged" if entry.error else entry.score
-            item = QTreeWidgetItem([entry.model, score, entry.slide, made])
+            item = QTreeWidgetItem([entry.model, entry.score, entry.slide, made])
             item.setData(0, Qt.ItemDataRole.UserRole, str(entry.folder))
             for column in range(4):
                 item.setToolTip(column, entry.about)

@@ -11,7 +11,7 @@ from time import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from slidelens.errors import ResultError
+from slidelens.errors import NewerResultError, ResultError
 from slidelens.maps.result import find_results
 from slidelens.maps.run_settings import region_text
 from slidelens.maps.schema import read_result_file
@@ -43,6 +43,8 @@ class Entry:
     """The model's operating point."""
     part: str = ""
     """Which part of the slide was run, as ``--region`` takes it; empty: all of it."""
+    newer: bool = False
+    """It cannot be read because a newer slidelens wrote it."""
 
     @property
     def call(self) -> str:
@@ -54,7 +56,9 @@ class Entry:
 
     @property
     def score(self) -> str:
-        """The positive class and its probability, and whether that is of a region alone."""
+        """The positive class and its probability, of a region alone or not; or what is wrong."""
+        if self.error:
+            return "newer version" if self.newer else "damaged"
         if not self.probabilities:
             return ""
         name = list(self.probabilities)[-1]
@@ -192,7 +196,8 @@ def _entry(path: Path) -> Entry:
     try:
         content, time = read_result_file(file), file.stat().st_mtime
     except (ResultError, OSError) as error:
-        return Entry(path, path.name, path.parent.name, {}, None, 0.0, str(error))
+        newer = isinstance(error, NewerResultError)
+        return Entry(path, path.name, path.parent.name, {}, None, 0.0, str(error), newer=newer)
     settings = content.settings
     return Entry(
         path,

@@ -78,7 +78,7 @@ def evaluate_lesions(
     LabelError, ResultError
         Tables, annotations or results that cannot be read or do not fit.
     """
-    scored = read_scores(results)
+    scored = read_scores(results, allow_unreadable=allow_missing)
     if len(scored) > 1:
         raise ResultError(f"{results}: results of {', '.join(scored)}; give RESULTS/<model>.")
     (one,) = scored.values()

@@ -5,6 +5,7 @@ Everything that is wrong is found before anything is computed, and listed at onc
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Cases", "LeftOut", "Scored", "join", "read_scores"]
 
 _SHOWN = 20
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,13 @@ class LeftOut(NamedTuple):
     no_result: list[str]
 
 
-def read_scores(folder: str | Path) -> dict[str, Scored]:
+def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[str, Scored]:
     """Read the ``result.json`` of every result folder below ``folder``, by model.
+
+    Parameters
+    ----------
+    allow_unreadable
+        Pass over results that cannot be read, with a warning, as if they were not there.
 
     Raises
     ------
@@ -150,12 +157,13 @@ def read_scores(folder: str | Path) -> dict[str, Scored]:
         classes.
     """
     faults: list[str] = []
+    unread: list[str] = []
     of_model: dict[str, list[tuple[Path, ResultFile]]] = defaultdict(list)
     for path in find_results(folder):
         try:
             content = read_result_file(path / "result.json")
         except ResultError as error:
-            faults.append(str(error))
+            (unread if allow_unreadable else faults).append(str(error))
             continue
         if len(content.probabilities) < 2:
             faults.append(
@@ -163,6 +171,8 @@ def read_scores(folder: str | Path) -> dict[str, Scored]:
                 "expected one per class, of at least two."
             )
         of_model[content.model.name].append((path, content))
+    if not of_model:
+        faults += unread
     if not of_model and not faults:
         raise ResultError(
             f"{folder}: no results; expected <model>/<slide>/result.json, as written by "
@@ -172,6 +182,8 @@ def read_scores(folder: str | Path) -> dict[str, Scored]:
         faults += _model_faults(name, found)
     if faults:
         raise ResultError(f"{folder}: {len(faults)} results cannot be used:\n" + _lines(faults))
+    if unread:
+        log.warning("%s: %d results are left out:\n%s", folder, len(unread), _lines(unread))
     scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
     if len({one.classes for one in scored.values()}) > 1:
         classes = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
