@@ -380,6 +380,9 @@ def test_the_folder_of_one_model_is_no_results_folder(tiny, tmp_path):
         with pytest.raises(ResultError, match="expected the folder of all results"):
             sl.predict(slide, tiny, out=inside, mpp=1.0)
     assert [p.name for p in find_results(out)] == ["s"]
+    save_model(tiny, tmp_path / "package")
+    with pytest.raises(ResultError, match="is a model package, and no place for results"):
+        run([slide], [tiny], tmp_path / "package")
 
 
 def test_a_good_run_alone_takes_a_failure_off_the_table(tiny, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_unknown_name_lists_the_known(tiny, shelf):
 def test_folder_without_manifest(given):
     with pytest.raises(ModelError, match="is not a model package"):
         load_model(given, "cpu")
+
+
+def test_what_is_no_package_says_which_one_may_be_meant(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for fold in ("fold-1", "fold-2"):
+        save_model(tiny, tmp_path / "cv" / fold)
+    inside = ", ".join(str(Path("cv", fold)) for fold in ("fold-1", "fold-2"))
+    with pytest.raises(ModelError, match=re.escape(f"but packages in it: {inside}. Give one")):
+        load_model("cv", "cpu")
+    for name in ("weights.safetensors", "model.json"):
+        given = Path("cv", "fold-1", name)
+        meant = re.escape(f"{given} is not a model package: it is a file; give its folder, ")
+        with pytest.raises(ModelError, match=meant):
+            load_model(given, "cpu")
 
 
 def test_find_models_reports_the_broken_and_goes_on(tiny, shelf):

@@ -135,7 +135,10 @@ def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
     [
         ({"family": "nonesuch"}, "nonesuch"),
         ({"preset": "fast"}, "no preset 'fast': choose one of default, paper"),
-        ({"overrides": {"tiel": "5"}}, "unknown tiel; the fields are .*backbone, tile, "),
+        (
+            {"overrides": {"tiel": "5"}},
+            r"unknown tiel \(do you mean tile\?\); the fields are .*backbone, tile, ",
+        ),
         ({"overrides": {"stages": "[{epochs: 1}]"}}, "is not JSON .*keys stand in double quotes"),
         ({"overrides": {"tile": "5"}}, "tile: .*greater than or equal to 32, not 5"),
         ({"overrides": {"stages": '[{"epochs": 0}]'}}, r"stages\.0\.epochs"),

@@ -242,6 +242,8 @@ def test_the_first_of_two_processes_sums_up_the_folds(meeting, monkeypatch, tmp_
 
     first, second = meeting.both(run)
     assert [step.fold for step in first if step.doing == "done"] == [2]
+    of_fold = [max(s.seconds for s in first[:-1] if s.fold == fold) for fold in (1, 2)]
+    assert first[-1].seconds >= sum(of_fold) > max(of_fold)
     assert (second, len(models)) == ([], 2)
     assert sorted(seeds) == [(0, 1), (0, 1), (1, 1), (1, 1)]
     assert (

@@ -217,6 +217,7 @@ def _begin(
 
 def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
     from slidelens.engine.packages.manifest import read_manifest
+    from slidelens.engine.progress import time_text
 
     if as_json:
         facts: dict[str, Any] = {
@@ -232,7 +233,8 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
         return
     split = f"mean of {last.folds} folds" if last.folds else "on the tuning split"
     auc = "" if last.tune_auc is None else f", AUC {last.tune_auc:.3f} {split}"
-    typer.echo(f"{out}: trained in {last.seconds / 60:.1f} minutes{auc}")
+    took = f" in {time_text(last.seconds)}" if last.seconds else ""  # else all folds were there
+    typer.echo(f"{out}: trained{took}{auc}")
     if last.folds:
         typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; a model lies in each fold")
         return

@@ -111,6 +111,7 @@ def _steps(
 ) -> Generator[TrainProgress]:
     count = len(places)
     last = TrainProgress("done") if first is None else None
+    seconds = 0.0
     for number, place in enumerate(places, start=1):
         if (place / "model.json").exists():
             continue
@@ -121,10 +122,12 @@ def _steps(
             if step.doing != "done":
                 yield replace(step, fold=number, folds=count)
             last = step
+        seconds += 0.0 if last is None else last.seconds
     if last is None:
         return  # of several processes the first one tells how it goes, and sums it up
     summary = _summarise(places)
-    yield replace(last, doing="done", fold=count, folds=count, tune_auc=summary["auc_mean"])
+    facts = {"seconds": seconds, "tune_auc": summary["auc_mean"]}
+    yield replace(last, doing="done", fold=count, folds=count, **facts)
 
 
 def _check_finished(plan: TrainPlan) -> None:

@@ -337,11 +337,12 @@ def locate_model(name_or_folder: str | Path) -> Path:
     if (folder / MANIFEST).is_file():
         return folder
     name = str(name_or_folder)
-    if isinstance(name_or_folder, Path) or "/" in name or "\\" in name:
-        read_manifest(folder)  # says what is wrong with this folder
+    is_path = isinstance(name_or_folder, Path) or "/" in name or "\\" in name
     infos = {info.name: info for info in reversed([_inspect(f) for f in _packages()])}
-    if name in infos:
+    if name in infos and not is_path:
         return infos[name].path
+    if is_path or folder.exists():
+        read_manifest(folder)  # says what is wrong with this folder
     known = ", ".join(sorted(infos)) or "none"
     raise ModelError(
         f"no model {name!r}; known models: {known}. Give a name from `slidelens models`, "

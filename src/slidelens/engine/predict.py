@@ -26,6 +26,7 @@ from slidelens.engine.heap import PER_READER, HeapTrimmer
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
+from slidelens.engine.packages.manifest import MANIFEST
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
@@ -347,8 +348,10 @@ def check_results_folder(out: Path) -> None:
     Raises
     ------
     ResultError
-        The folder of one model, or of one result.
+        The folder of one model, or of one result; a model package.
     """
+    if (out / MANIFEST).is_file():
+        raise ResultError(f"{out}: is a model package, and no place for results; give another.")
     root = results_root(out)
     if root != out:
         raise ResultError(

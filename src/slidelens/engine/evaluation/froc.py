@@ -121,7 +121,9 @@ def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueL
                 hits += [float(scores[hit].max())] if hit.any() else []
         false += scores[~inside].tolist()
     if not lesions:
-        raise ValueError("no lesion to be found on any slide")
+        cells = sum(len(of_slide) for of_slide in truth.values())
+        below = f": all {cells} that are annotated are isolated tumour cells, below 200 µm"
+        raise ValueError(f"no lesion to be found on any slide{below if cells else ''}")
     return _curve(np.array(false), np.array(hits), lesions, len(truth))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from slidelens.engine.labels import listed
 from slidelens.errors import ModelError
 
 __all__ = [
@@ -91,15 +92,23 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not a model package: it has no {MANIFEST}. "
-            f"A package is a folder with {MANIFEST} and {WEIGHTS}."
-        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelError(f"{folder} is not a model package: {_lack(Path(folder))}") from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
     except ValidationError as error:
         raise ModelError(f"{path} is not a valid manifest: {first_fault(error)}.") from error
+
+
+def _lack(path: Path) -> str:
+    """Say why a path is no package, and which one may be meant."""
+    if path.is_file():
+        there = (path.parent / MANIFEST).is_file()
+        return "it is a file" + (f"; give its folder, {path.parent}." if there else ".")
+    inside = [str(found.parent) for found in sorted(path.glob(f"*/{MANIFEST}"))]
+    if inside:  # of a cross-validation, say
+        return f"it has no {MANIFEST}, but packages in it: {listed(inside)}. Give one of them."
+    return f"it has no {MANIFEST}. A package is a folder with {MANIFEST} and {WEIGHTS}."
 
 
 def first_fault(error: ValidationError) -> str:

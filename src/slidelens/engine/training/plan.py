@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -360,7 +361,9 @@ def _training(
     unknown = [name for name in given if name not in kind.model_fields]
     if unknown:
         known = [*type(config).model_fields, *kind.model_fields]
-        raise ModelError(f"unknown {', '.join(unknown)}; the fields are {', '.join(known)}.")
+        alike = {n for name in unknown for n in get_close_matches(name, known, 1)}
+        meant = f" (do you mean {', '.join(sorted(alike))}?)" if alike else ""
+        raise ModelError(f"unknown {', '.join(unknown)}{meant}; the fields are {', '.join(known)}.")
     training = validated(kind, {**values, **given}).suited(config)
     if epochs is None:
         return training
