@@ -427,6 +427,8 @@ def test_a_table_of_labels_chooses_the_slides(tiny, tmp_path):
 
     assert ids("test", split="test") == ["s3", "s1"]
     assert ids("all") == ["s3", "s0", "s1"]
+    twice = [slides / "s1.tif", slides, slides.parent / "slides" / ".." / "slides" / "s2.tif"]
+    assert [o.slide_id for o in run(twice, tiny, tmp_path / "twice")] == ["s1", "s0", "s2", "s3"]
     with labels.open("a") as file:
         file.write("gone,odd,test\naway,odd,test\nelsewhere,odd,train\n")
     for options, message in (

@@ -104,6 +104,10 @@ def test_without_licence_or_use_nothing_is_packed(package, tmp_path, missing):
     del given[missing]
     with pytest.raises(ModelError, match=f"give --{missing.replace('_', '-')}"):
         pack(package, tmp_path / "up", **given)
+    with pytest.raises(
+        ModelError, match=r"no licence and no intended use.*--licence and --intended"
+    ):
+        pack(package, tmp_path / "up")
     assert not (tmp_path / "up").exists()
 
 

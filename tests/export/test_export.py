@@ -86,6 +86,12 @@ def test_ome_zarr(tmp_path: Path, result: Result) -> None:
     with pytest.raises(ResultError, match=r"out.ome.zarr: is there already.*--overwrite"):
         export_result(result, "ome-zarr", path)
     export_result(result, "ome-zarr", path, overwrite=True)  # replaces its own kind
+    for overwrite in (False, True, True):  # also where it has another name
+        assert (
+            export_result(result, "ome-zarr", tmp_path / "maps", overwrite=overwrite).name == "maps"
+        )
+    with pytest.raises(ResultError, match="maps: is there already"):
+        export_result(result, "ome-zarr", tmp_path / "maps")
     (tmp_path / "mine.ome.zarr").mkdir()
     slide = zarr.create_group(tmp_path / "Fall 7 µ.ome.zarr", attributes={"ome": {}})
     slide.create_array("0", shape=(9, 9), dtype="u1")

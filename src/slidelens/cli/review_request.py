@@ -85,7 +85,7 @@ def check_model(model: str, saved: SavedEvaluation) -> None:
     """Refuse a model that was not evaluated."""
     if model not in saved.models:
         raise typer.BadParameter(
-            f"no model {model!r}; {', '.join(saved.models)}", param_hint="--model"
+            f"no model {model!r}; there are {', '.join(saved.models)}", param_hint="--model"
         )
 
 

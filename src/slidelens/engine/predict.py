@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -350,8 +350,11 @@ def check_results_folder(out: Path) -> None:
     ResultError
         The folder of one model, or of one result; a model package.
     """
-    if (out / MANIFEST).is_file():
-        raise ResultError(f"{out}: is a model package, and no place for results; give another.")
+    with suppress(PermissionError):  # writing into it says so
+        if (out / MANIFEST).is_file():
+            raise ResultError(
+                f"{out}: is a model package, and no place for results. Choose another --out."
+            )
     root = results_root(out)
     if root != out:
         raise ResultError(

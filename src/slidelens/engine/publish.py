@@ -70,11 +70,13 @@ def pack(
         changes["metrics"] = {**stated.metrics, "evaluation": figures}
     for key, given in (("licence", licence), ("intended_use", intended_use)):
         changes[key] = given or getattr(stated, key)
-        if not changes[key]:
-            raise ModelError(
-                f"{folder} states no {key.replace('_', ' ')}, without which nobody can use it: "
-                f"give --{key.replace('_', '-')}."
-            )
+    lacking = [key for key in ("licence", "intended_use") if not changes[key]]
+    if lacking:
+        what = " and no ".join(key.replace("_", " ") for key in lacking)
+        raise ModelError(
+            f"{folder} states no {what}, without which nobody can use it: give "
+            f"{' and '.join('--' + key.replace('_', '-') for key in lacking)}."
+        )
     try:
         manifest = Manifest.model_validate({**stated.model_dump(), **changes})
     except ValidationError as error:

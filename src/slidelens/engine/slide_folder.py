@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,18 +77,19 @@ def _slides_of(path: Path) -> list[Path]:
 
 
 def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return slide id to path; what is given twice, in its folder and by itself, is one slide."""
     if not paths:
         raise SlideError("no slides given; expected one path or more.")
-    by_id: dict[str, list[Path]] = defaultdict(list)
+    by_id: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in paths:
-        by_id[slide_id(path)].append(path)
-    double = [", ".join(map(str, same)) for same in by_id.values() if len(same) > 1]
+        by_id[slide_id(path)].setdefault(os.path.realpath(path), path)
+    double = [", ".join(map(str, same.values())) for same in by_id.values() if len(same) > 1]
     if double:
         raise SlideError(
             f"slides of the same id would overwrite each other's results: {'; '.join(double)}. "
             "Rename them, or run them with another --out."
         )
-    return {name: paths[0] for name, paths in by_id.items()}
+    return {name: next(iter(same.values())) for name, same in by_id.items()}
 
 
 def find_slides(folder: Path) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,7 +139,9 @@ def export_target(result: Result, to: str, path: str | Path, *, overwrite: bool 
         raise ResultError(f"no format {to!r}; there are {', '.join(EXPORTERS)}.")
     exporter = EXPORTERS.get(to)
     place = Path(path)
-    whole = exporter.folder and place.name.endswith(exporter.suffix)
+    # What an earlier export made under another name is no folder to write into unless asked for.
+    made = os.path.lexists(place / "zarr.json") and not str(path).endswith(("/", os.sep))
+    whole = exporter.folder and (made or place.name.endswith(exporter.suffix))
     if whole or not names_folder(path):
         if place.is_file() and is_slide(place):
             raise ResultError(f"{place}: is a slide, which is not replaced; choose another name.")
