@@ -106,7 +106,7 @@ def test_an_edited_taxonomy_is_in_force(review, folder):
         (("set", "b", "--true-label", "x"), 2, "no class 'x'; normal, tumor"),
         (("set", "b", "--true-label", "tumor", "--label-wrong"), 2, "not both"),
         (("set", "b", "--true-label", "normal"), 2, "is the label that the slide has"),
-        (("list", "--model", "x"), 2, "no model 'x'; good, weak"),
+        (("list", "--model", "x"), 2, "no model 'x'; there are good, weak"),
         (("list", "--operating-point", "best"), 2, "expected stored, max-accuracy"),
         (("export",), 2, "give --out"),
         (("import", "gone.csv"), 1, "gone.csv: cannot be read"),
