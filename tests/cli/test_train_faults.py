@@ -181,6 +181,10 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
         ("[1, 2]", "expected a mapping"),
         ("family: local\nseed: 1", "run slidelens train local"),
         ("a: [", "is not YAML"),
+        (
+            "slides: a\nlabels b.csv\nseed: 1",
+            "is not YAML from line 2 on: could not find expected ':'",
+        ),
         ("slides: s\nlabels: l\nout: o\ntiel: 3", "tiel"),
         ("seed: one", "train.yaml: seed: Input should be a valid integer, not 'one'"),
         ("epochs: 0", "epochs: Input should be greater than or equal to 1"),

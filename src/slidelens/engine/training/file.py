@@ -88,6 +88,10 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark
+        where = "" if mark is None else f" from line {mark.line + 1} on"
+        raise ModelError(f"{path} is not YAML{where}: {error.problem or error}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ModelError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
