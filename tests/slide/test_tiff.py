@@ -51,6 +51,23 @@ def test_rgb(tmp_path, options):
     assert facts["mpp_source"] == "TIFF resolution tags"
 
 
+@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+@pytest.mark.parametrize(("orientation", "turn"), [(1, None), (3, "180°"), (6, "90° clockwise")])
+def test_an_orientation_is_noted_and_not_applied(tmp_path, compression, orientation, turn):
+    """Every read is of what is stored: OpenSlide would turn tiles of some compressions."""
+    path = tmp_path / "slide.tif"
+    tag = [(274, "H", 1, orientation, True)]
+    plain = {"tile": (128, 128), "photometric": "rgb", "compression": compression}
+    tifffile.imwrite(path, RGB, extratags=tag, **plain, **MICRONS)
+    stored = tifffile.imread(path)
+    with open_slide(path) as slide:
+        for _ in range(2):
+            np.testing.assert_array_equal(slide.read(Box(0, 0, 200, 99)), stored[:99, :200])
+        notes = slide.notes()
+    assert len(notes) == (turn is not None)
+    assert all(turn in note and "Orientation" in note for note in notes)
+
+
 @pytest.mark.parametrize("tile", [None, (64, 64)])
 def test_planes_of_their_own(tmp_path, tile):
     path = tmp_path / "planar.tif"

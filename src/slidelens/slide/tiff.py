@@ -26,6 +26,15 @@ __all__ = ["TiffReader", "is_plain_rgb"]
 _OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
 _OPENSLIDE_UNITS = 3  # none, inch and cm; some writers state mm and µm, too
 _AS_STORED = {1, 5, 8, 32773, 32946, 34925, 50000}  # compressions that know of no colours
+_ORIENTATIONS = {  # TIFF 6.0, page 36: what would have to be done to what is stored
+    2: "mirrored left to right",
+    3: "turned by 180°",
+    4: "mirrored top to bottom",
+    5: "mirrored along its diagonal",
+    6: "turned by 90° clockwise",
+    7: "mirrored along its other diagonal",
+    8: "turned by 90° anticlockwise",
+}
 _ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}  # by ExtraSamples
 
 # tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
@@ -46,6 +55,7 @@ class TiffReader(Reader):
             series = main_series(file)
             self._others = _names(file, series)
             self._icc = series.keyframe.tags.valueof(34675)
+            self._turned = _turned(series.keyframe)
             self._image = _Image(path, file, series, tuple(self._others))
         self.facts = self._image.facts
 
@@ -68,8 +78,14 @@ class TiffReader(Reader):
             image.close()
 
     def notes(self) -> list[str]:
-        """Say what of the image's samples is drawn."""
-        return self._image.notes()
+        """Say how the image is meant to be turned, and what of its samples is drawn."""
+        if self._turned is None:
+            return self._image.notes()
+        turned = (
+            f"its Orientation tag, by which it would be {self._turned}, is not applied: it is "
+            "drawn, and its coordinates are counted, as it is stored"
+        )
+        return [turned, *self._image.notes()]
 
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
@@ -191,9 +207,17 @@ def is_plain_rgb(path: Path) -> bool:
             # Of other uncompressed tiles OpenSlide's libtiff says "invalid tile byte count".
             and (page.compression != 1 or page.tilewidth * page.tilelength * 3 % 1024 == 0)
             and resolution_unit(page) <= _OPENSLIDE_UNITS
+            # Of a turned image OpenSlide turns each tile in its place, or not, by its compression.
+            and _turned(page) is None
             # OpenSlide does not look for levels in SubIFDs.
             and not any(level.keyframe.is_subifd for level in stored_levels(file, series))
         )
+
+
+def _turned(page: Any) -> str | None:
+    """Say how a page's Orientation tag would have it drawn; ``None``: as it is stored."""
+    stated = page.tags.valueof("Orientation")
+    return _ORIENTATIONS.get(stated) if isinstance(stated, int) else None
 
 
 def _palette(page: Any) -> NDArray[np.uint8]:
