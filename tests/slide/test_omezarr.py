@@ -1,6 +1,11 @@
 """OME-Zarr, written here in both versions."""
 
 import json
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -365,4 +370,90 @@ def test_a_missing_array_and_a_broken_chunk(tmp_path):
         describe(slide)
     (path / "0" / "zarr.json").unlink()
     with pytest.raises(SlideError, match="arrays cannot be opened"):
+        open_slide(path)
+
+
+def zipped(folder, archive, within=""):
+    """As Python's and other tools zip it: files in any order, compressed, below a folder or not."""
+    with ZipFile(archive, "w", ZIP_DEFLATED) as made:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            made.write(file, PurePath(within, file.relative_to(folder)))
+    return archive
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("name", ["slide.ome.zarr.zip", "slide.ozx", "slide.zip"])
+@pytest.mark.parametrize("within", ["", "slide.ome.zarr"])
+def test_a_zip_archive_is_read_in_place(tmp_path, version, name, within):
+    levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (1, 2)]
+    folder = tmp_path / "slide.ome.zarr"
+    write(folder, version, "cyx", levels)
+    path = zipped(folder, tmp_path / name, within)
+    chunks_of(folder / "0")[3].unlink()
+    shutil.rmtree(folder / "1")
+    with open_slide(path) as slide, ThreadPoolExecutor(4) as pool:
+        assert (slide.id, slide.backend, slide.mpp) == ("slide", "omezarr", (0.5, 0.5))
+        assert [level.downsample for level in slide.levels] == [1.0, 2.0]
+        boxes = [Box(x, y, 111, 77) for x in range(0, 300, 60) for y in range(0, 200, 60)]
+        for box, pixels in zip(boxes, pool.map(slide.read, boxes), strict=True):
+            x, y = int(box.x), int(box.y)
+            np.testing.assert_array_equal(pixels, RGB[y : y + 77, x : x + 111])
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 420, 300), 1.0), RGB[::2, ::2])
+        assert slide.notes() == []
+        copied = pickle.loads(pickle.dumps(slide))
+    with copied:
+        np.testing.assert_array_equal(copied.read(Box(0, 0, 50, 50)), RGB[:50, :50])
+
+
+@pytest.mark.parametrize("shards", [None, (1, 200, 200)])
+def test_missing_chunks_of_a_zip_archive_are_counted(tmp_path, shards):
+    folder = tmp_path / "slide.ome.zarr"
+    group = write(folder, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    del group["0"]
+    group.create_array("0", data=np.moveaxis(RGB, 2, 0), chunks=(1, 100, 100), shards=shards)
+    files = chunks_of(folder / "0")
+    for file in files[:5]:
+        file.unlink()
+    with open_slide(zipped(folder, tmp_path / "slide.ozx")) as slide:
+        (note,) = slide.notes()
+        assert note.startswith(f"5 of {len(files)} chunks of level 0 are not there")
+
+
+def test_zip_archives_that_are_damaged_or_hold_no_image(tmp_path):
+    folder = tmp_path / "slide.ome.zarr"
+    write(folder, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    whole = zipped(folder, tmp_path / "slide.ozx").read_bytes()
+    cut = tmp_path / "cut.ozx"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SlideError, match=r"cut\.ozx: cannot be read as a zip archive of OME-Zarr"):
+        open_slide(cut)
+    for name in ("other.zip", "other.ozx"):
+        with ZipFile(tmp_path / name, "w") as made:
+            made.writestr("a/text.txt", "no slide")
+    with pytest.raises(UnsupportedSlideError, match="a zip archive: unpack it"):
+        open_slide(tmp_path / "other.zip")
+    with pytest.raises(UnsupportedSlideError, match=r"other\.ozx: holds .*no `multiscales`"):
+        open_slide(tmp_path / "other.ozx")
+    (tmp_path / "other.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnsupportedSlideError, match="a zip archive: unpack it"):
+        open_slide(tmp_path / "other.zip")
+
+
+@pytest.mark.parametrize("name", ["../other.zarr/0", "/{}/other.zarr/0", "..\\other.zarr\\0"])
+@pytest.mark.parametrize("of", ["level", "image"])
+def test_metadata_lead_to_nothing_outside(tmp_path, name, of):
+    """A slide that was sent shows its own pixels, not those of what else lies on the disk."""
+    write(tmp_path / "other.zarr", "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    name = name.format(tmp_path)
+    path = tmp_path / "sent.zarr"
+    group = write(path, "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    if of == "level":
+        multiscale = dict(group.attrs["multiscales"][0])
+        multiscale["datasets"][0]["path"] = name
+        group.attrs["multiscales"] = [multiscale]
+    else:
+        del group.attrs["multiscales"]
+        group.attrs["bioformats2raw.layout"] = 3
+        group.create_group("OME").attrs["series"] = [name.rpartition("0")[0]]
+    with pytest.raises(SlideError, match=r"sent\.zarr: its OME-Zarr metadata name .* outside"):
         open_slide(path)

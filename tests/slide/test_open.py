@@ -159,10 +159,10 @@ def test_paths_that_are_no_slides(tmp_path):
     for address in ("https://example.org/a.zarr", "s3://bucket/a.svs"):
         with pytest.raises(SlideNotFoundError, match="is an address; slides are read from files"):
             open_slide(address)
-    with zipfile.ZipFile(tmp_path / "slide.ome.zarr.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "slides.zip", "w") as archive:
         archive.writestr(".zattrs", "{}")
     with pytest.raises(SlideError, match="a zip archive: unpack it"):
-        open_slide(tmp_path / "slide.ome.zarr.zip")
+        open_slide(tmp_path / "slides.zip")
     for head, what in ((b"\x89HDF", "an HDF5 file"), (b"<DataObject Obj", "a Philips iSyntax")):
         (tmp_path / "slide.scan").write_bytes(head.ljust(2000))
         with pytest.raises(SlideError, match=f"{what}, which no .* convert it to OME-TIFF"):

@@ -26,8 +26,9 @@ __all__ = ["Facts", "Level", "Reader", "Slide", "id_of_name", "slide_id"]
 
 _WHOLE = 2.0**-18  # closer to a whole pixel than the resampler's quantum tells apart
 _CLOSE_ENOUGH = 1.01
-_EXTENSION = re.compile(r"\.[a-z][a-z0-9]{2,}$", re.IGNORECASE)
 """A level up to 1 % coarser than asked is used: downsamples such as 2.0003 mean 2."""
+_EXTENSION = re.compile(r"\.[a-z][a-z0-9]{2,}$", re.IGNORECASE)
+_DOUBLE = (".ome.zarr.zip", ".zarr.zip", ".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf")
 
 
 class Slide:
@@ -331,9 +332,9 @@ def id_of_name(name: str) -> str:
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
 
-    A DICOM folder keeps its whole name; an image within a ``.zarr``, such as the field of a plate,
-    is called after that, too. Bytes that are no text are written out, and letters with
-    marks composed (NFC), which file systems of a Mac take apart.
+    So does ``.zarr.zip``. A DICOM folder keeps its whole name; an image within a ``.zarr``, such
+    as the field of a plate, is called after that, too. Bytes that are no text are written out,
+    and letters with marks composed (NFC), which file systems of a Mac take apart.
     """
     if isinstance(path, Path):  # one may work in the slide's own folder, or in one of its parts
         path = path.resolve() if path.name in ("", "..") else path.absolute()
@@ -341,7 +342,7 @@ def slide_id(path: PurePath) -> str:
     within = next((p for p in path.parents if p.name.lower().endswith(".zarr")), None)
     if within is not None:
         return "_".join([slide_id(within), *map(_as_text, path.relative_to(within).parts)])
-    for double in (".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf"):
+    for double in _DOUBLE:
         if name.lower().endswith(double):
             return _as_text(name[: -len(double)])
     folder = not name.lower().endswith(".zarr") and _is_folder(path)

@@ -1,9 +1,8 @@
-"""OME-Zarr: NGFF 0.4 (zarr v2) and 0.5 (zarr v3) image folders."""
+"""OME-Zarr: NGFF 0.4 (zarr v2) and 0.5 (zarr v3) images, in a folder or a zip archive."""
 
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.channels import Composer, depth_of, spread
 from slidelens.slide.reader import Facts, Reader, levels_of, unreadable
 from slidelens.slide.units import micrometres
+from slidelens.slide.zarr_place import ZIP_MAGIC, ZarrZip, attributes, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from slidelens.slide.zarr_place import ZarrFolder
 
 __all__ = ["OmeZarrReader"]
 
@@ -42,14 +43,26 @@ class OmeZarrReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        folder, ome = _image(path)
+        self._owner = new_owner()
+        self._place = place_of(path)
+        try:
+            self._open(path)
+        except BaseException:
+            self._place.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        group, ome = _image(self._place)
         multiscale, units, scales = _multiscale(path, ome)
         scale = scales[0]
         self._axes = [axis.name for axis in multiscale.axes]
         if not {"x", "y"} <= set(self._axes):
             raise UnsupportedSlideError(f"{path}: its axes are {self._axes}; a slide has x and y.")
+        self._names = [_joined(group, dataset.path) for dataset in multiscale.datasets]
         try:
-            self._arrays = _open_arrays(folder, [dataset.path for dataset in multiscale.datasets])
+            self._arrays = [self._place.array(name) for name in self._names]
+        except SlideError:
+            raise
         except Exception as error:  # reason: zarr raises its own and its stores' kinds
             raise unreadable(path, error, "its arrays cannot be opened") from error
         first = self._arrays[0]
@@ -69,20 +82,25 @@ class OmeZarrReader(Reader):
             channels=names,
         )
         self._blocks = [self._block_size(array) for array in self._arrays]
-        self._owner = new_owner()
         dtype = np.dtype(first.dtype)
         bits = _bits(ome) if rgb and dtype.itemsize > 1 else None
         self._compose = Composer(
             channels, dtype, rgb, self._overview, alpha="unassociated", bits=bits
         )
-        self._folders = [folder / dataset.path for dataset in multiscale.datasets]
         self._check_levels()
         self._scales = [(stated[x], stated[y]) for stated in scales]
 
     @classmethod
-    def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # a folder has no head
-        """Accept folders whose zarr attributes hold an OME image."""
-        return path.is_dir() and _has_image(_attributes(path))
+    def sniff(cls, path: Path, head: bytes) -> bool:
+        """Accept folders, and zip archives, whose zarr attributes hold an OME image.
+
+        An archive that is called so is not looked into: the list of its contents may be long.
+        """
+        if path.is_dir():
+            return _has_image(attributes(path))
+        return head.startswith(ZIP_MAGIC) and (
+            path.name.lower().endswith((".ozx", ".zarr.zip")) or _zip_has_image(path)
+        )
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level, channels composed."""
@@ -91,6 +109,7 @@ class OmeZarrReader(Reader):
     def close(self) -> None:
         """Let the arrays go and forget their tiles."""
         self._arrays = []
+        self._place.close()
         tile_cache().drop(self._owner)
 
     def _stored(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
@@ -141,15 +160,15 @@ class OmeZarrReader(Reader):
                     f"demands: level {number} of {size.width} x {size.height} px follows one of "
                     f"{finer.width} x {finer.height}; write it again."
                 )
-        empty = [next(_chunks(folder), None) is None for folder in self._folders]
+        empty = [self._place.is_empty(name) for name in self._names]
         # Masks may be empty, at least when seen from afar, and so may slides that are filled with
         # the white of glass; a stained slide that is filled with black never is.
         rgb = self._compose.rgb
         if any(empty) and self._fills_dark() if rgb else empty[0] and not all(empty):
             number = empty.index(True)
             raise SlideError(
-                f"{self.path}: level {number} has no pixels: {self._folders[number]} holds none of "
-                "its chunks; copy it again."
+                f"{self.path}: level {number} has no pixels: {self.path / self._names[number]} "
+                "holds none of its chunks; copy it again."
             )
 
     def notes(self) -> list[str]:
@@ -168,7 +187,7 @@ class OmeZarrReader(Reader):
                     break
         array = self._arrays[0]
         parts = [-(-n // p) for n, p in zip(array.shape, array.shards or array.chunks, strict=True)]
-        missing = int(np.prod(parts)) - sum(1 for _ in _chunks(self._folders[0]))
+        missing = int(np.prod(parts)) - self._place.stored(self._names[0])
         if self._compose.rgb and missing > 0 and self._fills_dark():
             found.append(
                 f"{missing} of {int(np.prod(parts))} chunks of level 0 are not there: they are "
@@ -186,17 +205,17 @@ class OmeZarrReader(Reader):
 def what_is(folder: Path) -> str | None:
     """Say what of OME-Zarr a folder is that holds no image itself; ``None``: nothing of it."""
     try:
-        ome = _attributes(folder)
+        ome = attributes(folder)
         plate, well = (ome.get(key) or {} for key in ("plate", "well"))
         if wells := plate.get("wells"):
             first = folder / str(wells[0]["path"])
-            within = (_attributes(first).get("well") or {}).get("images") or [{"path": "0"}]
+            within = (attributes(first).get("well") or {}).get("images") or [{"path": "0"}]
             return _choice(f"an OME-Zarr plate of {len(wells)} wells", first, within)
         if images := well.get("images"):
             return _choice(f"an OME-Zarr well of {len(images)} images", folder, images)
     except (SlideError, AttributeError, LookupError, TypeError):  # no such thing, or a damaged one
         return None
-    above = [above for above in list(folder.parents)[:3] if "multiscales" in _attributes(above)]
+    above = [above for above in list(folder.parents)[:3] if "multiscales" in attributes(above)]
     return f"a part of the OME-Zarr image {above[0]}: open that" if above else None
 
 
@@ -204,46 +223,38 @@ def _choice(what: str, folder: Path, images: list[Any]) -> str:
     return f"{what}: open one of its images, such as {folder / str(images[0]['path'])}"
 
 
-def _chunks(folder: str | Path) -> Iterator[str]:
-    """Yield the files of an array that hold pixels, the first at once, however many there are."""
-    with os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir():
-                yield from _chunks(entry.path)
-            elif not entry.name.startswith(".") and entry.name != "zarr.json":
-                yield entry.path
-
-
-def _attributes(folder: Path) -> dict[str, Any]:
-    """Return the OME attributes of a zarr group, version 0.4 or 0.5; empty for other folders."""
-    for name, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            for key in keys:
-                found = found.get(key, {})
-        except (OSError, ValueError, AttributeError) as error:
-            raise unreadable(folder, error, f"its {name} cannot be read") from error
-        return dict(found) if isinstance(found, dict) else {}
-    return {}
-
-
 def _has_image(ome: dict[str, Any]) -> bool:
     return "multiscales" in ome or "bioformats2raw.layout" in ome
 
 
-def _image(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the image and its attributes."""
-    ome = _attributes(path)
+def _zip_has_image(path: Path) -> bool:
+    """Say whether a zip archive holds an OME image; a damaged one holds none."""
+    try:
+        place = ZarrZip(path)
+    except SlideError:
+        return False
+    try:
+        return _has_image(place.attributes())
+    finally:
+        place.close()
+
+
+def _joined(group: str, name: str) -> str:
+    return f"{group}/{name}" if group else name
+
+
+def _image(place: ZarrFolder) -> tuple[str, dict[str, Any]]:
+    """Return the group of the image, within the place, and its attributes."""
+    group, ome = "", place.attributes()
     if "multiscales" not in ome and "bioformats2raw.layout" in ome:
-        series = _attributes(path / "OME").get("series")
-        path = path / (str(series[0]) if isinstance(series, list) and series else "0")
-        ome = _attributes(path)
+        series = place.attributes("OME").get("series")
+        group = str(series[0]) if isinstance(series, list) and series else "0"
+        ome = place.attributes(group)
     if not ome.get("multiscales"):
-        raise UnsupportedSlideError(f"{path}: holds no OME-Zarr image (no `multiscales`).")
-    return path, ome
+        raise UnsupportedSlideError(
+            f"{place.path / group}: holds no OME-Zarr image (no `multiscales`)."
+        )
+    return group, ome
 
 
 def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None], list[list[float]]]:
@@ -288,12 +299,6 @@ def _version(multiscales: Any) -> str:
     """Return the version of NGFF that a multiscale states; up to 0.4 it is stated there."""
     first = multiscales[0] if isinstance(multiscales, list) else None
     return str((first.get("version") if isinstance(first, dict) else None) or _VERSIONS[0])
-
-
-def _open_arrays(folder: Path, names: list[str]) -> list[Any]:
-    import zarr
-
-    return [zarr.open_array(folder / name, mode="r") for name in names]
 
 
 def _bits(ome: dict[str, Any]) -> int | None:

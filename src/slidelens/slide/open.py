@@ -60,7 +60,8 @@ def open_slide(
     Parameters
     ----------
     path
-        A slide file, any instance file or the folder of a DICOM series, or an OME-Zarr folder.
+        A slide file, any instance file or the folder of a DICOM series, or the folder or zip
+        archive of an OME-Zarr.
     mpp
         Resolution in µm per level-0 px where the file states none or a wrong one: a number, a pair
         (x, y), the path of a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 over the

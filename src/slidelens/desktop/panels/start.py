@@ -16,7 +16,7 @@ __all__ = ["SlideLine"]
 
 _PATTERNS = (
     "Slides (*.svs *.tif *.tiff *.ndpi *.vms *.vmu *.scn *.mrxs *.svslide *.bif *.dcm *.qptiff "
-    "*.btf *.tf8 *.zarr);;All files (*)"
+    "*.btf *.tf8 *.zarr *.zarr.zip *.ozx);;All files (*)"
 )
 
 

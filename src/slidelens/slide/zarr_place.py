@@ -1,0 +1,169 @@
+"""Where the arrays of an OME-Zarr lie: in a folder, or in one zip archive (NGFF's RFC-9, .ozx)."""
+
+from __future__ import annotations
+
+import json
+import os
+from math import prod
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from slidelens.errors import SlideError
+from slidelens.slide.reader import unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ZIP_MAGIC", "ZarrFolder", "ZarrZip", "attributes", "place_of"]
+
+ZIP_MAGIC = b"PK\x03\x04"
+
+
+class ZarrFolder:
+    """A hierarchy of zarr groups and arrays in a folder.
+
+    Parameters
+    ----------
+    path
+        What was opened; errors name it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def attributes(self, group: str = "") -> dict[str, Any]:
+        """Return the OME attributes of a group; empty where there is none."""
+        return attributes(self.path / self._inside(group))
+
+    def array(self, name: str) -> Any:
+        """Open an array; what cannot be opened raises whatever zarr raises."""
+        import zarr
+
+        return zarr.open_array(self.path / self._inside(name), mode="r")
+
+    def is_empty(self, name: str) -> bool:
+        """Say whether no pixel of an array is there."""
+        return next(_chunks(self.path / name), None) is None
+
+    def stored(self, name: str) -> int:
+        """Count the files (chunks or shards) that an array's pixels are in."""
+        return sum(1 for _ in _chunks(self.path / name))
+
+    def close(self) -> None:
+        """Let go of what is open; harmless when called twice."""
+
+    def _inside(self, name: str) -> str:
+        """Return the path of a group or array, which metadata state; it may not lead out.
+
+        Raises
+        ------
+        SlideError
+            It would: the slide would show what somebody else keeps elsewhere on this machine.
+        """
+        stated = PureWindowsPath(name)  # which knows of slashes of both kinds
+        if stated.anchor or ".." in stated.parts:
+            raise SlideError(
+                f"{self.path}: its OME-Zarr metadata name {name!r}, which lies outside; an image's "
+                "arrays are read from within it alone."
+            )
+        return name
+
+
+class ZarrZip(ZarrFolder):
+    """The same in one zip archive, which is read in place: nothing is unpacked.
+
+    The hierarchy begins at the archive's top, as RFC-9 has it, or in the folder that was zipped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from zarr.storage import ZipStore
+
+        super().__init__(path)
+        self._store = ZipStore(path, mode="r")
+        self._top = ""
+        if not self.attributes():
+            self._top = _first_folder(path)
+
+    def attributes(self, group: str = "") -> dict[str, Any]:
+        """Return the OME attributes of a group; empty where there is none."""
+        import zarr
+        from zarr.errors import ContainsArrayError
+
+        where = self._where(group)
+        try:
+            found = zarr.open_group(self._store, path=where, mode="r").attrs.asdict()
+        except (FileNotFoundError, ContainsArrayError):
+            return {}
+        except Exception as error:  # reason: a damaged archive raises zipfile's and zarr's kinds
+            what = "cannot be read as a zip archive of OME-Zarr"
+            raise unreadable(self.path, error, what) from error
+        ome = found.get("ome", found)
+        return dict(ome) if isinstance(ome, dict) else {}
+
+    def array(self, name: str) -> Any:
+        """Open an array; what cannot be opened raises whatever zarr raises."""
+        import zarr
+
+        return zarr.open_array(self._store, path=self._where(name), mode="r")
+
+    def is_empty(self, name: str) -> bool:  # noqa: ARG002  # one archive is copied, or not
+        """Say no: without its end, where its contents are listed, it could not be opened."""
+        return False
+
+    def stored(self, name: str) -> int:
+        """Count the files (chunks or shards) that an array's pixels are in."""
+        array = self.array(name)
+        within = prod(array.shards) // prod(array.chunks) if array.shards else 1
+        return int(array.nchunks_initialized) // within
+
+    def close(self) -> None:
+        """Close the archive; harmless when called twice."""
+        self._store.close()
+
+    def _where(self, name: str) -> str:
+        return "/".join(part for part in (self._top, self._inside(name)) if part)
+
+
+def place_of(path: Path) -> ZarrFolder:
+    """Return the hierarchy in a folder or a zip archive."""
+    return ZarrFolder(path) if path.is_dir() else ZarrZip(path)
+
+
+def attributes(folder: Path) -> dict[str, Any]:
+    """Return the OME attributes of a zarr group, version 0.4 or 0.5; empty for other folders.
+
+    Raises
+    ------
+    SlideError
+        They are damaged, or may not be read.
+    """
+    for name, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            for key in keys:
+                found = found.get(key, {})
+        except (OSError, ValueError, AttributeError) as error:
+            raise unreadable(folder, error, f"its {name} cannot be read") from error
+        return dict(found) if isinstance(found, dict) else {}
+    return {}
+
+
+def _chunks(folder: str | Path) -> Iterator[str]:
+    """Yield the files of an array that hold pixels, the first at once, however many there are."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _chunks(entry.path)
+            elif not entry.name.startswith(".") and entry.name != "zarr.json":
+                yield entry.path
+
+
+def _first_folder(archive: Path) -> str:
+    """Return the folder that the first file of a zip archive lies in; empty: it is at the top."""
+    with archive.open("rb") as file:
+        head = file.read(30)  # the last of it: lengths of the name, and of what follows that
+        name = file.read(int.from_bytes(head[26:28], "little")).decode(errors="replace")
+    return name.split("/")[0] if "/" in name else ""
