@@ -219,3 +219,17 @@ def test_outlines_that_stay_do_not_spoil_the_look_of_the_next_slide(bench, files
     assert look.center[-2:] == pytest.approx((400, 500), abs=2)  # the middle of it
     assert look.zoom == pytest.approx(0.95 * min(width / 1000, height / 800), rel=0.01)
     assert not overlays(bench.viewer)[1].visible  # b states no resolution
+    units = bench.viewer.layers.extent.units
+    assert units is not None, "they differ: the scale bar has none"
+    assert {str(u) for u in units} == {"pixel"}
+
+
+def test_each_slide_s_scale_bar_has_its_unit_whatever_else_is_hidden(bench, files, qtbot):
+    add_layer(bench.viewer, slide_layer(open_slide(files / "a.tif", mpp=0.5)))
+    add_layer(bench.viewer, slide_layer(open_slide(files / "b.tif")))
+    for name, unit in (("a", "micrometer"), ("b", "pixel"), ("a", "micrometer")):
+        bench.open_slide(files / f"{name}.tif")
+        assert visible(bench) == [name]
+        units = bench.viewer.layers.extent.units
+        assert units is not None, "they differ"
+        assert {str(u) for u in units} == {unit}

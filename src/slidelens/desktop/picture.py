@@ -21,6 +21,7 @@ from slidelens.desktop.shown import (
     layers_of,
     remove_layers,
     select_map,
+    share_unit,
     shown_slides,
 )
 from slidelens.desktop.state.viewport import fit
@@ -272,6 +273,7 @@ class Picture(QObject):
             if layer.visible and described(layer.metadata)["slide"] not in ("", wanted.id):
                 layer.visible = False
                 self._away.add(layer)
+        share_unit(self.viewer, wanted.id, wanted.world)
 
     def _clear(self, title: str) -> None:
         """Take away the slide and all that lies on it; annotations stay, hidden."""
@@ -299,6 +301,7 @@ class Picture(QObject):
             viewer.reset_view()  # of the annotations that stayed, too, which may lie far away
             box, world = Box.of_size(Size(*slide.size)), World.of(slide.mpp)
             look_at(viewer, fit(box, canvas_size(viewer), world, margin=0.05))
+            share_unit(viewer, slide.id, world)
             dress(viewer)
         self._look()
         self._brought_by = asking

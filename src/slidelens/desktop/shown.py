@@ -31,6 +31,7 @@ __all__ = [
     "remove_layers",
     "select_map",
     "set_range",
+    "share_unit",
     "shown_slides",
 ]
 
@@ -135,6 +136,20 @@ def _can_show(layer: Any, data: LayerData) -> bool:
     several = bool(options["multiscale"])
     alike = kind == type(layer).__name__.lower() and layer.multiscale == several
     return alike and (not several or layer.data_level < len(levels))
+
+
+def share_unit(viewer: ViewerModel, slide_id: str, world: World) -> None:
+    """Give layers of other slides, which are hidden, the unit of the one that is shown.
+
+    napari's scale bar has a unit only where all layers have it, whether they are seen or not. When
+    their own slide is shown again they get their own unit back.
+    """
+    for layer in layers_of(viewer):
+        own = world_of(layer.metadata)
+        if own is not None and described(layer.metadata)["slide"] == slide_id:
+            layer.units = (own.unit,) * layer.ndim
+        elif not layer.visible:
+            layer.units = (world.unit,) * layer.ndim
 
 
 def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
