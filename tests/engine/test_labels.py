@@ -304,3 +304,9 @@ def test_letters_that_a_mac_took_apart_are_the_same(table, tmp_path):
         read = table("slide_id,label", f"{given},0", "x,1").rows[0]
         one = LabelTable(tmp_path, ("0", "1"), (read,)).with_files(files)
         assert one.rows[0].slide_id == composed
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "\u0661"])
+def test_what_is_a_number_elsewhere_only_is_a_name(table, label):
+    """Python takes no number of more than 4300 digits, and digits of other scripts count for it."""
+    assert table("slide_id,label", "a,0", f"b,{label}").classes == ("0", label)

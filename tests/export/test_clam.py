@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -104,6 +105,55 @@ def test_what_is_no_bag_is_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(ResultError, match=match):
             read_clam(tmp_path / f"{name}.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "match"),
+    [
+        ("features", h5py.ExternalLink("good.h5", "features"), "no dataset that lies in this file"),
+        ("features", h5py.ExternalLink("gone.h5", "features"), "no dataset that lies in this file"),
+        ("coords", h5py.SoftLink("/nothing"), "no dataset that lies in this file"),
+        ("boxes", h5py.ExternalLink("good.h5", "coords"), "no dataset that lies in this file"),
+        ("features", np.full((4, 8), "a", "S1"), "is of type .*expected real numbers"),
+        ("features", np.ones((4, 8), complex), "expected real numbers"),
+        ("features", np.full((4, 8), np.inf, np.float16), "features are not all finite"),
+        ("features", np.full((4, 8), 1e300), "features are not all finite"),
+        ("coords", np.full((4, 2), np.nan), "coords, .* are not all finite"),
+        ("patch_size_level0", np.nan, "patch_size_level0 is nan, expected a number above 0"),
+        ("patch_size_level0", -4, "patch_size_level0 is -4, expected a number above 0"),
+        ("patch_size_level0", "448 px", "patch_size_level0 is 448 px, expected a number"),
+        ("target_magnification", 0, "target_magnification is 0, expected a number"),
+    ],
+)
+def test_damaged_and_hostile_bags_are_told(
+    tmp_path: Path, name: str, given: Any, match: str
+) -> None:
+    """HDF5 may name other files, which are not read: who sent the bag does not know this disk."""
+    path = tmp_path / "bag.h5"
+    for file_name in ("good.h5", "bag.h5"):
+        with h5py.File(tmp_path / file_name, "w") as file:
+            file["coords"], file["features"] = np.zeros((4, 2)), np.zeros((4, 8))
+            file["coords"].attrs["patch_size_level0"] = 448
+    with h5py.File(path, "r+") as file:
+        if name in ("features", "coords", "boxes"):
+            if name in file:
+                del file[name]
+            file[name] = given
+        else:
+            file["coords"].attrs[name] = given
+    with pytest.raises(ResultError, match=match):
+        read_clam(path)
+    assert len(read_clam(tmp_path / "good.h5").features) == 4
+
+
+def test_a_dataset_whose_numbers_lie_in_another_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(bytes(128))
+    with h5py.File(tmp_path / "bag.h5", "w") as file:
+        file["coords"] = np.zeros((4, 2))
+        elsewhere = [(str(tmp_path / "other"), 0, 128)]
+        file.create_dataset("features", (4, 8), np.float32, external=elsewhere)
+    with pytest.raises(ResultError, match="no dataset that lies in this file"):
+        read_clam(tmp_path / "bag.h5")
 
 
 def test_without_h5py_the_extra_is_named(

@@ -188,6 +188,7 @@ def test_an_ellipse_and_a_rectangle_of_two_corners(tmp_path: Path):
         ([_feature(_polygon(SQUARE)), _feature(_polygon([[0, 0], [1]]))], r"feature 1 \(id f1\)"),
         ([_feature({"type": "Circle", "coordinates": []})], "feature 0 .* no readable Circle"),
         ({"positive": [{"vertices": [[0, 0], [1, "x"], [2, 2]]}]}, "positive polygon 0"),
+        ({"positive": [{"vertices": [[0, 0], [1, 10**400], [2, 2]]}]}, "positive polygon 0"),
         ({"negative": [{}]}, "negative polygon 0"),
         (_aperio('<Region Id="7"><Vertex X="1" Y="b"/></Region>'), "Region 7 of Annotation 1"),
         (_asap(("a", "Polygon", [[0, 0], [1, 1], [float("nan"), 0]])), "Annotation 0"),

@@ -43,6 +43,7 @@ _SPLITS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+_INDEX = re.compile("[0-9]{1,9}")
 _FLOAT = re.compile(r"\d+\.0+")
 """How programs write indices of a column in which one was missing once."""
 
@@ -317,7 +318,7 @@ def _classes(path: Path, labels: Sequence[str], every_class: bool) -> tuple[str,
             "%s: classes that differ only in upper and lower case are different classes: %s",
             *(path, ", ".join(names)),
         )
-    if all(name.isdecimal() for name in names):
+    if all(map(_INDEX.fullmatch, names)):
         count = max(int(name) for name in names) + 1
         empty = [str(i) for i in range(min(count, 1000)) if str(i) not in names]
         if empty and every_class:

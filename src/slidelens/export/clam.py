@@ -92,7 +92,8 @@ def read_clam(path: Path) -> ClamBag:
     Raises
     ------
     ResultError
-        h5py is not installed; no HDF5 file; datasets that are missing or do not fit.
+        h5py is not installed; no HDF5 file; datasets that are missing, do not fit, lie in other
+        files or hold what is no finite number.
     """
     h5py = _h5py()
     try:
@@ -103,10 +104,10 @@ def read_clam(path: Path) -> ClamBag:
                     f"{path}: has no dataset {' and '.join(lacking)}; expected features (N, D) and "
                     f"coords (N, 2), found {', '.join(file) or 'nothing'}."
                 )
-            features, coords = np.asarray(file["features"]), np.asarray(file["coords"])
+            features, coords = (_values(path, file, name) for name in ("features", "coords"))
             attributes = {**file["features"].attrs, **file["coords"].attrs}
-            boxes = np.asarray(file["boxes"], np.float64) if "boxes" in file else None
-    except OSError as error:
+            boxes = _values(path, file, "boxes").astype(np.float64) if "boxes" in file else None
+    except (OSError, MemoryError) as error:
         raise ResultError(f"{path}: cannot be read as HDF5 ({error}).") from error
     features = features[0] if features.ndim == 3 and len(features) == 1 else features
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
@@ -116,19 +117,55 @@ def read_clam(path: Path) -> ClamBag:
             "(N, D) and (N, 2)."
         )
     if boxes is None or boxes.shape != (len(coords), 4):
-        side = _stated_side(attributes) or _step(coords)
+        side = _stated_side(path, attributes) or _step(coords)
         boxes = np.concatenate([coords, np.full(coords.shape, side)], 1).astype(np.float64)
     if features.dtype not in (np.float16, np.float32):
-        features = features.astype(np.float32)
-    return ClamBag(boxes, features, _facts(attributes))
+        with np.errstate(over="ignore"):
+            features = features.astype(np.float32)
+    for what, values in (("features", features), ("coords, or sides of tiles,", boxes)):
+        if not np.isfinite(values).all():
+            raise ResultError(
+                f"{path}: its {what} are not all finite numbers, of which no score comes; make the "
+                "bag again, with vectors in single precision."
+            )
+    return ClamBag(boxes, features, _facts(path, attributes))
 
 
-def _stated_side(attributes: Mapping[str, Any]) -> float:
+def _values(path: Path, file: Any, name: str) -> NDArray[Any]:
+    """Read a dataset of numbers that lie in this very file.
+
+    HDF5 can take the rest from any other file of this machine, which who sent a bag cannot mean.
+    """
+    h5py = _h5py()
+    inside = isinstance(file.get(name, getlink=True), h5py.HardLink)
+    found = file[name] if inside else None
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ResultError(f"{path}: {name} is no dataset that lies in this file; copy it into one.")
+    if found.dtype.kind not in "biuf":
+        raise ResultError(f"{path}: {name} is of type {found.dtype}, expected real numbers.")
+    return np.asarray(found)
+
+
+def _stated(path: Path, attributes: Mapping[str, Any], name: str) -> float:
+    """Return an attribute that is a number above zero."""
+    try:
+        value = float(np.max(attributes[name]))
+    except (TypeError, ValueError):
+        value = 0.0
+    if not value > 0:
+        raise ResultError(
+            f"{path}: its attribute {name} is {attributes[name]}, expected a number above 0."
+        )
+    return value
+
+
+def _stated_side(path: Path, attributes: Mapping[str, Any]) -> float:
     """Return a tile's side in level-0 px as TRIDENT or CLAM state it; 0 where they do not."""
     if "patch_size_level0" in attributes:
-        return float(attributes["patch_size_level0"])
+        return _stated(path, attributes, "patch_size_level0")
     if "patch_size" in attributes and "downsample" in attributes:
-        return float(attributes["patch_size"]) * float(np.max(attributes["downsample"]))
+        sides = [_stated(path, attributes, name) for name in ("patch_size", "downsample")]
+        return sides[0] * sides[1]
     return 0.0
 
 
@@ -167,14 +204,14 @@ def _attributes(
     }
 
 
-def _facts(attributes: Mapping[str, Any]) -> dict[str, str]:
+def _facts(path: Path, attributes: Mapping[str, Any]) -> dict[str, str]:
     """Name the attributes as :class:`~slidelens.families.base.Bag` does."""
     facts = {key: str(value) for key, value in attributes.items()}
     for ours, theirs in (("tile", "patch_size"), ("mpp", "spacing_um_px")):
         if theirs in attributes:
             facts[ours] = str(attributes[theirs])
     if "mpp" not in facts and "target_magnification" in attributes:
-        facts["mpp"] = str(_TENFOLD / float(attributes["target_magnification"]))
+        facts["mpp"] = str(_TENFOLD / _stated(path, attributes, "target_magnification"))
     return facts
 
 

@@ -221,7 +221,7 @@ def _ncrf(path: Path, content: Mapping[str, Any]) -> Iterator[Feature]:
                 raise LabelError(f"{path}: {where} has no list of vertices.")
             try:
                 vertices = [(float(x), float(y)) for x, y in shape["vertices"]]
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise LabelError(
                     f"{path}: {where} has a vertex that is no pair of numbers: {error}."
                 ) from error
