@@ -89,6 +89,21 @@ def test_what_lies_beside_the_files_of_a_dicom_series(data, tmp_path):
         assert slide.size == (2220, 2967)
 
 
+def test_a_header_that_names_a_patient_is_noted_without_the_name(data, tmp_path):
+    files = tmp_path / "slide"
+    shutil.copytree(data / "wsi" / DICOM, files, copy_function=shutil.copyfile)
+    with open_slide(files) as slide:
+        assert slide.notes() == []
+    empty, filled = b"\x10\0\x10\0PN\0\0", b"\x10\0\x10\0PN\x08\0Doe^Jane"
+    for file in files.iterdir():
+        file.write_bytes(file.read_bytes().replace(empty, filled, 1))
+    with open_slide(files) as slide:
+        assert slide.properties["dicom.PatientName"] == "Doe^Jane"
+        (note,) = slide.notes()
+    assert "(dicom.PatientName)" in note
+    assert "Doe" not in note
+
+
 def test_a_folder_of_two_dicom_series_is_not_guessed(data, tmp_path):
     shutil.copy(data / "wsi/google_camelyon_jpeg.dcm", tmp_path / "a.dcm")
     shutil.copy(data / "wsi/openslide_fixtures/boxes_0.dcm", tmp_path / "b.dcm")

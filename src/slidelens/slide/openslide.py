@@ -39,6 +39,10 @@ _BLOCK = 512
 _SMALL = 1 << 20  # px
 _OPAQUE = 0xFF000000
 _BESIDE = {"DICOMDIR", "Thumbs.db", "desktop.ini"}
+_PERSONAL = tuple(
+    f"dicom.{name}"
+    for name in ("PatientName", "PatientID", "PatientBirthDate", "OtherPatient", "PatientAddress")
+)
 _DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
 
 
@@ -116,6 +120,15 @@ class OpenSlideReader(Reader):
             raise unreadable(self.path, error, f"its {name} image cannot be read") from error
         ground = Image.new("RGBA", image.size, self._background)
         return np.array(Image.alpha_composite(ground, image).convert("RGB"))
+
+    def notes(self) -> list[str]:
+        """Say which headers name a patient, without what they say."""
+        named = [k for k, v in self.facts.properties.items() if k.startswith(_PERSONAL) and v]
+        note = (
+            f"its header names the patient ({', '.join(named)}): these are among the properties "
+            "that --json prints; results, reports and exports do not hold them"
+        )
+        return [note] if named else []
 
     def icc_profile(self) -> bytes | None:
         """Return the embedded ICC profile, if there is one."""
