@@ -1,6 +1,7 @@
 """OME-Zarr, written here in both versions."""
 
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -457,3 +458,35 @@ def test_metadata_lead_to_nothing_outside(tmp_path, name, of):
         group.create_group("OME").attrs["series"] = [name.rpartition("0")[0]]
     with pytest.raises(SlideError, match=r"sent\.zarr: its OME-Zarr metadata name .* outside"):
         open_slide(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("shape", [3, 0, 100], "has no pixels"),
+        ("chunks", [3, 0, 100], "has no pixels"),
+        ("shape", [1 << 30, 300, 420], "fewer channels if there are thousands"),
+        ("chunks", [3, 1 << 20, 1 << 20], "too large to read in pieces"),
+        ("omero", {"channels": 5}, "`omero` metadata cannot be understood"),
+        ("omero", {"channels": ["a"]}, "`omero` metadata cannot be understood"),
+    ],
+)
+def test_absurd_metadata_are_told(tmp_path, key, value, match):
+    path = tmp_path / "slide.zarr"
+    group = write(path, "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    if key == "omero":
+        group.attrs["omero"] = value
+    else:
+        header = path / "0" / ".zarray"
+        header.write_text(json.dumps({**json.loads(header.read_text()), key: value}))
+    with pytest.raises(SlideError, match=match):
+        open_slide(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_that_leads_back_to_itself_is_told(tmp_path):
+    path = tmp_path / "slide.zarr"
+    write(path, "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
+    (path / "0" / "loop").symlink_to(path / "0")
+    with open_slide(path) as slide, pytest.raises(SlideError, match="chunks cannot be listed"):
+        slide.notes()

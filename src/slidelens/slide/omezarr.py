@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,11 +66,14 @@ class OmeZarrReader(Reader):
             raise
         except Exception as error:  # reason: zarr raises its own and its stores' kinds
             raise unreadable(path, error, "its arrays cannot be opened") from error
+        if any(not all((*array.shape, *array.chunks)) for array in self._arrays):
+            raise SlideError(f"{path}: one of its levels, or of their chunks, has no pixels.")
+        self._blocks = [self._block_size(array) for array in self._arrays]
         first = self._arrays[0]
         channels = first.shape[self._axes.index("c")] if "c" in self._axes else 1
         try:
             names, rgb = _channels(ome, channels, first.dtype)
-        except AttributeError as error:
+        except (AttributeError, TypeError) as error:
             raise unreadable(path, error, "its `omero` metadata cannot be understood") from error
         sides = [micrometres(scale[a], units[a]) for a in map(self._axes.index, "xy")]
         mpp = Mpp(sides[0], sides[1]) if sides[0] and sides[1] else None
@@ -81,7 +85,6 @@ class OmeZarrReader(Reader):
             properties={f"ome.{k}": json.dumps(v) for k, v in ome.items() if k != "multiscales"},
             channels=names,
         )
-        self._blocks = [self._block_size(array) for array in self._arrays]
         dtype = np.dtype(first.dtype)
         bits = _bits(ome) if rgb and dtype.itemsize > 1 else None
         self._compose = Composer(
@@ -137,13 +140,15 @@ class OmeZarrReader(Reader):
 
     def _block_size(self, array: Any) -> tuple[int, int]:
         """(width, height) of whole chunks, at least 256 px."""
-        if int(np.prod(array.chunks)) * array.dtype.itemsize > _MAX_CHUNK:
-            raise SlideError(
-                f"{self.path}: its chunks of {array.chunks} are too large to read in pieces; "
-                "write it again with chunks of at most 1024 px."
-            )
         sides = [array.chunks[self._axes.index(axis)] for axis in "xy"]
         width, height = (side * max(1, -(-_BLOCK // side)) for side in sides)
+        channels = array.shape[self._axes.index("c")] if "c" in self._axes else 1
+        if max(prod(array.chunks), width * height * channels) * array.dtype.itemsize > _MAX_CHUNK:
+            raise SlideError(
+                f"{self.path}: its chunks of {array.chunks}, of an array of {array.shape}, are too "
+                "large to read in pieces; write it again with chunks of at most 1024 px, and with "
+                "fewer channels if there are thousands."
+            )
         return width, height
 
     def _overview(self) -> NDArray[Any]:

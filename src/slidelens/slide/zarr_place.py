@@ -43,14 +43,20 @@ class ZarrFolder:
 
     def is_empty(self, name: str) -> bool:
         """Say whether no pixel of an array is there."""
-        return next(_chunks(self.path / name), None) is None
+        return next(self._chunks(name), None) is None
 
     def stored(self, name: str) -> int:
         """Count the files (chunks or shards) that an array's pixels are in."""
-        return sum(1 for _ in _chunks(self.path / name))
+        return sum(1 for _ in self._chunks(name))
 
     def close(self) -> None:
         """Let go of what is open; harmless when called twice."""
+
+    def _chunks(self, name: str) -> Iterator[str]:
+        try:
+            yield from _chunks(self.path / name)
+        except OSError as error:  # it may not be looked into, or a link leads back to itself
+            raise unreadable(self.path, error, "its chunks cannot be listed") from error
 
     def _inside(self, name: str) -> str:
         """Return the path of a group or array, which metadata state; it may not lead out.
