@@ -19,7 +19,7 @@ from slidelens.errors import PluginError, ResultError
 from slidelens.export import EXPORTERS, Exporter, export_result
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
-from slidelens.maps.regions import positive_regions
+from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import ModelInfo, Result, SlideInfo
 
 SLIDELENS_API = 1
@@ -127,6 +127,17 @@ def test_camelyon16_csv(tmp_path: Path) -> None:
         regions=positive_regions(one),
     )
     path = export_result(result, "camelyon16-csv", tmp_path / "a.csv")
+    assert path.read_text() == "0.99,275,275\n0.95,175,125\n"
+    # Drawn by somebody, within the cell of which nothing is known.
+    unknown = Region(shapely.box(105, 105, 115, 115), "t", float("nan"), float("nan"))
+    drawn = Result(
+        result.slide,
+        result.model,
+        result.probabilities,
+        maps=[one],
+        regions=[*result.regions, unknown],
+    )
+    path = export_result(drawn, "camelyon16-csv", tmp_path / "b.csv")
     assert path.read_text() == "0.99,275,275\n0.95,175,125\n"
 
 

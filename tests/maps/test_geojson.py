@@ -17,6 +17,7 @@ from slidelens.tiling.annotations import read_annotations
 
 CLASSIFIED = {"properties": {"classification": {"name": "a"}}}
 POINTLESS = {"type": "Polygon", "coordinates": [[[0, 0]]]}
+ENDLESS = {"type": "Polygon", "coordinates": [[[0, 0], [99, 0], [1, 1], [0, 0]]]}
 SHAPE = shapely.Polygon([(0, 0), (9, 0), (9, 9), (0, 9)], [[(2, 2), (4, 2), (4, 4), (2, 4)]])
 
 
@@ -96,6 +97,13 @@ def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path
         (
             '{"features": [{"properties": {"classification": {"name": "a"}}, "geometry": 1}]}',
             "feature 0 is no classified polygon",
+        ),
+        *(
+            (
+                json.dumps({"features": [{**CLASSIFIED, "geometry": ENDLESS}]}).replace("99", far),
+                "feature 0 .*a coordinate is not finite",
+            )
+            for far in ("1e999", "NaN")
         ),
         (
             json.dumps({"features": [{**CLASSIFIED, "geometry": POINTLESS}]}),

@@ -213,6 +213,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, result: Result) 
         ({**MINIMAL, "probabilities": {"x": 1.5}}, r"key 'probabilities\.x'"),
         ({**MINIMAL, "probabilities": {"x": float("nan")}}, r"key 'probabilities\.x'"),
         ({**MINIMAL, "probabilities": [1]}, r"key 'probabilities'"),
+        ({**MINIMAL, "probabilities": {}}, r"key 'probabilities'"),
         ({**MINIMAL, "slide": {"id": "a", "mpp": 0}}, r"key 'slide\.mpp"),
         ({**MINIMAL, "slide": {"id": "a", "width": -1}}, r"key 'slide\.width'"),
         ({**MINIMAL, "maps": [{"name": "p", "kind": "?", "path": "p"}]}, r"key 'maps\.0\.kind'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from slidelens.export.base import Exporter
@@ -21,7 +22,8 @@ def _write(result: Result, path: Path) -> None:
     source = result.map_of(label)
     polygons = [r.polygon for r in result.regions if r.label == label]
     peaks = sorted(peaks_of(source, polygons, label), key=lambda peak: -peak.probability)
-    write_atomic(path, "".join(f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks))
+    known = [p for p in peaks if isfinite(p.probability)]  # others lie where nothing was computed
+    write_atomic(path, "".join(f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in known))
 
 
 EXPORTER = Exporter(

@@ -7,6 +7,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import NAMESPACE_URL, uuid5
 
+import numpy as np
+
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
 from slidelens.maps.palette import TISSUE, class_colors
@@ -118,7 +120,11 @@ def read_regions(path: Path) -> list[Region]:
 
 def _polygons(geometry: Any) -> list[Any]:
     """Return a polygon, or those of several, as other programs write them."""
+    import shapely
+
     found = [p for p in getattr(geometry, "geoms", [geometry]) if not p.is_empty]
     if not found or any(p.geom_type != "Polygon" for p in found):
         raise ValueError(f"expected a polygon with an area, found {geometry.geom_type}")
+    if not np.isfinite(shapely.get_coordinates(found)).all():
+        raise ValueError("a coordinate is not finite")
     return found

@@ -98,7 +98,7 @@ class ResultFile(_Part):
     schema_version: Literal[1] = 1
     slide: SlideInfo
     model: ModelInfo
-    probabilities: dict[str, _Probability]
+    probabilities: dict[str, _Probability] = Field(min_length=1)
     maps: tuple[MapEntry, ...] = ()
     timings: dict[str, float] = {}
     software: dict[str, str] = {}
