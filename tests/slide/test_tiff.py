@@ -51,6 +51,22 @@ def test_rgb(tmp_path, options):
     assert facts["mpp_source"] == "TIFF resolution tags"
 
 
+@pytest.mark.parametrize("colours", [None, 16])
+def test_a_palette_that_is_missing_or_too_short_is_told(tmp_path, colours):
+    path = tmp_path / "slide.tif"
+    if colours is None:
+        tifffile.imwrite(path, GREY)
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags["PhotometricInterpretation"].overwrite(3)
+    else:
+        shades = np.zeros((3, 256), np.uint16)
+        tifffile.imwrite(path, GREY, photometric="palette", colormap=shades)
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags["ColorMap"].overwrite([0] * 3 * colours)
+    with pytest.raises(SlideError, match="palette that says which is missing or too short"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
 @pytest.mark.parametrize(("orientation", "turn"), [(1, None), (3, "180°"), (6, "90° clockwise")])
 def test_an_orientation_is_noted_and_not_applied(tmp_path, compression, orientation, turn):

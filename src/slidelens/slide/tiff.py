@@ -253,6 +253,11 @@ def _check_kind(path: Path, page: Any) -> None:
             f"{path}: its pixels are {page.photometric.name} of type {kind}; slidelens reads grey, "
             "RGB, YCbCr and palette TIFF of integers or floats."
         )
+    if page.photometric == 3 and np.shape(page.colormap) != (3, 2**page.bitspersample):
+        raise SlideError(
+            f"{path}: its pixels are numbers of colours, but the palette that says which is "
+            "missing or too short; convert it again from its source."
+        )
     if page.photometric == 6 and int(page.compression) in _AS_STORED:
         raise UnsupportedSlideError(
             f"{path}: its pixels are YCbCr without JPEG, which no backend turns into colours; "
