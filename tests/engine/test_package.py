@@ -143,6 +143,14 @@ def test_weights_missing_or_not_safetensors(tiny, tmp_path):
         load_model(folder, "cpu")
 
 
+def test_weights_that_are_no_numbers(tiny, tmp_path):
+    with torch.no_grad():
+        tiny.module.head.bias[1] = float("nan")
+    folder = save_model(tiny, tmp_path / "m")
+    with pytest.raises(ModelError, match=r"1 of its tensors .*NaN; the first is head\.bias"):
+        load_model(folder, "cpu")
+
+
 def test_unknown_name_lists_the_known(tiny, shelf):
     save_model(tiny, shelf / "folder-name")
     with pytest.raises(ModelError, match=r"no model 'nonesuch'; known models: .*tiny-model"):
@@ -244,7 +252,7 @@ def test_golden_tensors_hold_stain_normalisation(tmp_path, monkeypatch):
 def test_golden_tensors_are_finite(tiny, tmp_path):
     image = np.zeros((32, 48, 3), np.uint8)
     with torch.no_grad():
-        tiny.module.head.bias.fill_(float("nan"))
+        tiny.module.head.bias.fill_(float("inf"))
     with pytest.raises(ModelError, match=r"gives probabilities \[nan, nan\].* not finite"):
         save_model(tiny, tmp_path / "m", golden=image)
     said, nan = ({"probabilities": torch.full((2,), value)} for value in (0.5, float("nan")))

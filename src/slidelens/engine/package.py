@@ -326,6 +326,13 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
             f"{folder / WEIGHTS} does not fit the network that {MANIFEST} describes: "
             f"{'; '.join(wrong[:3])}{more}. Family and config must be those of the training run."
         )
+    unknown = [key for key, tensor in sorted(weights.items()) if bool(tensor.isnan().any())]
+    if unknown:
+        raise ModelError(
+            f"{folder / WEIGHTS}: {len(unknown)} of its tensors hold values that are no numbers "
+            f"(NaN; the first is {unknown[0]}): its training diverged, or it was damaged when it "
+            "was converted. No slide can be scored by it; use another package."
+        )
     module.load_state_dict(weights)
 
 
