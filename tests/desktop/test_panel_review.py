@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import pytest
 from cohorts import MPP, make_cohort
@@ -56,6 +57,10 @@ def wait_for_evidence(qtbot, panel):
     qtbot.waitUntil(lambda: not panel.bench.flight.flying, timeout=WAIT)
 
 
+def in_sight(widget):
+    return widget.visibleRegion().boundingRect() == widget.rect()
+
+
 def key(qtbot, widget, which):
     qtbot.keyClick(widget, which)
 
@@ -78,6 +83,19 @@ def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel
     assert SQUARE.contains(x, y), "the method is surest of tumour in the square"
     assert panel.errors.tree.topLevelItemCount() == 4
     assert panel.errors.bar.maximum() == 4
+
+
+def test_what_decides_is_in_sight_on_a_laptop(panel, bench, qtbot):
+    bench.viewer.window.resize(1366, 768)
+    wait_for_evidence(qtbot, panel)
+    panel.scrolled.verticalScrollBar().setValue(0)
+    case = panel.case
+    used = (panel.errors.tree, case.verdicts, case.next_place, *case.categories.buttons())
+    for widget in (*used, case.label, case.note, panel.undo_button, panel.export):
+        qtbot.waitUntil(partial(in_sight, widget), timeout=WAIT)
+    panel.errors.methods.menu().actions()[0].trigger()
+    panel.errors.methods.menu().actions()[1].trigger()
+    assert not case.form.isVisible(), "there is no error to decide on"
 
 
 def test_arrow_keys_step_in_the_panel_and_on_the_picture(panel, bench, qtbot):

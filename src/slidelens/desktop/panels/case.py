@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from slidelens.desktop.panels.parts import button, calm, caption, row
+from slidelens.desktop.panels.parts import boxed, button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.review import KINDS, case_text, decision_text
 
@@ -41,6 +41,11 @@ _NONE = "not decided"
 
 class CaseView(QWidget):
     """Shows an error and takes the reviewer's decision; keeps nothing itself.
+
+    Attributes
+    ----------
+    form
+        What takes the decision: a widget of its own, to be put where it stays in sight.
 
     Signals
     -------
@@ -78,7 +83,6 @@ class CaseView(QWidget):
         for widget in (self.title, self.text, self.verdicts):
             layout.addWidget(widget)
         layout.addLayout(row(self.place, self.next_place, stretch=0))
-        layout.addLayout(self._form)
         layout.addWidget(self.others)
         layout.addWidget(self._past)
         self._typing = QTimer(self)
@@ -99,13 +103,15 @@ class CaseView(QWidget):
         self.note = _Note()
         self.note.setPlaceholderText("What do you see?")
         self.note.setAccessibleName("Note")
-        self.note.setFixedHeight(54)
+        self.note.setFixedHeight(44)
         self.note.textChanged.connect(self._typed)
         self.note.left.connect(self.flush)
-        self._form = QFormLayout()
-        self._form.addRow("Why", self._radios)
-        self._form.addRow("Label", self.label)
-        self._form.addRow("Note", self.note)
+        form = QFormLayout()
+        form.setVerticalSpacing(4)
+        form.addRow("Why", self._radios)
+        form.addRow("Label", self.label)
+        form.addRow("Note", self.note)
+        self.form = boxed(form)
 
     def show_case(self, review: Review, case: ErrorCase) -> None:
         """Show another error with what is decided on it."""

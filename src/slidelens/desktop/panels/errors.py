@@ -11,6 +11,7 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QMenu,
     QProgressBar,
+    QSizePolicy,
     QToolButton,
     QTreeWidget,
     QTreeWidgetItem,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from slidelens.desktop.state.review import Review
 
 __all__ = ["ErrorList"]
+
+_LEAST_HIGH = 76  # px: the error under review and its neighbours
 
 
 class ErrorList(QWidget):
@@ -60,7 +63,8 @@ class ErrorList(QWidget):
         self.tree.setHeaderLabels(["Slide", "", "Method", "Margin", "Decision"])
         self.tree.setRootIsDecorated(False)
         self.tree.setUniformRowHeights(True)
-        self.tree.setFixedHeight(150)
+        self.tree.setMinimumHeight(_LEAST_HIGH)  # and what the panel has left
+        self.tree.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Ignored)
         self.tree.setAccessibleName("Errors, the most confident first")
         header = self.tree.header()
         if header is not None:
@@ -68,13 +72,15 @@ class ErrorList(QWidget):
         self.empty = caption()
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Errors decided")
-        self.bar.setFormat("%v of %m decided")
+        self.bar.setToolTip("How many errors you have decided")
+        self.bar.setFormat("%v of %m")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(row(self.methods, self.kind, stretch=1))
-        layout.addLayout(row(self.only_open, self.suspects, QWidget(), stretch=2))
-        for widget in (self.empty, self.tree, self.bar):
-            layout.addWidget(widget)
+        layout.addLayout(row(self.only_open, self.suspects, self.bar, stretch=2))
+        layout.addWidget(self.empty)
+        layout.addWidget(self.tree, 1)
+        layout.addStretch()
         self.kind.activated.connect(lambda _: self.filtered.emit())
         self.only_open.clicked.connect(lambda _: self.filtered.emit())
         self.suspects.clicked.connect(lambda _: self.filtered.emit())

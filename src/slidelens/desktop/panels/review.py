@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class ReviewPanel(Panel):
         job.ended.connect(lambda status, error: self._evaluated(out, status, error, warnings))
 
     def _build(self) -> None:
-        self.about = caption()
+        self.about, self.name = caption(_NO_EVALUATION), caption()
         self.open_button = button("Open…", "Open a folder that was evaluated", self._ask_folder)
         self.evaluate_button = button(
             "Evaluate results…", "Compare your results with a table of labels", self._ask_labels
@@ -132,14 +133,16 @@ class ReviewPanel(Panel):
         self.export = ExportMenu(self.bench, self.notice)
         body = self.body
         body.addWidget(self.about)
-        body.addLayout(row(self.open_button, self.evaluate_button, QWidget(), stretch=2))
+        body.addLayout(row(self.open_button, self.evaluate_button, self.name, stretch=2))
         body.addLayout(row(QLabel("Reviewer"), self.reviewer, stretch=1))
         body.addLayout(row(QLabel("Operating point"), self.points, stretch=1))
-        for widget in (self.errors, self.case):
-            body.addWidget(widget)
-        body.addLayout(row(self.undo_button, self.edit_button, self.export, QWidget(), stretch=3))
-        body.addWidget(self.export.status)
+        body.addWidget(self.errors, 1)
+        body.addWidget(self.case)
         body.addStretch()
+        buttons = row(self.undo_button, self.edit_button, self.export, QWidget(), stretch=3)
+        self.foot.addWidget(self.case.form)
+        self.foot.addLayout(buttons)
+        self.foot.addWidget(self.export.status)
         self.errors.filtered.connect(self._filter)
         self.errors.chosen.connect(self.go)
         self.case.decided.connect(self._decide)
@@ -250,15 +253,14 @@ class ReviewPanel(Panel):
         review = self.review
         for widget in (self.errors, self.undo_button, self.edit_button, self.export):
             widget.setVisible(review is not None)
+        self.about.setVisible(review is None)
         self.export.show_review(review, self.points.text())
         if review is None:
-            self.about.setText(_NO_EVALUATION)
-            self.case.hide()
+            self._show_case()
             return
-        slides, models = len(review.saved.labels), ", ".join(review.saved.models)
-        folder = review.saved.folder
-        self.about.setText(f"<b>{folder.name}</b><br>{slides} slides, {models}")
-        self.about.setToolTip(str(folder))
+        slides, folder = len(review.saved.labels), review.saved.folder
+        self.name.setText(f"<b>{escape(folder.name)}</b>, {slides} slides")
+        self.name.setToolTip(f"{folder}\n{', '.join(review.saved.models)}")
         review.choose(self.errors.filter())
         self.errors.show_errors(review)
         self._show_case()
@@ -281,7 +283,8 @@ class ReviewPanel(Panel):
         """Show the current error at once; its slide when one stays at it."""
         review = self.review
         case = None if review is None else review.case
-        self.case.setVisible(case is not None)
+        for widget in (self.case, self.case.form):
+            widget.setVisible(case is not None)
         if review is None or case is None:
             return
         self._model = case.model
