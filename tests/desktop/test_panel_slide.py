@@ -87,6 +87,20 @@ def test_what_cannot_be_opened_is_said(panel, bench, tmp_path, qtbot):
     assert bad
 
 
+def test_all_that_cannot_be_opened_of_one_drop_is_said_at_once(panel, bench, tmp_path, qtbot):
+    names = [f"note_{number}.csv" for number in range(7)]
+    for name in names:
+        (tmp_path / name).write_text("x\n1\n")
+    told = []
+    bench.told.connect(lambda text, bad: told.append((text, bad)))
+    drop(panel, *(tmp_path / name for name in names))
+    qtbot.waitUntil(lambda: bool(told) and not bench.background.busy, timeout=WAIT)
+    ((text, bad),) = told
+    assert bad
+    assert [name in text for name in names] == [True] * 5 + [False] * 2
+    assert "and 2 more: nothing to open" in text
+
+
 def test_what_is_none_of_ours_falls_to_napari(panel, bench, tmp_path, qtbot, monkeypatch):
     (tmp_path / "points.csv").write_text("index,axis-0,axis-1\n0,1,1\n")
     (tmp_path / "stack").mkdir()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DropFilter", "paths_of", "take"]
 
+_NAMED = 5  # files that are refused, in one sentence
+
 
 class DropFilter(QObject):
     """Takes what falls on napari's canvas and is no plain layer; the rest is napari's."""
@@ -81,23 +83,30 @@ def _open(
         bench.memory.opened(path)
     if slides:
         bench.open_slide(slides[0])
-        if len(slides) > 1:
-            rest = f"The other {len(slides) - 1} slides are among the recent ones."
-            bench.told.emit(f"{slides[0].name} is opened. {rest}", False)
+    said, refused = [], []
+    if len(slides) > 1:
+        rest = f"The other {len(slides) - 1} slides are among the recent ones."
+        said.append(f"{slides[0].name} is opened. {rest}")
     for path, kind in found:
         if kind == "folder" and leave is not None:
             leave(path)
-        elif kind != "slide":
-            _open_one(bench, path, kind)
+        elif kind in ("folder", "other"):
+            refused.append(path)
+        elif kind != "slide" and (text := _open_one(bench, path, kind)):
+            said.append(text)
+    said += [_refused(refused)] if refused else []
+    if said:  # at once: a panel has room for what was said last
+        bench.told.emit("\n".join(said), bool(refused))
 
 
-def _open_one(bench: Workbench, path: Path, kind: Kind) -> None:
+def _open_one(bench: Workbench, path: Path, kind: Kind) -> str:
+    """Open what is no slide; return what is to be said of it."""
     if kind == "result":
         bench.show_result(path.parent if path.name == "result.json" else path)
     elif kind == "results":
         bench.use_results(path)
         bench.open_panel("run")
-        bench.told.emit(f"Results are read from and written to {bench.results} now.", False)
+        return f"Results are read from and written to {bench.results} now."
     elif kind == "model":
         bench.memory.add_model(path)
         bench.load_models()
@@ -106,14 +115,15 @@ def _open_one(bench: Workbench, path: Path, kind: Kind) -> None:
         bench.open_panel("train").data.set_labels(path)
     elif kind == "evaluation":
         bench.open_panel("review").open(path)
-    elif kind == "annotations":
-        bench.viewer.open(str(path), plugin="slidelens")
     else:
-        bench.told.emit(_refused(path), True)
+        bench.viewer.open(str(path), plugin="slidelens")
+    return ""
 
 
-def _refused(path: Path) -> str:
+def _refused(paths: Sequence[Path]) -> str:
+    named = ", ".join(map(str, paths[:_NAMED]))
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return (
-        f"{path}: nothing to open. Drop a slide, a result or a folder of them, a model's folder, "
-        "an evaluation, labels (CSV with slide_id and label) or annotations (GeoJSON, XML)."
+        f"{named}{more}: nothing to open. Drop a slide, a result or a folder of them, a model's "
+        "folder, an evaluation, labels (CSV with slide_id and label) or annotations (GeoJSON, XML)."
     )
