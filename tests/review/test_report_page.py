@@ -3,6 +3,8 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from sample_evaluation import SCORES, TRUTH, evaluated
+from slidelens.review.errors import list_errors
 from slidelens.review.report import ReportOptions, write_report
 from slidelens.review.store import CaseKey, ReviewStore
 from slidelens.testing.browser import browser
@@ -115,6 +117,36 @@ def test_keys_go_from_slide_to_slide_and_can_be_switched_off(page):
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("j")
     assert at() == ""
+
+
+def test_who_has_no_keyboard_comes_back_to_the_list(page):
+    page.locator("#case-2 a.back").click()
+    assert page.evaluate("document.getElementById('errors').getBoundingClientRect().top") < 100
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_of_methods_fit(opened, tmp_path, monkeypatch, width):
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
+    long = "streaming-network-of-2024-11-30-fold-3-of-5-resnet50-imagenet-of-{}-quite-long"
+    scores = {long.format(name): of_slide for name, of_slide in SCORES.items()}
+    scores |= {long.format(number): next(iter(SCORES.values())) for number in range(3)}
+    evaluation = evaluated(tmp_path, TRUTH, scores)
+    store = ReviewStore(evaluation / "review.sqlite")
+    for error in list_errors(evaluation):
+        for reviewer in ("ann", "bob"):
+            store.set(error.key, reviewer=reviewer, category="Tissue artefacts")
+    made = write_report(evaluation, tmp_path / "r.html")
+    page = opened[0].context.browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(made.html.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tables = page.locator(".scroll").evaluate_all(
+        "all => all.map((one) => [one.querySelector('table').offsetWidth, one.clientWidth])"
+    )
+    assert len(tables) > 7
+    assert page.locator("#sources table").count() == page.locator("#sources .scroll table").count()
+    if width > 1000:
+        assert [table for table, room in tables if table > room] == []
+    page.close()
 
 
 def test_pictures_are_lazy_and_all_are_shown_to_who_looks(page):
