@@ -7,7 +7,6 @@ environment that the plugin is installed into as a user installs it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from slidelens.testing.phantom import write_cohort
+from warm import run_warm
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial-developer.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -45,20 +45,13 @@ class Outsider:
         place = folder.parent / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
         self.python = place / "bin" / "python"
+        self.packages = next((place / "lib").glob("python*/site-packages"))
         here = sysconfig.get_paths()["purelib"]  # the packages that SlideLens needs are there
-        theirs = next((place / "lib").glob("python*/site-packages"))
-        (theirs / "parent.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+        (self.packages / "parent.pth").write_text(f"import site; site.addsitedir({here!r})\n")
 
     def python_runs(self, *words: object) -> str:
-        done = subprocess.run(
-            [str(self.python), *map(str, words)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        """Run Python as it is in this environment, with what is installed into it."""
+        done = run_warm(*words, cwd=self.folder, packages=self.packages)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 

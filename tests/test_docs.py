@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from slidelens.cli.app import program as typer_program
 from slidelens.cli.app import run
 from slidelens.desktop import launch
 from slidelens.testing.phantom import write_cohort
+from warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +53,7 @@ SMALL = {
     "streaming": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
     "local": "--backbone squeezenet1_1 --weights none --mpp 4 --epochs 1",
     "multistage": "--backbone squeezenet1_1 --weights none --tile 64 --mpp 2 --epochs 1",
-    "magnet": "--backbone small --weights none --mpp 2 --look 64 --epochs 1",
+    "magnet": "--backbone small --set auxiliary=small --weights none --mpp 2 --look 64 --epochs 1",
 }
 """Options that make a training small; what a page says comes before them where both speak."""
 
@@ -148,7 +148,7 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
     place = tmp_path / "place"
     shutil.copytree(prepared, place)
     monkeypatch.chdir(place)
-    monkeypatch.setattr("slidelens.engine.demo._SIZE", (1024, 896))
+    monkeypatch.setattr("slidelens.engine.demo._SIZE", (640, 512))
     opened = []
     # The window itself is opened by the tests of the desktop; here its arguments are.
     monkeypatch.setattr(launch, "view", lambda *given, **named: opened.append((given, named)))
@@ -171,7 +171,8 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
         program(made_small(command))
     # A process of their own: earlier tests have left Qt, and its display, in this one.
     for script in scripts:
-        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | AGG)
+        done = run_warm("-c", script, env=os.environ | AGG)
+        assert done.returncode == 0, f"{script}\n{done.stderr}"
     assert len(opened) == sum(words(c)[1] == "view" or "--view" in words(c) for c in mine)
 
 

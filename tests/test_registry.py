@@ -17,6 +17,7 @@ from slidelens.errors import PluginError, SlideError
 from slidelens.geometry import Box
 from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.base import Slide
+from warm import run_warm
 
 SOURCE = Path(slidelens.__file__).resolve().parents[1]
 KIND = "slidelens.families.base:Family"
@@ -233,14 +234,8 @@ def crowded(tmp_path_factory):
 
 def beside(place: Path, *command: object) -> subprocess.CompletedProcess[str]:
     """Run Python where these plugins are installed."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        env={"PYTHONPATH": f"{place}:{SOURCE}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    path = f"{place}:{SOURCE}"
+    return run_warm(*command, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"})
 
 
 def test_doctor_names_every_broken_plugin(crowded):

@@ -15,6 +15,7 @@ import pytest
 import tifffile
 
 from slidelens.testing.phantom import PhantomSpec, write_cohort, write_phantom
+from warm import Warm
 
 COMMANDS = ["info", "doctor", "demo", "models", "predict", "evaluate", "export", "view"]
 INFO_KEYS = {
@@ -179,11 +180,10 @@ def test_predict_says_what_it_waits_for(phantom, tmp_path):
     words += ["--region", "0,0,512,512"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        predict = [sys.executable, "-m", "slidelens", "predict", *words]
-        with subprocess.Popen(predict, stderr=subprocess.PIPE, text=True) as run:
-            said = run.stderr.readline()
-            other.stdin.close()  # not before it was said, however slow the machine is
-            rest = run.stderr.read()
+        run = Warm("-m", "slidelens", "predict", *words)
+        said = run.stderr.readline()
+        other.stdin.close()  # not before it was said, however slow the machine is
+        _, rest = run.communicate()
     assert said == "1 slide is being computed by another run; waiting for it\n"
     assert run.returncode == 0
     assert rest.startswith("slide: normal ")

@@ -7,8 +7,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 
 from slidelens.testing.phantom import write_cohort
 from train_cohort import STAGES, TILE, make_cohort
+from warm import Warm, run_warm
 
 ONE = '[{"epochs": 1, "lr": 0.001, "head_lr": 0.001, "trains": "head"}]'
 LIMIT = 5 << 20
@@ -36,12 +35,6 @@ def _words(cohort: Path, out: Path, labels: Path | None = None, stages: str = ST
     words += ["--weights", "none", "--seed", 1, "--tile", TILE, "--min-tissue", 0]
     words += ["--precision", "fp32", "--train-batch", 2, "--warm-steps", 2]
     return [*map(str, words), "--set", f"stages={stages}"]
-
-
-def _start(*words: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "slidelens", *words], stderr=subprocess.PIPE, text=True, **options
-    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +107,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(cohort, tmp_path):
     out = tmp_path / "m"
-    full = _start(*_words(cohort, out), preexec_fn=_small_files)
+    full = Warm("-m", "slidelens", *_words(cohort, out), before=_small_files)
     said = full.communicate()[1]
     assert full.returncode == 1
     assert "Traceback" not in said
@@ -122,14 +115,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_training_goes_on(cohort, 
     record = _record(out)
     assert record["position"]["epoch"] == 1
     assert load_file(out / "training" / record["tensors"])
-    assert _start(*_words(cohort, out), "--resume").wait() == 0
+    assert run_warm("-m", "slidelens", *_words(cohort, out), "--resume").returncode == 0
     assert (out / "model.json").exists()
 
 
 def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, cohort, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert slidelens(*_words(cohort, whole)).code == 0
-    child = _start(*_words(cohort, killed))
+    child = Warm("-m", "slidelens", *_words(cohort, killed))
     while not (killed / "training" / "checkpoint.json").exists():
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)  # another process writes it: there is nothing to wait on
@@ -152,6 +145,11 @@ def _small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
 
+def _heed_interrupts() -> None:
+    """What runs in the background of a shell ignores the signal, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("command", "said"), [("train", "--resume"), ("predict", "goes on")])
 def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
     slides = tmp_path / "cohort"
@@ -161,12 +159,7 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
         f"--backbone squeezenet1_1 --out {tmp_path}/m",
         "predict": f"predict {slides}/slides --model demo-mil --out {tmp_path}/r",
     }[command]
-    # What runs in the background of a shell ignores the signal, and so would its children.
-    body = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    body += "from slidelens.cli import main; main()"
-    program = [sys.executable, "-c", body, *call.split()]
-    run = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert run.stderr is not None
+    run = Warm("-m", "slidelens", *call.split(), before=_heed_interrupts)
     run.stderr.readline()  # the first word of progress
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=120)

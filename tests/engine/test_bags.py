@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from slidelens.slide.open import open_slide
 from slidelens.tiling.grid import GridSpec
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import TILE, make_cohort
+from warm import Warm
 
 SPEC = GridSpec(TILE, 0.5, 0, 0)
 WHOLE = TissueSettings(method="whole")
@@ -153,12 +152,12 @@ def test_a_killed_extraction_leaves_nothing_half(tmp_path, slides, batches):
     folder, path = tmp_path / "cache", slides / "s1.tif"
     tests = [str(folder) for folder in Path(__file__).parents[:2]]
     code = _CHILD.format(tests=tests, folder=str(folder), slide=str(path))
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = Warm("-c", code)
     for _ in range(batches):
         assert child.stdout.readline() == "batch\n"
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    child.stdout.close()
+    child.close()
     encoder = _encoder()
     bag = _get(folder, path, encoder)
     assert encoder.encode.tiles in (0, 9)  # all of it was there, or nothing

@@ -6,8 +6,6 @@ import csv
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from slidelens.engine.locks import claimed
 from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.files import beside
+from warm import Warm
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes as POSIX does")
 
@@ -30,11 +29,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills processes as POSI
 def start():
     """Start a process of ``cohort_run.py``; those that still run at the end are killed."""
     program = Path(__file__).with_name("cohort_run.py")
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[Warm] = []
 
-    def begin(how: str, out: Path, slides: list[Path]) -> subprocess.Popen[str]:
-        command = [sys.executable, str(program), how, str(out), *map(str, slides)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    def begin(how: str, out: Path, slides: list[Path]) -> Warm:
+        processes.append(Warm(program, how, out, *slides))
         return processes[-1]
 
     yield begin
@@ -42,12 +40,12 @@ def start():
         kill(process)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Warm) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait(60)
 
 
-def until(process: subprocess.Popen[str], line: str) -> None:
+def until(process: Warm, line: str) -> None:
     assert process.stdout is not None
     for found in process.stdout:
         if found.strip() == line:

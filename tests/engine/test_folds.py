@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +18,7 @@ from slidelens.engine.train import train
 from slidelens.engine.training.file import read_train_file, train_arguments
 from slidelens.errors import ModelError
 from train_cohort import make_cohort, request
+from warm import run_warm
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,7 @@ def test_the_program_trains_from_a_file_and_the_command_line_comes_first(cohort,
     file.write_text(yaml.safe_dump({**content, **numbers, "precision": "fp32", "stages": stages}))
     out = tmp_path / "m"
     command = ["train", "mil", "--config", file, "--out", out, "--seed", "1", "--device", "cpu"]
-    done = _run(command)
+    done = run_warm("-m", "slidelens", *command)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "unused").exists()
     assert load_model(out, "cpu").card["training"]["seed"] == 1
@@ -119,13 +117,12 @@ def test_two_processes_train_the_model_that_one_trains_with_twice_the_steps_per_
     list(train(**request(cohort, single, overrides={**asked, "accumulate": "2"})))
     fields = request(cohort, single, overrides={**asked, "accumulate": "1"})["overrides"]
     out = tmp_path / "double"
-    done = _run(
-        [
-            *("train", "mil", "--slides", cohort / "slides", "--labels", cohort / "labels.csv"),
-            *("--out", out, "--backbone", "squeezenet1_1", "--weights", "none", "--seed", "1"),
-            *("--device", "cpu", "--devices", "2", "--json"),
-            *(part for k, v in fields.items() for part in ("--set", f"{k}={v}")),
-        ]
+    done = run_warm(
+        *("-m", "slidelens", "train", "mil", "--slides", cohort / "slides"),
+        *("--labels", cohort / "labels.csv", "--out", out, "--backbone", "squeezenet1_1"),
+        *("--weights", "none", "--seed", "1", "--device", "cpu", "--devices", "2", "--json"),
+        *(part for k, v in fields.items() for part in ("--set", f"{k}={v}")),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["epochs"] == 3  # one process speaks
@@ -136,16 +133,3 @@ def test_two_processes_train_the_model_that_one_trains_with_twice_the_steps_per_
         (place / "training" / "tune.csv").read_text().splitlines() for place in (single, out)
     )
     assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in two]
-
-
-def _run(arguments: list[object]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    program = Path(sys.executable).with_name("slidelens")
-    return subprocess.run(
-        [str(program), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )

@@ -7,8 +7,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -31,6 +29,7 @@ from slidelens.families.mil import MilConfig
 from slidelens.geometry import Mpp
 from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
+from warm import Warm
 
 STEPS = 8  # per epoch: 4 scans, 2 batches, 2 tuning slides
 
@@ -181,12 +180,12 @@ def test_sigkill_at_a_random_moment_then_resume(cohort, reference, tmp_path):
     out = tmp_path / "killed"
     code = _CHILD.format(tests=str(Path(__file__).parents[1]), cohort=str(cohort), out=str(out))
     survived = random.randint(7, 6 + 3 * STEPS)  # lines until the kill, 6 of them from opening
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = Warm("-c", code)
     for _ in range(survived):
         assert child.stdout.readline()
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    child.stdout.close()
+    child.close()
     list(train(**request(cohort, out), resume=True))
     assert _weights(out) == _weights(reference[0]), f"killed after {survived} lines"
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from slidelens.nn.streaming import StreamingTrunk
+from warm import START
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,7 @@ def replica(rank: int, folder: Path) -> None:
 
 
 def test_ddp_leaves_the_mean_gradient_in_every_process(tmp_path):
-    torch.multiprocessing.spawn(replica, (tmp_path,), nprocs=PROCESSES)
+    torch.multiprocessing.start_processes(replica, (tmp_path,), PROCESSES, start_method=START)
     model = Classifier(network())
     for seed in range(PROCESSES):
         (model(picture(seed)).square().sum() / PROCESSES).backward()
