@@ -12,7 +12,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 ||
 # Bytecode is kept, whatever the environment says: without it each process compiles torch anew (10 s).
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup fmt check test test-slow demo bench docs pictures models dist constraints clean
+.PHONY: help setup fmt check check-types check-rest test test-slow demo bench docs pictures models dist constraints clean
 
 help:  ## list the jobs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,16 +35,21 @@ fmt: $(READY)  ## format the code, sort what can be sorted, draw the architectur
 	$(BIN)/python docs/architecture_picture.py
 
 check: $(READY)  ## lint, types, layers, manifest, docs
+	@$(MAKE) --no-print-directory --jobs 2 check-types check-rest
+
+check-types:
+	$(BIN)/mypy
+
+check-rest:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/npe2 validate slidelens
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 test: $(READY)  ## all quick tests
 	@bash .ci/system-packages test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(READY)  ## the tests that take minutes
 	@bash .ci/system-packages test
