@@ -16,7 +16,17 @@ settings.register_profile("slidelens", deadline=None)  # other work on the machi
 settings.load_profile("slidelens")
 
 
+_LONGEST = ("test_docs.py", "test_developer_tutorial.py", "test_afternoon.py")
+"""Files whose tests take a minute and more: begun last, one worker would end long after all."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest files, and see to the real data."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    _leave_out_real_data(config, items)
+
+
+def _leave_out_real_data(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave real-data tests out, with one line, where a public user has no data; never in CI."""
     if _DATA.is_dir():
         return

@@ -19,12 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
-START = "forkserver"
+START = "spawn" if os.name == "nt" else "forkserver"
 """How other programs of the tests, which start processes themselves, start such ones."""
 _CONTEXT = multiprocessing.get_context(START)
-_CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torchvision.models", "lightning.fabric", "zarr", "typer", "rich"]
-)
+if START == "forkserver":
+    _CONTEXT.set_forkserver_preload(
+        ["torch", "torch._dynamo", "torchvision.models", "lightning.fabric", "zarr", "typer"]
+    )
 
 
 class Warm:
@@ -95,6 +96,9 @@ class Warm:
 
 def run_warm(*words: object, **place: Any) -> subprocess.CompletedProcess[str]:
     """Run ``python *words`` to its end, as ``subprocess.run``; arguments as of :class:`Warm`."""
+    if os.name == "nt":  # knows no fork
+        program = [sys.executable, *map(str, words)]
+        return subprocess.run(program, capture_output=True, text=True, check=False, **place)
     process = Warm(*words, **place)
     out, err = process.communicate()
     assert process.returncode is not None
