@@ -16,8 +16,9 @@ def write_results(home, model):
 
 
 @pytest.fixture
-def given(tmp_path):
-    """Arguments for four slides of one model that errs once."""
+def given(tmp_path, monkeypatch):
+    """Arguments for four slides of one model that errs once; no picture is looked at."""
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
     write_results(tmp_path, "m")
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,label\na,0\nb,0\nc,1\nd,1\n")

@@ -1,9 +1,13 @@
 """Jobs of a cluster or a desktop: output to a full disk or nowhere, a cohort split among them."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+
+from warm import run_warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs sh and /dev/full")
 
@@ -21,13 +25,23 @@ def test_output_to_a_full_disk_is_one_sentence():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def _close(number: int) -> None:
+    """Begin as Python does where the shell has closed a stream."""
+    os.close(number)
+    setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+
+
+@pytest.mark.parametrize("closed", [1, 2, "<&- >&- 2>&-"])
 def test_streams_may_be_closed(closed, tmp_path):
     """A bar asked a stream that was not there; a file that was opened got the number of stderr."""
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "a.tif").write_text("no slide")
     out = tmp_path / "out"
-    done = _sh(f"{_PROGRAM} predict {tmp_path}/slides --model demo-mil --out {out} {closed}")
+    words = f"predict {tmp_path}/slides --model demo-mil --out {out}"
+    if isinstance(closed, str):
+        done = _sh(f"{_PROGRAM} {words} {closed}")
+    else:
+        done = run_warm("-m", "slidelens", *words.split(), before=partial(_close, closed))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     row = (out / "demo-mil" / "predictions.csv").read_text().splitlines()[1]

@@ -418,7 +418,7 @@ def test_a_slide_coarser_than_the_model_reads(tiny, caplog, mpp, outcome):
 
 def test_a_model_that_reads_coarse_levels_takes_a_coarse_slide(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.config), "finest_mpp", lambda config, extent_um: extent_um / 60)
-    with from_array(picture(), mpp=10.0) as slide:  # 2400 µm: read at 40 µm/px
+    with from_array(picture(48, 64), mpp=10.0) as slide:  # 640 µm: read at 10.7 µm/px
         assert predict(slide, tiny, tissue=WHOLE).tiles is not None
         with pytest.raises(SlideError, match=r"reads at 1\.667 µm/px"):  # of a part: 100 µm
             predict(slide, tiny, tissue=WHOLE, region=Box(0, 0, 10, 10))

@@ -12,6 +12,8 @@ from slidelens.errors import LabelError, ResultError
 from slidelens.review.errors import choose_rules, list_errors, list_near_misses
 from slidelens.review.evaluation import read_evaluation
 
+pytestmark = pytest.mark.usefixtures("_no_pictures")
+
 
 def listed(evaluation, rules=None):
     return {(e.model, e.slide_id, e.kind) for e in list_errors(evaluation, rules)}
