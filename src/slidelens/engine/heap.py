@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slidelens.nn.heap import resident, trim_heap
+from slidelens.slide.cache import tile_cache
 
 __all__ = ["PER_READER", "HeapTrimmer"]
 
@@ -21,7 +22,7 @@ class HeapTrimmer:
     blocks one by one instead (``M_MMAP_THRESHOLD``) costs 10 % of a run's time. What is given back
     is soon asked for again, and each page then costs a fault: twice a second that was up to 20 % of
     a run's time. So it is done when holes have piled up, and never for what every step needs: that
-    is seen in the first steps after each time.
+    is seen in the first steps after each time. Decoded tiles that are kept are no holes.
     """
 
     def __init__(self, growth: int = 2 * PER_READER) -> None:
@@ -33,6 +34,7 @@ class HeapTrimmer:
         now = resident()
         if now is None:
             return
+        now -= tile_cache().used
         if self._settling:
             self._settling -= 1
             self._usual = max(self._usual, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import isclose
 from threading import Lock
 from time import perf_counter
@@ -198,7 +198,7 @@ class SlideView:
         self.done += n
 
     def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
-        """Read all tiles of a grid, ahead of the model, in the grid's order.
+        """Read all tiles of a grid, ahead of the model, in the grid's order, from now on.
 
         Only so much is read ahead that memory stays flat on any slide. Closing the iterator cancels
         what is still to be read.
@@ -216,12 +216,17 @@ class SlideView:
         tile = _batch_bytes(grid, 1)
         self.batch_in_use = size = self.batch_size or suited_batch(self.device, batch_size, tile)
         ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
-        pending: deque[_Reading] = deque()
+        readings = (
+            self._begin(grid, slice(start, start + size)) for start in range(0, len(grid), size)
+        )
+        return self._in_order(deque(islice(readings, ahead)), readings)
+
+    def _in_order(self, pending: deque[_Reading], more: Iterator[_Reading]) -> Iterator[Batch]:
+        """Finish what is under way, the oldest first, and begin as much again."""
         try:
-            for start in range(0, len(grid), size):
-                pending.append(self._begin(grid, slice(start, start + size)))
-                if len(pending) > ahead:
-                    yield self._finish(pending)
+            for reading in more:
+                pending.append(reading)
+                yield self._finish(pending)
             while pending:
                 yield self._finish(pending)
         finally:

@@ -202,7 +202,7 @@ class View(Protocol):
         """Lay a grid over the region's tissue; the run records it."""
 
     def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
-        """Read all tiles of a grid, ahead of the model, in order."""
+        """Read all tiles of a grid, ahead of the model, in order; reading begins with the call."""
 
     def total(self, steps: int) -> None:
         """Say how many tiles (or other steps) the run has in all, for progress."""

@@ -229,9 +229,10 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
     if len(grid) == 0:
         raise SlideError(no_tiles(config))
     view.total(len(grid))
+    batches = view.batches(grid, config.batch_size)  # read while the weights are cast
     if isinstance(features, Features):  # a plugin's may cast as it likes
         features = cast_once(features)
-    for batch in view.batches(grid, config.batch_size):
+    for batch in batches:
         images = normalize(batch.images, model.mean, model.std)
         yield batch.boxes, encoded(features, images, config.orientations).float()
 
