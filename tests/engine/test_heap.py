@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from slidelens.engine import heap
 from slidelens.engine import predict as predicting
 from slidelens.engine.heap import HeapTrimmer
 from slidelens.slide.array import from_array
+from slidelens.slide.cache import tile_cache
 
 linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap is trimmed")
 
@@ -78,6 +80,17 @@ def what_steps_need():
         trim()
     assert abs(resident() - before) < 20
     assert kept
+
+
+def test_tiles_that_are_kept_are_no_holes(monkeypatch):
+    trims, kept = [], tile_cache().used
+    monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(1))
+    trim = HeapTrimmer(growth=100 << 20)
+    for grown, cached, expected in [(0, 0, 0)] * 3 + [(300, 250, 0), (300, 150, 1)]:
+        monkeypatch.setattr(heap, "resident", lambda mb=grown: 1 << 30 | mb << 20)
+        monkeypatch.setattr(tile_cache(), "used", kept + (cached << 20))
+        trim()
+        assert len(trims) == expected
 
 
 def test_a_run_looks_at_every_step(tiny, monkeypatch):

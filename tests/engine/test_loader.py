@@ -94,6 +94,15 @@ def test_large_tiles_are_read_one_by_one(monkeypatch):
         assert len(read) == len(grid) == 15
 
 
+def test_reading_begins_before_the_first_batch_is_asked_for(monkeypatch):
+    with from_array(picture(), mpp=1.0) as slide, SlideView(slide, tissue=WHOLE) as view:
+        began, original = threading.Event(), slide.read
+        monkeypatch.setattr(slide, "read", lambda box, mpp=None: began.set() or original(box, mpp))
+        batches = view.batches(view.grid(GridSpec(32, 1.0)), 4)
+        assert began.wait(20)
+        assert sum(len(batch.boxes) for batch in batches) == len(view.grids[0])
+
+
 def test_batches_are_channels_last_without_a_copy():
     with from_array(picture(), mpp=1.0) as slide, SlideView(slide, tissue=WHOLE) as view:
         batch = next(view.batches(view.grid(GridSpec(32, 1.0)), 4))

@@ -259,6 +259,8 @@ class Prediction:
         if self._device == "auto" and given.device is not None:
             return given
         device = pick_device(self._device)
+        if device == given.device:
+            return given
         return replace(given, device=device, module=given.module.to(device))
 
     def _asked(self) -> _Asked:

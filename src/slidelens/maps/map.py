@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from slidelens.tiling.box_sums import BoxSums
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -239,11 +241,13 @@ class Map:
         out = np.full((len(given), self.shape[0]), np.nan, np.float32)
         for chosen, rows in _bands(edges, max(1, _BAND // width)):
             values = np.asarray(self.levels[0][:, rows, :], np.float64)
-            shifted = edges[chosen] - (0, rows.start, 0, rows.start)
+            sums = BoxSums(edges[chosen] - (0, rows.start, 0, rows.start), values.shape[1:])
+            counted: NDArray[np.bool_] | None = None
             for channel, plane in enumerate(values):
                 known = ~np.isnan(plane)
-                area = _box_sums(known.astype(np.float64), shifted)
-                total = _box_sums(np.where(known, plane, 0.0), shifted)
+                if counted is None or not np.array_equal(known, counted):
+                    area, counted = sums(_table(known, sums.lines)), known
+                total = sums(_table(np.where(known, plane, 0.0), sums.lines))
                 some = area > 1e-6
                 out[chosen[some], channel] = total[some] / area[some]
         return out
@@ -327,22 +331,15 @@ def _bands(edges: NDArray[np.float64], height: int) -> Iterator[tuple[NDArray[np
         start = stop
 
 
-def _box_sums(plane: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integrate a plane of constant cells over boxes with fractional edges, exactly.
-
-    The integral from the origin is bilinear within a cell, so it is interpolated in the table of
-    cumulative sums.
-    """
-    table = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1))
-    np.cumsum(np.cumsum(plane, 0), 1, out=table[1:, 1:])
-
-    def at(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        j = np.minimum(x.astype(np.intp), plane.shape[1] - 1)
-        i = np.minimum(y.astype(np.intp), plane.shape[0] - 1)
-        fx, fy = x - j, y - i
-        upper = table[i, j] * (1 - fx) + table[i, j + 1] * fx
-        lower = table[i + 1, j] * (1 - fx) + table[i + 1, j + 1] * fx
-        return np.asarray(upper * (1 - fy) + lower * fy)
-
-    left, top, right, bottom = edges.T
-    return at(right, bottom) - at(left, bottom) - at(right, top) + at(left, top)
+def _table(plane: NDArray[np.float64], lines: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return some lines of an integral image, for :class:`BoxSums`."""
+    table = np.zeros((len(lines), plane.shape[1] + 1))
+    above = np.zeros(plane.shape[1])
+    done = 0
+    for number, line in enumerate(lines.tolist()):
+        for row in plane[done:line]:  # one by one from the top: else sums would round otherwise
+            above += row
+        table[number, 1:] = above
+        done = line
+    np.cumsum(table, axis=1, out=table)
+    return table

@@ -89,7 +89,7 @@ def write_map(folder: Path, source: Map) -> None:
 
 
 def _create_group(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Make a Zarr v3 group: a file of JSON, for which the library's loop takes ten times as long."""
+    """Make a Zarr v3 group: one file of JSON, for which the library takes 2 ms."""
     folder.mkdir(parents=True, exist_ok=True)
     group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     (folder / "zarr.json").write_text(json.dumps(group, indent=2), encoding="utf-8")

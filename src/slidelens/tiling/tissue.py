@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from slidelens.geometry import Affine, Box, Mpp, Size
+from slidelens.tiling.box_sums import BoxSums, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,11 +104,14 @@ class TissueMask:
         area = np.prod(high - low, axis=1)
         height, width = self.array.shape
         low, high = low.clip(0, (width, height)), high.clip(0, (width, height))
-        covered = np.empty(len(boxes))
+        edges, covered = np.concatenate([low, high], axis=1), np.empty(len(boxes))
         band = np.minimum(low[:, 1].astype(np.intp), height - 1) // _BAND * _BAND
         for top in np.unique(band):  # a box's sums depend on no other box
             mine = band == top
-            covered[mine] = _covered(self.array[top:], low[mine] - (0, top), high[mine] - (0, top))
+            within = edges[mine] - (0, top, 0, top)
+            rows = self.array[top : top + max(1, int(np.ceil(within[:, 3].max())))]
+            sums = BoxSums(within, rows.shape)
+            covered[mine] = sums(_table(rows, sums.lines))
         share = np.divide(covered, area, out=np.zeros(len(area)), where=area > 0)
         return np.asarray(np.clip(share, 0.0, 1.0))
 
@@ -127,7 +131,7 @@ class TissueMask:
         height, width = self.array.shape
         columns = ((x - self.affine.tx) / self.affine.sx).clip(0, width)
         bands = self._bands(((y - self.affine.ty) / self.affine.sy).clip(0, height))
-        at, part = _split(columns, width)
+        at, part = split(columns, width)
         upto = np.zeros((len(bands), width + 1))
         np.cumsum(bands, axis=1, out=upto[:, 1:])
         return np.diff(upto[:, at] + part * bands[:, at], axis=1)
@@ -135,7 +139,7 @@ class TissueMask:
     def _bands(self, lines: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum the rows between lines ``(m + 1,)``, which cut rows in parts: ``(m, width)``."""
         rows = self.array.view(np.uint8)
-        at, part = _split(lines, len(rows))
+        at, part = split(lines, len(rows))
         kind = np.uint8 if np.diff(at).max() < 256 else np.int32
         sums = np.empty((len(at) - 1, rows.shape[1]), kind)
         for start, stop, line in zip(at, at[1:], sums, strict=False):  # 25 times np.add.reduceat
@@ -149,41 +153,18 @@ class TissueMask:
         return float(np.count_nonzero(self.array)) * cell / 1e6
 
 
-def _split(positions: NDArray[np.float64], n: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return which of ``n`` cells positions lie in, and how far; the end is all of the last."""
-    at = np.minimum(positions.astype(np.intp), n - 1)
-    return at, positions - at
-
-
-def _covered(
-    array: NDArray[np.bool_], low: NDArray[np.float64], high: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Sum the tissue between corners ``(N, 2)`` x, y in cells of the array."""
-    rows = max(1, int(np.ceil(high[:, 1].max())))
-    total = np.zeros((rows + 1, array.shape[1] + 1), np.int32)
-    total[1:, 1:] = array[:rows]
-    for row in range(2, rows + 1):  # seven times as fast as numpy's sum over this axis
-        total[row] += total[row - 1]
+def _table(array: NDArray[np.bool_], lines: NDArray[np.intp]) -> NDArray[np.int32]:
+    """Return some lines of an integral image, for :class:`BoxSums`."""
+    total = np.zeros((len(lines), array.shape[1] + 1), np.int32)
+    rows, above = array.view(np.uint8), 0
+    for number, line in enumerate(lines.tolist()):
+        kind = np.uint8 if line - above < 256 else np.int32
+        total[number, 1:] = np.add.reduce(rows[above:line], axis=0, dtype=kind)
+        if number:
+            total[number] += total[number - 1]
+        above = line
     np.cumsum(total, axis=1, out=total)
-    (x0, y0), (x1, y1) = low.T, high.T
-    return (
-        _sum_to(total, x1, y1)
-        - _sum_to(total, x0, y1)
-        - _sum_to(total, x1, y0)
-        + _sum_to(total, x0, y0)
-    )
-
-
-def _sum_to(
-    total: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Look up an integral image above and left of points; bilinear, hence exact, inside cells."""
-    i = np.minimum(x.astype(np.intp), total.shape[1] - 2)
-    j = np.minimum(y.astype(np.intp), total.shape[0] - 2)
-    fx, fy = x - i, y - j
-    above = total[j, i] * (1 - fx) + total[j, i + 1] * fx
-    below = total[j + 1, i] * (1 - fx) + total[j + 1, i + 1] * fx
-    return np.asarray(above * (1 - fy) + below * fy)
+    return total
 
 
 def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> TissueMask:
