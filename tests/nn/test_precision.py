@@ -36,6 +36,14 @@ def test_it_gives_the_values_of_autocast(name):
     assert all(p.dtype == torch.float32 for p in features.parameters())
 
 
+def test_nothing_is_copied_that_is_not_cast():
+    features = build_features("resnet18").eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        quick = cast_once(features).state_dict()
+    for name, values in features.state_dict().items():
+        assert (quick[name].data_ptr() == values.data_ptr()) == (quick[name].dtype == values.dtype)
+
+
 def test_no_weight_is_cast_at_a_step():
     features = build_features("squeezenet1_1").eval()
     images = torch.randn(1, 3, 64, 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,19 +29,20 @@ def cast_once(module: ModuleT) -> ModuleT:
     """Return a network whose weights are in the type that autocast multiplies in on its device.
 
     Autocast casts the weights of every convolution and linear layer each time the network runs: on
-    a small network a third of what a GPU is told to do. The copy gives the same values. The network
-    itself is returned where autocast is off.
+    a small network a third of what a GPU is told to do. The copy gives the same values; what is
+    not multiplied it shares. The network itself is returned where autocast is off.
     """
     first = next(module.parameters(), None)
     kind = "cpu" if first is None else first.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return module
     dtype = torch.get_autocast_dtype(kind)
-    copy = deepcopy(module)
-    for layer in copy.modules():
+    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    for layer in module.modules():
         if isinstance(layer, _PRODUCTS):
-            layer.to(dtype)
-    return copy
+            for weights in layer.parameters(recurse=False):
+                shared[id(weights)] = nn.Parameter(weights.to(dtype), requires_grad=False)
+    return deepcopy(module, shared)  # of the layers: tensors are those, not copies
 
 
 def halved(values: torch.Tensor) -> torch.Tensor:
