@@ -37,9 +37,9 @@ def feature(
     measurements: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return one feature; its id follows from its content, so the same object keeps it."""
-    from shapely.geometry import mapping
+    import shapely
 
-    shape = json.loads(json.dumps(mapping(geometry)))  # tuples to lists
+    shape = json.loads(shapely.to_geojson(geometry))  # half the time of shapely's loop over points
     identity = json.dumps([kind, label, shape], sort_keys=True)
     return {
         "type": "Feature",
