@@ -206,7 +206,7 @@ def _white(
 ) -> Plane:
     """Colour of the empty glass: the commonest bright grey; white where there is no glass."""
     grey = (brightest >= 150) & (brightest - darkest <= 14)
-    if np.count_nonzero(grey) < 0.01 * max(1, np.count_nonzero(brightest > _VOID)):
+    if np.count_nonzero(grey) < 0.01 * max(1, int(np.count_nonzero(brightest > _VOID))):
         return np.full(3, 245, np.float32)
     commonest = int(np.bincount(darkest[grey], minlength=256).argmax())
     near = grey & (darkest >= commonest - 4) & (darkest <= commonest + 4)
