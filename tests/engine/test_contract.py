@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_family
 import torch
+from pydantic import Field
 
 from slidelens.engine.contract import blaming, build_network
 from slidelens.engine.predict import predict
@@ -16,6 +17,7 @@ from slidelens.engine.train import train
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
 from slidelens.families.base import MapSpec, Patch, SlideScore
+from slidelens.families.mil import MilConfig
 from slidelens.families.mil_train import MilTask
 from slidelens.families.training import Outcome, Work
 from slidelens.nn.encoders import ENCODERS, encoder_facts
@@ -194,6 +196,16 @@ def test_training_steps_of_a_plugin_that_raise_are_named(
     monkeypatch.setattr(MilTask, member, value)
     with pytest.raises(PluginError, match=rf"plugin 'mil' .* failed to train: .*{message}"):
         list(train(**request(cohort, tmp_path / "m")))
+
+
+def test_a_model_that_could_not_be_packaged_is_told_before_it_learns(cohort, tmp_path, monkeypatch):
+    class WithoutMpp(MilConfig):
+        mpp: float = Field(0.5, exclude=True)
+
+    monkeypatch.setitem(FAMILIES._loaded, "mil", replace(FAMILIES.get("mil"), config=WithoutMpp))
+    steps = train(**request(cohort, tmp_path / "m"))
+    with pytest.raises(ModelError, match="cannot package model 'm': mpp"):
+        next(steps)
 
 
 def test_an_encoder_of_a_plugin_that_fails_is_named(monkeypatch):

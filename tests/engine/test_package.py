@@ -12,9 +12,17 @@ import torch
 from tiny_family import make_model
 
 from slidelens.engine import package
-from slidelens.engine.package import find_models, load_model, read_manifest, save_model, verify
+from slidelens.engine.package import (
+    family_of,
+    find_models,
+    load_model,
+    read_manifest,
+    save_model,
+    verify,
+)
 from slidelens.engine.packages.golden import compare, read_golden
 from slidelens.errors import ModelError, ResultError
+from slidelens.families.base import Model
 from slidelens.settings import get_settings
 
 
@@ -61,6 +69,17 @@ def test_manifest_states_what_the_contract_names(tiny, tmp_path):
     expected |= {"training_data", "metrics", "licence", "intended_use", "weights_sha256"}
     assert expected | {"created_with"} <= written.keys()
     assert (written["mpp"], written["tile_size"]) == (1.0, 16)
+
+
+@pytest.mark.parametrize("family", ["streaming", "local"])
+def test_a_model_without_a_fixed_tile_is_packaged(family, tmp_path):
+    """``tile=0``, as memory allows, was refused when the training had ended."""
+    kind = family_of(family)
+    config = kind.config(backbone="squeezenet1_1", tile=0)
+    classes = ("normal", "tumour")
+    save_model(Model("m", family, config, classes, kind.build(config, 2)), tmp_path / "m")
+    assert read_manifest(tmp_path / "m").tile_size is None
+    assert load_model(tmp_path / "m", "cpu").config == config
 
 
 def test_saving_replaces_whole_and_leaves_nothing_beside(tmp_path):

@@ -41,6 +41,7 @@ __all__ = [
     "GOLDEN",
     "Manifest",
     "ModelInfo",
+    "check_packable",
     "check_received",
     "family_of",
     "find_models",
@@ -251,6 +252,11 @@ def family_of(name: str) -> Family[Any]:
         raise ModelError(str(error)) from error
 
 
+def check_packable(model: Model[Any]) -> None:
+    """Refuse, before it learns, a ``model`` that :func:`save_model` would refuse at the end."""
+    _manifest_of(model, "0" * 64)
+
+
 def _manifest_of(model: Model[Any], digest: str) -> Manifest:
     import torch
 
@@ -258,7 +264,7 @@ def _manifest_of(model: Model[Any], digest: str) -> Manifest:
     card = {k: v for k, v in model.card.items() if k not in ("weights_sha256", "created_with")}
     fields = {
         "mpp": config.get("mpp"),
-        "tile_size": config.get("tile"),
+        "tile_size": config.get("tile") or None,  # 0: no fixed side
         **{k: v for k, v in card.items() if v is not None},
         "name": model.name,
         "family": model.family,

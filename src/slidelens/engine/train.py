@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from slidelens.engine.locks import locked
-from slidelens.engine.package import family_of, load_model, save_model
+from slidelens.engine.package import check_packable, family_of, load_model, save_model
 from slidelens.engine.training.file import write_train_file
 from slidelens.engine.training.plan import plan_training, task_of
 from slidelens.engine.training.record import (
@@ -254,7 +254,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
     from slidelens.engine.contract import build_network, given
 
     classes = plan.labels.classes
-    model = Model(
+    model: Model[Any] = Model(
         name=_name_of(plan.out),
         family=plan.family,
         config=plan.config,
@@ -262,6 +262,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
         module=build_network(family_of(plan.family), plan.config, len(classes)),
         device=device,
     )
+    check_packable(model)
     if plan.from_model is None:
         first = task_of(plan.family).initialize(model, plan.weights)
         origin = given("initialize", first, Mapping)

@@ -219,7 +219,9 @@ def _tell_package(card: ModelCard, manifest: Manifest) -> None:
     if manifest.tile_size:
         sides = [_number(one.get("tile"), manifest.tile_size) for one in used]
         tiles = zip(sides, mpps, strict=True)
-        card.facts["Tile"] = _either(f"{n:g} px ({n * mpp:g} µm)" for n, mpp in tiles)
+        card.facts["Tile"] = _either(
+            f"{n:g} px ({n * mpp:g} µm)" if n else "no fixed side" for n, mpp in tiles
+        )
     backbone = manifest.config.get("backbone")
     if isinstance(backbone, str):
         card.facts["Backbone"] = said("backbone", backbone)
