@@ -7,7 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slidelens.nn.backbones import build_features
+from slidelens.nn.multistage import MultiStage
 from slidelens.nn.precision import cast_once, halved
+from slidelens.nn.slide_classifier import SlideClassifier
 
 
 class Casts(TorchDispatchMode):
@@ -56,6 +58,33 @@ def test_no_weight_is_cast_at_a_step():
             quick(images)
     assert plain.count == 2 * layers + 1  # weights, biases, the images
     assert once.count == 1
+
+
+def _distinct(scores):
+    assert scores.dtype == torch.float32
+    return len(scores.unique()) / scores.numel()
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "lse"])
+def test_scores_of_slides_do_not_tie_under_autocast(pooling):
+    """Rounded to 8 bits, 400 slides had 95 scores."""
+    torch.manual_seed(0)
+    network = SlideClassifier("squeezenet1_1", 2, layers="features.5", pooling=pooling)
+    cells = torch.rand(400, network.features.dim, 2, 2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = network.score(network.pooled(cells.bfloat16()))
+    assert _distinct(scores) > 0.95
+
+
+@pytest.mark.parametrize("part", ["classify", "segment"])
+def test_scores_of_patches_do_not_tie_under_autocast(part):
+    torch.manual_seed(0)
+    network = MultiStage("multistage", "squeezenet1_1", 16, 8, 1).eval()
+    inputs = torch.rand(1, 16, 20, 20) if part == "segment" else torch.rand(60, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = network(inputs, part)
+        assert torch.equal(cast_once(network)(inputs, part), scores)
+    assert _distinct(scores) > 0.95
 
 
 def test_without_autocast_it_is_the_network_itself():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slidelens.nn.backbones import build_features
+from slidelens.nn.precision import ExactLinear
 from slidelens.nn.unet import UNet
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class MultiStage(nn.Module):
             channels = 3
         if method in ("multistage", "classifier"):
             self.vector = nn.Linear(self.features.dim, length)
-            self.final = nn.Linear(length, 1)
+            self.final = ExactLinear(length, 1)
         if method != "classifier":
             self.unet = UNet(channels, 1, width, depth)
             self.register_buffer("gain", torch.ones(()))

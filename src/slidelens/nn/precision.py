@@ -12,7 +12,15 @@ from torch import nn
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["cast_once", "halved", "stored", "without_autocast"]
+__all__ = [
+    "ExactConv2d",
+    "ExactLinear",
+    "at_least_single",
+    "cast_once",
+    "halved",
+    "stored",
+    "without_autocast",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PRODUCTS = (nn.Conv2d, nn.Linear)
@@ -23,6 +31,32 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """Return values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer in float32 or better, also under autocast: one that gives scores.
+
+    Of scores that were rounded to 8 bits many are alike, and cannot be ranked.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # reason: torch's name
+        """Return ``(..., out)`` of ``(..., in)``."""
+        with without_autocast(input.device):
+            return super().forward(at_least_single(input))
+
+
+class ExactConv2d(nn.Conv2d):
+    """A convolution in float32 or better, as :class:`ExactLinear`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # reason: torch's name
+        """Return ``(N, out, h, w)`` of ``(N, in, H, W)``."""
+        with without_autocast(input.device):
+            return super().forward(at_least_single(input))
 
 
 def cast_once(module: ModuleT) -> ModuleT:
@@ -39,7 +73,7 @@ def cast_once(module: ModuleT) -> ModuleT:
     dtype = torch.get_autocast_dtype(kind)
     shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     for layer in module.modules():
-        if isinstance(layer, _PRODUCTS):
+        if isinstance(layer, _PRODUCTS) and not isinstance(layer, ExactConv2d | ExactLinear):
             for weights in layer.parameters(recurse=False):
                 shared[id(weights)] = nn.Parameter(weights.to(dtype), requires_grad=False)
     return deepcopy(module, shared)  # of the layers: tensors are those, not copies

@@ -18,6 +18,7 @@ from slidelens.nn.backbones import build_features, load_weights
 from slidelens.nn.fine_stem import refine
 from slidelens.nn.mil import soft_maximum
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
+from slidelens.nn.precision import at_least_single, without_autocast
 from slidelens.nn.streaming import StreamingTrunk
 from slidelens.nn.streaming.costs import count_costs
 from slidelens.nn.streaming.trace import trace
@@ -161,17 +162,21 @@ class SlideClassifier(nn.Module):
         if self.pooling == "lse":
             return cells
         if self.pooling == "mean":
-            return cells.mean((2, 3), keepdim=True)
+            return cells.mean(
+                (2, 3), keepdim=True, dtype=torch.promote_types(cells.dtype, torch.float32)
+            )
         return cells.amax((2, 3), keepdim=True)
 
     def score(self, pooled: Tensor) -> Tensor:
-        """Return the logits ``(N, K)`` of what was pooled."""
-        logits = self.evidence(pooled).flatten(2)
+        """Return the logits ``(N, K)`` of what was pooled, in float32 or better.
+
+        Also under autocast: of logits that were rounded to 8 bits, those of many slides are alike.
+        """
         if self.pooling == "lse":
-            # In half precision the sum of so many cells would be a rough one.
-            exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return soft_maximum(exact, self.sharpness, 2)
-        return logits[..., 0]
+            logits = self.evidence(pooled).flatten(2)
+            return soft_maximum(at_least_single(logits), self.sharpness, 2)
+        with without_autocast(pooled.device):
+            return self.evidence(at_least_single(pooled))[..., 0, 0]
 
     def evidence(self, cells: Tensor) -> Tensor:
         """Return the logits ``(N, K, h, w)`` that an image of each cell alone would have.

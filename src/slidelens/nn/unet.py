@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slidelens.nn.precision import ExactConv2d
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,7 +50,7 @@ class UNet(nn.Module):
             nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths[:-1])
         )
         self.up = nn.ModuleList(_double(2 * w, w) for w in reversed(widths[:-1]))
-        self.head = nn.Conv2d(width, out_channels, 1)
+        self.head = ExactConv2d(width, out_channels, 1)
         self.apply(_initialize)
 
     def forward(self, maps: Tensor) -> Tensor:
