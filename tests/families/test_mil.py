@@ -221,6 +221,20 @@ def test_warm_up_starts_alike_and_learns_the_head_alone():
     assert all(p.grad is None for p in model.module.features.parameters())
 
 
+def test_warm_up_makes_as_many_updates_whatever_makes_one(monkeypatch):
+    """Two steps accumulated in each of two processes left a quarter of them."""
+    data = Data([0, 1, 1])
+    alone, shared = (_task(_model(), data, warm_steps=3, accumulate=n) for n in (1, 2))
+    updates = [work for work in alone.epoch(0, HEAD) if work.phase == "train"]
+    monkeypatch.setattr("slidelens.families.training.processes", lambda: 2)
+    works = [work for work in shared.epoch(0, HEAD) if work.phase == "train"]
+    assert len(works) == shared.length(HEAD) - 3 == 3 * 2 * 2
+    for number, update in enumerate(updates):
+        parts = works[4 * number : 4 * number + 4]
+        assert {part.detail for part in parts} == {update.detail}
+        assert [s for part in parts for s in part.slides] == list(update.slides)
+
+
 def test_warm_up_resumed_without_its_vectors_makes_the_same():
     config = MilConfig(tile=TILE, backbone="resnet18", min_tissue=0)
     torch.manual_seed(0)

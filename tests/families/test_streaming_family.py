@@ -460,7 +460,7 @@ def test_the_head_warms_up_on_one_vector_per_slide():
 
 
 def test_several_processes_warm_the_head_up_by_as_many_updates(monkeypatch):
-    monkeypatch.setattr("slidelens.families.streaming_train.processes", lambda: 2)
+    monkeypatch.setattr("slidelens.families.training.processes", lambda: 2)
     task = task_of(model_of(), Data([0, 1, 1]), warm_steps=3, accumulate=2)
     stage = task.stage = replace_stage(trains="head")
     works = [w for w in task.epoch(4, stage) if w.phase == "train"]

@@ -14,7 +14,14 @@ import torch
 from slidelens.errors import SlideError
 from slidelens.families.mil import network_of, no_tiles
 from slidelens.families.mil_tiles import MilTiles, evaluating
-from slidelens.families.training import Outcome, Work, balanced_order, slide_key
+from slidelens.families.training import (
+    Outcome,
+    Work,
+    balanced_order,
+    divided,
+    slide_key,
+    works_per_update,
+)
 from slidelens.nn.mil import class_probabilities, slide_loss, soft_maximum
 from slidelens.nn.precision import halved
 
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["TopSteps"]
 
 _WARM_SLIDES = 256
-"""Slides per step on feature vectors."""
+"""Slides per update on feature vectors."""
 _WARM_TILES = 256
 """Tiles per slide whose feature vectors are kept, evenly spaced over its grid."""
 _SHARPEST = 10.0
@@ -79,9 +86,11 @@ class TopSteps:
 
     def length(self, stage: Stage) -> int:
         """Return the number of scans and training batches in an epoch."""
-        drawn = len(balanced_order(self.train, self.seed, 0))
-        warm = stage.trains == "head"
-        batches = self.config.warm_steps if warm else ceil(drawn / self.config.train_batch)
+        if stage.trains == "head":
+            batches = self.config.warm_steps * works_per_update(self.config)
+        else:
+            drawn = len(balanced_order(self.train, self.seed, 0))
+            batches = ceil(drawn / self.config.train_batch)
         return len(self.train) + batches
 
     def step(
@@ -126,7 +135,8 @@ class TopSteps:
         for number in range(self.config.warm_steps):
             order = balanced_order(self.train, self.seed, epoch, number)
             part = number / max(self.config.warm_steps - 1, 1)
-            yield self._batch(order[:_WARM_SLIDES], _SHARPEST**part)
+            for some in divided(order[:_WARM_SLIDES], self.config):
+                yield self._batch(some, _SHARPEST**part)
 
     def _batch(self, order: NDArray[np.int64], detail: float | None) -> Work:
         return Work.of("train", [self.train[i] for i in order], detail)

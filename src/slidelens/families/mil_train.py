@@ -64,7 +64,9 @@ class MilTraining(TrainConfig):
     bag_dtype: Literal["fp16", "fp32"] = Field("fp16", description="of cached feature vectors")
     train_batch: int = Field(16, ge=1, le=4096, description="slides per training step")
     warm_steps: int = Field(
-        100, ge=1, description="steps per epoch of a stage that trains the head alone (top1, topk)"
+        100,
+        ge=1,
+        description="updates per epoch of a stage that trains the head alone (top1, topk)",
     )
     flips: bool = Field(True, description="random flips and quarter turns of tiles")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")

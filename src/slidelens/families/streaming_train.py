@@ -23,8 +23,9 @@ from slidelens.families.training import (
     TrainTask,
     Work,
     balanced_order,
-    processes,
+    divided,
     slide_key,
+    works_per_update,
 )
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities, slide_loss
@@ -178,7 +179,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def length(self, stage: Stage) -> int:
         """Return the number of steps in an epoch."""
         if stage.trains == "head":
-            return len(self.data.train) + self.config.warm_steps * self._shares
+            return len(self.data.train) + self.config.warm_steps * works_per_update(self.config)
         return len(balanced_order(self.data.train, self.seed, 0))
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
@@ -208,20 +209,13 @@ class StreamingTask(TrainTask[StreamingConfig]):
         """Keep what the head sees of a slide."""
         self._vectors[work.slides[0], epoch] = seen
 
-    @property
-    def _shares(self) -> int:
-        """Works that make an update, of all processes."""
-        return self.config.accumulate * processes()
-
     def _warm_works(self, epoch: int) -> Iterator[Work]:
         """Yield a scan of each slide, then shares of all of them, so many as make an update."""
         for sample in self.data.train:
             yield Work.of("scan", [sample])
-        shares = self._shares
         for number in range(self.config.warm_steps):
             order = balanced_order(self.data.train, self.seed, epoch, number)
-            order = np.resize(order, max(len(order), shares))
-            for share in np.array_split(order, shares):
+            for share in divided(order, self.config):
                 yield Work.of("train", [self.data.train[i] for i in share])
 
     def _forward(

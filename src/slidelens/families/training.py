@@ -44,9 +44,11 @@ __all__ = [
     "TrainTask",
     "Work",
     "balanced_order",
+    "divided",
     "processes",
     "slide_key",
     "stages_of_length",
+    "works_per_update",
 ]
 
 Phase = Literal["scan", "train", "tune"]
@@ -362,6 +364,22 @@ def balanced_order(
         for label in np.unique(labels)
     ]
     return random.permutation(np.concatenate(drawn))
+
+
+def divided(order: NDArray[np.int64], config: TrainConfig) -> list[NDArray[np.int64]]:
+    """Divide the slides of one update into the works that make one, of all processes.
+
+    For stages whose works are light: their number of updates is then what was asked for, whatever
+    ``config.accumulate`` and the number of processes. ``order`` ``(n,)`` begins again where it has
+    fewer slides than there are works.
+    """
+    works = works_per_update(config)
+    return np.array_split(np.resize(order, max(len(order), works)), works)
+
+
+def works_per_update(config: TrainConfig) -> int:
+    """Return how many works make an update of a training ``config``, of all processes."""
+    return config.accumulate * processes()
 
 
 def slide_key(slide_id: str) -> int:
