@@ -564,6 +564,16 @@ def test_a_survey_looks_once_and_teaches_without_looking_again():
     assert not data.reads
 
 
+def test_a_survey_leaves_a_model_that_is_fine_tuned_as_it_was():
+    model = model_of()
+    fields = {"survey": 4, "probes": 0, "warmup": 1, "stages": (FROZEN,), "overview_px": 64}
+    judge = model.module.judge
+    epoch_of(task_of(model, Data([0, 1], width=256, height=256), **fields))
+    kept = judge.shift.clone()
+    epoch_of(task_of(model, Data([0, 1], width=320, height=320), **fields))
+    assert torch.equal(judge.shift, kept)
+
+
 def test_the_first_probes_say_how_features_are_standardized():
     model = model_of()
     data = Data([0, 1], width=256, height=256)

@@ -293,13 +293,15 @@ class MagNetTask(TrainTask[MagNetConfig]):
     def _look_around(self) -> None:
         """Look at random windows of every training slide, once; keep what they show.
 
-        The features of all of them say how features are standardized.
+        The features of all of them say how features are standardized, if none have said so yet: a
+        model that is fine-tuned begins as it was.
         """
         slides = sorted({sample.slide_id for sample in self.data.train})
         self._known = {
             slide_id: self._looked_at(slide_id, self.config.survey) for slide_id in slides
         }
-        self._standardize_by(self._known.values())
+        if not _network(self.model).judge.standardized:
+            self._standardize_by(self._known.values())
 
     def _standardize(self) -> None:
         """Standardize features by those of the probes of some training slides."""
