@@ -335,6 +335,20 @@ def test_copies_are_augmented_and_drawn_anew_each_epoch():
     assert set(drawn) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("features", ["cached", "end-to-end"])
+def test_a_rare_slide_is_seen_in_several_ways_within_an_epoch(features):
+    """Drawn as often as the common class, it was seen the same way each time."""
+    copies = 3 if features == "cached" else 0
+    task = _task(_model("mean"), Data([0] * 12 + [1]), features=features, copies=copies)
+    task.stage = ALL
+    losses = []
+    for work in task.epoch(0, ALL):
+        found = task.step(work, 0, lambda loss: loss.backward()).losses
+        losses += [x for s, x in zip(work.slides, found, strict=True) if s == "s12"]
+    assert len(losses) == 12
+    assert len(set(losses)) == (copies + 1 if copies else 12)
+
+
 def test_presets_depend_on_what_learns():
     def training(given, pooling="top1", name="default"):
         config = MilConfig(pooling=pooling)

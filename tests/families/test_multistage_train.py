@@ -104,7 +104,7 @@ def test_an_epoch_draws_every_tumour_patch_and_as_many_normal_ones(make):
     for epoch in range(3):
         works = _works(task, epoch)
         labels = [label for work in works for label in work.labels]
-        patches = [p for w in works for p in zip(w.slides, w.detail, strict=True)]
+        patches = [(s, row) for w in works for s, (row, _) in zip(w.slides, w.detail, strict=True)]
         assert Counter(labels) == {0: 4, 1: 4}
         tumour = {p for p, label in zip(patches, labels, strict=True) if label}
         assert tumour == {("s1", 0), ("s1", 9), ("s3", 0), ("s3", 9)}
@@ -119,6 +119,18 @@ def test_more_patches_than_there_are_repeat_them_and_all_may_be_used(make):
     assert Counter(x for w in _works(make(patches=1)) for x in w.labels) == {0: 1, 1: 1}
     everything = [label for w in _works(make(balanced=False)) for label in w.labels]
     assert Counter(everything) == {0: 2 * 12 + 2 * 10, 1: 4}
+
+
+def test_a_patch_that_is_drawn_again_is_augmented_anew(make):
+    """Twenty draws of four tumour patches were four pictures."""
+    task, losses = make(patches=40), {}
+    for work in _works(task):
+        found = task.step(work, 0, lambda loss: None).losses
+        for slide, (row, _), loss in zip(work.slides, work.detail, found, strict=True):
+            losses.setdefault((slide, row), []).append(loss)
+    repeated = [x for x in losses.values() if len(x) > 2]
+    assert len(repeated) >= 4
+    assert all(len(set(x)) > 1 for x in repeated)
 
 
 @pytest.mark.parametrize(

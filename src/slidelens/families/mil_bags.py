@@ -42,8 +42,9 @@ class BagSteps:
     """One phase per epoch: bags in balanced random order.
 
     A training bag is one of the slide's cached copies, the plain one or an augmented one, drawn
-    anew each epoch; end to end it is augmented anew. A slide's tiles are augmented alike: stain
-    differs between slides, not between the tiles of one.
+    anew each time; end to end it is augmented anew. So slides of a rare class, which an epoch sees
+    several times, are seen in several ways. A slide's tiles are augmented alike: stain differs
+    between slides, not between the tiles of one.
     """
 
     def __init__(self, tiles: MilTiles, config: MilTraining, seed: int) -> None:
@@ -72,13 +73,13 @@ class BagSteps:
                     raise SlideError(no_tiles(self.tiles.model.config))
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
-        """Yield batches of slides in balanced order."""
+        """Yield batches of slides in balanced order; ``detail`` is the number of the first."""
         if stage is not self._seen_in:
             self._sha, self._seen_in = "", stage  # the stage before may have changed the backbone
         order = balanced_order(self.train, self.seed, epoch)
         for start in range(0, len(order), self.config.train_batch):
             batch = [self.train[i] for i in order[start : start + self.config.train_batch]]
-            yield Work.of("train", batch)
+            yield Work.of("train", batch, start)
 
     def length(self, stage: Stage) -> int:  # noqa: ARG002  # reason: the same in all stages
         """Return the number of batches in an epoch."""
@@ -96,12 +97,11 @@ class BagSteps:
             return Outcome(tuple(loss.tolist()), (tuple(probabilities.tolist()),))
         frozen = self._frozen(stage.trains)
         learn = self._learn_head if frozen else self._learn_all
-        return Outcome(
-            tuple(
-                learn(slide_id, label, epoch, backward)
-                for slide_id, label in zip(work.slides, labels, strict=True)
-            )
-        )
+        found = []
+        for number, (slide_id, label) in enumerate(zip(work.slides, labels, strict=True)):
+            key = (self.seed, epoch, slide_key(slide_id), work.detail + number)
+            found.append(learn(slide_id, label, key, backward))
+        return Outcome(tuple(found))
 
     def state(self) -> dict[str, Any]:
         """Return nothing: steps do not depend on each other."""
@@ -116,20 +116,26 @@ class BagSteps:
         return self.config.features == "cached" or trains == "head"
 
     def _learn_head(
-        self, slide_id: str, label: torch.Tensor, epoch: int, backward: Callable[..., None]
+        self,
+        slide_id: str,
+        label: torch.Tensor,
+        key: tuple[int, ...],
+        backward: Callable[..., None],
     ) -> float:
-        """Backpropagate a cached bag's loss into the head; return it."""
-        draw = np.random.default_rng([self.seed, epoch, slide_key(slide_id)])
-        copy = int(draw.integers(self.config.copies + 1))
+        """Backpropagate a cached bag's loss into the head; return it. ``key`` draws the copy."""
+        copy = int(np.random.default_rng(key).integers(self.config.copies + 1))
         loss = self._loss(self._vectors(slide_id, copy), label)
         backward(loss)
         return float(loss.detach())
 
     def _learn_all(
-        self, slide_id: str, label: torch.Tensor, epoch: int, backward: Callable[..., None]
+        self,
+        slide_id: str,
+        label: torch.Tensor,
+        key: tuple[int, ...],
+        backward: Callable[..., None],
     ) -> float:
-        """Backpropagate a slide's loss into head and backbone; return it."""
-        key = (self.seed, epoch, slide_key(slide_id))
+        """Backpropagate a slide's loss, augmented by ``key``, into head and backbone; return it."""
         backbone = network_of(self.tiles.model).features
         assert backbone is not None
         backbone.eval()  # both passes must see the same network

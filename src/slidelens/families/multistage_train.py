@@ -32,7 +32,7 @@ from slidelens.nn.precision import stored
 from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -229,37 +229,41 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return picked
 
     def _patch_works(self, epoch: int) -> Iterator[Work]:
-        """Yield batches of patches; ``detail`` holds their rows in their slides' grids."""
+        """Yield batches of patches; ``detail`` holds each one's row in its grid, and its number."""
         drawn = self._draw(epoch)
         for start in range(0, len(drawn), self.config.train_batch):
             batch = drawn[start : start + self.config.train_batch]
-            batch = batch[np.argsort(batch[:, 0], kind="stable")]  # a slide's patches in one go
+            order = np.argsort(batch[:, 0], kind="stable")  # a slide's patches in one go
+            batch, numbers = batch[order], (start + order).tolist()
             slides = tuple(self.data.train[i].slide_id for i in batch[:, 0])
             rows = batch[:, 1].tolist()
             labels = (int(self._patches_of(s).labels[r]) for s, r in zip(slides, rows, strict=True))
-            yield Work("train", slides, tuple(labels), rows)
+            yield Work("train", slides, tuple(labels), list(zip(rows, numbers, strict=True)))
 
     def _patch_losses(self, work: Work, epoch: int) -> torch.Tensor:
         """Return the loss ``(B,)`` of each patch of a batch."""
         images = []
         picked = zip(work.slides, work.detail, strict=True)
         for slide_id, group in groupby(picked, key=lambda pick: pick[0]):
-            grid = self._patches_of(slide_id).grid.take([row for _, row in group])
-            images += list(self._images(slide_id, grid, epoch, len(grid)))
+            rows, numbers = zip(*(detail for _, detail in group), strict=True)
+            grid = self._patches_of(slide_id).grid.take(list(rows))
+            images += list(self._images(slide_id, grid, epoch, len(grid), numbers))
         logits = self.network(torch.cat(images), "classify")[:, 0].float()
         labels = torch.tensor(work.labels, dtype=torch.float32, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
     def _images(
-        self, slide_id: str, grid: Grid, epoch: int | None, batch_size: int
+        self, slide_id: str, grid: Grid, epoch: int | None, size: int, numbers: Sequence[int] = ()
     ) -> Iterator[torch.Tensor]:
-        """Yield the patches of a grid, normalised; ``epoch`` None does not augment them."""
+        """Yield a grid's normalised patches; ``epoch`` None does not augment, each number anew."""
         seen, name = 0, slide_key(slide_id)
-        for batch in self.data.view(slide_id).batches(grid, batch_size):
+        numbers = numbers or [0] * len(grid)
+        for batch in self.data.view(slide_id).batches(grid, size):
             images = batch.images
             if epoch is not None:
-                places = grid.index[seen : seen + len(images)].tolist()
-                keys = [(self.seed, epoch, name, *place) for place in places]
+                part = slice(seen, seen + len(images))
+                places = zip(grid.index[part].tolist(), numbers[part], strict=True)
+                keys = [(self.seed, epoch, name, *place, number) for place, number in places]
                 images = self.augment(images, keys)
             seen += len(batch.boxes)
             yield normalize(images, self.model.mean, self.model.std)
