@@ -253,7 +253,13 @@ def family_of(name: str) -> Family[Any]:
 
 
 def check_packable(model: Model[Any]) -> None:
-    """Refuse, before it learns, a ``model`` that :func:`save_model` would refuse at the end."""
+    """Refuse, before it learns, a ``model`` that :func:`save_model` would refuse at the end.
+
+    Raises
+    ------
+    ModelError
+        No manifest can hold it; names the first field that is at fault.
+    """
     _manifest_of(model, "0" * 64)
 
 
