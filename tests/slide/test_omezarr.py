@@ -4,8 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
@@ -438,6 +439,39 @@ def test_zip_archives_that_are_damaged_or_hold_no_image(tmp_path):
     (tmp_path / "other.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UnsupportedSlideError, match="a zip archive: unpack it"):
         open_slide(tmp_path / "other.zip")
+
+
+@pytest.mark.parametrize("within", ["", "a/"])
+def test_a_zip_archive_that_is_refused_is_not_left_open(tmp_path, within):
+    """Windows would let nobody replace it."""
+    for name, match in (("bad.ozx", "cannot be read as a zip"), ("bad.zip", "unpack it")):
+        path = tmp_path / name
+        with ZipFile(path, "w") as made:
+            made.writestr(f"{within}zarr.json", "{")
+        with pytest.raises(SlideError, match=match):
+            open_slide(path)
+        if sys.platform == "linux":
+            fds = Path("/proc/self/fd").iterdir()
+            assert path not in [fd.readlink() for fd in fds if fd.is_symlink()]
+        path.unlink()
+
+
+def test_damage_is_told_without_the_bytes_that_are_damaged(tmp_path):
+    """Python's zip reader shows the name that it read, of up to 64 kB."""
+    folder = tmp_path / "slide.ome.zarr"
+    write(folder, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    path = zipped(folder, tmp_path / "slide.ozx")
+    content = bytearray(path.read_bytes())
+    with ZipFile(path) as made:
+        for one in made.infolist():
+            if "/c/" in one.filename:
+                length = one.header_offset + 26
+                content[length : length + 2] = b"\xff\x7f"
+    path.write_bytes(content)
+    with open_slide(path) as slide, pytest.raises(SlideError) as found:
+        slide.read(Box(0, 0, 50, 50))
+    assert "cannot be decoded" in str(found.value)
+    assert len(str(found.value)) < 800
 
 
 @pytest.mark.parametrize("name", ["../other.zarr/0", "/{}/other.zarr/0", "..\\other.zarr\\0"])

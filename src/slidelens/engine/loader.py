@@ -200,8 +200,8 @@ class SlideView:
     def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
         """Read all tiles of a grid, ahead of the model, in the grid's order, from now on.
 
-        Only so much is read ahead that memory stays flat on any slide. Closing the iterator cancels
-        what is still to be read.
+        Only so much is read ahead that memory stays flat on any slide. Closing the iterator, once
+        it has begun, or the view cancels what is still to be read.
 
         Yields
         ------

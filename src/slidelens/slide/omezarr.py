@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -235,13 +236,10 @@ def _has_image(ome: dict[str, Any]) -> bool:
 def _zip_has_image(path: Path) -> bool:
     """Say whether a zip archive holds an OME image; a damaged one holds none."""
     try:
-        place = ZarrZip(path)
+        with closing(ZarrZip(path)) as place:
+            return _has_image(place.attributes())
     except SlideError:
         return False
-    try:
-        return _has_image(place.attributes())
-    finally:
-        place.close()
 
 
 def _joined(group: str, name: str) -> str:

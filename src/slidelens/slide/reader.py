@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "Level", "Reader", "levels_of", "unreadable"]
 
+_REASON = 300  # letters
+
 
 class Level(NamedTuple):
     """One stored resolution.
@@ -116,4 +118,6 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 def unreadable(path: Path, error: BaseException, what: str = "cannot be read") -> SlideError:
     """Return the error for a file that broke its parser: ``path``, ``what`` failed, its reason."""
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if len(reason) > _REASON:  # some show all the bytes that they could not read
+        reason = reason[:_REASON] + " ..."
     return SlideError(f"{path}: {what} ({reason}).")

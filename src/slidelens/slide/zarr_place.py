@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from math import prod
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,13 @@ class ZarrZip(ZarrFolder):
         super().__init__(path)
         self._store = ZipStore(path, mode="r")
         self._top = ""
-        if not self.attributes():
-            self._top = _first_folder(path)
+        try:
+            if not self.attributes():
+                self._top = _first_folder(path)
+        except BaseException:  # zarr keeps the file open, which Windows then lets nobody replace
+            with suppress(AttributeError):  # of a store that could not even be opened
+                self.close()
+            raise
 
     def attributes(self, group: str = "") -> dict[str, Any]:
         """Return the OME attributes of a group; empty where there is none."""
