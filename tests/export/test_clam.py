@@ -114,6 +114,7 @@ def test_what_is_no_bag_is_told(tmp_path: Path) -> None:
         ("features", h5py.ExternalLink("gone.h5", "features"), "no dataset that lies in this file"),
         ("coords", h5py.SoftLink("/nothing"), "no dataset that lies in this file"),
         ("boxes", h5py.ExternalLink("good.h5", "coords"), "no dataset that lies in this file"),
+        ("features", h5py.Empty("f4"), "features is empty"),
         ("features", np.full((4, 8), "a", "S1"), "is of type .*expected real numbers"),
         ("features", np.ones((4, 8), complex), "expected real numbers"),
         ("features", np.full((4, 8), np.inf, np.float16), "features are not all finite"),
@@ -144,6 +145,14 @@ def test_damaged_and_hostile_bags_are_told(
     with pytest.raises(ResultError, match=match):
         read_clam(path)
     assert len(read_clam(tmp_path / "good.h5").features) == 4
+
+
+@pytest.mark.parametrize("side", [448, np.array([448.0, 448.0]), "448", np.bytes_(b"448")])
+def test_a_side_may_be_written_as_text(tmp_path: Path, side: Any) -> None:
+    with h5py.File(tmp_path / "bag.h5", "w") as file:
+        file["coords"], file["features"] = np.zeros((4, 2)), np.ones((4, 8), np.float32)
+        file["coords"].attrs["patch_size_level0"] = side
+    assert (read_clam(tmp_path / "bag.h5").boxes[:, 2:] == 448).all()
 
 
 def test_a_dataset_whose_numbers_lie_in_another_file_is_not_read(tmp_path: Path) -> None:

@@ -141,21 +141,22 @@ def _values(path: Path, file: Any, name: str) -> NDArray[Any]:
     found = file[name] if inside else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ResultError(f"{path}: {name} is no dataset that lies in this file; copy it into one.")
+    if found.shape is None:  # HDF5 knows of datasets without a value
+        raise ResultError(f"{path}: {name} is empty, expected real numbers.")
     if found.dtype.kind not in "biuf":
         raise ResultError(f"{path}: {name} is of type {found.dtype}, expected real numbers.")
     return np.asarray(found)
 
 
 def _stated(path: Path, attributes: Mapping[str, Any], name: str) -> float:
-    """Return an attribute that is a number above zero."""
+    """Return an attribute that is a number above zero; some programs write it as text."""
+    stated = attributes[name]
     try:
-        value = float(np.max(attributes[name]))
+        value = float(stated if isinstance(stated, str | bytes) else np.max(stated))
     except (TypeError, ValueError):
         value = 0.0
     if not value > 0:
-        raise ResultError(
-            f"{path}: its attribute {name} is {attributes[name]}, expected a number above 0."
-        )
+        raise ResultError(f"{path}: its attribute {name} is {stated}, expected a number above 0.")
     return value
 
 
