@@ -450,10 +450,31 @@ def test_a_zip_archive_that_is_refused_is_not_left_open(tmp_path, within):
             made.writestr(f"{within}zarr.json", "{")
         with pytest.raises(SlideError, match=match):
             open_slide(path)
-        if sys.platform == "linux":
-            fds = Path("/proc/self/fd").iterdir()
-            assert path not in [fd.readlink() for fd in fds if fd.is_symlink()]
+        assert not is_open(path)
         path.unlink()
+
+
+def is_open(path):
+    fds = Path("/proc/self/fd").iterdir() if sys.platform == "linux" else ()
+    return path in [fd.readlink() for fd in fds if fd.is_symlink()]
+
+
+@pytest.mark.parametrize("name", ["slide.ome.zarr", "slide.ozx"])
+def test_closing_ends_what_is_being_read(tmp_path, name):
+    """A read that was under way opened the archive again, which then stayed open."""
+    folder = tmp_path / "slide.ome.zarr"
+    write(folder, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    zipped(folder, tmp_path / "slide.ozx")
+    slide = open_slide(tmp_path / name)
+    (under_way,) = slide._reader._arrays
+    slide.close()
+    slide.close()
+    with pytest.raises(SlideError, match="was closed while it was read"):
+        slide._reader.read(0, 0, 0, 50, 50)
+    if name == "slide.ozx":
+        with pytest.raises(SlideError, match=r"ozx: was closed while it was read"):
+            under_way[:]
+        assert not is_open(tmp_path / name)
 
 
 def test_damage_is_told_without_the_bytes_that_are_damaged(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import openslide
 
-from slidelens.errors import SlideError
+from slidelens.slide.reader import closed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ class Handle:
         with self._lock:
             slide = self._slide
             if self._closed or slide is None:
-                raise SlideError(f"{self._path}: was closed while it was read.")
+                raise closed(self._path)
             self._readers += 1
         try:
             yield slide

@@ -16,7 +16,7 @@ from slidelens.geometry import Mpp
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.channels import Composer, depth_of, spread
-from slidelens.slide.reader import Facts, Reader, levels_of, unreadable
+from slidelens.slide.reader import Facts, Reader, closed, levels_of, unreadable
 from slidelens.slide.units import micrometres
 from slidelens.slide.zarr_place import ZIP_MAGIC, ZarrZip, attributes, place_of
 
@@ -130,8 +130,13 @@ class OmeZarrReader(Reader):
         bw, bh = self._blocks[level]
         where = {"y": slice(row * bh, (row + 1) * bh), "x": slice(column * bw, (column + 1) * bw)}
         key = tuple(where.get(a, slice(None) if a == "c" else 0) for a in self._axes)
+        arrays = self._arrays
+        if not arrays:
+            raise closed(self.path)
         try:
-            pixels = np.asarray(self._arrays[level][key])
+            pixels = np.asarray(arrays[level][key])
+        except SlideError:
+            raise
         except Exception as error:  # reason: codecs raise their own kinds, one per compression
             raise unreadable(self.path, error, "its pixels cannot be decoded") from error
         kept = [a for a in self._axes if a in "yxc"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Facts", "Level", "Reader", "levels_of", "unreadable"]
+__all__ = ["Facts", "Level", "Reader", "closed", "levels_of", "unreadable"]
 
 _REASON = 300  # letters
 
@@ -113,6 +113,11 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
     """Make levels of (width, height) pairs; a downsample is the mean of the two ratios."""
     w0, h0 = sizes[0]
     return tuple(Level((w0 / w + h0 / h) / 2, Size(w, h)) for w, h in sizes)
+
+
+def closed(path: Path) -> SlideError:
+    """Return the error of a read that goes on when the slide at ``path`` is closed."""
+    return SlideError(f"{path}: was closed while it was read.")
 
 
 def unreadable(path: Path, error: BaseException, what: str = "cannot be read") -> SlideError:

@@ -7,10 +7,11 @@ import os
 from contextlib import suppress
 from math import prod
 from pathlib import Path, PureWindowsPath
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from slidelens.errors import SlideError
-from slidelens.slide.reader import unreadable
+from slidelens.slide.reader import closed, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,10 +84,8 @@ class ZarrZip(ZarrFolder):
     """
 
     def __init__(self, path: Path) -> None:
-        from zarr.storage import ZipStore
-
         super().__init__(path)
-        self._store = ZipStore(path, mode="r")
+        self._store = _store_of(path)
         self._top = ""
         try:
             if not self.attributes():
@@ -139,6 +138,32 @@ class ZarrZip(ZarrFolder):
 def place_of(path: Path) -> ZarrFolder:
     """Return the hierarchy in a folder or a zip archive."""
     return ZarrFolder(path) if path.is_dir() else ZarrZip(path)
+
+
+def _store_of(path: Path) -> Any:
+    """Return zarr's store of a zip archive, which stays closed once it is.
+
+    Zarr's own opens the archive again for a read that is under way, and leaves it open.
+    """
+    from zarr.storage import ZipStore
+
+    class Store(ZipStore):
+        def __init__(self) -> None:
+            super().__init__(path, mode="r")
+            self._closed, self._closing = False, Lock()
+
+        def close(self) -> None:
+            with self._closing:
+                self._closed = True
+                super().close()
+
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            with self._closing:  # nothing in there waits for anything
+                if self._closed:
+                    raise closed(path)
+                return await super().get(key, prototype, byte_range)
+
+    return Store()
 
 
 def attributes(folder: Path) -> dict[str, Any]:
