@@ -189,7 +189,7 @@ def test_what_import_slidelens_brings_is_there():
         assert getattr(slidelens, name) is not None
 
 
-GIVEN = re.compile(r"sniff$|unreadable$|slide_id$|trial_export$")
+GIVEN = re.compile(r"sniff$|closed$|unreadable$|slide_id$|trial_export$")
 """What SlideLens calls itself, with the path that it has made."""
 
 

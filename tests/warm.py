@@ -125,6 +125,7 @@ def _become(
     # The server's own remember what they were opened on.
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    multiprocessing.set_start_method(None, force=True)  # a program's own, not how this one began
     os.environ.clear()
     os.environ.update(place["env"])
     os.chdir(place["cwd"])
