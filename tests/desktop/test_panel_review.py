@@ -18,6 +18,7 @@ from slidelens.desktop.window import camera
 from slidelens.desktop.world import described
 from slidelens.errors import ResultError
 from slidelens.review.store import CaseKey, ReviewStore
+from slidelens.review.taxonomy import save_taxonomy
 from slidelens.slide.open import open_slide
 
 pytestmark = pytest.mark.gui
@@ -96,6 +97,24 @@ def test_what_decides_is_in_sight_on_a_laptop(panel, bench, qtbot):
     panel.errors.methods.menu().actions()[0].trigger()
     panel.errors.methods.menu().actions()[1].trigger()
     assert not case.form.isVisible(), "there is no error to decide on"
+
+
+def test_thirty_categories_leave_the_list_its_room(panel, bench, cohort, qtbot):
+    names = [f"Reason {number}" for number in range(1, 31)]
+    save_taxonomy(cohort, {"fp": names, "fn": names[:2]})
+    bench.viewer.window.resize(1366, 768)
+    panel.step(2)
+    wait_for_evidence(qtbot, panel)
+    panel.scrolled.verticalScrollBar().setValue(0)
+    case = panel.case
+    assert len(case.categories.buttons()) == 31
+    case.choose_category(30)
+    for widget in (panel.errors.tree, case.categories.checkedButton(), case.note):
+        qtbot.waitUntil(partial(in_sight, widget), timeout=WAIT)
+    panel.step(-1)
+    assert panel.review.case.kind == "fn"
+    for widget in (*case.categories.buttons(), case.note):
+        qtbot.waitUntil(partial(in_sight, widget), timeout=WAIT)
 
 
 def test_arrow_keys_step_in_the_panel_and_on_the_picture(panel, bench, qtbot):

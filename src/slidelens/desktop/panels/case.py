@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from slidelens.desktop.panels.parts import boxed, button, calm, caption, row
+from slidelens.desktop.panels.parts import Low, boxed, button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.review import KINDS, case_text, decision_text
 
@@ -37,6 +37,7 @@ __all__ = ["CaseView"]
 
 _TYPING_MS = 800
 _NONE = "not decided"
+_MOST_HIGH = 215  # px: 0 to 9, which have keys; more are scrolled, for the list needs its room
 
 
 class CaseView(QWidget):
@@ -95,6 +96,9 @@ class CaseView(QWidget):
         self.categories.idClicked.connect(self._category_clicked)
         self._radios = QVBoxLayout()
         self._radios.setSpacing(2)
+        self._reasons = Low(self._radios, _MOST_HIGH)
+        bar = self._reasons.verticalScrollBar()
+        bar.rangeChanged.connect(lambda *_: self._see_chosen())  # now each has its place
         self.label = QComboBox()
         calm(self.label).setToolTip("Whether the slide's label is right")
         self.label.activated.connect(
@@ -108,7 +112,7 @@ class CaseView(QWidget):
         self.note.left.connect(self.flush)
         form = QFormLayout()
         form.setVerticalSpacing(4)
-        form.addRow("Why", self._radios)
+        form.addRow("Why", self._reasons)
         form.addRow("Label", self.label)
         form.addRow("Note", self.note)
         self.form = boxed(form)
@@ -196,13 +200,21 @@ class CaseView(QWidget):
             for number, name in enumerate(wanted):
                 made = QRadioButton(f"{number}  {name}")
                 made.setProperty("category", name)
-                made.setToolTip(f"Key {number}" if number < 10 else "")
+                made.setToolTip(f"{name} (key {number})" if number < 10 else name)  # may be cut
                 made.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
                 self.categories.addButton(made, number)
                 self._radios.addWidget(made)
         category = own.category if own is not None else ""
         number = names.index(category) + 1 if category in names else 0
         self.categories.button(number).setChecked(True)
+        self._radios.activate()
+        self._see_chosen()
+
+    def _see_chosen(self) -> None:
+        """Scroll to the category that is chosen."""
+        chosen = self.categories.checkedButton()
+        if chosen is not None:
+            self._reasons.ensureWidgetVisible(chosen)
 
     def _category_clicked(self, number: int) -> None:
         name = self.categories.button(number).property("category")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.state.train import TrainState
 
 __all__ = [
+    "Low",
     "Notice",
     "Panel",
     "boxed",
@@ -205,6 +206,44 @@ class Notice(QFrame):
         self.hide()
         if then is not None:
             then()
+
+
+class Low(QScrollArea):
+    """As high as what is in it, up to a limit; what is more is scrolled.
+
+    Parameters
+    ----------
+    layout
+        What is in it; it may change.
+    most_high
+        The limit, in px.
+    """
+
+    def __init__(self, layout: QLayout, most_high: int) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setStyleSheet("QScrollArea { border: 0; padding: 0; }")  # napari gives it some
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self._most_high = most_high
+        self.setWidget(boxed(layout))
+
+    def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
+        """Return the size of what is in it, or less."""
+        inner = self.widget()
+        wanted = QSize() if inner is None else inner.sizeHint()
+        return QSize(wanted.width(), min(self._most_high, wanted.height()))
+
+    def eventFilter(  # noqa: N802  # reason: Qt's name
+        self, inner: QObject | None, event: QEvent | None
+    ) -> bool:
+        """Take other room where other things are in it."""
+        if inner is None or event is None:
+            return False
+        if event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(inner, event)
 
 
 def heading(text: str) -> QLabel:
