@@ -122,6 +122,9 @@ def test_keys_go_from_slide_to_slide_and_can_be_switched_off(page):
 def test_who_has_no_keyboard_comes_back_to_the_list(page):
     page.locator("#case-2 a.back").click()
     assert page.evaluate("document.getElementById('errors').getBoundingClientRect().top") < 100
+    page.emulate_media(media="print")
+    assert not page.locator("#case-2 a.back").is_visible(), "paper has no links"
+    page.emulate_media(media="screen")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
