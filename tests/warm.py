@@ -6,6 +6,7 @@ They are forks of a server that has imported what every command imports; in all 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,7 @@ import signal
 import site
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -51,6 +53,7 @@ class Warm:
             args=([str(word) for word in words], writers, place, packages, before),
         )
         self._process.start()
+        atexit.register(self.kill)  # before multiprocessing waits for what a test has left
         self.stdout, self.stderr = (_text(reader) for reader, _ in ends)
         for writer in writers:
             writer.close()
@@ -69,7 +72,8 @@ class Warm:
         return self._process.exitcode
 
     def kill(self) -> None:
-        self._process.kill()
+        if self.returncode is None:
+            self._process.kill()
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.returncode is None:
@@ -94,12 +98,17 @@ class Warm:
         self.stderr.close()
 
 
+def start_warm(*words: object, **place: Any) -> Warm | subprocess.Popen[str]:
+    """Start ``python *words``, wherever there is no fork as any; arguments as of :class:`Warm`."""
+    if os.name == "nt":
+        program, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
+        return subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True, **place)
+    return Warm(*words, **place)
+
+
 def run_warm(*words: object, **place: Any) -> subprocess.CompletedProcess[str]:
     """Run ``python *words`` to its end, as ``subprocess.run``; arguments as of :class:`Warm`."""
-    if os.name == "nt":  # knows no fork
-        program = [sys.executable, *map(str, words)]
-        return subprocess.run(program, capture_output=True, text=True, check=False, **place)
-    process = Warm(*words, **place)
+    process = start_warm(*words, **place)
     out, err = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess([*map(str, words)], process.returncode, out, err)
@@ -134,14 +143,21 @@ def _become(
         site.addsitedir(str(packages))
     if before is not None:
         before()
-    kind, *rest = words
+    try:
+        _run(*words)
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def _run(kind: str, *rest: str) -> None:
     if kind == "-m":
-        sys.argv = rest
+        sys.argv = [*rest]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        sys.argv = words
+        sys.argv = [kind, *rest]
         sys.path.insert(0, str(Path(kind).parent))
         runpy.run_path(kind, run_name="__main__")

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from slidelens.testing.phantom import PhantomSpec, write_cohort, write_phantom
-from warm import Warm
+from warm import start_warm
 
 COMMANDS = ["info", "doctor", "demo", "models", "predict", "evaluate", "export", "view"]
 INFO_KEYS = {
@@ -180,7 +180,7 @@ def test_predict_says_what_it_waits_for(phantom, tmp_path):
     words += ["--region", "0,0,512,512"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        run = Warm("-m", "slidelens", "predict", *words)
+        run = start_warm("-m", "slidelens", "predict", *words)
         said = run.stderr.readline()
         other.stdin.close()  # not before it was said, however slow the machine is
         _, rest = run.communicate()
