@@ -20,6 +20,7 @@ from slidelens.engine.packages.manifest import (
     WEIGHTS,
     Manifest,
     first_fault,
+    manifest_of,
     read_manifest,
 )
 from slidelens.engine.packages.sums import compare_sums
@@ -179,7 +180,7 @@ def save_model(
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     weights = save(tensors)
-    manifest = _manifest_of(model, sha256(weights).hexdigest())
+    manifest = manifest_of(model, sha256(weights).hexdigest())
     with staged_folder(folder, PARTS) as staging:
         (staging / WEIGHTS).write_bytes(weights)
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
@@ -260,30 +261,7 @@ def check_packable(model: Model[Any]) -> None:
     ModelError
         No manifest can hold it; names the first field that is at fault.
     """
-    _manifest_of(model, "0" * 64)
-
-
-def _manifest_of(model: Model[Any], digest: str) -> Manifest:
-    import torch
-
-    config = model.config.model_dump(mode="json")
-    card = {k: v for k, v in model.card.items() if k not in ("weights_sha256", "created_with")}
-    fields = {
-        "mpp": config.get("mpp"),
-        "tile_size": config.get("tile") or None,  # 0: no fixed side
-        **{k: v for k, v in card.items() if v is not None},
-        "name": model.name,
-        "family": model.family,
-        "config": config,
-        "classes": model.classes,
-        "normalisation": {"mean": model.mean, "std": model.std},
-        "weights_sha256": digest,
-        "created_with": {"slidelens": slidelens.__version__, "torch": torch.__version__},
-    }
-    try:
-        return Manifest.model_validate(fields)
-    except ValidationError as error:
-        raise ModelError(f"cannot package model {model.name!r}: {first_fault(error)}.") from error
+    manifest_of(model, "0" * 64)
 
 
 def _config(manifest: Manifest, folder: Path) -> FamilyConfig:

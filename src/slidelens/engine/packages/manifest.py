@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import slidelens
 from slidelens.engine.labels import listed
 from slidelens.errors import ModelError
+
+if TYPE_CHECKING:
+    from slidelens.families.base import Model
 
 __all__ = [
     "MANIFEST",
@@ -17,6 +21,7 @@ __all__ = [
     "Manifest",
     "Normalisation",
     "first_fault",
+    "manifest_of",
     "read_manifest",
 ]
 
@@ -79,6 +84,43 @@ class Manifest(BaseModel):
             if None not in (stated, meant) and stated != meant:
                 raise ValueError(f"{key} is {stated}, but config states {field} {meant}")
         return self
+
+
+def manifest_of(model: Model[Any], digest: str) -> Manifest:
+    """Return what a package says of a model.
+
+    Parameters
+    ----------
+    model
+        What is packaged.
+    digest
+        SHA-256 of its weights' file, in hexadecimal digits.
+
+    Raises
+    ------
+    ModelError
+        No manifest can hold it; names the first field that is at fault.
+    """
+    import torch
+
+    config = model.config.model_dump(mode="json")
+    card = {k: v for k, v in model.card.items() if k not in ("weights_sha256", "created_with")}
+    fields = {
+        "mpp": config.get("mpp"),
+        "tile_size": config.get("tile") or None,  # 0: no fixed side
+        **{k: v for k, v in card.items() if v is not None},
+        "name": model.name,
+        "family": model.family,
+        "config": config,
+        "classes": model.classes,
+        "normalisation": {"mean": model.mean, "std": model.std},
+        "weights_sha256": digest,
+        "created_with": {"slidelens": slidelens.__version__, "torch": torch.__version__},
+    }
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        raise ModelError(f"cannot package model {model.name!r}: {first_fault(error)}.") from error
 
 
 def read_manifest(folder: str | Path) -> Manifest:
