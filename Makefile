@@ -34,7 +34,7 @@ fmt: $(READY)  ## format the code, sort what can be sorted, draw the architectur
 	$(BIN)/ruff format --quiet .
 	$(BIN)/python docs/architecture_picture.py
 
-check: $(READY)  ## lint, types, layers, manifest, docs
+check: $(READY)  ## lint, types, layers, their picture, manifest, docs
 	@$(MAKE) --no-print-directory --jobs 2 check-types check-rest
 
 check-types:
@@ -44,6 +44,7 @@ check-rest:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/architecture_picture.py --check
 	$(BIN)/npe2 validate slidelens
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
