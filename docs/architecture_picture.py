@@ -62,8 +62,8 @@ def picture() -> str:
         ),
         '<rect width="100%" height="100%" fill="white"/>',
         (
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-            'markerHeight="7" orient="auto">'
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
+            'markerHeight="8" markerUnits="userSpaceOnUse" orient="auto">'
             '<path d="M0 0L8 4L0 8z" fill="#4a6a8a"/></marker></defs>'
         ),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slidelens.errors import SlideLensError
 
-__all__ = ["Settings", "get_settings"]
+__all__ = ["Settings", "cores", "get_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,15 @@ class Settings:
     @property
     def reader_threads(self) -> int:
         """Number of threads that read and decode tiles."""
-        return self.threads or max(2, min(8, os.cpu_count() or 2))
+        return self.threads or max(2, min(8, cores()))
+
+
+@cache
+def cores() -> int:
+    """Return how many cores this process may use: of a cluster's node, those of its job."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from slidelens.engine import loader
 from slidelens.engine.loader import SlideView, suited_batch
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box
@@ -152,6 +153,7 @@ def test_background_is_never_read(monkeypatch):
 
 
 def test_reading_ahead_is_bounded(monkeypatch):
+    monkeypatch.setattr(loader, "_TURN_BYTES", 24 * 32 * 32 * 3)
     with (
         from_array(picture(640, 640), mpp=1.0) as slide,
         SlideView(slide, tissue=WHOLE, threads=2) as view,
@@ -165,6 +167,31 @@ def test_reading_ahead_is_bounded(monkeypatch):
         next(batches)
         time.sleep(0.3)  # a model that is slower than the readers
         assert len(started) <= 8 * 4
+        batches.close()
+
+
+def test_beside_slow_storage_reading_goes_on_while_a_cpu_computes(monkeypatch):
+    monkeypatch.setattr(loader, "_TURN_BYTES", 24 * 32 * 32 * 3)
+    with (
+        from_array(picture(640, 640), mpp=1.0) as slide,
+        SlideView(slide, tissue=WHOLE, threads=2) as view,
+    ):
+        started = []
+        original = slide.read
+
+        def slow(box, mpp=None):
+            started.append(box)
+            time.sleep(0.005)
+            return original(box, mpp)
+
+        grid = view.grid(GridSpec(32, 1.0))
+        monkeypatch.setattr(slide, "read", slow)
+        batches = view.batches(grid, 8)
+        for _ in range(5):  # the first turn, and one more
+            next(batches)
+        before = len(started)
+        time.sleep(0.3)
+        assert len(started) > before
         batches.close()
 
 
@@ -211,8 +238,6 @@ def test_an_error_in_a_reader_names_slide_and_place(monkeypatch, batch_size):
 
 
 def test_tissue_is_found_once(monkeypatch):
-    from slidelens.engine import loader
-
     calls = []
     original = loader.tissue_mask
     monkeypatch.setattr(loader, "tissue_mask", lambda *a: calls.append(a) or original(*a))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import isclose
 from threading import Lock
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Self
 from weakref import WeakKeyDictionary
 
@@ -16,8 +14,8 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+from slidelens.engine.read_ahead import Busy, ReadAhead, Reading
 from slidelens.errors import SlideError
-from slidelens.families.base import Bag, Batch
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.settings import get_settings
 from slidelens.tiling.grid import Grid, GridSpec, make_grid
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from slidelens.families.base import Bag, Batch
     from slidelens.slide.base import Slide
     from slidelens.tiling.stain import StainMethod
 
@@ -37,6 +36,8 @@ __all__ = ["SlideView", "find_tissue", "timed_tissue"]
 
 _AHEAD_BYTES = 128 << 20
 """Tiles read ahead of the model take at most this (or one batch, if that is larger)."""
+_TURN_BYTES = 256 * 224 * 224 * 3
+"""Tiles that are read before a CPU computes take about so much: each change costs both."""
 _CPU_BYTES = 8 * 224 * 224 * 3
 """A batch on a CPU has at most so many pixels: feature maps of more are over 32 MB, which glibc
 takes from the system and gives back each time; the page faults cost a quarter of a run's time."""
@@ -215,31 +216,33 @@ class SlideView:
         """
         tile = _batch_bytes(grid, 1)
         self.batch_in_use = size = self.batch_size or suited_batch(self.device, batch_size, tile)
-        ahead = max(1, min(2 + 2 * self._threads // size, _AHEAD_BYTES // _batch_bytes(grid, size)))
         readings = (
             self._begin(grid, slice(start, start + size)) for start in range(0, len(grid), size)
         )
-        return self._in_order(deque(islice(readings, ahead)), readings)
+        batch = _batch_bytes(grid, size)
+        some = 2 + 2 * self._threads // size
+        if self.device.type == "cpu":
+            some = max(some, _TURN_BYTES // batch)
+        ahead = ReadAhead(
+            readings,
+            max(1, min(some, _AHEAD_BYTES // batch)),
+            readers=self._threads,
+            device=self.device,
+            copies=self._copies,
+            waited=self._add_wait,
+        )
+        return iter(ahead)
 
-    def _in_order(self, pending: deque[_Reading], more: Iterator[_Reading]) -> Iterator[Batch]:
-        """Finish what is under way, the oldest first, and begin as much again."""
-        try:
-            for reading in more:
-                pending.append(reading)
-                yield self._finish(pending)
-            while pending:
-                yield self._finish(pending)
-        finally:
-            for reading in pending:
-                reading.cancel()
+    def _add_wait(self, seconds: float) -> None:
+        self.waited += seconds
 
-    def _begin(self, grid: Grid, tiles: slice) -> _Reading:
+    def _begin(self, grid: Grid, tiles: slice) -> Reading:
         boxes = grid.boxes[tiles]
         shape = (len(boxes), grid.spec.tile, grid.spec.tile, 3)
         # Pinned memory comes from torch's cache, which reuses a block only after its copy is done.
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
         rows = images.numpy()
-        reading = _Reading(boxes, images)
+        reading = Reading(boxes, images)
         some = min(max(len(boxes) // (2 * self._threads), 1), _SOME)
         for start in range(0, len(boxes), some):
             part = slice(start, start + some)
@@ -249,13 +252,15 @@ class SlideView:
         return reading
 
     def _read_some(
-        self, reading: _Reading, part: slice, spec: GridSpec, images: NDArray[np.uint8]
-    ) -> None:
+        self, reading: Reading, part: slice, spec: GridSpec, images: NDArray[np.uint8]
+    ) -> Busy:
+        began, busy = perf_counter(), thread_time()
         boxes = reading.boxes[part]
         for run in _runs(boxes, spec, self._neighbours(spec, images[0].nbytes)):
             if reading.cancelled:
-                return
+                break
             self._read_run(boxes[run], spec, images[run])
+        return Busy(perf_counter() - began, thread_time() - busy)
 
     def _read_run(
         self, boxes: NDArray[np.float64], spec: GridSpec, images: NDArray[np.uint8]
@@ -286,45 +291,6 @@ class SlideView:
             for level in self.slide.levels
         )
         return max(1, _RUN_BYTES // tile_bytes) if stored and self.normalizer is None else 1
-
-    def _finish(self, pending: deque[_Reading]) -> Batch:
-        """Wait for the oldest batch; start the next one's copy, to run beside the model."""
-        start = perf_counter()
-        first = pending[0]
-        for part in first.parts:
-            part.result()
-        self.waited += perf_counter() - start
-        pending.popleft()
-        images = first.on_device(self.device, self._copies)
-        if self._copies is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._copies)
-            images.record_stream(current)
-            if pending and all(part.done() for part in pending[0].parts):
-                pending[0].on_device(self.device, self._copies)
-        return Batch(first.boxes, images.permute(0, 3, 1, 2))
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A batch under way: its memory on the host, and a future for some tiles each."""
-
-    boxes: NDArray[np.float64]
-    images: torch.Tensor
-    parts: list[Future[None]] = field(default_factory=list)
-    cancelled: bool = False
-
-    def on_device(self, device: torch.device, stream: torch.cuda.Stream | None) -> torch.Tensor:
-        """Copy to the device once, without waiting for the copy."""
-        if self.images.device != device:
-            with torch.cuda.stream(stream):  # does nothing for None
-                self.images = self.images.to(device, non_blocking=stream is not None)
-        return self.images
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        for part in self.parts:
-            part.cancel()
 
 
 def suited_batch(device: torch.device, asked: int, tile_bytes: int) -> int:
