@@ -19,13 +19,14 @@ from slidelens.engine.training.plan import plan_training
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, SlideScore, Trajectory
 from slidelens.families.magnet import FAMILY, MagNetConfig
-from slidelens.families.magnet_eye import Eye, Overview, oriented, placed, turned
+from slidelens.families.magnet_eye import Eye, Overview, restore_windows
 from slidelens.families.magnet_schedule import MagNetTraining
 from slidelens.families.magnet_sight import Sight, draw_probes
 from slidelens.families.magnet_train import MagNetTask
 from slidelens.families.training import Sample, Stage
 from slidelens.geometry import Box
 from slidelens.nn.magnet import Seen
+from slidelens.nn.orientation import orient
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import make_cohort
@@ -136,10 +137,10 @@ def test_a_copy_in_memory_is_looked_at_like_the_slide():
 def test_windows_of_an_oriented_slide_are_oriented_windows(way):
     array = pixels(width=128, height=128)
     eye = Eye(view_of(array))
-    turned = oriented(torch.from_numpy(array).permute(2, 0, 1), way)
-    window = (0.25, 0.5, -0.25)
+    turned = orient(torch.from_numpy(array).permute(2, 0, 1), way)
+    (window,) = restore_windows(np.array([[0.25, 0.5, -0.25]]), way).tolist()
     x, y, side = 80, 32, 32  # its box on the turned slide
-    seen = oriented(torch.from_numpy(eye.read(placed(window, way), side)).permute(2, 0, 1), way)
+    seen = orient(torch.from_numpy(eye.read(window, side)).permute(2, 0, 1), way)
     assert torch.equal(seen, turned[:, y : y + side, x : x + side])
 
 
@@ -601,19 +602,13 @@ def test_what_is_known_lies_where_it_was_seen():
         eyes = task.slides.eyes(sight)
         there = task.slides.read(sight, eyes, windows, 32, 0)[0]
         survey_way = int(np.random.default_rng([5, crc32(b"s0")]).integers(0, 8))
-        upright = [Eye(data.view("s0")).read(placed(w, way), 32) for w in windows[0].tolist()]
-        as_then = oriented(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), survey_way)
+        places = restore_windows(windows[0].numpy(), way).tolist()
+        upright = [Eye(data.view("s0")).read(place, 32) for place in places]
+        as_then = orient(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), survey_way)
         seen = model.module.judge.features(task.slides.prepared(as_then, sight))
         torch.testing.assert_close(seen, vectors[0], atol=2e-3, rtol=2e-2)
-        again = oriented(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), way)
+        again = orient(torch.from_numpy(np.stack(upright)).permute(0, 3, 1, 2), way)
         assert torch.equal(there, again)
-
-
-@pytest.mark.parametrize("way", range(8))
-def test_turning_a_window_is_undone_by_placing_it(way):
-    windows = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
-    back = [placed(window, way) for window in turned(windows, way).tolist()]
-    np.testing.assert_allclose(back, windows)
 
 
 def test_scouting_teaches_attention_alone_by_what_the_classifier_says_without_dropout():

@@ -7,9 +7,10 @@ import torch
 
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels, build_network
 from slidelens.nn.backbones import build_features
-from slidelens.nn.mil import class_probabilities, oriented, slide_loss
+from slidelens.nn.mil import class_probabilities, slide_loss
 from slidelens.nn.mil_pooling import AttentionPooling, ClamPooling, DualStreamPooling, margin_loss
 from slidelens.nn.mil_transformer import NystromAttention, TransformerPooling
+from slidelens.nn.orientation import orient
 
 DIM = 12
 SMALL = {"embed": 8, "hidden": 6, "heads": 2, "landmarks": 9, "top": 4}
@@ -285,11 +286,5 @@ def test_turned_tiles_have_the_same_averaged_vector(count):
     averaged = network(images, vectors=True)
     assert not torch.allclose(plain, averaged, atol=1e-4)
     for number in range(count):
-        turned = network(oriented(images, number), vectors=True)
+        turned = network(orient(images, number), vectors=True)
         torch.testing.assert_close(turned, averaged, atol=1e-5, rtol=1e-4)
-
-
-def test_the_eight_orientations_differ():
-    image = torch.arange(9.0).view(1, 1, 3, 3)
-    assert len({tuple(oriented(image, n).flatten().tolist()) for n in range(8)}) == 8
-    assert torch.equal(oriented(image, 0), image)

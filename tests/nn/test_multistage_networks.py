@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slidelens.nn.multistage import MultiStage, arrange, backward_by_parts, turned
+from slidelens.nn.multistage import MultiStage, arrange, backward_by_parts
+from slidelens.nn.orientation import orient_points
 from slidelens.nn.unet import UNet
 
 
@@ -62,7 +63,7 @@ def test_eight_orientations_of_a_map_are_eight():
     index = np.array([[0, 0], [1, 0], [3, 0], [0, 1]])
     seen = set()
     for way in range(8):
-        laid, _ = arrange(torch.ones(4, 1), turned(index, way))
+        laid, _ = arrange(torch.ones(4, 1), orient_points(index, way))
         seen.add((laid.shape, laid.numpy().tobytes()))
         assert int(laid.sum()) == 4
     assert len(seen) == 8

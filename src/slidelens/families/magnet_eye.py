@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from slidelens.geometry import Box, Mpp, Size
+from slidelens.nn.orientation import orient_points, restore_points
 from slidelens.slide.array import from_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-__all__ = ["Eye", "Overview", "Recollection", "oriented", "placed", "turned"]
+    from slidelens.nn.orientation import NumberT
+
+__all__ = ["Eye", "Overview", "Recollection", "orient_windows", "restore_windows"]
 
 
 class _View(Protocol):
@@ -115,27 +116,11 @@ class Recollection(Eye):
         self.glance = overview.glance
 
 
-def oriented(pictures: Tensor, way: int) -> Tensor:
-    """Turn ``(..., H, W)`` into one of eight orientations: mirrored from 4 on, then turned."""
-    mirrored = pictures.flip(-1) if way >= 4 else pictures
-    return torch.rot90(mirrored, way % 4, (-2, -1))
+def orient_windows(windows: NDArray[NumberT], n: int) -> NDArray[NumberT]:
+    """Return where windows ``(N, 3)`` of a slide lie on the slide in orientation ``n``."""
+    return np.concatenate((windows[:, :1], orient_points(windows[:, 1:], n)), 1)
 
 
-def placed(window: Sequence[float], way: int) -> tuple[float, float, float]:
-    """Return where a window of an oriented slide lies on the slide as it is."""
-    scale, x, y = window
-    for _ in range(way % 4):
-        x, y = -y, x
-    return scale, -x if way >= 4 else x, y
-
-
-def turned(windows: NDArray[np.float32], way: int) -> NDArray[np.float32]:
-    """Return where windows ``(N, 3)`` of the slide as it is lie on the oriented slide.
-
-    The inverse of :func:`placed`.
-    """
-    scale, x, y = windows.T
-    x = -x if way >= 4 else x
-    for _ in range(way % 4):
-        x, y = y, -x
-    return np.stack((scale, x, y), 1)
+def restore_windows(windows: NDArray[NumberT], n: int) -> NDArray[NumberT]:
+    """Undo :func:`orient_windows`."""
+    return np.concatenate((windows[:, :1], restore_points(windows[:, 1:], n)), 1)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from slidelens.families.magnet import prepare
-from slidelens.families.magnet_eye import Eye, Overview, Recollection, oriented, placed
+from slidelens.families.magnet_eye import Eye, Overview, Recollection, restore_windows
 from slidelens.nn.augment import TileAugment
+from slidelens.nn.orientation import orient
 from slidelens.nn.pixels import normalize
 from slidelens.nn.zoom import remove_grey
 from slidelens.settings import get_settings
@@ -97,7 +98,7 @@ class Slides:
     def glances(self, sight: Sight, eyes: Sequence[Recollection]) -> Tensor:
         """Return slides whole: ``(B, 3, glance, glance)`` uint8, on the CPU."""
         seen = [torch.from_numpy(eye.glance).permute(2, 0, 1) for eye in eyes]
-        return torch.stack([oriented(one, way) for one, way in zip(seen, sight.ways, strict=True)])
+        return torch.stack([orient(one, way) for one, way in zip(seen, sight.ways, strict=True)])
 
     def read(
         self, sight: Sight, eyes: Sequence[Recollection], windows: Tensor, size: int, margin: int
@@ -112,9 +113,9 @@ class Slides:
         grown[..., 0] *= side / size
         found = []
         for slide_id, eye, way, places in zip(
-            sight.slides, eyes, sight.ways, grown.tolist(), strict=True
+            sight.slides, eyes, sight.ways, grown.numpy(), strict=True
         ):
-            there = [placed(window, way) for window in places]
+            there = restore_windows(places, way).tolist()
             fine = [
                 n
                 for n, window in enumerate(there)
@@ -127,7 +128,7 @@ class Slides:
             ]
             wait(tasks)  # all of them: where one fails, no other may go on with the slide
             pictures = torch.from_numpy(np.stack([task.result() for task in tasks]))
-            found.append(oriented(pictures.permute(0, 3, 1, 2), way))
+            found.append(orient(pictures.permute(0, 3, 1, 2), way))
         return torch.stack(found)
 
     def prepared(self, pictures: Tensor, sight: Sight) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from slidelens.errors import ModelError
 from slidelens.families.magnet import MagNetConfig
-from slidelens.families.magnet_eye import placed, turned
+from slidelens.families.magnet_eye import orient_windows, restore_windows
 from slidelens.families.magnet_schedule import MagNetTraining
 from slidelens.families.magnet_sight import Sight, Slides, draw_probes
 from slidelens.families.training import (
@@ -332,8 +332,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
                 vectors.append(features(shown).float())
         features.train(training)
         freeze_norm_statistics(features)
-        windows = np.array([placed(window, way) for window in probes[0].tolist()], np.float32)
-        return _Known(windows, torch.cat(vectors))
+        return _Known(restore_windows(probes[0].numpy(), way), torch.cat(vectors))
 
     def _recalled(self, sight: Sight) -> tuple[Tensor, Tensor]:
         """Return half of what is known of each slide: windows ``(B, N, 3)`` and their features.
@@ -346,7 +345,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             assert sight.random is not None
             some = len(known.windows) if sight.until == "windows" else (len(known.windows) + 1) // 2
             chosen = sight.random.permutation(len(known.windows))[:some]
-            windows.append(torch.from_numpy(turned(known.windows[chosen], way)))
+            windows.append(torch.from_numpy(orient_windows(known.windows[chosen], way)))
             vectors.append(known.vectors[chosen])
         return torch.stack(windows), torch.stack(vectors)
 

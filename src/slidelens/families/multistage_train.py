@@ -25,7 +25,8 @@ from slidelens.families.multistage_schedule import MapStage, MultistageTraining
 from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, slide_key
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.backbones import load_weights
-from slidelens.nn.multistage import MultiStage, backward_by_parts, turned, turned_map
+from slidelens.nn.multistage import MultiStage, backward_by_parts
+from slidelens.nn.orientation import orient, orient_points, restore
 from slidelens.nn.patch_augment import PatchAugment
 from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import stored
@@ -342,15 +343,15 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return int(np.random.default_rng(key).integers(8))
 
     def _map_loss(self, slide_id: str, vectors: torch.Tensor, way: int) -> torch.Tensor:
-        index = turned(self._patches_of(slide_id).grid.index, way)
+        index = orient_points(self._patches_of(slide_id).grid.index, way)
         return self._loss(slide_id, map_logits(self.network, self.model.config, vectors, index))
 
     def _picture_logits(self, slide_id: str, way: int, epoch: int | None) -> torch.Tensor:
         """Segment the reduced picture in some orientation, with other colours each epoch."""
 
         def network(picture: torch.Tensor, part: str) -> torch.Tensor:
-            logits = self.network(turned_map(picture, way), part)
-            return turned_map(logits, way, back=True)
+            logits = self.network(orient(picture, way), part)
+            return restore(logits, way)
 
         def prepare(picture: torch.Tensor) -> torch.Tensor:
             if epoch is not None:

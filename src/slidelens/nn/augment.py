@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from slidelens.nn.orientation import orient
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -133,6 +135,5 @@ def _turn(images: Tensor, orientations: np.ndarray[tuple[int], np.dtype[np.int64
     out = torch.empty_like(images)
     for way in np.unique(orientations):
         rows = torch.from_numpy(np.flatnonzero(orientations == way)).to(images.device)
-        some = torch.rot90(images[rows], int(way) % 4, (2, 3))
-        out[rows] = some.flip(3) if way >= 4 else some
+        out[rows] = orient(images[rows], int(way))
     return out

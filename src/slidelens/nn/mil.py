@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slidelens.nn.orientation import orient
 from slidelens.nn.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ __all__ = [
     "bag_loss",
     "class_probabilities",
     "encoded",
-    "oriented",
     "outputs",
     "slide_loss",
     "soft_maximum",
@@ -90,8 +90,9 @@ class MilNetwork(nn.Module, ABC):
     head
         Vectors to logits: what learns while the backbone is frozen.
     orientations
-        Of each tile, whose vectors are averaged: the first of four quarter turns, then of these in
-        the mirror. With 4 (or 8) the answer does not change when the slide is turned (or mirrored).
+        Orientations of each tile (:mod:`slidelens.nn.orientation`) whose vectors are averaged: the
+        first so many. With 4 the answer does not change when the slide is turned by quarters, with
+        8 nor when it is mirrored.
     """
 
     def __init__(self, features: Encoder | None, head: nn.Module) -> None:
@@ -224,14 +225,8 @@ def encoded(features: nn.Module, images: Tensor, orientations: int) -> Tensor:
     """Return the vectors ``(N, D)`` of tiles, the means over so many of their orientations."""
     total: Tensor = features(images)
     for number in range(1, orientations):
-        total = total + features(oriented(images, number))
+        total = total + features(orient(images, number))
     return total / orientations
-
-
-def oriented(images: Tensor, number: int) -> Tensor:
-    """Bring square images ``(N, C, H, W)`` into one of eight orientations; 0 is as they are."""
-    turned = torch.rot90(images, number % 4, (2, 3))
-    return turned.flip(3) if number >= 4 else turned
 
 
 def outputs(n_classes: int) -> int:

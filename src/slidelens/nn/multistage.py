@@ -31,8 +31,6 @@ __all__ = [
     "Part",
     "arrange",
     "backward_by_parts",
-    "turned",
-    "turned_map",
 ]
 
 Method = Literal["multistage", "classifier", "segmentation", "imagenet"]
@@ -134,24 +132,6 @@ def arrange(vectors: Tensor, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     cells = torch.from_numpy(place[:, 1] * width + place[:, 0]).to(vectors.device)
     empty = vectors.new_zeros(vectors.shape[1], height * width)
     return empty.index_copy(1, cells, vectors.T).view(1, -1, height, width), cells
-
-
-def turned(index: NDArray[np.int64], way: int) -> NDArray[np.int64]:
-    """Bring the places ``(N, 2)`` of patches into one of the eight orientations of a map."""
-    if way & 1:
-        index = index * (-1, 1)
-    if way & 2:
-        index = index * (1, -1)
-    return index[:, ::-1] if way & 4 else index
-
-
-def turned_map(planes: Tensor, way: int, *, back: bool = False) -> Tensor:
-    """Bring a map ``(N, C, H, W)`` into the orientation that :func:`turned` gives, or back."""
-    if back and way & 4:
-        planes = planes.transpose(2, 3)
-    axes = [axis for bit, axis in ((1, 3), (2, 2)) if way & bit]
-    planes = planes.flip(axes) if axes else planes
-    return planes.transpose(2, 3) if way & 4 and not back else planes
 
 
 def backward_by_parts(
