@@ -21,7 +21,7 @@ import numpy as np
 from common import DATA, Claim, at_least, at_most, main, slidelens
 
 from slidelens.engine.metrics import auc
-from slidelens.families.mil_train import MilTraining
+from slidelens.families.mil_schedule import MilTraining
 from slidelens.families.training import Stage
 from slidelens.tiling.annotations import fraction, read_annotations
 

@@ -12,7 +12,8 @@ from slidelens.engine.loader import SlideView
 from slidelens.errors import SlideError
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import FAMILY, MilConfig
-from slidelens.families.mil_train import MilTask, MilTraining
+from slidelens.families.mil_schedule import MilTraining
+from slidelens.families.mil_train import MilTask
 from slidelens.families.training import Sample, Stage, balanced_order
 from slidelens.nn.mil import BagOutput, slide_loss, soft_maximum
 from slidelens.slide.array import from_array

@@ -15,7 +15,8 @@ from slidelens.families import mil
 from slidelens.families.base import Bag, Model, Patch, SlideScore
 from slidelens.families.mil import FAMILY, MilConfig, backbone_sha256, grid_spec
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS
-from slidelens.families.mil_train import MilTask, MilTraining
+from slidelens.families.mil_schedule import MilTraining
+from slidelens.families.mil_train import MilTask
 from slidelens.families.training import Sample, Stage
 from slidelens.nn.mil import class_probabilities, slide_loss
 from slidelens.nn.pixels import normalize

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from slidelens.families.base import FamilyConfig, Model
-    from slidelens.families.training import TrainData
     from slidelens.nn.relay import Relay
 
 __all__ = ["LocalStage", "LocalTask", "LocalTraining"]
@@ -164,18 +163,12 @@ class LocalTask(TrainTask[LocalConfig]):
     config: LocalTraining
     stage: LocalStage
 
-    def __init__(
-        self,
-        model: Model[LocalConfig],
-        network: Callable[..., Any],
-        data: TrainData,
-        config: TrainConfig,
-        seed: int,
-    ) -> None:
-        super().__init__(model, network, data, config, seed)
-        assert isinstance(config, LocalTraining)
-        self.augment = config.augment()
-        self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
+    def setup(self) -> None:
+        """Prepare the images of slides and their augmentation."""
+        self.augment = self.config.augment()
+        self._images = SlideImages(
+            self.data, lambda view: frame_of(self.model, view), self.config.cache_mb << 20
+        )
         self._means: dict[str, list[torch.Tensor]] = {}
         """What each head sees of a slide, in a stage that trains the heads. It follows from the
         modules alone, so a resumed run makes it anew."""

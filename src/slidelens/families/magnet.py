@@ -29,7 +29,7 @@ from slidelens.maps.trajectory import Window
 from slidelens.nn.backbones import BackboneName, build_features
 from slidelens.nn.judge import Judge, SmallFeatures, WindowClassifier
 from slidelens.nn.magnet import MagNet
-from slidelens.nn.mil import class_probabilities
+from slidelens.nn.mil import class_probabilities, outputs
 from slidelens.nn.pixels import normalize
 from slidelens.nn.zoom import Centre, Sees, remove_grey
 
@@ -150,15 +150,15 @@ def prepare(pictures: Tensor, model: Model[Any]) -> Tensor:
 
 def build(config: MagNetConfig, n_classes: int) -> nn.Module:
     """Build the network, with random weights; attention is even at first."""
-    outputs = 1 if n_classes == 2 else n_classes
+    n_outputs = outputs(n_classes)
     auxiliary = {
-        layer: WindowClassifier(*_features(config.auxiliary), outputs)
+        layer: WindowClassifier(*_features(config.auxiliary), n_outputs)
         for layer in config.auxiliary_layers
         if layer <= len(config.patches)
     }
     judge = Judge(
         *_features(config.backbone),
-        outputs,
+        n_outputs,
         config.state,
         dropout=config.dropout,
         evidence=config.evidence,

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import Model
     from slidelens.families.magnet_eye import Recollection
-    from slidelens.families.training import TrainData
     from slidelens.nn.magnet import Seen, Until
 
 __all__ = ["MagNetTask"]
@@ -67,19 +66,12 @@ class MagNetTask(TrainTask[MagNetConfig]):
     training: ClassVar[type[TrainConfig]] = MagNetTraining
     config: MagNetTraining
 
-    def __init__(
-        self,
-        model: Model[MagNetConfig],
-        network: Callable[..., Any],
-        data: TrainData,
-        config: TrainConfig,
-        seed: int,
-    ) -> None:
-        super().__init__(model, network, data, config, seed)
-        assert isinstance(config, MagNetTraining)
+    def setup(self) -> None:
+        """Prepare the copies of slides."""
+        config = self.config
         self.slides = Slides(
-            model,
-            data.view,
+            self.model,
+            self.data.view,
             side=config.overview_px,
             budget=config.cache_mb << 20,
             stain=config.stain,

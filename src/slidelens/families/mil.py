@@ -72,7 +72,7 @@ _OWN = "; by default what the pooling's paper says"
 
 
 class MilConfig(FamilyConfig):
-    """What defines a MIL model; training has its own (:class:`~.mil_train.MilTraining`).
+    """What defines a MIL model; training has its own (:class:`~.mil_schedule.MilTraining`).
 
     The fields from ``embed`` on belong to some poolings only (:data:`~.mil_heads.HEAD_FIELDS`):
     they are ``None`` in a model that has no use for them.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from slidelens.families.base import Bag
-    from slidelens.families.mil_train import MilTraining
+    from slidelens.families.mil_schedule import MilTraining
     from slidelens.families.training import Stage
 
 __all__ = ["BagSteps"]

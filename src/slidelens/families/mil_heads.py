@@ -5,7 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from slidelens.nn.mil import BagClassifier, MilNetwork, TileClassifier, outputs
+from slidelens.nn.mil import (
+    BagClassifier,
+    LinearPooling,
+    MilNetwork,
+    TileClassifier,
+    outputs,
+)
 from slidelens.nn.mil_pooling import (
     AttentionPooling,
     ClamPooling,
@@ -18,15 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from slidelens.nn.backbones import Encoder
-    from slidelens.nn.mil import BagPooling, LinearPooling
+    from slidelens.nn.mil import BagPooling
 
 __all__ = ["HEAD_FIELDS", "POOLINGS", "PoolingName", "attention_channels", "build_network"]
 
 PoolingName = Literal[
-    "top1",
-    "topk",
-    "mean",
-    "max",
+    LinearPooling,
     "rnn",
     "abmil",
     "gated-abmil",
@@ -61,12 +64,7 @@ _HEADS: Mapping[str, Callable[..., BagPooling]] = {
     "clam-mb": partial(ClamPooling, multi=True),
     "transmil": TransformerPooling,
 }
-_LINEAR: Mapping[str, LinearPooling] = {
-    "top1": "top1",
-    "topk": "topk",
-    "mean": "mean",
-    "max": "max",
-}
+_LINEAR: tuple[LinearPooling, ...] = get_args(LinearPooling)
 
 
 def build_network(
@@ -89,7 +87,7 @@ def build_network(
         Values of the pooling's :data:`HEAD_FIELDS`.
     """
     if pooling in _LINEAR:
-        return TileClassifier(features, n_classes, _LINEAR[pooling], **fields)
+        return TileClassifier(features, n_classes, pooling, **fields)
     if isinstance(features, int):
         return BagClassifier(None, _HEADS[pooling](features, n_classes, **fields))
     return BagClassifier(features, _HEADS[pooling](features.dim, n_classes, **fields))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from slidelens.families.mil_train import MilTraining
+    from slidelens.families.mil_schedule import MilTraining
     from slidelens.families.training import Stage
 
 __all__ = ["TopSteps"]

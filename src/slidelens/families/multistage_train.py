@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.families.base import Model
-    from slidelens.families.training import TrainData
     from slidelens.tiling.grid import Grid
 
 __all__ = ["MultistageTask"]
@@ -64,16 +63,9 @@ class MultistageTask(TrainTask[MultistageConfig]):
     config: MultistageTraining
     stage: MapStage
 
-    def __init__(
-        self,
-        model: Model[MultistageConfig],
-        network: Callable[..., torch.Tensor],
-        data: TrainData,
-        config: TrainConfig,
-        seed: int,
-    ) -> None:
-        super().__init__(model, network, data, config, seed)
-        assert isinstance(config, MultistageTraining)
+    def setup(self) -> None:
+        """Prepare augmentation and the rules by which patches are labelled."""
+        config = self.config
         self.colours = TileAugment(False, config.stain, config.colour)
         self.augment = PatchAugment(
             TileAugment(config.flips, config.stain, config.colour),
@@ -84,11 +76,11 @@ class MultistageTask(TrainTask[MultistageConfig]):
         self.rules = PatchRules(
             config.tumour,
             config.normal,
-            model.classes[1],
+            self.model.classes[1],
             config.tumour_share,
             config.normal_share,
         )
-        self._labels = {s.slide_id: s.label for s in (*data.train, *data.tune)}
+        self._labels = {s.slide_id: s.label for s in (*self.data.train, *self.data.tune)}
         self._patches: dict[str, _Patches] = {}
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
         """Slide and variant (0: not augmented) to the vectors of its patches, while what makes them

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import Model
     from slidelens.families.slide_image import Frame
-    from slidelens.families.training import TrainData
     from slidelens.nn.source import LazyImage
 
 __all__ = ["StreamingStage", "StreamingTask", "StreamingTraining"]
@@ -112,26 +111,20 @@ class StreamingTask(TrainTask[StreamingConfig]):
     training: ClassVar[type[TrainConfig]] = StreamingTraining
     config: StreamingTraining
 
-    def __init__(
-        self,
-        model: Model[StreamingConfig],
-        network: Callable[..., torch.Tensor],
-        data: TrainData,
-        config: TrainConfig,
-        seed: int,
-    ) -> None:
-        super().__init__(model, network, data, config, seed)
-        assert isinstance(config, StreamingTraining)
+    def setup(self) -> None:
+        """Prepare the streamed network, the images of slides and their augmentation."""
         # Made here, so that what cannot be streamed is refused before slides are read.
-        self._trunk, _ = _network(model).streamed(streaming_of(model))
-        self.augment = config.augment()
-        self._images = SlideImages(data, lambda view: frame_of(model, view), config.cache_mb << 20)
+        self._trunk, _ = _network(self.model).streamed(streaming_of(self.model))
+        self.augment = self.config.augment()
+        self._images = SlideImages(
+            self.data, lambda view: frame_of(self.model, view), self.config.cache_mb << 20
+        )
         self._colours: dict[str, NDArray[np.float64]] = {}
         """Training slide to count, sum and sum of squares of its colours, 0 to 1."""
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
         """Slide and epoch to what is pooled of it, in a stage that trains the head. It follows from
         the backbone alone, so a resumed run makes it anew."""
-        self._learns = {sample.slide_id for sample in data.train}
+        self._learns = {sample.slide_id for sample in self.data.train}
 
     @classmethod
     def initialize(cls, model: Model[StreamingConfig], weights: str) -> Mapping[str, Any]:

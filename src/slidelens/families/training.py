@@ -280,6 +280,10 @@ class TrainTask(ABC, Generic[ConfigT]):
         self.seed = seed
         self.stage = config.stages[0]
         """The stage that runs; the loop sets it, on resuming too."""
+        self.setup()
+
+    def setup(self) -> None:
+        """Prepare what the steps need; called once, when everything above is set."""
 
     @classmethod
     @abstractmethod

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slidelens.nn.pieces import cut_patches, each_window, window_means
-from slidelens.nn.precision import without_autocast
+from slidelens.nn.precision import at_least_single, without_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,13 +135,13 @@ class AttentionHead(nn.Module):
         nothing, and a softmax over very many has no digits to spare.
         """
         with without_autocast(windows.device):
-            cells = self._cells(windows.to(_precise(windows)))
+            cells = self._cells(at_least_single(windows))
             return self._logits(cells, self._attention(cells))
 
     def read(self, windows: Tensor, tissue: Tensor | None = None) -> Reading:
         """Return all there is to see, of the ``(N, C, h, w)`` that :meth:`windows` gave."""
         with without_autocast(windows.device):
-            cells = self._cells(kept(windows, tissue).to(_precise(windows)))
+            cells = self._cells(at_least_single(kept(windows, tissue)))
             attention, instances = self._attention(cells), self.classify(cells)
             logits = self._logits(cells, attention)
         size = windows.shape[2:]
@@ -252,7 +252,8 @@ class Reconstruction(nn.Module):
             source = F.interpolate(
                 source, size=target.shape[2:], mode="bilinear", align_corners=False
             )
-        return F.l1_loss(self.decode(source).to(_precise(target)), target.to(_precise(target)))
+        target = at_least_single(target)
+        return F.l1_loss(self.decode(source).to(target), target)
 
     def side_on(self, height: int, width: int) -> int:
         """Return the side of a patch on a map of this size, before it is bounded by half of it."""
@@ -287,7 +288,3 @@ def patch_starts(made: int, given: int, side: int, scale: int) -> Places:
 def _groups(width: int) -> int:
     """Return the number of groups of a norm; two channels or more each, for maps of one cell."""
     return next((g for g in range(min(_GROUPS, width // 2), 0, -1) if width % g == 0), 1)
-
-
-def _precise(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)

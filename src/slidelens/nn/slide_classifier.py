@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from slidelens.errors import ModelError
 from slidelens.nn.backbones import build_features, load_weights
 from slidelens.nn.fine_stem import refine
-from slidelens.nn.mil import soft_maximum
+from slidelens.nn.mil import outputs, soft_maximum
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 from slidelens.nn.precision import at_least_single, without_autocast
 from slidelens.nn.streaming import StreamingTrunk
@@ -111,7 +111,7 @@ class SlideClassifier(nn.Module):
         self.lost = graph.lost
         """Cells along y and x that are fewer than an image's strides."""
         self.features.dim = count_costs(graph, self.features.trunk, 3).channels[graph.output]
-        self.head = nn.Linear(self.features.dim, 1 if n_classes == 2 else n_classes)
+        self.head = nn.Linear(self.features.dim, outputs(n_classes))
         self._streamed: dict[Streaming, tuple[StreamingTrunk, nn.Sequential]] = {}
 
     def load_backbone(self, weights: str | Path) -> LoadReport:
