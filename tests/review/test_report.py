@@ -22,7 +22,7 @@ from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
 from slidelens.review.report import ReportOptions, write_report
 from slidelens.review.store import CaseKey, ReviewStore
-from slidelens.review.wording import said_once
+from slidelens.review.wording import merge_notes
 from slidelens.slide.base import Slide
 
 NOTE = "<script>alert('x')</script> & \"dense\"\n" + "long <b>words</b> " * 300
@@ -264,7 +264,7 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
 
 def test_what_holds_for_several_models_is_said_once():
     notes = ["a: one", "b: two", "c: one", "all: one", "none"]
-    assert said_once(notes, ["a", "b", "c"]) == ["a, c: one", "b: two", "all: one", "none"]
+    assert merge_notes(notes, ["a", "b", "c"]) == ["a, c: one", "b: two", "all: one", "none"]
 
 
 @pytest.mark.usefixtures("_no_pictures")

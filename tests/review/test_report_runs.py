@@ -16,7 +16,7 @@ from slidelens.review.commands import commands_of
 from slidelens.review.content import ReportOptions, gather
 from slidelens.review.evaluation import read_evaluation
 from slidelens.review.report import write_report
-from slidelens.review.wording import how_run
+from slidelens.review.wording import describe_run
 from slidelens.tiling.tissue import TissueSettings
 
 pytestmark = pytest.mark.usefixtures("_no_pictures")
@@ -59,14 +59,14 @@ def folder(tmp_path):
 
 def test_how_a_slide_was_run_in_a_line():
     usual = TissueSettings().model_dump(mode="json")
-    assert how_run(RunSettings(tissue=usual)) == "whole slides"
+    assert describe_run(RunSettings(tissue=usual)) == "whole slides"
     much = RunSettings(
         region=(0, 0.5, 1e5, 20),
         options={"overlap": 28, "bags": "/home/doe"},
         precision="fp32",
         tissue=usual | {"pen": False},
     )
-    assert how_run(much) == (
+    assert describe_run(much) == (
         f"region 0,0.5,100000,20, overlap 28, bags {HIDDEN}, precision fp32, tissue pen false"
     )
 

@@ -78,7 +78,7 @@ def evaluate(
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.store import STORE_FILE, ReviewStore
     from slidelens.review.tally import earlier_notes
-    from slidelens.review.wording import said_once
+    from slidelens.review.wording import merge_notes
 
     try:
         rule = parse_rule(operating_point)
@@ -98,7 +98,7 @@ def evaluate(
         earlier = earlier_notes(decisions, read_evaluation(out).since)
     except ResultError as error:  # of the review, which is no part of the evaluation
         earlier = [str(error)]
-    for warning in said_once([*found.warnings, *earlier], list(found.metrics["models"])):
+    for warning in merge_notes([*found.warnings, *earlier], list(found.metrics["models"])):
         typer.echo(f"note: {warning}", err=True)
     typer.echo(
         json.dumps(found.metrics, indent=2, ensure_ascii=False) if as_json else found.table,

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
 
-from slidelens.desktop.qt import alive
 from slidelens.desktop.shown import put_layer, remove_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from slidelens.desktop.layer_data import LayerData
-    from slidelens.desktop.picture import Picture
 
 __all__ = ["put_gently"]
 
 
 def put_gently(
-    picture: Picture,
+    viewer: Any,
     layers: Sequence[LayerData],
     old: list[Any],
     wanted: Callable[[], bool],
@@ -35,23 +33,23 @@ def put_gently(
     old
         Layers that may be used again.
     wanted
-        Asked before each: where it says no, another slide has come, and all ends.
+        Asked before each: where it says no, the slide or the window has gone, and all ends.
     then
         Called when all are there.
     put
         Layers that are there already, and their names: napari adds a number to a name while an
         old layer has it.
     """
-    if not alive(picture) or picture.closed or not wanted():
+    if not wanted():
         return
     if layers:
-        put += ((put_layer(picture.viewer, layers[0], old), layers[0][1]["name"]),)
+        put += ((put_layer(viewer, layers[0], old), layers[0][1]["name"]),)
     elif old:
-        remove_layers(picture.viewer, [old.pop()])
+        remove_layers(viewer, [old.pop()])
     else:
         for layer, name in put:
             layer.name = name
         then()
         return
     rest = layers[1:]
-    QTimer.singleShot(0, lambda: put_gently(picture, rest, old, wanted, then, put))
+    QTimer.singleShot(0, lambda: put_gently(viewer, rest, old, wanted, then, put))

@@ -11,7 +11,7 @@ from slidelens.desktop.background import Background
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
 from slidelens.desktop.layers import slide_layer
-from slidelens.desktop.qt import Signal
+from slidelens.desktop.qt import Signal, alive
 from slidelens.desktop.reading import read_result
 from slidelens.desktop.shown import (
     DRAWN,
@@ -253,7 +253,11 @@ class Picture(QObject):
 
         model, token = result.model.name, object()
         self._adding[model] = token
-        put_gently(self, layers, old, lambda: self._adding.get(model) is token, added)
+
+        def wanted() -> bool:
+            return alive(self) and not self.closed and self._adding.get(model) is token
+
+        put_gently(viewer, layers, old, wanted, added)
 
     def _slides(self) -> list[ShownSlide]:
         return shown_slides(self.viewer)

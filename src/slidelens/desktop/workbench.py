@@ -13,6 +13,7 @@ from slidelens.desktop.docks import PANELS, arrange, bring_forward, dock_of, kee
 from slidelens.desktop.drops import DropFilter
 from slidelens.desktop.keys import bind_keys
 from slidelens.desktop.picture import Picture
+from slidelens.desktop.plugin_panels import make_plugin_panel
 from slidelens.desktop.preferences import Preferences, preferences
 from slidelens.desktop.qt import Signal, alive
 from slidelens.desktop.spare import SpareMemory
@@ -136,8 +137,6 @@ class Workbench(Picture):
         PluginError
             It does not work.
         """
-        from slidelens.desktop.panels.more import make_plugin_panel
-
         widget = self._plugins.get(name)
         if widget is None or not alive(widget):
             widget, title = make_plugin_panel(name, self)

@@ -12,7 +12,7 @@ from slidelens.engine.packages.manifest import Manifest, read_manifest
 from slidelens.errors import ModelError, ResultError
 from slidelens.maps.run_settings import config_texts, grouped, said
 from slidelens.maps.schema import read_result_file
-from slidelens.review.wording import how_run
+from slidelens.review.wording import describe_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -157,15 +157,15 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
     card.digest = digest = next((r.model.sha256 for r in read if r.model.sha256), None)
     family = next((r.model.family for r in read if r.model.family), None)
     manifest = next((m for m in manifests if digest and m.weights_sha256 == digest), None)
-    _tell_runs(card, of_slide)
+    _add_runs(card, of_slide)
     if family:
         card.facts["Family"] = family
     if manifest is not None:
         card.packaged = True
-        _tell_package(card, manifest)
+        _add_package(card, manifest)
     else:
         card.about.append("Its package is not at hand; this is what its results say.")
-    card.facts["Run"] = _how_run(card)
+    card.facts["Run"] = _runs_text(card)
     stored = scored.threshold
     card.facts["Stored threshold"] = "none" if stored is None else f"{stored:.4g}"
     if digest:
@@ -179,7 +179,7 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
     return card
 
 
-def _tell_runs(card: ModelCard, of_slide: Mapping[str, ResultFile]) -> None:
+def _add_runs(card: ModelCard, of_slide: Mapping[str, ResultFile]) -> None:
     """Put down how the slides were run, as their results state it."""
     card.runs = grouped({slide_id: one.settings for slide_id, one in of_slide.items()})
     card.given_mpp = {slide_id: _given_mpp(one.slide) for slide_id, one in of_slide.items()}
@@ -198,17 +198,17 @@ def _given_mpp(slide: SlideInfo) -> str:
     return "from-objective" if source.startswith("objective power") else ""
 
 
-def _how_run(card: ModelCard) -> str:
+def _runs_text(card: ModelCard) -> str:
     """Say how the slides were run, or that they were not run alike."""
     if not card.runs:
         return "not known, as its results are gone"
     if len(card.runs) > 1:
         return f"in {len(card.runs)} ways; see Settings and versions"
     settings = card.runs[0].settings
-    return "not stated by its results" if settings is None else how_run(settings)
+    return "not stated by its results" if settings is None else describe_run(settings)
 
 
-def _tell_package(card: ModelCard, manifest: Manifest) -> None:
+def _add_package(card: ModelCard, manifest: Manifest) -> None:
     extra: dict[str, Any] = manifest.model_extra or {}
     if not card.as_run:
         config = {k: v for k, v in manifest.config.items() if v is not None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slidelens.engine.fields import read_value
 from slidelens.maps.run_settings import is_hidden, region_text
-from slidelens.review.wording import tissue_asked
+from slidelens.review.wording import changed_tissue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _options(run: RunSettings | None, each_region: bool) -> tuple[str, tuple[str
         text += f" --set {shlex.quote(f'{name}={shown}')}"
     if run.precision != "auto":
         text += f" --precision {run.precision}"
-    if tissue := tissue_asked(run):
+    if tissue := changed_tissue(run):
         remarks.append(
             f"tissue was given or found in another way, which only Python takes: "
             f"{', '.join(tissue)}"

@@ -35,7 +35,7 @@ from slidelens.review.tally import (
     label_votes,
 )
 from slidelens.review.taxonomy import read_taxonomy
-from slidelens.review.wording import said_once
+from slidelens.review.wording import merge_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -252,7 +252,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         last_run_failed=_last_run_failed(saved),
         files={} if options.slides is None else find_slides(Path(options.slides)),
     )
-    content.notes += said_once(_notes(saved, content), saved.models)
+    content.notes += merge_notes(_notes(saved, content), saved.models)
     _annotate(saved, content)
     return content
 

@@ -20,8 +20,8 @@ from slidelens.review.commands import commands_of
 from slidelens.review.content import Content, ReportOptions, SlideCase, gather
 from slidelens.review.evaluation import read_evaluation
 from slidelens.review.evidence import Evidence, Picture, make_evidence
+from slidelens.review.page import HELPERS, legend_css, run_rows, settings_rows
 from slidelens.review.tally import DISAGREED, LABEL_WRONG, NOT_REVIEWED
-from slidelens.review.wording import HELPERS, legend_css, runs_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -258,8 +258,8 @@ class _Document:
             plots=self._plots,
             suspects=[case for case in content.cases if case.suspect],
             special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),
-            settings=settings_of(content),
-            runs=runs_of(content),
+            settings=settings_rows(content),
+            runs=run_rows(content),
             commands=commands_of(content),
         )
         stream.enable_buffering(64)

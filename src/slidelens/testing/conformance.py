@@ -290,7 +290,7 @@ class PanelConformance:
 
     def make(self, bench: Workbench) -> Any:
         """Make the widget, as *More panels* does."""
-        from slidelens.desktop.panels.more import make_widget
+        from slidelens.desktop.plugin_panels import make_widget
 
         return make_widget(self.panel, bench)
 
