@@ -1,4 +1,4 @@
-"""SlideLens: whole-slide images, what models saw on them, and a review of every error.
+"""SlideLens: run, train, compare and review deep models on whole-slide images.
 
 Names load when first used, so ``import slidelens`` costs nothing.
 """

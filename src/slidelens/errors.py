@@ -14,11 +14,16 @@
     ├── PluginError (+ RuntimeError)   a plugin that does not load or breaks its contract
     └── StreamingError (+ ValueError)  a network or a tile that cannot be streamed exactly
 
-Each message says what was read, what was expected and what to do. Each also inherits the builtin
-that a caller who does not know slidelens would catch.
+Each message says what was read, what was expected and what to do. Each error also inherits the
+built-in one that a caller who does not know slidelens would catch.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "LabelError",
@@ -32,6 +37,7 @@ __all__ = [
     "SlideNotFoundError",
     "StreamingError",
     "UnsupportedSlideError",
+    "listed",
 ]
 
 
@@ -77,3 +83,9 @@ class PluginError(SlideLensError, RuntimeError):
 
 class StreamingError(SlideLensError, ValueError):
     """A network, or a tile size, that cannot be streamed exactly."""
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return ``names`` as a list for a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
-from slidelens.errors import ResultError
+from slidelens.errors import ResultError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -114,9 +114,8 @@ def _check_own(target: Path, holds: Collection[str]) -> None:
     names = sorted(path.name for path in target.iterdir())
     other = [name for name in names if name not in holds and name not in _LITTER]
     if other:
-        more = f" and {len(other) - _TOLD} more" if len(other) > _TOLD else ""
         raise ResultError(
-            f"{target}: holds other files ({', '.join(other[:_TOLD])}{more}), which would be "
+            f"{target}: holds other files ({listed(other, _TOLD)}), which would be "
             "lost; give a new or an empty folder."
         )
 

@@ -1,4 +1,4 @@
-"""One world: boxes in level-0 pixels, lengths in micrometres, floats until the last step.
+"""Boxes in level-0 pixels, resolutions in µm/px, and the transform between them and maps.
 
 Level-0 pixel ``(i, j)`` covers the square ``[i, i + 1) x [j, j + 1)`` (x to the right, y down), so
 a :class:`Box` is exactly the area it names and two boxes that touch share no pixel.
@@ -32,7 +32,7 @@ class Mpp(NamedTuple):
 
     @classmethod
     def of(cls, value: float | tuple[float, float]) -> Mpp:
-        """Make an ``Mpp`` of one number (square pixels) or of a pair.
+        """Make an ``Mpp`` from one number (square pixels) or a pair.
 
         Raises
         ------
@@ -82,13 +82,13 @@ class Box(NamedTuple):
         return cls(0.0, 0.0, float(size[0]), float(size[1]))
 
     def intersect(self, other: Box) -> Box:
-        """Return the common part; of zero width and height where there is none."""
+        """Return the intersection, with zero width and height if there is none."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         w, h = min(self.right, other.right) - x, min(self.bottom, other.bottom) - y
         return Box(x, y, w, h) if w > 0 and h > 0 else Box(x, y, 0.0, 0.0)
 
     def contains(self, x: float, y: float) -> bool:
-        """Say whether a point lies inside (left and top edges belong to the box)."""
+        """Return whether a point lies inside (left and top edges belong to the box)."""
         return self.x <= x < self.right and self.y <= y < self.bottom
 
     def scaled(self, fx: float, fy: float | None = None) -> Box:

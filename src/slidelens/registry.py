@@ -1,7 +1,7 @@
-"""Named things that slidelens brings and that plugins add: loaded when asked for, never before.
+"""Registries of built-ins and plugins, loaded when first asked for.
 
-A plugin is an installed package with entry points in one of the groups; the module that an entry
-point names declares ``SLIDELENS_API``, the version of the extension points that it was written for.
+A plugin is an installed package with entry points in one of the groups. The module that an entry
+point names declares ``SLIDELENS_API``, the version of the extension points it was written for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["API_VERSION", "Registry"]
 
 API_VERSION = 1
-"""Of the extension points; it grows when plugins written for the one before must change."""
+"""Version of the extension points, raised when existing plugins must change."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ class Registry(Generic[T]):
     group
         Entry-point group that plugins use, for example ``"slidelens.families"``.
     kind
-        The type that every entry must be an instance (or, for classes, a subclass) of, as
-        ``"module:attribute"``; read when the first entry is loaded.
+        Type of which every entry must be an instance (or, for classes, a subclass), as
+        ``"module:attribute"``; imported when the first entry is loaded.
     builtins
-        Name to ``"module:attribute"``. A plugin cannot replace a built-in: one that tries is left
-        out, and :meth:`broken` says so.
+        Name to ``"module:attribute"``. A plugin cannot replace a built-in: one that tries to is
+        ignored, and :meth:`broken` reports it.
     """
 
     def __init__(self, group: str, kind: str, builtins: Mapping[str, str]) -> None:

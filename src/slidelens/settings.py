@@ -1,4 +1,4 @@
-"""Frozen settings of one process, from ``SLIDELENS_*`` environment variables."""
+"""Settings of the process, from ``SLIDELENS_*`` environment variables."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Settings", "cores", "get_settings"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for the whole process; a run's own options live in its configuration.
+    """Settings of the whole process; options of a run belong to its configuration.
 
     Attributes
     ----------
     cache
-        A folder for the cache (``SLIDELENS_CACHE``); ``None``: in the system's place for caches.
+        Cache folder (``SLIDELENS_CACHE``); ``None``: the system's usual place.
     cache_mb
-        Decoded slide tiles kept in memory, in MB (``SLIDELENS_CACHE_MB``).
+        Memory for decoded slide tiles, in MB (``SLIDELENS_CACHE_MB``).
     threads
-        Reader threads; 0 picks by the machine's cores (``SLIDELENS_THREADS``).
+        Reader threads; 0: chosen by the number of cores (``SLIDELENS_THREADS``).
     models
-        A folder of model packages that is searched first (``SLIDELENS_MODELS``).
+        Folder of model packages to search first (``SLIDELENS_MODELS``).
     """
 
     cache: Path | None = None
@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def cache_dir(self) -> Path:
-        """Folder for what can be had again: models from the network, feature bags.
+        """Folder for what can be fetched or computed again: models, feature bags.
 
         Raises
         ------

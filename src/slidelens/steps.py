@@ -1,4 +1,4 @@
-"""Work that goes on step by step and has a result: generators that return something."""
+"""Generators that yield steps and return a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables that people keep in spreadsheets and give us as text."""
+"""Read CSV tables as people and spreadsheets write them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tiny_family import make_model
 from slidelens.engine.predict import predict
 from slidelens.engine.train import _name_of, train
 from slidelens.engine.training.plan import plan_training
-from slidelens.engine.training.record import slides_told
+from slidelens.engine.training.record import slides_note
 from slidelens.errors import LabelError, ModelError
 from train_cohort import make_cohort, request
 
@@ -42,7 +42,7 @@ def test_the_order_of_classes_can_be_told(tmp_path):
     plan = plan_training(**asked, classes=["Zyste", "Krebs"])
     assert plan.labels.classes == ("Zyste", "Krebs")
     assert plan.file["classes"] == ["Zyste", "Krebs"]
-    assert slides_told(plan).startswith("2 classes: Zyste 3, Krebs 3 (positive: Krebs);")
+    assert slides_note(plan).startswith("2 classes: Zyste 3, Krebs 3 (positive: Krebs);")
     with pytest.raises(ModelError, match="expected two names or more, each once"):
         plan_training(**asked, classes=["Krebs", "Krebs"])
     with pytest.raises(LabelError, match="neither one of the classes"):
@@ -56,7 +56,7 @@ def test_a_tuning_split_of_one_class_chooses_no_threshold(tmp_path):
     tune = next(i for i, row in enumerate(rows) if "tumour" in row and "tune" in row)
     labels.write_text("\n".join(rows[:tune] + rows[tune + 1 :]) + "\n")
     plan = plan_training(**request(cohort, tmp_path / "m"))
-    said = slides_told(plan)
+    said = slides_note(plan)
     assert "(none of class tumour: no AUC, and no threshold is chosen)" in said
     list(train(**request(cohort, tmp_path / "m")))
     assert json.loads((tmp_path / "m" / "model.json").read_text())["threshold"] is None

@@ -7,8 +7,8 @@ from slidelens.maps.run_settings import (
     RunSettings,
     config_texts,
     grouped,
-    said,
     settings_warnings,
+    value_text,
 )
 
 
@@ -31,11 +31,11 @@ def run(**keys: object) -> RunSettings:
     ],
 )
 def test_what_may_be_a_path_is_not_said(path: str) -> None:
-    assert said("weights", path) == HIDDEN
-    assert said("weights", [1, {"of": path}]) == HIDDEN
-    assert said("weights", {path: 1}) == HIDDEN
+    assert value_text("weights", path) == HIDDEN
+    assert value_text("weights", [1, {"of": path}]) == HIDDEN
+    assert value_text("weights", {path: 1}) == HIDDEN
     if path != "data/doe_jane.pt":  # networks of plugins are named so
-        assert said("backbone", path) == HIDDEN
+        assert value_text("backbone", path) == HIDDEN
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_may_be_a_path_is_not_said(path: str) -> None:
     ],
 )
 def test_other_values_are_said(name: str, value: object, text: str) -> None:
-    assert said(name, value) == text
+    assert value_text(name, value) == text
 
 
 def test_slides_that_were_run_alike_stand_together() -> None:

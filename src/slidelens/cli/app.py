@@ -1,4 +1,4 @@
-"""The ``slidelens`` program: its commands, its version, and how errors leave it."""
+"""The ``slidelens`` program: its commands, and how errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def program() -> typer.Typer:
     """Put the program together from its commands."""
     app = typer.Typer(
         name="slidelens",
-        help="Whole-slide images, what models see on them, and a review of every error.",
+        help="Run, train, compare and review deep models on whole-slide images.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

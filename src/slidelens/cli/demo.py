@@ -1,4 +1,4 @@
-"""``slidelens demo``: the main job on a small cohort that it draws itself."""
+"""``slidelens demo``: run the bundled models on a small synthetic cohort."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ def register(app: typer.Typer) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("demo"),
     model: Annotated[
-        list[str] | None, typer.Option(help="Model to run; again for more. Default: all demo-...")
+        list[str] | None,
+        typer.Option(help="Model to run; may be repeated. Default: all bundled ones."),
     ] = None,
-    view: Annotated[bool, typer.Option(help="Then open slides and layers in napari.")] = False,
+    view: Annotated[
+        bool, typer.Option(help="Open a slide and its layers in napari at the end.")
+    ] = False,
 ) -> None:
-    """Draw a small cohort and run the bundled models over it.
+    """Run the bundled models on a small synthetic cohort.
 
-    Writes heatmaps, regions and pictures.
+    Draws the slides, then writes heatmaps, regions and pictures.
     """
     from slidelens.engine.demo import demo as steps
     from slidelens.engine.labels import read_labels

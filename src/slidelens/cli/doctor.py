@@ -1,4 +1,4 @@
-"""``slidelens doctor``: what works on this machine, what is missing and how to get it."""
+"""``slidelens doctor``: what works on this machine, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: JsonOption = False) -> None:
     """Check libraries, GPU, models and plugins.
 
-    Exit code 1 says that the core is broken.
+    Exits with 1 if something that slides and models need is broken.
     """
     from slidelens.engine.checks import Check, run_checks
 

@@ -1,4 +1,4 @@
-"""``slidelens evaluate``: figures, errors and pictures from saved results and labels."""
+"""``slidelens evaluate``: metrics, errors and figures from saved results and labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def evaluate(
         typer.Argument(help="Folder that `slidelens predict --out` wrote.", metavar="RESULTS_DIR"),
     ],
     labels: Annotated[
-        Path, typer.Option("--labels", help="CSV: slide_id, label and optionally split, patient.")
+        Path,
+        typer.Option("--labels", help="CSV: slide_id, label and optionally split and patient."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Evaluation folder to write.")],
     split: Annotated[
@@ -40,36 +41,40 @@ def evaluate(
         typer.Option(
             "--operating-point",
             metavar="RULE",
-            help="stored (with the model; else 0.5), max-accuracy or sensitivity=S (both chosen on "
-            "the evaluated slides), or a threshold in 0..1.",
+            help="stored (with the model, else 0.5), max-accuracy or sensitivity=S (both chosen on "
+            "the evaluated slides), or a threshold from 0 to 1.",
         ),
     ] = "stored",
     annotations: Annotated[
         Path | None,
-        typer.Option("--annotations", help="Folder of annotations: measure tiles too."),
+        typer.Option("--annotations", help="Folder of annotations, to evaluate tiles as well."),
     ] = None,
     tile_overlap: Annotated[
         float,
         typer.Option(
-            "--tile-overlap", min=0.01, max=1.0, help="Annotated share that makes a tile positive."
+            "--tile-overlap",
+            min=0.01,
+            max=1.0,
+            help="Annotated fraction from which a tile counts as positive.",
         ),
     ] = 0.5,
     resamples: Annotated[
         int,
         typer.Option(
-            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples of the intervals."
+            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples for the intervals."
         ),
     ] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Leave out slides without label or result."),
+        typer.Option("--allow-missing", help="Leave out slides without a label or a result."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare results with labels: AUC, tests, every error.
+    """Compare results with labels: AUC, tests, errors.
 
-    Runs no model: AUC with interval, DeLong test, operating points, ROC, every error.
+    Computes AUC with confidence intervals, DeLong tests between models, operating
+    points, ROC curves and a list of all errors. No model is run.
     """
     from slidelens.engine.evaluate import EvaluationOptions
     from slidelens.engine.evaluate import evaluate as run

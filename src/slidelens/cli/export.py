@@ -29,26 +29,26 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    result: Annotated[Path, typer.Argument(help="Result folder of one slide, or of many.")],
+    result: Annotated[
+        Path, typer.Argument(help="Result folder of one slide, or a folder of results.")
+    ],
     to: Annotated[
         str,
         typer.Option(
             help="Format: geojson, ome-zarr, clam-h5, wsinfer-csv, camelyon16-csv, lesions-csv, "
-            "contact-sheet, or one of a plugin."
+            "contact-sheet, or a plugin's."
         ),
     ],
     out: Annotated[
         str,
         typer.Option(
             metavar="PATH",
-            help="File to write, or a folder to write into: one that exists, or PATH/.",
+            help="File to write, or a folder to write into (an existing one, or PATH/).",
         ),
     ],
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace what is there already under such a name.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing files.")] = False,
 ) -> None:
-    """Write results for QuPath, spreadsheets and other programs."""
+    """Export results to QuPath, spreadsheets and other programs."""
     from slidelens.errors import ResultError
     from slidelens.export import EXPORTERS, export_result, export_target
     from slidelens.maps.result import Result, find_results

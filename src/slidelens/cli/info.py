@@ -1,4 +1,4 @@
-"""``slidelens info``: what a slide file says of itself."""
+"""``slidelens info``: what a slide file holds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def info(
     mpp: MppOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a slide is, and check that it can be read.
+    """Show what a slide file holds, and check that it can be read.
 
-    Tells size, levels, resolution and backend; decodes one tile.
+    Shows size, levels, resolution and backend, and decodes one tile.
     """
     from slidelens.slide.describe import describe
     from slidelens.slide.open import open_slide

@@ -1,4 +1,4 @@
-"""``slidelens lesions``: lesions found against lesions annotated."""
+"""``slidelens lesions``: compare detected with annotated lesions."""
 
 from __future__ import annotations
 
@@ -26,28 +26,34 @@ def lesions(
     results: Annotated[
         Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS_DIR")
     ],
-    labels: Annotated[Path, typer.Option(help="CSV: slide_id,label: which slides have lesions.")],
+    labels: Annotated[
+        Path, typer.Option(help="CSV (slide_id,label) that says which slides have lesions.")
+    ],
     annotations: Annotated[Path, typer.Option(help="Folder of annotations, one file per slide.")],
-    out: Annotated[Path, typer.Option(help="Folder to write: froc.json, froc.png, detections.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write froc.json, froc.png and detections to.")
+    ],
     tumour: Annotated[
         list[str] | None,
-        typer.Option(help="Annotation class that is tumour; default: as in training."),
+        typer.Option(
+            help="Annotation class that is tumour; may be repeated. Default: as in training."
+        ),
     ] = None,
     radius: Annotated[
-        float, typer.Option(min=0, help="No second detection within so many µm of a higher one.")
+        float, typer.Option(min=0, help="Least distance between two detections in µm.")
     ] = 200.0,
     split: Annotated[
         Literal["train", "tune", "test"] | None,
         typer.Option(help="Only the slides of this split."),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out slides without label or result.")
+        bool, typer.Option("--allow-missing", help="Leave out slides without a label or a result.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure detected lesions by a FROC curve (CAMELYON16).
+    """Evaluate lesion detection by the FROC curve of CAMELYON16.
 
-    Writes each slide's detections as probability,X,Y.
+    Also writes each slide's detections as probability,X,Y.
     """
     from slidelens.engine.evaluation.lesions import evaluate_lesions
 

@@ -1,4 +1,4 @@
-"""``slidelens models``: the model packages and families at hand."""
+"""``slidelens models``: list model packages and families."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def models(as_json: JsonOption = False) -> None:
-    """List model packages and the families they belong to."""
+    """List model packages and model families."""
     from slidelens.engine.package import find_models
     from slidelens.families import FAMILIES
 

@@ -1,4 +1,4 @@
-"""``slidelens new-plugin``: the project of a plugin, ready to be edited."""
+"""``slidelens new-plugin``: write the project of a new plugin."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="Of the family, such as colour-mil.")],
+    name: Annotated[str, typer.Argument(help="Name of the family, such as colour-mil.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder to write. [default: slidelens-NAME]")
     ] = None,
 ) -> None:
-    """Write a project that adds a model family.
+    """Write the project of a plugin that adds a model family.
 
-    It has tests, and runs as it is.
+    It comes with tests and runs as it is.
     """
     from slidelens.engine.scaffold import new_plugin as write
 

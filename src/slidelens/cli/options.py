@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text is read."""
+"""Options that several commands share, and how their text is parsed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ MppOption = Annotated[
     typer.Option(
         "--mpp",
         metavar="X",
-        help="Resolution of the slide in place of what its file states: µm/px, or a CSV file with "
-        "columns slide,mpp; 'from-objective' only where the file states none.",
+        help="The slide's resolution, overriding its file: µm/px, or a CSV file with columns "
+        "slide,mpp. 'from-objective' derives it where the file states none.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

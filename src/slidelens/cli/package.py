@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     group = typer.Typer(
         name="package",
-        help="Model packages: pack for others, verify, show, fetch.",
+        help="Pack, verify, show and fetch model packages.",
         no_args_is_help=True,
         rich_markup_mode=None,
         epilog="Example: slidelens package pack my-model --out upload --licence Apache-2.0",
@@ -39,18 +39,18 @@ def register(app: typer.Typer) -> None:
 def pack(
     model: _Model,
     out: Annotated[Path, typer.Option(help="Folder to write, ready to upload.")],
-    name: Annotated[str | None, typer.Option(help="Another name for the model.")] = None,
+    name: Annotated[str | None, typer.Option(help="New name for the model.")] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="Output of evaluate, whose figures go into the card.")
+        Path | None, typer.Option(help="Evaluation folder whose figures go into the card.")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Such as Apache-2.0.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence, such as Apache-2.0.")] = None,
     intended_use: Annotated[
-        str | None, typer.Option(help="For whom and what it is, and what not.")
+        str | None, typer.Option(help="What the model is for, and what it is not for.")
     ] = None,
 ) -> None:
-    """Write a package for others.
+    """Pack a model to share it.
 
-    With card, golden tensors and checksums; logs and paths stay behind.
+    Adds a model card, golden tensors and checksums; leaves out logs and paths.
     """
     from slidelens.engine.publish import pack as write
 
@@ -70,7 +70,7 @@ def pack(
 def verify(model: _Model) -> None:
     """Check a package.
 
-    Every file, that it loads, and its golden tensors.
+    Checks every file against its checksum, loads the model and replays its golden tensors.
     """
     from slidelens.engine.publish import check_package
 
@@ -95,11 +95,11 @@ def fetch(
     reference: Annotated[
         str, typer.Argument(help="hf://owner/repository[@revision] or https://..., [#sha256=...]")
     ],
-    refresh: Annotated[bool, typer.Option(help="Fetch again what is in the cache.")] = False,
+    refresh: Annotated[bool, typer.Option(help="Fetch again even if it is in the cache.")] = False,
 ) -> None:
-    """Fetch a package into the cache.
+    """Download a package into the cache.
 
-    `predict --model REFERENCE` does so by itself.
+    `predict --model REFERENCE` does this by itself.
     """
     from slidelens.engine.package import check_received
     from slidelens.engine.packages.fetch import fetching

@@ -1,4 +1,4 @@
-"""``slidelens predict``: models over slides."""
+"""``slidelens predict``: run models on slides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.")],
+    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders of slides.")],
     model: Annotated[list[str], typer.Option(help="Name or folder of a model; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
     labels: Annotated[
@@ -46,30 +46,32 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Tiles per step.")] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto is bf16 where the hardware multiplies it natively."),
+        typer.Option(help="auto: bf16 where the hardware supports it natively, else fp32."),
     ] = "auto",
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's run."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field of the model for this run."
+        ),
     ] = None,
     bags: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="The slides' feature vectors, <slide id>.h5, for a model trained on such.",
+            help="Folder of feature vectors, <slide id>.h5, for a model trained on them.",
         ),
     ] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
-            help="Run again what is there already, and replace results of other weights or regions."
+            help="Compute every slide again, and replace results of other weights or regions."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run models over slides.
+    """Run models on slides.
 
-    What is there already, from the same settings, is skipped.
+    A slide that already has a result with the same model and settings is skipped.
     """
     if split and labels is None:
         raise typer.BadParameter("needs --labels, which say the split", param_hint="--split")
@@ -77,9 +79,9 @@ def predict(
     given = parse_assignments(assignments or [])
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.fields import read_value
-    from slidelens.engine.labels import listed
     from slidelens.engine.last_run import PREDICTIONS
     from slidelens.engine.prediction_table import Outcome
+    from slidelens.errors import listed
 
     outcomes: list[Outcome] = []
     run = predict_cohort(

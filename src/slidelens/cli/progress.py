@@ -1,4 +1,4 @@
-"""Progress on the terminal: bars with the time left, or plain lines where there is no terminal."""
+"""Progress on the terminal: bars with the time left, or plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``slidelens report``: the review of an evaluation's errors as one document."""
+"""``slidelens report``: write the report of an evaluation's errors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def report(
         typer.Option(
             "--out",
             metavar="PATH",
-            help="HTML file to write, which needs nothing else; in a folder: report.html.",
+            help="HTML file to write (self-contained), or a folder for report.html.",
         ),
     ],
     pdf: Annotated[
         str | None,
         typer.Option(
-            "--pdf", metavar="PATH", help="PDF file to write too; in a folder: report.pdf."
+            "--pdf", metavar="PATH", help="Also write a PDF: a file, or a folder for report.pdf."
         ),
     ] = None,
     operating_point: OperatingPoints = None,
@@ -51,24 +51,29 @@ def report(
         str | None, typer.Option("--reviewer", help="Count this reviewer's decisions only.")
     ] = None,
     slides: Annotated[
-        Path | None, typer.Option("--slides", help="Where the slides are now, if they moved.")
+        Path | None,
+        typer.Option("--slides", help="Folder of the slides, if they have moved since."),
     ] = None,
     model: Annotated[
         list[Path] | None,
-        typer.Option("--model", help="Model package, for its card; may be repeated."),
+        typer.Option(
+            "--model", help="Model package to take the model's card from; may be repeated."
+        ),
     ] = None,
     fields: Annotated[
-        int, typer.Option("--fields", min=1, max=20, help="Places shown of each slide.")
+        int, typer.Option("--fields", min=1, max=20, help="Fields of view shown per slide.")
     ] = 3,
     near: Annotated[
         int, typer.Option("--near", min=0, help="Near misses listed per model and class.")
     ] = 3,
-    title: Annotated[str, typer.Option("--title", help="Of the document.")] = "Review of errors",
+    title: Annotated[
+        str, typer.Option("--title", help="Title of the report.")
+    ] = "Review of errors",
     as_json: JsonOption = False,
 ) -> None:
-    """Write every error with its evidence: HTML and PDF.
+    """Write a report of all errors as HTML and PDF.
 
-    Figures, sources of error, a page per slide.
+    Holds the figures, the causes of errors, and the evidence for each slide with errors.
     """
     from slidelens.review.evaluation import read_evaluation
     from slidelens.review.report import ReportOptions, write_report

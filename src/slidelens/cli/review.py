@@ -1,4 +1,4 @@
-"""``slidelens review``: list errors, decide on them, carry decisions in and out."""
+"""``slidelens review``: list errors, decide on them, import and export decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from slidelens.cli.review_request import (
     other_class,
     reviewer_name,
 )
-from slidelens.cli.review_text import decision_json, error_json, error_row, print_table, told
+from slidelens.cli.review_text import (
+    decision_json,
+    decision_text,
+    error_json,
+    error_row,
+    print_table,
+)
 from slidelens.errors import SlideLensError
 
 if TYPE_CHECKING:
@@ -42,7 +48,7 @@ OperatingPoints = Annotated[
     ),
 ]
 _ReviewerOption = Annotated[
-    str | None, typer.Option("--reviewer", help="Who decides. Default: your login name.")
+    str | None, typer.Option("--reviewer", help="Your name as reviewer. Default: your login name.")
 ]
 _ModelOption = Annotated[str | None, typer.Option("--model", help="Only errors of this model.")]
 _KindOption = Annotated[
@@ -103,7 +109,9 @@ def list_(
     context: typer.Context,
     model: _ModelOption = None,
     kind: _KindOption = None,
-    only_open: Annotated[bool, typer.Option("--open", help="Only what nobody decided.")] = False,
+    only_open: Annotated[
+        bool, typer.Option("--open", help="Only errors that nobody has decided.")
+    ] = False,
     suspects: Annotated[
         bool, typer.Option("--suspects", help="Only where all models contradict the label.")
     ] = False,
@@ -115,7 +123,7 @@ def list_(
 ) -> None:
     """List errors and decisions.
 
-    With score, margin and other models' verdicts.
+    Shows the score, its margin, and what the other models say.
     """
     from slidelens.review.errors import list_errors, list_near_misses
     from slidelens.review.pseudonyms import slide_pseudonyms
@@ -168,15 +176,17 @@ def set_(
     context: typer.Context,
     slide: Annotated[str, typer.Argument(help="Slide id, or its name in reports (S-001).")],
     category: Annotated[
-        str | None, typer.Option("--category", help="Source of the error; see `taxonomy`.")
+        str | None, typer.Option("--category", help="Cause of the error; `taxonomy` lists them.")
     ] = None,
     note: Annotated[str | None, typer.Option("--note", help="Free text; '' clears it.")] = None,
     label_wrong: Annotated[
-        bool, typer.Option("--label-wrong", help="The label is wrong, the other class is right.")
+        bool, typer.Option("--label-wrong", help="The label is wrong: the other class is right.")
     ] = False,
     true_label: Annotated[
         str | None,
-        typer.Option("--true-label", metavar="CLASS", help="The label is wrong, this is right."),
+        typer.Option(
+            "--true-label", metavar="CLASS", help="The label is wrong: this class is right."
+        ),
     ] = None,
     reviewer: _ReviewerOption = None,
     model: _ModelOption = None,
@@ -184,9 +194,9 @@ def set_(
     operating_point: OperatingPoints = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decide on a slide's errors.
+    """Record a decision on a slide's errors.
 
-    What is not given stays as it is.
+    Options that are not given leave that part of the decision unchanged.
     """
     saved, store = open_review(context, write=True)
     rules = read_points(operating_point, saved)
@@ -211,7 +221,7 @@ def set_(
         typer.echo(json.dumps([decision_json(d) for d in made], indent=2, ensure_ascii=False))
         return
     for one in made:
-        typer.echo(f"{one.slide_id} {one.model} {one.kind}: {told(one)} ({one.reviewer})")
+        typer.echo(f"{one.slide_id} {one.model} {one.kind}: {decision_text(one)} ({one.reviewer})")
 
 
 def export(
@@ -221,11 +231,9 @@ def export(
         Path | None, typer.Option("--labels", help="CSV of corrected labels to write.")
     ] = None,
     changes: Annotated[
-        bool, typer.Option("--history", help="Every change, not only what is in force.")
+        bool, typer.Option("--history", help="Write every change, not only current decisions.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Write decisions, or labels corrected by them, as CSV."""
     from slidelens.review.exchange import correct_labels, decisions_csv
@@ -256,9 +264,9 @@ def import_(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="CSV as `export` writes it.", metavar="CSV")],
 ) -> None:
-    """Take decisions over from a CSV file.
+    """Import decisions from a CSV file.
 
-    Of one case and reviewer the newest counts.
+    For each error and reviewer the newest decision counts.
     """
     from slidelens.review.exchange import read_decisions
     from slidelens.review.taxonomy import read_taxonomy
@@ -270,7 +278,7 @@ def import_(
 
 def history(
     context: typer.Context,
-    slide: Annotated[str | None, typer.Argument(help="Slide id; default: all.")] = None,
+    slide: Annotated[str | None, typer.Argument(help="Slide id. Default: all.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print every change, oldest first."""
@@ -280,7 +288,7 @@ def history(
     if as_json:
         typer.echo(json.dumps([decision_json(d) for d in found], indent=2, ensure_ascii=False))
         return
-    rows = [(d.time[:19], d.reviewer, d.slide_id, d.model, d.kind, told(d)) for d in found]
+    rows = [(d.time[:19], d.reviewer, d.slide_id, d.model, d.kind, decision_text(d)) for d in found]
     print_table(("time (UTC)", "reviewer", "slide", "model", "", "decision"), rows)
 
 
@@ -308,7 +316,7 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
 def taxonomy(
     context: typer.Context,
     edit: Annotated[
-        bool, typer.Option("--edit", help="Write the file of categories, to be edited.")
+        bool, typer.Option("--edit", help="Write the categories to a file that you can edit.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

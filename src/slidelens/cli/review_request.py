@@ -1,4 +1,4 @@
-"""What a part of ``slidelens review`` was asked for, checked against the evaluation."""
+"""Arguments of ``slidelens review``, checked against the evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the review is told on a terminal and as JSON."""
+"""How errors and decisions are printed, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slidelens.review.errors import ErrorCase
     from slidelens.review.store import CaseKey, Decision
 
-__all__ = ["decision_json", "error_json", "error_row", "print_table", "told"]
+__all__ = ["decision_json", "decision_text", "error_json", "error_row", "print_table"]
 
 
 def error_row(
@@ -23,7 +23,7 @@ def error_row(
     others = ", ".join(
         f"{v.model} {'ok' if v.right else 'errs'} {v.score:.2f}" for v in case.others
     )
-    said = "; ".join(f"{d.reviewer}: {told(d)}" for d in decisions.get(case.key, ()))
+    said = "; ".join(f"{d.reviewer}: {decision_text(d)}" for d in decisions.get(case.key, ()))
     mark = " ?" if case.suspect else ""
     return (
         case.model,
@@ -63,7 +63,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
     return asdict(decision) | {"label_is_wrong": decision.label_is_wrong}
 
 
-def told(decision: Decision) -> str:
+def decision_text(decision: Decision) -> str:
     """Say a decision in a line."""
     parts = [decision.category]
     if decision.label_is_wrong:

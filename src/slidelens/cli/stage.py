@@ -1,4 +1,4 @@
-"""``slidelens stage``: lymph nodes to classes, patients to pN stages, as in CAMELYON17."""
+"""``slidelens stage``: classify lymph nodes and stage patients (pN), as in CAMELYON17."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(
         name="stage",
-        help="Tell classes of lymph nodes and pN stages of patients.",
+        help="Classify lymph nodes and stage patients (pN), as in CAMELYON17.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -43,17 +43,19 @@ def patients(
     out: Annotated[Path, typer.Option(help="CSV to write: patient,stage.")],
     forest: Annotated[
         Path | None,
-        typer.Option(help="From `stage fit`; default: the largest lesion of a slide decides."),
+        typer.Option(
+            help="Forest from `stage fit`. Default: decide by the largest lesion of each slide."
+        ),
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Known stages (patient,stage) to compare with: kappa."),
+        typer.Option(help="Known stages (patient,stage), to compute kappa."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell every slide's class and every patient's pN stage.
+    """Classify every slide and stage every patient (pN).
 
-    Classes are negative, itc, micro and macro.
+    The classes are negative, itc, micro and macro.
     """
     from slidelens.engine.staging.stage import stage_patients
 
@@ -68,8 +70,8 @@ def patients(
     if staged.metrics:
         figures = staged.metrics
         typer.echo(
-            f"quadratic weighted kappa: {_told(figures['stage_kappa'])} of {figures['patients']} "
-            f"patients, {_told(figures['slide_kappa'])} of {figures['slides']} slides"
+            f"quadratic weighted kappa: {_kappa(figures['stage_kappa'])} of {figures['patients']} "
+            f"patients, {_kappa(figures['slide_kappa'])} of {figures['slides']} slides"
         )
 
 
@@ -78,21 +80,21 @@ def _or_null(kappa: float) -> float | None:
     return None if isnan(kappa) else kappa
 
 
-def _told(kappa: float) -> str:
+def _kappa(kappa: float) -> str:
     return "not defined" if isnan(kappa) else f"{kappa:.3f}"
 
 
 def fit(
     results: _Results,
     stages: Annotated[
-        Path, typer.Option(help="Known classes of the slides (patient,stage, as CAMELYON17).")
+        Path, typer.Option(help="Known classes of the slides (patient,stage, as in CAMELYON17).")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the forest to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the forest.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write the forest to.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the forest.")] = 0,
 ) -> None:
-    """Fit a forest that tells a slide's class from its map.
+    """Fit a random forest that classifies slides by their maps.
 
-    A random forest, on figures of the map.
+    Its features are measurements of each slide's map.
     """
     from slidelens.engine.staging.stage import fit_staging
 

@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM between two steps of a long run, where all that was begun can be put away."""
+"""Handle Ctrl-C and SIGTERM between two steps of a long run, where it can stop cleanly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``slidelens train FAMILY``: a model package from labelled slides."""
+"""``slidelens train FAMILY``: train a model package on labelled slides."""
 
 from __future__ import annotations
 
@@ -73,25 +73,26 @@ def _add_families(group: typer.Typer) -> None:
 def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
     def train(
         slides: Annotated[
-            Path | None, typer.Option(help="Folder of slides, or of folders of them.")
+            Path | None, typer.Option(help="Folder of slides; subfolders are searched too.")
         ] = None,
         labels: Annotated[
             Path | None,
-            typer.Option(help="CSV: slide_id,label and, if wanted, split and patient."),
+            typer.Option(help="CSV: slide_id, label and optionally split and patient."),
         ] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Folder of the model package to write.")
+            Path | None, typer.Option(help="Folder to write the model package to.")
         ] = None,
         classes: Annotated[
             str | None,
             typer.Option(
                 metavar="A,B",
-                help="Names of the classes in order; of two, the last is the positive one. "
+                help="Class names in order; of two, the second is the positive one. "
                 "[default: sorted, normal, benign or negative first]",
             ),
         ] = None,
         annotations: Annotated[
-            Path | None, typer.Option(help="Folder of annotations, for families that learn them.")
+            Path | None,
+            typer.Option(help="Folder of annotations, for families that learn from them."),
         ] = None,
         weights: Annotated[
             str | None,
@@ -104,41 +105,48 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         ] = None,
         preset: Annotated[
             str | None,
-            typer.Option(help="Named schedule: default or paper. [default: default]"),
+            typer.Option(help="Training preset: default or paper. [default: default]"),
         ] = None,
-        epochs: Annotated[int | None, typer.Option(min=1, help="At most so many epochs.")] = None,
+        epochs: Annotated[int | None, typer.Option(min=1, help="Largest number of epochs.")] = None,
         seed: Annotated[
             int | None,
-            typer.Option(min=0, max=2**32 - 1, help="Of everything random. [default: 0]"),
+            typer.Option(min=0, max=2**32 - 1, help="Random seed. [default: 0]"),
         ] = None,
         fraction: Annotated[
             float | None,
-            typer.Option(help="Part of the training slides to learn from. [default: 1]"),
+            typer.Option(help="Fraction of the training slides to use. [default: 1]"),
         ] = None,
         folds: Annotated[
-            int | None, typer.Option(min=2, help="Cross-validate: a model per fold.")
+            int | None, typer.Option(min=2, help="Cross-validate with so many folds.")
         ] = None,
-        resume: Annotated[bool, typer.Option(help="Go on with a training that stopped.")] = False,
+        resume: Annotated[
+            bool, typer.Option(help="Continue a training run that was stopped.")
+        ] = False,
         config: Annotated[
             Path | None,
-            typer.Option(help="YAML file of options and fields; options given here come first."),
+            typer.Option(
+                help="YAML file of options and fields; the command line takes precedence."
+            ),
         ] = None,
         assignments: Annotated[
-            list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field.")
+            list[str] | None,
+            typer.Option("--set", metavar="FIELD=VALUE", help="Set any other field."),
         ] = None,
         slide_mpp: Annotated[
             str | None,
-            typer.Option(help="Resolution of the slides in place of the files', as predict --mpp."),
+            typer.Option(
+                help="Resolution of the slides, overriding their files, as predict --mpp."
+            ),
         ] = None,
         device: Annotated[
             str | None,
             typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", metavar="D"),
         ] = None,
         devices: Annotated[
-            int | None, typer.Option(min=1, help="GPUs (or processes) of a node. [default: 1]")
+            int | None, typer.Option(min=1, help="GPUs (or processes) per node. [default: 1]")
         ] = None,
         nodes: Annotated[
-            int | None, typer.Option(min=1, help="Machines of a cluster job. [default: 1]")
+            int | None, typer.Option(min=1, help="Nodes of a cluster job. [default: 1]")
         ] = None,
         as_json: JsonOption = False,
         **fields: Any,

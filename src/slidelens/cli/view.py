@@ -1,4 +1,4 @@
-"""``slidelens view``: slides and results in napari."""
+"""``slidelens view``: show slides and results in napari."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def register(app: typer.Typer) -> None:
 def view(
     slides: Annotated[list[Path] | None, typer.Argument(help="Slide files.")] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Results folder: every model's layers of these slides.")
+        Path | None,
+        typer.Option(help="Results folder, to show what every model saw on these slides."),
     ] = None,
     mpp: MppOption = None,
     task: Annotated[
         Literal["look", "run", "compare", "train", "review"],
-        typer.Option(help="What you want to do: the panels for it are open."),
+        typer.Option(help="Open the panels for this task."),
     ] = "look",
 ) -> None:
     """Open slides and their results in napari."""

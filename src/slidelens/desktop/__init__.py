@@ -1,4 +1,4 @@
-"""napari: readers, layers, panels."""
+"""The napari plugin: readers, layers, panels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer to draw on, that knows its slide."""
+"""A new annotation layer for the current slide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that takes longer than a blink, on threads of its own: results come back to the window's."""
+"""Run work on threads and hand results back to the window's thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of napari's menus and its command palette."""
+"""Commands in napari's menus and command palette."""
 
 from __future__ import annotations
 

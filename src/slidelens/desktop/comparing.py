@@ -1,4 +1,4 @@
-"""What is shown of several methods on one slide: which pictures, in which colours. Knows no Qt."""
+"""What is compared on a slide: which maps, in which colours. Knows no Qt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How map layers look: colours, threshold, legend, values under the pointer. Knows no Qt."""
+"""How map layers look: colours, threshold, legend, value under the pointer. Knows no Qt."""
 
 from __future__ import annotations
 

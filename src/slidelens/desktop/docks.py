@@ -1,4 +1,4 @@
-"""Where the panels stand in the window."""
+"""Place the panels in the window."""
 
 from __future__ import annotations
 

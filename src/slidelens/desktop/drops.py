@@ -1,4 +1,4 @@
-"""Files and folders that are dropped on the window: each goes to where it belongs."""
+"""Open files and folders that are dropped on the window."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QEvent, QObject, QTimer
 
 from slidelens.desktop.state.dropped import Kind, kind_of
+from slidelens.errors import listed
 from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
@@ -121,9 +122,8 @@ def _open_one(bench: Workbench, path: Path, kind: Kind) -> str:
 
 
 def _refused(paths: Sequence[Path]) -> str:
-    named = ", ".join(map(str, paths[:_NAMED]))
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    named = listed([str(path) for path in paths], _NAMED)
     return (
-        f"{named}{more}: nothing to open. Drop a slide, a result or a folder of them, a model's "
+        f"{named}: nothing to open. Drop a slide, a result or a folder of them, a model's "
         "folder, an evaluation, labels (CSV with slide_id and label) or annotations (GeoJSON, XML)."
     )

@@ -1,4 +1,4 @@
-"""A camera that flies to a place instead of jumping, so that one keeps one's bearings."""
+"""Fly the camera to a place instead of jumping, so that users keep their bearings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many layers, one in each turn of the window's loop: a person can move about meanwhile."""
+"""Add many layers one by one, so that the window stays responsive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grid of tiles that a model looked at, as one layer of lines."""
+"""The tile grid of a model, as one layer of lines."""
 
 from __future__ import annotations
 

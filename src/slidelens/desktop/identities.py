@@ -1,4 +1,4 @@
-"""Which outline is which: each has an id of its own, the same whenever its file is read."""
+"""Stable ids of outlines: the same whenever their file is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of the workbench: napari reads no key bindings from a plugin's manifest."""
+"""Key bindings of the workbench, which napari does not read from a plugin's manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slides and results in a viewer: what ``slidelens view`` and ``slidelens demo --view`` do."""
+"""Open slides and results in a viewer: ``slidelens view`` and ``slidelens demo --view``."""
 
 from __future__ import annotations
 

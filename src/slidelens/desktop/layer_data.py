@@ -1,4 +1,4 @@
-"""What makers of layers, readers and windows share: napari's layer data, and the rows of shapes."""
+"""Layer data and shape rows, shared by readers, windows and makers of layers."""
 
 from __future__ import annotations
 

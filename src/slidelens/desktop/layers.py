@@ -1,4 +1,4 @@
-"""What napari shows, as plain layer data: pure functions, no viewer, nothing read that can wait.
+"""What napari shows, as plain layer data: pure functions that read nothing in advance.
 
 Every layer lies in the slide's world (:mod:`slidelens.desktop.world`), exactly on its pixels.
 """

@@ -1,4 +1,4 @@
-"""Outlines that are as thin on the screen wherever one zooms: napari counts them in slide px."""
+"""Keep outlines equally thin on the screen at any zoom; napari measures them in slide px."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlines of one slide that are drawn in the window and are in a GeoJSON file at once."""
+"""Outline regions of a slide in the window; a GeoJSON file follows every change."""
 
 from __future__ import annotations
 

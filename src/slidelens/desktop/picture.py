@@ -1,4 +1,4 @@
-"""The picture of one window: which slide it shows, and which results lie on it."""
+"""The content of one window: which slide it shows, and which results on it."""
 
 from __future__ import annotations
 

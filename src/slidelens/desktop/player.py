@@ -1,4 +1,4 @@
-"""A few buttons on a tour: play, step, seek; and windows that can be clicked. Thin: see windows."""
+"""Play, step and seek through a trajectory, and click its windows."""
 
 from __future__ import annotations
 

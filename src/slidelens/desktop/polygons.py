@@ -1,4 +1,4 @@
-"""Polygons as napari draws them: one closed path per shape, holes and parts included.
+"""Convert polygons with holes and parts to napari's shapes and back.
 
 napari's shapes have no holes, but an edge that a path takes twice is not drawn. So all rings of a
 polygon go into one path: from the first vertex over a bridge to the next ring, around it, and back.

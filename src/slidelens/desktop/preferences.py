@@ -1,4 +1,4 @@
-"""Settings of the plugin: contributed through npe2, edited in napari's preferences (napari >= 0.9).
+"""The plugin's settings, edited in napari's preferences (napari >= 0.9).
 
 Where napari has none (before 0.9) the defaults hold.
 """

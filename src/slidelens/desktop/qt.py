@@ -1,4 +1,4 @@
-"""What qtpy names in a way that type checkers cannot follow."""
+"""Names of qtpy that type checkers cannot follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""napari's readers: slides, result folders, annotations.
+"""napari readers for slides, result folders and annotations.
 
 A reader is asked by file name and looks at the content; what it does not know it declines by
 returning ``None``. Errors while opening are shown as messages; without a window they are raised.

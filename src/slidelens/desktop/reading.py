@@ -1,4 +1,4 @@
-"""A result and the slide that it is of, read for the window; touches no window."""
+"""Read a result and its slide for the window, without touching it."""
 
 from __future__ import annotations
 

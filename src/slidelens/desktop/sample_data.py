@@ -1,4 +1,4 @@
-"""Sample data: a synthetic slide, and what the bundled model sees on it."""
+"""Sample data: a synthetic slide, and the bundled model's result on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a viewer shows of slidelens: which slides, which of their layers. Knows napari, not Qt."""
+"""Find the slides and layers that a viewer shows. Knows napari, not Qt."""
 
 from __future__ import annotations
 

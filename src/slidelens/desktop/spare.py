@@ -1,4 +1,4 @@
-"""A window that is looked around in for hours keeps no more memory than it needs."""
+"""Free memory while a window is looked around in for hours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a viewer needs to show slides well: scale bar, magnification, readable messages."""
+"""Set up a viewer for slides: scale bar, magnification, readable messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network's nested windows: as layers, as something to click, as a flight of the camera.
+"""A trajectory's nested windows: layers, click targets, and a flight of the camera.
 
 Pure functions and arithmetic; :mod:`slidelens.desktop.player` puts a few buttons on it.
 """

@@ -1,4 +1,4 @@
-"""What the panels of one window share: slides, workers, results, what was remembered."""
+"""What the panels of one window share: slide, workers, results, preferences."""
 
 from __future__ import annotations
 

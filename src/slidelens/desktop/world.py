@@ -1,4 +1,4 @@
-"""Where a slide's pixels lie in napari's world, in µm, and what a layer says of itself.
+"""Where a slide's pixels lie in napari's world, in µm, and what a layer's metadata says.
 
 napari gives an array's first pixel its *centre* at 0, so the slide's corner lies half a pixel
 before the origin. Every layer states its unit, otherwise napari's scale bar drops it.

@@ -1,4 +1,4 @@
-"""napari's writer: shapes to GeoJSON as QuPath reads it, in level-0 pixels."""
+"""napari writer: shapes to GeoJSON as QuPath reads it, in level-0 px."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Which file holds the annotations of which slide."""
+"""Find the annotation file of each slide."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import listed
 from slidelens.engine.slide_folder import contents
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, listed
 
 if TYPE_CHECKING:
     from pathlib import Path

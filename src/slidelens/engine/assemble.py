@@ -1,4 +1,4 @@
-"""From a family's events to a :class:`~slidelens.maps.result.Result`."""
+"""Turn a family's events into a :class:`~slidelens.maps.result.Result`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.contract import checked_maps, checked_patch, told
+from slidelens.engine.contract import checked_maps, checked_patch, family_error
 from slidelens.engine.device import software
 from slidelens.engine.provenance import weights_sha256
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
@@ -68,7 +68,9 @@ class Assembly:
         """
         if self._score is not None:
             kind = type(event).__name__
-            raise told(self._model, f"infer gave a {kind} after the SlideScore, which is the last.")
+            raise family_error(
+                self._model, f"infer gave a {kind} after the SlideScore, which is the last."
+            )
         if isinstance(event, SlideScore):
             self._score = event
             return
@@ -106,7 +108,7 @@ class Assembly:
         empty = [repr(name) for name in self._specs if name not in self._drawn]
         if empty and self._view.tissue.fraction(np.array([self._view.region])).any():
             fault = f"declared maps in which it drew nothing: {', '.join(empty)}."
-            log.warning("%s: %s", self._view.slide.id, told(self._model, fault))
+            log.warning("%s: %s", self._view.slide.id, family_error(self._model, fault))
         maps = {name: canvas.finish() for name, canvas in self._canvases.items()}
         return Result(
             _slide_info(self._view),
@@ -139,7 +141,7 @@ class Assembly:
         except (TypeError, ValueError):  # no sequence, or not of numbers
             found = ()
         if len(found) != len(classes) or not all(-1e-4 <= p <= 1 + 1e-4 for p in found):
-            raise told(
+            raise family_error(
                 self._model,
                 f"infer ended with {self._score}; expected a SlideScore of {len(classes)} "
                 "probabilities in 0..1.",

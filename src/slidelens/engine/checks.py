@@ -1,4 +1,4 @@
-"""What works on this machine, what is missing, and how to get it: the facts behind ``doctor``."""
+"""What works on this machine, and how to get what is missing: the checks of ``doctor``."""
 
 from __future__ import annotations
 

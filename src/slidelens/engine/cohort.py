@@ -1,4 +1,4 @@
-"""Many slides, many models: one folder of results that survives bad slides and interruptions."""
+"""Run many models on many slides; bad slides and interruptions do not end the run."""
 
 from __future__ import annotations
 
@@ -80,58 +80,58 @@ def predict_cohort(
     replace: bool = True,
     **run: Unpack[RunOptions],
 ) -> Generator[Progress | Outcome, None, None]:
-    """Run models over slides, slide by slide.
+    """Run models on many slides, slide by slide.
 
     Results go to ``out/<model>/<slide id>/``, and ``out/<model>/predictions.csv`` (slide_id,
     status, error, prob_<class>..., seconds) is rewritten after each slide that was run, and once a
-    second while slides are skipped; rows of slides that an earlier call ran stay. A slide that
-    fails is recorded with its error and the next one is run, unless its result found no room. While
-    one slide is inferred, the next is opened and its tissue found. Closing the iterator cancels.
+    second while slides are skipped; rows from earlier calls are kept. A slide that fails is
+    recorded with its error and the next one is run, unless the disk is full. While the model works
+    on one slide, the next is opened and its tissue found. Closing the iterator cancels the run.
 
-    Several processes may run over the same slides, on several machines too: each takes those that
-    no other is at, and at the end waits for the others (``Progress.stage`` is ``wait``) or does
-    what one that died leaves. Where the file system has no locks all compute all slides.
+    Several processes, also on several machines, may share the same slides: each takes slides that
+    no other is working on. At the end it waits for the others (``Progress.stage`` is ``wait``), and
+    takes over from processes that died. On a file system without locks, each computes all slides.
 
     Parameters
     ----------
     slides
-        Paths, or one path, of slides and of folders of them; the id of each slide (its name
-        without extension) must be its own.
+        Path or paths of slides, or of folders of slides; slide ids (file names without extension)
+        must be unique.
     models
-        Names, folders or loaded models, or one of them; loaded once, on ``device``.
+        One or more names, folders or loaded models; loaded once, onto ``device``.
     out
         Results folder.
     labels
-        Run only the slides that this table names: CSV with slide_id, label and optionally split.
+        Run only the slides in this table: CSV with slide_id, label and optionally split.
     split
         With ``labels``: only the slides of this split.
     device, mpp, options, run
-        As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` hold for
+        As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` apply to
         every model.
     replace
-        False: refuse to replace results of other weights or of another region.
+        If false, refuse to replace results of other weights or of another region.
 
     Yields
     ------
     Progress, Outcome
-        Steps of the run under way, and one outcome per slide and model.
+        Progress of the current run, and one outcome per slide and model.
 
     Raises
     ------
     SlideError
-        No slides, two of one id, or a table of resolutions that cannot be used (before anything
-        runs).
+        No slides, two slides with one id, or a resolution table that cannot be used (before
+        anything runs).
     LabelError
-        A folder without slides, or with two of one id; a table that cannot be used, has no slide of
-        the split, or names slides that are not given.
+        A folder without slides, or with two of one id; a labels table that cannot be used, has no
+        slide in the split, or names slides that are not given.
     ModelError
-        A model that cannot be loaded, lacks an option, needs feature bags or has no use for them,
-        or two of one name (before anything runs).
+        A model that cannot be loaded, an unknown option, feature bags that are missing or not
+        needed, or two models with one name (before anything runs).
     ResultError
-        A folder that cannot be written, or is of one model; results that may not be replaced
-        (before anything runs). A disk that is full.
+        A folder that cannot be written or belongs to one model; results that may not be replaced
+        (before anything runs). A full disk.
     ValueError, TypeError
-        An option that no run takes, or a split without labels (before anything runs).
+        An unknown argument, or a split without labels (before anything runs).
     """
     slides = [slides] if isinstance(slides, str | Path) else slides
     models = [models] if isinstance(models, str | Path | Model) else models

@@ -1,4 +1,4 @@
-"""What families promise: a plugin that fails is named, and what it gives is checked."""
+"""Check what a family returns; a plugin that fails is named in the error."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = [
     "checked_maps",
     "checked_patch",
     "events_of",
+    "family_error",
     "given",
     "known_phase",
-    "told",
-    "unlearnt",
+    "nothing_learnt",
 ]
 
 ThingT = TypeVar("ThingT")
@@ -106,7 +106,7 @@ def given(function: str, thing: ThingT, kind: type[Any]) -> ThingT:
     return thing
 
 
-def told(model: Model[Any], fault: str) -> ModelError:
+def family_error(model: Model[Any], fault: str) -> ModelError:
     """Return the error of a family's ``fault`` with a model."""
     return ModelError(f"family {model.family!r} (model {model.name!r}): {fault}")
 
@@ -128,10 +128,10 @@ def checked_maps(
     found: dict[str, MapSpec] = {}
     for spec in specs:
         if not isinstance(spec, MapSpec):
-            raise told(model, f"maps gave {_kind(spec)}, expected MapSpecs.")
+            raise family_error(model, f"maps gave {_kind(spec)}, expected MapSpecs.")
         fault = _fault_of(spec, size, mpp) or ("is declared twice" if spec.name in found else "")
         if fault:
-            raise told(model, f"its map {spec.name!r} {fault}.")
+            raise family_error(model, f"its map {spec.name!r} {fault}.")
         found[spec.name] = spec
     return found
 
@@ -163,23 +163,27 @@ def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], s
         Another event, a map that is not declared, boxes or values that cannot be.
     """
     if not isinstance(event, Patch):
-        raise told(
+        raise family_error(
             model, f"infer gave {_kind(event)}; expected Patch, Bag, Trajectory or SlideScore."
         )
     if event.map not in specs:
-        raise told(model, f"drew a map {event.map!r}; it declares {', '.join(specs) or 'none'}.")
+        raise family_error(
+            model, f"drew a map {event.map!r}; it declares {', '.join(specs) or 'none'}."
+        )
     spec = specs[event.map]
     try:
         boxes = np.asarray(event.boxes, np.float64).reshape(-1, 4)
         values = np.asarray(event.values)
     except (TypeError, ValueError) as error:
-        raise told(model, f"map {spec.name!r}: boxes or values are no arrays ({error}).") from error
+        raise family_error(
+            model, f"map {spec.name!r}: boxes or values are no arrays ({error})."
+        ) from error
     count, planes = len(boxes), 1 if spec.kind == "labels" else len(spec.channels)
     if values.shape[:2] != (count, planes) or values.ndim not in (
         (2,) if spec.instances else (2, 4)
     ):
         rasters = "" if spec.instances else f" or ({count}, {planes}, h, w)"
-        raise told(
+        raise family_error(
             model,
             f"map {spec.name!r}: values of shape {values.shape} for {count} boxes; expected "
             f"({count}, {planes}){rasters}.",
@@ -188,14 +192,14 @@ def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], s
     right = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
     right &= (high > 0).all(1) & (low < size).all(1)
     if not right.all():
-        raise told(
+        raise family_error(
             model,
             f"map {spec.name!r}: box {boxes[~right][0].tolist()} is not one of this slide of "
             f"{size.width} x {size.height} px; expected x, y, w, h in level-0 px.",
         )
     most = {"probability": 1, "labels": len(spec.channels)}.get(spec.kind)
     if most is not None and ((values < -_WITHIN) | (values > most + _WITHIN)).any():
-        raise told(
+        raise family_error(
             model,
             f"map {spec.name!r}: values from {np.nanmin(values):g} to {np.nanmax(values):g}; "
             f"expected 0 to {most}, or NaN where it did not look.",
@@ -206,15 +210,15 @@ def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], s
 def known_phase(model: Model[Any], work: Work) -> Phase:
     """Return what a training step is for, or raise a ``ModelError`` if the loop does not know."""
     if work.phase not in get_args(Phase):
-        raise told(
+        raise family_error(
             model, f"it trains in phase {work.phase!r}; expected {', '.join(get_args(Phase))}."
         )
     return work.phase
 
 
-def unlearnt(model: Model[Any]) -> ModelError:
+def nothing_learnt(model: Model[Any]) -> ModelError:
     """Return the error of a training in which nothing changes."""
-    return told(
+    return family_error(
         model,
         "its training changes no weight: epoch() must yield works of phase 'train', and step() "
         "pass their losses, which depend on the parameters of groups(), to backward().",
@@ -232,7 +236,9 @@ def check_outcome(model: Model[Any], work: Work, outcome: object) -> None:
         No outcome; losses or probabilities of another number, or that are no probabilities.
     """
     if not isinstance(outcome, Outcome):
-        raise told(model, f"a {work.phase} step gave {_kind(outcome)}; expected an Outcome.")
+        raise family_error(
+            model, f"a {work.phase} step gave {_kind(outcome)}; expected an Outcome."
+        )
     if work.phase != "tune":
         return
     slides, classes = len(work.slides), len(model.classes)
@@ -243,7 +249,7 @@ def check_outcome(model: Model[Any], work: Work, outcome: object) -> None:
     except (TypeError, ValueError):  # rows of unlike lengths
         shape, finite = ((), ()), False
     if shape != ((slides,), (slides, classes)) or not finite:
-        raise told(
+        raise family_error(
             model,
             f"a tune step gave {outcome}; expected per slide ({slides}) a loss and "
             f"{classes} finite probabilities.",

@@ -1,4 +1,4 @@
-"""The demonstration: a phantom cohort, the bundled models over it, and pictures of both."""
+"""The demonstration: draw a phantom cohort, run the bundled models on it, make pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a slide is fine enough for a model: enlarged pixels show nothing that was not there."""
+"""Check that a slide is fine enough for a model: enlarging adds no detail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model runs, in which precision, and how the cores are shared with the readers."""
+"""Device, precision and autocast of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluate saved results against labels: reads folders, computes figures, runs no model.
+"""Evaluate saved results against labels; no model is run.
 
 ::
 
@@ -148,9 +148,9 @@ def evaluate(
     out: str | Path,
     options: EvaluationOptions | None = None,
 ) -> Evaluation:
-    """Evaluate every model below ``results`` and write the evaluation folder.
+    """Evaluate every model in ``results`` and write the evaluation folder.
 
-    Files of an evaluation that is there are replaced, other files (a review) are kept.
+    Files of an earlier evaluation are replaced; other files, such as a review, are kept.
 
     Parameters
     ----------
@@ -161,14 +161,14 @@ def evaluate(
     out
         The evaluation folder.
     options
-        Operating point, split, resampling and the like; by default those of the command.
+        Operating point, split, resampling and so on; default: those of the command line.
 
     Raises
     ------
     ResultError
         Results that cannot be used, or a folder that cannot be written.
     LabelError
-        Labels or annotations that cannot be used, or that are not of the same slides.
+        Labels or annotations that cannot be used, or that belong to other slides.
     """
     options = options or EvaluationOptions()
     rule = _rule(options)
@@ -186,7 +186,7 @@ def evaluate(
         f"{intervals_note(figures, metrics['positive_class'], options.resampling.level)}"
     )
     record = _record(results, labels, out, options, cases, metrics)
-    text = markdown(measured, comparisons, note, _tiles_told(metrics))
+    text = markdown(measured, comparisons, note, _tile_lines(metrics))
     files: dict[str, bytes | str] = {
         **_pictures(measured, comparisons, options.resampling.level, note),
         "comparison.md": f"# Evaluation\n\n{text}",
@@ -198,7 +198,7 @@ def evaluate(
     return Evaluation(out, metrics, text)
 
 
-def _tiles_told(metrics: Mapping[str, Any]) -> list[str]:
+def _tile_lines(metrics: Mapping[str, Any]) -> list[str]:
     """Say in a line per model how well its tiles find what is annotated, where that was asked."""
     found = []
     for name, one in metrics["models"].items():

@@ -1,4 +1,4 @@
-"""Fields of configurations that a user gives: read from text, checked, put in place."""
+"""Configuration fields given by a user: parsed, validated and applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation: a training per fold; each slide is scored by the model it was held from."""
+"""Cross-validation: train one model per fold, each scoring the slides it did not see."""
 
 from __future__ import annotations
 

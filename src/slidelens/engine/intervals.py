@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap and Wilson intervals, DeLong's test.
+"""Confidence intervals and tests: bootstrap, Wilson, DeLong.
 
 Slides of one patient, or tiles of one slide, are not independent. ``groups`` says which cases
 belong together: whole groups are then drawn, and variances are summed over groups.

@@ -1,4 +1,4 @@
-"""The labels table: which slide is of which class, in which split, of which patient."""
+"""The labels table: class, split and patient of each slide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, table_text
 
@@ -23,7 +23,6 @@ __all__ = [
     "LabelTable",
     "LabelledSlide",
     "Split",
-    "listed",
     "patients_by_class",
     "read_labels",
     "split_by_patient",
@@ -55,7 +54,6 @@ _NEGATIVE = frozenset(
 )
 """Names of a negative class, which comes first: the last of two is the positive one."""
 
-_SHOWN = 20
 _TUNE = 0.2
 
 
@@ -361,9 +359,3 @@ def _refuse(path: Path, *kinds: tuple[Iterable[str], str]) -> None:
     told = [f"{what}: {listed(found)}." for found, what in faults if found]
     if told:
         raise LabelError(f"{path}: " + "\n  ".join(told))
-
-
-def listed(things: Sequence[str]) -> str:
-    """Return things as a list for a message; of very many, the first ones and how many more."""
-    more = f" and {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
-    return ", ".join(things[:_SHOWN]) + more

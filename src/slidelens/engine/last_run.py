@@ -1,10 +1,12 @@
-"""Slides whose last run failed, while the result of an earlier run still lies in its folder."""
+"""Slides whose last run failed while the result of an earlier run is still there."""
 
 from __future__ import annotations
 
 import csv
 import logging
 from typing import TYPE_CHECKING, Any
+
+from slidelens.errors import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +16,6 @@ __all__ = ["PREDICTIONS", "counted_failed", "failed_slides", "named_failed", "na
 
 PREDICTIONS = "predictions.csv"
 
-_SHOWN = 20
 log = logging.getLogger(__name__)
 
 
@@ -45,9 +46,8 @@ def counted_failed(model: str, count: int) -> str:
 
 def named_failed(model: str, slides: Sequence[str]) -> str:
     """Say of which slides older results are evaluated, and what to do."""
-    more = f" and {len(slides) - _SHOWN} more" if len(slides) > _SHOWN else ""
     return (
-        f"{model}: the last run of {', '.join(slides[:_SHOWN])}{more} failed ({PREDICTIONS} says "
+        f"{model}: the last run of {listed(slides)} failed ({PREDICTIONS} says "
         "why), so an older result is evaluated. Predict again, or delete the results that are out "
         "of date, then evaluate again."
     )

@@ -1,4 +1,4 @@
-"""Locks between processes, for folders on file systems that may have none."""
+"""Locks between processes; on file systems without locks, runs go on with a warning."""
 
 from __future__ import annotations
 

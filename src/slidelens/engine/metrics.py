@@ -1,4 +1,4 @@
-"""Figures of merit on labels and scores: pure numpy, no files, no model.
+"""Metrics of labels and scores: pure numpy, no files, no models.
 
 A figure that the data do not define (an AUC of one class) is NaN; it is never a made-up number. How
 sure a figure is lies in :mod:`slidelens.engine.intervals`.

@@ -83,7 +83,7 @@ class ModelInfo:
 
 
 def find_models() -> list[ModelInfo]:
-    """List the model packages that a name can mean; reads no weights and imports no torch."""
+    """List the model packages that can be given by name, without reading weights."""
     found: dict[str, ModelInfo] = {}
     for folder in _packages():
         info = _inspect(folder)
@@ -98,15 +98,15 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     ----------
     name_or_folder
         A folder, or a name that ``find_models`` lists. Names are looked up in ``SLIDELENS_MODELS``,
-        then in ``models/`` of a source checkout, then in the models that came with the wheel. A
-        reference to a model on the network is fetched once: :mod:`slidelens.engine.packages.fetch`.
+        then in ``models/`` of a source checkout, then in the models bundled with the wheel. A model
+        on the network is fetched once: see :mod:`slidelens.engine.packages.fetch`.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
     Returns
     -------
-    The model. Results are known by the checksum in its card (``weights_sha256``): who changes the
-    weights takes it out, or gets results of the old ones that lie in the folder.
+    The model. Results are matched by the checksum in its card (``weights_sha256``): remove it when
+    you change the weights, or existing results of the old ones are returned.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def save_model(
     golden: NDArray[np.uint8] | None = None,
     half: bool = False,
 ) -> Path:
-    """Write a model package; it appears whole or not at all, in place of one that was there.
+    """Write a model package, whole or not at all, replacing an existing one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What pictures of an evaluation and of a training share; matplotlib keeps no state of ours."""
+"""What pictures of evaluations and training share; no global matplotlib state is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the installed plugins keep their promises: what ``doctor`` says of them."""
+"""Try the installed plugins, for ``doctor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model over one slide: read, infer, assemble, save. All callers come through here.
+"""Run one model on one slide: read, infer, assemble, save. All callers use this.
 
 :func:`predict` runs to the end; :class:`Prediction` is the same run step by step: iterating is
 progress, closing is cancelling.
@@ -79,44 +79,43 @@ def predict(
     model
         Name or folder of a model package, or a loaded model.
     out
-        Results folder: the result is written to ``out/<model>/<slide id>/``, whole or not at all,
-        and a result of the same slide, model and settings that lies there is returned instead of
-        being computed again. ``None`` writes nothing.
+        Results folder. The result is written to ``out/<model>/<slide id>/``, whole or not at all;
+        an existing result of the same slide, model and settings is returned instead of being
+        computed again. ``None``: write nothing.
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` leaves a loaded model in place.
     precision
         See :data:`~slidelens.engine.device.Precision`.
     region
-        Restrict the run to a part of the slide, in level-0 px. Its tiles are those that a run on
-        the whole slide has there.
+        Part of the slide to run on, in level-0 px. Its tiles are those that a run on the whole
+        slide has there.
     mpp
-        The slide's own resolution in µm/px, where the file states none or a wrong one. The
-        resolution at which the model works is in the model.
+        The slide's resolution in µm/px, if the file states none or a wrong one. The resolution at
+        which the model works is part of the model.
     tissue
-        How to find tissue, or a mask of your own.
+        How to find tissue, or your own mask.
     batch_size
-        Tiles per step, instead of what the model's configuration says.
+        Tiles per step; default: as in the model's configuration.
     options
-        Other values for fields of the model's configuration that its weights do not depend on
+        Values for fields of the model's configuration that its weights do not depend on
         (:attr:`~slidelens.families.base.FamilyConfig.run_fields`).
     bags
         Folder of the slides' feature vectors, ``<slide id>.h5`` as CLAM and TRIDENT write them, for
-        a model that was trained on such.
+        a model that was trained on feature vectors.
     overwrite
-        Compute and write even if the same result is there. One of other weights or settings is
-        replaced in any case.
+        Compute again even if there is a matching result. A result of other weights or settings is
+        always replaced.
 
     Raises
     ------
     SlideError
-        A slide that cannot be read, that states no resolution when ``mpp`` is not given, or whose
-        finest resolution is more than four times as coarse as the model reads; a slide without
-        feature vectors in ``bags``, or with others than the model takes.
+        A slide that cannot be read, that states no resolution while none is given, or that is more
+        than four times coarser than the model's resolution; a slide whose feature vectors are
+        missing in ``bags`` or do not fit the model.
     ModelError
-        A model that cannot be used, an option that it does not have, ``bags`` that it needs or has
-        no use for.
+        A model that cannot be used, an unknown option, ``bags`` that are missing or not needed.
     ResultError
-        A result that cannot be written; ``out`` is the folder of one model within that of results.
+        A result that cannot be written; ``out`` is the folder of one model in a results folder.
     """
     if out is not None:
         check_results_folder(Path(out))

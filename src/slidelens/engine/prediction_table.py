@@ -1,4 +1,4 @@
-"""``predictions.csv``: how the last run of each slide ended, in the folder of a model's results."""
+"""``predictions.csv``: how the last run of each slide ended."""
 
 from __future__ import annotations
 

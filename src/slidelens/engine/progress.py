@@ -1,4 +1,4 @@
-"""Where a run of one model over one slide stands."""
+"""Progress of one model on one slide."""
 
 from __future__ import annotations
 

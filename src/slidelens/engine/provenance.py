@@ -1,4 +1,4 @@
-"""What a result depends on, as one digest: a run again skips what is already there."""
+"""A digest of everything that a result depends on; runs skip slides that match it."""
 
 from __future__ import annotations
 

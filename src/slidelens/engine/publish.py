@@ -1,4 +1,4 @@
-"""Make a model package ready to be given away, and check one that was received."""
+"""Pack a model to share it, and check one that was received."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import listed, read_labels
-from slidelens.errors import LabelError, SlideError
+from slidelens.engine.labels import read_labels
+from slidelens.errors import LabelError, SlideError, listed
 from slidelens.slide.base import slide_id
 from slidelens.slide.open import is_slide
 

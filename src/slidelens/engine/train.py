@@ -18,7 +18,7 @@ from slidelens.engine.training.file import write_train_file
 from slidelens.engine.training.plan import plan_training, task_of
 from slidelens.engine.training.record import (
     SLIDES_TABLE,
-    slides_told,
+    slides_note,
     training_card,
     write_curves,
     write_slides,
@@ -58,12 +58,12 @@ def train(
     resume: bool = False,
     **options: Any,
 ) -> Generator[TrainProgress]:
-    """Train a model and write its package to ``out``; iterate to run it.
+    """Train a model and write its package to ``out``; iterate over the result to run it.
 
-    Faults of the input are raised at once, before the first step. Closing the iterator saves a
-    checkpoint; so does every epoch and every minute, but not while several processes scan slides,
-    which they then repeat. ``out/training/history.csv`` has the losses. Random generators of the
-    caller's program are left alone, and what it draws between two steps changes no weight.
+    Faults of the input are raised at once, before the first step. A checkpoint is saved every epoch
+    and every minute, and when the iterator is closed, but not while several processes scan slides:
+    the scan is then repeated. ``out/training/history.csv`` holds the losses. The caller's random
+    generators are left alone, and numbers drawn between two steps do not affect training.
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ def _check_slides(task: TrainTask[Any], plan: TrainPlan, fabric: Fabric) -> Iter
     from slidelens.engine.training.loop import TrainProgress
 
     slides = [row.slide_id for row in plan.labels.rows]
-    note, done = slides_told(plan), 0
+    note, done = slides_note(plan), 0
     faults: dict[int, str] = {}
     without_mpp = False
     for own, numbers in _shares(len(slides), fabric.global_rank, fabric.world_size):

@@ -70,23 +70,22 @@ def export_result(result: Result, to: str, path: str | Path, *, overwrite: bool 
     to
         Name of an exporter.
     path
-        The file (or OME-Zarr folder) to write; or a folder, to write ``<slide id><suffix>`` into:
-        one that exists, or text that ends in a slash.
+        The file (or OME-Zarr folder) to write; or a folder (an existing one, or text that ends in
+        a slash) to write ``<slide id><suffix>`` into.
     overwrite
-        Replace what is there already.
+        Replace an existing file.
 
     Returns
     -------
-    What was written.
+    The path that was written.
 
     Raises
     ------
     ResultError
-        No such format, a result without what the format holds, a place that cannot be written, or
-        one that is taken.
+        An unknown format, a result that lacks what the format needs, a path that cannot be written,
+        or one that exists.
     PluginError
-        A plugin's exporter that does not load, raises anything else, or writes something else than
-        it was asked for.
+        A plugin's exporter that does not load, raises any other error, or writes something else.
     """
     target = export_target(result, to, path, overwrite=overwrite)
     exporter = EXPORTERS.get(to)

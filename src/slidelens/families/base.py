@@ -45,37 +45,38 @@ __all__ = [
 MapKind = Literal["probability", "attention", "saliency", "labels"]
 
 BAG_FIELDS: Final = ("tile", "overlap", "mpp", "orientations", "stain_normalization")
-"""Fields of a configuration that a bag's facts state too: how the tiles were read."""
+"""Configuration fields that say how tiles are read; a bag's facts state them too."""
 
 
 class FamilyConfig(BaseModel):
-    """Base of every family's frozen configuration.
+    """Base class of every family's frozen configuration.
 
-    Its fields become command-line options, the desktop form and ``model.json``, so each has a
-    default, bounds and a ``description``.
+    Its fields become command-line options, a form in the desktop and part of ``model.json``, so
+    each needs a default, bounds and a ``description``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that may be changed when a model is run (``predict --set field=value``): its weights
-    do not depend on them."""
+    """Fields that may be changed for a run (``predict --set field=value``), because the weights do
+    not depend on them."""
 
     stain_normalization: Literal["none", "macenko"] = Field(
-        "none", description="bring the slide's stains to a reference, in training and after"
+        "none",
+        description="normalise the slide's stains to a reference, in training and prediction",
     )
 
     @classmethod
     def fine_tuned(cls, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a model that starts from one with the fields ``base``."""
+        """Return the fields of a model that is fine-tuned from one with the fields ``base``."""
         return {**base, **given}
 
     def finest_mpp(self, extent_um: float) -> float | None:  # noqa: ARG002  # for those that zoom
-        """Return the finest µm/px at which slides are read; ``None`` where that is not known.
+        """Return the finest µm/px at which slides are read; ``None`` if that is unknown.
 
-        The engine refuses a slide that is far coarser. This is the field ``mpp``, for a family that
-        has one; a family that reads in another way says it here. ``extent_um`` is the longer side
-        of what is read of the slide, in µm.
+        The engine refuses slides that are far coarser. By default it is the field ``mpp``; families
+        that read differently override this. ``extent_um`` is the longer side of the area that is
+        read, in µm.
         """
         mpp = getattr(self, "mpp", None)
         return float(mpp) if isinstance(mpp, (int, float)) else None
@@ -86,12 +87,12 @@ ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """One map that a family draws.
+    """Declares one map that a family draws.
 
     ``name`` is its key. ``channels`` names the planes (class names for probabilities); ``mpp`` is
-    the side of a map cell in µm. ``instances`` marks the map whose values per patch go to
-    ``tiles.csv`` as ``prob_*``; a map of kind attention with one value for each of the same patches
-    goes there as ``attention``.
+    the side of a cell in µm. ``instances`` marks the map whose values per patch become the columns
+    ``prob_*`` of ``tiles.csv``; an attention map with one value for each of the same patches
+    becomes its column ``attention``.
     """
 
     name: str
@@ -100,21 +101,21 @@ class MapSpec:
     mpp: float
     instances: bool = False
     threshold: float | None = None
-    """Cells at or above it make regions; ``None``: the model's operating point (for slides)."""
+    """Cells at or above it form regions; ``None``: the model's operating point for slides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Values for boxes of one map.
+    """Values for some boxes of one map.
 
     Attributes
     ----------
     map
         Name of the :class:`MapSpec`.
     boxes
-        ``(N, 4)`` float64: x, y, w, h in level-0 px. One may reach outside the slide; one that lies
-        wholly outside (a sign of other units) ends the run with a ``ModelError``. Without boxes,
-        the patch only says that the run goes on: progress is shown, and it can be cancelled here.
+        ``(N, 4)`` float64: x, y, w, h in level-0 px. A box may reach outside the slide; one that
+        lies wholly outside (a sign of wrong units) ends the run with a ``ModelError``. A patch
+        without boxes only lets progress be shown and the run be cancelled at this point.
     values
         ``(N, C)`` one value per box and channel, or ``(N, C, h, w)`` a raster that fills each box.
     """
@@ -125,29 +126,29 @@ class Patch:
 
     @classmethod
     def empty(cls, map: str, channels: int) -> Patch:  # noqa: A002  # the field's name
-        """Return the patch without boxes of a map with so many channels."""
+        """Return a patch without boxes, for a map with ``channels`` planes."""
         return cls(map, np.empty((0, 4)), np.empty((0, channels), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class SlideScore:
-    """The last event of a run: ``probabilities``, one per class, in label order."""
+    """The last event of a run: one probability per class, in label order."""
 
     probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """Feature vectors of tiles of one slide.
+    """Feature vectors of a slide's tiles.
 
     Attributes
     ----------
     boxes
         ``(N, 4)`` float64: x, y, w, h in level-0 px.
     vectors
-        ``(N, D)`` float16 or float32; may be mapped from a file.
+        ``(N, D)`` float16 or float32; may be memory-mapped.
     facts
-        What made them: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``,
+        How they were made: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``,
         ``stain_normalization``, ``backbone``, ``backbone_sha256``.
     """
 
@@ -157,14 +158,14 @@ class Bag:
 
 
 def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
-    """Return those of :data:`BAG_FIELDS` that a bag's ``facts`` state: numbers, and a name."""
+    """Return the :data:`BAG_FIELDS` that a bag's ``facts`` state, as numbers and names."""
     stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
     return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
 
 
 Event = Patch | Bag | Trajectory | SlideScore
-"""What ``infer`` yields: patches, the vectors of the tiles that they show (in the same order), at
-most one trajectory (where it looked), last the score."""
+"""What ``infer`` yields: patches, the feature vectors of their tiles (in the same order), at most
+one trajectory (where the network looked) and, last, the score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +180,10 @@ class Batch:
 
 
 class View(Protocol):
-    """What a model may see of a slide. The engine makes it; reading ahead is its business.
+    """What a model may see of a slide. The engine makes it, and reads ahead.
 
-    ``name`` is the slide's id, for messages. ``bag`` are feature vectors of its tiles that were
-    made elsewhere, where the run was given some.
+    ``name`` is the slide's id, for messages. ``bag`` holds precomputed feature vectors of its
+    tiles, if the run was given some.
     """
 
     name: str
@@ -199,32 +200,32 @@ class View(Protocol):
         """Read a box (level-0 px) at ``mpp`` µm/px: ``(H, W, 3)`` uint8 RGB, white outside."""
 
     def grid(self, spec: GridSpec) -> Grid:
-        """Lay a grid over the region's tissue; the run records it."""
+        """Lay a grid over the tissue of the region; the run records it."""
 
     def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
-        """Read all tiles of a grid, ahead of the model, in order; reading begins with the call."""
+        """Read the tiles of a grid in order, ahead of the model; reading starts with the call."""
 
     def total(self, steps: int) -> None:
-        """Say how many tiles (or other steps) the run has in all, for progress."""
+        """Set the total number of tiles (or other steps) of the run, for progress."""
 
     def step(self, n: int = 1) -> None:
-        """Say that ``n`` more of them are done."""
+        """Report that ``n`` more steps are done."""
 
 
 @dataclass(slots=True)
 class Model(Generic[ConfigT]):
-    """A family's network with what is needed to run it.
+    """A network with everything needed to run it.
 
     Attributes
     ----------
     name, family, config, classes
-        Of the model, of its family; the configuration; class names in label order.
+        Names of the model and its family; the configuration; class names in label order.
     module
         The network, in eval mode on ``device``.
     mean, std
         Normalisation of RGB in 0..1; ImageNet's by default.
     device
-        Where it runs; ``None``: nowhere yet.
+        Where the network is; ``None`` if not decided yet.
     """
 
     name: str
@@ -236,34 +237,35 @@ class Model(Generic[ConfigT]):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     device: torch.device | None = None
     card: dict[str, Any] = field(default_factory=dict)
-    """Everything else that ``model.json`` holds: training data, metrics, licence, intended use."""
+    """The rest of ``model.json``: training data, metrics, licence, intended use."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Fields of ``config`` that were changed for a run, with the values they have now."""
+    """Fields of ``config`` that were changed for this run, with their values."""
 
 
 @dataclass(frozen=True)
 class Family(Generic[ConfigT]):
-    """One method, complete.
+    """A complete method.
 
     Attributes
     ----------
     name, title, about
-        Key, human name, one sentence for lists and cards.
+        Key, display name, and a sentence for lists and cards.
     config
-        The frozen configuration class.
+        The configuration class.
     build
-        ``build(config, n_classes) -> nn.Module``; weights are loaded by the caller.
+        ``build(config, n_classes) -> nn.Module``; the caller loads the weights.
     infer
         ``infer(model, view)`` yields :class:`Patch` events and, last, one :class:`SlideScore`.
-        The caller has set eval mode, inference mode and autocast.
+        The caller sets eval mode, inference mode and autocast.
     maps
-        ``maps(config, classes)``: every map that ``infer`` may draw.
+        ``maps(config, classes)`` declares every map that ``infer`` may draw.
     trainer
-        ``"module:Class"`` of the training steps (see ``slidelens.engine.train``), or ``None`` for a
-        family that only runs; named, not imported, so that running a model needs no trainer.
+        ``"module:Class"`` of the training task (:class:`~slidelens.families.training.TrainTask`),
+        or ``None`` for a family that cannot be trained. It is named, not imported, so that running
+        a model does not load the trainer.
     auto_bf16
-        Whether precision ``auto`` may be bfloat16 when a model is trained or run. Not where scores
-        choose what is looked at next: there a rounding leads elsewhere.
+        Whether precision ``auto`` may choose bfloat16. Not for families whose scores choose what is
+        looked at next, where rounding leads elsewhere.
     """
 
     name: str

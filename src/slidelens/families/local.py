@@ -58,39 +58,45 @@ class LocalConfig(FamilyConfig):
     """What defines a locally supervised model, and how it is run."""
 
     backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
-    modules: int = Field(
-        4, ge=1, le=64, description="modules that train on their own; 1 is end to end"
-    )
+    modules: int = Field(4, ge=1, le=64, description="modules trained on their own; 1: end to end")
     mpp: float = Field(2.0, gt=0, le=100, description="resolution of the image in µm/px")
-    size: int = Field(24576, ge=32, description="largest side of the image in px; more is cut off")
+    size: int = Field(
+        24576, ge=32, description="largest side of the image in px; larger tissue is cropped"
+    )
     background: Literal["white", "kept"] = Field(
-        "white", description="white: all but tissue is painted white, which is computed once"
+        "white", description="white: paint everything but tissue white, which saves computation"
     )
     stem_stride: int = Field(
-        0, ge=0, le=4, description="of the first convolution; 0: 3 for ResNets, else as it is"
+        0,
+        ge=0,
+        le=4,
+        description="stride of the first convolution; 0: 3 for ResNets, else unchanged",
     )
     patches: int = Field(
         10, ge=0, le=1000, description="patches of features to reconstruct per step; 0: none"
     )
     patch_share: float = Field(
-        0.1, gt=0, le=1, description="part of a map that the patches cover together, at most"
+        0.1, gt=0, le=1, description="largest fraction of a map that all patches cover together"
     )
-    head_width: int = Field(0, ge=0, description="channels of the heads; 0: those of their modules")
+    head_width: int = Field(
+        0, ge=0, description="channels of the heads; 0: as many as their modules have"
+    )
     windows: Literal["mean", "convolution"] = Field(
-        "mean", description="what heads see of a window: its mean, or all of it (the paper's code)"
+        "mean",
+        description="what heads see of a window: its mean, or a convolution (the paper's code)",
     )
     pooling: Literal["additive", "attention"] = Field(
         "additive",
-        description="what attention weighs: the logits of windows, or their vectors (the paper)",
+        description="what attention weights: the windows' logits, or their vectors (the paper)",
     )
     window_px: int = Field(
-        0, ge=0, description="least side in px of a window; 0: 9, 7 or 5 cells, as in the paper"
+        0, ge=0, description="smallest side of a window in px; 0: 9, 7 or 5 cells, as in the paper"
     )
     tile: int = Field(
         1024,
         ge=0,
-        description="side in px of what is computed at once; 0: the whole image, which a GPU takes "
-        "anyway if it fits",
+        description="side in px of what is computed at once; 0: the whole image (a GPU does so "
+        "anyway if it fits)",
     )
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"size", "background", "tile"})

@@ -47,29 +47,34 @@ class LocalStage(Stage):
     """A stage in which all modules learn, or one of them."""
 
     module: int | None = Field(
-        None, ge=1, description="the only module that learns, from 1; none: all at once"
+        None,
+        ge=1,
+        description="number of the only module that is trained, from 1; none: all together",
     )
 
 
 class LocalTraining(SlideTraining):
     """How a locally supervised model learns. The default preset is ours, for tens of slides."""
 
-    stages: tuple[LocalStage, ...] = Field(min_length=1, description="the schedule")
+    stages: tuple[LocalStage, ...] = Field(min_length=1, description="the training schedule")
     greedy: bool = Field(
-        False, description="module after module, each through all stages (the paper's text)"
+        False,
+        description="train one module after another, each through all stages (the paper's text)",
     )
-    alpha: float = Field(1.0, gt=0, description="weight of the reconstruction of features")
+    alpha: float = Field(1.0, gt=0, description="weight of the feature reconstruction loss")
     smoothing: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="label smoothing: heads that are sure teach their modules nothing",
+        description="label smoothing (heads that are certain give their modules no gradient)",
     )
     warm_passes: int = Field(
-        10, ge=1, description="passes over the slides per epoch of a stage that trains heads alone"
+        10,
+        ge=1,
+        description="passes over the slides per epoch of a stage that trains only the heads",
     )
     train_tile: int = Field(
-        0, ge=0, description="stream each module's step by tiles of so many px; 0: maps are whole"
+        0, ge=0, description="stream each training step in tiles of so many px; 0: whole maps"
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

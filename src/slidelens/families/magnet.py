@@ -59,45 +59,59 @@ class MagNetConfig(FamilyConfig):
     """What defines a MagNet. Where the paper is explicit, the defaults are its 3-layer network."""
 
     backbone: Network = Field(
-        "inception_v3", description="network of the classification layer; small is for CPUs"
+        "inception_v3", description="network of the classification layer; small: for CPUs"
     )
     auxiliary: Network = Field("resnet18", description="network of the auxiliary classifiers")
     auxiliary_layers: tuple[int, ...] = Field(
-        _AUXILIARY, description="layers whose windows an auxiliary classifier judges in training"
+        _AUXILIARY, description="layers with an auxiliary classifier in training"
     )
     patches: tuple[int, ...] = Field(
-        (2, 3, 3), min_length=1, max_length=6, description="windows per window, layer by layer"
+        (2, 3, 3),
+        min_length=1,
+        max_length=6,
+        description="windows chosen per window, layer by layer",
     )
-    glance: int = Field(56, ge=16, le=512, description="side in px of what a layer chooses in")
-    look: int = Field(224, ge=32, le=1024, description="side in px of what is classified")
+    glance: int = Field(
+        56, ge=16, le=512, description="side in px of the picture in which a layer chooses windows"
+    )
+    look: int = Field(
+        224, ge=32, le=1024, description="side in px of the windows that are classified"
+    )
     width: int = Field(16, ge=4, le=256, multiple_of=4, description="channels of the attention")
-    state: int = Field(256, ge=8, le=2048, description="state of the recurrent classifier")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of a window's features left out")
+    state: int = Field(256, ge=8, le=2048, description="size of the recurrent classifier's state")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of a window's features")
     evidence: bool = Field(
-        False, description="the verdict is the most suspicious window and what memory adds"
+        False,
+        description="score by the most suspicious window, plus what the recurrent classifier adds",
     )
-    frozen: bool = Field(True, description="patch 1 of layer 2 is its whole parent")
+    frozen: bool = Field(True, description="the first window of layer 2 is its whole parent")
     shared: bool = Field(
-        False, description="one attention for all parents and patches of a layer; inhibition parts"
+        False, description="one attention per layer for all its windows, told apart by inhibition"
     )
     gain: tuple[float, ...] = Field(
-        (0.05,), min_length=1, description="how sharply attention gathers: once or by layer"
+        (0.05,), min_length=1, description="sharpness of attention: one value, or one per layer"
     )
-    least: float = Field(0.05, gt=0, le=1, description="smallest scale of a window in its parent")
+    least: float = Field(
+        0.05, gt=0, le=1, description="smallest scale of a window relative to its parent"
+    )
     reach: tuple[float, ...] = Field(
-        (1.0,), min_length=1, description="scale per spread of attention: once or by layer"
+        (1.0,),
+        min_length=1,
+        description="window scale per spread of attention: one value, or one per layer",
     )
-    centre: Centre = Field("exact", description="centre of a window: expected position or its tanh")
+    centre: Centre = Field(
+        "exact", description="centre of a window: the expected position, or its tanh"
+    )
     inhibition: float = Field(
-        0.0, ge=0, description="what attention loses where an earlier patch looks already"
+        0.0, ge=0, description="how much attention is lowered where an earlier window looks"
     )
     sees: Sees = Field(
-        "colours", description="what attention reads: colours, or early features of the backbone"
+        "colours", description="input of attention: colours, or early features of the backbone"
     )
-    tissue: bool = Field(False, description="attention keeps to what the grey filter left")
-    radius: float = Field(1.0, gt=0, le=8, description="reach of multi-sampling in output px")
+    tissue: bool = Field(False, description="keep attention off what the grey filter removed")
+    radius: float = Field(1.0, gt=0, le=8, description="radius of multi-sampling in output px")
     mpp: float = Field(0.25, gt=0, le=100, description="finest resolution in µm/px")
-    map_mpp: float = Field(32.0, gt=0, description="cell of the maps in µm")
+    map_mpp: float = Field(32.0, gt=0, description="cell size of the maps in µm")
 
     @field_validator("reach", mode="before")
     @classmethod

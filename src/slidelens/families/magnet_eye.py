@@ -1,4 +1,4 @@
-"""Reading windows of a slide for a magnifying network, on demand, at the resolution of each."""
+"""Read windows of a slide for a magnifying network, each at its own resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a magnifying network learns: losses and their weights, what learns first, presets.
+"""Schedule of a magnifying network: losses and their weights, phases, presets.
 
 Source: magnifying-networks-2023, sections 3.3 and 4; what is ours is said in docs/magnet.md.
 """
@@ -26,41 +26,52 @@ class MagNetTraining(TrainConfig):
     stain: float = Field(0.0, ge=0, lt=1, description="stain jitter in optical density")
     auxiliary_weight: float = Field(1.0, ge=0, description="weight of the auxiliary classifiers")
     paradox_weight: float = Field(
-        1.0, ge=0, description="weight of what a deeper auxiliary classifier does worse"
+        1.0,
+        ge=0,
+        description="weight of the paradoxical loss: deeper classifiers must not do worse",
     )
     window_weight: float = Field(
-        0.0, ge=0, description="weight of the most suspicious window judged alone"
+        0.0, ge=0, description="weight of the loss of the most suspicious single window"
     )
     foresight_weight: float = Field(
-        0.0, ge=0, description="weight of attention foreseeing what a look at a place finds"
+        0.0,
+        ge=0,
+        description="weight of the foresight loss: attention predicts what closer looks find",
     )
-    probes: int = Field(0, ge=0, le=64, description="random windows judged beside, per slide")
+    probes: int = Field(
+        0, ge=0, le=64, description="random windows classified in addition, per slide"
+    )
     probe_scales: tuple[float, float] = Field(
-        (0.05, 0.2), description="smallest and largest scale of a probe in the slide"
+        (0.05, 0.2), description="smallest and largest scale of a probe relative to the slide"
     )
     stray: float = Field(
-        0.2, ge=0, le=1, description="share of the probes that may lie on bare glass too"
+        0.2, ge=0, le=1, description="fraction of the probes that may lie on glass"
     )
     warmup: int = Field(
-        0, ge=0, description="epochs in which the classifier learns from probes alone"
+        0, ge=0, description="epochs in which the classifier learns only from probes"
     )
     survey: int = Field(
         0,
         ge=0,
         le=1024,
-        description="random windows per slide looked at once, at first, while networks are frozen",
+        description="random windows per slide read once at the start, for frozen networks",
     )
     scouting: int = Field(
-        0, ge=0, description="epochs after these in which attention learns from foresight alone"
+        0,
+        ge=0,
+        description="epochs after the warm-up in which attention learns only from foresight",
     )
     zoom_rate: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="learning rate of attention beside the head's in the stages after scouting",
+        description="learning rate of attention, relative to the head's, after scouting",
     )
     overview_px: int = Field(
-        1024, ge=64, le=8192, description="side in px of the copy of each slide kept in memory"
+        1024,
+        ge=64,
+        le=8192,
+        description="side in px of the copy of each slide that is kept in memory",
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""What a magnifying network is shown in training: slides turned, stained and read on demand."""
+"""What a magnifying network sees in training: oriented and stained slides, read on demand."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ _Vectors = tuple["NDArray[np.float64]", torch.Tensor]
 _AT_ONCE = 4096
 """Given vectors that are scored at once."""
 
-_OWN = "; by default what the pooling's paper says"
+_OWN = "; default: as in the pooling's paper"
 
 
 class MilConfig(FamilyConfig):
@@ -79,30 +79,33 @@ class MilConfig(FamilyConfig):
     """
 
     backbone: EncoderName = Field(
-        "resnet34", description="torchvision network, or one of a plugin, as timm/NAME"
+        "resnet34", description="torchvision network, or a plugin's, such as timm/NAME"
     )
     tile: int = Field(224, ge=32, le=4096, description="tile side in px")
     mpp: float = Field(0.5, gt=0, le=100, description="resolution of the tiles in µm/px")
     overlap: int = Field(0, ge=0, description="overlap of neighbouring tiles in px")
-    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
-    pooling: PoolingName = Field("top1", description="how tiles make a slide score")
+    min_tissue: float = Field(0.5, ge=0, le=1, description="smallest tissue fraction of a tile")
+    pooling: PoolingName = Field("top1", description="how tiles are pooled into a slide score")
     batch_size: int = Field(32, ge=1, le=4096, description="tiles per forward pass")
     orientations: int = Field(
-        1, ge=1, le=8, description="orientations of each tile whose feature vectors are averaged"
+        1,
+        ge=1,
+        le=8,
+        description="orientations of each tile over which feature vectors are averaged",
     )
     bag_dim: int = Field(
-        0, ge=0, description="length of feature vectors made elsewhere; 0: the backbone makes them"
+        0, ge=0, description="length of precomputed feature vectors; 0: computed by the backbone"
     )
     keep_features: bool = Field(
-        True, description="write the tiles' feature vectors into the result, for export"
+        True, description="save the tiles' feature vectors in the result, for export"
     )
     embed: int | None = Field(
-        None, ge=0, le=8192, description=f"width of the tiles' embedding, 0 for none{_OWN}"
+        None, ge=0, le=8192, description=f"width of the tile embedding, 0 for none{_OWN}"
     )
     hidden: int | None = Field(
-        None, ge=1, le=8192, description=f"width of the attention's layer or RNN's state{_OWN}"
+        None, ge=1, le=8192, description=f"width of the attention layer or the RNN's state{_OWN}"
     )
-    dropout: float | None = Field(None, ge=0, lt=1, description=f"of the embedding{_OWN}")
+    dropout: float | None = Field(None, ge=0, lt=1, description=f"dropout of the embedding{_OWN}")
     top: int | None = Field(
         None, ge=1, description=f"tiles that topk averages, rnn reads, clam clusters{_OWN}"
     )

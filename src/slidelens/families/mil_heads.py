@@ -1,4 +1,4 @@
-"""The poolings that a MIL model can have: their fields, their layers' sizes, how each is built."""
+"""The poolings of a MIL model: their fields, layer sizes and networks."""
 
 from __future__ import annotations
 

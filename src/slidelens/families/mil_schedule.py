@@ -39,24 +39,24 @@ class MilTraining(TrainConfig):
 
     features: Literal["auto", "cached", "end-to-end"] = Field(
         "auto",
-        description="learn from feature vectors that a frozen backbone made once, or train the "
-        "backbone too; auto is end-to-end for top1 and topk, else cached",
+        description="cached: learn from feature vectors that a frozen backbone computes once; "
+        "end-to-end: train the backbone too; auto: end-to-end for top1 and topk, else cached",
     )
     bags: str | None = Field(
-        None, description="learn from a folder of CLAM-style h5 files instead of slides"
+        None, description="folder of CLAM-style h5 files to learn from instead of slides"
     )
     copies: int = Field(
         0, ge=0, le=64, description="augmented copies of each training slide in the feature cache"
     )
     bag_cache: str | None = Field(
-        None, description="folder of the feature cache; by default the user's own"
+        None, description="folder of the feature cache; default: the user's cache"
     )
-    bag_dtype: Literal["fp16", "fp32"] = Field("fp16", description="of cached feature vectors")
+    bag_dtype: Literal["fp16", "fp32"] = Field("fp16", description="type of cached feature vectors")
     train_batch: int = Field(16, ge=1, le=4096, description="slides per training step")
     warm_steps: int = Field(
         100,
         ge=1,
-        description="updates per epoch of a stage that trains the head alone (top1, topk)",
+        description="updates per epoch of a stage that trains only the head (top1, topk)",
     )
     flips: bool = Field(True, description="random flips and quarter turns of tiles")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")

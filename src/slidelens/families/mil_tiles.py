@@ -1,4 +1,4 @@
-"""What both ways of training a MIL model share: the network, its tiles, keys of random choices."""
+"""What both ways of training a MIL model share: the network and its tiles."""
 
 from __future__ import annotations
 

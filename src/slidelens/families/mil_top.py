@@ -1,4 +1,4 @@
-"""Training of top-1 and top-k multiple-instance learning: find the top tiles, then learn from them.
+"""Training of top-1 and top-k MIL: find each slide's top tiles, then learn from them.
 
 Source: streaming-prostate-2020, section IV.B, after Campanella et al. 2019.
 """

@@ -62,23 +62,25 @@ class MultistageConfig(FamilyConfig):
 
     method: Method = Field(
         "multistage",
-        description="multistage: the paper's; for comparison classifier (each patch alone), "
-        "segmentation (U-Net on the reduced picture), imagenet (U-Net on an untrained backbone)",
+        description="multistage (the paper's), or for comparison: classifier (each patch alone), "
+        "segmentation (U-Net on the downsampled image), imagenet (U-Net on an untrained backbone)",
     )
     backbone: BackboneName = Field("googlenet", description="torchvision network, ImageNet-trained")
     tile: int = Field(256, ge=32, le=4096, description="patch side in px")
     mpp: float = Field(0.5, gt=0, le=100, description="resolution of the patches in µm/px")
-    min_tissue: float = Field(0.8, ge=0, le=1, description="least tissue fraction of a patch")
+    min_tissue: float = Field(0.8, ge=0, le=1, description="smallest tissue fraction of a patch")
     fine: int = Field(
-        1, ge=1, le=8, description="shifted grids along each axis: 4 draws cells of a quarter patch"
+        1, ge=1, le=8, description="shifted grids per axis; 4 gives cells of a quarter patch"
     )
     lumps: Literal["together", "separate"] = Field(
-        "together", description="lumps of tissue on one feature map, or each on its own"
+        "together", description="pieces of tissue on one feature map, or on one each"
     )
     vector: int = Field(16, ge=1, le=4096, description="length of a patch's feature vector")
     width: int = Field(32, ge=1, le=512, description="channels of the U-Net's first level")
-    depth: int = Field(3, ge=0, le=6, description="how often the U-Net halves its map")
-    reduce: int = Field(8, ge=1, le=64, description="segmentation: how much coarser its picture is")
+    depth: int = Field(3, ge=0, le=6, description="downsampling steps of the U-Net")
+    reduce: int = Field(
+        8, ge=1, le=64, description="downsampling factor of the method segmentation"
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="patches per forward pass")
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"min_tissue", "fine", "lumps", "batch_size"})

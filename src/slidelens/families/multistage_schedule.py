@@ -1,4 +1,4 @@
-"""How a multi-stage model learns: schedule, labels of patches, sampling and augmentation.
+"""Schedule of a multi-stage model: stages, patch labels, sampling, augmentation.
 
 Source: multi-stage-segmentation-2019, sections 3.2 and 4.1.
 """
@@ -36,7 +36,9 @@ class MapStage(Stage):
     The head's learning rate is that of the layers behind the backbone, or of the U-Net.
     """
 
-    on: Literal["patches", "map"] = Field("patches", description="what the loss is of")
+    on: Literal["patches", "map"] = Field(
+        "patches", description="whether patches or maps are classified"
+    )
 
 
 _WARM = MapStage(on="patches", trains="head", epochs=2, lr=1e-4, head_lr=1e-3)
@@ -52,31 +54,33 @@ class MultistageTraining(TrainConfig):
     from it (``--from``) with the second. Stages that a method has no part for are left out.
     """
 
-    stages: tuple[MapStage, ...] = Field(min_length=1, description="the schedule")
+    stages: tuple[MapStage, ...] = Field(min_length=1, description="the training schedule")
     train_batch: int = Field(32, ge=1, le=4096, description="patches per step on patches")
     map_batch: int = Field(8, ge=1, le=4096, description="slides per step on maps")
     tumour: tuple[str, ...] = Field(
         (),
-        description="annotation classes that are tumour; default: the one called like the positive "
+        description="annotation classes that are tumour; default: the one named like the positive "
         "class, or the only one",
     )
     normal: tuple[str, ...] = Field(
-        (), description="annotation classes that are normal; default: all that is not annotated"
+        (), description="annotation classes that are normal; default: everything not annotated"
     )
     tumour_share: float = Field(
-        0.2, ge=0, lt=1, description="a patch is tumour if more of it than this is"
+        0.2, ge=0, lt=1, description="a patch is labelled tumour above this tumour fraction"
     )
     normal_share: float = Field(
-        0.8, ge=0, lt=1, description="else normal if more of it than this is; else it has no label"
+        0.8, ge=0, lt=1, description="else normal above this normal fraction; else it has no label"
     )
-    balanced: bool = Field(True, description="as many normal patches per epoch as tumour ones")
+    balanced: bool = Field(True, description="draw as many normal as tumour patches per epoch")
     patches: int = Field(
-        0, ge=0, description="balanced patches per epoch; 0 is every tumour patch once"
+        0, ge=0, description="balanced patches per epoch; 0: every tumour patch once"
     )
     variants: int = Field(
-        4, ge=1, le=100, description="augmented copies of a slide's vectors that the U-Net sees"
+        4, ge=1, le=100, description="augmented copies of a slide's vectors for the U-Net"
     )
-    crop: float = Field(0.875, gt=0, le=1, description="side of the random crop of a patch")
+    crop: float = Field(
+        0.875, gt=0, le=1, description="side of the random crop, as a fraction of the patch"
+    )
     flips: bool = Field(True, description="random flips and quarter turns of patches and maps")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")
     colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")

@@ -1,4 +1,4 @@
-"""What trainings on whole slides as images share: how slides are augmented, and kept in memory."""
+"""What training on whole slides shares: augmentation, and images kept in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SlideTraining(TrainConfig):
         "quarter", description="random rotation of slides: quarter turns, or any angle"
     )
     elastic: float = Field(
-        0.0, ge=0, le=20, description="px by which elastic deformation moves a pixel (std)"
+        0.0, ge=0, le=20, description="standard deviation of the elastic deformation in px"
     )
     flips: bool = Field(True, description="random mirroring of slides")
     stain: float = Field(0.2, ge=0, lt=1, description="stain jitter in optical density")

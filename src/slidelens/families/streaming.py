@@ -1,4 +1,4 @@
-"""Whole slides end to end: one network over the whole image, streamed with the memory of a tile.
+"""End-to-end learning on whole slides, streamed in the memory of one tile.
 
 Source: streaming-prostate-2020, sections III and IV.A. Training is in
 :mod:`slidelens.families.streaming_train`, the engine in :mod:`slidelens.nn.streaming`.
@@ -57,40 +57,49 @@ class StreamingConfig(FamilyConfig):
     """What defines a streaming model, and how it is run."""
 
     backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
-    layers: str = Field("", description="last layer of it that is used; empty: all (features.7)")
+    layers: str = Field(
+        "", description="last layer of the backbone to use, such as features.7; empty: all"
+    )
     pooling: Pooling = Field(
         "max",
-        description="over the slide: max or mean of each channel, or lse: a soft maximum of what "
-        "the head makes of each cell",
+        description="pooling over the slide: max or mean of each channel, or lse: a soft maximum "
+        "of the cells' scores",
     )
     sharpness: float = Field(
-        4.0, gt=0, le=100, description="of lse; near 0 is the mean, large the maximum"
+        4.0, gt=0, le=100, description="sharpness of lse: near 0 it is the mean, large the maximum"
     )
     context: int = Field(
-        1, ge=1, le=99, description="cells (odd) over which the feature map is averaged before"
+        1,
+        ge=1,
+        le=99,
+        description="odd number of cells over which the feature map is averaged first",
     )
     fine: bool = Field(
         False,
-        description="the first layer sees the image as if enlarged twice, at four times the work: "
-        "for a network that was trained on finer images",
+        description="compute the first layer as if the image were enlarged twice, at four times "
+        "the work: for a network that was trained on finer images",
     )
     mpp: float = Field(1.0, gt=0, le=100, description="resolution of the image in µm/px")
-    size: int = Field(16384, ge=32, description="largest side of the image in px; more is cut off")
+    size: int = Field(
+        16384, ge=32, description="largest side of the image in px; larger tissue is cropped"
+    )
     background: Literal["white", "kept"] = Field(
-        "white", description="white: all but tissue is painted white, which is computed once"
+        "white", description="white: paint everything but tissue white, which saves computation"
     )
     streamed: str = Field(
-        "auto", description="last layer that is streamed; auto: layer4.0 of a ResNet, else all"
+        "auto", description="last layer to stream; auto: layer4.0 of a ResNet, else all"
     )
-    tile: int = Field(1024, ge=0, description="side of a streamed tile in px; 0: as memory allows")
+    tile: int = Field(
+        1024, ge=0, description="side of a streamed tile in px; 0: as large as memory allows"
+    )
     scheme: Literal["auto", "seam", "halo"] = Field("auto", description="how tiles are joined")
-    saliency: Saliency = Field("none", description="which map of sensitivity to draw")
-    saliency_class: str = Field("", description="of which class; empty: the last")
-    saliency_samples: int = Field(25, ge=1, description="noisy copies of SmoothGrad")
+    saliency: Saliency = Field("none", description="saliency map to draw")
+    saliency_class: str = Field("", description="class of the saliency map; empty: the last")
+    saliency_samples: int = Field(25, ge=1, description="noisy samples of SmoothGrad")
     saliency_noise: float = Field(
-        0.05, ge=0, description="their noise as a fraction of the image's standard deviation"
+        0.05, ge=0, description="SmoothGrad's noise as a fraction of the image's standard deviation"
     )
-    saliency_mpp: float = Field(8.0, gt=0, description="side of a cell of the saliency map in µm")
+    saliency_mpp: float = Field(8.0, gt=0, description="cell size of the saliency map in µm")
 
     run_fields: ClassVar[frozenset[str]] = frozenset(
         {"size", "background", "streamed", "tile", "scheme", "saliency", "saliency_class",

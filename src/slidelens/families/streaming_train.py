@@ -1,4 +1,4 @@
-"""Training of whole slides end to end, from slide labels.
+"""Training of streaming models from slide labels.
 
 Source: streaming-prostate-2020, section IV.A. One slide is one image; gradients of several are
 accumulated to a step of the optimiser.
@@ -53,19 +53,20 @@ _SAMPLE_PX, _SAMPLES = 64, 64
 class StreamingStage(Stage):
     """A stage that may leave the first layers of the network as they are."""
 
-    freeze: str = Field("", description="last layer that does not learn, such as layer3")
+    freeze: str = Field("", description="last layer that stays frozen, such as layer3")
 
 
 class StreamingTraining(SlideTraining):
     """How a streaming model learns. The default preset is ours, for tens to hundreds of slides."""
 
-    stages: tuple[StreamingStage, ...] = Field(min_length=1, description="the schedule")
+    stages: tuple[StreamingStage, ...] = Field(min_length=1, description="the training schedule")
     normalization: Literal["weights", "training"] = Field(
-        "weights", description="of pixels: as of the weights to start from, or of the training set"
+        "weights",
+        description="normalise pixels as the initial weights were, or by the training set",
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     warm_steps: int = Field(
-        50, ge=1, description="updates per epoch of a stage that trains the head alone"
+        50, ge=1, description="updates per epoch of a stage that trains only the head"
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

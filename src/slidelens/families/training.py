@@ -1,13 +1,13 @@
-"""How a family takes part in training: what an epoch works through, what a step computes.
+"""The interface between a family and the training loop.
 
-The loop itself (seeds, optimiser, checkpoints, early stopping, devices) is one for all families:
-:mod:`slidelens.engine.train`. It runs, for each epoch, every :class:`Work` of
-:meth:`TrainTask.epoch` and then of :meth:`TrainTask.evaluation`, each by one
-:meth:`TrainTask.step`. A checkpoint may fall between any two steps, so
+The loop itself (seeds, optimiser, checkpoints, early stopping, devices) is the same for all
+families: :mod:`slidelens.engine.train`. In each epoch it runs every :class:`Work` of
+:meth:`TrainTask.epoch` and then of :meth:`TrainTask.evaluation`, one :meth:`TrainTask.step` each.
+A checkpoint may be saved between any two steps, so
 
-- the works of an epoch depend on nothing but its number, its stage, the seed and the task's
-  :meth:`~TrainTask.state`: on resuming, the loop counts past those already done;
-- what a step leaves for later steps of its epoch goes into that state.
+- the works of an epoch may depend only on its number, its stage, the seed and the task's
+  :meth:`~TrainTask.state`: a resumed loop skips those already done;
+- whatever a step leaves for later steps of its epoch belongs into that state.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 Phase = Literal["scan", "train", "tune"]
-"""``train`` steps get gradients; ``scan`` (on training slides) and ``tune`` run in eval mode."""
+"""``train`` steps compute gradients; ``scan`` (training slides) and ``tune`` run in eval mode."""
 
 _TURNS = 1 << 20
 """More than the orders that any epoch draws."""
@@ -61,42 +61,46 @@ _TURNS = 1 << 20
 class Stage(BaseModel):
     """A part of the schedule with its own optimiser.
 
-    The second and later stages start from the centre checkpoint of the best window of the one
-    before (streaming-prostate-2020, section IV.A.1), except after a warm-up of the head.
+    Later stages start from the centre checkpoint of the previous stage's best window
+    (streaming-prostate-2020, section IV.A.1), except after a warm-up of the head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(ge=1, description="at most so many epochs")
+    epochs: int = Field(ge=1, description="largest number of epochs")
     lr: float = Field(gt=0, description="learning rate of the backbone")
     head_lr: float = Field(gt=0, description="learning rate of the head")
-    trains: Literal["all", "head"] = Field("all", description="what learns")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="per epoch")
+    trains: Literal["all", "head"] = Field(
+        "all", description="which part of the network is trained"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate schedule, stepped per epoch"
+    )
     start: Literal["centre", "last"] = Field(
-        "centre", description="which weights of the stage before to start from"
+        "centre", description="weights of the previous stage to start from"
     )
 
 
 class TrainConfig(BaseModel):
-    """What every family's training can be told; a family adds its own fields and presets."""
+    """Training options of every family; each family adds its own fields and presets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stages: tuple[Stage, ...] = Field(min_length=1, description="the schedule")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(0.01, ge=0, description="of the optimiser")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="the training schedule")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimiser")
     accumulate: int = Field(1, ge=1, description="training steps per optimiser step")
-    clip_norm: float = Field(0, ge=0, description="largest norm of the gradients; 0 is no limit")
+    clip_norm: float = Field(0, ge=0, description="largest gradient norm; 0: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto is bf16 where the hardware multiplies it natively"
+        "auto", description="auto: bf16 where the hardware supports it natively, else fp32"
     )
-    window: int = Field(5, ge=1, description="epochs in the moving average of the tuning loss")
+    window: int = Field(5, ge=1, description="epochs averaged for the moving tuning loss")
     patience: int = Field(
-        10, ge=0, description="stop after so many epochs without a better window; 0 is never"
+        10, ge=0, description="stop after so many epochs without a better tuning loss; 0: never"
     )
-    average: bool = Field(True, description="average the weights of the best window")
-    cache_mb: int = Field(2048, ge=0, description="decoded tiles kept in memory, in MB")
+    average: bool = Field(True, description="average the weights over the best epochs")
+    cache_mb: int = Field(2048, ge=0, description="memory for decoded tiles, in MB")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset name to field values; ``default`` is used when none is named."""
@@ -110,30 +114,30 @@ class TrainConfig(BaseModel):
     ) -> Mapping[str, Any] | None:
         """Return the values of the preset ``name``, or ``None`` if there is none.
 
-        ``config`` is the model's configuration, which a preset may depend on; ``given`` are the
-        fields of the training that the user set.
+        ``config`` is the model's configuration, on which a preset may depend; ``given`` holds the
+        training fields that the user has set.
         """
         return cls.presets.get(name)
 
     def suited(self, config: FamilyConfig) -> Self:  # noqa: ARG002  # reason: for families
-        """Return the training of a model of this configuration.
+        """Return the training adapted to a model's configuration.
 
-        A family whose configuration says which parts there are leaves out the stages of the others.
+        A family whose configuration decides which parts exist leaves out stages of missing parts.
         """
         return self
 
     def of_length(self, epochs: int) -> Mapping[str, Any]:
-        """Return the fields that make it at most ``epochs`` epochs in all, parts shortened alike.
+        """Return the fields that scale the schedule to at most ``epochs`` epochs in total.
 
-        A family whose own fields count epochs shortens these too.
+        A family whose own fields count epochs scales these too.
         """
         return {"stages": stages_of_length(self.stages, epochs)}
 
 
 def stages_of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
-    """Share ``epochs`` among stages as they are shared now, each at least one.
+    """Scale stages to ``epochs`` epochs in total, in proportion, each to at least one.
 
-    Where there are fewer epochs than stages, the first stages are left out.
+    With fewer epochs than stages, the first stages are left out.
     """
     stages = stages[max(0, len(stages) - epochs) :]
     full, shares, left = sum(s.epochs for s in stages), [], epochs
@@ -148,7 +152,7 @@ def stages_of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The slide ``slide_id``, and its ``label``: the 0-based class index."""
+    """A slide and its label, the 0-based class index."""
 
     slide_id: str
     label: int
@@ -156,7 +160,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What makes feature vectors of tiles, for bags that are made once and kept.
+    """How feature vectors of tiles are computed, for bags that are computed once and cached.
 
     Attributes
     ----------
@@ -165,11 +169,12 @@ class Encoding:
     batch_size
         Tiles per call.
     facts
-        JSON values: whatever, beside slide, grid and precision, decides the vectors.
+        JSON values that identify whatever else determines the vectors, beside slide, grid and
+        precision.
     precision, dtype
-        In which they are computed, and kept.
+        Types in which vectors are computed and stored.
     place
-        Folder to keep bags in; ``None`` is the user's cache.
+        Folder of the cache; ``None`` is the user's.
     """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
@@ -181,43 +186,43 @@ class Encoding:
 
 
 class TrainData(Protocol):
-    """The slides of a training run, split; the engine makes it."""
+    """The slides of a training run, already split. The engine makes it."""
 
     @property
     def train(self) -> Sequence[Sample]:
-        """Slides to learn from."""
+        """Training slides."""
 
     @property
     def tune(self) -> Sequence[Sample]:
-        """Slides that say when to stop."""
+        """Tuning slides, which decide when to stop."""
 
     def view(self, slide_id: str) -> View:
-        """Return the view of a slide; its tiles come from memory when they were read before."""
+        """Return the view of a slide; tiles that were read before come from memory."""
 
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
-        """Return the vectors of a slide's tiles, mapped from a file that is made at first.
+        """Return the feature vectors of a slide's tiles, computed once and cached in a file.
 
-        ``spec`` lays the grid of tiles on the slide ``slide_id``, ``encoder`` turns them into
-        vectors. The bag is empty where no tile holds enough tissue.
+        ``spec`` describes the tile grid on slide ``slide_id``, ``encoder`` computes the vectors.
+        The bag is empty if no tile holds enough tissue.
         """
 
     def given_bag(self, slide_id: str) -> Bag:
-        """Read a bag that was made elsewhere, where the run's files are bags and not slides."""
+        """Read a precomputed bag, in a run that is given bags instead of slides."""
 
     def annotations(self, slide_id: str) -> Annotations:
-        """Read what is drawn on a slide; empty for a negative slide that has no file.
+        """Read the annotations of a slide; empty for a negative slide without a file.
 
-        Raises ``LabelError`` for a file that cannot be read. For a task that is
-        :attr:`TrainTask.annotated` every positive slide has a file.
+        Raises ``LabelError`` for a file that cannot be read. For tasks that are
+        :attr:`TrainTask.annotated`, every positive slide has a file.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One step to do: ``slides`` are those it reads; ``labels`` are theirs.
+    """One step to do on ``slides`` with their ``labels``.
 
-    ``phase`` says what for: to learn, to tune, or to scan without learning. ``detail`` is whatever
-    else the family's step must know.
+    ``phase`` is its purpose: train, tune, or scan without learning. ``detail`` is anything else
+    that the family's step needs.
     """
 
     phase: Phase
@@ -227,16 +232,16 @@ class Work:
 
     @classmethod
     def of(cls, phase: Phase, samples: Sequence[Sample], detail: Any = None) -> Work:
-        """Make the work of ``samples``; ``phase`` and ``detail`` as above."""
+        """Make the work of ``samples``; ``phase`` and ``detail`` as for the class."""
         slides, labels = (tuple(s.slide_id for s in samples), tuple(s.label for s in samples))
         return cls(phase, slides, labels, detail)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step computed: per slide ``losses`` and, in tuning, class ``probabilities``.
+    """What a step computed: ``losses`` per slide and, in tuning, class ``probabilities``.
 
-    ``seen`` is what a scan saw of its slide, tensors on the host: see :meth:`TrainTask.keep`.
+    ``seen`` is what a scan computed of its slide, as host tensors: see :meth:`TrainTask.keep`.
     """
 
     losses: tuple[float, ...] = ()
@@ -250,20 +255,20 @@ class TrainTask(ABC, Generic[ConfigT]):
     Parameters
     ----------
     model
-        What is trained; ``model.module`` holds the weights, on its device.
+        The model to train; ``model.module`` holds the weights, on its device.
     network
-        ``model.module`` as the engine wraps it (autocast, several devices): call this one.
+        ``model.module`` wrapped by the engine (autocast, several devices): call this one.
     data
         The slides.
     config
-        Of the class that :attr:`training` names.
+        An instance of :attr:`training`.
     seed
-        All random choices of the task follow from it.
+        Seed of all random choices of the task.
     """
 
     training: ClassVar[type[TrainConfig]]
     annotated: ClassVar[bool] = False
-    """Whether it learns from annotations: the user must then say where they are."""
+    """Whether the task learns from annotations, which the user must then provide."""
 
     def __init__(
         self,
@@ -279,36 +284,36 @@ class TrainTask(ABC, Generic[ConfigT]):
         self.config = config
         self.seed = seed
         self.stage = config.stages[0]
-        """The stage that runs; the loop sets it, on resuming too."""
+        """The current stage, set by the loop."""
         self.setup()
 
     def setup(self) -> None:
-        """Prepare what the steps need; called once, when everything above is set."""
+        """Prepare what the steps need; called once, when the attributes above are set."""
 
     @classmethod
     @abstractmethod
     def initialize(cls, model: Model[ConfigT], weights: str) -> Mapping[str, Any]:
-        """Give a new model its first weights; return what the card should say of them.
+        """Give a new model its initial weights; return what the card should say about them.
 
         ``weights`` is ``"imagenet"``, ``"none"`` or a file.
         """
 
     @classmethod
     def inherit(cls, model: Model[ConfigT], base: Model[ConfigT]) -> None:
-        """Give a new model the weights of one to start from.
+        """Give a new model the weights of the model to fine-tune.
 
-        Raises ``RuntimeError`` where they do not fit.
+        Raises ``RuntimeError`` if they do not fit.
         """
         model.module.load_state_dict(base.module.state_dict())
 
     @abstractmethod
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
-        """Return what learns in a stage: pairs of learning rate and parameters."""
+        """Return the parameters to train in a stage, as pairs of learning rate and parameters."""
 
     def check(self, slide_id: str) -> None:
-        """Raise ``SlideError`` or ``LabelError`` for a slide that cannot be learnt from.
+        """Raise ``SlideError`` or ``LabelError`` for a slide that cannot be used.
 
-        Done for every slide before all else.
+        Called for every slide before anything else.
         """
         self.data.view(slide_id)
 
@@ -327,38 +332,38 @@ class TrainTask(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Do one work of the epoch (counted from 0, for what is drawn by chance).
+        """Do one work of the epoch (counted from 0, for random choices).
 
-        ``backward`` adds the gradients of a loss; a step may call it many times (modules with
-        losses of their own, parts of a slide). Pass it the *sum* over the work's slides: the engine
+        ``backward`` adds the gradients of a loss; a step may call it several times (modules with
+        their own losses, parts of a slide). Pass it the *sum* over the work's slides: the engine
         divides by the number of slides since the last optimiser step.
         """
 
     def keep(self, work: Work, epoch: int, seen: Any) -> None:
-        """Keep what a scan saw, of this process or of another that scanned the slide for all.
+        """Keep what a scan computed, in this process or in another that scanned the slide.
 
-        ``work`` is the scan, ``epoch`` that of :meth:`step`, ``seen`` what its outcome held. It is
-        not saved: a run that is resumed sees again what it needs.
+        ``work`` is the scan, ``epoch`` that of :meth:`step`, ``seen`` comes from its outcome. It is
+        not saved: a resumed run computes again what it needs.
         """
 
     def state(self) -> dict[str, Any]:
-        """Return what later steps of the same epoch need: by name, a mapping from slide id to JSON.
+        """Return what later steps of the epoch need: by name, a mapping from slide id to JSON.
 
-        Where several processes train, each entry is taken from the one that scanned the slide.
+        With several processes, each entry is taken from the process that scanned the slide.
         """
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
 
 
 def balanced_order(
     samples: Sequence[Sample], seed: int, epoch: int, turn: int | None = None
 ) -> NDArray[np.int64]:
-    """Return positions ``(n,)`` of ``samples`` in random order, rare classes repeated to be equal.
+    """Return positions ``(n,)`` of ``samples`` in random order, with rare classes oversampled.
 
-    The order depends on ``seed``, ``epoch`` and, where an epoch draws several, ``turn`` alone.
-    Every sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
+    The order depends only on ``seed``, ``epoch`` and, if an epoch draws several, ``turn``. Every
+    sample is drawn at least once (Buda et al. 2018: oversampling to full balance).
     """
     random = np.random.default_rng([seed, epoch if turn is None else epoch * _TURNS + turn])
     labels = np.array([s.label for s in samples])
@@ -371,10 +376,10 @@ def balanced_order(
 
 
 def divided(order: NDArray[np.int64], config: TrainConfig) -> list[NDArray[np.int64]]:
-    """Divide the slides of one update into the works that make one, of all processes.
+    """Divide the slides of one update into its works, over all processes.
 
-    For stages whose works are light: their number of updates is then what was asked for, whatever
-    ``config.accumulate`` and the number of processes. ``order`` ``(n,)`` begins again where it has
+    For stages of cheap works, so that the number of updates is the one asked for, whatever
+    ``config.accumulate`` and the number of processes. ``order`` ``(n,)`` is repeated if it has
     fewer slides than there are works.
     """
     works = works_per_update(config)
@@ -382,17 +387,17 @@ def divided(order: NDArray[np.int64], config: TrainConfig) -> list[NDArray[np.in
 
 
 def works_per_update(config: TrainConfig) -> int:
-    """Return how many works make an update of a training ``config``, of all processes."""
+    """Return how many works make one update, over all processes."""
     return config.accumulate * processes()
 
 
 def slide_key(slide_id: str) -> int:
-    """Return the number that stands for a slide in the key of a random choice."""
+    """Return a number that identifies a slide in the key of a random choice."""
     return crc32(slide_id.encode())
 
 
 def processes() -> int:
-    """Return how many processes train, each on every so many-th work."""
+    """Return how many processes train; they share the works in turn."""
     from torch import distributed
 
     on = distributed.is_available() and distributed.is_initialized()

@@ -1,1 +1,1 @@
-"""What models drew: maps, results, regions. No torch."""
+"""Maps, results and regions: what models say about a slide. No torch."""

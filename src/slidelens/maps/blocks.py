@@ -1,4 +1,4 @@
-"""Sums over a plane of any size in bounded memory: a buffer of square blocks, the rest on disk."""
+"""Sums over a plane of any size in bounded memory: square blocks, spilled to disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A map under construction: patches in, in any order; one exactly blended map out."""
+"""A map under construction: patches are added in any order and blended exactly."""
 
 from __future__ import annotations
 

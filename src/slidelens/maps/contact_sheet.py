@@ -1,4 +1,4 @@
-"""A contact sheet of a trajectory: what the network saw, window by window, and what it then said.
+"""A contact sheet of a trajectory: every window that the network looked at.
 
 After figure 5 of magnifying-networks-2023.
 """

@@ -1,4 +1,4 @@
-"""The feature vectors of a slide's tiles, as a file beside their table."""
+"""Feature vectors of a slide's tiles, in a file beside the tile table."""
 
 from __future__ import annotations
 

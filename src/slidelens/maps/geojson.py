@@ -1,4 +1,4 @@
-"""QuPath's GeoJSON: features in level-0 px that QuPath opens as objects with classes."""
+"""GeoJSON as QuPath reads it: classified objects in level-0 px."""
 
 from __future__ import annotations
 

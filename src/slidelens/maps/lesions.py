@@ -1,4 +1,4 @@
-"""Lesions: what lies close together in a map is one, with area, largest diameter and peak."""
+"""Lesions: nearby regions joined into one, with area, largest diameter and peak."""
 
 from __future__ import annotations
 

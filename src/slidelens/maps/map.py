@@ -1,4 +1,4 @@
-"""A map: what a model drew on a slide, read lazily, in cells that know where they lie."""
+"""A map of model output on a slide, read lazily, whose cells know their place on the slide."""
 
 from __future__ import annotations
 

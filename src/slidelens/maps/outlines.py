@@ -1,4 +1,4 @@
-"""Outlines of sets of cells given as runs: connected parts, shells and holes, in whole numbers.
+"""Outlines of cells given as runs: connected parts with shells and holes, in integers.
 
 All steps but the last walk are vectorised, and memory grows with the runs, not with the plane.
 """

@@ -1,4 +1,4 @@
-"""A map over a picture of the slide, or of any part of it: each cell exactly in its place."""
+"""Draw a map over a picture of the slide or a part of it, each cell exactly in place."""
 
 from __future__ import annotations
 

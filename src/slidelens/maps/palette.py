@@ -1,4 +1,4 @@
-"""One set of colours for viewer, pictures and reports: safe for colour-blind readers.
+"""Colours for viewer, pictures and reports, safe for colour-blind readers.
 
 Classes take the colours of Okabe and Ito (2008, "Color Universal Design"); values take perceptually
 uniform colormaps whose opacity grows with the value, so that tissue stays visible.

@@ -1,4 +1,4 @@
-"""Pictures of a result without a display: the slide beside the slide with its heatmap."""
+"""Overview pictures of results, made without a display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regions: the cells of a map above a threshold as polygons, exactly along the cells' edges."""
+"""Regions: polygons around the cells of a map above a threshold, along the cells' edges."""
 
 from __future__ import annotations
 

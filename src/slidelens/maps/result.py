@@ -1,4 +1,4 @@
-"""A result: everything one model said about one slide, in memory and as a folder.
+"""A result: all output of one model for one slide, in memory and as a folder.
 
 ::
 
@@ -58,35 +58,35 @@ def names_a_map(name: str) -> bool:
 
 
 class Result:
-    """What a model said about a slide.
+    """The output of one model for one slide.
 
     Parameters
     ----------
     slide, model
-        Of what, and by what.
+        The slide and the model.
     probabilities
-        Class to probability in 0..1, in label order; the last class of two is the positive one.
+        Class to probability in 0..1, in label order; of two classes the second is positive.
     maps
         The maps; the one named "tissue" (kind labels) is the tissue mask.
     tiles, regions
-        The table of tiles (``None``: there is none) and the positive regions.
+        The tile table (``None`` if there is none) and the positive regions.
     features
-        Feature vectors of the tiles, one row for each; ``None`` for models that make none.
+        Feature vectors of the tiles, one row each; ``None`` for models without.
     trajectory
-        Where the network looked; ``None`` for models that look everywhere.
+        The windows that the network looked at; ``None`` for models that look everywhere.
     timings
         Seconds by stage.
     settings
-        How it was run; ``None``: not stated.
+        How the model was run; ``None`` if unknown.
     settings_sha256
         Digest of all settings that the result depends on.
     software
-        Name to version of what made it.
+        Name to version of the software that made it.
 
     Attributes
     ----------
     path
-        The folder it was loaded from or last saved to.
+        The folder that the result was loaded from or last saved to.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Result:
         return self._trajectory
 
     def map_of(self, *labels: str) -> Map:
-        """Return the first map of probabilities that has all these classes.
+        """Return the first probability map that has all these classes.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class Result:
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
-        """Open a result folder; what is in it is read when it is asked for.
+        """Open a result folder; its parts are read when they are first needed.
 
         Raises
         ------
@@ -204,14 +204,14 @@ class Result:
         return result
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder: whole or not at all, in the place of one that is there.
+        """Write the folder, whole or not at all, replacing an existing one.
 
-        Afterwards the maps are read from the folder, so what a canvas held is free.
+        Afterwards maps are read from the folder, and the memory of canvases is free.
 
         Raises
         ------
         ResultError
-            A full disk, a folder that cannot be written, or values that are no numbers.
+            A full disk, a folder that cannot be written, or values that are not numbers.
         """
         path = Path(folder)
         try:

@@ -1,4 +1,4 @@
-"""How a result was run: what ``result.json`` keeps of it, and how it is said without paths."""
+"""How a result was run, as kept in ``result.json`` and as worded without paths."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = [
     "grouped",
     "is_hidden",
     "region_text",
-    "said",
     "settings_warnings",
+    "value_text",
 ]
 
 HIDDEN = "not shown, as it may be a path"
@@ -66,7 +66,7 @@ class RunGroup(NamedTuple):
     slides: list[str]
 
 
-def said(name: str, value: Any) -> str:
+def value_text(name: str, value: Any) -> str:
     """Say the value of a field; a text that may be a path is not shown."""
     if is_hidden(name, value):
         return HIDDEN
@@ -112,7 +112,7 @@ def grouped(runs: Mapping[str, RunSettings | None]) -> list[RunGroup]:
 def config_texts(runs: Sequence[RunSettings]) -> dict[str, str]:
     """Say each field of the configurations that were used, and where slides differ in one."""
     return {
-        name: counted(said(name, run.config[name]) for run in runs)
+        name: counted(value_text(name, run.config[name]) for run in runs)
         for name in _common(runs)
         if any(run.config[name] is not None for run in runs)
     }
@@ -156,7 +156,7 @@ def _facts(runs: Sequence[RunSettings]) -> dict[str, str]:
         **config_texts(runs),
         "precision": counted(run.precision for run in runs),
         **{
-            f"tissue {name}": counted(said(name, run.tissue.get(name)) for run in runs)
+            f"tissue {name}": counted(value_text(name, run.tissue.get(name)) for run in runs)
             for name in tissue
         },
     }

@@ -1,4 +1,4 @@
-"""The table of a slide's tiles, as WSInfer writes it: level-0 boxes and one column per class."""
+"""The tile table, in WSInfer's format: level-0 boxes and one column per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a network looked: nested windows in the order of looking, and ``trajectory.json``.
+"""Trajectories: nested windows in the order of looking, and ``trajectory.json``.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Augmentation of tiles in batches, on any device, each tile by a key of its own.
+"""Augmentation of tiles in batches on any device; each tile is augmented by its own key.
 
 The same key gives the same augmentation, whatever the batch: multiple-instance learning shows a
 tile once to choose it and once to learn from it, and both must be the same picture

@@ -1,4 +1,4 @@
-"""Encoders: networks that turn a tile into a feature vector; torchvision's, and those of plugins.
+"""Encoders turn tiles into feature vectors: torchvision's networks, and those of plugins.
 
 A plugin's encoder is named ``<plugin>/<variant>``, such as ``timm/vit_small_patch16_224``. Unlike
 the dense trunks of :mod:`slidelens.nn.backbones` it need not be convolutional, so only

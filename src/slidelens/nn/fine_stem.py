@@ -1,4 +1,4 @@
-"""A first layer that sees twice as finely: an image of 1 µm/px as if it were of 0.5 µm/px.
+"""Refine a first layer to twice the resolution: 1 µm/px is seen as if it were 0.5 µm/px.
 
 Networks trained on ImageNet halve the image in their first convolution. On tissue at 1 µm/px that
 leaves nuclei of three or four pixels, and what the network has learnt to see at 0.5 µm/px is lost.

@@ -1,4 +1,4 @@
-"""Batch norms that are frozen whole: they keep nothing for the backward pass."""
+"""Fully frozen batch norms, which keep nothing for the backward pass."""
 
 from __future__ import annotations
 

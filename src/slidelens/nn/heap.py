@@ -1,4 +1,4 @@
-"""Give memory that is free in the C library's heap back to the system."""
+"""Return free memory of the C library's heap to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classification layer of a magnifying network: windows become features, features verdicts.
+"""The classification layer of a magnifying network: windows to features to class scores.
 
 Source: magnifying-networks-2023, sections 3.2 and 3.3; what is ours is said in the docstrings.
 """

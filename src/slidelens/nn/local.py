@@ -1,4 +1,4 @@
-"""Locally supervised learning: a network in modules, each with a loss of its own.
+"""Locally supervised learning: a network in modules, each with its own loss.
 
 A whole slide goes through module after module. Each learns from a classifier of its own, and from
 having to keep what it was given (:class:`~slidelens.nn.local_heads.Reconstruction`); no gradient

@@ -1,4 +1,4 @@
-"""Where to cut a convolutional network into modules that train on their own.
+"""Where to cut a network into modules that are trained on their own.
 
 Cuts are balanced by what a training step keeps: the step's memory is that of its largest module, so
 the best cut has the smallest largest module. (Multiply-adds would be the measure for modules on

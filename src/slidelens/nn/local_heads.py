@@ -1,4 +1,4 @@
-"""What trains a module on its own: an attention classifier, and the reconstruction of its input.
+"""The parts that train one module: an attention classifier and a feature reconstruction.
 
 Source: locally-supervised-2022, section 2.1 and figure 1; gated attention after Ilse et al. 2018.
 """

@@ -1,4 +1,4 @@
-"""A slide of any size through all modules at once, rows after rows.
+"""Run a slide of any size through all modules at once, band by band.
 
 Each module is streamed; its rows go to its head and to the next module as soon as they are done,
 and go when both have read them. No map is ever whole: memory is a band of rows per module.

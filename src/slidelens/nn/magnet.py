@@ -1,4 +1,4 @@
-"""Magnifying networks: look at a whole slide, choose windows, look closer, and closer, then judge.
+"""Magnifying networks: choose windows of a slide, look closer layer by layer, classify.
 
 Source: magnifying-networks-2023, section 3. Where the paper (as published, without its appendix) is
 silent the choice is ours, and the docstring says so.

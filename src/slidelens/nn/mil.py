@@ -1,4 +1,4 @@
-"""Multiple-instance learning on slides cut into tiles: networks, losses, linear poolings.
+"""Multiple-instance learning on tiles: networks, losses and linear poolings.
 
 A network has a backbone, which makes a feature vector of each tile, and a head, which makes an
 answer of the vectors of one slide, its bag. Here the head is a linear layer; in

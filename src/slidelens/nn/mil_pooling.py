@@ -1,4 +1,4 @@
-"""How a bag of tiles becomes one answer: attention, dual stream, clustering, recurrent pooling.
+"""Learnt poolings of tiles: attention, dual stream, clustering-constrained, recurrent.
 
 A bag is the feature vectors ``(N, D)`` of one slide's tiles. Sizes of layers default to those of
 each method's paper (:mod:`slidelens.families.mil`). All mathematics is float32. The transformer is

@@ -1,4 +1,4 @@
-"""Multi-stage segmentation: a patch network, the map of its feature vectors, a U-Net over the map.
+"""Multi-stage segmentation: a patch network, and a U-Net on the map of its vectors.
 
 Source: multi-stage-segmentation-2019, section 3. The paper's methods for comparison are the same
 network with parts left out.

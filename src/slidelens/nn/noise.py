@@ -1,4 +1,4 @@
-"""Gaussian noise that is a function of position: the same whoever asks, on any device."""
+"""Gaussian noise as a function of position: the same on every device and in every tile."""
 
 from __future__ import annotations
 

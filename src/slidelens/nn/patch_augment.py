@@ -1,4 +1,4 @@
-"""Augmentation of annotated patches: what every tile gets, and a crop, contrast and sharpness.
+"""Augmentation of annotated patches: as for tiles, plus crop, contrast and sharpness.
 
 Source: multi-stage-segmentation-2019, section 4.1: crops of 224 of 256 px, quarter turns and flips,
 and saturation, contrast, brightness and sharpness in 0.75..1.25.

@@ -1,4 +1,4 @@
-"""Means of windows and patches of a large map, whose gradients are made at once.
+"""Window means and patches of large maps, with one gradient for all of them.
 
 Autograd gives every slice of a map a gradient of the map's size, in an order of memory that the
 convolutions below it have to undo: with ten patches that took half of a training step, and room for

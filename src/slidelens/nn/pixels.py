@@ -1,4 +1,4 @@
-"""From bytes to what a network takes."""
+"""Normalise pixels for a network."""
 
 from __future__ import annotations
 

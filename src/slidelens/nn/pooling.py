@@ -1,4 +1,4 @@
-"""Max pooling on a CPU where nobody will ask for a gradient."""
+"""A faster max pooling for the CPU, where no gradient is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision: where autocast does not belong, and what it need not do at every step."""
+"""Where autocast must stay off, and weights that are cast once instead of at each step."""
 
 from __future__ import annotations
 

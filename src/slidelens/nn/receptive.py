@@ -1,4 +1,4 @@
-"""Receptive fields and window arithmetic, in whole numbers, one axis at a time.
+"""Receptive fields and window arithmetic in integers, one axis at a time.
 
 Everything that makes streaming exact is decided here: which input rows an output row reads, how
 many output rows a strip of input completes, and, over a whole network, the size, stride and offset

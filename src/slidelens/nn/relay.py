@@ -1,4 +1,4 @@
-"""One slide on its way through modules that train on their own."""
+"""A slide on its way through modules that are trained on their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at windows of pictures so that the picture tells the window where to go.
+"""Sample windows of pictures, with useful gradients to the windows' positions.
 
 Bilinear sampling gives a window's parameters the slope between neighbouring source pixels, which is
 noise where the window shrinks or enlarges much. Linearized multi-sampling (Jiang et al. 2019) fits

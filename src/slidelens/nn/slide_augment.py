@@ -1,4 +1,4 @@
-"""Augmentation of whole images, piece by piece: no more of one is held than is asked for.
+"""Augmentation of whole images piece by piece; no more is held than is asked for.
 
 Every pixel of an augmented image is a function of its position alone, in whole numbers where it is
 interpolated, so that tiles agree with the whole image and a tile that is read twice is the same

@@ -1,4 +1,4 @@
-"""A classifier of whole images: a backbone, global pooling, one linear layer; streamed.
+"""A streamed classifier of whole images: backbone, global pooling, one linear layer.
 
 Source: streaming-prostate-2020, section IV.A: ResNet-34 streamed over its first 28 layers, the rest
 of the network on the whole feature map, global pooling, one linear layer.

@@ -1,4 +1,4 @@
-"""Images turned by any angle or deformed, piece by piece.
+"""Rotate images by any angle, or deform them, piece by piece.
 
 A position is a function of the pixel's place alone and rounded to a 32nd of a pixel, so that pieces
 agree with the whole image to the last bit.

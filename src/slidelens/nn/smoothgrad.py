@@ -1,4 +1,4 @@
-"""SmoothGrad of whole images, streamed: without seams, whatever the tile.
+"""Streamed SmoothGrad of whole images, without seams between tiles.
 
 Source: Smilkov, Thorat, Kim, Viégas, Wattenberg, "SmoothGrad: removing noise by adding noise"
 (2017). Defaults are those of Pinckaers et al. (streaming prostate, section on saliency): 25

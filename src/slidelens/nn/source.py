@@ -1,4 +1,4 @@
-"""Where a streamed image comes from: a tensor, a uint8 tensor on the CPU, or a lazy reader."""
+"""The input of a streamed network: a tensor, a uint8 tensor on the CPU, or a lazy reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparsemax: the softmax's sibling that gives exact zeros, on vectors and on maps.
+"""Sparsemax: a softmax with exact zeros, on vectors and on maps.
 
 Source: Martins and Astudillo 2016 ("From Softmax to Sparsemax"), algorithm 1 and proposition 2;
 over the cells of a map as in magnifying-networks-2023, section 3.1.

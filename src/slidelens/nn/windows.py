@@ -1,4 +1,4 @@
-"""Convolution, pooling and padding on a piece of the image, padded only at its real borders."""
+"""Convolution, pooling and padding on a piece of an image, padded only at real borders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where to look: attention over a picture, a window read out of it, what it should have foreseen.
+"""Attention over a picture, the window it chooses, and the foresight loss.
 
 Source: magnifying-networks-2023, sections 3.1 and 4.2. Where the paper (as published, without its
 appendix) is silent the choice is ours, and the docstring says so.

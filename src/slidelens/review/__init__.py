@@ -1,1 +1,1 @@
-"""Review of false positives and false negatives: errors, evidence, decisions, report."""
+"""Review of false positives and negatives: errors, evidence, decisions, report."""

@@ -1,4 +1,4 @@
-"""What a report says of its cohort and its models, without paths and without names of slides."""
+"""Cohort and model cards of a report, without paths and slide names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slidelens.engine.package import find_models
 from slidelens.engine.packages.manifest import Manifest, read_manifest
 from slidelens.errors import ModelError, ResultError
-from slidelens.maps.run_settings import config_texts, grouped, said
+from slidelens.maps.run_settings import config_texts, grouped, value_text
 from slidelens.maps.schema import read_result_file
 from slidelens.review.wording import describe_run
 
@@ -212,7 +212,7 @@ def _add_package(card: ModelCard, manifest: Manifest) -> None:
     extra: dict[str, Any] = manifest.model_extra or {}
     if not card.as_run:
         config = {k: v for k, v in manifest.config.items() if v is not None}
-        card.config = {name: said(name, value) for name, value in config.items()}
+        card.config = {name: value_text(name, value) for name, value in config.items()}
     used = [run.settings.config for run in card.runs if run.settings is not None] or [{}]
     mpps = [_number(one.get("mpp"), manifest.mpp) for one in used]
     card.facts["Resolution"] = _either(f"{mpp:g} µm/px" for mpp in mpps)
@@ -224,7 +224,7 @@ def _add_package(card: ModelCard, manifest: Manifest) -> None:
         )
     backbone = manifest.config.get("backbone")
     if isinstance(backbone, str):
-        card.facts["Backbone"] = said("backbone", backbone)
+        card.facts["Backbone"] = value_text("backbone", backbone)
     if trained := _slides(manifest.training_data):
         card.facts["Trained on"] = trained
     auc, split = manifest.metrics.get("auc"), manifest.metrics.get("split")

@@ -1,4 +1,4 @@
-"""The commands that lead from slides to a report, as its runs and options were."""
+"""The commands that reproduce a report, from its slides on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slidelens.engine.fields import read_value
+from slidelens.errors import listed
 from slidelens.maps.run_settings import is_hidden, region_text
 from slidelens.review.wording import changed_tissue
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["commands_of"]
 
-_SHOWN = 20  # slides named of a group
 _REGIONS = 8  # commands for one model, before regions are no longer listed
 
 
@@ -55,9 +55,7 @@ def _predict(content: Content) -> list[str]:
         remarks = [f"# {', '.join(names)}: {text}" for text in command.remarks]
         if command.slides not in places:
             place = places[command.slides] = f"SLIDES_{len(places)}"
-            listed = ", ".join(content.names[i] for i in command.slides[:_SHOWN])
-            more = len(command.slides) - _SHOWN
-            remarks.append(f"# {place}: {listed}" + (f" and {more} more" if more > 0 else ""))
+            remarks.append(f"# {place}: {listed([content.names[i] for i in command.slides])}")
         asked = " ".join(f"--model {shlex.quote(name)}" for name in names)
         place = places[command.slides]
         lines += [*remarks, f"slidelens predict {place} {asked}{command.options} --out RESULTS"]

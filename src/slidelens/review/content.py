@@ -1,4 +1,4 @@
-"""Everything that a report says, gathered before anything is drawn."""
+"""Gather the content of a report before anything is drawn."""
 
 from __future__ import annotations
 

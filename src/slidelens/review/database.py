@@ -1,4 +1,4 @@
-"""The SQLite file of a review: opened, checked, brought up to date; what goes wrong is told."""
+"""Open, check and migrate the SQLite file of a review."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def reading(path: Path, patience: float) -> Iterator[sqlite3.Connection | None]:
     if not path.exists():
         yield None
         return
-    with _told(path), closing(_open_to_read(path, patience)) as db:
+    with _translated_errors(path), closing(_open_to_read(path, patience)) as db:
         yield db if _check(db, path) else None
 
 
 @contextmanager
 def writing(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
     """Give a connection that alone may write; all is kept, or nothing if the block raises."""
-    with _told(path), closing(_connect(path, patience)) as db:
+    with _translated_errors(path), closing(_connect(path, patience)) as db:
         _prepare(db, path, patience)
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -135,7 +135,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _translated_errors(path: Path) -> Iterator[None]:
     """Say what SQLite could not do, and what helps."""
     try:
         yield

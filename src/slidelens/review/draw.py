@@ -1,22 +1,21 @@
-"""Marks on evidence: scale bars, numbered fields, outlines; and small JPEG files."""
+"""Draw scale bars, numbered fields and outlines on evidence, and encode it as JPEG."""
 
 from __future__ import annotations
 
-from functools import cache
 from io import BytesIO
 from math import dist, inf
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slidelens.maps.overlay import scale_bar_um
+from slidelens.maps.picture import lettering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     from slidelens.geometry import Box
     from slidelens.tiling.annotations import Annotation
@@ -35,7 +34,7 @@ def mark_scale(picture: Image.Image, um_per_px: float) -> float:
     um = scale_bar_um(picture.width * um_per_px)
     length, size = max(1, round(um / um_per_px)), _text_px(picture, 19)
     text = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
-    font = _font(size)
+    font = lettering(size)
     wide, pad = max(length, round(draw.textlength(text, font))), size // 2
     thick = max(2, size // 5)
     bottom = picture.height - pad
@@ -111,7 +110,7 @@ def _tag(
     draw: ImageDraw.ImageDraw, picture: Image.Image, text: str, at: tuple[int, int], size: int
 ) -> None:
     """Write a number at a field's corner, inside the picture."""
-    font = _font(size)
+    font = lettering(size)
     wide, high = round(draw.textlength(text, font)) + size // 2, size + size // 4
     x = min(max(at[0] - wide // 2, 0), picture.width - wide)
     y = min(max(at[1] - high // 2, 0), picture.height - high)
@@ -122,12 +121,3 @@ def _tag(
 def _text_px(picture: Image.Image, share: int = 24) -> int:
     """Return a size of text that can be read where a page shows the picture small."""
     return max(11, round(max(picture.size) / share))
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib as mpl
-    from PIL import ImageFont
-
-    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)

@@ -1,4 +1,4 @@
-"""Which slides a method gets wrong at an operating point, how confidently, and what others say.
+"""List the slides that a method gets wrong, with its confidence and the other methods' verdicts.
 
 Pure: reads an evaluation folder, opens no result and draws nothing.
 """

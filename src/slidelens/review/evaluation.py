@@ -1,4 +1,4 @@
-"""Read back what ``slidelens evaluate`` wrote, so that errors can be judged at any threshold."""
+"""Read an evaluation folder, so that errors can be listed at any threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of one slide's errors: an overview, and its strongest places under every method."""
+"""Draw a slide's evidence: an overview, and the most telling fields under every method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions as CSV, to and from other programs, and the labels that they correct."""
+"""Exchange decisions as CSV, and correct labels by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a method looked hardest: the places of a result that a reviewer wants to see closely.
+"""Fields of view worth a reviewer's look: where a method found most evidence.
 
 It works from what a result holds, not from the family's name, so that a plugin's results are shown
 too: a trajectory, a saliency map, a table of tiles as coarse as the map, or any other map.

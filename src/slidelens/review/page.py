@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from slidelens.errors import listed
 from slidelens.maps.palette import COLORMAPS, colormap
-from slidelens.maps.run_settings import counted, region_text, said
+from slidelens.maps.run_settings import counted, region_text, value_text
 from slidelens.review.evidence import OPACITY
 from slidelens.review.tally import LABEL_WRONG
 from slidelens.review.wording import changed_tissue, merge_notes
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from slidelens.review.errors import Verdict
 
 __all__ = ["HELPERS", "legend_css", "run_rows", "settings_rows"]
-
-_NAMED = 20  # slides that were run alike; of more the number is told
 
 
 def legend_css() -> str:
@@ -67,9 +66,7 @@ def run_rows(content: Content) -> list[tuple[str, ...]]:
         for run in card.runs:
             number = f"{len(run.slides)} of {card.results}"
             if len(card.runs) > 1:
-                names = [content.names[slide_id] for slide_id in run.slides[:_NAMED]]
-                more = len(run.slides) - _NAMED
-                number += f": {', '.join(names)}" + (f" and {more} more" if more > 0 else "")
+                number += f": {listed([content.names[slide_id] for slide_id in run.slides])}"
             rows.append((card.name, number, *_asked(run.settings), _given(card, run.slides)))
     return rows
 
@@ -77,7 +74,7 @@ def run_rows(content: Content) -> list[tuple[str, ...]]:
 def _asked(run: RunSettings | None) -> tuple[str, ...]:
     if run is None:
         return ("not stated",) * 4
-    options = ", ".join(f"{name} {said(name, value)}" for name, value in run.options.items())
+    options = ", ".join(f"{name} {value_text(name, value)}" for name, value in run.options.items())
     tissue = ", ".join(changed_tissue(run)) or "as usual"
     return region_text(run), options or "nothing", run.precision, tissue
 

@@ -1,4 +1,4 @@
-"""The slide's own pixels, or where its file is gone, its saved tissue mask."""
+"""Pixels for evidence: the slide's own, or its saved tissue mask if the file is gone."""
 
 from __future__ import annotations
 

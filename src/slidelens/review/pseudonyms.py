@@ -1,4 +1,4 @@
-"""Names under which slides and reviewers go into a report that leaves the house."""
+"""Pseudonyms of slides and reviewers for reports."""
 
 from __future__ import annotations
 

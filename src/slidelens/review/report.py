@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, and the same as PDF.
+"""Write the report: one self-contained HTML file, and the same as PDF.
 
 Pictures are drawn one slide after another and wait on the disk; memory holds one slide's at a time.
 """

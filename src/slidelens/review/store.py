@@ -1,4 +1,4 @@
-"""Decisions on errors, in one SQLite file that several people and programs may write at once.
+"""Decisions on errors, in an SQLite file that several people may write at once.
 
 Nothing is ever overwritten: a decision is a row, its change is another, and the newest row of a
 case and reviewer is in force. A connection lives for one call, so a store may be used from any

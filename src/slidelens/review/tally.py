@@ -1,4 +1,4 @@
-"""What decisions add up to: sources of errors by method, agreement of reviewers, wrong labels."""
+"""Summaries of decisions: causes of errors, agreement of reviewers, wrong labels."""
 
 from __future__ import annotations
 

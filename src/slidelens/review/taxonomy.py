@@ -1,4 +1,4 @@
-"""Categories of errors: those of the streaming paper, or an edited file of one's own."""
+"""Categories of errors: the streaming paper's, or the user's own file."""
 
 from __future__ import annotations
 

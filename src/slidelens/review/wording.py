@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slidelens.maps.run_settings import region_text, said
+from slidelens.maps.run_settings import region_text, value_text
 from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def merge_notes(notes: Iterable[str], models: Sequence[str]) -> list[str]:
 def describe_run(run: RunSettings) -> str:
     """Say in a line what was asked of a run."""
     parts = ["whole slides" if run.region is None else f"region {region_text(run)}"]
-    parts += [f"{name} {said(name, value)}" for name, value in run.options.items()]
+    parts += [f"{name} {value_text(name, value)}" for name, value in run.options.items()]
     if run.precision != "auto":
         parts.append(f"precision {run.precision}")
     return ", ".join([*parts, *(f"tissue {text}" for text in changed_tissue(run))])
@@ -39,4 +39,4 @@ def describe_run(run: RunSettings) -> str:
 def changed_tissue(run: RunSettings) -> list[str]:
     """Say how tissue was found, where that is not the default."""
     usual = TissueSettings().model_dump(mode="json")
-    return [f"{k} {said(k, v)}" for k, v in run.tissue.items() if usual.get(k) != v]
+    return [f"{k} {value_text(k, v)}" for k, v in run.tissue.items() if usual.get(k) != v]

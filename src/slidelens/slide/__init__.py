@@ -1,1 +1,1 @@
-"""Slides: one world over every file format, lazily."""
+"""Slides of every file format behind one lazy class."""

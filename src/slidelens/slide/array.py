@@ -1,4 +1,4 @@
-"""Slides in memory: an array as the whole slide, for tests, demos and pictures without a file."""
+"""Slides made of arrays in memory, for tests, demos and pictures."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def from_array(
     mpp: float | tuple[float, float] | None = None,
     name: str = "array",
 ) -> Slide:
-    """Make a slide of arrays in memory.
+    """Make a slide from arrays in memory.
 
     Parameters
     ----------
     levels
-        ``(H, W, 3)`` uint8 RGB, finest first; not copied.
+        ``(H, W, 3)`` uint8 RGB arrays, finest first; not copied.
     mpp
-        µm per level-0 px.
+        Resolution in µm per level-0 px.
     name
-        The slide's id.
+        Slide id.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The slide: one class over every backend, in level-0 pixels and micrometres."""
+"""The slide: one class for every backend, in level-0 pixels and micrometres."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -34,20 +33,19 @@ _DOUBLE = (".ome.zarr.zip", ".zarr.zip", ".ome.tiff", ".ome.tif", ".ome.zarr", "
 class Slide:
     """A whole-slide image that reads any box at any resolution.
 
-    Safe to use from many threads. Pixels are decoded when asked for; nothing is read ahead. A copy,
-    and what another process gets by pickle, such as a worker of a DataLoader, is the slide opened
-    once more.
+    Safe to use from many threads. Pixels are decoded on demand; nothing is read ahead. A copied or
+    unpickled slide, for example in a DataLoader's worker, is opened again.
 
     Parameters
     ----------
     reader
-        The backend that holds the file open; the slide closes it.
+        The backend that holds the open file; the slide closes it.
     path
-        What was opened.
+        The file or folder.
     mpp, mpp_source
-        Resolution in µm per level-0 px and where it comes from; default: as the file says.
+        Resolution in µm per level-0 px, and where it comes from; default: as the file states.
     colour
-        Applied to native pixels, for example an ICC transform; ``None`` leaves them as stored.
+        Transform applied to native pixels, for example by an ICC profile; ``None``: none.
 
     See Also
     --------
@@ -80,22 +78,22 @@ class Slide:
         self.associated_images: tuple[str, ...] = facts.associated_images
         self.channels: tuple[str, ...] = facts.channels
         self.open_seconds = 0.0
-        """How long opening took; 0 for a slide that was in memory."""
+        """Seconds that opening took; 0 for a slide in memory."""
         self.without_row: Path | None = None
-        """A table that was to state the resolution, and has no row for this slide."""
+        """A resolution table that has no row for this slide."""
         self.reopen: Callable[[], Slide] | None = None
-        """Opens it once more, for a copy or another process; ``None``: it cannot be."""
+        """Opens the slide again, for a copy or another process; ``None`` if that is impossible."""
 
     def read(self, box: Box, mpp: float | None = None) -> NDArray[np.uint8]:
         """Read any box at any resolution.
 
-        The box keeps its exact position: reading it equals the crop of a bigger read whose pixels
-        it shares. Shrinking averages over area; outside the slide is white.
+        Positions are exact: a read equals the crop of any larger read on the same pixel grid.
+        Downsampling averages over area; everything outside the slide is white.
 
         Parameters
         ----------
         box
-            In level-0 px; may reach outside the slide.
+            Box in level-0 px; may reach outside the slide.
         mpp
             µm per output px; ``None`` reads level-0 pixels and needs no resolution.
 
@@ -110,7 +108,7 @@ class Slide:
         SlideError
             The file cannot be decoded, or the slide is closed.
         ValueError
-            An empty or endless box, or a resolution that is not above zero.
+            A box that is empty or not finite, or a resolution that is not above zero.
         """
         if not (box.w > 0 and box.h > 0 and all(map(isfinite, box))):
             raise ValueError(f"a box must be finite, wider and higher than 0 px, not {box}")
@@ -137,14 +135,14 @@ class Slide:
         )
 
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read whole pixels of one stored level, ``(h, w, 3)`` uint8 RGB, white outside it.
+        """Read pixels of a stored level, ``(h, w, 3)`` uint8 RGB, white outside it.
 
         Parameters
         ----------
         level
             Index into :attr:`levels`.
         x, y, w, h
-            In pixels of that level.
+            Box in pixels of that level.
 
         Raises
         ------
@@ -193,7 +191,7 @@ class Slide:
     def pyramid(self) -> list[LazyLevel]:
         """Return lazy arrays ``(H, W, 3)``, finest first, the coarsest at most 2048 px long.
 
-        What a viewer shows. Making it reads nothing; see :mod:`slidelens.slide.pyramid`.
+        For viewers. Making it reads no pixels; see :mod:`slidelens.slide.pyramid`.
         """
         self._check_open()
         if self._pyramid is None:
@@ -215,31 +213,31 @@ class Slide:
         return self._reader.read_associated(name)
 
     def notes(self) -> list[str]:
-        """Say in a sentence each what is odd about the file, and how it is read all the same.
+        """Return what is unusual about the file and how it is read nevertheless, a sentence each.
 
-        May read some of its pixels.
+        May read some pixels.
 
         Raises
         ------
         SlideError
-            They cannot be decoded, or the slide is closed.
+            Pixels that cannot be decoded, or a closed slide.
         """
         self._check_open()
         return self._reader.notes()
 
     @property
     def color_managed(self) -> bool:
-        """Whether the embedded ICC profile is applied to what is read."""
+        """Whether the embedded ICC profile is applied to the pixels."""
         return self._colour is not None
 
     @property
     def icc_profile(self) -> bytes | None:
-        """The embedded ICC profile; kept, and applied only with ``open_slide(..., icc=True)``."""
+        """The embedded ICC profile; applied only with ``open_slide(..., icc=True)``."""
         self._check_open()
         return self._reader.icc_profile()
 
     def require_mpp(self) -> Mpp:
-        """Return :attr:`mpp`, or raise :class:`MissingMppError` that says how to give one."""
+        """Return :attr:`mpp`, or raise a :class:`MissingMppError` that says how to set it."""
         if self.mpp is None:
             if self.without_row is not None:
                 raise MissingMppError(
@@ -255,7 +253,7 @@ class Slide:
         return self.mpp
 
     def close(self) -> None:
-        """Close the file; harmless when called twice."""
+        """Close the file; may be called more than once."""
         self._closed = True
         for level in self._pyramid or ():
             level.forget()
@@ -265,12 +263,7 @@ class Slide:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[], Slide], tuple[()], dict[str, Any]]:
@@ -320,21 +313,21 @@ class Slide:
 
 
 def id_of_name(name: str) -> str:
-    """Return the id that a slide's file name stands for; a name without extension is an id.
+    """Return the slide id of a file name; a name without extension is an id already.
 
-    What follows the last point is an extension if it looks like one: ``a.svs`` is ``a``, but
-    ``P1.7`` and ``case.HE`` are themselves.
+    The part after the last dot counts as an extension if it looks like one: ``a.svs`` gives ``a``,
+    but ``P1.7`` and ``case.HE`` stay as they are.
     """
     stem = slide_id(PurePath(name))
     return stem if _EXTENSION.search(name) else normalize("NFC", name)
 
 
 def slide_id(path: PurePath) -> str:
-    """Return a slide's id: its file name without the extension (``.ome.tif`` counts as one).
+    """Return a slide's id: its file name without extension (``.ome.tif`` counts as one).
 
     So does ``.zarr.zip``. A DICOM folder keeps its whole name; an image within a ``.zarr``, such
-    as the field of a plate, is called after that, too. Bytes that are no text are written out,
-    and letters with marks composed (NFC), which file systems of a Mac take apart.
+    as the field of a plate, includes the name of the ``.zarr``. Bytes that are not text are
+    escaped, and accented letters are composed (NFC), since a Mac's file systems decompose them.
     """
     if isinstance(path, Path):  # one may work in the slide's own folder, or in one of its parts
         path = path.resolve() if path.name in ("", "..") else path.absolute()

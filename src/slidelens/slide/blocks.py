@@ -1,4 +1,4 @@
-"""Read a box from pixels that are stored in equal blocks."""
+"""Read a box of pixels that are stored in equal blocks."""
 
 from __future__ import annotations
 

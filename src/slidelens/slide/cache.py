@@ -1,4 +1,4 @@
-"""Decoded tiles of all open slides in one cache that is bounded in bytes."""
+"""One cache, bounded in bytes, for the decoded tiles of all open slides."""
 
 from __future__ import annotations
 

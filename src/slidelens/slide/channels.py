@@ -1,4 +1,4 @@
-"""From stored samples to RGB: grey, deep, transparent and fluorescence pixels."""
+"""Turn stored samples into RGB: grey, 16-bit, transparent and fluorescence pixels."""
 
 from __future__ import annotations
 

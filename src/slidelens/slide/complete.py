@@ -1,4 +1,4 @@
-"""Find out that a TIFF was cut off, before its missing tiles are asked for."""
+"""Detect a truncated TIFF before its missing tiles are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``slidelens info --json`` says of a slide."""
+"""The facts that ``slidelens info --json`` prints."""
 
 from __future__ import annotations
 

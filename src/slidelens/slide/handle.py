@@ -1,4 +1,4 @@
-"""An OpenSlide that many threads read: freed once, and never while one of them reads."""
+"""An OpenSlide handle shared by threads: freed once, and never during a read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours by the embedded ICC profile, when asked for."""
+"""Convert colours by the embedded ICC profile, when asked to."""
 
 from __future__ import annotations
 

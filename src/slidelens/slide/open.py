@@ -32,7 +32,7 @@ READERS: Registry[type[Reader]] = Registry(
         "tifffile": "slidelens.slide.tiff:TiffReader",
     },
 )
-"""Backends in the order in which they are asked; plugins come after the built-ins."""
+"""Backends in the order in which they are tried; plugins come after the built-ins."""
 
 _HEAD = 1024
 _CONVERT = "which no backend reads; convert it to OME-TIFF"
@@ -55,30 +55,30 @@ def open_slide(
     backend: str | None = None,
     icc: bool = False,
 ) -> Slide:
-    """Open a whole-slide image; no pixel is decoded.
+    """Open a whole-slide image without decoding pixels.
 
     Parameters
     ----------
     path
-        A slide file, any instance file or the folder of a DICOM series, or the folder or zip
-        archive of an OME-Zarr.
+        A slide file; a DICOM series by its folder or any of its files; an OME-Zarr folder or zip
+        archive.
     mpp
-        Resolution in µm per level-0 px where the file states none or a wrong one: a number, a pair
-        (x, y), the path of a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 over the
-        objective power, for files that state no resolution).
+        Resolution in µm per level-0 px, if the file states none or a wrong one: a number, a pair
+        (x, y), the path of a CSV with columns ``slide,mpp``, or ``"from-objective"`` (10 divided
+        by the objective power, only for files that state no resolution).
     backend
-        Name of the backend to use; by default the content of the file decides.
+        Name of the backend; default: chosen by the content of the file.
     icc
-        Convert pixels to sRGB by the embedded ICC profile; a slide without one reads unchanged.
+        Convert pixels to sRGB by the embedded ICC profile, if there is one.
 
     Raises
     ------
     SlideNotFoundError
-        No such path.
+        No such file or folder.
     UnsupportedSlideError
-        No backend reads it.
+        A format that no backend reads.
     SlideError
-        It cannot be opened, or its path is no text.
+        A file that cannot be opened, or a path that is not valid text.
     MissingMppError
         ``mpp="from-objective"`` and the file states no objective power.
     """
@@ -118,7 +118,7 @@ def _opened(
 
 
 def is_slide(path: str | os.PathLike[str]) -> bool:
-    """Say whether a backend accepts a file or folder by its content; damage may show later."""
+    """Return whether a backend accepts a file or folder; damage may only show when it is read."""
     where = Path(path)
     try:
         _choose(where, None)

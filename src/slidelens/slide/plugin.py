@@ -1,4 +1,4 @@
-"""The reader of a plugin, as a slide holds it: named when it fails, checked, and cached."""
+"""Wrap a plugin's reader: check what it returns, cache it, and name it when it fails."""
 
 from __future__ import annotations
 

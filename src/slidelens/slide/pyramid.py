@@ -1,4 +1,4 @@
-"""Lazy pyramids for viewers: arrays that read what is shown, and nothing before.
+"""Lazy pyramids for viewers: arrays that read only what is shown.
 
 Stored levels are used as they are. Where two of them lie more than a factor of 4 apart, or the
 coarsest is longer than 2048 px (a slide of a single level, say), levels are synthesised: block by

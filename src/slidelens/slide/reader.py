@@ -1,4 +1,4 @@
-"""What a backend provides: facts of a file and native pixels of one level, no resampling."""
+"""The interface of a backend: facts of a file, and native pixels of one level."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a slide file says of itself, known without decoding a pixel.
+    """Facts of a slide file, known without decoding pixels.
 
     Attributes
     ----------
     levels
         Finest first.
     mpp, mpp_source
-        µm per level-0 px, and which header said so; ``None`` where none did.
+        µm per level-0 px, and the header that states it; ``None`` if none does.
     objective_power
-        Magnification of the objective, ``None`` where the file does not say.
+        Magnification of the objective; ``None`` if the file does not state it.
     properties
         Every other header field as text, ``openslide.bounds-*`` included.
     associated_images
-        Names of label, macro and thumbnail images; their pixels stay unread.
+        Names of label, macro and thumbnail images, whose pixels are not read.
     channels
         Names of fluorescence channels; empty for RGB.
     """
@@ -64,9 +64,9 @@ class Facts:
 class Reader(ABC):
     """One open slide file.
 
-    A plugin brings a subclass under the entry-point group ``slidelens.slides``; the entry's name is
-    the backend's name. ``read`` is called from many threads at once. Anything that goes wrong with
-    the file is raised as :class:`~slidelens.errors.SlideError`.
+    A plugin adds a subclass in the entry-point group ``slidelens.slides``; the name of the entry is
+    that of the backend. ``read`` is called from many threads at once. Whatever is wrong with the
+    file is raised as a :class:`~slidelens.errors.SlideError`.
 
     Parameters
     ----------
@@ -83,17 +83,17 @@ class Reader(ABC):
     @classmethod
     @abstractmethod
     def sniff(cls, path: Path, head: bytes) -> bool:
-        """Say by content whether this backend should read ``path``.
+        """Return whether this backend should read ``path``, judging by its content.
 
         ``head`` holds the first bytes of a file and is empty for a folder.
         """
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read ``(h, w, 3)`` RGB from (x, y) on, in whole px of ``level``; the box lies inside."""
+        """Read ``(h, w, 3)`` RGB at (x, y) in px of ``level``; the box lies within the level."""
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
-        """Read one of ``facts.associated_images``, ``(H, W, 3)`` uint8 RGB; or a ``KeyError``."""
+        """Read one of ``facts.associated_images`` as ``(H, W, 3)`` uint8 RGB, else ``KeyError``."""
         raise KeyError(name)
 
     def icc_profile(self) -> bytes | None:
@@ -101,12 +101,12 @@ class Reader(ABC):
         return None
 
     def notes(self) -> list[str]:
-        """Say in a sentence each what a user should know of how the file is read; may read it."""
+        """Return what users should know about how the file is read, a sentence each; may read."""
         return []
 
     @abstractmethod
     def close(self) -> None:
-        """Close all files; harmless when called twice."""
+        """Close all files; may be called more than once."""
 
 
 def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:

@@ -1,4 +1,4 @@
-"""Exact resampling: every output pixel depends only on where its edges lie on the source.
+"""Exact resampling: an output pixel depends only on where its edges lie on the source.
 
 Edges are quantised to 2**-16 source px, so a pixel has the same edges, the same taps and the same
 weights in whichever read it appears, and all arithmetic is elementwise in a fixed order. That is

@@ -1,4 +1,4 @@
-"""Where a slide's resolution comes from: its header, the user, a table, or the objective."""
+"""Where a slide's resolution comes from: header, user, table or objective power."""
 
 from __future__ import annotations
 

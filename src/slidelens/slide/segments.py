@@ -1,4 +1,4 @@
-"""Pixels of TIFF levels: tiles and strips found by tifffile, decoded outside any lock, cached."""
+"""Read TIFF tiles and strips: located by tifffile, decoded without a lock, cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tifffile: OME-TIFF, QPTIFF and other fluorescence, striped, grey and deep TIFF, BigTIFF."""
+"""Slides read by tifffile: OME-TIFF, QPTIFF and other fluorescence, striped, grey, BigTIFF."""
 
 from __future__ import annotations
 

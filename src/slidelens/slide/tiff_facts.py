@@ -1,4 +1,4 @@
-"""What TIFF headers say: OME-XML, PerkinElmer QPI, and the resolution tags of plain TIFF."""
+"""Facts from TIFF headers: OME-XML, PerkinElmer QPI, and plain resolution tags."""
 
 from __future__ import annotations
 

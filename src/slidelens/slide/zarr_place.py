@@ -1,4 +1,4 @@
-"""Where the arrays of an OME-Zarr lie: in a folder, or in one zip archive (NGFF's RFC-9, .ozx)."""
+"""Access the arrays of an OME-Zarr in a folder or a zip archive (NGFF RFC-9, .ozx)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Public test data and conformance suites, shipped so that plugins can use them."""
+"""Public test data and conformance suites, shipped for plugins to use."""

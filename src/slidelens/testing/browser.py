@@ -1,4 +1,4 @@
-"""A browser for tests and pictures of pages: Chromium without a window and without a network."""
+"""A headless browser without network, for tests and pictures of pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cartoon of H&E: haematoxylin and eosin planes, structure by structure.
+"""Draw synthetic H&E: haematoxylin and eosin planes, structure by structure.
 
 Each layer draws into two planes of stain concentration (optical density), over what lies below it:
 stroma with fibres and cells, fat, glands, tumour. Sizes are those of textbooks in µm; the cartoon

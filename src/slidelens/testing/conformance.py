@@ -1,4 +1,4 @@
-"""What a plugin must hold: suites for its tests to subclass, and the trial that ``doctor`` makes.
+"""Conformance suites for plugins, and the short trial that ``doctor`` runs.
 
 A plugin's test file subclasses a suite, says what is to be tested, and pytest runs the rest::
 

@@ -1,4 +1,4 @@
-"""A display of its own for what draws, whatever the environment says."""
+"""A virtual display for tests and pictures, whatever the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random fields that are pure functions of (seed, position): any part can be drawn alone.
+"""Random fields as pure functions of seed and position: any part can be drawn alone.
 
 Positions are whole pixels of the slide; lengths are µm. Values come from an integer hash of lattice
 coordinates, so neither the order nor the extent of what is drawn changes them.

@@ -1,4 +1,4 @@
-"""What the seed decides about a phantom slide as a whole: tissue, lesions, stain; and the truth."""
+"""Layout of a phantom slide, decided by its seed: tissue, lesions, stain, and the truth."""
 
 from __future__ import annotations
 

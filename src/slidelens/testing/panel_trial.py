@@ -1,4 +1,4 @@
-"""A panel's life in a real window, with everything watched that a person would stumble over."""
+"""Try a panel in a real window, and watch for anything that a user would notice."""
 
 from __future__ import annotations
 

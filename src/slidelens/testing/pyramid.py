@@ -1,4 +1,4 @@
-"""Write a tiled JPEG pyramid as TIFF, band by band: level 0 is never whole in memory."""
+"""Write a tiled JPEG pyramid as TIFF, band by band."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count what is decoded of a slide: every tile of a level that a read touches, once."""
+"""Count the tiles that reads of a slide decode."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -42,12 +40,7 @@ class Reads:
         self._slide.read_level = self._watch  # type: ignore[method-assign]  # undone on leaving
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._slide.read_level = self._read  # type: ignore[method-assign]
 
     def decoded(self, level: int | None = None) -> int:

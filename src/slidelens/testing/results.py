@@ -1,4 +1,4 @@
-"""Results that no model made: what methods of each kind would say of a phantom, at a given score.
+"""Make up results, as methods of each kind would give them for a phantom at a given score.
 
 For tests, pictures and benchmarks of what reads results. The heat lies on the tumour; where there
 is none, on a place that the seed chooses in the tissue, as a false alarm would. Its strength

@@ -1,4 +1,4 @@
-"""A slide as another laboratory would have stained it and another scanner seen it.
+"""Simulate another laboratory's stain and another scanner.
 
 What breaks models in practice is not noise but this: the same tissue in other colours. A shift is
 drawn from a name, so that a benchmark on shifted slides is the same everywhere.

@@ -1,4 +1,4 @@
-"""First runs of what plugins bring, with everything checked that comes out.
+"""First runs of plugins, with everything checked that they return.
 
 A family runs on a small phantom with random weights, an encoder on noise, an exporter on a made
 result, and a reader is shown a file that is none of its own.

@@ -1,1 +1,1 @@
-"""Which boxes of a slide: tissue, grids, annotations."""
+"""Tissue, tile grids and annotations."""

@@ -1,4 +1,4 @@
-"""Annotation files of the field, parsed to features: GeoJSON, NCRF JSON, ASAP XML, Aperio XML.
+"""Parse annotation files: GeoJSON, NCRF JSON, ASAP XML, Aperio XML.
 
 The format is told by content, never by the file's name. Parsing only: repair, exclusion and
 counting are the business of :mod:`slidelens.tiling.annotations`.

@@ -1,4 +1,4 @@
-"""Annotations as polygons in level-0 pixels: read, measured on tiles, drawn as masks."""
+"""Annotations as polygons in level-0 px: read, measured on tiles, drawn as masks."""
 
 from __future__ import annotations
 

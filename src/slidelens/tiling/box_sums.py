@@ -1,4 +1,4 @@
-"""Sums of a plane of constant cells over many boxes with fractional edges, exactly."""
+"""Exact sums over many boxes with fractional edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tile grids: pure arithmetic at exact resolution, in level-0 pixels.
+"""Tile grids: pure arithmetic at an exact resolution, in level-0 px.
 
 Tile ``k`` of a row starts at exactly ``k * stride``: one multiplication of floats, never a sum of
 rounded steps. The lattice is anchored at the slide's corner, so a run on a region uses the very

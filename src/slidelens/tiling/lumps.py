@@ -1,4 +1,4 @@
-"""Lumps of tissue: patches of a grid that hang together."""
+"""Connected pieces of tissue on a patch grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of patches from annotations: tumour, normal, or none.
+"""Label patches from annotations: tumour, normal or none.
 
 Source: multi-stage-segmentation-2019, section 4.1 (pre-processing).
 """

@@ -1,4 +1,4 @@
-"""Stain normalisation: bring a slide's haematoxylin and eosin to those of a reference.
+"""Stain normalisation of haematoxylin and eosin to a reference.
 
 Scanners and laboratories stain and see the same tissue in different colours, and models trusted on
 one fail on another. A slide's two stains are estimated once, from its tissue; every tile is then

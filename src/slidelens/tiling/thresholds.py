@@ -1,4 +1,4 @@
-"""Tissue against background on an overview image: what the methods of a tissue mask compute.
+"""Methods that separate tissue from background on an overview image.
 
 The thresholds' bounds are our choice, set on H&E, IHC and DAPI slides of five scanners; Otsu (1979)
 chooses between them. Densities are optical densities ``-ln(I / white)`` against the slide's own

@@ -1,4 +1,4 @@
-"""Where the tissue is: a mask at low resolution, with every parameter in µm."""
+"""Tissue masks at low resolution, with every parameter in µm."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Config(FamilyConfig):
 
     tile: int = Field(128, ge=16, le=4096, description="tile side in px")
     mpp: float = Field(1.0, gt=0, le=100, description="resolution of the tiles in µm/px")
-    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    min_tissue: float = Field(0.5, ge=0, le=1, description="smallest tissue fraction of a tile")
     batch_size: int = Field(64, ge=1, le=4096, description="tiles per forward pass")
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})

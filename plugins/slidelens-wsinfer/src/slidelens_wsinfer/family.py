@@ -40,7 +40,7 @@ class WsinferConfig(FamilyConfig):
     mpp: float = Field(0.5, gt=0, le=100, description="resolution of the tiles (spacing_um_px)")
     resize: int = Field(0, ge=0, le=4096, description="side to which tiles are resized; 0 is none")
     overlap: int = Field(0, ge=0, description="overlap of neighbouring tiles in px")
-    min_tissue: float = Field(0.5, ge=0, le=1, description="least tissue fraction of a tile")
+    min_tissue: float = Field(0.5, ge=0, le=1, description="smallest tissue fraction of a tile")
     batch_size: int = Field(32, ge=1, le=4096, description="tiles per forward pass")
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"batch_size", "overlap", "min_tissue"})

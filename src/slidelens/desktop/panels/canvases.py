@@ -1,4 +1,4 @@
-"""Canvases side by side in the middle of the window, all looking at the same place."""
+"""Canvases side by side, all looking at the same place."""
 
 from __future__ import annotations
 

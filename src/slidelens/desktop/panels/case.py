@@ -1,4 +1,4 @@
-"""One error under review: what the methods say, where to look, why it happened."""
+"""One error under review: what the methods say, where to look, what caused it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edit the categories of errors: one a line."""
+"""Edit the categories of errors, one per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Compare panel: methods on one slide, side by side or laid over one another."""
+"""The Compare panel: methods on one slide, side by side or laid over each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures inside panels: histograms with a threshold, colour scales, curves."""
+"""Small plots in panels: histograms with a threshold, colour scales, curves."""
 
 from __future__ import annotations
 

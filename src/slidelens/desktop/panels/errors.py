@@ -1,4 +1,4 @@
-"""The list of errors under review: filters, order, how many are decided."""
+"""The list of errors under review: filters, order, progress."""
 
 from __future__ import annotations
 

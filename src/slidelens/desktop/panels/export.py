@@ -1,4 +1,4 @@
-"""What leaves a review: the report, decisions and corrected labels as tables."""
+"""Export a review: the report, decisions and corrected labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton
 
 from slidelens.desktop.panels.parts import caption, menu_button
 from slidelens.desktop.qt import alive
-from slidelens.errors import ResultError, SlideLensError
+from slidelens.errors import ResultError, SlideLensError, listed
 from slidelens.files import write_atomic
 from slidelens.review.exchange import correct_labels, decisions_csv
 
@@ -165,11 +165,8 @@ def _corrected_text(made: CorrectedLabels, out: Path) -> str:
     """Say how many labels were corrected, which were not, and if the table is another one."""
     lines = [f"{len(made.changed)} labels corrected in {out}."]
     if made.disputed:
-        names = ", ".join(made.disputed[:_NAMED])
-        more = len(made.disputed) - _NAMED
-        names += f" and {more} more" if more > 0 else ""
         keep = "it keeps its label" if len(made.disputed) == 1 else "they keep their labels"
-        lines.append(f"Reviewers do not agree on {names}: {keep}.")
+        lines.append(f"Reviewers do not agree on {listed(made.disputed, _NAMED)}: {keep}.")
     if not made.original:
         lines.append(
             "The labels table that was evaluated is gone or was changed since; the new one holds "

@@ -1,4 +1,4 @@
-"""A form made of the fields of a configuration."""
+"""A form made from the fields of a configuration."""
 
 from __future__ import annotations
 

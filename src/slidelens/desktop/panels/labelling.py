@@ -1,4 +1,4 @@
-"""Label slides by clicking: choose a slide, look at it, press the button of its class."""
+"""Label slides by clicking: choose a slide, look at it, press its class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Maps panel: every map's value under the pointer, its colours, threshold and histogram."""
+"""The Maps panel: values under the pointer, colours, threshold and histogram of each map."""
 
 from __future__ import annotations
 

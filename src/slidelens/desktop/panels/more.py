@@ -1,4 +1,4 @@
-"""The panels that plugins bring: what each is for, and a button to open it."""
+"""The panels that plugins add, each with a button to open it."""
 
 from __future__ import annotations
 

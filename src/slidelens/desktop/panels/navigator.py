@@ -1,4 +1,4 @@
-"""The Navigator: overview, place, magnification, bookmarks, scale bar."""
+"""The Navigator: overview, position, magnification, bookmarks, scale bar."""
 
 from __future__ import annotations
 

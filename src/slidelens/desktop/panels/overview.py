@@ -1,4 +1,4 @@
-"""The whole slide, small, with a box around what is in the window; click or drag to move."""
+"""The whole slide with a box around the current view; click or drag to move."""
 
 from __future__ import annotations
 

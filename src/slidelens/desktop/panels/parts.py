@@ -1,4 +1,4 @@
-"""Small pieces that all panels are made of."""
+"""Widgets that all panels are built from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of results on disk: open, delete, bring back."""
+"""The list of results on disk: open, delete, restore."""
 
 from __future__ import annotations
 
@@ -83,13 +83,6 @@ class ResultsList(QWidget):
         """Read the folder anew."""
         folder = self._bench.results
         self._bench.background.run(lambda: entries([folder]), self._take, owner=self)
-
-    def select(self, folder: Path) -> None:
-        """Choose a result in the list."""
-        for number in range(self.tree.topLevelItemCount()):
-            item = self.tree.topLevelItem(number)
-            if item is not None and item.data(0, Qt.ItemDataRole.UserRole) == str(folder):
-                self.tree.setCurrentItem(item)
 
     def _take(self, found: list[Entry]) -> None:
         self._entries = found

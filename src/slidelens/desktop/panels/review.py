@@ -1,4 +1,4 @@
-"""The Review panel: step through the errors of a cohort, see why, decide, report."""
+"""The Review panel: step through the errors of a cohort, look, decide, report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Run panel: models over the slide in the window, heatmaps while they grow."""
+"""The Run panel: run models on the open slide and watch heatmaps grow."""
 
 from __future__ import annotations
 

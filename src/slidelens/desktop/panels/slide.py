@@ -1,4 +1,4 @@
-"""The Slide panel: what the file says of itself, pictures in it, slides opened lately."""
+"""The Slide panel: the file's facts and associated images, recent slides."""
 
 from __future__ import annotations
 

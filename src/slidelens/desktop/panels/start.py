@@ -1,4 +1,4 @@
-"""Which slide is open; and how to open one."""
+"""Which slide is open, and how to open one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training learns from: slides, labels, outlines."""
+"""Training data: slides, labels, annotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained: family, what it starts from, schedule, options."""
+"""What to train: family, initial weights, schedule, options."""
 
 from __future__ import annotations
 

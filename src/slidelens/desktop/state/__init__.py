@@ -1,1 +1,1 @@
-"""What the panels show and what follows from a click, as plain Python: no Qt, no window."""
+"""What panels show and do, as plain Python: no Qt, no window."""

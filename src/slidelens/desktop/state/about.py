@@ -1,4 +1,4 @@
-"""What a slide's file says of itself, for people."""
+"""A slide file's facts, worded for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where methods agree on a slide and where not: maps on common cells, regions of disagreement."""
+"""Where methods agree on a slide: maps on common cells, regions of disagreement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model cards: what a model is for, what it saw and learnt, and what it must not be used for."""
+"""Model cards: what a model is for, what it was trained on, what it must not be used for."""
 
 from __future__ import annotations
 

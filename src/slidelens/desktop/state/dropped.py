@@ -1,4 +1,4 @@
-"""What a file or folder is that a person drops on the window."""
+"""Recognise what a dropped file or folder is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of a configuration as a form: which control, which bounds, which value."""
+"""Configuration fields as a form: control, bounds and value of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of labels that a person fills in by clicking; every click is in the file at once."""
+"""A labels table filled in by clicking; the file follows every click."""
 
 from __future__ import annotations
 

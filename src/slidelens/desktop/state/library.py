@@ -1,4 +1,4 @@
-"""Results on disk, as the Run panel lists them; deleting one can be undone."""
+"""Results on disk, as the Run panel lists them; deletion can be undone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ class Entry:
     slide: str
     model: str
     probabilities: dict[str, float]
-    slide_path: str | None
     time: float
     """When it was made, seconds since 1970."""
     error: str = ""
@@ -197,14 +196,13 @@ def _entry(path: Path) -> Entry:
         content, time = read_result_file(file), file.stat().st_mtime
     except (ResultError, OSError) as error:
         newer = isinstance(error, NewerResultError)
-        return Entry(path, path.name, path.parent.name, {}, None, 0.0, str(error), newer=newer)
+        return Entry(path, path.name, path.parent.name, {}, 0.0, str(error), newer=newer)
     settings = content.settings
     return Entry(
         path,
         content.slide.id,
         content.model.name,
         dict(content.probabilities),
-        content.slide.path,
         time,
         threshold=0.5 if content.model.threshold is None else content.model.threshold,
         part="" if settings is None or settings.region is None else region_text(settings),

@@ -1,4 +1,4 @@
-"""What the workbench remembers from day to day, in one small JSON file."""
+"""What the workbench remembers between sessions, in one small JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A review as the Review panel sees it: errors in order, one reviewer's decisions, undo."""
+"""State of the Review panel: errors in order, one reviewer's decisions, undo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as the Run panel sees it: what is asked for, how far it is, what came of it."""
+"""State of the Run panel: the request, progress and outcome of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training as the Train panel sees it: what is asked for, how far it is, what came of it."""
+"""State of the Train panel: the request, progress and outcome of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one looks: the part of the slide in the window, places, magnifications.
+"""The current view: position on the slide, bookmarks, magnification.
 
 Places are in the world's unit: µm, or px where no resolution is known. The slide's corner is
 (0, 0), as pathologists count, not half a pixel before it as napari does.

@@ -1,4 +1,4 @@
-"""A second process that predicts, trains and evaluates, so that the window stays free.
+"""A second process that predicts, trains and evaluates, so that the window stays responsive.
 
 It can be killed, or killed by the system, without harm to the window and to finished results.
 ``messages`` is the language both sides speak, ``jobs`` what the worker can do, ``client`` the

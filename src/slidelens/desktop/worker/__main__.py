@@ -1,4 +1,4 @@
-"""``python -m slidelens.desktop.worker``: takes jobs on its input until that ends.
+"""``python -m slidelens.desktop.worker``: run jobs from standard input until it ends.
 
 Only messages go to the output; what libraries print goes to the error stream.
 """

@@ -1,4 +1,4 @@
-"""What there is to run and to train: models, families, devices, as JSON values for the window.
+"""What can be run and trained (models, families, devices), as JSON for the window.
 
 Families bring torch with them, so this is computed in the worker.
 """

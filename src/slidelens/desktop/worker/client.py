@@ -1,4 +1,4 @@
-"""The window's end of a worker: starts it when there is work, hears from it, reports its death."""
+"""The window's end of a worker: start it on demand, receive messages, report its death."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker can do. Each job is a generator: between its steps it can be cancelled.
+"""The worker's jobs, as generators that can be cancelled between two steps.
 
 A job gets the request's facts and a function that sends an event with facts and bytes.
 """

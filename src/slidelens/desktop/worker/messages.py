@@ -1,4 +1,4 @@
-"""What window and worker say to each other: a line of JSON, and bytes behind it where it says so.
+"""Messages between window and worker: a line of JSON, followed by bytes if it says so.
 
 Nothing is pickled. Both sides read from pipes, so a message may arrive in any number of pieces.
 """

@@ -1,4 +1,4 @@
-"""How often progress is told: a pipe and a person take only so much."""
+"""Limit how often progress is reported."""
 
 from __future__ import annotations
 

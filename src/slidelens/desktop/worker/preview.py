@@ -1,4 +1,4 @@
-"""Maps while they grow: what changed since the last look, at a size that a pipe and a screen take.
+"""Previews of growing maps: what has changed, at a size for a pipe and a screen.
 
 The worker's :class:`Preview` looks and sends; the window's :class:`Growing` puts it together.
 """

@@ -1,4 +1,4 @@
-"""The worker's jobs of training: what will be done, and doing it."""
+"""The worker's training jobs: planning and running."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an evaluation is made of: cases, statistics, tables, pictures. No network is run."""
+"""Parts of an evaluation: cases, statistics, tables, pictures. No network is run."""

@@ -1,4 +1,4 @@
-"""Tests between models on the same slides."""
+"""Statistical tests between models on the same slides."""
 
 from __future__ import annotations
 

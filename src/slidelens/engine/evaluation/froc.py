@@ -1,4 +1,4 @@
-"""Lesions found against lesions annotated: the free-response ROC curve of CAMELYON16.
+"""Detected against annotated lesions: the free-response ROC curve of CAMELYON16.
 
 Source: Ehteshami Bejnordi et al. 2017 (JAMA 318, supplement) and the challenge's evaluation page.
 """

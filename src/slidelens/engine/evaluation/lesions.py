@@ -1,4 +1,4 @@
-"""Evaluate a model's lesions: detections per slide, the FROC curve, and a picture of it."""
+"""Evaluate lesion detection: detections per slide, the FROC curve and its picture."""
 
 from __future__ import annotations
 

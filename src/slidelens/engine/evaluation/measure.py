@@ -1,4 +1,4 @@
-"""All figures of one model on one set of labelled slides (or patients), with their intervals.
+"""All figures of one model on labelled slides (or patients), with confidence intervals.
 
 A figure that is not defined is ``None``, and ``undefined`` says why.
 """
@@ -130,7 +130,7 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     right, every = predictions == cases.labels, np.ones(len(predictions), bool)
     figures["accuracy_ci"] = _share_interval(cases, right, every, resampling)
     figures["rates_interval"] = "bootstrap" if cases.clustered else "Wilson"
-    return Measured(_told(figures), predictions, calibration=quality, **curves)
+    return Measured(_with_reasons(figures), predictions, calibration=quality, **curves)
 
 
 def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
@@ -301,7 +301,7 @@ def _share_interval(
     return None if isnan(found.low) else found
 
 
-def _told(figures: dict[str, Any]) -> dict[str, Any]:
+def _with_reasons(figures: dict[str, Any]) -> dict[str, Any]:
     """Turn NaN to ``None`` and arrays to lists, and say why a figure is undefined."""
     plain = {name: _plain(value) for name, value in figures.items()}
     reasons = {}

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of earlier ones in its folder: slides' numbers, models' weights."""
+"""What an evaluation folder keeps from earlier runs: slide numbers and model weights."""
 
 from __future__ import annotations
 

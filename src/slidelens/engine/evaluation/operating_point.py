@@ -1,4 +1,4 @@
-"""Where a score becomes a call: how the operating point is chosen, and what a model then says."""
+"""Operating points: how a threshold is chosen, and what a model then predicts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
     value: float | None = None
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """As a person writes it."""
         if self.value is None:
             return self.kind
@@ -103,7 +103,7 @@ def call(cases: Cases, rule: Rule) -> Calls:
     if len(cases.scored.classes) != 2:
         if rule.kind != "stored":
             raise LabelError(
-                f"operating point {rule.told!r}: a threshold needs two classes, and these models "
+                f"operating point {rule.text!r}: a threshold needs two classes, and these models "
                 f"have {len(cases.scored.classes)}; the most probable class counts."
             )
         return Calls(cases.probabilities.argmax(1), None, "argmax", _SENTENCE["argmax"])

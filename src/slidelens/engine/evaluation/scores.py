@@ -1,4 +1,4 @@
-"""What an evaluation reads: scores from result folders, joined with a labels table.
+"""Read scores from result folders and join them with a labels table.
 
 Everything that is wrong is found before anything is computed, and listed at once.
 """
@@ -13,9 +13,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from slidelens.engine.labels import listed
 from slidelens.engine.last_run import failed_slides
-from slidelens.errors import LabelError, ResultError
+from slidelens.errors import LabelError, ResultError, listed
 from slidelens.maps.result import find_results
 from slidelens.maps.schema import read_result_file
 from slidelens.slide.base import id_of_name

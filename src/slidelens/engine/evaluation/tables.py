@@ -1,4 +1,4 @@
-"""Tables of an evaluation: every error as CSV, the comparison of models as text."""
+"""Tables of an evaluation: all errors as CSV, the comparison of models as text."""
 
 from __future__ import annotations
 

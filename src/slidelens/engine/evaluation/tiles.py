@@ -1,4 +1,4 @@
-"""How well the tiles of a model find what was annotated: ``tiles.csv`` against annotations."""
+"""Evaluate tile scores (``tiles.csv``) against annotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of an evaluation's figures must know."""
+"""Warnings that belong to an evaluation's figures."""
 
 from __future__ import annotations
 

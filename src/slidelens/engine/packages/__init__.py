@@ -1,1 +1,1 @@
-"""What a model package holds beside weights: manifest, card, golden tensors, checksums."""
+"""Parts of a model package: manifest, card, golden tensors, checksums, fetching."""

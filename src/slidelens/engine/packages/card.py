@@ -1,4 +1,4 @@
-"""The card of a model package in Markdown: its use, what it learnt from, how well it does."""
+"""The model card of a package, in Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models from the network: fetched once into the cache, checked by sha256, never unpickled.
+"""Fetch models from the network: cached, verified by SHA-256, never unpickled.
 
 A reference is ``hf://owner/repository``, with ``@revision`` where wanted, or the ``https://``
 address of a package's folder; ``#sha256=...`` pins the weights. Nothing is sent but the request.

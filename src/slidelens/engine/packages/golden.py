@@ -1,4 +1,4 @@
-"""Golden tensors: an input, and what the model made of it when it was packed."""
+"""Golden tensors: an input and the output that the model gave when it was packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``model.json``: what a model package says of itself."""
+"""``model.json``, the manifest of a model package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import slidelens
-from slidelens.engine.labels import listed
-from slidelens.errors import ModelError
+from slidelens.errors import ModelError, listed
 
 if TYPE_CHECKING:
     from slidelens.families.base import Model

@@ -1,4 +1,4 @@
-"""``SHA256SUMS``: the checksum of every file of a package, in the form that ``sha256sum`` reads."""
+"""``SHA256SUMS``: checksums of a package's files, as ``sha256sum`` reads them."""
 
 from __future__ import annotations
 

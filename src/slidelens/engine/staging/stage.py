@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.evaluation.scores import read_scores
-from slidelens.engine.labels import listed
 from slidelens.engine.metrics import confusion, kappa
 from slidelens.engine.staging.forest import Forest, fit_forest
 from slidelens.engine.staging.node_features import FEATURES, largest_lesion_mm, node_features
@@ -22,7 +21,7 @@ from slidelens.engine.staging.pn_stage import (
     pn_stage,
     stage_kappa,
 )
-from slidelens.errors import LabelError, ModelError, ResultError
+from slidelens.errors import LabelError, ModelError, ResultError, listed
 from slidelens.export.camelyon17 import StageTable, read_stages, write_stages
 from slidelens.maps.result import Result
 

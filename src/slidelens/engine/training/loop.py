@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slidelens.engine.contract import check_outcome, known_phase, unlearnt
+from slidelens.engine.contract import check_outcome, known_phase, nothing_learnt
 from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.training.checkpoint import Checkpoint, CheckpointStore, average_weights
 from slidelens.engine.training.history import TUNE_TABLE, History, judge, scores_of, write_scores
@@ -195,7 +195,7 @@ class TrainLoop:
                     self._save()
                 yield self._progress(work.phase, self._at.done, total, work.slides[0])
         if self._at.updates == before:
-            raise unlearnt(self.model)
+            raise nothing_learnt(self.model)
 
     def _works(self, epoch: int) -> Generator[Work]:
         """Yield an epoch's works; closing it closes what the task yields them from."""
@@ -266,7 +266,7 @@ class TrainLoop:
         """Average the gradients over the slides they came from and let the optimiser step."""
         parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
         if not self.replicas.mean_gradients(parameters, len(self._accumulated)):
-            raise unlearnt(self.model)
+            raise nothing_learnt(self.model)
         limit = self.config.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(norm):

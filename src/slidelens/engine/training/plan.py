@@ -99,7 +99,7 @@ class TrainPlan:
             "seed": self.seed,
             "processes": self.devices * self.nodes,
         }
-        return settings if self.mpp is None else {**settings, "slide_mpp": _told(self.mpp)}
+        return settings if self.mpp is None else {**settings, "slide_mpp": _mpp_text(self.mpp)}
 
     @property
     def _learning(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _plain(mpp: GivenMpp) -> GivenMpp:
     return (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else float(mpp)
 
 
-def _told(mpp: GivenMpp) -> object:
+def _mpp_text(mpp: GivenMpp) -> object:
     """Return what slides are said to be in µm/px; a table counts by what it says, not its name."""
     table = table_of(mpp)
     if table is not None and table.is_file():

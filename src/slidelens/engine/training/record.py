@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slidelens.engine.training.loop import TrainLoop
     from slidelens.engine.training.plan import TrainPlan
 
-__all__ = ["SLIDES_TABLE", "slides_told", "training_card", "write_curves", "write_slides"]
+__all__ = ["SLIDES_TABLE", "slides_note", "training_card", "write_curves", "write_slides"]
 
 SLIDES_TABLE = "slides.csv"
 """Name of the table that :func:`write_slides` makes."""
@@ -43,7 +43,7 @@ def write_slides(path: Path, plan: TrainPlan) -> None:
     write_atomic(path, text.getvalue())
 
 
-def slides_told(plan: TrainPlan) -> str:
+def slides_note(plan: TrainPlan) -> str:
     """Say which classes and splits there are."""
     table = plan.labels
     counts = ", ".join(

@@ -80,13 +80,13 @@ def changed_settings(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[s
             continue
         if isinstance(one, dict) and isinstance(other, dict):
             fields = [name for name in {**other, **one} if one.get(name) != other.get(name)]
-            found += [_told(name, one.get(name), other.get(name)) for name in fields]
+            found += [_change_text(name, one.get(name), other.get(name)) for name in fields]
         else:
-            found.append(_told(key, one, other))
+            found.append(_change_text(key, one, other))
     return found
 
 
-def _told(name: str, had: Any, asked: Any) -> str:
+def _change_text(name: str, had: Any, asked: Any) -> str:
     plain = (str, int, float, bool, type(None))
     if isinstance(had, plain) and isinstance(asked, plain):
         return f"{name}: {had}, now {asked}"

@@ -1,4 +1,4 @@
-"""Turns the calls of a program traced by torch.fx into the nodes of a graph."""
+"""Build the nodes of a graph from the calls of a program traced by torch.fx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network computes per cell: channels and multiply-adds, counted without data."""
+"""Channels and multiply-adds of a network, counted without data."""
 
 from __future__ import annotations
 

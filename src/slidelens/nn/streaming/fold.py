@@ -1,4 +1,4 @@
-"""Frozen norms as part of the convolutions before them.
+"""Fold frozen norms into the convolutions before them.
 
 In eval mode a batch norm scales and shifts channels, as its convolution could: the convolution
 gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``. Autograd goes

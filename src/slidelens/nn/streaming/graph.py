@@ -1,4 +1,4 @@
-"""A network as a graph of local operations: what can be computed piece by piece.
+"""A network as a graph of local operations, which can be computed piece by piece.
 
 Five kinds of node are enough:
 

@@ -1,4 +1,4 @@
-"""What a trunk counts on: the modes of a network's layers, and that nothing runs beside them."""
+"""Check that a network's layers are in the mode and state that a trunk relies on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def refuse_changes(module: nn.Module, states: list[LayerState]) -> None:
     for was, now in zip_longest(states, layer_states(module)):
         if was != now:
             raise StreamingError(
-                f"{_told(was)} when the trunk was made, is now {_told(now)}: the mode (train or "
+                f"{_text(was)} when the trunk was made, is now {_text(now)}: the mode (train or "
                 "eval), settings, hooks and parametrizations of layers have to stay; make a new "
                 "StreamingTrunk of what there is now"
             )
@@ -67,7 +67,7 @@ def refuse_hooks(module: nn.Module) -> None:
             )
 
 
-def _told(state: LayerState | None) -> str:
+def _text(state: LayerState | None) -> str:
     if state is None:
         return "no layer"
     mode = "train" if state.training else "eval"

@@ -1,4 +1,4 @@
-"""Which cells of every tensor of the network each tile computes, along one axis.
+"""Which cells of every tensor each tile computes, along one axis.
 
 Both schemes are layouts, run by the same code. A layout gives, for node ``i`` and tile ``t``, three
 positions: the tile computes cells ``[first, last)`` anew and holds ``[start, last)``. What lies

@@ -1,4 +1,4 @@
-"""Modules that cannot be traced: streamed by halo, from a receptive field that is stated."""
+"""Modules that cannot be traced: streamed with a halo, by a given receptive field."""
 
 from __future__ import annotations
 

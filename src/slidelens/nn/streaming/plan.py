@@ -1,4 +1,4 @@
-"""What streaming an image will take: tiles, bytes and multiply-adds, before anything runs."""
+"""Plan the streaming of an image: tiles, bytes and multiply-adds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles of one constant colour, such as slide background: which of them compute the same."""
+"""Find tiles of one constant colour that compute the same, such as slide background."""
 
 from __future__ import annotations
 
@@ -40,10 +40,6 @@ class Repeats:
             [_place(graph, columns, 1, t) for t in range(columns.tiles)],
         )
         self._colours: dict[tuple[int, int], Colour | None] = {}
-
-    def possible(self, at: tuple[int, int]) -> bool:
-        """Whether a tile lies far enough from the border to be like another."""
-        return None not in (self._places[0][at[0]], self._places[1][at[1]])
 
     def key(self, at: tuple[int, int], pixels: Tensor) -> Hashable | None:
         """Return what a tile has in common with those that compute the same; None: nothing.

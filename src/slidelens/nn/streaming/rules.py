@@ -1,4 +1,4 @@
-"""Which operations are local, and how each becomes a node. What is not listed is refused."""
+"""Rules that turn local operations into nodes; anything not listed is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seams: strips of feature maps that tiles hand on, and their gradients, handed back.
+"""Seams: strips of feature maps passed between tiles, and their gradients passed back.
 
 A tile's feature map is the strip above (from a buffer as wide as the image, so that corners are in
 it), the strip to the left, and what the tile computes. Forward, tiles go in raster order and keep

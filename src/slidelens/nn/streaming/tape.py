@@ -1,4 +1,4 @@
-"""One image through a trunk, tile by tile: forward, and backward from what was kept."""
+"""Forward and backward pass of one image through a trunk, tile by tile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a module to its graph of local operations, by torch.fx; what is not local is refused."""
+"""Trace a module into its graph of local operations by torch.fx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole images through a convolutional trunk with the memory of one tile: exact, drop-in.
+"""Run a convolutional trunk on whole images in the memory of one tile, exactly.
 
 Source: Pinckaers, van Ginneken, Litjens, "Streaming convolutional neural networks for end-to-end
 learning with multi-megapixel images" (TPAMI 2020), for the idea of streaming; the schemes here are

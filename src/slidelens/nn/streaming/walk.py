@@ -1,4 +1,4 @@
-"""One tile through the graph."""
+"""Run one tile through the graph."""
 
 from __future__ import annotations
 

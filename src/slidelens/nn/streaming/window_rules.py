@@ -1,4 +1,4 @@
-"""Convolution, pooling and padding layers as windows."""
+"""Rules for convolution, pooling and padding layers."""
 
 from __future__ import annotations
 
