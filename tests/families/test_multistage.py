@@ -192,7 +192,7 @@ def test_what_makes_no_model_is_refused():
 
 def test_a_slide_without_tissue_is_refused():
     white = from_array(np.full((96, 96, 3), 255, np.uint8), mpp=0.5)
-    with pytest.raises(SlideError, match=r"no patch of 32 px at 0\.5 µm/px holds 80% tissue"):
+    with pytest.raises(SlideError, match=r"no tile of 32 px at 0\.5 µm/px holds 80% tissue"):
         next(FAMILY.infer(_model(min_tissue=0.8), SlideView(white)))
 
 

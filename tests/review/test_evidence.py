@@ -169,7 +169,8 @@ def test_the_scale_bar_is_as_long_as_it_says():
 
 def test_a_mark_lies_on_its_field_and_tiny_ones_are_still_seen():
     image = Image.new("RGB", (200, 100), (128, 128, 128))
-    mark_fields(image, Box(1000, 0, 400, 200), [Box(1100, 40, 100, 100), Box(1350, 150, 1, 1)])
+    fields = [Box(1100, 40, 100, 100), Box(1350, 150, 1, 1)]
+    mark_fields(image, Box(1000, 0, 400, 200), fields, numbers=True)
     pixels = np.asarray(image)
     assert (pixels[40, 49] < 40).all()  # left edge at 50
     assert (pixels[40, 60] == 128).all()

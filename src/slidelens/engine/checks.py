@@ -36,7 +36,11 @@ def run_checks() -> Iterator[Check]:
     for check in (_openslide, _tifffile, _torch, _accelerator, _models):
         yield check()
     yield from _plugins()
-    for check in (_trainer, _bags, _report, _staging, _napari, _opengl, _qt):
+    yield _extra("Training", "train", "lightning", "torchmetrics", "tensorboard", "pyyaml")
+    yield _extra("Feature bags", "bags", "h5py")
+    yield _report()
+    yield _extra("Staging", "staging", "scikit-learn")
+    for check in (_napari, _opengl, _qt):
         yield check()
 
 
@@ -129,18 +133,6 @@ def _plugins() -> Iterator[Check]:
         fix = "update or uninstall the package that brings it" if fault else ""
         detail = fault or f"{tried} ({group})"
         yield Check(f"Plugin {name}", "broken" if fault else "ok", detail, fix)
-
-
-def _trainer() -> Check:
-    return _extra("Training", "train", "lightning", "torchmetrics", "tensorboard", "pyyaml")
-
-
-def _bags() -> Check:
-    return _extra("Feature bags", "bags", "h5py")
-
-
-def _staging() -> Check:
-    return _extra("Staging", "staging", "scikit-learn")
 
 
 def _report() -> Check:

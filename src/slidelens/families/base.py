@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Protoc
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from slidelens.errors import SlideError
 from slidelens.maps.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "Trajectory",
     "View",
     "bag_fields",
+    "no_tissue",
 ]
 
 MapKind = Literal["probability", "attention", "saliency", "labels"]
@@ -161,6 +163,14 @@ def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
     """Return the :data:`BAG_FIELDS` that a bag's ``facts`` state, as numbers and names."""
     stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
     return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
+
+
+def no_tissue(spec: GridSpec) -> SlideError:
+    """Return the error of a slide on which a grid has no tile."""
+    return SlideError(
+        f"no tile of {spec.tile} px at {spec.mpp} µm/px holds {spec.min_tissue:.0%} tissue; "
+        "check the tissue mask, lower min_tissue or give a larger region."
+    )
 
 
 Event = Patch | Bag | Trajectory | SlideScore

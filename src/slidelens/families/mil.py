@@ -29,6 +29,7 @@ from slidelens.families.base import (
     Patch,
     SlideScore,
     View,
+    no_tissue,
 )
 from slidelens.families.mil_heads import (
     HEAD_FIELDS,
@@ -55,7 +56,6 @@ __all__ = [
     "backbone_sha256",
     "grid_spec",
     "network_of",
-    "no_tiles",
     "wrong_length",
 ]
 
@@ -167,14 +167,6 @@ def grid_spec(config: MilConfig) -> GridSpec:
     return GridSpec(config.tile, config.mpp, config.overlap, config.min_tissue)
 
 
-def no_tiles(config: MilConfig) -> str:
-    """Say that a slide has nothing to look at."""
-    return (
-        f"no tile of {config.tile} px at {config.mpp} µm/px holds {config.min_tissue:.0%} tissue; "
-        "check the tissue mask, lower min_tissue or give a larger region."
-    )
-
-
 def backbone_sha256(network: MilNetwork) -> str:
     """Return the checksum of the backbone's weights, by which its feature vectors are known."""
     assert network.features is not None
@@ -230,7 +222,7 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
     config, features = model.config, network.features
     grid = view.grid(grid_spec(config))
     if len(grid) == 0:
-        raise SlideError(no_tiles(config))
+        raise no_tissue(grid.spec)
     view.total(len(grid))
     batches = view.batches(grid, config.batch_size)  # read while the weights are cast
     if isinstance(features, Features):  # a plugin's may cast as it likes

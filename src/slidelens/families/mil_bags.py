@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from slidelens.errors import SlideError
-from slidelens.families.base import BAG_FIELDS, bag_fields
+from slidelens.families.base import BAG_FIELDS, bag_fields, no_tissue
 from slidelens.families.mil import (
     backbone_sha256,
     grid_spec,
     network_of,
-    no_tiles,
     wrong_length,
 )
 from slidelens.families.mil_tiles import MilTiles, evaluating
@@ -65,12 +64,12 @@ class BagSteps:
             stage.trains == "all" for stage in self.config.stages
         ):
             if len(self.tiles.grid(slide_id)) == 0:
-                raise SlideError(no_tiles(self.tiles.model.config))
+                raise no_tissue(grid_spec(self.tiles.model.config))
         else:
             copies = self.config.copies if slide_id in self._learning else 0
             for copy in range(copies + 1):
                 if len(self._cached(slide_id, copy).vectors) == 0:
-                    raise SlideError(no_tiles(self.tiles.model.config))
+                    raise no_tissue(grid_spec(self.tiles.model.config))
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield batches of slides in balanced order; ``detail`` is the number of the first."""

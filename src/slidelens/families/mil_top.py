@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slidelens.errors import SlideError
-from slidelens.families.mil import network_of, no_tiles
+from slidelens.families.base import no_tissue
+from slidelens.families.mil import grid_spec, network_of
 from slidelens.families.mil_tiles import MilTiles, evaluating
 from slidelens.families.training import (
     Outcome,
@@ -68,7 +68,7 @@ class TopSteps:
     def check(self, slide_id: str) -> None:
         """Raise ``SlideError`` for a slide that cannot be opened or has no tile with tissue."""
         if len(self.tiles.grid(slide_id)) == 0:
-            raise SlideError(no_tiles(self.tiles.model.config))
+            raise no_tissue(grid_spec(self.tiles.model.config))
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield a scan of every training slide, then batches of them in balanced order."""

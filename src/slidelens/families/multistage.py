@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from slidelens.errors import ModelError, SlideError
+from slidelens.errors import ModelError
 from slidelens.families.base import (
     Event,
     Family,
@@ -22,6 +22,7 @@ from slidelens.families.base import (
     Patch,
     SlideScore,
     View,
+    no_tissue,
 )
 from slidelens.geometry import Box
 from slidelens.nn.backbones import BackboneName
@@ -44,7 +45,6 @@ __all__ = [
     "MultistageConfig",
     "grid_spec",
     "map_logits",
-    "no_patches",
     "picture_logits",
     "pieces",
 ]
@@ -102,14 +102,6 @@ def grid_spec(config: MultistageConfig, fine: int = 1) -> GridSpec:
     """Return the grid of patches: edge to edge in training; ``fine`` of them per patch in use."""
     overlap = config.tile - config.tile // fine
     return GridSpec(config.tile, config.mpp, overlap, config.min_tissue)
-
-
-def no_patches(config: MultistageConfig) -> str:
-    """Say that a slide has nothing to look at."""
-    return (
-        f"no patch of {config.tile} px at {config.mpp} µm/px holds {config.min_tissue:.0%} tissue; "
-        "check the tissue mask, lower min_tissue or give a larger region."
-    )
 
 
 def build(config: MultistageConfig, n_classes: int) -> MultiStage:
@@ -196,7 +188,7 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
     config = model.config
     grid = view.grid(grid_spec(config, config.fine))
     if len(grid) == 0:
-        raise SlideError(no_patches(config))
+        raise no_tissue(grid.spec)
     view.total(len(grid))
     logits = _all_logits(model, view, grid)
     boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slidelens.errors import LabelError, ModelError, SlideError
+from slidelens.errors import LabelError, ModelError
+from slidelens.families.base import no_tissue
 from slidelens.families.multistage import (
     MultistageConfig,
     grid_spec,
     map_logits,
-    no_patches,
     picture_logits,
 )
 from slidelens.families.multistage_schedule import MapStage, MultistageTraining
@@ -187,7 +187,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             view, config = self.data.view(slide_id), self.model.config
             grid = view.grid(grid_spec(config))
             if len(grid) == 0:
-                raise SlideError(no_patches(config))
+                raise no_tissue(grid.spec)
             drawn = self.data.annotations(slide_id)
             check_drawn(drawn, view.size)
             if self._labels[slide_id]:

@@ -46,9 +46,7 @@ def mark_scale(picture: Image.Image, um_per_px: float) -> float:
     return um
 
 
-def mark_fields(
-    picture: Image.Image, shown: Box, fields: Sequence[Box], numbers: bool = True
-) -> None:
+def mark_fields(picture: Image.Image, shown: Box, fields: Sequence[Box], *, numbers: bool) -> None:
     """Outline fields, and number them from 1, so that they are seen on any ground.
 
     Parameters

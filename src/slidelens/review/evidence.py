@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -138,12 +139,12 @@ def make_evidence(
         Of this slide: outlined, and shown where a false negative missed them.
     """
     found = Evidence(cases[0].slide_id)
-    sheet = _Sheet(saved, cases, keep, found, list(annotations))
-    with open_pixels(list(sheet.loaded.values()), files or {}) as pixels:
+    results = _load(saved, found)
+    with open_pixels(list(results.values()), files or {}) as pixels:
         if pixels is not None:
-            sheet.draw(pixels, fields)
+            _Sheet(saved, cases, results, pixels, keep, found, list(annotations)).draw(fields)
             found.notes += [pixels.note] if pixels.note else []
-        elif sheet.loaded:
+        elif results:
             found.notes.append(
                 "There is nothing to draw: the results do not state size and resolution of the "
                 "slide, and its file is gone."
@@ -151,63 +152,84 @@ def make_evidence(
     return found
 
 
-class _Sheet:
-    """The pictures of one slide while they are drawn."""
-
-    def __init__(
-        self,
-        saved: SavedEvaluation,
-        cases: Sequence[ErrorCase],
-        keep: Callable[[bytes], str],
-        found: Evidence,
-        annotations: list[Annotation],
-    ) -> None:
-        self.saved, self.cases, self.keep, self.found = saved, cases, keep, found
-        self.annotations = annotations
-        self.target = {case.model: case.target for case in reversed(cases)}
-        self.loaded: dict[str, Result] = {}
-        for model in saved.models:
-            self._load(model)
-
-    def draw(self, pixels: Pixels, fields: int) -> None:
-        """Draw the overview, then a row per field."""
-        foci = self._foci(pixels, fields)
-        self.found.annotated = bool(self.annotations)
-        boxes = [focus.box for _, focus in foci]
-        whole = Box.of_size(pixels.size)
-        thumbnail = pixels.whole(_OVERVIEW_PX)
-        self._row(pixels, 0, ("Overview",), whole, thumbnail, (whole, thumbnail), boxes)
-        for number, (what, focus) in enumerate(foci, 1):
-            wide = _scaled(focus.box, _CONTEXT)
-            under = wide, pixels.field(wide, _AROUND_PX)
-            near = pixels.field(focus.box, _NEAR_PX)
-            self._row(pixels, number, what, focus.box, near, under, [focus.box])
-
-    def _load(self, model: str) -> None:
-        folder = self.saved.result_folder(model, self.found.slide_id)
+def _load(saved: SavedEvaluation, found: Evidence) -> dict[str, Result]:
+    """Load the slide's result of every model that has one; note what is missing."""
+    results = {}
+    for model in saved.models:
+        folder = saved.result_folder(model, found.slide_id)
         if folder is None:
-            self.found.notes.append(f"{model} has no result of this slide.")
-            return
+            found.notes.append(f"{model} has no result of this slide.")
+            continue
         try:
-            self.loaded[model] = Result.load(folder)
+            results[model] = Result.load(folder)
         except NewerResultError:
-            self.found.notes.append(
+            found.notes.append(
                 f"The result of {model} was written anew by a newer slidelens; update this one."
             )
         except ResultError:  # its text names paths, which a report must not
             what = "is damaged" if (folder / "result.json").exists() else "is gone"
-            self.found.notes.append(f"The result of {model} {what} since the evaluation.")
+            found.notes.append(f"The result of {model} {what} since the evaluation.")
+    return results
 
-    def _foci(self, pixels: Pixels, fields: int) -> list[tuple[tuple[str, ...], Focus]]:
+
+class _Field(NamedTuple):
+    """A field of view, and what surrounds it, in level-0 px; number 0 is the whole slide."""
+
+    number: int
+    what: tuple[str, ...]
+    box: Box
+    near: NDArray[np.uint8]
+    """Pixels of ``box``."""
+    around: Box
+    far: NDArray[np.uint8]
+    """Pixels of ``around``."""
+    marks: list[Box]
+
+    @property
+    def name(self) -> str:
+        return f"field {self.number}" if self.number else "the whole slide"
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """The pictures of one slide while they are drawn."""
+
+    saved: SavedEvaluation
+    cases: Sequence[ErrorCase]
+    results: Mapping[str, Result]
+    pixels: Pixels
+    keep: Callable[[bytes], str]
+    found: Evidence
+    annotations: list[Annotation]
+
+    @cached_property
+    def target(self) -> dict[str, str]:
+        """Model to the class of its (first) error."""
+        return {case.model: case.target for case in reversed(self.cases)}
+
+    def draw(self, fields: int) -> None:
+        """Draw the overview, then a row per field."""
+        foci = self._foci(fields)
+        self.found.annotated = bool(self.annotations)
+        whole, boxes = Box.of_size(self.pixels.size), [focus.box for _, focus in foci]
+        thumbnail = self.pixels.whole(_OVERVIEW_PX)
+        self._row(_Field(0, ("Overview",), whole, thumbnail, whole, thumbnail, boxes))
+        for number, (what, focus) in enumerate(foci, 1):
+            box, around = focus.box, _scaled(focus.box, _CONTEXT)
+            far = self.pixels.field(around, _AROUND_PX)
+            near = self.pixels.field(box, _NEAR_PX)
+            self._row(_Field(number, what, box, near, around, far, [box]))
+
+    def _foci(self, fields: int) -> list[tuple[tuple[str, ...], Focus]]:
         """Return the places to show, the strongest of each method first, each place once."""
         per_model = [
             [(case.model, focus) for focus in self._foci_of(case, fields)]
             for case in self.cases
-            if case.model in self.loaded
+            if case.model in self.results
         ]
         missed = [case for case in self.cases if case.kind == "fn"]
         if missed and self.annotations:
-            drawn = annotated_foci(self.annotations, missed[0].target, pixels.mpp, 1)
+            drawn = annotated_foci(self.annotations, missed[0].target, self.pixels.mpp, 1)
             per_model.append([("", focus) for focus in drawn])
         ranked = [f for turn in zip_longest(*per_model) for f in turn if f is not None]
         count = max(fields, len(per_model))
@@ -227,74 +249,58 @@ class _Sheet:
 
     def _foci_of(self, case: ErrorCase, fields: int) -> list[Focus]:
         try:
-            return find_foci(self.loaded[case.model], case.target, fields)
+            return find_foci(self.results[case.model], case.target, fields)
         except ResultError:
             self.found.notes.append(f"Maps or tiles of {case.model} are damaged.")
             return []
 
-    def _row(
-        self,
-        pixels: Pixels,
-        number: int,
-        what: tuple[str, ...],
-        box: Box,
-        near: NDArray[np.uint8],
-        under: tuple[Box, NDArray[np.uint8]],
-        marks: list[Box],
-    ) -> None:
+    def _row(self, place: _Field) -> None:
         """Add the field itself, then what surrounds it under every method."""
-        place = f"field {number}" if number else "the whole slide"
-        plain = self._finish(near, box, pixels, () if number else marks, place)
-        panels = [
+        marks = place.marks if place.number == 0 else []
+        plain = self._finish(place.near, place.box, marks, place.name, numbers=True)
+        panels = (
             Panel("", "", plain),
-            *(self._panel(m, pixels, box, under, marks, place) for m in self.saved.models),
-        ]
-        mpp = box.w * pixels.mpp.x / near.shape[1]
-        row = Row(number, what, box, box.scaled(*pixels.mpp), mpp, tuple(panels))
+            *(self._panel(model, place) for model in self.saved.models),
+        )
+        mpp = self.pixels.mpp
+        um_per_px = place.box.w * mpp.x / place.near.shape[1]
+        row = Row(place.number, place.what, place.box, place.box.scaled(*mpp), um_per_px, panels)
         self.found.rows.append(row)
 
-    def _panel(
-        self,
-        model: str,
-        pixels: Pixels,
-        box: Box,
-        under: tuple[Box, NDArray[np.uint8]],
-        marks: list[Box],
-        place: str,
-    ) -> Panel:
-        if model not in self.loaded:
+    def _panel(self, model: str, place: _Field) -> Panel:
+        if model not in self.results:
             return Panel(model, "no result", None)
-        source = leading_map(self.loaded[model])
+        source = leading_map(self.results[model])
         if source is None:
             return Panel(model, "no map", None)
         target = self.target.get(model, next(iter(self.target.values())))
-        (shown, base), channel = under, channel_of(source, target)
+        channel, size = channel_of(source, target), self.pixels.size
+        overview = place.number == 0
         try:
-            heat = draw_overlay(base, pixels.size, source, channel, box=shown, opacity=OPACITY)
-            note = _value(source, target, None if box == shown else box)
+            heat = draw_overlay(place.far, size, source, channel, box=place.around, opacity=OPACITY)
+            note = _value(source, target, None if overview else place.box)
         except ResultError:
             return Panel(model, "its map is damaged", None)
         if source.kind not in self.found.kinds:
             self.found.kinds.append(source.kind)
-        alt = f"{place} under the {source.kind} of {model}"
-        whole = box == shown
-        return Panel(model, note, self._finish(heat, shown, pixels, marks, alt, numbers=whole))
+        alt = f"{place.name} under the {source.kind} of {model}"
+        drawn = self._finish(heat, place.around, place.marks, alt, numbers=overview)
+        return Panel(model, note, drawn)
 
     def _finish(
         self,
         pixels: NDArray[np.uint8],
         shown: Box,
-        source: Pixels,
         marks: Sequence[Box],
         alt: str,
         *,
-        numbers: bool = True,
+        numbers: bool,
     ) -> Picture:
         """Add marks and scale bar, and hand the file over."""
         image = _image(pixels)
         mark_outlines(image, shown, self.annotations)
-        mark_fields(image, shown, marks, numbers)
-        mark_scale(image, shown.w * source.mpp.x / image.width)
+        mark_fields(image, shown, marks, numbers=numbers)
+        mark_scale(image, shown.w * self.pixels.mpp.x / image.width)
         return Picture(self.keep(encode(image)), image.width, image.height, alt)
 
 
