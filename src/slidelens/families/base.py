@@ -91,10 +91,10 @@ ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
 class MapSpec:
     """Declares one map that a family draws.
 
-    ``name`` is its key. ``channels`` names the planes (class names for probabilities); ``mpp`` is
-    the side of a cell in µm. ``instances`` marks the map whose values per patch become the columns
-    ``prob_*`` of ``tiles.csv``; an attention map with one value for each of the same patches
-    becomes its column ``attention``.
+    ``name`` is its key, ``kind`` what its values mean. ``channels`` names the planes (class names
+    for probabilities); ``mpp`` is the side of a cell in µm. ``instances`` marks the map whose
+    values per patch become the columns ``prob_*`` of ``tiles.csv``; an attention map with one value
+    for each of the same patches becomes its column ``attention``.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class SlideScore:
-    """The last event of a run: one probability per class, in label order."""
+    """The last event of a run: ``probabilities``, one per class, in label order."""
 
     probabilities: tuple[float, ...]
 

@@ -152,7 +152,7 @@ def stages_of_length(stages: Sequence[Stage], epochs: int) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A slide and its label, the 0-based class index."""
+    """A slide, by its ``slide_id``, and its ``label``, the 0-based class index."""
 
     slide_id: str
     label: int
