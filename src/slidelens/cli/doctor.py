@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 
 __all__ = ["register"]
 
@@ -34,6 +32,6 @@ def doctor(as_json: JsonOption = False) -> None:
             if check.fix and check.state != "ok":
                 typer.echo(f"{'':{10 + _NAME}}-> {check.fix}")
     if as_json:
-        typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
+        print_json([check._asdict() for check in checks])
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)

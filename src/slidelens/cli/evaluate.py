@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 from slidelens.errors import ResultError
 
 __all__ = ["register"]
@@ -105,7 +104,7 @@ def evaluate(
         earlier = [str(error)]
     for warning in merge_notes([*found.warnings, *earlier], list(found.metrics["models"])):
         typer.echo(f"note: {warning}", err=True)
-    typer.echo(
-        json.dumps(found.metrics, indent=2, ensure_ascii=False) if as_json else found.table,
-        nl=as_json,
-    )
+    if as_json:
+        print_json(found.metrics)
+    else:
+        typer.echo(found.table, nl=False)

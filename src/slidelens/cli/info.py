@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from slidelens.cli.options import JsonOption, MppOption, parse_mpp
+from slidelens.cli.options import JsonOption, MppOption, parse_mpp, print_json
 
 __all__ = ["register"]
 
@@ -33,7 +32,7 @@ def info(
     with open_slide(slide, mpp=parse_mpp(mpp)) as opened:
         facts, notes = describe(opened), opened.notes()
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         for note in notes:
             typer.echo(f"note: {note}", err=True)
     else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 
 __all__ = ["register"]
 
@@ -70,7 +69,7 @@ def lesions(
     for warning in found["warnings"]:
         typer.echo(f"note: {warning}", err=True)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     typer.echo(
         f"FROC score {found['score']:.3f}: {found['lesions']} lesions on {found['slides']} slides"

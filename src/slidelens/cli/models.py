@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 
 __all__ = ["register"]
 
@@ -34,7 +32,7 @@ def models(as_json: JsonOption = False) -> None:
             }
             for model in found
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for model in found:
         facts = f"{model.mpp or 0:g} µm/px  {', '.join(model.classes)}"

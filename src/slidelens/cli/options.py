@@ -1,11 +1,12 @@
-"""Options that several commands share, and how their text is parsed."""
+"""Options that several commands share: how their text is parsed, and JSON printed."""
 
 from __future__ import annotations
 
+import json
 import re
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +22,7 @@ __all__ = [
     "parse_file",
     "parse_mpp",
     "parse_region",
+    "print_json",
 ]
 
 MppOption = Annotated[
@@ -36,6 +38,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="D")
 ]
+
+
+def print_json(value: Any) -> None:
+    """Print the answer to ``--json``."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def parse_mpp(

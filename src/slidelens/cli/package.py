@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 from slidelens.cli.progress import Bar
 from slidelens.steps import Steps
 
@@ -86,7 +85,7 @@ def show(model: _Model, as_json: JsonOption = False) -> None:
 
     manifest = read_manifest(locate_model(model))
     if as_json:
-        typer.echo(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print_json(manifest.model_dump(mode="json"))
     else:
         typer.echo(model_card(manifest), nl=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from slidelens.cli.fields import parse_assignments
-from slidelens.cli.options import DeviceOption, JsonOption, MppOption, parse_mpp, parse_region
+from slidelens.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MppOption,
+    parse_mpp,
+    parse_region,
+    print_json,
+)
 from slidelens.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -115,7 +121,7 @@ def predict(
                 bar.update(f"{event.slide_id} {event.model}", event.done, event.total)
     failed = [_name(o, several=len(model) > 1) for o in outcomes if o.status == "failed"]
     if as_json:
-        typer.echo(json.dumps([_row(outcome) for outcome in outcomes], indent=2))
+        print_json([_row(outcome) for outcome in outcomes])
     elif failed and len(outcomes) > 1:
         said = f"{len(failed)} of {len(outcomes)} failed: {listed(failed)}"
         typer.echo(f"{said} ({PREDICTIONS} says why)", err=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from slidelens.cli.options import JsonOption, parse_file
+from slidelens.cli.options import JsonOption, parse_file, print_json
 from slidelens.cli.progress import Bar
 from slidelens.cli.review import OperatingPoints, read_points
 
@@ -110,7 +109,7 @@ def report(
             "notes": done.notes,
             "warnings": done.warnings,
         }
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         return
     typer.echo(f"{done.errors} errors on {done.slides} slides, {done.decided} decided")
     for path in (done.html, done.pdf):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 from slidelens.cli.review_request import (
     case_keys,
     check_category,
@@ -149,11 +148,12 @@ def list_(
     misses = list_near_misses(saved, rules, near) if near else []
     misses = [m for m in misses if model is None or m.model == model]
     if as_json:
-        found = {
-            "errors": [error_json(e, names, decisions) for e in errors],
-            "near_misses": [m._asdict() | {"pseudonym": names[m.slide_id]} for m in misses],
-        }
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(
+            {
+                "errors": [error_json(e, names, decisions) for e in errors],
+                "near_misses": [m._asdict() | {"pseudonym": names[m.slide_id]} for m in misses],
+            }
+        )
         return
     rows = [error_row(e, names, decisions) for e in errors]
     print_table(
@@ -218,7 +218,7 @@ def set_(
         check_category(category, keys, saved)
     made = store.set_all(keys, reviewer_name(reviewer), category, note, true_label)
     if as_json:
-        typer.echo(json.dumps([decision_json(d) for d in made], indent=2, ensure_ascii=False))
+        print_json([decision_json(d) for d in made])
         return
     for one in made:
         typer.echo(f"{one.slide_id} {one.model} {one.kind}: {decision_text(one)} ({one.reviewer})")
@@ -286,7 +286,7 @@ def history(
     wanted = None if slide is None else meant_slide(slide, saved)
     found = [d for d in store.history() if wanted in (None, d.slide_id)]
     if as_json:
-        typer.echo(json.dumps([decision_json(d) for d in found], indent=2, ensure_ascii=False))
+        print_json([decision_json(d) for d in found])
         return
     rows = [(d.time[:19], d.reviewer, d.slide_id, d.model, d.kind, decision_text(d)) for d in found]
     print_table(("time (UTC)", "reviewer", "slide", "model", "", "decision"), rows)
@@ -298,7 +298,7 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
 
     found = compare(open_review(context)[1].decisions())
     if as_json:
-        typer.echo(json.dumps([a._asdict() for a in found], indent=2, ensure_ascii=False))
+        print_json([a._asdict() for a in found])
         return
     if not found:
         typer.echo("no error was decided by two reviewers yet; each decides with --reviewer NAME")
@@ -327,7 +327,7 @@ def taxonomy(
     path = write_taxonomy(saved.folder) if edit else saved.folder / TAXONOMY_FILE
     found = read_taxonomy(saved.folder)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     typer.echo("\n  ".join(["false positives", *found["fp"]]))
     typer.echo("\n  ".join(["false negatives", *found["fn"]]))

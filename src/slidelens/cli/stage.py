@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from math import isnan
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from slidelens.cli.options import JsonOption
+from slidelens.cli.options import JsonOption, print_json
 
 __all__ = ["register"]
 
@@ -63,7 +62,7 @@ def patients(
     if as_json:
         kappas = {key: _or_null(staged.metrics[key]) for key in _KAPPAS if key in staged.metrics}
         facts = {"stages": staged.table.stages, "nodes": staged.table.nodes, **staged.metrics}
-        typer.echo(json.dumps(facts | kappas, indent=2, ensure_ascii=False))
+        print_json(facts | kappas)
         return
     for patient, stage in staged.table.stages.items():
         typer.echo(f"{patient}: {stage} ({', '.join(staged.table.nodes[patient].values())})")

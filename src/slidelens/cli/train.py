@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
-from slidelens.cli.options import JsonOption, parse_mpp
+from slidelens.cli.options import JsonOption, parse_mpp, print_json
 from slidelens.cli.progress import TrainBars
 from slidelens.errors import SlideLensError
 
@@ -237,7 +237,7 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
         }
         if last.folds:
             facts["cross_validation"] = json.loads((out / "folds.json").read_text())
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     split = f"mean of {last.folds} folds" if last.folds else "on the tuning split"
     auc = "" if last.tune_auc is None else f", AUC {last.tune_auc:.3f} {split}"

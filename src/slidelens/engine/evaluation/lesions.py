@@ -22,13 +22,14 @@ from slidelens.tiling.annotations import read_annotations
 from slidelens.tiling.patch_labels import PatchRules, check_drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
     from slidelens.engine.evaluation.froc import Froc
     from slidelens.engine.evaluation.scores import Cases
     from slidelens.engine.labels import Split
+    from slidelens.maps.lesions import Peak
     from slidelens.tiling.annotations import Annotation
 
 __all__ = ["evaluate_lesions"]
@@ -71,7 +72,7 @@ def evaluate_lesions(
 
     Returns
     -------
-    What ``froc.json`` holds; ``warnings`` are for people.
+    The content of ``froc.json``; ``warnings`` are for the user.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def evaluate_lesions(
     facts = {
         "model": one.name,
         "score": curve.score,
-        "sensitivity_at": _named(curve),
+        "sensitivity_at": _sensitivity_at(curve),
         "lesions": curve.lesions,
         "isolated_cells": sum(lesion.isolated_cells for of in lesions.values() for lesion in of),
         "slides": curve.slides,
@@ -112,16 +113,20 @@ def evaluate_lesions(
     }
     with staged_folder(Path(out), {_FACTS, _DETECTIONS, _PICTURE}) as staging:
         (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (staging / _DETECTIONS).mkdir()
-        for slide, peaks in found.items():
-            rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
-            (staging / _DETECTIONS / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
-        _picture(curve, one.name).savefig(staging / _PICTURE, dpi=120)
+        _write_detections(staging / _DETECTIONS, found)
+        _draw(curve, one.name).savefig(staging / _PICTURE, dpi=120)
     return facts
 
 
+def _write_detections(folder: Path, found: Mapping[str, Sequence[Peak]]) -> None:
+    folder.mkdir()
+    for slide, peaks in found.items():
+        rows = (f"{p.probability:.6g},{p.x:.0f},{p.y:.0f}\n" for p in peaks)
+        (folder / f"{slide}.csv").write_text("".join(rows), encoding="utf-8")
+
+
 def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[Annotation]]:
-    """Read the tumour that is drawn on the slides of the last class; list all that is wrong."""
+    """Read the tumour annotated on slides of the last class; one error lists all faults."""
     classes = cases.scored.classes
     has = {row.slide_id: row.label == len(classes) - 1 for row in cases.rows}
     rows = tuple(replace(row, label=int(has[row.slide_id])) for row in cases.rows)
@@ -148,12 +153,12 @@ def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[
     return truth
 
 
-def _named(curve: Froc) -> dict[str, float]:
+def _sensitivity_at(curve: Froc) -> dict[str, float]:
     return {f"{rate:g}": value for rate, value in zip(RATES, curve.at, strict=True)}
 
 
-def _picture(curve: Froc, name: str) -> Figure:
-    """Draw the curve, and the sensitivities that make the score."""
+def _draw(curve: Froc, name: str) -> Figure:
+    """Draw the curve and the sensitivities whose mean is the score."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -161,7 +166,7 @@ def _picture(curve: Froc, name: str) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(curve.rates, curve.sensitivity, color="#0072b2")
-    axes.plot(*np.array([(float(r), s) for r, s in _named(curve).items()]).T, "o", color="#d55e00")
+    axes.plot(RATES, curve.at, "o", color="#d55e00")
     axes.set_xlabel("false detections per slide")
     axes.set_ylabel("lesions found")
     axes.set_xlim(0, 8.4)
