@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     group = typer.Typer(
         name="stage",
-        help="Classify lymph nodes and stage patients (pN), as in CAMELYON17.",
+        help="Classify lymph nodes and stage patients (pN).",
         no_args_is_help=True,
         rich_markup_mode=None,
     )

@@ -1,8 +1,8 @@
 """Streaming: convolutional networks over whole images in the memory of one tile.
 
-`StreamingTrunk` is the face. A network is traced (`trace`, `rules`, `builder`) into a graph of
-windows (`graph`, `window_rules`), planned for the memory there is (`plan`, `costs`, `layout`), and
-walked tile by tile (`walk`, `seam`, `tape`).
+`StreamingTrunk` is the entry point. A network is traced (`trace`, `rules`, `builder`) into a graph
+of windows (`graph`, `window_rules`), planned for the available memory (`plan`, `costs`, `layout`),
+and run tile by tile (`walk`, `seam`, `tape`).
 """
 
 from slidelens.nn.streaming.plan import StreamingPlan

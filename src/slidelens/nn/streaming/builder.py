@@ -19,7 +19,7 @@ __all__ = ["Builder", "Operation", "Pieces", "Rule"]
 
 @dataclass(frozen=True)
 class Operation:
-    """A call of the traced program with its arguments resolved, for the rules to judge."""
+    """A call of the traced program with its arguments resolved, as the rules see it."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Several slices of channels that are still to be picked from: the result of a chunk."""
+    """The result of a chunk: several slices of channels, of which the program picks."""
 
     call: Call
     source: int
@@ -87,7 +87,7 @@ class Builder:
         self._stale: dict[int, str] = {}
 
     def build(self, graph: fx.Graph) -> LocalGraph:
-        """Make the graph of a traced program; ``StreamingError`` where that cannot be streamed."""
+        """Make the graph of a traced program; ``StreamingError`` if it cannot be streamed."""
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._env[node] = self._placeholder(node)

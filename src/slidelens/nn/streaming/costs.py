@@ -19,14 +19,14 @@ __all__ = ["Costs", "count_costs", "image_channels"]
 
 
 class Costs(NamedTuple):
-    """By node: channels of its value, and multiply-adds per cell."""
+    """For each node: channels of its value, and multiply-adds per cell."""
 
     channels: list[int]
     multiply_adds: list[int]
 
 
 def image_channels(graph: LocalGraph, module: nn.Module) -> int:
-    """Return the channels of image that a network takes: those of its first convolution, or 3."""
+    """Return the number of image channels of a network: its first convolution's, or 3."""
     for node in graph.nodes:
         if node.window is not None and node.window.kind == "conv" and node.module is not None:
             return int(getattr(module.get_submodule(node.module), "in_channels", 3))

@@ -1,10 +1,10 @@
 """Fold frozen norms into the convolutions before them.
 
 In eval mode a batch norm scales and shifts channels, as its convolution could: the convolution
-gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``. Autograd goes
-through that product of small tensors, once for all tiles: the gradients of all that is in it are
-exact, no pass over a feature map is spent on a norm, and what autograd keeps for one is kept no
-longer. That is nearly half of what it keeps of a ResNet.
+gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``. Autograd
+differentiates this product of small tensors once for all tiles: the gradients of all factors are
+exact, and norms cost no pass over a feature map and no saved activations. For a ResNet these are
+nearly half of what autograd saves.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)
 
 
 def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[list[Node], int]:
-    """Let each convolution take over the frozen norm that alone reads it.
+    """Fold each frozen norm into the convolution before it, if nothing else reads that one.
 
-    But not one whose weight is parametrized (weight norm, say): such a weight cannot be put in its
-    place, since what is assigned to it goes into the parameters that it is made of.
+    Convolutions with a parametrized weight (weight norm, say) are left alone: assigning such a
+    weight would set the parameters that it is computed from.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[lis
 
     Returns
     -------
-    The nodes, of which nothing reads the norms any more, and the index of the output.
+    The nodes, none of which reads the folded norms any more, and the index of the output.
     """
     readers = Counter(i for node in nodes for i in (*node.inputs, *node.constants))
     readers[output] += 1
@@ -74,13 +74,13 @@ def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[lis
 
 
 def _is_convolution(node: Node) -> bool:
-    """Say whether a node is a layer that has no norm yet."""
+    """Whether a node is a convolution without a folded norm."""
     convolves = node.window is not None and node.window.kind == "conv"
     return convolves and node.module is not None and node.norm is None
 
 
 def _is_norm(node: Node, root: nn.Module) -> bool:
-    """Say whether a node is a norm."""
+    """Whether a node is a frozen batch norm."""
     if node.kind != "local" or node.module is None:
         return False
     return type(root.get_submodule(node.module)) in _NORMS
@@ -89,8 +89,8 @@ def _is_norm(node: Node, root: nn.Module) -> bool:
 def folded_tensors(nodes: Sequence[Node], root: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers of a network by name, norms folded into convolutions.
 
-    Weights ``(C, c, h, w)`` and biases ``(C,)`` of these are functions of the network's own, to
-    which autograd leads back. They are computed in single precision at least.
+    Folded weights ``(C, c, h, w)`` and biases ``(C,)`` are differentiable functions of the
+    network's own, computed at least in single precision.
     """
     tensors = dict((*root.named_parameters(), *root.named_buffers()))
     for node in nodes:

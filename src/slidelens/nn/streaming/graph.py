@@ -1,11 +1,11 @@
-"""A network as a graph of local operations, which can be computed piece by piece.
+"""A network as a graph of local operations that can be computed piece by piece.
 
-Five kinds of node are enough:
+There are five kinds of node:
 
 ``input``
     The image.
 ``constant``
-    A tensor that does not depend on the image: a weight, or something made of weights.
+    A tensor that does not depend on the image: a weight, or a function of weights.
 ``local``
     One cell in, one cell out: activations, frozen norms, linear layers and layer norms over the
     channels, concatenation and slicing of channels, permutation of axes.
@@ -40,7 +40,7 @@ Values = Mapping[int, Any]
 
 
 class Ref(NamedTuple):
-    """Stands for the value of a node among the arguments of a call."""
+    """A reference to a node's value among the arguments of a call."""
 
     node: int
 
@@ -49,7 +49,7 @@ class Ref(NamedTuple):
 class Call:
     """One operation of the network: a module, a function, a tensor's method, or a weight.
 
-    It holds names, not modules, so that it always runs on the weights at hand.
+    It holds names, not modules, so that it always uses the current weights.
     """
 
     kind: Literal["module", "function", "method", "attribute"]
@@ -129,7 +129,7 @@ class Node:
     def window_weights(self, root: nn.Module, values: Values) -> tuple[Any, ...]:
         """Weight and bias of a convolution; nothing for other windows.
 
-        A module that was not traced stands for its own weights.
+        An untraced module takes the place of its weights.
         """
         if self.window is not None and self.window.kind == "opaque":
             return (root,)
@@ -141,7 +141,7 @@ class Node:
         return tuple(None if ref is None else values[ref.node] for ref in self.weights)
 
     def renumbered(self, new: Mapping[int, int] | Sequence[int]) -> Node:
-        """Return this node among nodes of other numbers: ``new`` by old."""
+        """Return this node with its references renumbered: ``new`` maps old to new numbers."""
 
         def ref(arg: Any) -> Any:
             if isinstance(arg, Ref):
@@ -175,14 +175,14 @@ class _Body(nn.Module):
 def call_with(
     module: nn.Module, tensors: Mapping[str, Tensor], body: Callable[[nn.Module], T]
 ) -> T:
-    """Run ``body(module)`` with other weights and buffers in the place of the module's own."""
+    """Run ``body(module)`` with other weights and buffers in place of the module's own."""
     named = {f"module.{name}": value for name, value in tensors.items()}
     result: T = torch.func.functional_call(_Body(module), named, (body,))
     return result
 
 
 class LocalGraph:
-    """The nodes of a network from the image to its output, and what follows from them."""
+    """The nodes of a network from the image to its output, and properties derived from them."""
 
     def __init__(self, nodes: Sequence[Node], output: int) -> None:
         self.nodes, self.output = _reachable(nodes, output)
@@ -204,7 +204,7 @@ class LocalGraph:
 
     @property
     def lost(self) -> tuple[int, int]:
-        """Cells along y and x that are fewer than an image's strides: layers without padding."""
+        """Cells missing along y and x, compared to the image's strides: layers without padding."""
         y, x = (
             _MANY - self.sizes(axis, _MANY * field.stride)[self.output]
             for axis, field in enumerate(self.field)
@@ -218,7 +218,7 @@ class LocalGraph:
 
     @property
     def kept(self) -> list[Node]:
-        """The nodes whose values tiles hand on: those that are not computed again."""
+        """The nodes whose values tiles pass on instead of computing them again."""
         return [node for node in self.nodes if node.kind in ("window", "join")]
 
     def axis(self, node: Node, axis: int) -> Window | None:
@@ -297,7 +297,7 @@ class LocalGraph:
         return result
 
     def _overwriting(self, node: Node) -> Node:
-        """Let a ReLU write into its input where no one else reads it and no gradient needs it."""
+        """Let a ReLU work in place where nothing else reads its input and no gradient needs it."""
         if node.kind != "local" or node.call is None or node.call.target is not torch.relu:
             return node
         source = self.nodes[node.inputs[0]]
@@ -306,7 +306,7 @@ class LocalGraph:
 
 
 def _reachable(nodes: Sequence[Node], output: int) -> tuple[list[Node], int]:
-    """Keep what the output depends on (and the image), numbered anew."""
+    """Keep the image and the nodes that the output depends on, and renumber them."""
     keep, todo = {0}, [output]
     while todo:
         index = todo.pop()

@@ -14,7 +14,7 @@ __all__ = ["LayerState", "layer_states", "refuse_changes", "refuse_hooks"]
 
 
 class LayerState(NamedTuple):
-    """What must not change while a trunk is in use."""
+    """The state of a layer that must not change while a trunk is in use."""
 
     name: str
     training: bool
@@ -34,14 +34,14 @@ def layer_states(module: nn.Module) -> list[LayerState]:
 
 
 def refuse_changes(module: nn.Module, states: list[LayerState]) -> None:
-    """Raise a ``StreamingError`` where the ``module`` is not as it was: the trunk knew its layers.
+    """Raise a ``StreamingError`` if the ``module`` has changed since its trunk was made.
 
     Parameters
     ----------
     module
         The network.
     states
-        What :func:`layer_states` gave when the trunk was made.
+        The result of :func:`layer_states` when the trunk was made.
     """
     for was, now in zip_longest(states, layer_states(module)):
         if was != now:
@@ -53,9 +53,9 @@ def refuse_changes(module: nn.Module, states: list[LayerState]) -> None:
 
 
 def refuse_hooks(module: nn.Module) -> None:
-    """Raise a ``StreamingError`` that names the first layer with a hook: a trunk runs none.
+    """Raise a ``StreamingError`` that names the first layer with a hook: a trunk calls none.
 
-    Layers are not called one by one on the image; what a hook would see, or change, is not there.
+    No layer is ever called on the whole image, which a hook would expect to see or change.
     """
     for name, layer in module.named_modules():
         if _hooked(layer):

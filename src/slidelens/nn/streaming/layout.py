@@ -1,8 +1,8 @@
 """Which cells of every tensor each tile computes, along one axis.
 
 Both schemes are layouts, run by the same code. A layout gives, for node ``i`` and tile ``t``, three
-positions: the tile computes cells ``[first, last)`` anew and holds ``[start, last)``. What lies
-between ``start`` and ``first`` is its seam, handed on by the tile before; the halo scheme has none.
+positions: the tile computes cells ``[first, last)`` and holds ``[start, last)``. The cells from
+``start`` to ``first`` are its seam, passed on by the previous tile; the halo scheme has no seams.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Table = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class AxisLayout:
-    """Positions by node and tile, see the module's docstring; ``size`` is by node."""
+    """Positions by node and tile (see the module's docstring), and ``size`` by node."""
 
     tiles: int
     size: Sequence[int]
@@ -33,20 +33,20 @@ class AxisLayout:
 
     @property
     def independent(self) -> bool:
-        """Whether tiles hand nothing on."""
+        """Whether tiles pass nothing on."""
         return self.start == self.first
 
     def seam(self, node: int, tile: int) -> int:
-        """Cells of a node that tile ``tile`` takes over from the one before."""
+        """Cells of a node that tile ``tile`` takes over from the previous one."""
         return self.first[node][tile] - self.start[node][tile]
 
 
 def seam_layout(graph: LocalGraph, axis: int, n: int, tile: int) -> AxisLayout:
     """Lay out seams: every cell of every layer is computed once.
 
-    Tile ``t`` computes all that the image up to ``edge[t + 1]`` allows. A seam holds what later
-    outputs still need of what is done, kept once per tensor, before norm and activation (behind a
-    ReLU, where that has been applied on the way).
+    Tile ``t`` computes every cell that depends only on the image up to ``edge[t + 1]``. A seam
+    holds the finished cells that later outputs still need, once per tensor: before norm and
+    activation, or after a ReLU that was applied during assembly.
     """
     sizes = graph.sizes(axis, n)
     edges = [*range(0, n, tile), n]
@@ -86,7 +86,7 @@ def seam_layout(graph: LocalGraph, axis: int, n: int, tile: int) -> AxisLayout:
 
 
 def halo_layout(graph: LocalGraph, axis: int, n: int, owned: int) -> AxisLayout:
-    """Lay out halos: a tile owns ``owned`` cells of the output and computes all they need."""
+    """Lay out halos: a tile owns ``owned`` output cells and computes all that they depend on."""
     sizes = graph.sizes(axis, n)
     edges = [*range(0, sizes[graph.output], owned), sizes[graph.output]]
     tiles = len(edges) - 1
@@ -123,7 +123,7 @@ class Frame:
 
     @property
     def alone(self) -> bool:
-        """Whether nothing is taken over or handed on."""
+        """Whether nothing is taken over or passed on."""
         return not (self.top.area or self.left.area or self.down.area or self.right.area)
 
 

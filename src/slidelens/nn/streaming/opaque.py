@@ -1,4 +1,4 @@
-"""Modules that cannot be traced: streamed with a halo, by a given receptive field."""
+"""Modules that cannot be traced: streamed with a halo, given their receptive field."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["opaque_graph"]
 
 @dataclass(frozen=True)
 class _OpaqueWindow(Window):
-    """One axis of a whole module.
+    """A whole module as a window along one axis.
 
-    ``cells`` holds, by remainder of the image's size by the stride, the size of a small image and
-    the cells that the module makes of it.
+    ``cells`` holds, for each remainder of the image size divided by the stride, the size of a
+    small image and the number of output cells for it.
     """
 
     cells: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def size(self, n: int) -> int:
-        """Return how many cells the module makes of ``n`` pixels."""
+        """Return the number of output cells for ``n`` pixels."""
         small, count = self.cells[n % self.stride]
         return count + (n - small) // self.stride
 
     def reads(self, first: int, last: int, n: int) -> tuple[int, int]:
-        """Return the pixels to read, from a whole stride on, so that cells stay in step."""
+        """Return the pixels to read, starting at a multiple of the stride to keep cells aligned."""
         low, high = super().reads(first, last, n)
         return low // self.stride * self.stride, high
 
@@ -51,7 +51,7 @@ class _OpaqueOp(WindowOp):
         size: tuple[int, int],
         weights: tuple[Any, ...] = (),
     ) -> tuple[Tensor, Rect]:
-        """Run the module, which stands in the place of the weights, on what ``out`` reads."""
+        """Run the module, given in place of the weights, on the pixels that ``out`` needs."""
         rows = self.y.reads(out.top, out.bottom, size[0])
         columns = self.x.reads(out.left, out.right, size[1])
         result = weights[0](crop(values, have, Rect(*rows, *columns)))
@@ -64,8 +64,7 @@ def opaque_graph(
 ) -> tuple[LocalGraph, Costs]:
     """Make a graph of one layer: the module.
 
-    The module is run on small images to learn how many cells it makes; multiply-adds are not
-    counted.
+    The module is run on small images to learn its output sizes; multiply-adds are not counted.
 
     Raises
     ------

@@ -37,26 +37,26 @@ _STATUS = Struct("<2I7Q")
 
 @dataclass(frozen=True)
 class StreamingPlan:
-    """How an image will be streamed through a trunk, and what that takes.
+    """How an image will be streamed through a trunk, and the memory and work needed.
 
-    Bytes are of one training step with batch size 1 unless said otherwise, without the weights.
+    Bytes are for one training step with batch size 1, unless noted, without the weights.
     """
 
     scheme: Scheme
     image: tuple[int, int]
     """Height and width, px."""
     tile: tuple[int, int]
-    """Height and width of what a tile computes (seam) or reads (halo), px."""
+    """Height and width of the area that a tile computes (seam) or reads (halo), px."""
     grid: tuple[int, int]
     """Rows and columns of tiles."""
     output: tuple[int, int, int]
     """Channels, height and width of the trunk's output."""
     bytes_kept: int
-    """Seams, held from forward to backward."""
+    """Seams, held from the forward to the backward pass."""
     bytes_tile: int
-    """One tile's graph and gradients: an estimate."""
+    """Estimate for one tile's graph and gradients."""
     bytes_graph: int
-    """One tile's graph alone: an estimate."""
+    """Estimate for one tile's graph alone."""
     bytes_output: int
     """The output and its gradient."""
     multiply_adds: int
@@ -64,9 +64,9 @@ class StreamingPlan:
     multiply_adds_whole: int
     """Of one forward pass of the module on the whole image."""
     computed: int
-    """Tiles that the forward pass computes: those that a mask paints white are computed once."""
+    """Tiles that the forward pass computes; equal tiles of masked background count once."""
     graphs: int = 1
-    """Tiles, the last ones, whose graph is kept: the backward pass computes the others again."""
+    """Number of last tiles whose graph is kept; the backward pass recomputes the others."""
 
     @property
     def tiles(self) -> int:
@@ -75,12 +75,12 @@ class StreamingPlan:
 
     @property
     def bytes(self) -> int:
-        """Memory of a training step, without weights and image: an estimate."""
+        """Estimated memory of a training step, without weights and image."""
         return self.bytes_kept + self.bytes_moving + self.bytes_output
 
     @property
     def bytes_moving(self) -> int:
-        """What comes and goes with the tiles: an estimate."""
+        """Estimated memory that is allocated and freed with the tiles."""
         return self.bytes_tile + (self.graphs - 1) * self.bytes_graph
 
     def within(self, budget: int) -> StreamingPlan:
@@ -94,11 +94,11 @@ class StreamingPlan:
         return self.multiply_adds / max(self.multiply_adds_whole, 1)
 
     def work(self, *, training: bool) -> float:
-        """Multiply-adds of a step, without the background that the scheme does not compute.
+        """Multiply-adds of a step, without background tiles that the scheme skips.
 
-        A backward pass counts three times: it repeats the forward pass, but for tiles whose graph
-        is kept. Every tile is taken to have a gradient, as below mean pooling; of background only
-        independent tiles share theirs.
+        A backward pass counts as three forward passes, as it repeats the forward pass; two for
+        tiles whose graph is kept. Every tile is assumed to have a gradient, as under mean pooling;
+        background tiles share theirs only if tiles are independent.
         """
         share = self.computed / self.tiles
         backward = share if self.scheme == "halo" else 1.0
@@ -118,9 +118,9 @@ class Planner:
     size
         Height and width of the image.
     itemsize
-        Bytes of a value of the feature maps.
+        Bytes per value of the feature maps.
     batch
-        Images at once.
+        Images per batch.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Planner:
         Raises
         ------
         StreamingError
-            The halo leaves nothing of the tile; the message names the smallest that works.
+            The tile is no larger than its halo; the message names the smallest that works.
         """
         if scheme != "halo":
             side = [
@@ -175,7 +175,7 @@ class Planner:
     def plan(
         self, scheme: Scheme, tile: tuple[int, int], mask: Tensor | None = None
     ) -> StreamingPlan:
-        """Plan one scheme and tile; ``mask`` tells background, as `Source` takes it."""
+        """Plan one scheme and tile; ``mask`` marks background as for `Source`."""
         if tile[0] >= self.size[0] and tile[1] >= self.size[1]:
             scheme = "whole"
         rows, columns = layout = self.layout(scheme, tile)
@@ -199,9 +199,9 @@ class Planner:
         )
 
     def values(self) -> tuple[int, int]:
-        """Return what a forward pass over the whole image holds: at most, and of one value.
+        """Return the most numbers held by a forward pass over the whole image, and by one map.
 
-        In numbers; a value of the network is held until all that read it are done.
+        A feature map is held until every layer that reads it is done.
         """
         counts = [h * w * c for h, w, c in zip(*self.sizes, self.costs.channels, strict=True)]
         now = peak = 0
@@ -250,7 +250,7 @@ class Planner:
         return total
 
     def _tile_bytes(self, layout: Layout) -> tuple[int, int]:
-        """Estimate what autograd saves of the largest tile, and the size of its largest value.
+        """Estimate what autograd saves for the largest tile, and the size of its largest value.
 
         The backward pass holds gradients of the two largest values besides.
         """
@@ -269,7 +269,7 @@ class Planner:
         return held, largest
 
     def _is_saved(self, node: Node) -> bool:
-        """Whether a tensor of its own is held for the backward pass."""
+        """Whether a separate tensor is held for the backward pass."""
         readers = [self.graph.nodes[i] for i in self.graph.readers[node.index]]
         if node.view or any(r.overwrites for r in readers):
             return False
@@ -277,7 +277,7 @@ class Planner:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has free."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         # What PyTorch holds back for later is free as well.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -295,10 +295,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def tile_sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
-    """Return tiles to choose from, smallest first, up to the whole image.
+    """Return the tile sizes to choose from, smallest first, up to the whole image.
 
-    Square, or evened out so that the last ones are as large as the others: these have their graphs
-    kept.
+    Tiles are square, or adjusted so that the last ones, whose graphs may be kept, are about as
+    large as the others.
     """
     side, size = max(planner.smallest_tile(scheme)), max(planner.size)
     step = max(planner.smallest_tile("seam"))
@@ -313,7 +313,7 @@ def tile_sides(planner: Planner, scheme: Scheme) -> list[tuple[int, int]]:
 
 
 def _even(side: int, size: int, step: int) -> int:
-    """Return the smallest multiple of ``step`` that cuts ``size`` into as many as ``side`` does."""
+    """Return the smallest multiple of ``step`` that gives as many parts as ``side``."""
     count = ceil(size / side)
     return ceil(size / count / step) * step
 
@@ -321,7 +321,7 @@ def _even(side: int, size: int, step: int) -> int:
 def too_little(
     planner: Planner, schemes: Sequence[Scheme], tile: tuple[int, int] | None, budget: int
 ) -> str:
-    """Say what the memory would have to be."""
+    """Return an error message that names the memory needed."""
     plans = []
     for scheme in schemes:
         for side in tile_sides(planner, scheme) if tile is None else [tile]:

@@ -1,4 +1,4 @@
-"""Find tiles of one constant colour that compute the same, such as slide background."""
+"""Find tiles of one colour with equal results, such as slide background."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Place(NamedTuple):
 
 
 class Repeats:
-    """Finds tiles whose work is the same as that of an earlier one.
+    """Finds tiles whose result equals that of an earlier one.
 
-    Two tiles are the same where every layer's piece has the same size and place in the tile, no
-    padding reaches it, and all tiles of the image that influence it have one colour. Then their
-    outputs and seams are equal, so that one result serves for all.
+    Two tiles are equal if every layer's piece has the same size and place in the tile, no padding
+    reaches it, and all tiles of the image that influence it have one colour. Their outputs and
+    seams are then equal, so one result serves for all.
     """
 
     def __init__(self, graph: LocalGraph, rows: AxisLayout, columns: AxisLayout) -> None:
@@ -42,14 +42,14 @@ class Repeats:
         self._colours: dict[tuple[int, int], Colour | None] = {}
 
     def key(self, at: tuple[int, int], pixels: Tensor) -> Hashable | None:
-        """Return what a tile has in common with those that compute the same; None: nothing.
+        """Return a key that is equal for tiles with equal results; None for a tile without.
 
-        Tiles are to be asked for in raster order; ``pixels`` are what the tile reads.
+        Call it for tiles in raster order; ``pixels`` are those that the tile reads.
         """
         return self.key_of(at, colour_of(pixels))
 
     def key_of(self, at: tuple[int, int], colour: Colour | None) -> Hashable | None:
-        """Return `key` of a tile of one ``colour``; None: of more than one."""
+        """Return `key` for a tile of one ``colour``, or None if it has several."""
         self._colours[at] = colour
         row, column = self._places[0][at[0]], self._places[1][at[1]]
         if colour is None or row is None or column is None:
@@ -65,7 +65,7 @@ class Repeats:
 
 
 def colour_of(pixels: Tensor) -> Colour | None:
-    """Return the values of the one colour that all pixels ``(N, C, h, w)`` have, or None."""
+    """Return the common colour of all pixels ``(N, C, h, w)``, or None."""
     if not pixels.numel():
         return None
     first = pixels[:, :, :1, :1]

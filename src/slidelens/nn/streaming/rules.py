@@ -1,4 +1,4 @@
-"""Rules that turn local operations into nodes; anything not listed is refused."""
+"""Rules that turn local operations into nodes; all other operations are refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def rule_for(op: Operation) -> Rule:
     Raises
     ------
     StreamingError
-        No rule: the operation is not known to be local.
+        There is no rule: the operation is not known to be local.
     """
     if op.module is not None:
         for kinds, rule in _MODULES:
@@ -246,7 +246,7 @@ def _reduce(b: Builder, op: Operation) -> Ref:
 
 
 def _channels_second(b: Builder, op: Operation) -> Ref:
-    """Layers that take channels on the second axis, and see no other cell."""
+    """Layers with channels on the second axis that read one cell only."""
     if b.roles(op) != "nchw":
         raise op.refuse("it takes channels on the second axis")
     return _unary(b, op)

@@ -3,8 +3,8 @@
 A tile's feature map is the strip above (from a buffer as wide as the image, so that corners are in
 it), the strip to the left, and what the tile computes. Forward, tiles go in raster order and keep
 their last rows and columns for their neighbours; backward, in reverse order, each tile adds the
-gradient that later tiles handed back to what it kept, and hands back the gradient of what it took
-over. Strips may reach through older strips, so a delay longer than a tile needs no special case.
+gradient that later tiles returned for what it kept, and returns the gradient of what it took
+over. Strips may include parts of older strips, so a delay longer than a tile needs no special case.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Seams:
     rows, columns
         The layout.
     remember
-        Keep every strip for the backward pass; else only those still to be read.
+        Keep every strip for the backward pass; otherwise only those still to be read.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Seams:
 
     @property
     def bytes(self) -> int:
-        """Memory that the strips hold."""
+        """Memory held by the strips."""
         return sum(strip.nbytes for strips in (self.top, self.left) for strip in strips.values())
 
     def band(self, node: int, row: int) -> Rect:
@@ -117,10 +117,10 @@ class Seams:
             )
 
     def _lay(self, node: Node, like: Tensor) -> None:
-        """Make room for all strips of a node at once, in the first tile that keeps one.
+        """Allocate all strips of a node at once, in the first tile that keeps one.
 
-        Strips that are allocated as they come lie between values that come and go, and the heap of
-        a C library grows around the holes: by a quarter, measured on ResNet-18.
+        Strips allocated one by one would lie between short-lived values and fragment the heap: by
+        a quarter, measured on ResNet-18.
         """
         self._laid.add(node.index)
         for row in range(self.rows.tiles):
@@ -132,7 +132,7 @@ class Seams:
                     self._spare.give(_empty_like(like, right, node.dims))
 
     def strips(self, frames: dict[int, Frame], at: tuple[int, int]) -> Strips:
-        """Return copies of what a tile has just kept, for tiles that compute the same."""
+        """Return copies of what a tile has just kept, for tiles with equal results."""
         row, column = at
         found: Strips = {}
         for node in self.kept:
@@ -161,7 +161,7 @@ class Seams:
                 self.left[node.index, row, column + 1] = right
 
     def passed(self, at: tuple[int, int]) -> None:
-        """Drop the strips that a finished tile has read and no other will."""
+        """Drop the strips that only this finished tile had still to read."""
         if self.remember:
             return
         self.left = {key: strip for key, strip in self.left.items() if key[1:] > at}
@@ -169,7 +169,7 @@ class Seams:
             self.top = {key: strip for key, strip in self.top.items() if key[1] > at[0]}
 
     def owed(self, node: Node, at: tuple[int, int], frame: Frame) -> list[tuple[Tensor, Rect]]:
-        """Gradients that later tiles handed back to what this tile kept."""
+        """Gradients that later tiles returned for what this tile kept."""
         row, column = at
         found = []
         top = self.top_grad.get((node.index, row + 1))
@@ -184,7 +184,7 @@ class Seams:
     def hand_back(
         self, node: Node, at: tuple[int, int], frame: Frame, grads: list[tuple[Tensor, Rect]]
     ) -> None:
-        """Hand the gradient of what this tile took over back to the tiles it came from."""
+        """Return the gradient of what this tile took over to the tiles it came from."""
         row, column = at
         if frame.top.area:
             key, band = (node.index, row), self.band(node.index, row)
@@ -197,11 +197,11 @@ class Seams:
             self.left_grad[node.index, row, column] = strip
 
     def forget_gradients(self) -> None:
-        """Begin a backward pass."""
+        """Drop all gradients, at the start of a backward pass."""
         self.top_grad, self.left_grad = {}, {}
 
     def settled(self, at: tuple[int, int]) -> None:
-        """Drop the gradients that a finished tile has taken and no other will."""
+        """Drop the gradients that only this finished tile had still to take."""
         row, column = at
         for left in [key for key in self.left_grad if key[1:] == (row, column + 1)]:
             self._spare.give(self.left_grad.pop(left))
@@ -211,17 +211,17 @@ class Seams:
 
 
 class _Spare:
-    """Room for strips, by shape, type and order in memory."""
+    """Buffers for strips to reuse, by shape, type and memory order."""
 
     def __init__(self) -> None:
         self._free: dict[Any, list[Tensor]] = {}
 
     def give(self, strip: Tensor) -> None:
-        """Take room that nobody uses (any more)."""
+        """Take back a buffer that is no longer used."""
         self._free.setdefault((strip.shape, strip.stride(), strip.dtype), []).append(strip)
 
     def take(self, like: Tensor, rect: Rect, dims: Dims) -> Tensor:
-        """Return room for a rectangle of the node that ``like`` is a value of."""
+        """Return a buffer for a rectangle of the node that ``like`` is a value of."""
         wanted = _empty_like(like, rect, dims)  # costs nothing until it is written to
         free = self._free.get((wanted.shape, wanted.stride(), wanted.dtype))
         return free.pop() if free else wanted
@@ -236,7 +236,7 @@ def join(
     Returns
     -------
     The value, and a token: an extra root of the backward pass, without which a node whose values
-    reach no output of this tile would never get the gradient that is owed to it.
+    reach no output of this tile would never receive the gradient from other tiles.
     """
     if not frame.whole.area:
         return None, None

@@ -30,7 +30,7 @@ Tile = tuple[int, int]
 
 
 class Settle(Protocol):
-    """Called in the midst of work, and at its end."""
+    """A function to call between tiles, and at the end."""
 
     def __call__(self, *, last: bool = False) -> None: ...
 
@@ -48,7 +48,7 @@ class Band(NamedTuple):
 
 @dataclass
 class StreamingReport:
-    """What was done for one image, and what was not."""
+    """What was computed for one image, and what was skipped."""
 
     tiles: int
     """Tiles of the image."""
@@ -64,7 +64,7 @@ class StreamingReport:
 
 
 class _Result(NamedTuple):
-    """A tile that was run with a graph: what to differentiate, and with respect to what."""
+    """A tile that was run with a graph: the outputs and inputs to differentiate."""
 
     output: Tensor | None
     tokens: list[Tensor]
@@ -74,14 +74,14 @@ class _Result(NamedTuple):
 
 
 class _Repeat(NamedTuple):
-    """What a tile leaves, for others of the same work and colour."""
+    """The results of a tile, for others of the same work and colour."""
 
     output: Tensor | None
     strips: Strips
 
 
 class Tape:
-    """The forward pass of one image, and what its backward pass needs.
+    """The forward pass of one image, and the data that its backward pass needs.
 
     Parameters
     ----------
@@ -92,10 +92,10 @@ class Tape:
     source
         The image.
     graphs
-        Number of tiles, the last ones, whose graph the forward pass keeps, so that the backward
-        pass need not compute them again; 0 if there is no backward pass.
+        Number of last tiles whose graph the forward pass keeps, so that the backward pass need
+        not recompute them; 0 if there is no backward pass.
     input_grad
-        The gradient of the image will be asked for.
+        Whether the gradient of the image is needed.
     settle
         Called after each tile, and with ``last=True`` after the backward pass.
     """
@@ -130,7 +130,7 @@ class Tape:
         return finish(self.iter_forward(tensors))
 
     def iter_forward(self, tensors: Tensors) -> Generator[int, None, Tensor]:
-        """Do what `forward` does; yield the number of tiles done after each, return the output."""
+        """As `forward`, but yield the number of finished tiles after each; return the output."""
         output: Tensor | None = None
         for number, (at, values) in enumerate(self._iter_tiles(tensors), start=1):
             if values is not None:
@@ -140,7 +140,7 @@ class Tape:
         return output
 
     def iter_bands(self, tensors: Tensors) -> Iterator[Band]:
-        """Compute the output in bands of full rows, from the top; nothing more of it is held."""
+        """Compute the output in bands of full rows from the top, holding only one at a time."""
         parts: list[Tensor] = []
         for (row, column), values in self._iter_tiles(tensors):
             if values is not None:
@@ -187,7 +187,7 @@ class Tape:
     # One tile ---------------------------------------------------------------------------------
 
     def _iter_tiles(self, tensors: Tensors) -> Iterator[tuple[Tile, Tensor | None]]:
-        """Compute tile after tile; yield each one's part of the output, if it has any."""
+        """Compute the tiles in turn; yield each one's part of the output, if it has any."""
         repeats = Repeats(self.graph, self.rows, self.columns)
         done: dict[Hashable, _Repeat] = {}
         weights = {name: value.detach() for name, value in tensors.items()}
@@ -279,7 +279,7 @@ class Tape:
         return output
 
     def _owes(self, at: Tile, grad: Tensor) -> bool:
-        """Whether a tile has any gradient: its own, or one that later tiles handed back."""
+        """Whether a tile has any gradient: its own, or one returned by later tiles."""
         if grad.numel() and bool(grad.any()):
             return True
         rects = self._frames(at)
@@ -303,7 +303,7 @@ class _BandSum:
         crop(have, Rect(self.top, self.bottom, 0, self.width), where).add_(grad)
 
     def finish(self, row: int, source: Source) -> Band:
-        """Return the rows that no earlier tile reaches."""
+        """Return the rows that no remaining tile reaches."""
         # Reflection at the top may let the first tile reach further than the next ones.
         first = max(self.rows.last[0][:row], default=0)
         have = self._reach(source.empty(), min(first, self.top))
@@ -334,7 +334,7 @@ def _canvas(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def _autocast_state(device: torch.device) -> Callable[[], torch.autocast]:
-    """Remember autocast as it is now. Its cache of cast weights would mix up graphs of tiles."""
+    """Remember the current autocast, without its weight cache, which would mix tiles' graphs."""
     kind = device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)

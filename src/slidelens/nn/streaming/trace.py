@@ -30,7 +30,7 @@ def trace(module: nn.Module) -> LocalGraph:
     ------
     StreamingError
         The module cannot be traced, or has a layer that needs more than a neighbourhood of each
-        cell; the message names the layer and what to do.
+        cell; the message names the layer and a remedy.
     """
     tracer = _Tracer()
     try:
@@ -49,7 +49,7 @@ def trace(module: nn.Module) -> LocalGraph:
 
 
 class _Proxy(fx.Proxy):
-    """Records ``a += b`` as what it is, a write into ``a``."""
+    """Records ``a += b`` as a write into ``a``."""
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -65,7 +65,7 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Traces in its own thread: networks that run in others meanwhile are none of its business."""
+    """Traces its own thread only, not networks that run in others meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 Source: Pinckaers, van Ginneken, Litjens, "Streaming convolutional neural networks for end-to-end
 learning with multi-megapixel images" (TPAMI 2020), for the idea of streaming; the schemes here are
-ours. See ``docs/streaming.md`` for how they work and what they cost.
+our own. ``docs/streaming.md`` explains how they work and what they cost.
 """
 
 from __future__ import annotations
@@ -51,38 +51,39 @@ _SHARE = 0.6
 class StreamingTrunk(nn.Module):
     """Runs a convolutional network on images of any size, tile by tile.
 
-    ``trunk(x)`` has the values of ``module(x)``, and its gradients to parameters and ``x``; memory
-    is that of one tile, plus thin seams between tiles, plus the output. The trunk is a module like
-    any other: its hooks, DDP, gradient accumulation, ``torch.autograd.grad`` and ``no_grad`` work.
+    ``trunk(x)`` equals ``module(x)``, and so do its gradients with respect to parameters and
+    ``x``; it takes the memory of one tile, thin seams between tiles, and the output. The trunk is
+    a module like any other: its own hooks, DDP, gradient accumulation, ``torch.autograd.grad`` and
+    ``no_grad`` work.
 
-    The module is frozen in the mode it is given in: `train` does not reach it, since batch
-    statistics of an image that is never whole do not exist. Affine weights of norms train. Its
-    layers have no hooks, since none of them is called on the whole image.
+    The module stays in the mode it is given in; `train` does not change it, since batch statistics
+    cannot be computed for an image that is never whole. Affine weights of norms are trained. Layers
+    must not have hooks, since none is called on the whole image.
 
     Parameters
     ----------
     module
-        Takes ``(N, C, H, W)``, returns one map ``(N, C', H', W')``; local layers only, in eval mode
-        where it has norms or dropout.
+        Takes ``(N, C, H, W)`` and returns one map ``(N, C', H', W')``. Its layers must be local,
+        and norms and dropout in eval mode.
     tile_size
-        Side, or (height, width), of a tile in px. ``"auto"``: the largest for the memory.
+        Side, or (height, width), of a tile in px. ``"auto"``: the largest that fits the memory.
     scheme
-        ``"seam"``: tiles hand strips of their feature maps to their neighbours; nothing is computed
-        twice, any tile works. ``"halo"``: each tile reads all that its output depends on.
-        ``"auto"`` is seam; halo where seams do not fit into the memory, or where a mask tells
-        background and halo computes less.
+        ``"seam"``: tiles pass strips of their feature maps to their neighbours; nothing is computed
+        twice, and any tile size works. ``"halo"``: each tile reads all that its output depends on.
+        ``"auto"`` is seam, or halo if seams do not fit into the memory or if halo computes less
+        because a mask marks background.
     device
-        Where tiles are computed; the module is moved there. Default: where it is.
+        Where tiles are computed; the module is moved there. Default: the module's device.
     memory
-        Bytes that a training step may take beside weights and image: tile and scheme, where they
-        are ``"auto"``, are chosen to fit, and what is left keeps the graphs of tiles, which the
-        backward pass then need not compute again. Default: 60 % of what is free when an image comes
-        if the tile is ``"auto"``, else one tile's graph and no limit.
+        Bytes that a training step may take, without weights and image. An ``"auto"`` tile and
+        scheme are chosen to fit, and the rest keeps graphs of tiles, which the backward pass then
+        need not recompute. Default: 60 % of the memory that is free when an image arrives if the
+        tile is ``"auto"``, else no limit, and one tile's graph is kept.
     mean, std
         Normalisation of uint8 images, per channel for values from 0 to 1.
     field
         Receptive field (along y and x) of a module of three-channel images that torch.fx cannot
-        trace. It is taken at its word, and the module is streamed by halo.
+        trace. It is not checked, and the module is streamed by halo.
 
     Raises
     ------
@@ -110,7 +111,7 @@ class StreamingTrunk(nn.Module):
         self.scheme: Literal["auto", "seam", "halo"] = scheme
         self.memory, self.mean, self.std = memory, mean, std
         self.report: StreamingReport | None = None
-        """What was done for the last image, and what could be skipped."""
+        """What was computed for the last image, and what was skipped."""
         self._layers = layer_states(module)
         if field is None:
             refuse_hooks(module)
@@ -134,7 +135,7 @@ class StreamingTrunk(nn.Module):
         self._guard = HeapGuard()
 
     def train(self, mode: bool = True) -> StreamingTrunk:
-        """Set the mode of the trunk itself; the module stays as it was given."""
+        """Set the mode of the trunk itself; the module keeps its own."""
         self.training = mode
         return self
 
@@ -148,7 +149,7 @@ class StreamingTrunk(nn.Module):
         mask: Tensor | None = None,
         training: bool = True,
     ) -> StreamingPlan:
-        """Tell how an image would be streamed, and what a training step would take.
+        """Return how an image would be streamed, and what a training step would need.
 
         The image is ``(batch, channels, height, width)`` px. ``mask`` is that of `forward`,
         ``(h, w)`` bool; ``training`` says whether there will be a backward pass.
@@ -176,14 +177,14 @@ class StreamingTrunk(nn.Module):
         return min(plans, key=lambda plan: plan.work(training=training))
 
     def whole_bytes(self, height: int, width: int, channels: int = 3) -> tuple[int, int]:
-        """Return what an image that is not cut takes without a graph: bytes, and values of a map.
+        """Estimate the memory of a forward pass over an image in one piece, without a graph.
 
         Parameters
         ----------
         height, width
-            Of the image, in px.
+            Size of the image in px.
         channels
-            Of the image.
+            Channels of the image.
 
         Returns
         -------
@@ -200,9 +201,9 @@ class StreamingTrunk(nn.Module):
         Parameters
         ----------
         image
-            Floating-point tensor ``(N, C, H, W)``, taken as it is; uint8 tensor on any device, or
-            an object with ``shape`` ``(H, W, C)`` and ``read(box)``, which is never whole on the
-            device and is normalised tile by tile.
+            Floating-point tensor ``(N, C, H, W)``, used unchanged; or a uint8 tensor on any device
+            or an object with ``shape`` ``(H, W, C)`` and ``read(box)``, which is moved to the
+            device and normalised tile by tile.
         mask
             ``(h, w)`` bool at any resolution over the whole image; where it is False the image is
             painted white (uint8 and lazy images only).
@@ -227,15 +228,15 @@ class StreamingTrunk(nn.Module):
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what the module is run with, by name, each of its own shape.
+        """Return the parameters and buffers that the module is run with, by name.
 
-        Parameters and buffers; convolutions with the frozen norms after them folded in.
+        Each has its own shape; frozen norms are folded into the convolutions before them.
 
         Raises
         ------
         StreamingError
-            Layers have changed since the trunk was made: between train and eval mode, or for
-            others, or were given hooks or parametrizations.
+            Layers have changed since the trunk was made: replaced, switched between train and eval
+            mode, or given hooks or parametrizations.
         """
         refuse_changes(self.module, self._layers)
         return folded_tensors(self.graph.nodes, self.module)
@@ -293,7 +294,7 @@ class StreamingTrunk(nn.Module):
     def _planned(
         self, planner: Planner, scheme: Scheme, budget: int | None, mask: Tensor | None
     ) -> list[StreamingPlan]:
-        """Plan one scheme with the tile that was given, or the largest; nothing if it is over."""
+        """Plan one scheme with the given tile, or the largest; none if it exceeds the budget."""
         sides = tile_sides(planner, scheme) if self.tile_size is None else [self.tile_size]
         plans = (planner.plan(scheme, side) for side in reversed(sides))
         plan = next((p for p in plans if budget is None or p.bytes <= budget), None)
@@ -304,7 +305,7 @@ class StreamingTrunk(nn.Module):
         return [plan if budget is None else plan.within(budget)]
 
     def _budget(self) -> int | None:
-        """Bytes that a step may take; None is any number."""
+        """Bytes that a step may take; None for no limit."""
         if self.memory is None and self.tile_size is None:
             return int(_SHARE * free_memory(self._device))
         return self.memory
@@ -324,7 +325,7 @@ class StreamingTrunk(nn.Module):
 
 
 class _Stream(Function):
-    """Takes and returns the gradients of parameters, so that autograd sees one plain operation."""
+    """The pass over all tiles as one operation of autograd, with gradients to parameters."""
 
     @staticmethod
     def forward(

@@ -29,14 +29,14 @@ class Walk:
     Parameters
     ----------
     graph, rows, columns, seams
-        The network, its layout, and the strips that tiles hand on.
+        The network, its layout, and the strips that tiles pass on.
     at
         Row and column of the tile.
     anchor
         A leaf that requires a gradient: run with a graph, and exchange gradients at the seams of
-        the nodes in ``live``. None: run without.
+        the nodes in ``live``. None: run without a graph.
     keep
-        Keep the seams for the next tiles; else they are there from an earlier run.
+        Keep the seams for the next tiles; if not, an earlier run has kept them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Walk:
         self._rectified: set[int] = set()
 
     def run(self, root: nn.Module, image: Tensor) -> Tensor | None:
-        """Compute the tile's part of the output; None where it has none.
+        """Compute the tile's part of the output; None if it has none.
 
         ``image`` covers what the layout says the tile holds of the input.
         """
