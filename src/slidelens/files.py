@@ -50,7 +50,7 @@ _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes w
 
 @contextmanager
 def staged_folder(target: Path, holds: Collection[str] | None) -> Iterator[Path]:
-    """Give a new folder to fill; it takes the place of ``target`` when the block ends well.
+    """Provide a new folder to fill, which replaces ``target`` when the block succeeds.
 
     The new folder is on the disk (fsync) before it gets its name, and is removed if the block
     raises. What was there before stays until then: the two change places in one step where the
@@ -87,7 +87,7 @@ def staged_folder(target: Path, holds: Collection[str] | None) -> Iterator[Path]
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Give a place of the target's name for a file or folder; it becomes ``target`` at the end.
+    """Provide a temporary path of the target's name, which becomes ``target`` at the end.
 
     What the block leaves beside that place, or writes before it raises, is removed.
     """
@@ -121,7 +121,7 @@ def _check_own(target: Path, holds: Collection[str]) -> None:
 
 
 def names_folder(path: str | Path) -> bool:
-    """Say whether a place to write to is a folder: it exists as one, or its text ends in a slash.
+    """Return whether an output path names a folder: it exists as one, or ends in a slash.
 
     A :class:`~pathlib.Path` has lost the slash.
     """
@@ -156,7 +156,7 @@ def write_together(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write; it takes the place of ``path`` when the block ends well.
+    """Provide a file to write, which replaces ``path`` when the block succeeds.
 
     In a folder that is staged or scratch it is not put on the disk by itself.
     """
@@ -216,7 +216,7 @@ def _publish(staging: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; False where the system or file system cannot."""
+    """Swap two paths atomically; False if the system or file system cannot."""
     import ctypes
 
     swap = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS

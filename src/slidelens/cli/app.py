@@ -106,7 +106,7 @@ def _escape_what_cannot_be_printed() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Let output go nowhere where its stream is closed, not into the next file that is opened."""
+    """Discard output to a closed stream, which would go into the next file opened."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue

@@ -149,7 +149,7 @@ def _line(outcome: Outcome, several: bool) -> str:
 
 
 def _standing(outcomes: list[Outcome]) -> str:
-    """Say how far the run is; how long yet, as long as what was computed took on the mean."""
+    """Report progress and the remaining time, estimated from the mean so far."""
     from slidelens.engine.progress import time_text
 
     done, left = len(outcomes), outcomes[-1].left

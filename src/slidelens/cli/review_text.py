@@ -64,7 +64,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
 
 
 def decision_text(decision: Decision) -> str:
-    """Say a decision in a line."""
+    """Describe a decision in one line."""
     parts = [decision.category]
     if decision.label_is_wrong:
         parts.append(f"label is wrong, {decision.true_label} is right")

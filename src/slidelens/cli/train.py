@@ -186,7 +186,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
 def _merged(
     family: str, file: Path | None, named: dict[str, Any], bags: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Put the options of the command line over those of a file; return the file's fields too.
+    """Override a file's options by those of the command line; return the file's fields too.
 
     Feature bags stand in for slides.
     """

@@ -132,7 +132,7 @@ def open_methods(folders: Iterable[Path]) -> Compared:
 
 
 def missing(mode: str, compared: Compared) -> str:
-    """Say what a way to compare lacks; nothing if it can be shown."""
+    """Return what is missing for a comparison mode; empty if it can be shown."""
     count, drawn = len(compared.opened), len(compared.drawn)
     if mode == "off":
         return ""

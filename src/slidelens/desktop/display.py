@@ -120,7 +120,7 @@ def style_of(layer: Any) -> Style:
 
 
 def restyle(layer: Any, style: Style) -> None:
-    """Give an image layer of a map other colours; they keep to it when its limits change."""
+    """Change the colours of a map's image layer; they stay when its limits change."""
     from napari.utils.colormaps import AVAILABLE_COLORMAPS, Colormap
 
     at, colors = _table(style, _part(layer, style))

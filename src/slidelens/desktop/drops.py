@@ -49,7 +49,7 @@ class DropFilter(QObject):
 
 
 def _may_be_ours(path: Path) -> bool:
-    """Say whether it is a table of labels, or a folder and no slide."""
+    """Return whether it is a table of labels, or a folder that is no slide."""
     if path.is_dir():
         return not is_slide(path)
     return path.suffix.lower() == ".csv" and kind_of(path) == "labels"

@@ -24,7 +24,7 @@ def put_gently(
     then: Callable[[], object],
     put: tuple[tuple[Any, str], ...] = (),
 ) -> None:
-    """Put layers in the place of old ones; those that none could use are taken away at the end.
+    """Replace layers by new ones; those that cannot be reused are removed at the end.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def place_id(geometry: shapely.Geometry | None) -> str:
 
 
 def identify(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Give annotations that were read from a file an id each, in their order."""
+    """Give annotations read from a file an id each, in their order."""
     known = list(annotations)
     ids = told_apart([one.id or place_id(one.polygon) for one in known])
     return [replace(one, id=own) for one, own in zip(known, ids, strict=True)]

@@ -200,7 +200,7 @@ class Picture(QObject):
         )
 
     def fly_to(self, box: Box, world: World) -> None:
-        """Let the camera fly to a box of level-0 px that lies in ``world``."""
+        """Move the camera to a box of level-0 px that lies in ``world``."""
         self.flight.fly(fit(box, self.canvas, world))
 
     def close(self) -> None:

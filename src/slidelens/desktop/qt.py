@@ -13,5 +13,5 @@ Shortcut: Any = QtGui.QShortcut  # type: ignore[attr-defined]  # reason: as abov
 
 
 def alive(thing: QtCore.QObject) -> bool:
-    """Say whether Qt's part of an object still exists."""
+    """Return whether Qt's part of an object still exists."""
     return bool(compat.isalive(thing))  # type: ignore[no-untyped-call]

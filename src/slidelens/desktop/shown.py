@@ -94,7 +94,7 @@ def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
 
 
 def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
-    """Let one of the ``old`` layers show new data of the same map, if one can; else add a layer.
+    """Show new data of a map in one of the ``old`` layers if possible, else add a layer.
 
     That layer is taken out of ``old``; it keeps its place, and colours and opacity that a person
     chose. Adding a layer costs napari a tenth of a second, removing one a collection of all
@@ -160,7 +160,7 @@ def remove_layers(viewer: ViewerModel, layers: Iterable[Any]) -> None:
 
 
 def select_map(viewer: ViewerModel) -> None:
-    """Put the controls (colours, limits, opacity) on the map that is seen."""
+    """Select the visible map's layer, so that napari shows its colours, limits and opacity."""
     maps = [layer for layer in layers_of(viewer, "map") if layer.visible]
     if maps:
         viewer.layers.selection.active = maps[-1]

@@ -124,7 +124,7 @@ def open_viewer() -> ViewerModel | None:
 
 
 def notify(message: str, *, error: bool = False) -> None:
-    """Say something to the person: in napari's window where there is one, else in the log."""
+    """Show a message: in napari's window if there is one, else in the log."""
     if open_viewer() is None:
         (_log.error if error else _log.warning)(message)
         return

@@ -81,7 +81,7 @@ def window_layers(result: Result, world: World, *, visible: bool = True) -> list
 
 
 def caption(trajectory: Trajectory, index: int) -> str:
-    """Say in one line what window this is: ``3/9 · layer 2 · 5x · 2 µm/px · tumor 0.87``."""
+    """Describe the window in one line: ``3/9 · layer 2 · 5x · 2 µm/px · tumor 0.87``."""
     window = trajectory.windows[index]
     parts = [f"{index + 1}/{len(trajectory.windows)}"]
     parts.append(f"layer {window.layer}" if window.layer else "whole slide")

@@ -163,7 +163,7 @@ class Workbench(Picture):
             self.memory.opened(path)
 
     def _notify(self, text: str, bad: bool) -> None:
-        """Let napari say what no panel shows."""
+        """Show messages in napari that no panel shows."""
         listener = self.listener
         if self._closed or (listener is not None and alive(listener) and listener.isVisible()):
             return

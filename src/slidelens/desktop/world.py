@@ -66,7 +66,7 @@ def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_stated(mpp_source: str | None) -> bool:
-    """Say whether a slide's file itself states the resolution, by where it comes from."""
+    """Return whether a slide's file itself states the resolution, by where it comes from."""
     elsewhere = ("given", "table ", "objective power")
     return mpp_source is not None and not mpp_source.startswith(elsewhere)
 

@@ -130,7 +130,7 @@ class Assembly:
         )
 
     def close(self) -> None:
-        """Give back the file of a run's vectors. What :meth:`finish` made stays."""
+        """Delete the temporary file of vectors; the result of :meth:`finish` stays valid."""
         if self._vectors is not None:
             self._vectors.close()
 

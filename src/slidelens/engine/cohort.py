@@ -365,7 +365,7 @@ def _close(slide: Slide) -> None:
 
 
 def _finds_no_room(error: Exception) -> bool:
-    """Say whether the next slides could not be saved either, however long they would take."""
+    """Return whether saving the next slides would fail too."""
     return getattr(error.__cause__, "errno", None) in _NO_ROOM
 
 

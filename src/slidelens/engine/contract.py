@@ -137,7 +137,7 @@ def checked_maps(
 
 
 def _fault_of(spec: MapSpec, size: Size, mpp: Mpp) -> str:
-    """Say what is wrong with a map that is declared; nothing if all is right."""
+    """Return what is wrong with a declared map; empty if nothing is."""
     if not names_a_map(spec.name) or spec.name == "tissue":
         return "has a name that cannot be used: letters, digits, '_', '-' and '.' make one"
     if spec.kind not in get_args(MapKind):

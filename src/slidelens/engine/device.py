@@ -65,7 +65,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def uses_bf16(device: torch.device, precision: Precision, *, auto: bool = True) -> bool:
-    """Say whether a run on ``device`` at a ``precision`` computes in bfloat16.
+    """Return whether a run on ``device`` at a ``precision`` computes in bfloat16.
 
     ``auto`` is the family's :attr:`~slidelens.families.base.Family.auto_bf16`.
     """
@@ -75,7 +75,7 @@ def uses_bf16(device: torch.device, precision: Precision, *, auto: bool = True) 
 
 
 def software(device: torch.device, bf16: bool) -> dict[str, str]:
-    """Say what computes: versions, device, and the precision that is in use."""
+    """Return versions, device, and the precision in use."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "slidelens": slidelens.__version__,
@@ -88,7 +88,7 @@ def software(device: torch.device, bf16: bool) -> dict[str, str]:
 
 @cache
 def _has_bf16(device: torch.device) -> bool:
-    """Say whether the hardware multiplies bfloat16 natively (emulated, it is slower than fp32)."""
+    """Return whether the hardware has native bfloat16; emulated, it is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch >= 2.10

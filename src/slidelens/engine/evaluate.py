@@ -199,7 +199,7 @@ def evaluate(
 
 
 def _tile_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Say in a line per model how well its tiles find what is annotated, where that was asked."""
+    """Return a line per model on how well its tiles find the annotations, if requested."""
     found = []
     for name, one in metrics["models"].items():
         for what, tiles in _tile_figures(one.get("tiles")):
@@ -268,7 +268,7 @@ def _record(
     cases: Mapping[str, Cases],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Say what was evaluated, with paths relative to the folder so that both can move together."""
+    """Return what was evaluated, with paths relative to the folder, so that both can be moved."""
     classes = metrics["classes"]
     slides: dict[str, dict[str, Any]] = {}
     for name, one in cases.items():

@@ -149,7 +149,7 @@ def _check_finished(plan: TrainPlan) -> None:
 
 
 def _summarise(places: Sequence[Path]) -> dict[str, Any]:
-    """Put the folds' tables together and write what they came to."""
+    """Combine the folds' tables and write the summary."""
     rows: list[dict[str, str]] = []
     per_fold = []
     for number, place in enumerate(places, start=1):

@@ -196,7 +196,7 @@ def percentile_interval(samples: NDArray[np.float64], level: float = 0.95) -> In
 
 
 def enough(samples: NDArray[np.float64]) -> bool:
-    """Say whether half of the resamples ``(R,)``, at least one, are defined (not NaN)."""
+    """Return whether half of the resamples ``(R,)``, at least one, are defined (not NaN)."""
     defined = int((~np.isnan(samples)).sum())
     return defined > 0 and 2 * defined >= len(samples)
 
@@ -376,7 +376,7 @@ def _unbiased(members: NDArray[np.int64]) -> float:
 
 
 def _spreads(members: NDArray[np.int64]) -> bool:
-    """Say whether cases are of two groups at least."""
+    """Return whether cases are of at least two groups."""
     return len(np.unique(members)) > 1
 
 

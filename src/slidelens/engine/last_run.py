@@ -37,7 +37,7 @@ def failed_slides(folder: Path) -> frozenset[str]:
 
 
 def counted_failed(model: str, count: int) -> str:
-    """Say that older results are evaluated, without the names of the slides."""
+    """Return a warning that older results are evaluated, without naming the slides."""
     return (
         f"{model}: the last run of {count} evaluated slide{'' if count == 1 else 's'} failed, so "
         "an older result is evaluated (last_run_failed); predict again, then evaluate again."
@@ -45,7 +45,7 @@ def counted_failed(model: str, count: int) -> str:
 
 
 def named_failed(model: str, slides: Sequence[str]) -> str:
-    """Say of which slides older results are evaluated, and what to do."""
+    """Return a warning that names the slides with older results, and what to do."""
     return (
         f"{model}: the last run of {listed(slides)} failed ({PREDICTIONS} says "
         "why), so an older result is evaluated. Predict again, or delete the results that are out "

@@ -143,14 +143,14 @@ class Prediction:
     """:func:`predict`, step by step; takes the same arguments.
 
     Iterating runs it and yields :class:`Progress`; :meth:`close` cancels it, stops all threads and
-    leaves nothing behind. Between two steps nothing is computed.
+    cleans up. Nothing is computed between two steps.
 
     Attributes
     ----------
     result
         The result, when the run has ended.
     skipped
-        Whether the result was there already.
+        Whether a matching result already existed.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Prediction:
         self._model = model
         self._out = None if out is None else Path(out)
         self._device, self._precision = device, precision
-        # Plain numbers: the result states them, and is known again by them.
+        # Plain numbers, as the result stores them and is recognised by them.
         self._region = None if region is None else Box(*map(float, region))
         self._tissue = TissueSettings() if tissue is None else tissue
         self._batch_size = batch_size
@@ -209,11 +209,11 @@ class Prediction:
         return next(self._steps)
 
     def close(self) -> None:
-        """Cancel what is not done yet. A finished result stays."""
+        """Cancel the run. A finished result stays."""
         self._steps.close()
 
     def peek(self) -> dict[str, Map]:
-        """Return the maps as they are now; NaN where nothing is predicted yet."""
+        """Return the current maps; NaN where nothing is predicted yet."""
         return {} if self._assembly is None else self._assembly.peek()
 
     def _run(self) -> Generator[Progress, None, None]:
@@ -268,7 +268,7 @@ class Prediction:
     def _infer(
         self, slide: Slide, model: Model[Any], clock: Clock, held: ExitStack
     ) -> Generator[Progress, None, tuple[SlideView, Assembly]]:
-        """Run the model; where it does not fit on the GPU, begin again with half the batch."""
+        """Run the model; if it does not fit on the GPU, start again with half the batch."""
         bag = None if self._bag is None else read_bag(self._bag)
         if bag is None:
             name = f"model {model.name!r}"
@@ -293,14 +293,14 @@ class Prediction:
                     return view, (yield from self._pass(view, model, clock, held))
                 except torch.OutOfMemoryError as error:
                     batch_size = _halved(view, model, error)
-            # Here, not in the handler: its traceback held the tensors of the step that failed.
+            # Not in the handler, whose traceback holds the tensors of the failed step.
             gc.collect()
             torch.cuda.empty_cache()
 
     def _pass(
         self, view: SlideView, model: Model[Any], clock: Clock, held: ExitStack
     ) -> Generator[Progress, None, Assembly]:
-        """Pull the family's events through once."""
+        """Run the family once and assemble its events."""
         family = family_of(model.family)
         self._assembly = assembly = held.enter_context(closing(Assembly(family, model, view)))
         self._bf16 = bf16 = uses_bf16(view.device, self._precision, auto=family.auto_bf16)
@@ -335,7 +335,7 @@ class Prediction:
         return result
 
     def _no_longer_failed(self, result: Result, folder: Path) -> None:
-        """Let ``predictions.csv`` not say of a slide that its last run failed, when it did not."""
+        """Clear the failure of a slide's previous run from ``predictions.csv``."""
         slide = result.slide.id
         if slide in failed_slides(folder):
             seconds = sum(self._timings.values())
@@ -344,7 +344,7 @@ class Prediction:
 
 
 def check_results_folder(out: Path) -> None:
-    """Refuse a folder within a results folder, where results would lie that nobody looks for.
+    """Refuse a folder inside a results folder, where nobody would look for results.
 
     Raises
     ------
@@ -365,7 +365,7 @@ def check_results_folder(out: Path) -> None:
 
 
 class _Asked(TypedDict):
-    """What of a run its result depends on, beside slide and model."""
+    """The arguments that a result depends on, besides slide and model."""
 
     region: Box | None
     precision: Precision
@@ -373,16 +373,16 @@ class _Asked(TypedDict):
 
 
 def _trim(view: SlideView) -> None:
-    """Give back, between stages, what one no longer needs: the next may take it.
+    """Return free memory to the system between stages.
 
-    Not for a GPU: its maps lie on the device, and the host's threads would fault each page anew.
+    Not for a GPU: its maps lie on the device, and the host would fault in each page again.
     """
     if view.device.type == "cpu":
         HeapTrimmer.now()
 
 
 def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:
-    """Return half of the batch size that did not fit."""
+    """Return half the batch size that did not fit."""
     if view.batch_in_use < 2:
         raise ModelError(
             f"model {model.name!r} does not fit in the memory of {view.device}, even one tile at a "

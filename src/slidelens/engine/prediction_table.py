@@ -128,7 +128,7 @@ class PredictionTable:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let no other run read or write the table meanwhile."""
+        """Lock the table against other runs."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self._path.with_name(_LOCK)):

@@ -19,11 +19,11 @@ Stage = Literal["wait", "open", "tissue", "infer", "write", "done"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run of ``model`` on ``slide_id`` stands.
+    """Progress of a run of ``model`` on ``slide_id``.
 
-    ``stage`` says what it is doing. ``done`` of ``total`` counts tiles (or the family's other
-    steps); ``total`` is 0 before it is known. At stage ``wait`` other runs are at all slides that
-    are left, ``total`` of them. ``seconds`` have passed since the run began.
+    ``stage`` is what it is doing. ``done`` of ``total`` counts tiles (or the family's other
+    steps); ``total`` is 0 until it is known. In stage ``wait`` other runs work on all remaining
+    slides, ``total`` of them. ``seconds`` have passed since the run began.
     """
 
     slide_id: str
@@ -33,7 +33,7 @@ class Progress:
     total: int = 0
     seconds: float = 0.0
     eta: float | None = None
-    """Seconds that are left, estimated from the pace so far; ``None`` before there is one."""
+    """Estimated remaining seconds, at the pace so far; ``None`` until there is one."""
     peek: Callable[[], dict[str, Map]] = field(default=dict, repr=False, compare=False)
     """The run's :meth:`Prediction.peek`: the maps as they are now."""
 
@@ -48,15 +48,15 @@ class Clock:
         self._names = ("", "")
 
     def seconds(self) -> float:
-        """Return how long ago the run began."""
+        """Return the seconds since the run began."""
         return perf_counter() - self._start
 
     def name(self, slide_id: str, model: str) -> None:
-        """Say whose run it is."""
+        """Set the slide and model of the run."""
         self._names = (slide_id, model)
 
     def progress(self, stage: Stage, view: SlideView | None = None) -> Progress:
-        """Return where the run stands: at ``stage``, with the steps of ``view`` done."""
+        """Return the progress of the run: at ``stage``, with the finished steps of ``view``."""
         now = perf_counter()
         done, total = (view.done, view.steps) if view else (0, 0)
         if stage == "tissue":
@@ -68,7 +68,7 @@ class Clock:
 
 
 def time_text(seconds: float) -> str:
-    """Say how long, as one says it: ``5 s``, ``about 3 min``, ``about 2.5 h``."""
+    """Return a duration in words: ``5 s``, ``about 3 min``, ``about 2.5 h``."""
     if seconds < 55:
         return f"{max(1, round(seconds / 5) * 5) if seconds > 8 else max(1, round(seconds))} s"
     if seconds < 5400:

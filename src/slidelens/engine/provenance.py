@@ -35,7 +35,7 @@ _ALGORITHM = 2
 _EDGE = 64 << 10
 _CHUNK_EDGE = 4 << 10
 _SOME = 64
-"""Files of a folder whose ends are looked at."""
+"""Number of files in a folder whose ends are read."""
 _METADATA = frozenset({".zattrs", ".zgroup", ".zarray", "zarr.json", "METADATA.ome.xml"})
 
 
@@ -48,12 +48,12 @@ def settings_sha256(
     tissue: TissueSettings | TissueMask,
     bag: Path | None = None,
 ) -> str:
-    """Digest everything that changes a result: slide, its resolution, model, and how it is run.
+    """Digest everything that changes a result: slide, resolution, model, and settings of the run.
 
-    ``bag`` is a file of feature vectors that the run was given: it counts by what it holds.
+    ``bag`` is a given file of feature vectors; its content counts.
 
-    The place of files does not count, nor do device and batch size; ``precision`` counts as it was
-    asked for, so that a cohort begun on a GPU can be finished on a laptop.
+    File paths, device and batch size do not count; ``precision`` counts as requested, so that
+    a cohort begun on a GPU can be finished on a laptop.
     """
     facts = {
         "algorithm": _ALGORITHM,
@@ -81,7 +81,7 @@ def run_settings(
     precision: Precision,
     tissue: TissueSettings | TissueMask,
 ) -> RunSettings:
-    """Put down how a model is run, for the result to keep; the place of files is left out."""
+    """Return how a model is run, for the result to store; file paths are left out."""
     places = {name for name, value in model.config if isinstance(value, Path)}
     return RunSettings(
         region=None if region is None else tuple(region),
@@ -95,7 +95,7 @@ def run_settings(
 
 
 def weights_sha256(model: Model[Any]) -> str:
-    """Return the checksum of a model's weights: of its package, or of the one it would make."""
+    """Return the checksum of a model's weights, as in its package or in one made of it."""
     stated = model.card.get("weights_sha256")
     if isinstance(stated, str):
         return stated
@@ -106,7 +106,7 @@ def weights_sha256(model: Model[Any]) -> str:
 
 
 def is_done(folder: Path, digest: str) -> bool:
-    """Say whether ``folder`` holds a whole result of exactly these settings."""
+    """Return whether ``folder`` holds a complete result of exactly these settings."""
     try:
         written = json.loads((folder / "result.json").read_bytes())
     except (OSError, ValueError):
@@ -118,10 +118,10 @@ def is_done(folder: Path, digest: str) -> bool:
 
 
 def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
-    """Say what lies in ``folder`` if it is of another model or region, or newer, else nothing.
+    """Describe the result in ``folder`` if it is of another model or region, or newer.
 
-    What differs in other settings is taken for an older try. ``weights`` is the model's checksum
-    (:func:`weights_sha256`); None is not known.
+    The text is empty for any other result, such as an earlier run with other settings. ``weights``
+    is the model's checksum (:func:`weights_sha256`), or None if it is not known.
     """
     if not (folder / "result.json").is_file():
         return ""
@@ -147,11 +147,11 @@ def _tissue(tissue: TissueSettings | TissueMask) -> object:
 
 
 def fingerprint(slide: Slide) -> str:
-    """Tell one slide from another of the same name without reading gigabytes.
+    """Return a digest that identifies a slide's content without reading gigabytes.
 
-    A file by its length and both ends (a TIFF keeps its index in one of them); a folder by the
-    names and lengths of all files in it, by its metadata and by both ends of some of the others; a
-    slide in memory by its thumbnail.
+    It covers the length and both ends of a file (a TIFF has its index in one of them); the names
+    and lengths of all files in a folder, its metadata and both ends of some of its other files; the
+    thumbnail of a slide in memory.
     """
     digest = sha256()
     path = slide.path
@@ -173,7 +173,7 @@ def fingerprint(slide: Slide) -> str:
 
 
 def _ends(path: Path, edge: int) -> bytes:
-    """Return a file's length, and so many bytes of its beginning and of its end."""
+    """Return a file's length and ``edge`` bytes of its beginning and end."""
     length = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(edge)

@@ -171,7 +171,7 @@ def contents(folder: Path, what: str) -> list[Path]:
 
 
 def _may_be_slide(folder: Path) -> bool:
-    """Say whether a folder holds a slide, if only a damaged one."""
+    """Return whether a folder holds a slide, if only a damaged one."""
     if folder.suffix.lower() == ".zarr":
         return True
     try:

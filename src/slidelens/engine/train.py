@@ -90,7 +90,7 @@ def train(
 
 
 def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
-    """Check the folder now, and give the iterator that does the rest."""
+    """Check the folder now; return the iterator that does the rest."""
     from slidelens.engine.training.checkpoint import CheckpointStore
     from slidelens.engine.training.own_random import with_own_random
 
@@ -112,7 +112,7 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
 
 
 def _steps(plan: TrainPlan, store: CheckpointStore) -> Generator[TrainProgress]:
-    """Train; of several processes the first one tells how it goes."""
+    """Train; of several processes, the first reports progress."""
     from slidelens.engine.contract import blaming
 
     fabric, device = _fabric(plan)
@@ -162,7 +162,7 @@ def _work(
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Let no other run train in a folder meanwhile: each would write over the other's weights."""
+    """Lock a folder against other training runs, which would overwrite the weights."""
     with ExitStack() as held:
         with _writing(out / STATE) as folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _keep_request(plan: TrainPlan) -> None:
-    """Leave configuration and slides, as used, beside the history: it can be run again."""
+    """Write the configuration and slides used beside the history, to repeat the run."""
     with _writing(plan.out / STATE) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         write_train_file(folder / REQUEST, plan.file)
@@ -186,7 +186,7 @@ def _keep_request(plan: TrainPlan) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[Path]:
-    """Hand out a folder to write into; what cannot be written is an error of ours."""
+    """Provide a folder to write into; ``OSError`` becomes ``ResultError``."""
     try:
         yield folder
     except OSError as error:
@@ -239,7 +239,7 @@ def _check_devices(plan: TrainPlan, device: torch.device) -> None:
 
 
 def _name_of(out: Path) -> str:
-    """Return a model's name after its folder, of a fold after the cross-validation's too."""
+    """Return a model's name: its folder's, for a fold preceded by the cross-validation's."""
     place = out.resolve()
     fold = re.fullmatch(r"fold-\d+", place.name)
     name = f"{place.parent.name}-{place.name}" if fold else place.name
@@ -248,7 +248,7 @@ def _name_of(out: Path) -> str:
 
 
 def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:
-    """Build the model with its first weights; tell where they come from."""
+    """Build the model with its initial weights; return where they come from."""
     import torch
 
     from slidelens.engine.contract import build_network, given
@@ -336,7 +336,7 @@ def _check_slides(task: TrainTask[Any], plan: TrainPlan, fabric: Fabric) -> Iter
 
 
 def _shares(count: int, rank: int, processes: int) -> Iterator[tuple[bool, list[int]]]:
-    """Yield numbers of slides: some of this process's own, then those of the others beside them."""
+    """Yield slide numbers: some of this process's own, then those of the others beside them."""
     if processes == 1:
         yield True, list(range(count))
         return

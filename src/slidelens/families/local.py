@@ -242,7 +242,7 @@ def read_at_once(
 
 
 def _scaled(work: Generator[float, None, T], start: float, end: float) -> Generator[float, None, T]:
-    """Let shares from 0 to 1 be those of a part of the work."""
+    """Scale progress from 0 to 1 to a part of the whole work."""
     steps = Steps(work)
     for share in steps:
         yield start + share * (end - start)

@@ -287,7 +287,7 @@ class LocalTask(TrainTask[LocalConfig]):
         target: torch.Tensor,
         backward: Callable[[torch.Tensor], None],
     ) -> torch.Tensor:
-        """Let the heads learn from what they see of a slide; return the last one's logits."""
+        """Train the heads on a slide's features; return the last head's logits."""
         network, seen = network_of(self.model), self._seen(slide_id)
         logits = []
         for index in self._learning(self.stage):

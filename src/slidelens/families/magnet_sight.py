@@ -91,7 +91,7 @@ class Slides:
         return found
 
     def drop(self) -> None:
-        """Give up what is being copied; return when no thread reads a slide any more."""
+        """Cancel copying; return when no thread reads a slide any more."""
         wait([copy for copy in self._coming.values() if not copy.cancel()])
         self._coming.clear()
 

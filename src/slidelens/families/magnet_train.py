@@ -180,7 +180,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return Outcome(tuple(losses.detach().tolist()))
 
     def _until(self, epoch: int) -> Until:
-        """Say how far an epoch goes: the classifier learns first, then attention, then all."""
+        """Return which parts an epoch trains: first the classifier, then attention, then all."""
         if epoch < self.config.warmup:
             return "probes"
         return "windows" if epoch < self.config.warmup + self.config.scouting else "verdict"

@@ -258,7 +258,7 @@ def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
 
 
 def wrong_length(bag: Bag, dim: int) -> str:
-    """Say that a bag holds vectors of another length than a model takes."""
+    """Return the message for a bag whose vectors have another length than the model takes."""
     return f"its bag holds vectors of length {bag.vectors.shape[1]}, the model takes {dim}."
 
 
@@ -269,7 +269,7 @@ def network_of(model: Model[MilConfig]) -> MilNetwork:
 
 
 def _facts(model: Model[MilConfig]) -> dict[str, str]:
-    """Say what makes the model's feature vectors."""
+    """Return what identifies the model's feature vectors."""
     config = model.config
     packed = "weights_sha256" in model.card
     digest = _known.get(model.module) if packed else None

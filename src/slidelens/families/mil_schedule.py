@@ -144,7 +144,7 @@ class MilTraining(TrainConfig):
 
 
 def finds_top_tiles(config: MilConfig, features: str) -> bool:
-    """Say whether training finds each slide's top tiles, instead of learning from whole bags."""
+    """Return whether training finds each slide's top tiles, instead of learning from whole bags."""
     return config.pooling in ("top1", "topk") and features != "cached"
 
 

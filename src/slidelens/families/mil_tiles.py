@@ -90,7 +90,7 @@ class MilTiles:
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in eval mode for a while: a resumed run makes vectors within a training step."""
+    """Switch to eval mode for a while: a resumed run may compute vectors in a training step."""
     training = module.training
     module.eval()
     try:

@@ -382,7 +382,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
 
 
 def _learns_vectors(stage: MapStage) -> bool:
-    """Say whether what makes the vectors learns in a stage."""
+    """Return whether a stage trains the layers that compute the vectors."""
     return stage.on == "patches" or stage.trains == "all"
 
 

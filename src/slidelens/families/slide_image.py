@@ -218,7 +218,7 @@ def frame_tissue(
 
 
 def tissue_cells(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Say of ``shape`` (rows, columns) cells which have tissue in the view's region."""
+    """Return which of ``shape`` (rows, columns) cells have tissue in the view's region."""
     region = view.region
     low, high = region[:2], (region.right, region.bottom)
     x = (cells.tx + cells.sx * np.arange(shape[1] + 1)).clip(low[0], high[0])

@@ -289,7 +289,7 @@ def _saliency(
 
 
 def _painted_out(frame: Frame, side: int) -> NDArray[np.bool_]:
-    """Say which cells of a map of ``side`` px per cell are not painted white, by their centres."""
+    """Return the cells (of ``side`` px) whose centres are not painted white."""
     at = []
     for pixels, blocks in zip((frame.height, frame.width), frame.blocks.shape, strict=True):
         centres = np.minimum(np.arange(-(-pixels // side)) * side + side // 2, pixels - 1)
@@ -311,7 +311,7 @@ def _with_gradients(parts: Iterator[SaliencyPart]) -> Iterator[SaliencyPart]:
 def _whole_rows(
     parts: Iterator[SaliencyPart],
 ) -> Iterator[tuple[SaliencyPart, int, torch.Tensor]]:
-    """Put rows of cells together whose pixels came in two parts; parts come from the bottom up.
+    """Join rows of cells whose pixels came in two parts, from the bottom up.
 
     Yields each part with the whole rows ``(h, w)`` that it completes, and the first one's number.
     """

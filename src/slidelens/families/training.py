@@ -293,14 +293,14 @@ class TrainTask(ABC, Generic[ConfigT]):
     @classmethod
     @abstractmethod
     def initialize(cls, model: Model[ConfigT], weights: str) -> Mapping[str, Any]:
-        """Give a new model its initial weights; return what the card should say about them.
+        """Set a new model's initial weights; return what the card should say about them.
 
         ``weights`` is ``"imagenet"``, ``"none"`` or a file.
         """
 
     @classmethod
     def inherit(cls, model: Model[ConfigT], base: Model[ConfigT]) -> None:
-        """Give a new model the weights of the model to fine-tune.
+        """Set a new model's weights to those of the model to fine-tune.
 
         Raises ``RuntimeError`` if they do not fit.
         """

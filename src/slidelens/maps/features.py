@@ -109,7 +109,7 @@ class VectorSpool:
         return TileFeatures(np.memmap(self._file, self._like.dtype, "r", shape=shape), self._facts)
 
     def close(self) -> None:
-        """Give the file back; its space is free when the vectors are gone too."""
+        """Delete the file; its space is freed once the vectors are gone too."""
         with suppress(OSError):  # what a full disk did not take is written once more, in vain
             self._file.close()
 

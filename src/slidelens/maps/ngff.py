@@ -65,7 +65,7 @@ def write_maps(folder: Path, maps: Iterable[Map]) -> dict[str, str]:
 
 
 def holds_maps(folder: Path) -> bool:
-    """Say whether a folder is a hierarchy that :func:`write_maps` has made."""
+    """Return whether a folder is a hierarchy that :func:`write_maps` has made."""
     try:
         found = json.loads((folder / "zarr.json").read_bytes())
     except (OSError, ValueError):

@@ -47,7 +47,7 @@ class Runs:
 
     @classmethod
     def join(cls, parts: Sequence[Runs], width: int) -> Runs:
-        """Put strips together, top to bottom."""
+        """Join strips, top to bottom."""
         return cls(
             np.concatenate([part.row for part in parts]),
             np.concatenate([part.start for part in parts]),

@@ -53,7 +53,7 @@ _RESERVED = frozenset({"OME", "labels", "zarr.json"})
 
 
 def names_a_map(name: str) -> bool:
-    """Say whether ``name`` can be that of a map: its folder in a result."""
+    """Return whether ``name`` can name a map, and thus its folder in a result."""
     return bool(_NAME.fullmatch(name)) and name not in _RESERVED
 
 
@@ -314,7 +314,7 @@ def find_results(folder: str | Path) -> Iterator[Path]:
 
 
 def _leads_back(path: Path) -> bool:
-    """Say whether a folder is a link to one beside it or above it, such as ``latest``."""
+    """Return whether a folder is a link to one beside it or above it, such as ``latest``."""
     if not path.is_symlink():
         return False
     here, there = path.parent.resolve(), path.resolve()

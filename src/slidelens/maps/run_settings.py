@@ -67,7 +67,7 @@ class RunGroup(NamedTuple):
 
 
 def value_text(name: str, value: Any) -> str:
-    """Say the value of a field; a text that may be a path is not shown."""
+    """Return a field's value as text; a text that may be a path is not shown."""
     if is_hidden(name, value):
         return HIDDEN
     if value is None:
@@ -76,7 +76,7 @@ def value_text(name: str, value: Any) -> str:
 
 
 def is_hidden(name: str, value: Any) -> bool:
-    """Say whether a field's value is, or holds, a text that may be a path."""
+    """Return whether a field's value is, or holds, a text that may be a path."""
     if isinstance(value, dict):
         return any(is_hidden(name, part) for part in [*value, *value.values()])
     if isinstance(value, list | tuple):
@@ -89,12 +89,12 @@ def is_hidden(name: str, value: Any) -> bool:
 
 
 def region_text(run: RunSettings) -> str:
-    """Say which part of the slide was run, as ``--region`` takes it."""
+    """Return the region that was run, in the form of ``--region``."""
     return WHOLE if run.region is None else ",".join(f"{n:.12g}" for n in run.region)
 
 
 def grouped(runs: Mapping[str, RunSettings | None]) -> list[RunGroup]:
-    """Put slides together that were run alike, the largest group first.
+    """Group slides that were run alike, the largest group first.
 
     Fields that not all of them state are not compared: another version may have more of them.
     """
@@ -110,7 +110,7 @@ def grouped(runs: Mapping[str, RunSettings | None]) -> list[RunGroup]:
 
 
 def config_texts(runs: Sequence[RunSettings]) -> dict[str, str]:
-    """Say each field of the configurations that were used, and where slides differ in one."""
+    """Return each field of the configurations used, with differences between slides."""
     return {
         name: counted(value_text(name, run.config[name]) for run in runs)
         for name in _common(runs)
@@ -119,7 +119,7 @@ def config_texts(runs: Sequence[RunSettings]) -> dict[str, str]:
 
 
 def settings_warnings(model: str, runs: Iterable[RunSettings]) -> list[str]:
-    """Say what a reader of a model's figures must know of how its slides were run."""
+    """Return what a reader of a model's figures must know about how its slides were run."""
     runs = list(runs)
     found = []
     parts = sum(run.region is not None for run in runs)
@@ -139,7 +139,7 @@ def settings_warnings(model: str, runs: Iterable[RunSettings]) -> list[str]:
 
 
 def counted(texts: Iterable[str]) -> str:
-    """Say which texts there are, and where there are several, of how many slides each is."""
+    """List the texts and, if there are several, the number of slides of each."""
     count = Counter(texts)
     if len(count) == 1:
         return next(iter(count))
@@ -149,7 +149,7 @@ def counted(texts: Iterable[str]) -> str:
 
 
 def _facts(runs: Sequence[RunSettings]) -> dict[str, str]:
-    """Say all that was asked of the runs."""
+    """Describe all settings of the runs."""
     tissue = {name: None for run in runs for name in run.tissue}
     return {
         "region": counted(map(region_text, runs)),

@@ -157,7 +157,7 @@ def load_weights(features: Features, weights: str | Path) -> LoadReport:
 
 
 def freeze_norm_statistics(module: nn.Module) -> None:
-    """Put every batch norm in eval mode: its running mean and variance stay as they are.
+    """Put every batch norm in eval mode, so that its running mean and variance do not change.
 
     Call it after each ``module.train()``. Scale and shift stay trainable (streaming-prostate-2020,
     section IV.B: "we froze the BatchNormalization mean and variance").

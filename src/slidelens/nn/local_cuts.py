@@ -157,7 +157,7 @@ class ModuleShape(NamedTuple):
 def module_shapes(
     backbone: BackboneName, modules: int, stem_stride: int | None = None, least_window: int = 0
 ) -> list[ModuleShape]:
-    """Tell what the modules of a network make, without building it.
+    """Return the outputs of a network's modules, without building it.
 
     ``stem_stride`` is that of the first convolution; None leaves it as it is. ``least_window`` is
     the side in image px that a window of a head has at least.

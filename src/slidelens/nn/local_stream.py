@@ -109,7 +109,7 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
 
 
 def fits_whole(network: Modules, relay: Relay, free: int) -> bool:
-    """Say whether modules that could stream a slide may as well take it in one piece each.
+    """Return whether modules that could stream a slide may take it in one piece each.
 
     ``free`` are the bytes that it may take, the image on the device among them. Maps of two billion
     values and more are not given to a device's kernels, some of which count in 32 bits.

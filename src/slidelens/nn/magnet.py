@@ -175,7 +175,7 @@ class MagNet(nn.Module):
         )
 
     def is_frozen(self, layer: int, patch: int) -> bool:
-        """Say whether a patch (both counted from 0) is its whole parent."""
+        """Return whether a patch (both counted from 0) is its whole parent."""
         return self.frozen and layer == 1 and patch == 0
 
     def forward(

@@ -180,7 +180,7 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
 
 
 def _add_runs(card: ModelCard, of_slide: Mapping[str, ResultFile]) -> None:
-    """Put down how the slides were run, as their results state it."""
+    """Record how the slides were run, as stated in their results."""
     card.runs = grouped({slide_id: one.settings for slide_id, one in of_slide.items()})
     card.given_mpp = {slide_id: _given_mpp(one.slide) for slide_id, one in of_slide.items()}
     stated = [one.settings for one in of_slide.values() if one.settings is not None]
@@ -199,7 +199,7 @@ def _given_mpp(slide: SlideInfo) -> str:
 
 
 def _runs_text(card: ModelCard) -> str:
-    """Say how the slides were run, or that they were not run alike."""
+    """Describe how the slides were run, or that they were run differently."""
     if not card.runs:
         return "not known, as its results are gone"
     if len(card.runs) > 1:
@@ -244,7 +244,7 @@ def _either(texts: Iterable[str]) -> str:
 
 
 def _slides(training: Any) -> str:
-    """Say how many slides of which class a model learned from."""
+    """Return how many slides of each class a model learned from."""
     splits = training.get("slides") if isinstance(training, dict) else None
     if not isinstance(splits, dict):
         return ""

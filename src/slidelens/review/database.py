@@ -37,7 +37,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 @contextmanager
 def reading(path: Path, patience: float) -> Iterator[sqlite3.Connection | None]:
-    """Give a connection that only reads; ``None`` where nothing has been decided yet.
+    """Provide a read-only connection; ``None`` if nothing has been decided yet.
 
     ``patience`` is how many seconds another program that writes is waited for.
     """
@@ -50,7 +50,7 @@ def reading(path: Path, patience: float) -> Iterator[sqlite3.Connection | None]:
 
 @contextmanager
 def writing(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
-    """Give a connection that alone may write; all is kept, or nothing if the block raises."""
+    """Provide an exclusive connection for writing; rolled back if the block raises."""
     with _translated_errors(path), closing(_connect(path, patience)) as db:
         _prepare(db, path, patience)
         db.execute("BEGIN IMMEDIATE")
@@ -83,7 +83,7 @@ def _open_to_read(path: Path, patience: float) -> sqlite3.Connection:
 
 
 def _check(db: sqlite3.Connection, path: Path) -> bool:
-    """Say whether a file holds a review that this version reads; ``False`` for an empty one."""
+    """Return whether a file holds a review that this version reads; ``False`` for an empty one."""
     version, application = _pragma(db, "user_version"), _pragma(db, "application_id")
     if application != _APPLICATION:
         if _pragma(db, "schema_version") == 0:
@@ -136,7 +136,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def _translated_errors(path: Path) -> Iterator[None]:
-    """Say what SQLite could not do, and what helps."""
+    """Turn errors of SQLite into a ``ResultError`` that says what failed and what helps."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -320,7 +320,7 @@ def _shared(one: Box, other: Box) -> bool:
 
 
 def _alike(one: Box, other: Box) -> bool:
-    """Say whether two fields are of about one size; else one shows what the other does not."""
+    """Return whether two fields are of about one size; else one shows what the other does not."""
     return 1 / _ALIKE <= one.w / other.w <= _ALIKE
 
 
@@ -330,7 +330,7 @@ def _sentence(model: str, focus: Focus) -> str:
 
 
 def _value(source: Map, target: str, box: Box | None) -> str:
-    """Say which map it is, or what it gives in a field, on average."""
+    """Return the map's name or, for a field, its mean there."""
     name = channel_of(source, target)
     if box is None or name is None:
         return source.name if name is None else f"{source.name}, {name}"

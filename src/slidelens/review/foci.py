@@ -137,7 +137,7 @@ def _windows(trajectory: Trajectory, target: str) -> list[Focus]:
 
 
 def _is_tiled(source: Map | None, tiles: Tiles) -> bool:
-    """Say whether tiles are what the method saw, and not means of a finer map over a grid."""
+    """Return whether tiles are what the method saw, and not means of a finer map over a grid."""
     if not len(tiles):
         return False
     if source is None or tiles.attention is not None:

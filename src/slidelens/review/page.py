@@ -36,7 +36,7 @@ def legend_css() -> str:
 
 
 def settings_rows(content: Content) -> dict[str, str]:
-    """Say what the figures depend on."""
+    """Describe what the figures depend on."""
     record, interval = content.saved.record, content.saved.metrics.get("interval") or {}
     rules = merge_notes(
         (f"{name}: {one.figures['threshold_rule']}" for name, one in content.measured.items()),
@@ -56,7 +56,7 @@ def settings_rows(content: Content) -> dict[str, str]:
 
 
 def run_rows(content: Content) -> list[tuple[str, ...]]:
-    """Say how each method was run: a row for all slides that were run alike.
+    """Describe how each method was run: a row for all slides run alike.
 
     Its cells are method, slides, region, fields that were changed, precision, how tissue was found,
     and where the slides' resolution is from.
@@ -80,7 +80,7 @@ def _asked(run: RunSettings | None) -> tuple[str, ...]:
 
 
 def _given(card: ModelCard, slides: Sequence[str]) -> str:
-    """Say what was given of the slides' resolution."""
+    """Describe the resolutions that were given for slides."""
     words = {"": "of the file", "TABLE": "by a table", "from-objective": "from the objective"}
     given = (card.given_mpp[slide_id] for slide_id in slides)
     return counted(words.get(text, f"given: {text} µm/px") for text in given)
@@ -111,7 +111,7 @@ def _decided(case: SlideCase) -> list[dict[str, Any]]:
 
 
 def _summary(case: SlideCase) -> str:
-    """Say a slide's decisions in the list."""
+    """Return the text for a slide's decisions in the list."""
     said = [d.category or LABEL_WRONG for d in case.decisions if d.decided]
     return "; ".join(dict.fromkeys(said)) or "not reviewed"
 

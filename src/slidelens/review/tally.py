@@ -122,7 +122,7 @@ def as_labelled(decisions: Iterable[Decision], labels: Mapping[str, str]) -> lis
 
 
 def earlier_notes(decisions: Iterable[Decision], since: Mapping[str, str]) -> list[str]:
-    """Say of which models errors were decided when they had other weights.
+    """Name the models with decisions made when they had other weights.
 
     ``since`` is when each had its present weights first (:attr:`SavedEvaluation.since`).
     """

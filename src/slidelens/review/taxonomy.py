@@ -73,7 +73,7 @@ def read_taxonomy(folder: str | Path) -> Taxonomy:
 
 
 def no_category(folder: str | Path, kind: Kind, category: str, taxonomy: Taxonomy) -> str:
-    """Say that this kind of error has no such category, which it has, and how one is added.
+    """Return the message for an unknown category: which there are, and how to add one.
 
     Parameters
     ----------

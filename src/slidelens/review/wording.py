@@ -16,7 +16,7 @@ __all__ = ["changed_tissue", "describe_run", "merge_notes"]
 
 
 def merge_notes(notes: Iterable[str], models: Sequence[str]) -> list[str]:
-    """Say what holds for several models (``MODEL: text``) in one sentence, in the order given."""
+    """Merge notes that are equal for several models (``MODEL: text``), in the given order."""
     names: dict[str, list[str]] = {}
     for note in dict.fromkeys(notes):
         name, colon, text = note.partition(": ")
@@ -28,7 +28,7 @@ def merge_notes(notes: Iterable[str], models: Sequence[str]) -> list[str]:
 
 
 def describe_run(run: RunSettings) -> str:
-    """Say in a line what was asked of a run."""
+    """Return the settings of a run in one line."""
     parts = ["whole slides" if run.region is None else f"region {region_text(run)}"]
     parts += [f"{name} {value_text(name, value)}" for name, value in run.options.items()]
     if run.precision != "auto":
@@ -37,6 +37,6 @@ def describe_run(run: RunSettings) -> str:
 
 
 def changed_tissue(run: RunSettings) -> list[str]:
-    """Say how tissue was found, where that is not the default."""
+    """Describe how tissue was found, if not by default."""
     usual = TissueSettings().model_dump(mode="json")
     return [f"{k} {value_text(k, v)}" for k, v in run.tissue.items() if usual.get(k) != v]

@@ -59,7 +59,7 @@ class ArrayReader(Reader):
         return self._arrays[level][y : y + h, x : x + w].copy()
 
     def close(self) -> None:
-        """Let the arrays go."""
+        """Release the arrays."""
         self._arrays = ()
 
 

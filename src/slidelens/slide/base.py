@@ -347,7 +347,7 @@ def _as_text(name: str) -> str:
 
 
 def _is_folder(path: PurePath) -> bool:
-    """Say whether there is such a folder; what may not be looked at counts as a file."""
+    """Return whether there is such a folder; an inaccessible path counts as a file."""
     try:
         return isinstance(path, Path) and path.is_dir()
     except OSError:

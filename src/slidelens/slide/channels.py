@@ -119,7 +119,7 @@ class Composer:
         return self._depth
 
     def notes(self) -> list[str]:
-        """Say how colours are drawn that leave bits unused."""
+        """Return a note on how colours with unused bits are drawn."""
         if not self.rgb or self.depth() == 8 * self._dtype.itemsize:
             return []
         stated = self._stated == self.depth()

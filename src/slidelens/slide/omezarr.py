@@ -111,7 +111,7 @@ class OmeZarrReader(Reader):
         return self._compose(self._stored(level, x, y, w, h))
 
     def close(self) -> None:
-        """Let the arrays go and forget their tiles."""
+        """Release the arrays and their cached tiles."""
         self._arrays = []
         self._place.close()
         tile_cache().drop(self._owner)
@@ -183,7 +183,7 @@ class OmeZarrReader(Reader):
             )
 
     def notes(self) -> list[str]:
-        """Say what contradicts itself or is missing, and what of the samples is drawn."""
+        """Return warnings: contradictory or missing metadata, and which samples are drawn."""
         found = self._compose.notes()
         width, height = self.facts.levels[0].size
         for number, (level, stated) in enumerate(zip(self.facts.levels, self._scales, strict=True)):
@@ -207,7 +207,7 @@ class OmeZarrReader(Reader):
         return found
 
     def _fills_dark(self) -> bool:
-        """Say whether what was never written is drawn darker than middle grey."""
+        """Return whether unwritten pixels are drawn darker than middle grey."""
         array = self._arrays[0]
         unwritten = np.full((1, 1, self._compose.channels), array.fill_value or 0, array.dtype)
         return int(self._compose(unwritten).max()) < 128
@@ -239,7 +239,7 @@ def _has_image(ome: dict[str, Any]) -> bool:
 
 
 def _zip_has_image(path: Path) -> bool:
-    """Say whether a zip archive holds an OME image; a damaged one holds none."""
+    """Return whether a zip archive holds an OME image; a damaged one holds none."""
     try:
         with closing(ZarrZip(path)) as place:
             return _has_image(place.attributes())

@@ -206,7 +206,7 @@ def _barred(path: Path, error: OSError) -> SlideError:
 
 
 def _folder_is(path: Path) -> str:
-    """Say what an unsupported folder seems to be."""
+    """Describe what an unsupported folder seems to be."""
     from slidelens.slide.omezarr import what_is
 
     if dicom := min(path.glob("*.dcm"), default=None):
@@ -215,7 +215,7 @@ def _folder_is(path: Path) -> str:
 
 
 def _looks_like(head: bytes) -> str:
-    """Say what an unsupported file seems to be."""
+    """Describe what an unsupported file seems to be."""
     if not head:
         return "an empty file, not a slide"
     for magic, name in _KNOWN.items():

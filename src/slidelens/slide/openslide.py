@@ -122,7 +122,7 @@ class OpenSlideReader(Reader):
         return np.array(Image.alpha_composite(ground, image).convert("RGB"))
 
     def notes(self) -> list[str]:
-        """Say which headers name a patient, without what they say."""
+        """Return the headers that name a patient, without their values."""
         named = [k for k, v in self.facts.properties.items() if k.startswith(_PERSONAL) and v]
         note = (
             f"its header names the patient ({', '.join(named)}): these are among the properties "

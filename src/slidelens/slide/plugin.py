@@ -92,7 +92,7 @@ class PluginReader(Reader):
             return self._reader.read_associated(name)
 
     def notes(self) -> list[str]:
-        """Say what the plugin says of the file."""
+        """Return the plugin's warnings about the file."""
         with self._blaming():
             return [str(note) for note in self._reader.notes()]
 

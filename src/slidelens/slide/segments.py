@@ -201,7 +201,7 @@ class TiffPixels:
             return cls(path, file, matches) if any(matches) else None
 
     def has(self, level: int) -> bool:
-        """Say whether this level can be read here."""
+        """Return whether this level can be read here."""
         return self._stores[level] is not None
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[Any]:
@@ -325,7 +325,7 @@ def _channel_pages(level: Any) -> tuple[Any, ...]:
 
 
 def _is_plain(page: Any) -> bool:
-    """Say whether tifffile decodes a page's tiles to the very pixels that OpenSlide gives."""
+    """Return whether tifffile decodes a page's tiles to the very pixels that OpenSlide gives."""
     return bool(
         page.is_tiled
         and page.dtype == np.uint8

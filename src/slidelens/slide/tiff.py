@@ -78,7 +78,7 @@ class TiffReader(Reader):
             image.close()
 
     def notes(self) -> list[str]:
-        """Say how the image is meant to be turned, and what of its samples is drawn."""
+        """Return notes on the image's orientation, and which of its samples are drawn."""
         if self._turned is None:
             return self._image.notes()
         turned = (
@@ -176,7 +176,7 @@ def _names(file: tifffile.TiffFile, main: Any) -> dict[str, int]:
 
 
 def _has_colours(series: Any, facts: Facts) -> bool:
-    """Say whether samples are red, green and blue, or become so by a palette."""
+    """Return whether samples are red, green and blue, or become so by a palette."""
     page = series.keyframe
     if page.photometric in (2, 6) and page.samplesperpixel >= 3:
         return True
@@ -186,7 +186,7 @@ def _has_colours(series: Any, facts: Facts) -> bool:
 
 
 def is_plain_rgb(path: Path) -> bool:
-    """Say whether a TIFF is tiled 8-bit RGB without a header of its own: OpenSlide's generic TIFF.
+    """Return whether a TIFF is tiled 8-bit RGB without a vendor header: OpenSlide's generic TIFF.
 
     A file that tifffile cannot parse is left to OpenSlide, whose error is as good.
     """
@@ -215,7 +215,7 @@ def is_plain_rgb(path: Path) -> bool:
 
 
 def _turned(page: Any) -> str | None:
-    """Say how a page's Orientation tag would have it drawn; ``None``: as it is stored."""
+    """Describe a page's Orientation tag; ``None`` if the page is drawn as stored."""
     stated = page.tags.valueof("Orientation")
     return _ORIENTATIONS.get(stated) if isinstance(stated, int) else None
 

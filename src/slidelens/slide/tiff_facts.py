@@ -158,7 +158,7 @@ def _ome_pixels(file: Any, series: Any) -> tuple[Any, Any | None, Any | None, st
 
 
 def _may_be_colours(channels: list[Any]) -> bool:
-    """Say whether channels are called, or drawn in, red, green and blue; or nothing is stated."""
+    """Return whether channels are named or drawn red, green and blue, or nothing is stated."""
     names = [(channel.get("Name") or "").upper() for channel in channels]
     shades = [channel.get("Color") or _WHITE for channel in channels]
     fluorescent = any(

@@ -44,7 +44,7 @@ class ZarrFolder:
         return zarr.open_array(self.path / self._inside(name), mode="r")
 
     def is_empty(self, name: str) -> bool:
-        """Say whether no pixel of an array is there."""
+        """Return whether an array has no pixels at all."""
         return next(self._chunks(name), None) is None
 
     def stored(self, name: str) -> int:
@@ -52,7 +52,7 @@ class ZarrFolder:
         return sum(1 for _ in self._chunks(name))
 
     def close(self) -> None:
-        """Let go of what is open; harmless when called twice."""
+        """Close the open files; harmless when called twice."""
 
     def _chunks(self, name: str) -> Iterator[str]:
         try:
@@ -118,7 +118,7 @@ class ZarrZip(ZarrFolder):
         return zarr.open_array(self._store, path=self._where(name), mode="r")
 
     def is_empty(self, name: str) -> bool:  # noqa: ARG002  # one archive is copied, or not
-        """Say no: without its end, where its contents are listed, it could not be opened."""
+        """Return False: an archive that is cut off does not open, as its index is at the end."""
         return False
 
     def stored(self, name: str) -> int:

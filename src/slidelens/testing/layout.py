@@ -212,7 +212,7 @@ def _place_areas(
     count: int,
     taken: tuple[Blob, ...] = (),
 ) -> tuple[Blob, ...]:
-    """Put lesions or follicles inside tissue, apart from all others; they shrink until they fit."""
+    """Place lesions or follicles inside tissue, apart from each other; they shrink to fit."""
     areas = np.array([p.rx * p.ry for p in pieces])
     placed: list[Blob] = []
     for _ in range(count):

@@ -133,7 +133,7 @@ class _Pyramid:
                 yield self._kept[self._key(level, row, column)]
 
     def _key(self, level: int, row: int, column: int) -> tuple[int, int, int]:
-        """Say where a tile is kept; of a drawn level only the part that is drawn is."""
+        """Return where a tile is stored; of a drawn level, only the drawn part is."""
         if level < self._drawn:
             scale = _TILE * _FACTOR**level
             down, row = divmod(row, -(-self._size.height // scale))

@@ -106,7 +106,7 @@ def read_annotations(path: str | Path) -> Annotations:
 
 
 def _are_good(features: list[Feature]) -> NDArray[np.bool_]:
-    """Say of each feature, all at once, whether it is one polygon that needs no repair."""
+    """Return for each feature whether it is one polygon that needs no repair."""
     shapes = np.array([feature.geometry for feature in features], dtype=object)
     area = shapely.area(shapes)
     kind = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON

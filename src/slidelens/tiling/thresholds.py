@@ -43,7 +43,7 @@ _INK_SURE = 0.2
 def classify(
     image: NDArray[np.uint8], method: str, pen: bool, cell: float
 ) -> tuple[Literal["stain", "otsu", "intensity"], Mask]:
-    """Say which cells are tissue, before cleaning.
+    """Return which cells are tissue, before cleaning.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _is_dark(brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> bool:
-    """Tell fluorescence from brightfield: mostly dark, and what is not dark has no white in it."""
+    """Return whether a slide is fluorescence: mostly dark, and the rest has no white."""
     if np.median(brightest) > 64:
         return False
     lit = brightest > _VOID
@@ -228,7 +228,7 @@ def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
 
 
 def _looks_inky(density: Plane) -> tuple[Mask, Mask]:
-    """Say which cells surely have the colour of pen ink, and which may where it lies beside them.
+    """Return the cells that surely have the colour of pen ink, and those that may if beside it.
 
     Blue and green ink pass less red than green light, which no tissue stain does at this size;
     black absorbs all alike; red is purer and denser than eosin or blood. A thin or pale stroke is

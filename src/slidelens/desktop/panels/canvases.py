@@ -68,7 +68,7 @@ class Cell(QWidget):
         self.cross.move((at - QPointF(_CROSS / 2, _CROSS / 2)).toPoint())
 
     def end(self) -> None:
-        """Let go of canvas and layers."""
+        """Release canvas and layers."""
         self.model._layer_slicer.shutdown()
         self.model.layers.clear()
         self.view.close()
@@ -105,7 +105,7 @@ class Canvases(QWidget):
     def eventFilter(  # noqa: N802  # reason: Qt's name
         self, _window: QObject | None, event: QEvent | None
     ) -> bool:
-        """Let go of the canvases before their window does: napari counts them as its own."""
+        """Release the canvases before their window does: napari counts them as its own."""
         if event is not None and event.type() == QEvent.Type.Close and self.cells:
             self.clear()
             self.closed.emit()
@@ -157,7 +157,7 @@ class Canvases(QWidget):
         self._follow(event.source)
 
     def _follow(self, source: Any) -> None:
-        """Let all cameras look where one looks."""
+        """Point all cameras where one looks."""
         if self._moving or not self.cells:
             return
         self._moving = True

@@ -245,6 +245,6 @@ class _Note(QPlainTextEdit):
         self.setTabChangesFocus(True)
 
     def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Tell it."""
+        """Emit ``left``."""
         super().focusOutEvent(event)
         self.left.emit()

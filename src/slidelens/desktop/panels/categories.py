@@ -60,7 +60,7 @@ class CategoriesDialog(QDialog):
 
 
 def edit_categories(folder: Path, parent: QWidget) -> bool:
-    """Let a person edit the categories of an evaluation; say whether they were changed.
+    """Let the user edit the categories of an evaluation; return whether they changed.
 
     Raises
     ------

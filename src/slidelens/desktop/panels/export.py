@@ -162,7 +162,7 @@ class ExportMenu(QToolButton):
 
 
 def _corrected_text(made: CorrectedLabels, out: Path) -> str:
-    """Say how many labels were corrected, which were not, and if the table is another one."""
+    """Report how many labels were corrected, which were not, and if the table is another one."""
     lines = [f"{len(made.changed)} labels corrected in {out}."]
     if made.disputed:
         keep = "it keeps its label" if len(made.disputed) == 1 else "they keep their labels"

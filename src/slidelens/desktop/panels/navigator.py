@@ -183,7 +183,7 @@ class NavigatorPanel(Panel):
         self.bench.background.run(lambda: _small(smallest), show, owner=self)
 
     def _look(self) -> None:
-        """Say where one is."""
+        """Show the current position."""
         slide = self._slide
         if slide is None or self.bench.closed:
             return
@@ -267,7 +267,7 @@ class NavigatorPanel(Panel):
         self.notice.say(said, action="Undo", then=lambda: self._bring_back(slide.id, mark, number))
 
     def _bring_back(self, slide_id: str, mark: Bookmark, number: int) -> None:
-        """Put a bookmark where it was, on its own slide, whichever is shown now."""
+        """Restore a bookmark at its place, on its own slide, whichever is shown now."""
         marks = self.bench.memory.bookmarks(slide_id)
         marks.insert(number, mark)
         self.bench.memory.set_bookmarks(slide_id, marks)

@@ -290,7 +290,7 @@ def button(text: str, help: str, then: Callable[[], object]) -> QPushButton:  # 
 
 
 def menu_button(made: QToolButton, text: str, help: str) -> QToolButton:  # noqa: A002
-    """Let a button show its menu when it is pressed; return it."""
+    """Make a button show its menu when pressed; return it."""
     made.setText(text)
     made.setToolTip(help)
     made.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
@@ -343,7 +343,7 @@ def empty(layout: QLayout) -> None:
 
 
 def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
-    """Put widgets side by side; the one at ``stretch`` takes the room that is left."""
+    """Put widgets side by side; the one at ``stretch`` takes the remaining room."""
     layout = QHBoxLayout()
     layout.setSpacing(6)
     for number, widget in enumerate(widgets):

@@ -150,7 +150,7 @@ class ReviewPanel(Panel):
         self.case.place_asked.connect(self._fly)
 
     def _bind_keys(self) -> None:
-        """Let keys work wherever in the panel one is; texts being typed keep theirs."""
+        """Make keys work anywhere in the panel, except in text fields."""
         for key, by in (("Down", 1), ("Right", 1), ("Up", -1), ("Left", -1)):
             self._key(key, partial(self.step, by))
         for number in range(10):

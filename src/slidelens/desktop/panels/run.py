@@ -131,7 +131,7 @@ class RunPanel(Panel):
             self._job.cancel()
 
     def draw_region(self) -> None:
-        """Let the person draw a rectangle on the slide; the one before goes."""
+        """Let the user draw a rectangle on the slide; it replaces the previous one."""
         slide = self.bench.slide
         if slide is None:
             return
@@ -324,7 +324,7 @@ class RunPanel(Panel):
         show_progress(self.bar, self.status, self.state if self.running else None)
 
     def _drawing(self, layer: Any, event: Any) -> Iterator[None]:
-        """Let the person look around again once the rectangle is drawn: napari's mouse protocol."""
+        """Switch back to panning once the rectangle is drawn: napari's mouse protocol."""
         yield
         while event.type == "mouse_move":
             yield

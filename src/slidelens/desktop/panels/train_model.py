@@ -132,7 +132,7 @@ class TrainOptions(QWidget):
         )
 
     def suggest_name(self) -> None:
-        """Put in a name that no model has."""
+        """Fill in a name that no model has."""
         self.name.setText(free_name(self._bench.preferences.models, "my-model"))
 
     def choose(self, family: str, base: str = "") -> None:

@@ -133,7 +133,7 @@ def _sees(facts: Mapping[str, Any]) -> str:
 
 
 def _training_data(data: Any) -> str:
-    """Say it in words where it is as the trainer writes it; else as it stands."""
+    """Put it in words if the trainer wrote it; otherwise show it as it is."""
     if isinstance(data, str):
         return data
     if not isinstance(data, dict):

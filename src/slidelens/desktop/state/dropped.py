@@ -23,7 +23,7 @@ _ANNOTATIONS = {".geojson", ".json", ".xml"}
 
 
 def kind_of(path: Path) -> Kind:
-    """Say what a path is, by its content where the name does not say; reads little.
+    """Return what a path is: by its name or, if that does not tell, by a little of its content.
 
     ``result`` is one result or the ``result.json`` in it, ``results`` a folder of several,
     ``folder`` any other folder.

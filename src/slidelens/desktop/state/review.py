@@ -61,7 +61,7 @@ class Filter:
     only_suspect: bool = False
 
     def takes(self, case: ErrorCase, decided: bool) -> bool:
-        """Say whether an error is listed."""
+        """Return whether an error is listed."""
         return (
             (self.models is None or case.model in self.models)
             and self.kind in (None, case.kind)
@@ -314,7 +314,7 @@ def login_name() -> str:
 
 
 def case_text(case: ErrorCase) -> str:
-    """Say what the error is, in a sentence or two."""
+    """Describe the error in a sentence or two."""
     text = (
         f"{case.model} calls it {case.predicted}, the label says {case.label}. "
         f"{case.target.capitalize()} {case.score:.3f}"
@@ -328,7 +328,7 @@ def case_text(case: ErrorCase) -> str:
 
 
 def decision_text(decision: Decision, since: Mapping[str, str]) -> str:
-    """Say a decision in a line.
+    """Describe a decision in one line.
 
     ``since`` tells when models were first evaluated with the weights that they have, where they
     had others before.

@@ -59,7 +59,7 @@ class RunRequest:
     overwrite: bool = False
 
     def replaces(self, cards: Mapping[Path, Card]) -> str:
-        """Say which results of other settings a run would take the place of.
+        """Name the results of other settings that a run would replace.
 
         One sentence; empty where there is none: a run of the same settings finds its own result
         again. ``cards`` are those of the models' folders.
@@ -194,7 +194,7 @@ class RunState:
         return "; ".join(texts) + where
 
     def summary(self, status: str, error: str) -> str:
-        """Say how the run ended."""
+        """Describe how the run ended."""
         failed = sum(f.status == "failed" for f in self.findings)
         good = len(self.findings) - failed
         if status in ("failed", "died"):

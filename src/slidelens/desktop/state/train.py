@@ -70,7 +70,7 @@ class TrainRequest:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def missing(self, *, annotated: bool = False) -> str:
-        """Say what is missing before it can begin, first things first; empty: nothing."""
+        """Return what is missing before training can start, most important first; or nothing."""
         if self.slides is None:
             return "Choose the folder with your slides."
         if self.labels is None:
@@ -243,7 +243,7 @@ class TrainState:
         return True
 
     def summary(self, status: str, error: str) -> str:
-        """Say how it ended."""
+        """Describe how the training ended."""
         if status == "done":
             aucs = [row.tune_auc for row in self.rows if row.tune_auc is not None]
             best = f" Best AUC on the tuning slides: {max(aucs):.3f}." if aucs else ""
@@ -256,7 +256,7 @@ class TrainState:
 
 
 def resumable(folder: Path) -> bool:
-    """Say whether a folder holds a training that can go on."""
+    """Return whether a folder holds a training run that can be resumed."""
     begun = (folder / _STATE / _CONFIG).is_file()
     return begun and not (folder / "model.json").exists()
 

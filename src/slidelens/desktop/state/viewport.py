@@ -80,7 +80,7 @@ class Overview(NamedTuple):
 
     @classmethod
     def of(cls, size: tuple[int, int], world: World, room: tuple[float, float]) -> Overview:
-        """Put a slide in the middle of ``room`` (width and height in px), as large as it fits."""
+        """Centre a slide in ``room`` (width and height in px), as large as fits."""
         across, down = size[0] * world.mpp.x, size[1] * world.mpp.y
         scale = min(room[0] / across, room[1] / down)
         x, y = (room[0] - across * scale) / 2, (room[1] - down * scale) / 2

@@ -62,7 +62,7 @@ class Job(QObject):
             client.cancel(self)
 
     def end(self, status: str, error: str = "") -> None:
-        """Tell once how the job ended."""
+        """Report once how the job ended."""
         if self.status is None:
             self.status = status
             self.ended.emit(status, error)
@@ -201,7 +201,7 @@ class WorkerClient(QObject):
             self._gone(f"could not be started ({sys.executable})")
 
     def _gone(self, why: str) -> None:
-        """Tell the jobs that their worker is gone; the next job gets a new one.
+        """End the jobs of a worker that is gone; the next job gets a new worker.
 
         If it was killed here, what had not begun is handed in again.
         """
@@ -233,7 +233,7 @@ class WorkerClient(QObject):
             self._process.kill()
 
     def _rest(self) -> None:
-        """Let a worker without work end; a job that comes before it has ended gets another."""
+        """Let an idle worker end; a job that arrives meanwhile gets a new one."""
         process = self._process
         if process is None or self._jobs:
             return

@@ -17,7 +17,7 @@ class Pace:
         self._time = 0.0
 
     def due(self, *where: object) -> bool:
-        """Say whether to tell that it is here now."""
+        """Return whether to report progress now."""
         now = perf_counter()
         if where == self._last and now - self._time < _EVERY:
             return False

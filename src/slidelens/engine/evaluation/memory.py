@@ -40,7 +40,7 @@ def read_kept(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
 
 
 def weights_now(now: str | None, before: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Say which weights a model has, and since when, if they are not the first that are known.
+    """Return which weights a model has, and since when, if they are not the first known.
 
     ``now`` is their SHA-256, and ``before`` what was said of the model last.
     """

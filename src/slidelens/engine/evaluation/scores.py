@@ -200,7 +200,7 @@ def join(
     split: Split | None = None,
     allow_missing: bool = False,
 ) -> tuple[dict[str, Cases], dict[str, LeftOut]]:
-    """Give each model's slides their labels.
+    """Join each model's slides with their labels.
 
     Parameters
     ----------

@@ -150,7 +150,7 @@ def markdown(
 
 
 def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
-    """Say how many slides of which class, and of how many patients, some model was measured on."""
+    """Return the slides per class and the patients that some model was measured on."""
     classes = next(iter(cases.values())).scored.classes
     rows = {row.slide_id: row for one in cases.values() for row in one.rows}.values()
     counts = ", ".join(
@@ -164,7 +164,7 @@ def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
 
 
 def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:
-    """Say what the intervals of a model's figures are, and of which class the figures."""
+    """Describe the intervals of a model's figures, and the class they are for."""
     drawn = figures["bootstrap"]
     wilson = figures["rates_interval"] == "Wilson"
     classes = "Figures are means over classes, one-vs-rest."

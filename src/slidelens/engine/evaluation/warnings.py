@@ -35,7 +35,7 @@ def threshold_warnings(model: str) -> set[str]:
 
 
 def counted_ignored(model: str, count: int) -> str:
-    """Say that annotations do not count, without their labels, which may be names of people."""
+    """Warn that annotations do not count, without their labels, which may be names of people."""
     return (
         f"{model}: annotations of {count} label{'' if count == 1 else 's'} are of no class of the "
         "model and do not count in the figures of tiles (ignored_labels); rename them if they "
@@ -44,7 +44,7 @@ def counted_ignored(model: str, count: int) -> str:
 
 
 def named_ignored(model: str, labels: Sequence[str]) -> str:
-    """Say with which labels annotations do not count."""
+    """Name the labels of annotations that do not count."""
     return (
         f"{model}: annotations labelled {', '.join(labels)} are of no class of the model and do "
         "not count in the figures of tiles; rename them if they should."
@@ -101,7 +101,7 @@ def evaluation_warnings(
 
 
 def _of_resamples(name: str, one: Mapping[str, Any], cases: Cases) -> list[str]:
-    """Say where intervals rest on few cases or resamples, or on none."""
+    """Warn of intervals that rest on few cases or resamples, or on none."""
     units, unit = cases.units, cases.unit
     least = cases.scored.classes[int(units.argmin())]
     if one["auc"] is None:

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill and a full disk: safetensors and JSON, never pickle.
 
-``checkpoint.json`` names the tensors' file and is replaced last and atomically, so the pair that it
-describes is always complete; what came before stays until then.
+``checkpoint.json`` names the tensors' file and is replaced last and atomically, so both always
+match; the previous checkpoint stays until then.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CheckpointStore:
         Raises
         ------
         ResultError
-            The disk is full or cannot be written; the checkpoint before stays as it was.
+            The disk is full or cannot be written; the previous checkpoint is kept.
         """
         old = self._record()["tensors"] if self.exists else None
         number = int(old.removeprefix("checkpoint-").split(".")[0]) + 1 if old else 0
@@ -88,12 +88,12 @@ class CheckpointStore:
         return Checkpoint(self._tensors(record.pop("tensors")), record)
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuse to resume from the checkpoint of a training with other settings.
+        """Refuse to resume from a checkpoint made with other settings.
 
         Raises
         ------
         ModelError
-            It is of another one, missing or damaged.
+            The settings differ, or the checkpoint is missing or damaged.
         """
         changed = changed_settings(self._record()["settings"], json.loads(json.dumps(settings)))
         if changed:
@@ -179,7 +179,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Set the global generators as :func:`random_state` found them."""
+    """Restore the global generators from the result of :func:`random_state`."""
     torch.set_rng_state(tensors["torch"])
     if "mps" in tensors and torch.backends.mps.is_available():
         torch.mps.set_rng_state(tensors["mps"])
@@ -196,8 +196,8 @@ def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> 
 def average_weights(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of several state dicts; integer buffers are those of the middle one.
 
-    What did not change, such as a frozen backbone, stays as it is to the bit: feature bags are kept
-    by its checksum. Izmailov et al. 2018, as in streaming-prostate-2020, section IV.A.1.
+    Unchanged tensors, such as a frozen backbone's, stay identical to the bit: cached feature bags
+    depend on their checksum. Izmailov et al. 2018, as in streaming-prostate-2020, section IV.A.1.
     """
     centre = weights[(len(weights) - 1) // 2]
     return {

@@ -1,4 +1,4 @@
-"""A training in a YAML file: what ``train --config`` reads, and what every training leaves behind.
+"""A training in a YAML file, which ``train --config`` reads and every training run writes.
 
 Keys are the options of ``slidelens train`` (``slides``, ``labels``, ``seed``, ...) and the fields
 of the family's and the training's configuration, side by side.
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "train_arguments", "write_train_file"]
 
 LARGEST_SEED = 2**32 - 1
-"""NumPy and Lightning take no larger seed, and none below 0."""
+"""The largest seed that NumPy and Lightning accept."""
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 class _Options(BaseModel):
-    """The options that a file may give, as the command line takes them."""
+    """The options that a file may set, as on the command line."""
 
     model_config = ConfigDict(strict=True)
 
@@ -62,7 +62,7 @@ _KEYWORDS = {
     "from": "from_model",
     "slide_mpp": "mpp",
 }
-"""Options that the engine calls otherwise."""
+"""Options with another name in the engine."""
 
 
 def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,12 +71,12 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     Parameters
     ----------
     family
-        That it must be of; ``None`` takes any, and ``family`` is then one of the options.
+        The family that the file must be for; ``None`` accepts any, as option ``family``.
 
     Raises
     ------
     ModelError
-        It cannot be read, is no mapping, is of another family, or an option is of another type.
+        It cannot be read, is no mapping, is for another family, or an option has a wrong type.
     """
     try:
         import yaml
@@ -132,7 +132,7 @@ def train_arguments(options: Mapping[str, Any], fields: Mapping[str, Any]) -> di
 
 
 def write_train_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Write options and fields; those that are ``None`` are left out.
+    """Write options and fields, except those that are ``None``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What an epoch came to: loss and AUC of the tuning slides, one row per epoch on disk."""
+"""The results of each epoch: loss and AUC on the tuning slides, one row per epoch on disk."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["TUNE_TABLE", "History", "Score", "judge", "scores_of", "write_scores"]
 
 TUNE_TABLE = "tune.csv"
-"""Name of the table that :func:`write_scores` makes, beside the history."""
+"""File name of the table that :func:`write_scores` writes, beside the history."""
 
 Score = tuple[int, float, list[float]]
 """Label, loss and class probabilities of a tuning slide."""
 
 
 def scores_of(work: Work, outcome: Outcome) -> dict[str, Score]:
-    """Return what a tuning work found, by slide."""
+    """Return the scores of a tuning work by slide."""
     parts = zip(work.slides, work.labels, outcome.losses, outcome.probabilities, strict=True)
     return {slide: (label, loss, list(probs)) for slide, label, loss, probs in parts}
 
 
 def judge(scores: Mapping[str, Score]) -> tuple[float, float | None]:
-    """Return the mean loss and the AUC: with more than two classes, each against the rest."""
+    """Return the mean loss and the AUC; of more than two classes, the mean of one-versus-rest."""
     labels = np.array([label for label, _, _ in scores.values()])
     probabilities = np.array([probs for _, _, probs in scores.values()])
     loss = float(np.mean([loss for _, loss, _ in scores.values()]))
@@ -47,8 +47,8 @@ def judge(scores: Mapping[str, Score]) -> tuple[float, float | None]:
 class History:
     """The rows of a run's epochs: ``history.csv`` and TensorBoard's logs, in one folder.
 
-    The logs are opened at the first epoch that is added; an epoch that a resumed run does again
-    replaces itself in them.
+    The logs are opened with the first epoch added; an epoch that a resumed run repeats replaces
+    its earlier entry.
     """
 
     def __init__(self, folder: Path) -> None:

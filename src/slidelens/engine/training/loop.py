@@ -1,8 +1,8 @@
 """The training loop: one for all families.
 
-Each epoch works through what the family's task yields: scans, training steps, tuning slides. After
-any of them the run can be killed and resumed to the same weights, bit for bit on a CPU. Progress is
-iteration; closing the iterator saves and stops.
+Each epoch does the works that the family's task yields: scans, training steps, tuning slides. After
+any of them the run can be killed and resumed to the same weights, bit for bit on a CPU. Iterating
+runs the loop and yields progress; closing the iterator saves and stops.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["TrainLoop", "TrainProgress"]
 
 SAVE_SECONDS = 60.0
-"""Within an epoch, a checkpoint is written whenever this time has passed,"""
+"""Shortest time between checkpoints within an epoch."""
 SAVE_SHARE = 20.0
-"""but so much longer than writing one takes that it costs a twentieth of the time at most."""
+"""That time is at least so many times what writing a checkpoint took: a twentieth of the run."""
 
 
 class TrainLoop:
@@ -56,9 +56,9 @@ class TrainLoop:
     config
         Schedule, optimiser, selection.
     store
-        Where checkpoints go.
+        The folder for checkpoints.
     settings
-        JSON values that checkpoints keep: they must be the same when the run is resumed.
+        JSON values stored in checkpoints, which must be the same when the run is resumed.
     """
 
     def __init__(
@@ -77,19 +77,19 @@ class TrainLoop:
         self.store = store
         self.settings = settings
         self.metrics: dict[str, Any] = {}
-        """Of the final weights, on the tuning split; filled at the end, as is the threshold."""
+        """Metrics of the final weights on the tuning split; set at the end, as is the threshold."""
         self.threshold: float | None = None
-        """Of highest accuracy on the tuning split; for two classes."""
+        """Threshold of highest accuracy on the tuning split; for two classes."""
         self._at = Position()
         self._logs = History(store.folder)
         self._optimizer: Any  # Fabric wraps it, and then it is no Optimizer by type
         self._accumulated: list[str] = []
-        """Slides whose gradients wait for the optimiser."""
+        """Slides whose gradients the next optimiser step uses."""
         self._works_accumulated = 0
         self._scanned: set[str] = set()
-        """Slides that this process scanned since the replicas' states were merged."""
+        """Slides scanned by this process since the replicas' states were last merged."""
         self._unmerged = False
-        """Whether any process scanned since then: every one knows it, whatever it did itself."""
+        """Whether any process has scanned since then; the same in all processes."""
         self._training: bool | None = None
         self._start = self._saved = perf_counter()
         self._save_took = 0.0
@@ -158,7 +158,7 @@ class TrainLoop:
         return bool(patience and count and count - self._window.stop >= patience)
 
     def _use(self, stage: Stage) -> None:
-        """Make the optimiser of a stage; what does not learn needs no gradient."""
+        """Make the optimiser of a stage; parameters that are not trained get no gradient."""
         self.task.stage = stage
         groups = self.task.groups(stage)
         learning = {id(p) for _, parameters in groups for p in parameters}
@@ -182,8 +182,10 @@ class TrainLoop:
         for group in self._optimizer.param_groups:
             group["lr"] = group["full_lr"] * slower
         total = self.task.length(self._stage) + len(self.task.data.tune)
-        before = self._at.updates if self._at.done == 0 else -1  # resumed: they may be made
-        # Closed however the epoch ends: a task may be reading slides for works that are to come.
+        before = (
+            self._at.updates if self._at.done == 0 else -1
+        )  # a resumed epoch may have made them
+        # Closed however the epoch ends: a task may be reading slides ahead.
         with closing(self._works(epoch)) as works, closing(self.replicas.rounds(works)) as rounds:
             for ready in rounds:
                 number, work = ready[-1]
@@ -198,29 +200,29 @@ class TrainLoop:
             raise nothing_learnt(self.model)
 
     def _works(self, epoch: int) -> Generator[Work]:
-        """Yield an epoch's works; closing it closes what the task yields them from."""
+        """Yield an epoch's works; closing this closes the task's generators too."""
         yield from self.task.epoch(epoch, self._stage)
         yield from self.task.evaluation()
 
     @property
     def _may_save(self) -> bool:
-        """Whether a resumed run would find all that it needs.
+        """Whether a checkpoint would be complete now.
 
-        Gradients are not saved; nor is what the other processes scanned, until it is merged.
+        It holds neither accumulated gradients nor other processes' scans that are not merged yet.
         """
         return not self._accumulated and not self._unmerged
 
     @property
     def _pause(self) -> float:
-        """Seconds to the next checkpoint within an epoch."""
+        """Seconds between checkpoints within an epoch."""
         return max(SAVE_SECONDS, SAVE_SHARE * self._save_took)
 
     def _do(self, ready: Round, epoch: int) -> None:
-        """Do a round of works of one phase: this process its own; all learn every outcome."""
+        """Do this process's work of a round (all of one phase); share the outcomes with all."""
         phase = known_phase(self.model, ready[0][1])
         training = phase == "train"
         if not training and self._accumulated:
-            self._update()  # what is left of an accumulation
+            self._update()  # the rest of an accumulation
         if phase != "scan" and self._unmerged:
             self.task.load_state(self.replicas.merge(self.task.state(), self._scanned))
             self._scanned, self._unmerged = set(), False
@@ -263,7 +265,7 @@ class TrainLoop:
             self._stop(f"the loss of slide {', '.join(dict.fromkeys(bad))} is not a finite number")
 
     def _update(self) -> None:
-        """Average the gradients over the slides they came from and let the optimiser step."""
+        """Average the gradients over their slides and make an optimiser step."""
         parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
         if not self.replicas.mean_gradients(parameters, len(self._accumulated)):
             raise nothing_learnt(self.model)

@@ -20,7 +20,7 @@ __all__ = ["make_optimizer", "optimizer_state", "restore_optimizer"]
 def make_optimizer(
     groups: Sequence[tuple[float, list[nn.Parameter]]], config: TrainConfig
 ) -> Optimizer:
-    """Make the optimiser that ``config`` names over groups of learning rate and parameters.
+    """Make the optimiser named by ``config`` for groups of learning rate and parameters.
 
     Each group keeps its learning rate as ``full_lr`` too, for schedules that change ``lr``.
     """
@@ -46,7 +46,7 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[
 def restore_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Give an optimiser of the same parameters its state back."""
+    """Restore the state of an optimiser of the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -18,9 +18,8 @@ T = TypeVar("T")
 def with_own_random(steps: Generator[T]) -> Generator[T]:
     """Run steps that seed and use the global generators of Python, numpy and torch.
 
-    Between two steps, and afterwards, the generators are as the caller left them: what the caller
-    draws changes nothing in the steps, and they change nothing for the caller. Closing the iterator
-    closes the steps.
+    Between steps and afterwards the generators are as the caller left them: the caller's draws do
+    not affect the steps, nor the steps the caller's draws. Closing the iterator closes the steps.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From what a user asks for to a frozen training plan: nothing is opened, built or written."""
+"""Turn a request to train into a frozen plan, without opening, building or writing anything."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 __all__ = ["TrainPlan", "check_seed", "plan_training", "task_of"]
 
 _NAMED = ("imagenet", "none")
-"""Weights that are no file."""
+"""Names for weights that are not files."""
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A training run, resolved: what :func:`~slidelens.engine.train.train` does follows from it.
+    """A fully resolved training run, as :func:`~slidelens.engine.train.train` carries it out.
 
     Attributes
     ----------
     family, config, training
-        The method, its configuration, and how it learns.
+        The method, its configuration, and its training options.
     labels, files
-        The table, and slide id to file.
+        The table of labels, and the file of each slide id.
     out
         Folder of the model package.
     weights, from_model
-        Where it starts: ``"imagenet"``, ``"none"`` or a file; or a package to fine-tune.
+        Initial weights: ``"imagenet"``, ``"none"`` or a file; or a package to fine-tune.
     seed
-        Of everything that is drawn by chance.
+        Seed of all random choices.
     device, nodes
-        What it runs on, and on how many machines.
+        The device to run on, and the number of machines.
     mpp
         Resolution in µm/px of slides that state none.
     """
@@ -69,14 +69,14 @@ class TrainPlan:
     device: str = "auto"
     mpp: GivenMpp = None
     devices: int = 1
-    """Processes on each node, every one with a device of its own."""
+    """Processes on each node, each with its own device."""
     nodes: int = 1
     tested: Sequence[LabelledSlide] = ()
-    """Slides of split ``test``: they stay out."""
+    """Slides of split ``test``, which are not used."""
     annotations: Mapping[str, Path] = field(default_factory=dict)
-    """Slide id to file, for the families that learn from annotations."""
+    """File of each slide id, for families that learn from annotations."""
     request: Mapping[str, Any] = field(default_factory=dict)
-    """The options that were asked for, by the names of :mod:`slidelens.engine.training.file`."""
+    """The given options, by their names in :mod:`slidelens.engine.training.file`."""
 
     @property
     def file(self) -> dict[str, Any]:
@@ -103,13 +103,13 @@ class TrainPlan:
 
     @property
     def _learning(self) -> dict[str, Any]:
-        """The fields of the training; a folder of bags is where it is from wherever one resumes."""
+        """The fields of the training, with an absolute path to a folder of bags."""
         fields = self.training.model_dump(mode="json")
         return fields | {"bags": _place(fields["bags"])} if "bags" in fields else fields
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that random generators do not take, with a ``ModelError``."""
+    """Raise a ``ModelError`` for a seed that random generators do not accept."""
     if not 0 <= seed <= LARGEST_SEED:
         raise ModelError(f"seed must be from 0 to {LARGEST_SEED}, not {seed}.")
 
@@ -142,57 +142,58 @@ def plan_training(
     Parameters
     ----------
     family_name
-        A family with a trainer.
+        A family that can be trained.
     slides_dir, labels_csv
-        See :mod:`slidelens.engine.labels`. No slide is read where the training's fields say that
-        it learns from feature bags (``bags``).
+        See :mod:`slidelens.engine.labels`. No slide is read if the training field ``bags`` names a
+        folder of feature bags.
     out
         Folder of the model package.
     classes
-        Names of the classes in order: of two, the last is the positive one. By default
+        Names of the classes in order; of two, the last is positive. By default
         :func:`~slidelens.engine.labels.read_labels` orders them.
     backbone
-        Sets the field of that name in the family's configuration.
+        Value of the field of that name in the family's configuration.
     weights
         Initial weights: ``"imagenet"`` (the default), ``"none"``, or a safetensors file.
     epochs
-        At most so many in all: the schedule's stages are shortened or lengthened alike.
+        Largest number of epochs in total; the schedule's stages are scaled in proportion.
     seed
-        Of the split (where the table has none), the head, the order and the augmentation; 0 to
+        Seed of the split (if the table has none), the head, the order and the augmentation; 0 to
         2**32 - 1.
     preset
         Named values of the training's fields.
     config
-        Fields of the family's or the training's configuration, over the preset.
+        Fields of the family's or the training's configuration, which override the preset.
     overrides
-        The same as text (numbers, JSON or plain), over ``config``.
+        The same as text (numbers, JSON or plain), which override ``config``.
     annotations
         Folder of annotations, for a family that learns from them; see
         :func:`~slidelens.engine.annotations.find_annotations`.
     from_model
-        A package to fine-tune: its configuration, classes and weights are the start.
+        A package to fine-tune, starting from its configuration, classes and weights.
     fraction
-        Part of the training slides to learn from, above 0; see
+        Fraction of the training slides to use, above 0; see
         :func:`~slidelens.engine.training.splits.take_fraction`.
     fold
-        Number (from 1) and count of the folds of a cross-validation: this fold tunes, the others
-        train; see :func:`~slidelens.engine.training.splits.fold_table`.
+        Fold (from 1) and number of folds of a cross-validation: this fold is for tuning, the
+        others are for training; see :func:`~slidelens.engine.training.splits.fold_table`.
     device, mpp
-        As for :func:`slidelens.predict`; ``mpp`` in µm/px, of slides that state none.
+        As for :func:`slidelens.predict`; ``mpp`` in µm/px, for slides that state none.
     devices, nodes
-        Processes on each machine, and machines: the steps of an epoch are shared among them, and an
-        update averages over as many times more slides: :mod:`slidelens.engine.training.replicas`.
+        Processes per machine, and number of machines. They share the steps of an epoch, and an
+        update averages over accordingly more slides; see
+        :mod:`slidelens.engine.training.replicas`.
 
     Raises
     ------
     LabelError
         A table or folder that cannot be used.
     ModelError
-        An unknown family, preset or field; a value out of bounds; options that exclude each other.
+        An unknown family, preset or field; a value out of bounds; contradictory options.
     """
     _check_annotated(family_name, annotations)
     seed, fraction, mpp = int(seed), float(fraction), _plain(mpp)
-    base, known = _begun_from(from_model, family_name, classes, weights)
+    base, known = _starting_point(from_model, family_name, classes, weights)
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
@@ -239,21 +240,21 @@ def plan_training(
 
 
 def _place(given: str | Path | None) -> str | None:
-    """Return where a file or folder is, from wherever it is asked again; a name stays one."""
+    """Return the absolute path of a file or folder; names that are not paths stay as they are."""
     if given is None or given in _NAMED or not Path(given).exists():
         return None if given is None else str(given)
     return str(Path(given).absolute())
 
 
 def _plain(mpp: GivenMpp) -> GivenMpp:
-    """Return a resolution as a file can state it: NumPy's numbers and ``Mpp`` as plain ones."""
+    """Return a resolution that can be written to a file: NumPy numbers and ``Mpp`` made plain."""
     if mpp is None or isinstance(mpp, str | Path):
         return mpp
     return (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else float(mpp)
 
 
 def _mpp_text(mpp: GivenMpp) -> object:
-    """Return what slides are said to be in µm/px; a table counts by what it says, not its name."""
+    """Return the given µm/px for comparison: of a table the checksum of its content."""
     table = table_of(mpp)
     if table is not None and table.is_file():
         return sha256(table.read_bytes()).hexdigest()
@@ -273,13 +274,13 @@ def _check_annotated(family: str, annotations: str | Path | None) -> None:
         )
 
 
-def _begun_from(
+def _starting_point(
     model: str | Path | None,
     family: str,
     classes: Sequence[str] | None,
     weights: str | Path | None,
 ) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
-    """Return configuration and classes of the package to start from; or the classes given."""
+    """Return configuration and classes of the package to start from, or the given classes."""
     if model is None:
         known = None if classes is None else tuple(classes)
         if known is not None and len(set(known)) < max(len(known), 2):
@@ -297,13 +298,13 @@ def _begun_from(
 def _divided(
     table: LabelTable, fold: tuple[int, int] | None, fraction: float, seed: int
 ) -> LabelTable:
-    """Say of each slide of a table whether it trains or tunes; the others are left out."""
+    """Return the table with every slide in split train or tune; other slides are left out."""
     check_seed(seed)
     if not 0 < fraction <= 1:
         raise ModelError(f"fraction must be above 0 and at most 1, not {fraction}.")
     table = table.split(seed) if fold is None else fold_table(table, *fold, seed)
     table = take_fraction(table.without("test"), fraction, seed)
-    # A patient with slides of several classes may be held back, or left out by the fraction.
+    # A patient with slides of several classes may be held out, or left out by the fraction.
     table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
     return table
 
@@ -314,7 +315,7 @@ def task_of(family: str) -> type[TrainTask[Any]]:
     Raises
     ------
     ModelError
-        The family only runs, or its training steps cannot be loaded.
+        The family cannot be trained, or its training steps cannot be loaded.
     """
     target = family_of(family).trainer
     if target is None:
@@ -339,7 +340,7 @@ def _configured(
     preset: str,
     epochs: int | None,
 ) -> tuple[FamilyConfig, TrainConfig]:
-    """Sort the fields that were given into those of the model and of its training."""
+    """Divide the given fields into those of the model and those of its training."""
     kind = family_of(family).config
     own = {k: v for k, v in given.items() if k in kind.model_fields}
     other = {k: v for k, v in given.items() if k not in own}

@@ -44,7 +44,7 @@ def write_slides(path: Path, plan: TrainPlan) -> None:
 
 
 def slides_note(plan: TrainPlan) -> str:
-    """Say which classes and splits there are."""
+    """Return a note on the classes and splits."""
     table = plan.labels
     counts = ", ".join(
         f"{name} {sum(row.label == label for row in table.rows)}"
@@ -75,7 +75,7 @@ def _named(table: LabelTable) -> bool:
 def training_card(
     plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """Say in the model's card what it learnt from, how, on what, and how well."""
+    """Return the model card's entries on training data, settings, software and metrics."""
     labels = plan.labels
     auto = family_of(plan.family).auto_bf16
     bf16 = uses_bf16(device, plan.training.precision, auto=auto)
@@ -106,7 +106,7 @@ def training_card(
 
 
 def write_curves(folder: Path, loop: TrainLoop) -> None:
-    """Draw losses and AUC of the epochs, and mark those whose weights are the model's."""
+    """Draw losses and AUC of all epochs, and mark those whose weights the model has."""
     from slidelens.engine.training.curves import curves_picture
 
     write_atomic(folder / CURVES, curves_picture(loop.history, loop.metrics["epochs"]))

@@ -1,9 +1,9 @@
-"""Training in several processes, each with a replica of the model: what they share, and when.
+"""Training in several processes, each with a replica of the model.
 
 Consecutive works of one phase are done side by side, one per process: a *round*. After a round
-every process knows every outcome, so that all of them keep the same books; the gradients are summed
-when the optimiser steps. This is data-parallel training as DDP does it, but a step may call
-backward as often as it likes (modules with losses of their own, a slide streamed in tiles).
+every process knows every outcome, so that all have the same state; gradients are summed when the
+optimiser steps. This is data-parallel training like DDP's, but a step may call backward any number
+of times (modules with their own losses, a slide streamed in tiles).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Round = list[tuple[int, "Work"]]
 
 
 def replica_strategy(processes: int) -> Any:
-    """Return Fabric's strategy for so many processes: its own for one.
+    """Return Fabric's strategy for a number of processes.
 
-    Fabric starts the processes and connects them; the module stays as it is, since gradients are
-    summed by :meth:`Replicas.sum_gradients`.
+    Fabric starts and connects the processes; the module is not wrapped, since
+    :meth:`Replicas.sum_gradients` sums the gradients.
     """
     if processes == 1:
         return "auto"
@@ -60,7 +60,7 @@ class Replicas:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and tells of progress."""
+        """Whether this process writes files and reports progress."""
         return self.rank == 0
 
     def equalise(self, module: torch.nn.Module) -> None:
@@ -70,7 +70,7 @@ class Replicas:
                 distributed.broadcast(tensor, 0)
 
     def draw_apart(self, seed: int) -> None:
-        """Let every process but the first draw random numbers of its own, for dropout and such."""
+        """Seed every process but the first differently, for dropout and the like."""
         if self.rank:
             from lightning.fabric import seed_everything
 
@@ -78,7 +78,7 @@ class Replicas:
             seed_everything(int(own[0]), verbose=False)
 
     def rounds(self, works: Iterable[Work]) -> Generator[Round]:
-        """Group an epoch's works, in their order; none is taken before its round needs it."""
+        """Group an epoch's works in order, taking each only when its round needs it."""
         ready: Round = []
         for number, work in enumerate(works):
             if ready and work.phase != ready[0][1].phase:
@@ -117,9 +117,9 @@ class Replicas:
         return tensors, records
 
     def restore_random(self, checkpoint: Checkpoint) -> None:
-        """Continue with what :meth:`random_states` gave; each process with its own.
+        """Restore each process's generators from what :meth:`random_states` returned.
 
-        One that the checkpoint does not know, as it had fewer processes, draws as it was seeded.
+        If the checkpoint was written by fewer processes, the others keep their seed's state.
         """
         names = [name for name in map(_random_name, range(self.count)) if name in checkpoint.record]
         self._random = [(checkpoint.part(f"{name}."), checkpoint.record[name]) for name in names]
@@ -129,7 +129,7 @@ class Replicas:
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Sum the gradients of all replicas; one without gradient counts as zero.
 
-        A parameter without gradient in all of them keeps none: the optimiser leaves it as it is.
+        A parameter without gradient in all replicas keeps none, and the optimiser skips it.
         """
         if self.count == 1 or not parameters:
             return
@@ -144,7 +144,7 @@ class Replicas:
             distributed.all_reduce(parameter.grad)
 
     def mean_gradients(self, parameters: Sequence[torch.nn.Parameter], slides: int) -> bool:
-        """Average the gradients of all replicas over ``slides``; say whether there are any."""
+        """Average the gradients of all replicas over ``slides``; return whether there are any."""
         self.sum_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
@@ -152,10 +152,10 @@ class Replicas:
         return bool(gradients)
 
     def average_statistics(self, module: torch.nn.Module) -> None:
-        """Give every replica the mean of their running statistics, all buffers of real numbers.
+        """Replace running statistics (floating-point buffers) by their mean over all replicas.
 
-        Batch norms are left out: training keeps theirs as they were. What is the same in all
-        replicas stays so to the bit.
+        Batch norms are left out, since training does not change theirs. Values that are equal in
+        all replicas stay identical to the bit.
         """
         if self.count == 1:
             return
@@ -171,11 +171,11 @@ class Replicas:
                     buffer.copy_(found[0] + away.mean(0))
 
     def merge(self, state: dict[str, Any], scanned: set[str]) -> dict[str, Any]:
-        """Return a task's state with what every process scanned.
+        """Return a task's state merged over all processes.
 
-        ``scanned`` are the slides of this process. Where a value of the state maps slide ids, each
-        entry is taken from the process that scanned the slide. All processes must call it, those
-        that scanned nothing too.
+        ``scanned`` are the slides of this process. Each entry of the state, which maps slide ids,
+        is taken from the process that scanned the slide. All processes must call this, even those
+        that scanned nothing.
         """
         if self.count == 1:
             return state
@@ -189,7 +189,7 @@ class Replicas:
         return merged
 
     def wait(self) -> None:
-        """Wait until every process is here: before reading what the first one wrote."""
+        """Wait for all processes, before reading what the first one wrote."""
         self.fabric.barrier()
 
 

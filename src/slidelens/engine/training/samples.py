@@ -1,4 +1,4 @@
-"""The slides of a training run: opened when needed, their decoded tiles kept within a budget."""
+"""The slides of a training run, opened when needed, with a cache of decoded tiles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainSlides"]
 
 _OPEN = 16
-"""Slides held open at once: each has file handles and reader threads."""
+"""Slides open at once; each has file handles and reader threads."""
 _REMEDY = (
     "Train at a coarser resolution (--mpp X), or, if the slide states a wrong one, give the right "
     "one with --slide-mpp X."
@@ -54,10 +54,10 @@ class TrainSlides:
     files
         Slide id to path.
     device
-        Where tiles are put.
+        Device for the tiles.
     cache_bytes
-        Decoded tiles kept in memory. A slide is kept whole or not at all, first come first kept:
-        an epoch goes round all slides, so that making room would throw out what comes next.
+        Memory for decoded tiles. A slide is kept whole or not at all, and never evicted: an epoch
+        visits all slides in turn, so eviction would drop those needed next.
     mpp
         As for :func:`~slidelens.slide.open.open_slide`.
     stain
@@ -65,7 +65,7 @@ class TrainSlides:
     annotations
         Slide id to the file of its annotations, of the slides that have one.
     config
-        Of the model that learns: slides far coarser than it reads them are refused.
+        The model's configuration; slides far coarser than its resolution are refused.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainSlides:
         self._coarse: set[tuple[float, float]] = set()
 
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
-        """Return a slide's feature vectors from the cache; encode its tiles at first.
+        """Return a slide's feature vectors from the cache; encode its tiles on first use.
 
         Raises
         ------
@@ -117,17 +117,17 @@ class TrainSlides:
         )
 
     def given_bag(self, slide_id: str) -> Bag:
-        """Read a bag that was made elsewhere: the run's files are bags.
+        """Read a precomputed bag, in a run whose files are bags.
 
         Raises
         ------
         SlideError
-            A file that is no bag.
+            The file is not a bag.
         """
         return read_bag(self._file(slide_id))
 
     def annotations(self, slide_id: str) -> Annotations:
-        """Read what is drawn on a slide; empty where it has no file.
+        """Read the annotations of a slide; empty if it has no file.
 
         Raises
         ------
@@ -138,10 +138,9 @@ class TrainSlides:
         return Annotations() if path is None else read_annotations(path)
 
     def view(self, slide_id: str) -> _TrainView:
-        """Return the view of a slide, opening it if need be.
+        """Return the view of a slide, opening it if necessary.
 
-        The one that was used longest ago is closed for it; who still holds that one may go on
-        reading boxes.
+        This may close the least recently used view; its holders can still read boxes from it.
 
         Raises
         ------
@@ -176,7 +175,7 @@ class TrainSlides:
         return self._files[slide_id]
 
     def _check_detail(self, slide_id: str, slide: Slide) -> None:
-        """Refuse a slide that is far too coarse; say so once of those that are coarse."""
+        """Refuse a slide that is far too coarse; warn once for each coarse resolution."""
         if self._config is not None and slide_id not in self._fine_enough:
             check_detail(slide, self._config, "the model", _REMEDY, said=self._coarse)
             self._fine_enough.add(slide_id)
@@ -188,10 +187,10 @@ class TrainSlides:
 
 
 class _TrainView(SlideView):
-    """A slide's view that finds its grid once and reads each tile once, if memory allows.
+    """A slide's view that computes its grid once and reads each tile once, if memory allows.
 
-    It may be closed while threads read from it: closing waits for what they read just then, and for
-    what they read later the slide is opened again, by ``open_again``.
+    It may be closed while threads read from it: closing waits for current reads, and later reads
+    open the slide again with ``open_again``.
     """
 
     def __init__(
@@ -220,7 +219,7 @@ class _TrainView(SlideView):
         self.slide.close()
 
     def read(self, box: Box, mpp: float) -> NDArray[np.uint8]:
-        """Read any box as :class:`SlideView` does, from any thread, also of a closed view."""
+        """Read any box as :class:`SlideView` does, from any thread, even if the view is closed."""
         with self._reads:
             closed = self._closed
             self._reading += not closed
@@ -242,7 +241,7 @@ class _TrainView(SlideView):
         return self._found[key]
 
     def batches(self, grid: Grid, batch_size: int) -> Iterator[Batch]:
-        """Read tiles as :class:`SlideView` does, those read before from memory."""
+        """Read tiles as :class:`SlideView` does, but from memory if they were read before."""
         kept = self._tiles.of(self._id, self.grid(grid.spec))
         if kept is None:
             yield from super().batches(grid, batch_size)
@@ -276,7 +275,7 @@ class _Kept:
     place: dict[tuple[int, int], int]
 
     def rows(self, grid: Grid) -> NDArray[np.int64]:
-        """Return where the tiles of a part of the grid are kept."""
+        """Return the rows of ``images`` for the tiles of a part of the grid."""
         return np.array([self.place[c, r] for c, r in grid.index.tolist()], np.int64)
 
 
@@ -288,7 +287,7 @@ class _TileStore:
         self._kept: dict[tuple[str, GridSpec], _Kept] = {}
 
     def of(self, slide_id: str, grid: Grid) -> _Kept | None:
-        """Return a slide's place in memory, or None if it found no room."""
+        """Return a slide's tiles in memory, or None if they do not fit."""
         key = (slide_id, grid.spec)
         if key not in self._kept:
             shape = (len(grid), grid.spec.tile, grid.spec.tile, 3)

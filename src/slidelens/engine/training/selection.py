@@ -1,4 +1,4 @@
-"""Which epochs to keep: a moving average of the tuning loss, against a lucky single epoch.
+"""Which epochs to keep: chosen by a moving average of the tuning loss, not by a lucky epoch.
 
 Source: streaming-prostate-2020, section IV.A.1: windows of five epochs; the centre of the best one
 starts the next stage, and the average of its weights is the model.
@@ -37,9 +37,9 @@ class Window:
 
 
 def best_window(losses: Sequence[float], size: int) -> Window:
-    """Return the window with the lowest mean loss, the earliest of equals.
+    """Return the window with the lowest mean loss; of equals, the earliest.
 
-    With fewer epochs than ``size``, all of them are the window.
+    With fewer epochs than ``size``, the window holds all of them.
     """
     size = min(size, len(losses))
     means = np.convolve(losses, np.full(size, 1 / size), "valid")
@@ -48,9 +48,9 @@ def best_window(losses: Sequence[float], size: int) -> Window:
 
 
 def wanted_epochs(losses: Sequence[float], size: int) -> set[int]:
-    """Return the epochs whose weights may still be asked for.
+    """Return the epochs whose weights may still be needed.
 
-    They are those of the best window so far, and the last ones, of which later windows are made.
+    They are those of the best window so far, and the last ones, which later windows may include.
     """
     recent = range(max(0, len(losses) - size + 1), len(losses))
     return {*best_window(losses, size).epochs, *recent}

@@ -1,4 +1,4 @@
-"""Other ways to divide a labels table: part of the training slides, and cross-validation."""
+"""Other ways to split a labels table: cross-validation, and a fraction of the training slides."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["fold_table", "take_fraction"]
 def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTable:
     """Return the table with one fold for tuning and the others for training.
 
-    Folds are stratified by class, and a patient is in one of them only. Slides in split ``test``
-    stay out; other splits of the table are dropped.
+    Folds are stratified by class, and each patient is in one fold only. Slides in split ``test``
+    are left out; other splits in the table are ignored.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTabl
     Raises
     ------
     LabelError
-        A class with slides of fewer patients than folds, or a fold that holds all of a class.
+        A class has fewer patients than there are folds, or a fold holds all of a class.
     """
     rows = [row for row in table.rows if row.split != "test"]
     patients = {r.label: {o.patient_key for o in rows if o.label == r.label} for r in rows}
@@ -60,10 +60,10 @@ def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTabl
 
 
 def take_fraction(table: LabelTable, fraction: float, seed: int) -> LabelTable:
-    """Return the table with only a part of its training slides, for learning curves.
+    """Return the table with a fraction of its training slides, for learning curves.
 
-    Whole patients are taken, stratified by class, at least one of each; a smaller fraction is a
-    part of a larger one. The tuning split stays as it is. Source:
+    Whole patients are taken, stratified by class, at least one per class; a smaller fraction is a
+    subset of a larger one. The tuning split does not change. Source:
     streaming-prostate-2020, Table II.
     """
     if fraction == 1:

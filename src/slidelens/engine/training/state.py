@@ -1,4 +1,4 @@
-"""Where a training run stands: for the user, and for its checkpoint."""
+"""The state of a training run: for the user, and for its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 __all__ = ["REQUEST", "STATE", "Doing", "Position", "TrainProgress", "changed_settings"]
 
 STATE = "training"
-"""Folder inside the model's for checkpoints, history and request."""
+"""Folder inside the model's, for checkpoints, history and configuration."""
 REQUEST = "config.yaml"
-"""What was asked for, in that folder."""
+"""File in that folder with the configuration of the run."""
 
 Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where a training run stands: ``done`` of ``total`` steps of what it is ``doing``.
+    """Progress of a training run: ``done`` of ``total`` steps of what it is ``doing``.
 
     ``open`` goes once over all slides; ``scan``, ``train`` and ``tune`` are steps of epoch
-    ``epoch`` (from 1) of at most ``epochs``; ``epoch`` says that one ended, with its losses;
-    ``score`` runs the final weights over the tuning slides; ``done`` comes once, last. ``slide_id``
-    is the slide at hand, if it is one. ``train_loss``, ``tune_loss`` and ``tune_auc`` are those of
-    the last epoch that ended, at ``done`` those of the model. ``seconds`` have passed. ``fold`` of
-    ``folds`` is that of a cross-validation.
+    ``epoch`` (from 1) of at most ``epochs``; ``epoch`` marks the end of one, with its losses;
+    ``score`` runs the final weights on the tuning slides; ``done`` comes once, last. ``slide_id``
+    is the current slide, if there is one. ``train_loss``, ``tune_loss`` and ``tune_auc`` are those
+    of the last finished epoch; at ``done``, those of the model. ``seconds`` is the elapsed time.
+    ``fold`` of ``folds`` is the fold of a cross-validation.
     """
 
     doing: Doing
@@ -43,36 +43,36 @@ class TrainProgress:
     tune_auc: float | None = None
     seconds: float = 0.0
     fold: int = 0
-    """From 1; 0 is none."""
+    """From 1; 0 without cross-validation."""
     folds: int = 0
     note: str = ""
-    """Something to know, said once."""
+    """Something the user should know, reported once."""
 
 
 @dataclass(slots=True)
 class Position:
-    """How far the run is: all of it goes into the checkpoint."""
+    """The position in a run, all of which goes into the checkpoint."""
 
     stage: int = 0
-    """Of the schedule, from 0."""
+    """Stage of the schedule, from 0."""
     first: int = 0
     """Epoch in which the stage began."""
     epoch: int = 0
-    """Epochs that have ended."""
+    """Finished epochs."""
     done: int = 0
-    """Works of the epoch that are done."""
+    """Finished works of the epoch."""
     updates: int = 0
-    """Steps of the optimiser since the training began."""
+    """Optimiser steps since the training began."""
     train_losses: list[float] = field(default_factory=list)
-    """Of the epoch's steps."""
+    """Losses of the epoch's steps."""
     tune: dict[str, Score] = field(default_factory=dict)
-    """Tuning slides that are scored in this epoch."""
+    """Scores of the tuning slides in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per epoch."""
 
 
 def changed_settings(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ; of configurations their fields, with what they were."""
+    """Name the settings that differ, with old and new values; of configurations, their fields."""
     found = []
     for key in {**asked, **had}:
         one, other = had.get(key), asked.get(key)

@@ -199,7 +199,7 @@ class Builder:
         return ref
 
     def _written(self, node: fx.Node, op: Operation, result: Ref) -> None:
-        """Let later readers of a value that was written in place read the result instead."""
+        """Redirect later readers of a value that was written in place to the result."""
         old = self._env[node.args[0]]  # type: ignore[index]
         if not isinstance(old, Ref) or self.is_constant(old):
             return
