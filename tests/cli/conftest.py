@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from sample_evaluation import SCORES, TRUTH, evaluated
 from slidelens.cli import main
 
 
@@ -33,3 +35,10 @@ def slidelens(
         return Done(code, done.out, done.err)
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an evaluation of two models, without pictures."""
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
+    return evaluated(tmp_path, TRUTH, SCORES)

@@ -4,14 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from sample_evaluation import SCORES, TRUTH, evaluated
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
-    return evaluated(tmp_path, TRUTH, SCORES)
-
 
 def test_the_report_is_written_and_told(slidelens, folder, tmp_path):
     out = tmp_path / "new" / "report.html"

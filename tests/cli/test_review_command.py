@@ -6,14 +6,6 @@ import sys
 
 import pytest
 
-from sample_evaluation import SCORES, TRUTH, evaluated
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
-    return evaluated(tmp_path, TRUTH, SCORES)
-
 
 @pytest.fixture
 def review(slidelens, folder):

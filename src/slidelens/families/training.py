@@ -55,7 +55,7 @@ Phase = Literal["scan", "train", "tune"]
 """``train`` steps compute gradients; ``scan`` (training slides) and ``tune`` run in eval mode."""
 
 _TURNS = 1 << 20
-"""More than the orders that any epoch draws."""
+"""More than the number of orders drawn in any epoch."""
 
 
 class Stage(BaseModel):
@@ -70,9 +70,7 @@ class Stage(BaseModel):
     epochs: int = Field(ge=1, description="largest number of epochs")
     lr: float = Field(gt=0, description="learning rate of the backbone")
     head_lr: float = Field(gt=0, description="learning rate of the head")
-    trains: Literal["all", "head"] = Field(
-        "all", description="which part of the network is trained"
-    )
+    trains: Literal["all", "head"] = Field("all", description="part of the network to train")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="learning rate schedule, stepped per epoch"
     )
@@ -169,8 +167,7 @@ class Encoding:
     batch_size
         Tiles per call.
     facts
-        JSON values that identify whatever else determines the vectors, beside slide, grid and
-        precision.
+        JSON values for all else that determines the vectors, besides slide, grid and precision.
     precision, dtype
         Types in which vectors are computed and stored.
     place
@@ -378,9 +375,8 @@ def balanced_order(
 def divided(order: NDArray[np.int64], config: TrainConfig) -> list[NDArray[np.int64]]:
     """Divide the slides of one update into its works, over all processes.
 
-    For stages of cheap works, so that the number of updates is the one asked for, whatever
-    ``config.accumulate`` and the number of processes. ``order`` ``(n,)`` is repeated if it has
-    fewer slides than there are works.
+    For stages of cheap works: the number of updates then does not depend on ``config.accumulate``
+    or the number of processes. ``order`` ``(n,)`` is repeated if it has fewer slides than works.
     """
     works = works_per_update(config)
     return np.array_split(np.resize(order, max(len(order), works)), works)
