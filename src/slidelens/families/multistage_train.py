@@ -54,8 +54,8 @@ class MultistageTask(TrainTask[MultistageConfig]):
     """The four kinds of stage (see :class:`~.multistage_schedule.MapStage`).
 
     A slide's loss is the mean over its labelled patches, so that a large slide does not outweigh a
-    small one; the tuning loss is that of what the stage learns. In End-to-End Learning the vectors
-    are made in eval mode: both passes over a patch must be the same function.
+    small one; the tuning loss is that of the network the stage trains. In End-to-End Learning
+    vectors are computed in eval mode, since both passes over a patch must be the same function.
     """
 
     training: ClassVar[type[TrainConfig]] = MultistageTraining
@@ -64,7 +64,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     stage: MapStage
 
     def setup(self) -> None:
-        """Prepare augmentation and the rules by which patches are labelled."""
+        """Prepare augmentation and the rules for labelling patches."""
         config = self.config
         self.colours = TileAugment(False, config.stain, config.colour)
         self.augment = PatchAugment(
@@ -110,7 +110,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         model.module.load_state_dict(kept)
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
-        """Return what a stage trains, see :class:`~.multistage_schedule.MapStage`."""
+        """Return the parameters of a stage, see :class:`~.multistage_schedule.MapStage`."""
         assert isinstance(stage, MapStage)
         module = _module(self.model)
         if stage.on == "map":
@@ -123,7 +123,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return [*head, (stage.lr, list(module.features.parameters()))]
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide without patches, or whose annotations do not fit slide or label."""
+        """Refuse a slide without patches, or with annotations that do not fit slide or label."""
         self._patches_of(slide_id)
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
@@ -155,7 +155,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return scans + ceil(len(self.data.train) / self.config.map_batch)
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Learn from patches or from slides, make a slide's vectors, or score a tuning slide."""
+        """Train on patches or slides, compute a slide's vectors, or score a tuning slide."""
         if work.phase == "scan":
             return Outcome(seen=self._kept_vectors(work.slides[0], epoch % self.config.variants))
         if work.phase == "tune":
@@ -170,7 +170,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
         """Keep the vectors of a slide's patches; those of all training slides set the gain.
 
-        Here, as every process keeps all of them, and one may have no slide to learn from.
+        The gain is set here, since every process keeps all vectors, but may train on no slide.
         """
         self._vectors[work.slides[0], epoch % self.config.variants] = seen
         if work.slides[0] == self.data.train[-1].slide_id:
@@ -248,7 +248,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def _images(
         self, slide_id: str, grid: Grid, epoch: int | None, size: int, numbers: Sequence[int] = ()
     ) -> Iterator[torch.Tensor]:
-        """Yield a grid's normalised patches; ``epoch`` None does not augment, each number anew."""
+        """Yield a grid's normalised patches; augmented by number unless ``epoch`` is None."""
         seen, name = 0, slide_key(slide_id)
         numbers = numbers or [0] * len(grid)
         for batch in self.data.view(slide_id).batches(grid, size):
@@ -264,7 +264,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     # --- maps -------------------------------------------------------------------------------------
 
     def _vectors_of(self, slide_id: str, epoch: int | None) -> Iterator[torch.Tensor]:
-        """Yield the vectors of a slide's patches, by mini-batches, made in eval mode."""
+        """Yield the vectors of a slide's patches in mini-batches, computed in eval mode."""
         _module(self.model).features.eval()
         grid = self._patches_of(slide_id).grid
         for images in self._images(slide_id, grid, epoch, self.model.config.batch_size):
@@ -299,7 +299,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def _learn_map(
         self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]
     ) -> torch.Tensor:
-        """Teach the U-Net one slide (section 3.2.1)."""
+        """Train the U-Net on one slide (section 3.2.1)."""
         way = self._way(slide_id, epoch)
         if self.model.config.method == "segmentation":
             loss = self._loss(slide_id, self._picture_logits(slide_id, way, epoch))
@@ -312,7 +312,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def _learn_both(
         self, slide_id: str, epoch: int, backward: Callable[[torch.Tensor], None]
     ) -> torch.Tensor:
-        """Teach U-Net and extractor one slide, End-to-End (section 3.2.2)."""
+        """Train U-Net and extractor end to end on one slide (section 3.2.2)."""
         way, config = self._way(slide_id, epoch), self.model.config
         grid = self._patches_of(slide_id).grid
         _module(self.model).features.eval()
@@ -339,7 +339,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return self._loss(slide_id, map_logits(self.network, self.model.config, vectors, index))
 
     def _picture_logits(self, slide_id: str, way: int, epoch: int | None) -> torch.Tensor:
-        """Segment the reduced picture in some orientation, with other colours each epoch."""
+        """Segment the reduced picture, with another orientation and other colours in each epoch."""
 
         def network(picture: torch.Tensor, part: str) -> torch.Tensor:
             logits = self.network(orient(picture, way), part)
@@ -354,7 +354,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return picture_logits(network, self.model.config, view, grid, prepare)
 
     def _loss(self, slide_id: str, logits: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a slide's labelled patches; 0 where none has a label."""
+        """Return the mean loss of a slide's labelled patches; 0 if none has a label."""
         labels = torch.from_numpy(self._patches_of(slide_id).labels).to(logits.device)
         target = labels.clamp(min=0).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -362,7 +362,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return (losses * known).sum() / known.sum().clamp(min=1)
 
     def _score(self, slide_id: str) -> Outcome:
-        """Score a slide by what the stage learns: single patches, or the map."""
+        """Score a slide with the network that the stage trains: by patches, or by the map."""
         if self.model.config.method == "segmentation":
             logits = self._picture_logits(slide_id, 0, None)
         elif self.stage.on == "patches":

@@ -40,22 +40,22 @@ _SPECK = 1e-6
 
 @dataclass(frozen=True)
 class Frame:
-    """The part of a slide that a model sees as one image.
+    """The part of a slide that a model reads as one image.
 
     Attributes
     ----------
     height, width
-        In px of the image: whole cells of the network's feature map.
+        Size of the image in px: whole cells of the network's feature map.
     mpp
         µm per px of the image.
     place
-        Px of the image to level-0 px.
+        Transform from image px to level-0 px.
     cells
-        Cells of the feature map to level-0 px: each is centred on its receptive field.
+        Transform from cells of the feature map, each centred on its receptive field, to level-0 px.
     mask
-        ``(rows, columns)`` bool by cell: whether it has tissue (inside of the region).
+        ``(rows, columns)`` bool: the cells with tissue inside the region.
     blocks
-        The same by block of pixels of the image, which lie askew to the cells.
+        The same for blocks of image pixels, which are offset from the cells.
     """
 
     height: int
@@ -68,7 +68,7 @@ class Frame:
 
 
 class SlideImage:
-    """The pixels of a frame; read from the slide when asked for, or from memory after `load`.
+    """The pixels of a frame, read from the slide on demand, or from memory after `load`.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class SlideImage:
         Yields
         ------
         float
-            Share of the pixels that is read. Closing the generator stops the threads.
+            Share of the pixels read so far. Closing the generator stops the threads.
 
         Returns
         -------
@@ -154,27 +154,27 @@ def frame_tissue(
     lost: tuple[int, int],
     limit: int,
 ) -> Frame:
-    """Frame the tissue of a view: its bounding box, of three cells at least, ``limit`` px at most.
+    """Frame the tissue of a view: its bounding box, at least three cells and at most ``limit`` px.
 
-    There is no margin: windows of cells are counted from the frame's corner, and would begin
-    elsewhere on tissue that reaches the slide's border than on tissue in glass.
-    The frame lies on a lattice of whole cells that begins at the slide's corner, so that the same
-    tissue is the same pixels whatever the region. Larger tissue is cut around its middle, which is
-    logged (paper, section IV.A: "padded or center-cropped"; 99 % of its biopsies fitted).
+    There is no margin: windows of cells are counted from the frame's corner, and would be aligned
+    differently on tissue at the slide's border and on tissue in glass. The frame lies on a lattice
+    of whole cells from the slide's corner, so that the same tissue has the same pixels in any
+    region. Larger tissue is cropped to its centre, which is logged (paper, section IV.A: "padded or
+    center-cropped"; 99 % of its biopsies fitted).
 
     Parameters
     ----------
     view
-        Tissue outside of its region does not count.
+        The view; tissue outside its region does not count.
     mpp
         Resolution of the image in µm/px.
     field
         Receptive field of a cell along y and x, in px of the image.
     lost
-        Cells along y and x by which the feature map is smaller than the image: so much more is
-        framed behind the tissue.
+        Cells along y and x that the feature map is smaller than the image; the frame extends so
+        much beyond the tissue.
     limit
-        Largest side in px.
+        Largest side of the image in px.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def tissue_cells(view: View, cells: Affine, shape: tuple[int, int]) -> NDArray[n
 def _part(
     found: NDArray[np.bool_], top: int, left: int, rows: int, columns: int
 ) -> NDArray[np.bool_]:
-    """Return a part of an array that may reach past it, where there is nothing."""
+    """Return a part of an array that may extend beyond it; False there."""
     part = np.zeros((rows, columns), bool)
     into = part[max(-top, 0) :, max(-left, 0) :]
     inside = found[max(top, 0) : top + rows, max(left, 0) : left + columns]
@@ -240,9 +240,9 @@ def _part(
 
 
 def _span(where: NDArray[np.int64], most: int, lost: int) -> tuple[int, int]:
-    """Return start and length of what covers positions, of more than ``most`` the middle.
+    """Return start and length of the span of some positions, cropped to the middle ``most``.
 
-    The length includes ``lost`` behind them.
+    The length includes ``lost`` after them.
     """
     start, least, most = int(where[0]), _LEAST - lost, most - lost
     length = int(where[-1]) + 1 - start
@@ -254,5 +254,5 @@ def _span(where: NDArray[np.int64], most: int, lost: int) -> tuple[int, int]:
 
 
 def _off_centre(field: ReceptiveField) -> int:
-    """Px from a cell's centre back to the centre of what it sees, rounded."""
+    """Offset in px from a cell's centre to the centre of its receptive field, rounded."""
     return round((field.first + field.last) / 2 - (field.stride - 1) / 2)

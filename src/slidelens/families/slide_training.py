@@ -21,7 +21,7 @@ __all__ = ["SlideImages", "SlideTraining"]
 
 
 class SlideTraining(TrainConfig):
-    """How a model of whole slides learns: with what every such training can be told."""
+    """Training options shared by models of whole slides."""
 
     rotation: Literal["none", "quarter", "free"] = Field(
         "quarter", description="random rotation of slides: quarter turns, or any angle"
@@ -34,21 +34,21 @@ class SlideTraining(TrainConfig):
     colour: float = Field(0.05, ge=0, lt=1, description="hue, saturation and brightness jitter")
 
     def augment(self) -> SlideAugment:
-        """Return what augments a slide."""
+        """Return a slide's augmentation."""
         return SlideAugment(self.rotation, self.flips, self.stain, self.colour, self.elastic)
 
 
 class SlideImages:
-    """The images of a training's slides; pixels stay in memory as long as there is room.
+    """The images of a training run's slides; pixels stay in memory while there is room.
 
     Parameters
     ----------
     data
         The slides.
     frame
-        Which part of a slide is its image.
+        Returns the part of a slide that is its image.
     memory
-        Bytes for pixels.
+        Memory for pixels, in bytes.
     """
 
     def __init__(self, data: TrainData, frame: Callable[[View], Frame], memory: int) -> None:

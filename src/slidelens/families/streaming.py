@@ -54,7 +54,7 @@ _KEEP = 1 << 30
 
 
 class StreamingConfig(FamilyConfig):
-    """What defines a streaming model, and how it is run."""
+    """Configuration of a streaming model."""
 
     backbone: BackboneName = Field("resnet34", description="torchvision network, ImageNet-trained")
     layers: str = Field(
@@ -139,7 +139,7 @@ def build(config: StreamingConfig, n_classes: int) -> nn.Module:
 
 
 def streaming_of(model: Model[StreamingConfig]) -> Streaming:
-    """Return how a model's images are streamed."""
+    """Return the settings with which a model's images are streamed."""
     config, upto = model.config, model.config.streamed
     if upto == "auto":
         deep = config.backbone.startswith("resnet") and config.layers in ("", "layer4")
@@ -148,7 +148,7 @@ def streaming_of(model: Model[StreamingConfig]) -> Streaming:
 
 
 def frame_of(model: Model[StreamingConfig], view: View) -> Frame:
-    """Return the part of a slide that a model sees.
+    """Return the part of a slide that a model reads.
 
     Raises
     ------
@@ -160,10 +160,10 @@ def frame_of(model: Model[StreamingConfig], view: View) -> Frame:
 
 
 def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:
-    """Draw the evidence for each class, saliency if asked for, and give the slide's score.
+    """Draw the evidence for each class and, if requested, saliency; then yield the slide's score.
 
-    The evidence is what the head makes of each cell of the feature map alone, as probabilities: the
-    score of a slide that were this cell. After each tile a patch without boxes says how it goes.
+    The evidence is the head's probability for each cell of the feature map alone: the score of a
+    slide that consists of this cell. After each tile an empty patch reports progress.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def _side(config: StreamingConfig) -> int:
 def _saliency(
     model: Model[StreamingConfig], view: View, image: SlideImage, mask: torch.Tensor | None
 ) -> Iterator[Event]:
-    """Draw the saliency map: the mean over the samples so far, each from the bottom up."""
+    """Draw the saliency map, the mean of the samples so far, each from the bottom up."""
     network, config, frame, side = _network(model), model.config, image.frame, _side(model.config)
     trunk, rest = network.streamed(streaming_of(model))
 

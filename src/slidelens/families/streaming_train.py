@@ -51,13 +51,13 @@ _SAMPLE_PX, _SAMPLES = 64, 64
 
 
 class StreamingStage(Stage):
-    """A stage that may leave the first layers of the network as they are."""
+    """A stage that may freeze the first layers of the network."""
 
     freeze: str = Field("", description="last layer that stays frozen, such as layer3")
 
 
 class StreamingTraining(SlideTraining):
-    """How a streaming model learns. The default preset is ours, for tens to hundreds of slides."""
+    """Training options of a streaming model. The default is for tens to hundreds of slides."""
 
     stages: tuple[StreamingStage, ...] = Field(min_length=1, description="the training schedule")
     normalization: Literal["weights", "training"] = Field(
@@ -101,12 +101,12 @@ class StreamingTraining(SlideTraining):
 
 
 class StreamingTask(TrainTask[StreamingConfig]):
-    """One slide is one step: through the whole network and back, augmented anew in each epoch.
+    """Trains on one slide per step, with new augmentation in each epoch.
 
-    A stage that trains the head alone (ours, not the paper's) takes each slide through the network
-    once per epoch, and learns from the pooled vectors: nearly free. Without it, a network on tens
-    of slides unlearns what it knows before the head can tell it what counts: on 48 slides it went
-    to a constant answer within four epochs.
+    A stage that trains only the head (not in the paper) runs the network once per slide and epoch
+    and learns from the pooled vectors, which costs little. Without it, a network trained on tens of
+    slides forgets its features before the head is any good: on 48 slides it collapsed to a constant
+    answer within four epochs.
     """
 
     training: ClassVar[type[TrainConfig]] = StreamingTraining
@@ -129,7 +129,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
 
     @classmethod
     def initialize(cls, model: Model[StreamingConfig], weights: str) -> Mapping[str, Any]:
-        """Load the backbone's weights; the head starts at zero, where no class is favoured."""
+        """Load the backbone's weights; the head starts at zero and favours no class."""
         network = _network(model)
         torch.nn.init.zeros_(network.head.weight)
         torch.nn.init.zeros_(network.head.bias)
@@ -151,7 +151,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return [*head, (stage.lr, trunk)]
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide without tissue or that cannot be streamed; look at one's colours."""
+        """Refuse a slide without tissue or that cannot be streamed; measure its colours."""
         frame = frame_of(self.model, self.data.view(slide_id))
         try:
             self._trunk.plan(frame.height, frame.width)
@@ -177,7 +177,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return len(balanced_order(self.data.train, self.seed, 0))
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Learn from a slide, score a tuning slide, or take a slide's vector."""
+        """Train on a slide, score a tuning slide, or compute a slide's vector."""
         self._normalize()
         if work.phase == "scan":
             return Outcome(seen=self._vector(work.slides[0], epoch))
@@ -200,11 +200,11 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return Outcome(tuple(losses.tolist()), (probabilities,))
 
     def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
-        """Keep what the head sees of a slide."""
+        """Keep the head's input for a slide."""
         self._vectors[work.slides[0], epoch] = seen
 
     def _warm_works(self, epoch: int) -> Iterator[Work]:
-        """Yield a scan of each slide, then shares of all of them, so many as make an update."""
+        """Yield a scan of each slide, then works that share all slides of an update."""
         for sample in self.data.train:
             yield Work.of("scan", [sample])
         for number in range(self.config.warm_steps):
@@ -215,7 +215,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def _forward(
         self, slide_id: str, augmented: tuple[int, int] | None, *, vectors: bool = False
     ) -> torch.Tensor:
-        """Take a slide through the network, as it is or augmented by epoch and number."""
+        """Run the network on a slide, unchanged or augmented by epoch and number."""
         whole = self._images[slide_id]
         image: LazyImage = whole
         blocks = whole.frame.blocks
@@ -227,7 +227,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return self.network(image, mask, streaming_of(self.model), vectors=vectors)
 
     def _vector(self, slide_id: str, epoch: int) -> torch.Tensor:
-        """Return what the head sees of a slide as this epoch augments it, ``(1, C, h, w)``."""
+        """Return the head's input for a slide with this epoch's augmentation, ``(1, C, h, w)``."""
         if (slide_id, epoch) not in self._vectors:
             with torch.no_grad():
                 cells = self._forward(slide_id, (epoch, 0), vectors=True)
@@ -236,7 +236,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return self._vectors[slide_id, epoch]
 
     def _sampled(self, slide_id: str, frame: Frame) -> NDArray[np.float64]:
-        """Return count, sums and sums of squares of the colours of some squares of tissue."""
+        """Return count, sums and sums of squares of the colours in a sample of tissue squares."""
         view = self.data.view(slide_id)
         grid = view.grid(GridSpec(_SAMPLE_PX, frame.mpp, min_tissue=0.0))
         rows = np.flatnonzero(grid.tissue >= 0.99 * grid.tissue.max())
@@ -248,7 +248,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         return found
 
     def _normalize(self) -> None:
-        """Normalise by the training slides' colours, if so chosen."""
+        """Normalise by the training slides' colours, if configured."""
         if not self._colours:
             return
         count, *sums = np.sum([self._colours[k] for k in sorted(self._colours)], 0)

@@ -33,7 +33,7 @@ _YIQ = np.array(((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523,
 
 
 def _parts(basis: NDArray[np.float64], *between: ArrayLike) -> tuple[Tensor, ...]:
-    """Return ``basis @ m @ basis**-1`` of each matrix: what any sum of the matrices does to RGB."""
+    """Return ``basis @ m @ basis**-1`` of each matrix, so that their sums apply to RGB."""
     back = np.linalg.inv(basis)
     return tuple(torch.from_numpy(basis @ np.array(m) @ back).float() for m in between)
 
@@ -84,7 +84,7 @@ class TileAugment:
         return colours.clamp_(0, 1).view(images.shape)
 
     def matrices(self, keys: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the jitter of each key does to colours.
+        """Return the colour transform of each key's jitter.
 
         A shift ``(N, 3, 1)`` and a matrix ``(N, 3, 3)`` on optical densities, and a matrix
         ``(N, 3, 3)`` on the RGB that they make.
@@ -114,7 +114,7 @@ class TileAugment:
 def _sum(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """Return the sum of three parts, each ``(3, M)``, under weights ``(N, 3)``: ``(N, 3, M)``.
 
-    Term by term: what a matrix product of many gives for one can depend on how many they are.
+    Summed term by term, since a matrix product may round one image differently in larger batches.
     """
     first, second, third = (
         w[:, None, None] * part for w, part in zip(weights.unbind(1), parts, strict=True)

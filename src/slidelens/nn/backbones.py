@@ -52,7 +52,7 @@ _CONVNEXT_NORM = "classifier.0."
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a weights file."""
+    """How the tensors of a weights file were used."""
 
     source: str
     loaded: int
@@ -61,7 +61,7 @@ class LoadReport:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What a model's card says of it: no path of the machine that trained."""
+        """The text for a model's card, without paths of the training machine."""
         return {"backbone_weights": Path(self.source).name, "ignored_tensors": list(self.ignored)}
 
 
@@ -80,7 +80,7 @@ class Features(Encoder):
         ``(N, 3, H, W)`` ImageNet-normalised RGB to ``(N, dim, H / 32, W / 32)``; fully
         convolutional (SqueezeNet's stride is 16).
     norm
-        What the network applies to the pooled vector (ConvNeXt's LayerNorm), else the identity.
+        Layer for the pooled vector (ConvNeXt's LayerNorm), or the identity.
     dim
         Length of the feature vector.
     """
@@ -177,7 +177,7 @@ _OPTIONS: Mapping[str, Mapping[str, bool]] = {
 
 
 class _TransformInput(nn.Module):
-    """From ImageNet's normalisation to -1..1, in which torchvision's Inceptions were trained."""
+    """Convert ImageNet's normalisation to -1..1, with which torchvision trained Inceptions."""
 
     scale: Tensor
     shift: Tensor
@@ -208,7 +208,7 @@ def _blueprint(name: BackboneName) -> Mapping[str, Tensor]:
 
 
 def _width(network: Any) -> int:
-    """Return the number of channels that the trunk gives to the classifier."""
+    """Return the number of channels of the trunk's output."""
     for layer in network.classifier.modules():
         if isinstance(layer, nn.Linear):
             return layer.in_features
@@ -278,7 +278,7 @@ def _mismatch(
 
 
 def _looks_like(tensors: Mapping[str, Tensor]) -> BackboneName | None:
-    """Return the backbone whose tensors agree best with a file's, if more than half do."""
+    """Return the backbone that fits a file's tensors best, if more than half of them fit."""
     shapes = {(k, tuple(v.shape)) for k, v in tensors.items()}
 
     def agreement(name: BackboneName) -> float:

@@ -44,16 +44,16 @@ _RGB = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """What an encoder wants to see.
+    """The input that an encoder expects.
 
     Attributes
     ----------
     mean, std
         Normalisation of RGB in 0..1.
     tile
-        Side of a tile in px; ``None``: any.
+        Side of a tile in px; ``None`` for any.
     mpp
-        µm/px that it was trained at; ``None``: not known.
+        µm/px at which it was trained; ``None`` if not known.
     """
 
     mean: _RGB
@@ -64,20 +64,20 @@ class EncoderFacts:
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """What a plugin brings under the entry-point group ``slidelens.backbones``.
+    """A plugin's encoders, for the entry-point group ``slidelens.backbones``.
 
     Attributes
     ----------
     build
         ``build(variant)`` makes the network with random weights.
     load
-        ``load(module, variant, weights)`` fills it: ``"imagenet"`` means the weights that the
-        variant comes with, anything else a safetensors file. Raises ``ModelError``.
+        ``load(module, variant, weights)`` loads its weights: ``"imagenet"`` for those that come
+        with the variant, or a safetensors file. Raises ``ModelError``.
     facts
         ``facts(variant)``, without building the network.
     sample
-        A small variant, with which ``slidelens doctor`` tries the plugin out; it is built with
-        random weights, so it must need no network. None: the plugin is loaded and not tried.
+        A small variant for ``slidelens doctor`` to try; it is built with random weights and must
+        not need the network. If ``None``, the plugin is loaded but not tried.
     """
 
     build: Callable[[str], Encoder]
@@ -109,14 +109,14 @@ def build_encoder(name: str) -> Encoder:
 
 
 def load_encoder(module: Encoder, name: str, weights: str | Path) -> LoadReport:
-    """Load weights into an encoder that :func:`build_encoder` built by the same name.
+    """Load weights into an encoder made by :func:`build_encoder` with the same name.
 
     Parameters
     ----------
     module, name
-        The encoder, and what it is called.
+        The encoder and its name.
     weights
-        ``"imagenet"`` (what the encoder comes with), or a safetensors file.
+        ``"imagenet"`` for those that come with the encoder, or a safetensors file.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def load_encoder(module: Encoder, name: str, weights: str | Path) -> LoadReport:
 
 
 def encoder_facts(name: str) -> EncoderFacts | None:
-    """Return what a plugin's encoder wants to see; None for torchvision's (ImageNet's).
+    """Return the input that a plugin's encoder expects; None for torchvision's (ImageNet's).
 
     Raises
     ------

@@ -24,12 +24,12 @@ __all__ = ["refine"]
 
 
 def refine(features: Features) -> Features:
-    """Return a copy that computes of an image what a backbone computes of it enlarged twice.
+    """Return a copy of a backbone that sees every image as if enlarged twice.
 
-    The first convolution, of stride 2, becomes one of stride 1: bilinear interpolation followed by
-    it is one linear operation on neighbourhoods of the image, so nothing is enlarged. All
-    feature maps have twice as many rows and columns. At the border zeros lie where interpolation
-    repeats the border. Ours.
+    The first convolution, of stride 2, becomes one of stride 1: bilinear interpolation and this
+    convolution together are one linear operation on neighbourhoods of the image, so nothing is
+    enlarged. All feature maps have twice as many rows and columns. The border is padded with zeros,
+    where interpolation would repeat it. Not from a paper.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def refine(features: Features) -> Features:
 
 
 def _interpolated(kernel: int, padding: int) -> Tensor:
-    """Return what each tap of a kernel weighs on the pixels around one, ``(2 r + 1, kernel)``.
+    """Return the weight of each kernel tap on the pixels around one, ``(2 r + 1, kernel)``.
 
     Output ``o`` reads positions ``2 o + d`` of the enlarged axis; position ``2 i`` is a quarter of
     pixel ``i - 1`` and three quarters of ``i``, position ``2 i + 1`` the other way round.

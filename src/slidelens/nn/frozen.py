@@ -13,10 +13,10 @@ __all__ = ["FrozenNorm", "freeze_norms"]
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """A batch norm whose statistics, scale and shift stay as they are.
+    """A batch norm with constant statistics, scale and shift.
 
-    PyTorch's own keeps its input for the gradient of the scale, also where no one asks for it:
-    half of what a ResNet keeps.
+    PyTorch's own saves its input for the gradient of the scale even if that is not needed: half of
+    what autograd saves for a ResNet.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # reason: torch's name
@@ -29,7 +29,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """Replace every batch norm by a frozen one, in place; names and values stay."""
+    """Replace every batch norm by a frozen one, in place, with the same names and values."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             frozen = FrozenNorm(child.num_features, child.eps)

@@ -21,18 +21,19 @@ _STATM = Path("/proc/self/statm")
 class HeapGuard:
     """Trims the heap when the process has grown by much more than it needs.
 
-    The feature maps of a tile come and go between small objects that stay, and glibc's heap grows
-    around the holes: streaming ResNet-18 to layer2 held 600 MB where 260 MB were in use. Pages that
-    are given back cost time when they are asked for again, so that is done when they have piled up.
+    A tile's feature maps are allocated between small long-lived objects and fragment glibc's heap:
+    streaming ResNet-18 to layer2 held 600 MB with 260 MB in use. Returned pages cost time when they
+    are needed again, so the heap is trimmed only after many have piled up.
     """
 
     def __init__(self) -> None:
         self._low: int | None = None
 
     def __call__(self, need: int, *, last: bool = False) -> None:
-        """Look, and trim if need be; does nothing where there is no ``/proc``.
+        """Trim the heap if necessary; does nothing without ``/proc``.
 
-        ``need`` is how many bytes come and go; ``last`` says that the work is done for now.
+        ``need`` is the number of bytes allocated and freed repeatedly; ``last`` is whether the
+        work has ended.
         """
         now = resident()
         if now is None:
@@ -45,14 +46,14 @@ class HeapGuard:
 
 
 def trim_heap() -> None:
-    """Give free pages back; does nothing where the C library is not glibc."""
+    """Return free pages to the system; does nothing if the C library is not glibc."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
 
 
 def resident() -> int | None:
-    """Bytes of the process that are in memory; ``None`` where there is no ``/proc``."""
+    """Resident memory of the process in bytes; ``None`` without ``/proc``."""
     try:
         # Few calls of the system: after each, a thread waits until readers leave it Python's lock.
         with _STATM.open("rb", buffering=0) as file:

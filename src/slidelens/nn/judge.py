@@ -25,7 +25,7 @@ _LEAST_SPREAD = 1e-3
 
 
 class SmallFeatures(nn.Module):
-    """Four strided convolutions with group norm: enough for textures, and quick on a CPU."""
+    """Four strided convolutions with group norm: enough for textures, and fast on a CPU."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -69,22 +69,22 @@ def most_suspicious(alone: Tensor) -> Tensor:
 
 
 class Judge(nn.Module):
-    """The classification layer: windows one by one through a GRU, a verdict after each.
+    """The classification layer: a GRU over the windows, with a verdict after each.
 
-    Two hidden layers of 512 and 256 as in section 3.2; the size of its state is not published, and
-    ours is a linear layer that judges the features of each window alone.
+    Its hidden layers have 512 and 256 units as in section 3.2; the size of the state is not
+    published. The linear layer that classifies each window alone is not in the paper.
 
     Parameters
     ----------
     features, dim
-        Network that describes a window by ``dim`` numbers.
+        Network that turns a window into a vector of length ``dim``.
     outputs, state, hidden
-        Logits of a verdict, size of the memory, hidden layers of the verdict.
+        Number of logits, size of the GRU's state, hidden layers of the verdict.
     dropout
-        Share of a window's features that a training step does not see.
+        Share of a window's features that is dropped in training.
     evidence
-        The verdict is the most suspicious window so far, and what memory adds to that; nothing at
-        first.
+        Whether the verdict is that of the most suspicious window so far plus a term from the GRU,
+        initially zero.
     """
 
     shift: Tensor
@@ -124,16 +124,16 @@ class Judge(nn.Module):
         return not bool((self.spread == 1).all())
 
     def standardize(self, vectors: Tensor) -> None:
-        """From now on, shift and scale features so that these ``(N, dim)`` are standard.
+        """Standardise features by the mean and spread of these, ``(N, dim)``, from now on.
 
-        Features of a trained network differ widely in mean and range, and what follows would learn
-        slowly from them as they are.
+        Features of a trained network differ widely in mean and range, which would slow down
+        learning.
         """
         self.shift.copy_(vectors.mean(0))
         self.spread.copy_(vectors.std(0) + _LEAST_SPREAD)
 
     def standard(self, vectors: Tensor) -> Tensor:
-        """Standardize features ``(..., dim)`` and, in training, leave some out."""
+        """Standardise features ``(..., dim)`` and, in training, drop some."""
         vectors = (vectors - self.shift) / self.spread
         return F.dropout(vectors, self.dropout, self.training and self.dropout > 0)
 
@@ -152,6 +152,6 @@ class Judge(nn.Module):
             return (verdict + most_suspicious(alone) if self.evidence else verdict), alone
 
     def alone(self, vectors: Tensor) -> Tensor:
-        """Judge windows one by one, by their features ``(..., dim)``: ``(..., K)`` logits."""
+        """Classify each window alone by its features ``(..., dim)``: ``(..., K)`` logits."""
         logits: Tensor = self.single(self.standard(vectors))
         return logits

@@ -49,7 +49,7 @@ _INNER = 128
 
 
 class LocalNetwork(nn.Module):
-    """A backbone cut into modules, a classifier for each, a reconstruction for all but the last.
+    """A backbone cut into modules, each with a classifier and, except the last, a reconstruction.
 
     The stem is frozen, and so are all batch norms (paper: "all the batch normalization layers were
     frozen as well"). The backbone stays in eval mode.
@@ -57,26 +57,26 @@ class LocalNetwork(nn.Module):
     Parameters
     ----------
     backbone
-        Network of torchvision.
+        One of torchvision's networks.
     n_classes
         Logits of each head.
     modules
         K; 1 is end-to-end training.
     stem_stride
-        Of the first convolution (the paper took 3 for ResNet-34); None leaves it as it is.
+        Stride of the first convolution (the paper's is 3 for ResNet-34); None for the network's.
     patches
-        Patches to reconstruct per step; 0: no reconstruction.
+        Patches to reconstruct per step; 0 for no reconstruction.
     patch_share
-        Part of a map that they cover together, at most; see
+        Largest share of a map that they cover together; see
         :class:`~slidelens.nn.local_heads.Reconstruction`.
     head_width
-        Channels of the heads; None: as many as the module's map (the paper).
+        Channels of the heads; None for those of the module's map (the paper).
     mean_windows
-        Whether heads see the mean of each window, or convolve it (the paper's code).
+        Whether heads take the mean of each window, or convolve it (the paper's code).
     additive
         Whether heads weigh the logits of their windows, or their vectors (the paper).
     least_window
-        Side in image px that a window of a head has at least; else it is 9, 7 or 5 cells.
+        Smallest side of a head's window in image px; by default it is 9, 7 or 5 cells.
 
     Raises
     ------
@@ -163,7 +163,7 @@ class LocalNetwork(nn.Module):
     def streams(self) -> bool:
         """Whether tiles of a map can be computed on their own.
 
-        Squeeze-and-excitation (MobileNetV3, EfficientNet) looks at the whole slide at once.
+        Squeeze-and-excitation (MobileNetV3, EfficientNet) depends on the whole slide.
         """
         try:
             for part in self._parts:
@@ -176,7 +176,7 @@ class LocalNetwork(nn.Module):
     def fields(self) -> list[tuple[ReceptiveField, ReceptiveField]]:
         """Receptive field of a cell of each module's map, along y and x, in image px.
 
-        Where a layer sees the whole slide, the field is that of a cell without neighbours.
+        For layers that depend on the whole slide, the field is that of a cell alone.
         """
         if not self.streams:
             return [(ReceptiveField(s.stride, 0, s.stride - 1),) * 2 for s in self.shapes]
@@ -189,7 +189,7 @@ class LocalNetwork(nn.Module):
 
     @cached_property
     def lost(self) -> tuple[int, int]:
-        """Cells of the last map along y and x that are fewer than an image's strides."""
+        """Cells missing in the last map along y and x, compared to the image's strides."""
         if not self.streams:
             return 0, 0
         return trace(nn.Sequential(*self.stem, *(layer for p in self._parts for layer in p))).lost
@@ -208,9 +208,9 @@ class LocalNetwork(nn.Module):
         learns: bool = True,
         means: bool = False,
     ) -> Tensor | list[Reading] | list[Tensor] | None:
-        """Train one module on what the one before handed on, or read a slide.
+        """Train one module on the map of the previous one, or run all on a slide.
 
-        All goes through here, where a trainer wraps the network.
+        Both are one method, since a trainer wraps ``forward``.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class LocalNetwork(nn.Module):
 
     @torch.no_grad()
     def stem_features(self, relay: Relay) -> Tensor:
-        """Return what the frozen stem makes of the image, ``(N, C, H, W)``, whole."""
+        """Return the frozen stem's features of the whole image, ``(N, C, H, W)``."""
         trunk = self.trunk(None, STEM_TILE, relay.mean, relay.std, wide=True)
         features: Tensor = trunk(relay.image, relay.mask)
         return features
@@ -324,7 +324,7 @@ class LocalNetwork(nn.Module):
     def start_of(self, index: int) -> tuple[float, float]:
         """Return top and left of module ``index``'s map, in px of the image.
 
-        A cell lies around the middle of what it sees.
+        A cell is centred on its receptive field.
         """
         stride = self.shapes[index].stride
         y, x = ((field.first + field.last + 1 - stride) / 2 for field in self.fields[index])

@@ -51,7 +51,7 @@ _RESNET34 = (1, 1, 1, 2, 2, 3, 3, 3)
 
 
 class Block(NamedTuple):
-    """What can be measured of a block without data."""
+    """Measures of a block that need no data."""
 
     channels: int
     """Of its output."""
@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What can be measured of a backbone without data."""
+    """Measures of a backbone that need no data."""
 
     first_stride: int
     """Of the first convolution."""
@@ -71,13 +71,13 @@ class Measured(NamedTuple):
 
 
 def blocks_of(trunk: nn.Sequential) -> tuple[list[nn.Module], list[list[nn.Module]]]:
-    """Take a trunk apart.
+    """Divide a trunk into stem and blocks.
 
     Returns
     -------
     The layers of the stem (those before the first block: plain convolutions, norms, activations,
-    poolings), and the blocks behind it. A pooling or activation goes with the block before it, so
-    that what a block hands on is as small as can be.
+    poolings), and the blocks after it. A pooling or activation belongs to the block before it, so
+    that a block's output is as small as possible.
     """
     layers = _layers(trunk)
     first = next((i for i, layer in enumerate(layers) if not _is_plain(layer)), len(layers))
@@ -116,9 +116,9 @@ def measure(backbone: BackboneName) -> Measured:
 
 
 def cut_points(backbone: BackboneName, modules: int) -> list[int]:
-    """Return the number of blocks in each of so many modules.
+    """Return the number of blocks in each module.
 
-    ResNet-34 in 4 or 8 is the paper's; all else is balanced.
+    ResNet-34 in 4 or 8 modules is cut as in the paper; all others are balanced.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def cut_points(backbone: BackboneName, modules: int) -> list[int]:
 
 
 class ModuleShape(NamedTuple):
-    """What a module of a network makes."""
+    """The output of a network's module."""
 
     channels: int
     stride: int
@@ -150,7 +150,7 @@ class ModuleShape(NamedTuple):
 
     @property
     def cell(self) -> int:
-        """Image px per side of a window: what the head tells apart."""
+        """Side of a window in image px: the resolution of the head."""
         return self.stride * self.window
 
 
@@ -159,8 +159,8 @@ def module_shapes(
 ) -> list[ModuleShape]:
     """Return the outputs of a network's modules, without building it.
 
-    ``stem_stride`` is that of the first convolution; None leaves it as it is. ``least_window`` is
-    the side in image px that a window of a head has at least.
+    ``stem_stride`` is the stride of the first convolution, None for the network's. ``least_window``
+    is the smallest side of a head's window in image px.
 
     Raises
     ------
@@ -180,9 +180,9 @@ def module_shapes(
 
 
 def balanced_cuts(costs: Sequence[int], parts: int) -> list[int]:
-    """Cut a row of costs into parts of one or more, so that the largest part is smallest.
+    """Cut a list of costs into non-empty parts such that the largest part is as small as possible.
 
-    Among such cuts, that of the smallest sum of squares. Returns the length of each part.
+    Of such cuts, the one with the smallest sum of squares. Returns the length of each part.
     """
     total = [0, *accumulate(costs)]
 
@@ -212,7 +212,7 @@ def balanced_cuts(costs: Sequence[int], parts: int) -> list[int]:
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """Return the parts of nested plain sequences, in the order they run.
+    """Return the parts of nested plain sequences, in execution order.
 
     A sequence of bare layers (ConvNeXt's norm and convolution between stages) stays together.
     """
@@ -224,7 +224,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is no block: it holds one convolution at most."""
+    """Whether a layer is no block, as it holds at most one convolution."""
     return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in layer.modules()) <= 1
 
 
@@ -234,7 +234,7 @@ def _block(value: Tensor, kept: int) -> Block:
 
 
 class _Kept:
-    """Counts the bytes that autograd keeps, each memory once, weights not at all."""
+    """Counts the bytes that autograd saves, each storage once, without weights."""
 
     def __init__(self, module: nn.Module) -> None:
         self._own = [*module.parameters(), *module.buffers()]
