@@ -21,7 +21,7 @@ __all__ = ["Eye", "Overview", "Recollection", "orient_windows", "restore_windows
 
 
 class _View(Protocol):
-    """What of a view an eye needs."""
+    """The members of a view that :class:`Eye` uses."""
 
     mpp: Mpp
     region: Box
@@ -30,9 +30,9 @@ class _View(Protocol):
 
 
 class Eye:
-    """Reads windows of one slide from whatever pyramid level has their detail, and nothing else.
+    """Reads windows of one slide, each from the pyramid level with its detail, and nothing else.
 
-    A window is ``(scale, x, y)`` in the square around the view's region that reaches from -1 to 1;
+    A window is ``(scale, x, y)`` in the square around the view's region, from -1 to 1;
     see :mod:`slidelens.nn.sampling`.
     """
 
@@ -43,7 +43,7 @@ class Eye:
         self._centre = (region.x + region.w / 2, region.y + region.h / 2)
 
     def box(self, window: Sequence[float]) -> Box:
-        """Return a window in level-0 px."""
+        """Return the box of a window in level-0 px."""
         scale, x, y = window
         half = self.side_um / 2
         left, top = (c + half * (v - scale) for c, v in zip(self._centre, (x, y), strict=True))
@@ -52,12 +52,12 @@ class Eye:
         return Box(left / mpp.x, top / mpp.y, side / mpp.x, side / mpp.y)
 
     def mpp(self, window: Sequence[float], size: int) -> float:
-        """Return the µm per px of a window seen at ``size`` px."""
+        """Return the µm per px of a window read at ``size`` px."""
         return self.side_um * window[0] / size
 
     @property
     def detail(self) -> float:
-        """The finest µm/px that there is."""
+        """The finest µm/px available."""
         return max(self.view.mpp)
 
     def finest(self, size: int, mpp: float) -> float:
@@ -81,7 +81,7 @@ class Eye:
 
 
 class Overview:
-    """A coarse copy of a whole slide in memory, to be looked at like the slide itself.
+    """A coarse copy of a whole slide in memory, with the interface of the slide's view.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class Overview:
 
 
 class Recollection(Eye):
-    """Looks at a coarse copy; ``glance`` is the slide itself at first sight."""
+    """Reads windows from a coarse copy; ``glance`` is the first picture, read from the slide."""
 
     def __init__(self, overview: Overview) -> None:
         super().__init__(overview)

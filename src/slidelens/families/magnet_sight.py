@@ -34,7 +34,7 @@ _AHEAD = 8
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """Which slides are looked at, in which orientations, and what is random about it."""
+    """The slides of one batch, their orientations, and the sources of random choices."""
 
     slides: Sequence[str]
     ways: Sequence[int]
@@ -43,16 +43,15 @@ class Sight:
     until: Until = "verdict"
     """What the network stops at: see :meth:`~slidelens.nn.magnet.MagNet.forward`."""
     coming: Sequence[str] = ()
-    """Slides of the next sight, to be copied meanwhile."""
+    """Slides of the next batch, to be copied meanwhile."""
 
 
 class Slides:
-    """Slides to look at, with a coarse copy of each in memory.
+    """Slides to read windows from, with a coarse copy of each in memory.
 
-    Copies are made by threads, those of the next sight ahead, and kept within a budget. With each
-    comes the first glance at the slide itself: attention has to learn from the very pictures that
-    it is shown in inference. Windows with more detail are read from the slide, in parallel, once
-    chosen.
+    Threads make the copies, ahead of time for the next batch, within a budget. With each they read
+    the first picture of the slide itself, since attention must be trained on the very pictures of
+    inference. Windows with more detail are read from the slide, in parallel, once chosen.
 
     Parameters
     ----------
@@ -84,7 +83,7 @@ class Slides:
         self._coming: dict[str, Future[Overview]] = {}
 
     def eyes(self, sight: Sight) -> list[Recollection]:
-        """Return what looks at the copies; begin to copy the slides of the next sight."""
+        """Return readers of the copies; start copying the slides of the next batch."""
         self._copy_meanwhile(sight.slides)
         found = [Recollection(self._overview(slide_id)) for slide_id in sight.slides]
         self._copy_meanwhile(sight.coming)
@@ -96,7 +95,7 @@ class Slides:
         self._coming.clear()
 
     def glances(self, sight: Sight, eyes: Sequence[Recollection]) -> Tensor:
-        """Return slides whole: ``(B, 3, glance, glance)`` uint8, on the CPU."""
+        """Return pictures of whole slides: ``(B, 3, glance, glance)`` uint8, on the CPU."""
         seen = [torch.from_numpy(eye.glance).permute(2, 0, 1) for eye in eyes]
         return torch.stack([orient(one, way) for one, way in zip(seen, sight.ways, strict=True)])
 
@@ -105,8 +104,8 @@ class Slides:
     ) -> Tensor:
         """Read windows ``(B, N, 3)`` as ``(B, N, 3, side, side)`` uint8, on the CPU.
 
-        Each from the copy of its slide in memory if that has the detail, else from the slide; all
-        from the slide where nothing is augmented, which are those that score a network.
+        Each is read from its slide's copy in memory if that has the detail, else from the slide;
+        all from the slide if nothing is augmented, which is when a network is scored.
         """
         side = size + 2 * margin
         grown = windows.double().cpu()
@@ -132,7 +131,7 @@ class Slides:
         return torch.stack(found)
 
     def prepared(self, pictures: Tensor, sight: Sight) -> Tensor:
-        """Make ``(B * N, 3, h, w)`` uint8 what the network takes, each slide with its stain."""
+        """Turn ``(B * N, 3, h, w)`` uint8 into the network's input, with stain jitter by slide."""
         if not (sight.keys and self._stain):
             return prepare(pictures, self._model)
         augment = TileAugment(flips=False, stain=self._stain, colour=0.0)
@@ -145,7 +144,7 @@ class Slides:
         return normalize(stained, self._model.mean, self._model.std)
 
     def _copy_meanwhile(self, slides: Sequence[str]) -> None:
-        """Begin to copy slides that are not in memory, no more at a time than ``_AHEAD``."""
+        """Start copying slides that are not in memory, at most ``_AHEAD`` at a time."""
         wanted = [s for s in slides if s not in self._overviews and s not in self._coming]
         for slide_id in wanted[: max(0, _AHEAD - len(self._coming))]:
             view = self._view(slide_id)
@@ -162,7 +161,7 @@ class Slides:
         return made
 
     def _copy(self, view: View) -> Overview:
-        """Read a whole slide, its longer side ``side`` px (or what it has, if that is less)."""
+        """Read a whole slide with a longer side of ``side`` px, or fewer if it has no more."""
         region = view.region.scaled(*view.mpp)
         mpp = max(region.w / self._side, region.h / self._side, *view.mpp)
         glance = Eye(view).read((1.0, 0.0, 0.0), self._model.config.glance)
@@ -178,8 +177,8 @@ def draw_probes(
 ) -> Tensor:
     """Draw windows ``(B, count, 3)`` centred where ``(B, 3, h, w)`` pictures are not grey.
 
-    Scales lie between two, evenly in their logarithm. A share ``stray`` may lie anywhere: attention
-    has to learn what bare glass is worth, too.
+    Scales are between two limits, uniform in their logarithm. A share ``stray`` may lie anywhere,
+    since attention must also learn about bare glass.
     """
     drawn = np.empty((len(pictures), count, 3), np.float32)
     low, high = np.log(scales)

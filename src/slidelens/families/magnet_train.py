@@ -80,9 +80,9 @@ class MagNetTask(TrainTask[MagNetConfig]):
 
     @classmethod
     def initialize(cls, model: Model[MagNetConfig], weights: str) -> Mapping[str, Any]:
-        """Load the networks that see windows; attention and verdict begin at random.
+        """Load the networks for windows; attention and verdict start with random weights.
 
-        A file is of one network: the auxiliary classifiers take it too where they are the same.
+        A file is for one network; auxiliary classifiers of the same network are loaded from it too.
 
         Raises
         ------
@@ -105,9 +105,9 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return {"backbone_weights": said}
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
-        """Return attention, memory and verdict; and the networks unless the head alone learns.
+        """Return attention, memory and verdict; and the networks, unless only the head is trained.
 
-        Attention is by itself, or not there, where it learns at another rate after scouting.
+        If attention has another rate after scouting, it is a group of its own, or left out.
         """
         network = _network(self.model)
         trunk = [p for part in _backbones(network) for p in part.parameters()]
@@ -122,9 +122,9 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return groups if stage.trains == "head" else [*groups, (stage.lr, trunk)]
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # all are alike
-        """Yield batches of training slides; ``detail`` are the slides of this process's next one.
+        """Yield batches of training slides; ``detail`` holds the slides of this process's next one.
 
-        Their overviews are read during the step. Closing the iterator ends that.
+        Their coarse copies are read during the step. Closing the iterator stops this.
         """
         try:
             yield from self._batches(epoch)
@@ -149,7 +149,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return ceil(len(balanced_order(self.data.train, self.seed, 0)) / self.config.train_batch)
 
     def step(self, work: Work, epoch: int, backward: Callable[[Tensor], None]) -> Outcome:
-        """Learn from a batch of slides, or score a tuning slide."""
+        """Train on a batch of slides, or score a tuning slide."""
         labels = torch.tensor(work.labels, device=self.model.device)
         if work.phase == "tune":
             seen, _ = self._see(Sight(work.slides, [0]))
@@ -189,7 +189,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         """Return each slide's loss of a soft maximum over its windows and probes, each alone.
 
         In a slide of the first class every window is of that class: the mean of their losses is
-        added, or windows that never are the most suspicious would stay undecided.
+        added, or windows that are never the most suspicious would stay undecided.
         """
         alone = torch.cat((seen.alone, seen.probed), 1).float()
         losses = slide_loss(most_suspicious(alone)[:, -1], labels)
@@ -197,7 +197,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return losses + (labels == 0) * each.view(alone.shape[:2]).mean(1)
 
     def _guidance(self, seen: Seen, probes: Tensor, labels: Tensor, verdict: Tensor) -> Tensor:
-        """Return the mean of all losses but the verdict's."""
+        """Return the mean of all losses except the verdict's."""
         config = self.config
         auxiliary = [slide_loss(z.float(), labels) for _, z in sorted(seen.auxiliary.items())]
         total = verdict.new_zeros(())
@@ -217,8 +217,8 @@ class MagNetTask(TrainTask[MagNetConfig]):
     def _foresight(self, seen: Seen, probes: Tensor, labels: Tensor) -> Tensor:
         """Return the foresight loss, the mean over the layers.
 
-        In a slide of the first class there is nothing to be found, whatever a look suggests; in
-        another one there is, so what counts is how suspicious a look is beside the most suspicious.
+        In a slide of the first class there is nothing to find, whatever a window suggests; in any
+        other there is, so the target is a window's suspicion relative to the most suspicious one.
         """
         network = _network(self.model)
         alone = torch.cat((seen.alone, seen.probed), 1).detach().float()
@@ -237,7 +237,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return torch.stack(losses).mean()
 
     def _see(self, sight: Sight) -> tuple[Seen, Tensor]:
-        """Run the network on slides; return what it saw and where what it judged alone lies."""
+        """Run the network on slides; return its output and the windows it classified alone."""
         model, device, slides = self.model, self.model.device, self.slides
         eyes = slides.eyes(sight)
 
@@ -271,9 +271,9 @@ class MagNetTask(TrainTask[MagNetConfig]):
         random: np.random.Generator | None,
         eyes: Sequence[Recollection],
     ) -> Tensor:
-        """Draw windows ``(B, count, 3)`` in pictures of whole slides; none without chance.
+        """Draw windows ``(B, count, 3)`` in pictures of whole slides; none without random choices.
 
-        None is finer than a window that attention chooses can be.
+        None is finer than the finest window that attention may choose.
         """
         if random is None:
             return torch.empty(len(first), 0, 3)
@@ -283,10 +283,10 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return probes
 
     def _look_around(self) -> None:
-        """Look at random windows of every training slide, once; keep what they show.
+        """Compute and keep the features of random windows of every training slide, once.
 
-        The features of all of them say how features are standardized, if none have said so yet: a
-        model that is fine-tuned begins as it was.
+        Features are standardised by all of these, unless they already are, as in a model that is
+        fine-tuned.
         """
         slides = sorted({sample.slide_id for sample in self.data.train})
         self._known = {
@@ -296,7 +296,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
             self._standardize_by(self._known.values())
 
     def _standardize(self) -> None:
-        """Standardize features by those of the probes of some training slides."""
+        """Standardise features by those of probes of some training slides."""
         slides = sorted({sample.slide_id for sample in self.data.train})
         some = slides[:: ceil(len(slides) / _SOME)]
         self._standardize_by(self._looked_at(slide_id, self.config.probes) for slide_id in some)
@@ -306,7 +306,7 @@ class MagNetTask(TrainTask[MagNetConfig]):
         judge.standardize(torch.cat([one.vectors for one in known]))
 
     def _looked_at(self, slide_id: str, count: int) -> _Known:
-        """Look at random windows of a slide, in a random orientation and stain."""
+        """Compute features of random windows of a slide, in a random orientation and stain."""
         features = _network(self.model).judge.features
         training = features.training
         features.eval()
@@ -327,9 +327,9 @@ class MagNetTask(TrainTask[MagNetConfig]):
         return _Known(restore_windows(probes[0].numpy(), way), torch.cat(vectors))
 
     def _recalled(self, sight: Sight) -> tuple[Tensor, Tensor]:
-        """Return half of what is known of each slide: windows ``(B, N, 3)`` and their features.
+        """Return half of each slide's known windows ``(B, N, 3)`` and their features.
 
-        All of it for attention to learn from, as only the most suspicious window says much.
+        For training attention return all, as only the most suspicious window says much.
         """
         windows, vectors = [], []
         for slide_id, way in zip(sight.slides, sight.ways, strict=True):
@@ -343,14 +343,14 @@ class MagNetTask(TrainTask[MagNetConfig]):
 
 
 class _Known(NamedTuple):
-    """What windows of a slide show: ``(N, 3)``, on the slide as it is, and ``(N, dim)``."""
+    """Windows ``(N, 3)`` of a slide in its own orientation, and their features ``(N, dim)``."""
 
     windows: NDArray[np.float32]
     vectors: Tensor
 
 
 def _backbones(network: MagNet) -> list[torch.nn.Module]:
-    """Return what sees windows: the classification layer's network, then the auxiliary ones."""
+    """Return the networks for windows: the classification layer's, then the auxiliary ones."""
     found = [network.judge.features]
     for part in network.auxiliary.values():
         assert isinstance(part, WindowClassifier)

@@ -119,7 +119,7 @@ class MilConfig(FamilyConfig):
     @model_validator(mode="before")
     @classmethod
     def _encoder_wishes(cls, values: Any) -> Any:
-        """Read tiles as a plugin's encoder wants them, unless the user says otherwise."""
+        """Read tiles as a plugin's encoder expects them, unless the user sets this."""
         if not isinstance(values, Mapping) or "/" not in str(values.get("backbone", "")):
             return values
         try:
@@ -132,7 +132,7 @@ class MilConfig(FamilyConfig):
     @model_validator(mode="before")
     @classmethod
     def _pooling_fields(cls, values: Any) -> Any:
-        """Fill in the pooling's own fields; refuse those of another."""
+        """Fill in the pooling's own fields; refuse those of other poolings."""
         if not isinstance(values, Mapping) or values.get("pooling", "top1") not in HEAD_FIELDS:
             return values
         pooling = values.get("pooling", "top1")
@@ -163,12 +163,12 @@ class MilConfig(FamilyConfig):
 
 
 def grid_spec(config: MilConfig) -> GridSpec:
-    """Return the grid that a model of this configuration reads, in training and after."""
+    """Return the grid that a model with this configuration reads, in training and inference."""
     return GridSpec(config.tile, config.mpp, config.overlap, config.min_tissue)
 
 
 def backbone_sha256(network: MilNetwork) -> str:
-    """Return the checksum of the backbone's weights, by which its feature vectors are known."""
+    """Return the checksum of the backbone's weights, which identifies its feature vectors."""
     assert network.features is not None
     weights = network.features.state_dict()
     return sha256(save({k: v.detach().cpu().contiguous() for k, v in weights.items()})).hexdigest()
@@ -184,10 +184,10 @@ def build(config: MilConfig, n_classes: int) -> nn.Module:
 
 
 def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
-    """Draw each tile's probabilities, then the attention; end with what the pooling says.
+    """Draw each tile's probabilities, then the attention; at the end, yield the slide's score.
 
-    A tile's probabilities are those that the slide would have if it were the only tile (of the RNN:
-    those of its tile classifier). They are drawn as tiles are read; the rest needs all of them.
+    A tile's probabilities are those of a slide with only this tile (for the RNN: of its tile
+    classifier). They are drawn as tiles are read; attention and score need all tiles.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
 
 
 def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
-    """Hand on the vectors that the run was given, of tiles that are centred in the region."""
+    """Yield the given vectors of tiles that are centred in the region."""
     config, bag, region = model.config, view.bag, view.region
     if bag is None:
         raise ModelError(

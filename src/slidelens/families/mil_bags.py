@@ -40,10 +40,10 @@ __all__ = ["BagSteps"]
 class BagSteps:
     """One phase per epoch: bags in balanced random order.
 
-    A training bag is one of the slide's cached copies, the plain one or an augmented one, drawn
-    anew each time; end to end it is augmented anew. So slides of a rare class, which an epoch sees
-    several times, are seen in several ways. A slide's tiles are augmented alike: stain differs
-    between slides, not between the tiles of one.
+    A training bag is one of the slide's cached copies, plain or augmented, drawn each time; end to
+    end it is augmented each time. So slides of a rare class, which occur several times per epoch,
+    occur in several forms. A slide's tiles have the same augmentation, since stain differs between
+    slides, not between the tiles of one.
     """
 
     def __init__(self, tiles: MilTiles, config: MilTraining, seed: int) -> None:
@@ -57,7 +57,7 @@ class BagSteps:
         """What the given bags say of their tiles, where the model cannot say it."""
 
     def check(self, slide_id: str) -> None:
-        """Encode a slide's tiles, unless that was done; a ``SlideError`` where it has none."""
+        """Encode a slide's tiles, unless they are cached; ``SlideError`` if it has none."""
         if self.config.bags:
             self._check_given(slide_id)
         elif self.config.features != "cached" and all(
@@ -87,7 +87,7 @@ class BagSteps:
     def step(
         self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None], stage: Stage
     ) -> Outcome:
-        """Learn from bags one after the other, or score a tuning slide."""
+        """Train on bags one by one, or score a tuning slide."""
         labels = torch.tensor(work.labels, device=self.tiles.model.device)
         if work.phase == "tune":
             output = self.tiles.pooled(self._scored(work.slides[0], stage))
@@ -107,7 +107,7 @@ class BagSteps:
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002  # reason: it is empty
-        """Take nothing back, but know the backbone: slides were checked with that of the start."""
+        """Restore nothing, but note the backbone: slides were checked with the initial one."""
         if not self.config.bags:
             self._sha = backbone_sha256(network_of(self.tiles.model))
 
@@ -165,7 +165,7 @@ class BagSteps:
         return torch.cat([self.tiles.vectors(images) for images in batches])
 
     def _scored(self, slide_id: str, stage: Stage) -> torch.Tensor:
-        """Return the vectors ``(N, D)`` of a tuning slide, by the backbone as it is now."""
+        """Return the vectors ``(N, D)`` of a tuning slide, from the current backbone."""
         if self._frozen(stage.trains):
             return self._vectors(slide_id, 0)
         return self._encode(slide_id, None)
@@ -177,7 +177,7 @@ class BagSteps:
         return torch.from_numpy(vectors).to(self.tiles.model.device)
 
     def _cached(self, slide_id: str, copy: int) -> Bag:
-        """Return a slide's bag, encoded now if it was not before; copy 0 is not augmented."""
+        """Return a slide's bag, encoded on first use; copy 0 is not augmented."""
         model, augment = self.tiles.model, self.tiles.augment
         self._sha = self._sha or backbone_sha256(network_of(model))
         key = (copy, slide_key(slide_id))
@@ -225,11 +225,11 @@ class BagSteps:
             self._check_alike(bag.facts)
 
     def _check_alike(self, facts: Mapping[str, str]) -> None:
-        """Refuse a bag of SlideLens whose tiles were read otherwise than the model reads them.
+        """Refuse a bag of SlideLens whose tiles were read differently than the model reads them.
 
-        A model that begins with vectors reads none: bags must then be like those before. What other
-        programs state is not compared, since each means something else by it; a bag that does not
-        state its stain normalisation was made when it was not kept, and counts as ``none``.
+        A model on vectors reads no tiles; its bags must then be like the previous ones. Facts that
+        other programs state are not compared, since their meanings differ. A bag without a stated
+        stain normalisation is from an older version and counts as ``none``.
         """
         stated = {"stain_normalization": "none", **bag_fields(facts)}
         model = self.tiles.model
@@ -247,5 +247,5 @@ class BagSteps:
 
 
 def _short(value: float | str) -> str:
-    """Return a fact as a message tells it."""
+    """Return a fact in short form for a message."""
     return value[:12] if isinstance(value, str) else f"{value:.12g}"

@@ -79,12 +79,12 @@ class MilTiles:
     def pooled(
         self, vectors: torch.Tensor, label: torch.Tensor | None = None, smoothing: float = 0.0
     ) -> BagOutput:
-        """Return what the bag ``(N, D)`` says, with a loss if there is a label."""
+        """Return the output for the bag ``(N, D)``, with a loss if there is a label."""
         found: BagOutput = self.network(bag=vectors, label=label, smoothing=smoothing)
         return found
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise tiles as the backbone takes them."""
+        """Normalise tiles for the backbone."""
         return normalize(images, self.model.mean, self.model.std)
 
 

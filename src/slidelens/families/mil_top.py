@@ -49,8 +49,8 @@ class TopSteps:
     Each training slide is scanned for its top tiles (for each output: with more than two classes,
     for each class); then the slides' top tiles are learnt from in balanced random batches.
 
-    A stage that trains the head alone (ours, not the paper's) scans each slide once for its tiles'
-    feature vectors and learns from these, pooled by a soft maximum that sharpens from nearly the
+    A stage that trains only the head (not in the paper) scans each slide once for its tiles'
+    feature vectors and is trained on these, pooled by a soft maximum that sharpens from nearly the
     mean to nearly the maximum. Without it, top-1 learning from a random head depends on which tiles
     that head happens to prefer: on 48 slides one seed of three settled on a constant answer.
     """
@@ -100,7 +100,7 @@ class TopSteps:
         backward: Callable[[torch.Tensor], None],
         stage: Stage,  # noqa: ARG002  # reason: BagSteps needs it; here the work's detail tells
     ) -> Outcome:
-        """Scan a slide, learn from a batch of slides, or score a tuning slide."""
+        """Scan a slide, train on a batch of slides, or score a tuning slide."""
         slide_id = work.slides[0]
         if work.phase == "scan":
             if work.detail is None:
@@ -123,11 +123,11 @@ class TopSteps:
         return Outcome(tuple(losses.detach().tolist()))
 
     def state(self) -> dict[str, Any]:
-        """Return the top tiles that this epoch's scans found so far."""
+        """Return the top tiles found so far by this epoch's scans."""
         return {"top": self._top}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the top tiles of the epoch that was interrupted."""
+        """Restore the top tiles of the interrupted epoch."""
         self._top = dict(state["top"])
 
     def _warm_works(self, epoch: int) -> Iterator[Work]:
@@ -161,9 +161,9 @@ class TopSteps:
         return torch.stack([soft_maximum(part, sharpness) for part in parts])
 
     def _scan(self, slide_id: str, epoch: int | None) -> tuple[torch.Tensor, list[list[int]]]:
-        """Return the mean of each output's highest logits over a slide's tiles, and whose they are.
+        """Return the mean of each output's highest logits over a slide's tiles, and their tiles.
 
-        ``epoch`` None scans the tiles as they are, else as this epoch augments them.
+        Tiles are augmented as in ``epoch``, or not at all if that is None.
         """
         key = None if epoch is None else self._key(slide_id, epoch)
         batches = self.tiles.batches(slide_id, key=key)
@@ -185,6 +185,6 @@ class TopSteps:
         return torch.stack([part.diagonal(dim1=1, dim2=2).mean(0) for part in own])
 
     def _key(self, slide_id: str, epoch: int) -> Callable[[int], tuple[int, ...]]:
-        """Return what makes a tile's key: seed, epoch, slide and place, alike in both phases."""
+        """Return a tile's key of seed, epoch, slide and position, equal in both phases."""
         index = self.tiles.grid(slide_id).index
         return lambda row: (self.seed, epoch, slide_key(slide_id), *index[row].tolist())

@@ -29,13 +29,13 @@ __all__ = ["MilTask"]
 
 
 class MilTask(TrainTask[MilConfig]):
-    """Finds top tiles and learns from them, or learns from whole bags."""
+    """Trains on top tiles, or on whole bags."""
 
     training: ClassVar[type[TrainConfig]] = MilTraining
     config: MilTraining
 
     def setup(self) -> None:
-        """Choose between learning from top tiles and from whole bags."""
+        """Choose between training on top tiles and on whole bags."""
         config, model = self.config, self.model
         augment = TileAugment(config.flips, config.stain, config.colour)
         tiles = MilTiles(model, self.network, self.data, augment)
@@ -44,7 +44,7 @@ class MilTask(TrainTask[MilConfig]):
 
     @classmethod
     def initialize(cls, model: Model[MilConfig], weights: str) -> Mapping[str, Any]:
-        """Load the backbone's weights; a linear head starts at zero, where no tile is favoured."""
+        """Load the backbone's weights; a linear head starts at zero and favours no tile."""
         network = network_of(model)
         _start_at_zero(network.head)
         if network.features is None:
@@ -58,9 +58,9 @@ class MilTask(TrainTask[MilConfig]):
 
     @classmethod
     def inherit(cls, model: Model[MilConfig], base: Model[MilConfig]) -> None:
-        """Take backbone and head; of another pooling the backbone alone, unless both are linear.
+        """Load backbone and head; for another pooling only the backbone, unless both are linear.
 
-        A linear head that is not taken starts at zero, as that of any new model.
+        A linear head that is not loaded starts at zero, as in any new model.
         """
         mine, theirs = network_of(model), network_of(base)
         if mine.features is not None:
@@ -82,7 +82,7 @@ class MilTask(TrainTask[MilConfig]):
         return [*head, (stage.lr, list(network.features.parameters()))]
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide that cannot be learnt from; encode it, where its vectors are cached."""
+        """Refuse a slide that cannot be trained on; encode it if vectors are cached."""
         self._way.check(slide_id)
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
@@ -90,11 +90,11 @@ class MilTask(TrainTask[MilConfig]):
         return self._way.epoch(epoch, stage)
 
     def length(self, stage: Stage) -> int:
-        """Return their number."""
+        """Return the number of works in an epoch."""
         return self._way.length(stage)
 
     def step(self, work: Work, epoch: int, backward: Callable[[torch.Tensor], None]) -> Outcome:
-        """Do one of them."""
+        """Do one work."""
         return self._way.step(work, epoch, backward, self.stage)
 
     def state(self) -> dict[str, Any]:
@@ -102,12 +102,12 @@ class MilTask(TrainTask[MilConfig]):
         return self._way.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         self._way.load_state(state)
 
 
 def _start_at_zero(head: torch.nn.Module) -> None:
-    """Bring a linear head to zero, where no tile is favoured; others keep their random weights."""
+    """Set a linear head to zero, so that it favours no tile; others keep their random weights."""
     if isinstance(head, torch.nn.Linear):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)

@@ -94,12 +94,12 @@ class MultistageConfig(FamilyConfig):
         return self
 
     def finest_mpp(self, extent_um: float) -> float:  # noqa: ARG002  # the same for all slides
-        """Return that of the patches, or of the reduced picture where no patch is read."""
+        """Return that of the patches or, if no patch is read, of the reduced picture."""
         return self.mpp * (self.reduce if self.method == "segmentation" else 1)
 
 
 def grid_spec(config: MultistageConfig, fine: int = 1) -> GridSpec:
-    """Return the grid of patches: edge to edge in training; ``fine`` of them per patch in use."""
+    """Return the grid of patches: edge to edge in training, ``fine`` per patch in inference."""
     overlap = config.tile - config.tile // fine
     return GridSpec(config.tile, config.mpp, overlap, config.min_tissue)
 
@@ -153,8 +153,8 @@ def picture_logits(
 ) -> torch.Tensor:
     """Segment a slide's reduced picture, patch by patch averaged: ``(N,)`` logits.
 
-    ``prepare`` turns ``(1, 3, H, W)`` uint8 RGB into what the network takes, on its device. The
-    paper does not say how this method judges patches; the mean over a patch is ours.
+    ``prepare`` turns ``(1, 3, H, W)`` uint8 RGB into the network's input, on its device. The paper
+    does not say how this method classifies patches; the mean over a patch is our choice.
     """
     logits = torch.zeros(len(grid))
     for rows in pieces(config, grid.index):
@@ -172,12 +172,12 @@ def picture_logits(
 
 
 def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
-    """Draw the probability of tumour per patch, and where it is at least one half.
+    """Draw each patch's probability of tumour, and a label map where it is at least one half.
 
-    With ``fine`` above 1 the grid is laid ``fine * fine`` times, each time shifted and segmented as
-    the network has learnt it; a cell is the mean of the patches over it, those that it lies in the
-    middle of counting most, and cells that are mostly background are left out. The slide's score is
-    its highest cell (our choice: the paper leaves slides to a random forest; see
+    With ``fine`` above 1, ``fine * fine`` shifted grids are each segmented as in training; a cell
+    is a mean of the patches over it, weighted by how close it is to their centres, and cells that
+    are mostly background are left out. The slide's score is its highest cell (our choice: the paper
+    uses a random forest; see
     :mod:`slidelens.engine.staging.stage`).
 
     Raises
@@ -214,7 +214,7 @@ def maps(config: MultistageConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
 
 
 def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch.Tensor:
-    """Return the logit of each patch of a grid, of whatever method."""
+    """Return the logit of each patch of a grid, for any method."""
     config, network = model.config, cast_once(model.module)
 
     def prepare(images: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ _SMALLEST = 8
 
 
 class Reading(NamedTuple):
-    """What a head makes of a map, in float32 or better; a cell is one of its windows."""
+    """The output of a head for a map, at least in float32; a cell is one of its windows."""
 
     logits: Tensor
     """``(N, classes)``: of the slide."""
@@ -47,12 +47,12 @@ class Reading(NamedTuple):
 
 
 class AttentionHead(nn.Module):
-    """Classifies a slide from one map of features of it, by gated attention over its cells.
+    """Classifies a slide by gated attention over the cells of one of its feature maps.
 
-    Windows that do not overlap make its cells, and attention weighs those that have tissue: glass
-    takes no part, neither in a norm nor in the attention, since how much of it there is differs
-    from slide to slide and says nothing (ours). The last row and column of windows may reach past
-    the map, whose border is then repeated, so that all of it is seen and small maps work (ours).
+    The cells are windows that do not overlap; attention weighs those with tissue. Glass takes no
+    part in norm or attention, since its amount differs between slides and carries no information.
+    The last row and column of windows may extend beyond the map, whose border is then repeated, so
+    that all of it is used and small maps work. Both are not in the paper.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class AttentionHead(nn.Module):
         )
 
     def start_undecided(self) -> None:
-        """Set the classifier's last layer to zero, so that it favours no class (ours)."""
+        """Set the classifier's last layer to zero, to favour no class (not in the paper)."""
         last = self.classify[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -118,12 +118,12 @@ class AttentionHead(nn.Module):
     def forward(self, features: Tensor, tissue: Tensor | None = None) -> Tensor:
         """Return the logits ``(N, classes)`` of the map ``(N, C, H, W)``.
 
-        ``tissue`` are the numbers of the windows that have any, row by row; None: all.
+        ``tissue`` are the row-major indices of the windows with tissue; None for all.
         """
         return self.score(kept(self.windows(features), tissue))
 
     def windows(self, features: Tensor) -> Tensor:
-        """Return what is seen of each window ``(N, C, h, w)``: its mean, or its convolution."""
+        """Return the mean or the convolution of each window, ``(N, C, h, w)``."""
         if self.sees_means:
             return window_means(features, self.window)
         return each_window(features, self.window, self.embed)
@@ -131,15 +131,15 @@ class AttentionHead(nn.Module):
     def score(self, windows: Tensor) -> Tensor:
         """Return the logits ``(N, classes)`` of the windows ``(N, C, n)`` of a slide.
 
-        In float32 or better, also under autocast: windows are few, so that it costs next to
-        nothing, and a softmax over very many has no digits to spare.
+        At least in float32, even under autocast: this costs little, as windows are few, and a
+        softmax over many values needs the precision.
         """
         with without_autocast(windows.device):
             cells = self._cells(at_least_single(windows))
             return self._logits(cells, self._attention(cells))
 
     def read(self, windows: Tensor, tissue: Tensor | None = None) -> Reading:
-        """Return all there is to see, of the ``(N, C, h, w)`` that :meth:`windows` gave."""
+        """Return the complete output for the ``(N, C, h, w)`` that :meth:`windows` returned."""
         with without_autocast(windows.device):
             cells = self._cells(at_least_single(kept(windows, tissue)))
             attention, instances = self._attention(cells), self.classify(cells)
@@ -177,7 +177,7 @@ def kept(windows: Tensor, tissue: Tensor | None) -> Tensor:
 
 
 def _spread(values: Tensor, tissue: Tensor | None, size: Sequence[int], fill: float) -> Tensor:
-    """Lay values ``(..., n)`` of the windows that have tissue onto the grid ``(..., h, w)``."""
+    """Put values ``(..., n)`` of the windows with tissue onto the grid ``(..., h, w)``."""
     if tissue is not None:
         grid = values.new_full((*values.shape[:-1], size[0] * size[1]), fill)
         grid[..., tissue] = values
@@ -186,7 +186,7 @@ def _spread(values: Tensor, tissue: Tensor | None, size: Sequence[int], fill: fl
 
 
 class Reconstruction(nn.Module):
-    """Random feature reconstruction: what a module was given must be told from what it made.
+    """Random feature reconstruction: a module's input must be recoverable from its output.
 
     A few patches of the module's output, at random places, are decoded into the same places of its
     input; the loss is the mean absolute difference.
@@ -230,7 +230,7 @@ class Reconstruction(nn.Module):
     def forward(self, made: Tensor, given: Tensor) -> Tensor:
         """Return the loss of ``made`` ``(N, C, H, W)`` against ``given``, a scalar.
 
-        Places are drawn from torch's generator on the CPU.
+        Positions are drawn from torch's generator on the CPU.
         """
         side = self.side_on(made.shape[2], made.shape[3])
         rows, columns = (
@@ -256,13 +256,13 @@ class Reconstruction(nn.Module):
         return F.l1_loss(self.decode(source).to(target), target)
 
     def side_on(self, height: int, width: int) -> int:
-        """Return the side of a patch on a map of this size, before it is bounded by half of it."""
+        """Return the side of a patch on a map of this size, before limiting it to half the map."""
         fair = isqrt(int(self.share * height * width / self.patches))
         return min(self.side, max(fair, _SMALLEST))
 
 
 class Places(NamedTuple):
-    """Where patches may lie along one axis, in cells of both maps."""
+    """Possible positions of patches along one axis, in cells of both maps."""
 
     made: range
     given: Sequence[int]
@@ -273,8 +273,8 @@ class Places(NamedTuple):
 def patch_starts(made: int, given: int, side: int, scale: int) -> Places:
     """Lay patches along an axis of ``made`` cells, each over ``scale`` of ``given`` cells.
 
-    A patch is half the map at most. The last one ends where both maps end, so that every cell of
-    both is reached, whatever the strides' roundings have cut off.
+    A patch is at most half the map. The last one ends where both maps end, so that every cell of
+    both is reached, whatever the rounding of strides.
     """
     side = max(1, min(side, made // 2))
     starts = range(made - side + 1)
@@ -286,5 +286,5 @@ def patch_starts(made: int, given: int, side: int, scale: int) -> Places:
 
 
 def _groups(width: int) -> int:
-    """Return the number of groups of a norm; two channels or more each, for maps of one cell."""
+    """Return the number of groups of a norm, of at least two channels each for maps of one cell."""
     return next((g for g in range(min(_GROUPS, width // 2), 0, -1) if width % g == 0), 1)

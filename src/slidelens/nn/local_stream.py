@@ -36,7 +36,7 @@ _MOST_VALUES = 2**31
 
 
 class Modules(Protocol):
-    """What is read here of a :class:`~slidelens.nn.local.LocalNetwork`."""
+    """The members of a :class:`~slidelens.nn.local.LocalNetwork` used here."""
 
     heads: nn.ModuleList
 
@@ -49,7 +49,7 @@ class Modules(Protocol):
         """Whether tiles of a map can be computed on their own."""
 
     def stem_features(self, relay: Relay) -> Tensor:
-        """Return what the stem makes of the image, whole."""
+        """Return the stem's features of the whole image."""
 
     def trunk(
         self,
@@ -66,7 +66,7 @@ class Modules(Protocol):
         """Return the side of a tile of a module's input, in its cells."""
 
     def tissue(self, relay: Relay, index: int, rows: int, columns: int) -> Tensor | None:
-        """Return the numbers of the windows of a module's map that have tissue; None: all."""
+        """Return the indices of the windows of a module's map with tissue; None for all."""
 
 
 @torch.no_grad()
@@ -109,10 +109,10 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
 
 
 def fits_whole(network: Modules, relay: Relay, free: int) -> bool:
-    """Return whether modules that could stream a slide may take it in one piece each.
+    """Return whether modules that could stream a slide may process it in one piece each.
 
-    ``free`` are the bytes that it may take, the image on the device among them. Maps of two billion
-    values and more are not given to a device's kernels, some of which count in 32 bits.
+    ``free`` is the memory for it in bytes, including the image on the device. Maps of two billion
+    values or more never are, since some kernels count in 32 bits.
     """
     height, width = relay.image.shape[:2]
     trunk = network.trunk(None, relay.tile, relay.mean, relay.std, wide=True)
@@ -142,7 +142,7 @@ def _read_whole(network: Modules, relay: Relay) -> Generator[float, None, list[R
 
 
 class _Rows:
-    """The output of a trunk as bands of full rows, from the top; each is shown to a listener."""
+    """The output of a trunk as bands of full rows, from the top; each is passed to a listener."""
 
     def __init__(
         self, trunk: StreamingTrunk, source: Source, listener: _Windows | None = None
@@ -163,7 +163,7 @@ class _Rows:
 
 
 class _Rolling(Source):
-    """A map that another trunk is making: rows are made when asked for, and go when passed."""
+    """The map of another trunk: rows are computed on demand, and dropped once passed."""
 
     def __init__(self, rows: _Rows, device: torch.device) -> None:
         self.shape, self.device = rows.shape, device
@@ -173,7 +173,7 @@ class _Rolling(Source):
         self._held: list[Tensor] = []
 
     def pixels(self, rect: Rect) -> Tensor:
-        """Return a piece; no later one may reach above it."""
+        """Return a piece; no later one may begin above it."""
         held = self._held
         while not held or self._top + sum(part.shape[2] for part in held) < rect.bottom:
             held.append(next(self._bands).values)
@@ -189,12 +189,12 @@ class _Rolling(Source):
         return joined(parts, 2)
 
     def prepare(self, pixels: Tensor, rect: Rect) -> Tensor:  # noqa: ARG002  # reason: as it is
-        """Return a piece as the network takes it, which it is."""
+        """Return the piece unchanged: it is the network's input already."""
         return pixels
 
 
 class _Windows:
-    """The windows of a head's convolution, made of rows as they come."""
+    """The windows of a head's convolution, computed from rows as they arrive."""
 
     def __init__(self, head: AttentionHead) -> None:
         self._head = head

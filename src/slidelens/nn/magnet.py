@@ -44,7 +44,7 @@ _NEVER = 1e3
 
 
 class Seen(NamedTuple):
-    """A pass through the network; B slides, N windows in a layer, T in the last.
+    """The results of a forward pass for B slides, with N windows in a layer, T in the last.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Seen(NamedTuple):
     auxiliary
         Layer (from 1) to ``(B, K)`` logits of its auxiliary classifier; empty in evaluation.
     probed
-        ``(B, M, K)`` of each probe alone, those that are known last.
+        ``(B, M, K)`` of each probe alone, those with known features last.
     """
 
     logits: Tensor
@@ -73,7 +73,7 @@ class Seen(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """Windows that one layer chose in each parent: ``(B, N, P, ...)``."""
+    """The windows chosen by one layer in each parent: ``(B, N, P, ...)``."""
 
     windows: Tensor
     scores: Tensor
@@ -188,7 +188,7 @@ class MagNet(nn.Module):
         known: Tensor | None = None,
         until: Until = "verdict",
     ) -> Seen:
-        """Look at B slides.
+        """Run the network on B slides.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class MagNet(nn.Module):
     def _probe(
         self, overview: Tensor, look: Look, probes: Tensor | None, known: Tensor | None
     ) -> Tensor:
-        """Judge probes ``(B, M, 3)`` and known features ``(B, N, dim)``: ``(B, M + N, K)``."""
+        """Classify probes ``(B, M, 3)`` and known features ``(B, N, dim)``: ``(B, M + N, K)``."""
         vectors = [] if known is None else [known]
         if probes is not None:
             images = look(probes, self.look, 0)
@@ -255,8 +255,8 @@ class MagNet(nn.Module):
     def _choose(self, layer: int, pictures: Tensor, least: Tensor) -> _Choice:
         """Choose windows in each of ``(B, N, 3, h, w)`` pictures, relative to it.
 
-        ``least`` is the smallest scale ``(B, N)`` of a window in each: known before windows are
-        read out, so that inhibition is of what is looked at.
+        ``least`` is the smallest scale ``(B, N)`` of a window in each. It applies before windows
+        are read, so that inhibition covers what is really read.
         """
         nets, gain, reach = self.attention[layer], self.gain[layer], self.reach[layer]
         assert isinstance(nets, nn.ModuleDict)
@@ -282,7 +282,7 @@ class MagNet(nn.Module):
     def _scores(self, net: nn.Module, picture: Tensor) -> Tensor:
         """Score the places of ``(B, 3, h, w)`` pictures: ``(B, h, w)``.
 
-        In the precision of the picture, even under autocast: sparsemax sums over a whole map.
+        In the picture's precision, even under autocast: sparsemax sums over a whole map.
         """
         if not self._early:
             scores: Tensor = net(picture)
@@ -297,7 +297,7 @@ class MagNet(nn.Module):
     def _kept(self, scores: Tensor, picture: Tensor) -> Tensor:
         """Lower scores ``(B, h, w)`` where the grey filter blackened ``(B, 3, h, w)`` pictures.
 
-        A picture that is black all over keeps its scores.
+        An entirely black picture keeps its scores.
         """
         if not self.tissue:
             return scores
@@ -306,9 +306,9 @@ class MagNet(nn.Module):
         return scores - _NEVER * (glass & ~glass.all(-1, True).all(-2, True))
 
     def _inhibited(self, scores: Tensor, windows: Sequence[Tensor]) -> Tensor:
-        """Lower scores ``(B, h, w)`` in and around windows ``(B, 3)`` that look already.
+        """Lower scores ``(B, h, w)`` in and around windows ``(B, 3)`` that are chosen already.
 
-        Around, because attention to the rim of a window would have its mean inside it.
+        Around them too, since attention to the rim of a window would have its mean inside it.
         """
         if not self.inhibition:
             return scores
@@ -320,7 +320,7 @@ class MagNet(nn.Module):
         return scores
 
     def _see(self, windows: Tensor, size: int, look: Look) -> Tensor:
-        """Read windows ``(B, N, 3)``; what is seen in them has a gradient to where they are."""
+        """Read windows ``(B, N, 3)``; their pixels have a gradient to their positions."""
         fixed = windows.detach()
         if not (torch.is_grad_enabled() and windows.requires_grad):
             return look(fixed, size, 0)

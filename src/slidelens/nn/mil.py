@@ -43,7 +43,7 @@ LinearPooling = Literal["top1", "topk", "mean", "max"]
 
 
 class BagOutput(NamedTuple):
-    """What a network says of one bag.
+    """The output of a network for one bag.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class BagOutput(NamedTuple):
         ``(A, N)`` weights of the tiles, each row summing to 1; one row, or one per output. ``None``
         for a pooling without.
     loss
-        What to learn from, where a label was given.
+        The training loss, if a label was given.
     """
 
     logits: Tensor
@@ -62,7 +62,7 @@ class BagOutput(NamedTuple):
 
 
 class BagPooling(nn.Module, ABC):
-    """From the vectors of a bag to its logits, and to those of each tile."""
+    """Turns the vectors of a bag into its logits, and into those of each tile."""
 
     @abstractmethod
     def forward(
@@ -70,8 +70,8 @@ class BagPooling(nn.Module, ABC):
     ) -> BagOutput:
         """Pool ``(N, D)`` float32, N at least 1.
 
-        With ``label`` (0-dimensional, class index) the output has a loss; ``smoothing`` spreads
-        that part of the label evenly over the classes.
+        With ``label`` (0-dimensional, class index) the output has a loss; ``smoothing`` is the
+        part of the label that is spread evenly over the classes.
         """
 
     @abstractmethod
@@ -86,13 +86,13 @@ class MilNetwork(nn.Module, ABC):
     ----------
     features
         Normalised tiles ``(N, 3, H, W)`` to vectors ``(N, D)``; ``None`` for a network on vectors
-        that were made elsewhere.
+        computed elsewhere.
     head
-        Vectors to logits: what learns while the backbone is frozen.
+        Vectors to logits: trained while the backbone is frozen.
     orientations
-        Orientations of each tile (:mod:`slidelens.nn.orientation`) whose vectors are averaged: the
-        first so many. With 4 the answer does not change when the slide is turned by quarters, with
-        8 nor when it is mirrored.
+        Number of orientations of each tile (:mod:`slidelens.nn.orientation`) whose vectors are
+        averaged. With 4, quarter turns of the slide do not change the result; with 8, nor does
+        mirroring.
     """
 
     def __init__(self, features: Encoder | None, head: nn.Module) -> None:
@@ -110,7 +110,7 @@ class MilNetwork(nn.Module, ABC):
         label: Tensor | None = None,
         smoothing: float = 0.0,
     ) -> Tensor | BagOutput:
-        """Do one of three things; all go through here, where a trainer wraps the network.
+        """Compute one of three outputs, in one method since a trainer wraps ``forward``.
 
         - ``images``: return the logits ``(N, K)`` of each tile alone;
         - ``images`` with ``vectors``: return their feature vectors ``(N, D)``;
@@ -131,10 +131,10 @@ class MilNetwork(nn.Module, ABC):
             return self._instances(vectors.float())
 
     def essence(self, vectors: Tensor) -> Tensor:
-        """Return those of ``(N, D)`` that answer as all do; all, unless the pooling knows better.
+        """Return a subset of ``(N, D)`` with the same output; all, unless a pooling needs fewer.
 
-        What is left of a slide's tiles so far, with the tiles to come, answers as all of them: a
-        slide of any size then takes the memory of a few tiles.
+        The subset of a slide's tiles so far, together with later tiles, has the same output as all
+        of them: a slide of any size then takes the memory of a few tiles.
         """
         return vectors
 
@@ -179,7 +179,7 @@ class TileClassifier(MilNetwork):
         self.top = top if pooling == "topk" else 1
 
     def essence(self, vectors: Tensor) -> Tensor:
-        """Return the highest tiles of each output, or the highest numbers; of ``mean``, all."""
+        """Return the highest tiles of each output, or the highest values; for ``mean``, all."""
         if self.pooling == "mean":
             return vectors
         if self.pooling == "max":
@@ -206,7 +206,7 @@ class TileClassifier(MilNetwork):
 
 
 class BagClassifier(MilNetwork):
-    """A pooling that learns, behind a backbone (or behind vectors that were made elsewhere)."""
+    """A trained pooling after a backbone, or for vectors computed elsewhere."""
 
     head: BagPooling
 
@@ -222,7 +222,7 @@ class BagClassifier(MilNetwork):
 
 
 def encoded(features: nn.Module, images: Tensor, orientations: int) -> Tensor:
-    """Return the vectors ``(N, D)`` of tiles, the means over so many of their orientations."""
+    """Return the vectors ``(N, D)`` of tiles, the means over a number of their orientations."""
     total: Tensor = features(images)
     for number in range(1, orientations):
         total = total + features(orient(images, number))
@@ -246,8 +246,8 @@ def class_probabilities(logits: Tensor) -> Tensor:
 def soft_maximum(logits: Tensor, sharpness: float, dim: int = 0) -> Tensor:
     """Pool logits over ``dim``, ``(tiles, K)`` to ``(K,)``: from mean (sharpness 0) to maximum.
 
-    The log-mean-exp of Pinheiro & Collobert 2015. Unlike the maximum it has a gradient in every
-    tile, so that a network that knows nothing yet does not settle on an arbitrary one.
+    The log-mean-exp of Pinheiro & Collobert 2015. Unlike the maximum it has a gradient for every
+    tile, so that an untrained network does not settle on an arbitrary one.
     """
     return (torch.logsumexp(sharpness * logits, dim) - log(logits.shape[dim])) / sharpness
 
@@ -255,7 +255,7 @@ def soft_maximum(logits: Tensor, sharpness: float, dim: int = 0) -> Tensor:
 def slide_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the cross entropy of each slide: logits ``(N, K)``, labels ``(N,)`` to ``(N,)``.
 
-    ``smoothing`` spreads that part of each label evenly over the classes.
+    ``smoothing`` is the part of each label that is spread evenly over the classes.
     """
     logits = logits.float()
     if logits.shape[-1] == 1:

@@ -155,11 +155,11 @@ class ClamPooling(BagPooling):
 
 
 class DualStreamPooling(BagPooling):
-    """The most suspicious tile, and attention to the tiles that are like it.
+    """The most suspicious tile, and attention to tiles similar to it.
 
     Stream one scores tiles and takes the highest (the critical tile). Stream two compares every
-    tile's query with the critical tile's and averages the tiles by that; the slide's logit is the
-    mean of both streams' logits and each stream learns from the label.
+    tile's query with the critical tile's and averages the tiles with these weights; the slide's
+    logit is the mean of both streams' logits, and each stream has a loss.
 
     Source: Li et al. 2021, "Dual-stream multiple instance learning network" (DSMIL), section 3.2.
 
@@ -212,7 +212,7 @@ class RecurrentPooling(BagPooling):
     """A recurrent network over the most suspicious tiles, from the highest score down.
 
     Source: Campanella et al. 2019, supplement: ten tiles, state 128, one ReLU layer. There the tile
-    classifier is trained first; here both learn in the same step, the tile classifier from the
+    classifier is trained first; here both are trained in the same step, the tile classifier on the
     highest tile, without sharing a layer. With more than two classes (our choice) the tiles are the
     highest of each class in turn.
 

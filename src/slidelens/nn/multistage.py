@@ -50,18 +50,18 @@ class MultiStage(nn.Module):
     Attributes
     ----------
     features, vector
-        Backbone and the fully connected layer behind it. The paper says nothing of a nonlinearity
-        after that layer; we take a ReLU. ``imagenet`` has no such layer.
+        Backbone and the fully connected layer after it. The paper does not mention a nonlinearity
+        after that layer; we use a ReLU. ``imagenet`` has no such layer.
     final
-        The classifier of single patches: for ``classifier``, and to learn ``vector`` for
-        ``multistage`` (End-to-End Learning leaves it as it is; section 3.2.2).
+        The classifier of single patches: for ``classifier``, and to train ``vector`` for
+        ``multistage`` (End-to-End Learning does not train it; section 3.2.2).
     unet
         The segmentation model.
 
     gain
-        What vectors are multiplied by before the U-Net; training sets it once, so that they have
-        the size that the U-Net's first weights expect. (Ours: a fully connected layer gives vectors
-        of any size; at a root mean square of 15 the U-Net learnt much worse.) 1 is not set.
+        Factor for vectors before the U-Net. Training sets it once, so that they have the size that
+        the U-Net's initial weights expect; 1 until then. (Not in the paper: a fully connected layer
+        gives vectors of any size; at a root mean square of 15 the U-Net learnt much worse.)
 
     Logits are one per patch or cell: that of tumour (the paper's two outputs under a softmax are
     the same function).
@@ -107,13 +107,13 @@ class MultiStage(nn.Module):
         return self.final(vectors) if part == "classify" else vectors
 
     def extractor(self) -> list[nn.Parameter]:
-        """Return the parameters that make a patch's vector."""
+        """Return the parameters that a patch's vector depends on."""
         parts = [m for m in (getattr(self, "features", None), getattr(self, "vector", None)) if m]
         return [p for part in parts for p in part.parameters()]
 
 
 def arrange(vectors: Tensor, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Lay vectors out as a map (section 3.1, feature map construction).
+    """Arrange vectors as a map (section 3.1, feature map construction).
 
     Parameters
     ----------
@@ -142,9 +142,10 @@ def backward_by_parts(
 ) -> Tensor:
     """Add the gradients of a loss over all patches, with one mini-batch of them in memory.
 
-    End-to-End Learning by retained gradients (section 3.2.2, steps 1 to 5): all vectors without a
-    graph; the loss of the vectors, forward and backward; then each mini-batch again, with the loss
-    ``<dL/dx, x>``. The gradients are those of the un-divided computation, to rounding.
+    End-to-End Learning by retained gradients (section 3.2.2, steps 1 to 5): compute all vectors
+    without a graph; then the loss of the vectors, forward and backward; then each mini-batch again,
+    with the loss ``<dL/dx, x>``. The gradients equal those of the undivided computation, up to
+    rounding.
 
     Parameters
     ----------
