@@ -221,7 +221,7 @@ def test_results_that_are_others_by_now_are_told(folder, tmp_path):
     file = folder / "results" / "good" / "a" / "result.json"
     content = json.loads(file.read_text()) | {"probabilities": {"normal": 0.4, "tumor": 0.6}}
     file.write_text(json.dumps(content))
-    assert "Results that are others since the evaluation: good 1." in report(folder, tmp_path)
+    assert "Results that have changed since the evaluation: good 1." in report(folder, tmp_path)
 
 
 def test_results_that_are_gone_are_told_in_the_commands(folder):

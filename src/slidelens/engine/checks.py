@@ -145,7 +145,7 @@ def _report() -> Check:
 
 
 def _extra(name: str, extra: str, *packages: str) -> Check:
-    """Look for the packages of an extra; the first one's version is told."""
+    """Look for the packages of an extra; the detail is the first one's version."""
     missing = [package for package in packages if _version(package) is None]
     if missing:
         fix = f"pip install 'slidelens[{extra}]'"

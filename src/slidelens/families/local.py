@@ -48,7 +48,7 @@ _PAPER_STRIDE = 3
 _SHARE = 0.6
 """Of a GPU's free memory that maps may take: the estimate leaves out what kernels need."""
 _READING = 0.7
-"""Share of the time that reading is said to take where maps are whole."""
+"""Share of progress that reading counts for when maps are whole."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

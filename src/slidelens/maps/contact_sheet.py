@@ -100,7 +100,7 @@ def _picture(
     read: Read,
     at: tuple[int, int],
 ) -> None:
-    """Draw one window in its frame, with its children's outlines, and what there is to say."""
+    """Draw one window in its frame, with its children's outlines and a caption."""
     from PIL import Image, ImageDraw
 
     window = trajectory.windows[index]

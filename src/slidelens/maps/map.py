@@ -46,7 +46,7 @@ class Cells(Protocol):
 
 @dataclass(frozen=True)
 class MapData:
-    """What is read when a map is first looked at.
+    """The facts of a map that are read on first use.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class MapData:
     slide_mpp
         Resolution of the slide's level 0.
     levels
-        Finest first, each a half of the one before.
+        Finest first, each half the size of the previous one.
     """
 
     channels: tuple[str, ...]

@@ -118,7 +118,7 @@ def _read_halved(fine: Cells, kind: Kind, rows: slice, columns: slice) -> NDArra
 
 
 def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
-    """Return a map that is opened when it is first looked at.
+    """Return a map that is opened on first use.
 
     ``slide_mpp`` turns the file's µm into level-0 px. Opening raises ``ResultError``, naming the
     file and the key, for what is not a map of this layout.
@@ -256,7 +256,7 @@ def _open(folder: Path, kind: Kind, slide_mpp: Mpp | None) -> MapData:
 
 
 class _Stored:
-    """One level in its file: a zarr array whose damage is told by name."""
+    """One level in its file: a zarr array whose errors name the file."""
 
     def __init__(self, folder: Path, array: zarr.Array[Any] | zarr.Group) -> None:
         self.shape: tuple[int, ...] = getattr(array, "shape", ())

@@ -129,14 +129,14 @@ class Result:
 
     @property
     def tiles(self) -> Tiles | None:
-        """The table of tiles; read from the folder when first asked for."""
+        """The table of tiles; read from the folder on first access."""
         if self._tiles is None and self.path is not None and (self.path / _TILES).exists():
             self._tiles = Tiles.read(self.path / _TILES)
         return self._tiles
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The positive regions; read from the folder when first asked for."""
+        """The positive regions; read from the folder on first access."""
         if self._regions is None:
             self._regions = ()
             if self.path is not None and (self.path / _REGIONS).exists():
@@ -147,14 +147,14 @@ class Result:
 
     @property
     def features(self) -> TileFeatures | None:
-        """Feature vectors of the tiles; read from the folder when asked for, and not kept."""
+        """Feature vectors of the tiles; read from the folder on each access, and not kept."""
         if self._features is None and self.path is not None and (self.path / _FEATURES).exists():
             return TileFeatures.read(self.path / _FEATURES)
         return self._features
 
     @property
     def trajectory(self) -> Trajectory | None:
-        """Where the network looked; read from the folder when first asked for."""
+        """Where the network looked; read from the folder on first access."""
         if self._trajectory is None and self.path is not None:
             path = self.path / _TRAJECTORY
             if path.exists():
@@ -284,8 +284,8 @@ class Result:
 def find_results(folder: str | Path) -> Iterator[Path]:
     """Yield the result folders in a folder (or itself), at any depth, sorted; unfinished ones not.
 
-    A folder in it that cannot be read is passed over with a warning; so is, without one, a link to
-    a folder beside it or above it, whose results are found there.
+    A folder that cannot be read is skipped with a warning. A link to a folder beside or above it is
+    skipped without one, since its results are found there.
 
     Raises
     ------
@@ -327,7 +327,7 @@ def _leads_back(path: Path) -> bool:
 def results_root(folder: str | Path) -> Path:
     """Return the results folder that ``folder`` lies in, if it is of one model or is one result.
 
-    Any other folder, of which there may be none yet, is returned as it is.
+    Any other folder, existing or not, is returned unchanged.
     """
     path = Path(folder)
     try:

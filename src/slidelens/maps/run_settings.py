@@ -34,18 +34,18 @@ _NETWORKS = ("backbone", "encoder")  # of a plugin they are called `timm/<name>`
 
 
 class RunSettings(BaseModel):
-    """What was asked of one run; with slide and weights, all that its result depends on.
+    """The settings of one run; with slide and weights, all that its result depends on.
 
     Attributes
     ----------
     region
         x, y, w, h in level-0 px; ``None``: the whole slide.
     precision
-        As asked for; what ``auto`` came to is in the result's ``software``.
+        As requested; what ``auto`` resolved to is in the result's ``software``.
     config
-        Fields of the model's configuration, as they were used.
+        Fields of the model's configuration, as used.
     options
-        Those of them that were changed for the run (``predict --set``).
+        Fields changed for the run (``predict --set``).
     tissue
         How tissue was found; ``{"method": "given"}`` for a mask of the caller's own.
     """
@@ -60,7 +60,7 @@ class RunSettings(BaseModel):
 
 
 class RunGroup(NamedTuple):
-    """Slides (by id) of one model that were run alike; ``None``: their results do not say how."""
+    """Slides (by id) of one model that were run alike; ``None`` if results do not state how."""
 
     settings: RunSettings | None
     slides: list[str]

@@ -34,17 +34,17 @@ class Window:
     Attributes
     ----------
     layer
-        0 for what the first layer sees (the whole slide or region), 1 for the windows that the
-        first layer chose, and so on.
+        0 for the whole slide or region, the first layer's input; 1 for the windows chosen by the
+        first layer, and so on.
     parent
         Index of the window that it was chosen in; ``None`` for layer 0.
     box
         In level-0 px; it may reach outside the slide.
     mpp
-        µm per pixel of the picture that the network saw of it.
+        µm per pixel of its picture as read by the network.
     probabilities
-        What the network made of the slide after this window, per class in label order; ``None``
-        before the first window of the last layer, the only ones that are evidence.
+        The network's probabilities for the slide after this window, per class in label order;
+        ``None`` before the first window of the last layer.
     """
 
     layer: int
@@ -61,7 +61,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """All windows of one slide, in the order of looking: each after its parent, depth first.
+    """All windows of one slide in reading order: each after its parent, depth first.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class Trajectory:
 
     @property
     def last(self) -> tuple[Window, ...]:
-        """The windows of the last layer: what the classifier saw."""
+        """The windows of the last layer, the classifier's input."""
         return tuple(window for window in self.windows if window.layer == self.depth)
 
     def children(self, index: int) -> list[int]:

@@ -14,7 +14,7 @@ _LEAST = 320 << 20
 """Bytes of growth that are never worth a trim in the midst of work. With 192 MB, streaming
 ResNet-18 to layer2 by tiles of 512 px trimmed 17 times a step: a fifth of its time."""
 _LEFT = 64 << 20
-"""Bytes of growth that are worth one at its end, when nobody asks for them soon."""
+"""Growth in bytes that is worth a trim at the end of the work."""
 _STATM = Path("/proc/self/statm")
 
 

@@ -189,7 +189,7 @@ def _add_runs(card: ModelCard, of_slide: Mapping[str, ResultFile]) -> None:
 
 
 def _given_mpp(slide: SlideInfo) -> str:
-    """Return what ``predict --mpp`` was told of a slide, going by where its resolution is from."""
+    """Return the ``predict --mpp`` value of a slide, inferred from its resolution's source."""
     source, mpp = slide.mpp_source or "", slide.resolution
     if source == "given" and mpp is not None:
         return f"{mpp.x:.12g}" if mpp.x == mpp.y else f"{mpp.x:.12g},{mpp.y:.12g}"

@@ -350,7 +350,7 @@ def _failed_notes(content: Content, notes: list[str]) -> list[str]:
 
 
 def _run_notes(content: Content) -> list[str]:
-    """Say how the slides were run, where figures depend on it; said again it is said once."""
+    """Return notes on how the slides were run, if figures depend on it, without repetition."""
     notes = []
     for card in content.cards:
         runs = [run.settings for run in card.runs if run.settings for _ in run.slides]
@@ -358,7 +358,7 @@ def _run_notes(content: Content) -> list[str]:
     changed = [f"{card.name} {card.changed}" for card in content.cards if card.changed]
     if changed:
         notes.append(
-            f"Results that are others since the evaluation: {', '.join(changed)}. Figures are of "
+            f"Results that have changed since the evaluation: {', '.join(changed)}. Figures are of "
             "the old ones, pictures and settings of the new ones; evaluate again."
         )
     return notes

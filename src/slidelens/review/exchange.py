@@ -29,7 +29,7 @@ __all__ = ["CorrectedLabels", "correct_labels", "decisions_csv", "read_decisions
 _COLUMNS = tuple(field.name for field in fields(Decision))
 _NEEDED = _COLUMNS[:4]
 _SPREADSHEETS = ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M")
-"""How spreadsheets write times, but for those whose day and month cannot be told apart."""
+"""Time formats of spreadsheets, except those with an ambiguous order of day and month."""
 _SHOWN = 20
 
 

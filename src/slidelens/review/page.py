@@ -87,7 +87,7 @@ def _given(card: ModelCard, slides: Sequence[str]) -> str:
 
 
 def _decided(case: SlideCase) -> list[dict[str, Any]]:
-    """Group what one reviewer said alike on several methods."""
+    """Group equal decisions of one reviewer on several methods."""
 
     def alike(one: Any) -> tuple[str, ...]:
         return (one.reviewer, one.category, one.true_label, one.note)

@@ -213,7 +213,7 @@ class Slide:
         return self._reader.read_associated(name)
 
     def notes(self) -> list[str]:
-        """Return what is unusual about the file and how it is read nevertheless, a sentence each.
+        """Return notes on what is unusual about the file and how it is read, a sentence each.
 
         May read some pixels.
 
@@ -299,7 +299,7 @@ class Slide:
         return want.x / have.x, want.y / have.y
 
     def _level_for(self, step_x: float, step_y: float) -> int:
-        """Choose the coarsest level whose pixels are not larger than asked for."""
+        """Choose the coarsest level whose pixels are not larger than requested."""
         best = 0
         for index, (_, size) in enumerate(self.levels):
             x, y = self.size.width / size.width, self.size.height / size.height

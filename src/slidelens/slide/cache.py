@@ -32,8 +32,8 @@ def new_owner() -> int:
 class TileCache:
     """Least-recently-used arrays, by key, up to a number of bytes.
 
-    Decoding happens outside the lock. A tile that another thread is decoding is waited for, not
-    decoded twice: neighbouring reads share tiles, so this is the common case, not the rare one.
+    Decoding happens outside the lock. A thread waits for a tile that another is decoding instead of
+    decoding it again; this is common, since neighbouring reads share tiles.
 
     Parameters
     ----------
@@ -49,12 +49,12 @@ class TileCache:
         self._lock = Lock()
 
     def get(self, key: Key, make: Callable[[], Tile]) -> Tile:
-        """Return the tile of ``key``, made and kept if it is not there."""
+        """Return the tile of ``key``; make and keep it if it is not there."""
         ((_, tile),) = self.each((key,), lambda _: make())
         return tile
 
     def each(self, keys: Iterable[Key], make: Callable[[Key], Tile]) -> Iterator[tuple[Key, Tile]]:
-        """Yield every key with its tile, made and kept if it is not there.
+        """Yield every key with its tile; make and keep those that are not there.
 
         Tiles that other threads are decoding come last: threads that read neighbouring boxes
         decode one part each instead of standing in line.
@@ -70,7 +70,7 @@ class TileCache:
             yield key, pending.result()
 
     def _find(self, key: Key) -> Tile | Future[Tile] | None:
-        """Return a tile, or the promise of one; ``None`` leaves it to the caller to make it."""
+        """Return a tile, or a promise of one; ``None`` if the caller must make it."""
         with self._lock:
             tile = self._tiles.get(key)
             if tile is not None:

@@ -42,9 +42,9 @@ class _Layout(NamedTuple):
 
 
 def check_complete(path: Path) -> None:
-    """Make sure that all directories, tiles and strips of a TIFF lie within the file.
+    """Check that all directories, tiles and strips of a TIFF lie within the file.
 
-    Only directories are read. Hamamatsu's NDPI, and what is no TIFF, is not judged.
+    Only directories are read. Hamamatsu's NDPI and other formats are not checked.
 
     Raises
     ------
@@ -91,9 +91,9 @@ def _cut(path: Path, end: int, size: int) -> SlideError:
 
 
 def _bytes(file: BinaryIO, at: int, count: int, size: int) -> bytes | None:
-    """Read ``count`` bytes; ``None`` where they lie beyond the ``size`` of the file.
+    """Read ``count`` bytes; ``None`` if they lie beyond the ``size`` of the file.
 
-    Damaged numbers are not tried: they may be too large for the system, or for memory.
+    Damaged numbers may be too large for the system or for memory, so they are not tried.
     """
     if at + count > size:
         return None

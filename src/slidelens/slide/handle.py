@@ -24,7 +24,7 @@ _close.argtypes, _close.restype = (c_void_p,), None
 
 
 class Handle:
-    """An open slide; once closed it is freed by the last of those who read it.
+    """An open slide; after closing, its last reader frees it.
 
     OpenSlide itself frees what another thread is reading, and the program crashes. A count that an
     interrupt leaves too high costs nothing but time: the slide is freed with this object.
@@ -46,7 +46,7 @@ class Handle:
 
     @contextmanager
     def reading(self) -> Iterator[openslide.OpenSlide]:
-        """Lend the slide for one read, which closing does not disturb.
+        """Provide the slide for one read, which closing does not interrupt.
 
         Raises
         ------
@@ -66,13 +66,13 @@ class Handle:
                 self._free_unused()
 
     def close(self) -> None:
-        """Lend the slide no more; harmless when called twice, and does not wait for readers."""
+        """Allow no more reads; may be called more than once, and does not wait for readers."""
         with self._lock:
             self._closed = True
             self._free_unused()
 
     def _free_unused(self) -> None:
-        """Free a closed slide that nobody reads; the lock is held."""
+        """Free a closed slide without readers; the lock is held."""
         if not self._closed or self._readers or self._slide is None:
             return
         slide, self._slide = self._slide, None

@@ -47,7 +47,7 @@ _DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit
 
 
 class OpenSlideReader(Reader):
-    """A slide that OpenSlide opens."""
+    """A slide opened by OpenSlide."""
 
     backend = "openslide"
 
@@ -144,7 +144,7 @@ class OpenSlideReader(Reader):
     def close(self) -> None:
         """Close the file and forget its tiles; harmless when called twice.
 
-        What other threads are reading is read to its end, and then the file is freed.
+        Reads in other threads are completed before the file is freed.
         """
         self._handle.close()
         with self._lock:

@@ -28,7 +28,7 @@ _BLOCK = 512
 
 
 class PluginReader(Reader):
-    """Opens a file with the reader that a plugin brings, and stands for it.
+    """Opens a file with the reader of a plugin, and represents it.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class PluginReader(Reader):
         return False
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        """Read ``(h, w, 3)`` RGB of one level from blocks that are kept."""
+        """Read ``(h, w, 3)`` RGB of one level from cached blocks."""
 
         def block(row: int, column: int) -> NDArray[np.uint8]:
             left, top = column * _BLOCK, row * _BLOCK

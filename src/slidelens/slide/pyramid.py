@@ -40,7 +40,7 @@ Index = SupportsIndex | slice
 
 
 class _Stored(Protocol):
-    """What a pyramid needs of a slide; :class:`slidelens.slide.base.Slide` is one."""
+    """The members of :class:`slidelens.slide.base.Slide` that a pyramid uses."""
 
     @property
     def levels(self) -> Sequence[Level]: ...
@@ -50,9 +50,9 @@ class _Stored(Protocol):
 class LazyLevel:
     """One level of a pyramid as an array: ``(H, W, 3)`` uint8 RGB.
 
-    Has what viewers ask of an array (``shape``, ``dtype``, ``ndim``, ``chunks``, slicing with
-    integers and slices, ``numpy.asarray``); anything else, convert first. Large reads are decoded
-    on several threads.
+    It has what viewers need of an array (``shape``, ``dtype``, ``ndim``, ``chunks``, indexing with
+    integers and slices, ``numpy.asarray``); for anything else, convert it first. Large reads are
+    decoded on several threads.
     """
 
     dtype = np.dtype(np.uint8)
@@ -81,7 +81,7 @@ class LazyLevel:
         raise NotImplementedError  # by the two kinds of levels below
 
     def forget(self) -> None:
-        """Drop what is kept in memory, if anything is."""
+        """Drop cached pixels, if there are any."""
 
     def __getitem__(self, key: Index | tuple[Any, ...]) -> NDArray[np.uint8]:
         rows, columns, channels = _expand(key)

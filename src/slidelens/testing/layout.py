@@ -181,7 +181,7 @@ def layout_of(spec: PhantomSpec) -> Layout:
 def _tones(
     rng: np.random.Generator, lesions: int, follicles: int
 ) -> tuple[tuple[float, float], ...]:
-    """Draw how dark areas are; without follicles a lesion has no other area to be told from."""
+    """Draw how dark areas are; without follicles, lesions need not differ from anything."""
     if not follicles:
         return ((1.0, 1.0),) * lesions
     means = [(_AREA_TONE, 1.0)] * lesions + [_FOLLICLE_TONE] * follicles

@@ -72,7 +72,7 @@ class Annotations(list[Annotation]):
 
 
 def read_annotations(path: str | Path) -> Annotations:
-    """Read a file of annotations: GeoJSON, NCRF JSON, ASAP XML or Aperio XML, told by content.
+    """Read a file of annotations: GeoJSON, NCRF JSON, ASAP XML or Aperio XML, by its content.
 
     Polygons that cross themselves are repaired: what any loop encloses is inside. Areas marked as
     excluded (Aperio ``NegativeROA``, NCRF ``negative``, ASAP groups ``_2`` and ``Exclusion``) are

@@ -1,4 +1,4 @@
-"""What a training leaves behind for whoever asks later: its slides, its card, its curves."""
+"""The record of a training run: its slides, its card, its curves."""
 
 from __future__ import annotations
 
