@@ -187,7 +187,7 @@ def test_filters_and_their_empty_state(panel, qtbot):
     assert panel.review.case.slide_id == "c"
     for action in panel.errors.methods.menu().actions():
         action.trigger()
-    assert "No error is like that" in panel.errors.empty.text()
+    assert "No error matches" in panel.errors.empty.text()
     assert not panel.case.isVisible()
 
 

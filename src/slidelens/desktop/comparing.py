@@ -45,7 +45,7 @@ MODES = {
     "blend": ("Blend", "Cross-fade from the first method to the second"),
     "blink": ("Blink", "Show one method after the other in the same place"),
     "difference": ("Difference", "First method minus second"),
-    "agreement": ("Agreement", "Where all say the same, and who stands alone"),
+    "agreement": ("Agreement", "Where methods agree, and which one differs"),
 }
 """Ways to compare: what the button says, and its help."""
 

@@ -62,7 +62,7 @@ class HistogramView(_Picture):
 
     def __init__(self) -> None:
         super().__init__(84)
-        self.setToolTip("How often which values occur; drag to hide what is below")
+        self.setToolTip("Histogram of the values; drag to hide lower ones")
         self.setAccessibleName("Histogram")
         self.setCursor(Qt.CursorShape.SplitHCursor)
         self._histogram: Histogram | None = None

@@ -143,9 +143,9 @@ class ErrorList(QWidget):
     def _say_empty(self, review: Review) -> None:
         text = ""
         if not review.errors:
-            text = "No method errs at this operating point: there is nothing to review."
+            text = "No method is wrong at this operating point: there is nothing to review."
         elif not review.cases:
-            text = "No error is like that. Tick other methods, or list all errors."
+            text = "No error matches. Tick other methods, or list all errors."
         self.empty.setText(text)
         self.empty.setVisible(bool(text))
         self.tree.setVisible(not text)

@@ -149,7 +149,7 @@ class Labelling(QWidget):
             name: button(name, f"Label the chosen slides {name}", partial(self.set_label, name))
             for name in names
         }
-        clear = button("none", "Take the label of the chosen slides away", self._clear_label)
+        clear = button("none", "Remove the label of the chosen slides", self._clear_label)
         for made in (*self.buttons.values(), clear):
             self._row.addWidget(made)
 

@@ -59,7 +59,7 @@ class ModelChooser(QWidget):
         self.form = Form()
         self.options = QCollapsible("Options of this model")
         self.options.addWidget(self.form)
-        self.options.setToolTip("What may change from run to run; the defaults are the model's own")
+        self.options.setToolTip("Options of the run; the defaults are the model's")
         self._waiting = caption("Reading the models…")
         add = button("Add model…", "Add a folder with model.json and weights", self._ask)
         layout = QVBoxLayout(self)

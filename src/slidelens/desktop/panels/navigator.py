@@ -121,7 +121,7 @@ class NavigatorPanel(Panel):
         self.marks.itemActivated.connect(self._go_to_mark)
         self.marks.itemChanged.connect(self._renamed)
         self._add = button("Add", "Remember this place and magnification", self.add_bookmark)
-        self._remove = button("Remove", "Forget the chosen bookmark", self._forget)
+        self._remove = button("Remove", "Delete the chosen bookmark", self._forget)
         gone = Shortcut(QKeySequence("Delete"), self.marks)
         gone.setContext(Qt.ShortcutContext.WidgetShortcut)  # Delete means other things elsewhere
         gone.activated.connect(self._forget)

@@ -63,7 +63,7 @@ class ResultsList(QWidget):
         self.open = button("Show", "Show the chosen result on its slide (Enter)", self._open)
         self.delete = button("Delete", "Delete the result; it can be brought back", self._delete)
         self.undo = button("Undo delete", "Bring back what was deleted last", self._restore_last)
-        self._folder = button("Folder…", "Choose where results are kept", self._choose_folder)
+        self._folder = button("Folder…", "Choose the folder of results", self._choose_folder)
         self._empty = caption()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)

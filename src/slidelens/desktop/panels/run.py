@@ -151,11 +151,11 @@ class RunPanel(Panel):
         self.slide = SlideLine(self.bench)
         self.models = ModelChooser(self.bench)
         self.device = calm_combo("Where the model runs")
-        self.where = calm_combo("What of the slide, or which slides, to run on")
+        self.where = calm_combo("The part of the slide, or the slides, to run on")
         for key, title in _WHERE.items():
             self.where.addItem(title, key)
         self.region = button(
-            "Draw", "Draw a rectangle on the slide; only what is inside is run", self.draw_region
+            "Draw", "Draw a rectangle on the slide; only the area inside is run", self.draw_region
         )
         self.mpp = QDoubleSpinBox()
         self.mpp.setRange(0.05, 100)
@@ -171,7 +171,7 @@ class RunPanel(Panel):
         self.why = caption()
         self.run_button = button("Run", "Run the ticked models (Ctrl+Return)", self.run)
         self.run_button.setShortcut("Ctrl+Return")
-        self.stop_button = button("Stop", "Stop; what is finished is kept", self.stop)
+        self.stop_button = button("Stop", "Stop; finished results are kept", self.stop)
         self.bar = progress_bar("Progress of the run")
         self.status = caption()
         self.results = ResultsList(self.bench, self.notice)

@@ -28,7 +28,7 @@ class SlideLine(QWidget):
         self._bench = bench
         self.text = caption()
         self.open = button("Open slide…", "Open a slide in place of this one", self._ask)
-        self.recent = menu_button(QToolButton(), "Recent", "Slides that were opened last")
+        self.recent = menu_button(QToolButton(), "Recent", "Recently opened slides")
         self._menu = QMenu(self.recent)
         self._menu.aboutToShow.connect(self._fill_recent)
         self.recent.setMenu(self._menu)

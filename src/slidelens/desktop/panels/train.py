@@ -131,7 +131,7 @@ class TrainPanel(Panel):
         self.options = TrainOptions(self.bench)
         self.split_view = SplitView()
         self.split_text, self.warning, self.why, self.status = (caption() for _ in range(4))
-        self.start_button = button("Train", "Train in a process of its own", self.start)
+        self.start_button = button("Train", "Train in a separate process", self.start)
         self.pause_button = button("Pause", "Stop and keep what it learnt", self.pause)
         self.cancel_button = button("Cancel", "Stop and throw away", self.cancel)
         self.bar = progress_bar("Progress of the training")

@@ -43,20 +43,20 @@ class TrainOptions(QWidget):
         self.family, self.base, self.preset, self.device = (QComboBox() for _ in range(4))
         for combo, tip in (
             (self.family, "The method"),
-            (self.base, "What it starts from; a model of the same method is fine-tuned"),
+            (self.base, "Initial weights; a model of the same method is fine-tuned"),
             (self.preset, "Named schedule: the paper's, or one for small cohorts"),
             (self.device, "Where it is trained"),
         ):
             calm(combo).setToolTip(tip)
         self.about = caption()
         self.name = QLineEdit()
-        calm(self.name).setToolTip("Of the model that is made; it appears in the Run panel")
+        calm(self.name).setToolTip("Name of the new model, which will appear in the Run panel")
         self.epochs, self.seed = QSpinBox(), QSpinBox()
         self.epochs.setRange(0, _MOST_EPOCHS)
         self.epochs.setSpecialValueText("as the schedule says")
-        calm(self.epochs).setToolTip("At most so many passes over the slides")
+        calm(self.epochs).setToolTip("Largest number of passes over the slides")
         self.seed.setRange(0, 2**31 - 1)
-        calm(self.seed).setToolTip("Of the split and of everything random")
+        calm(self.seed).setToolTip("Seed of the split and of all random choices")
         form = QFormLayout()
         for label, control in (
             ("Method", self.family),

@@ -194,7 +194,9 @@ class WorkerClient(QObject):
         self._hear()
         self._listen()
         killed = status == QProcess.ExitStatus.CrashExit
-        self._gone("was killed, perhaps for want of memory" if killed else f"ended (status {code})")
+        self._gone(
+            "was killed, perhaps because memory ran out" if killed else f"ended (status {code})"
+        )
 
     def _failed(self, error: QProcess.ProcessError) -> None:
         if error == QProcess.ProcessError.FailedToStart:
