@@ -12,7 +12,7 @@ from skimage.measure import regionprops
 from slidelens.engine.evaluation.froc import RATES, froc, true_lesions
 from slidelens.engine.evaluation.froc import _curve as curve_of
 from slidelens.engine.evaluation.froc import _major_axis as major_axis
-from slidelens.engine.evaluation.lesions import _picture as picture_of
+from slidelens.engine.evaluation.lesions import _draw as picture_of
 from slidelens.geometry import Mpp
 from slidelens.maps.lesions import Peak
 from slidelens.tiling.annotations import Annotation
