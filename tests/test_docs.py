@@ -179,6 +179,7 @@ def test_commands_of_the_page_run(page, prepared, tmp_path, monkeypatch):
 FOREIGN = {
     *("--dest", "--find-links", "--no-index", "--upgrade"),  # pip
     *("--array", "--cpus-per-task", "--gres", "--mem", "--requeue", "--time"),  # SLURM
+    *("--ntasks", "--ntasks-per-node"),  # SLURM
     *("--quick", "--render", "--row"),  # benchmarks
     *("--logdir", "--strict"),  # TensorBoard, mkdocs
 }

@@ -135,6 +135,40 @@ def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, co
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
 
 
+def _job(monkeypatch, **of_slurm: str) -> None:
+    """Let the command find itself in a job of SLURM."""
+    one = {"JOB_ID": "1", "JOB_NAME": "train", "NNODES": "1", "NODELIST": "localhost"}
+    one |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in (one | of_slurm).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_one_process_trains_in_a_job_of_any_shape(slidelens, cohort, tmp_path, monkeypatch):
+    """``-n 2`` without tasks per node is no matter of a training that starts no others."""
+    _job(monkeypatch, NTASKS="2")
+    done = slidelens(*_words(cohort, tmp_path / "m", stages=ONE))
+    assert done.code == 0, done.err
+    assert (tmp_path / "m" / "model.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ({"NTASKS": "1"}, r"this cluster: its job has 1 processes, .* is 2\. .* srun"),
+        ({"NTASKS": "2"}, r"cannot share the training out on this cluster: .*--ntasks-per-node=2"),
+        ({"NTASKS": "4", "NTASKS_PER_NODE": "4"}, r"its job has 4 processes"),
+        ({"NTASKS": "2", "NTASKS_PER_NODE": "1"}, r"on this cluster: .* does not match"),
+    ],
+)
+def test_a_job_of_another_number_of_processes(slidelens, cohort, tmp_path, monkeypatch, job, said):
+    """A training in fewer processes than were asked for would learn as another one."""
+    _job(monkeypatch, **job)
+    done = slidelens(*_words(cohort, tmp_path / "m", stages=ONE), "--devices", "2")
+    assert done.code == 1
+    assert re.search(said, " ".join(done.err.split())), done.err
+    assert not (tmp_path / "m" / "model.json").exists()
+
+
 def _record(out: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((out / "training" / "checkpoint.json").read_text())
     return record

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import torch
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
     from slidelens.engine.training.checkpoint import CheckpointStore
     from slidelens.engine.training.loop import TrainProgress
@@ -199,6 +200,7 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
 
     try:
         from lightning.fabric import Fabric, seed_everything
+        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     except ImportError as error:
         raise ModelError(
             f"training needs packages that are not installed ({error.name}): "
@@ -212,15 +214,23 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
     for name in ("lightning.fabric", "lightning.pytorch"):  # they announce their precision
         logging.getLogger(name).setLevel(logging.WARNING)
     only = [device.index or 0] if device.type == "cuda" and processes == 1 else plan.devices
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=only,
-        num_nodes=plan.nodes,
-        strategy=replica_strategy(processes),
-        precision=None if bf16 else "32-true",
-        plugins=[autocast_plugin(device)] if bf16 else None,
-    )
-    fabric.launch()
+    plugins: list[Any] = [autocast_plugin(device)] if bf16 else []
+    if processes == 1:  # whatever the job of a cluster has: it is not asked
+        plugins.append(LightningEnvironment())
+    try:
+        fabric = Fabric(
+            accelerator=device.type,
+            devices=only,
+            num_nodes=plan.nodes,
+            strategy=replica_strategy(processes),
+            precision=None if bf16 else "32-true",
+            plugins=plugins,
+        )
+        if processes > 1:
+            _check_job(plan, fabric)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"cannot share the training out on this cluster: {error}") from error
     seed_everything(plan.seed, verbose=False)
     return fabric, device if processes == 1 else fabric.device
 
@@ -235,6 +245,19 @@ def _check_devices(plan: TrainPlan, device: torch.device) -> None:
         raise ModelError(
             f"--devices {plan.devices}: this machine has {there} of {device.type}; give at most "
             "so many, or --nodes for several machines."
+        )
+
+
+def _check_job(plan: TrainPlan, fabric: Fabric) -> None:
+    """Refuse a cluster's job of another number of processes: it would train with those it has."""
+    job: ClusterEnvironment = fabric.strategy.cluster_environment  # type: ignore[attr-defined]
+    processes = plan.devices * plan.nodes
+    if job.creates_processes_externally and job.world_size() != processes:
+        raise RuntimeError(
+            f"its job has {job.world_size()} processes, and --devices {plan.devices} --nodes "
+            f"{plan.nodes} is {processes}. Begin the command with srun in a job of "
+            f"--nodes={plan.nodes} --ntasks-per-node={plan.devices}, or on one machine leave "
+            "--ntasks out of the job."
         )
 
 
