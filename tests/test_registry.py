@@ -84,6 +84,8 @@ def test_a_good_plugin_is_found_and_loaded_when_asked_for(site):
     assert "plugin_plain" not in sys.modules
     assert found.get("plain").title == "A plugin"
     assert found.broken() == {}
+    assert found.package_of("plain") == {"plugin_plain": "1.0"}
+    assert found.package_of("mil") == {}
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,33 @@ def test_doctor_names_every_broken_plugin(crowded):
 def test_everything_else_works_beside_broken_plugins(crowded, tmp_path):
     done = beside(crowded, "-c", WORKS, tmp_path)
     assert done.stdout.endswith("all works\n"), done.stderr
+
+
+MADE = """
+import sys
+from slidelens.engine.package import load_model, save_model
+from slidelens.families import FAMILIES
+from slidelens.testing.trial import trial_model, trial_predict
+
+model = trial_model(FAMILIES.get("plain"))
+save_model(model, sys.argv[1])
+assert trial_predict(model).software["plugin_plain"] == "1.0"
+assert load_model(sys.argv[1], "cpu").card["created_with"]["plugin_plain"] == "1.0"
+"""
+
+
+def test_models_and_results_tell_the_package_of_the_plugin_that_made_them(tmp_path):
+    """Where it is not installed, the model says which one is to be."""
+    place, other = tmp_path / "site", tmp_path / "other"
+    for folder in (place, other):
+        folder.mkdir()
+    install(place, "plain", good("plain"))
+    made = beside(place, "-c", MADE, tmp_path / "m")
+    assert made.returncode == 0, made.stderr
+    shown = beside(other, "-m", "slidelens", "package", "verify", tmp_path / "m")
+    assert shown.returncode == 1
+    assert "error: model 'trial-plain': unknown model family 'plain'" in shown.stderr
+    assert "Install the plugin that brings it; it was made with plugin_plain 1.0." in shown.stderr
 
 
 def test_a_reader_that_breaks_its_contract_is_named_when_it_reads(site):

@@ -92,6 +92,11 @@ class Registry(Generic[T]):
         """Return the names that plugins bring; nothing is loaded."""
         return sorted(self._plugins)
 
+    def package_of(self, name: str) -> dict[str, str]:
+        """Return the package that brings a plugin, name to version; of a built-in nothing."""
+        dist = self._plugins[name].dist if name in self._plugins else None
+        return {} if dist is None else {dist.name: dist.version}
+
     def broken(self) -> dict[str, str]:
         """Load every plugin and return name to reason for those that cannot be used."""
         reasons = {

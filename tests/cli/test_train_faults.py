@@ -135,6 +135,14 @@ def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, co
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
 
 
+def test_a_family_that_is_not_here_is_told_with_those_that_are(slidelens):
+    done = slidelens("train", "mill", "--slides", "slides")
+    assert done.code == 2
+    assert re.search(r"no family 'mill' can be trained here: .*\bmil\b.*plugins", done.err), (
+        done.err
+    )
+
+
 def _job(monkeypatch, **of_slurm: str) -> None:
     """Let the command find itself in a job of SLURM."""
     one = {"JOB_ID": "1", "JOB_NAME": "train", "NNODES": "1", "NODELIST": "localhost"}

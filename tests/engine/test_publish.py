@@ -225,7 +225,8 @@ def test_what_cannot_run_here_is_kept_and_says_so(server, packed, caplog):
     (place / "model.json").write_text(json.dumps({**manifest, "family": "of-a-plugin"}))
     write_sums(place)
     folder = locate_model(f"{server.url}/model")
-    assert "its golden output was not replayed: unknown model family" in caplog.text
+    said = f"its golden output was not replayed: model {manifest['name']!r}: unknown model family"
+    assert said in caplog.text
     assert (folder / "weights.safetensors").is_file()
 
 

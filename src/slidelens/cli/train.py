@@ -10,6 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
 from slidelens.cli.options import JsonOption, parse_mpp, print_json
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     """
     group = typer.Typer(
         name="train",
+        cls=_Families,
         help="Train or fine-tune a model family on labelled slides.",
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -41,6 +43,17 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
     if sys.argv[1:2] == ["train"]:
         _add_families(group)
+
+
+class _Families(TyperGroup):
+    """One command per family; which there are is said where one is not."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the family's command."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            there = ", ".join(self.list_commands(ctx))
+            ctx.fail(f"no family {args[0]!r} can be trained here: {there}; plugins bring others.")
+        return super().resolve_command(ctx, args)
 
 
 def _group() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.contract import checked_maps, checked_patch, family_error
+from slidelens.engine.contract import checked_maps, checked_patch, family_error, plugins_of
 from slidelens.engine.device import software
 from slidelens.engine.provenance import weights_sha256
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
@@ -126,7 +126,8 @@ class Assembly:
             trajectory=self._trajectory,
             settings=settings,
             settings_sha256=digest,
-            software=software(self._view.device, bf16),
+            software=software(self._view.device, bf16)
+            | plugins_of(self._model.family, self._model.config),
         )
 
     def close(self) -> None:

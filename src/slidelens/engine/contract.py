@@ -37,6 +37,7 @@ __all__ = [
     "given",
     "known_phase",
     "nothing_learnt",
+    "plugins_of",
 ]
 
 ThingT = TypeVar("ThingT")
@@ -62,9 +63,23 @@ def blaming(family: str, config: FamilyConfig, doing: str) -> Iterator[None]:
     PluginError
         See :meth:`~slidelens.registry.Registry.blaming`.
     """
-    encoder = str(getattr(config, "backbone", "")).partition("/")[0]
-    with ENCODERS.blaming(encoder, doing), FAMILIES.blaming(family, doing):
+    with ENCODERS.blaming(_encoder(config), doing), FAMILIES.blaming(family, doing):
         yield
+
+
+def plugins_of(family: str, config: FamilyConfig) -> dict[str, str]:
+    """Return the packages of plugins that a model needs, name to version.
+
+    Parameters
+    ----------
+    family, config
+        The model's.
+    """
+    return FAMILIES.package_of(family) | ENCODERS.package_of(_encoder(config))
+
+
+def _encoder(config: FamilyConfig) -> str:
+    return str(getattr(config, "backbone", "")).partition("/")[0]
 
 
 def build_network(family: Family[Any], config: Any, n_classes: int) -> nn.Module:

@@ -30,7 +30,7 @@ from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     import torch
@@ -265,6 +265,10 @@ def check_packable(model: Model[Any]) -> None:
 
 
 def _config(manifest: Manifest, folder: Path) -> FamilyConfig:
+    if manifest.family not in FAMILIES:
+        raise ModelError(
+            f"model {manifest.name!r}: {_no_family(manifest.family, manifest.created_with)}"
+        )
     family = family_of(manifest.family)
     try:
         config: FamilyConfig = family.config.model_validate(manifest.config)
@@ -366,7 +370,7 @@ def _inspect(folder: Path) -> ModelInfo:
         return ModelInfo(folder.name, folder, error=str(error))
     reason = None
     if manifest.family not in FAMILIES:
-        reason = _no_family(manifest.family)
+        reason = _no_family(manifest.family, manifest.created_with)
     elif not (folder / WEIGHTS).is_file():
         reason = f"{folder / WEIGHTS} is missing. Copy the package again."
     return ModelInfo(
@@ -380,8 +384,10 @@ def _inspect(folder: Path) -> ModelInfo:
     )
 
 
-def _no_family(name: str) -> str:
+def _no_family(name: str, made_with: Mapping[str, Any] | None = None) -> str:
+    plugins = [f"{k} {v}" for k, v in (made_with or {}).items() if k not in ("slidelens", "torch")]
+    which = f"; it was made with {', '.join(plugins)}" if plugins else ""
     return (
         f"unknown model family {name!r}; known families: {', '.join(FAMILIES.names())}. "
-        "Install the plugin that brings it."
+        f"Install the plugin that brings it{which}."
     )

@@ -102,6 +102,9 @@ def manifest_of(model: Model[Any], digest: str) -> Manifest:
     """
     import torch
 
+    from slidelens.engine.contract import plugins_of
+
+    made_with = {"slidelens": slidelens.__version__, "torch": torch.__version__}
     config = model.config.model_dump(mode="json")
     card = {k: v for k, v in model.card.items() if k not in ("weights_sha256", "created_with")}
     fields = {
@@ -114,7 +117,7 @@ def manifest_of(model: Model[Any], digest: str) -> Manifest:
         "classes": model.classes,
         "normalisation": {"mean": model.mean, "std": model.std},
         "weights_sha256": digest,
-        "created_with": {"slidelens": slidelens.__version__, "torch": torch.__version__},
+        "created_with": made_with | plugins_of(model.family, model.config),
     }
     try:
         return Manifest.model_validate(fields)

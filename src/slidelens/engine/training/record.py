@@ -6,6 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
+from slidelens.engine.contract import plugins_of
 from slidelens.engine.device import software, uses_bf16
 from slidelens.engine.package import family_of
 from slidelens.files import write_atomic
@@ -98,7 +99,7 @@ def training_card(
             "epochs": len(loop.history),
             "updates": loop.updates,
             **plan.training.model_dump(mode="json"),
-            "software": software(device, bf16),
+            "software": software(device, bf16) | plugins_of(plan.family, plan.config),
         },
         "metrics": loop.metrics,
         "threshold": loop.threshold,
