@@ -94,7 +94,8 @@ class Registry(Generic[T]):
 
     def package_of(self, name: str) -> dict[str, str]:
         """Return the package that brings a plugin, name to version; of a built-in nothing."""
-        dist = self._plugins[name].dist if name in self._plugins else None
+        entry = self._plugins.get(name)
+        dist = None if entry is None else entry.dist
         return {} if dist is None else {dist.name: dist.version}
 
     def broken(self) -> dict[str, str]:

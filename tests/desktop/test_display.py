@@ -27,7 +27,7 @@ WORLD = World.of(MPP)
 
 def layer_of(values, kind="probability", channels=("normal", "tumor")):
     source = Map.from_array("map", kind, channels, values, Affine(64, 64, 32, 0), MPP)
-    (data,) = map_layers(source, WORLD, slide_id="s", model="m")
+    *_, data = map_layers(source, WORLD, slide_id="s", model="m")
     return Layer.create(*data)
 
 

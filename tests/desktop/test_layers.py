@@ -78,6 +78,15 @@ def test_several_classes_have_a_layer_each_and_one_is_visible():
     assert names == {"m: probability b": True, "m: probability c": False}
 
 
+def test_every_channel_of_a_map_that_is_no_probability_has_a_layer():
+    """Its channels leave nothing to one another: two densities, the attention of each class."""
+    source = Map.from_array(
+        "density", "attention", ["a", "b"], np.ones((2, 8, 10)), Affine(100, 100), Mpp(0.5, 0.5)
+    )
+    names = [o["name"] for _, o, _ in result_layers(result_with(source))]
+    assert names == ["m: density a", "m: density b"]
+
+
 def test_attention_is_scaled_to_its_own_largest_value():
     values = np.full((1, 8, 10), 0.001)
     values[0, 2, 3], values[0, 0, 0] = 0.004, np.nan

@@ -241,6 +241,20 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
     assert run(region=Box(0, 0, 64, 64)).skipped
 
 
+def test_what_an_earlier_version_of_a_family_gave_is_computed_again(tiny, tmp_path, monkeypatch):
+    def skipped():
+        with from_array(picture(), mpp=1.0, name="s") as slide:
+            job = Prediction(slide, tiny, out=tmp_path, tissue=WHOLE)
+            for _ in job:
+                pass
+        return job.skipped
+
+    assert [skipped(), skipped()] == [False, True]
+    mended = replace(FAMILIES.get(tiny.family), version=2)
+    monkeypatch.setitem(FAMILIES._loaded, tiny.family, mended)
+    assert [skipped(), skipped()] == [False, True]
+
+
 def test_a_damaged_result_is_computed_again(tiny, tmp_path):
     with from_array(picture(), mpp=1.0, name="s") as slide:
         first = predict(slide, tiny, out=tmp_path, tissue=WHOLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from slidelens.export import EXPORTERS, Exporter
 from slidelens.families import FAMILIES
 from slidelens.families.base import Family, SlideScore
 from slidelens.families.mil import FAMILY as MIL
+from slidelens.families.mil_train import MilTask
 from slidelens.nn.backbones import build_features, load_weights
 from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -275,6 +277,20 @@ def test_a_family_that_remembers_the_last_slide_is_found_out(mil):
     suite = mil(infer=infer)
     with pytest.raises(AssertionError):
         suite.test_gives_the_same_answer_twice(trial_model(suite.family, suite.config))
+
+
+def test_a_training_that_keeps_what_no_checkpoint_holds_is_found_out(mil, monkeypatch, tmp_path):
+    steps, step = count(1), MilTask.step
+
+    def forgetful(self, work, epoch, backward):
+        weight = next(steps)
+        return step(self, work, epoch, lambda loss: backward(loss * weight))
+
+    monkeypatch.setattr(MilTask, "step", forgetful)
+    suite = mil()
+    suite.training = {"warm_steps": "1", "train_batch": "4"}
+    with pytest.raises(AssertionError, match="resumed ended in other weights"):
+        suite.test_learns_from_slide_labels(tmp_path)
 
 
 def test_a_family_whose_field_says_nothing_is_found_out(mil):

@@ -183,7 +183,9 @@ def annotation_layers(
 
 
 def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[LayerData]:
-    """Return the layers of one map: one for labels, else one for each class but the first.
+    """Return the layers of one map: one for labels, else one a channel.
+
+    The probability of the first class, the negative one, is what the others leave: it has none.
 
     Parameters
     ----------
@@ -206,7 +208,8 @@ def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[
         metadata = describe(world, "map", slide_id, **facts)
         common = {"name": title, "metadata": metadata, **world.place(source.affine)}
         return [_label_image(source.planes(), classes, common)]
-    chosen = classes if len(classes) == 1 else classes[1:]
+    several_classes = source.kind == "probability" and len(classes) > 1
+    chosen = classes[1:] if several_classes else classes
     layers: list[LayerData] = []
     for name in chosen:
         levels = source.planes(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.errors import NewerResultError, ResultError
+from slidelens.families import FAMILIES
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
 from slidelens.tiling.tissue import TissueMask
@@ -66,6 +67,9 @@ def settings_sha256(
         "precision": precision,
         "tissue": _tissue(tissue),
     }
+    version = FAMILIES.get(model.family).version
+    if version != 1:
+        facts["version"] = version
     if slide.color_managed:
         facts["colour"] = "icc"
     if bag is not None:

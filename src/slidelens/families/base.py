@@ -120,6 +120,7 @@ class Patch:
         without boxes only lets progress be shown and the run be cancelled at this point.
     values
         ``(N, C)`` one value per box and channel, or ``(N, C, h, w)`` a raster that fills each box.
+        For a map of labels C is 1: 0 is none, k + 1 the channel k.
     """
 
     map: str
@@ -242,11 +243,11 @@ class Model(Generic[ConfigT]):
     family: str
     config: ConfigT
     classes: tuple[str, ...]
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     device: torch.device | None = None
-    card: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict, repr=False)
     """The rest of ``model.json``: training data, metrics, licence, intended use."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of ``config`` that were changed for this run, with their values."""
@@ -276,6 +277,9 @@ class Family(Generic[ConfigT]):
     auto_bf16
         Whether precision ``auto`` may choose bfloat16. Not for families whose scores choose what is
         looked at next, where rounding leads elsewhere.
+    version
+        Version of what ``infer`` computes. Raise it when the same weights and settings give other
+        results: older results are then computed again.
     """
 
     name: str
@@ -287,3 +291,4 @@ class Family(Generic[ConfigT]):
     maps: Callable[[ConfigT, Sequence[str]], Sequence[MapSpec]]
     trainer: str | None = None
     auto_bf16: bool = True
+    version: int = 1

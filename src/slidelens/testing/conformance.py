@@ -15,6 +15,7 @@ suites of SlideLens's own implementations are these.
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,7 +34,7 @@ from slidelens.testing.trial import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from slidelens.desktop.workbench import Workbench
     from slidelens.export.base import Exporter
@@ -112,32 +113,54 @@ class FamilyConformance:
         assert set(again.maps) == set(result.maps)
 
     def test_learns_from_slide_labels(self, tmp_path: Path) -> None:
-        """One short training: a package comes out whose weights are not those that went in."""
+        """One short training: a package comes out whose weights are not those that went in.
+
+        Another one is stopped after its first step, goes on, and ends in the same weights.
+        """
         if self.family.trainer is None:
             pytest.skip(f"family {self.family.name} only runs")
+        from safetensors.torch import load_file
+
         from slidelens.engine.package import load_model
         from slidelens.engine.train import train
         from slidelens.engine.training.plan import task_of
         from slidelens.testing.phantom import write_cohort
 
-        write_cohort(tmp_path / "cohort", 8, size=(768, 640))
+        write_cohort(tmp_path / "cohort", 6, size=(640, 512))
         annotated = task_of(self.family.name).annotated
-        steps = train(
-            self.family.name,
-            tmp_path / "cohort" / "slides",
-            tmp_path / "cohort" / "labels.csv",
-            tmp_path / "model",
-            weights="none",
-            epochs=1,
-            config=dict(self.config),
-            overrides={"precision": "fp32", **self.training},
-            annotations=tmp_path / "cohort" / "annotations" if annotated else None,
-            device="cpu",
-        )
-        seen = [step.doing for step in steps]
+
+        def steps(out: str, resume: bool = False) -> Generator[str]:
+            training = train(
+                self.family.name,
+                tmp_path / "cohort" / "slides",
+                tmp_path / "cohort" / "labels.csv",
+                tmp_path / out,
+                resume=resume,
+                weights="none",
+                epochs=1,
+                config=dict(self.config),
+                overrides={"precision": "fp32", **self.training},
+                annotations=tmp_path / "cohort" / "annotations" if annotated else None,
+                device="cpu",
+            )
+            with closing(training):
+                yield from (step.doing for step in training)
+
+        seen = list(steps("model"))
         assert seen[-1] == "done"
         assert "train" in seen
         trial_predict(load_model(tmp_path / "model", "cpu"))
+        with closing(steps("stopped")) as stopped:
+            assert "train" in stopped  # which goes on no further
+        list(steps("stopped", resume=True))
+        whole, resumed = (
+            load_file(tmp_path / out / "weights.safetensors") for out in ("model", "stopped")
+        )
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items()), (
+            "a training that was stopped and resumed ended in other weights: what is drawn by "
+            "chance follows from seed, epoch and slide_key alone, and what a step leaves for later "
+            "ones goes into state()"
+        )
 
 
 class ReaderConformance:
@@ -197,6 +220,13 @@ class ReaderConformance:
             thread.join()
         assert len(found) == len(threads)
         assert all(np.array_equal(pixels, expected) for pixels in found)
+
+    def test_associated_images_are_pictures(self, opened: Reader) -> None:
+        for name in opened.facts.associated_images:
+            pixels = opened.read_associated(name)
+            assert pixels.dtype == np.uint8, name
+            assert pixels.ndim == 3, name
+            assert pixels.shape[2] == 3, name
 
     def test_opens_as_a_slide(self, sample: Path, opened: Reader) -> None:
         from slidelens.slide.base import Slide
