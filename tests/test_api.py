@@ -13,10 +13,15 @@ import textwrap
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import slidelens
 from slidelens import errors
+from slidelens.geometry import Affine
+from slidelens.maps.map import Map
+from slidelens.tiling.grid import GridSpec, make_grid
+from slidelens.tiling.tissue import TissueMask
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 REFERENCE = re.findall(r"^::: (\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -200,3 +205,16 @@ def test_paths_may_be_text(name):
             kinds = {key: str(kind) for key, kind in thing.__annotations__.items()}
             kinds.pop("return", None)
             assert not [k for k, kind in kinds.items() if kind in ("Path", "Path | None")], label
+
+
+def test_what_a_notebook_shows_of_an_object_is_a_line():
+    slide = slidelens.from_array(np.full((64, 96, 3), (200, 120, 160), np.uint8), mpp=1.0, name="s")
+    tissue = TissueMask(np.arange(24).reshape(4, 6) < 12, Affine(16, 16))
+    grid = make_grid(slide.size, slide.require_mpp(), GridSpec(32, 1.0, min_tissue=0))
+    values = np.zeros((2, 4, 6))
+    source = Map.from_array("p", "probability", ["a", "b"], values, Affine(16, 16), slide.mpp)
+    assert repr(slide) == "<Slide s: 96 x 64 px, 1 µm/px, 1 levels, array>"
+    assert repr(tissue) == "<TissueMask: 6 x 4 cells, 50% tissue, method auto>"
+    assert repr(grid) == "<Grid: 6 tiles of 32 px at 1 µm/px>"
+    assert repr(source) == "<Map p: probability, 2 x 4 x 6 cells of 16 µm, a, b>"
+    assert "Conv2d" not in repr(slidelens.load_model("demo-mil", "cpu"))

@@ -1,6 +1,21 @@
 """SlideLens: run, train, compare and review deep models on whole-slide images.
 
-Names load when first used, so ``import slidelens`` costs nothing.
+::
+
+    import slidelens as sl
+
+    slide = sl.open_slide("slide.svs")  # a Slide: size, mpp, levels, read, thumbnail
+    result = sl.predict(slide, "demo-mil")  # a Result: probabilities, maps, tiles, regions
+    for step in sl.predict_cohort("slides", ["demo-mil"], "results"):
+        ...  # what takes long is an iterator: each step says how far it is
+    for step in sl.train("mil", "slides", "labels.csv", "my-model"):
+        ...
+    evaluation = sl.evaluate("results", "labels.csv", "evaluation")
+
+Positions are level-0 pixels, resolutions µm per pixel. Names load when first used, so ``import
+slidelens`` costs nothing. More is in ``slidelens.tiling`` (tissue, grids, annotations),
+``slidelens.maps`` (results), ``slidelens.nn.streaming``, ``slidelens.review`` and
+``slidelens.testing.phantom``; the pages are in ``docs/``.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from inspect import Parameter, signature
 
 import pytest
 
-from slidelens.engine.training.plan import plan_training
+from slidelens.engine.train import train
+from slidelens.engine.training.plan import TrainOptions, plan_training
 from slidelens.errors import ModelError
 from slidelens.families.local import LocalConfig
 from slidelens.families.local_train import LocalStage, LocalTraining
@@ -35,6 +37,13 @@ def test_defaults_are_those_of_the_contract(plan):
     assert made.weights == "imagenet"
     assert {r.split for r in made.labels.rows} == {"train", "tune"}
     assert set(made.files) == {f"s{i}" for i in range(10)}
+
+
+def test_the_typed_options_of_train_are_those_of_a_plan():
+    known = signature(plan_training).parameters.values()
+    named = {p.name for p in known if p.kind is Parameter.KEYWORD_ONLY}
+    assert named == set(TrainOptions.__annotations__)
+    assert all(f"``{name}``" in train.__doc__ for name in named)
 
 
 def test_paper_preset_is_the_papers_schedule(plan):

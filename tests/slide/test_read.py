@@ -142,6 +142,12 @@ def test_output_size_is_the_rounded_extent():
     assert SLIDE.read(Box(0, 0, 0.01, 0.01), 0.5).shape == (1, 1, 3)
 
 
+def test_a_box_may_be_a_tuple_or_a_row_of_an_array():
+    wanted = SLIDE.read(Box(3, 5, 40, 30), 0.5)
+    for box in ((3, 5, 40, 30), np.array([[3.0, 5.0, 40.0, 30.0]])[0]):
+        np.testing.assert_array_equal(SLIDE.read(box, 0.5), wanted)
+
+
 @pytest.mark.parametrize("mpp", [None, 0.5])
 @pytest.mark.parametrize(
     "box",

@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from slidelens.files import write_atomic
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from slidelens.engine.training.plan import TrainPlan
+    from slidelens.engine.training.plan import TrainOptions, TrainPlan
 
 __all__ = ["train_folds"]
 
@@ -45,7 +45,7 @@ def train_folds(
     *,
     folds: int,
     resume: bool = False,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> Generator[TrainProgress]:
     """Train one model per fold into ``out/fold-1``, ``out/fold-2``, ...; iterate to run it.
 
@@ -69,15 +69,14 @@ def train_folds(
     """
     if folds < 2:
         raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
-    if options.get("fold") is not None:
+    given: dict[str, Any] = dict(options)
+    if given.pop("fold", None) is not None:
         raise ModelError(
             "'fold' trains one fold, 'folds' all of them: leave one of the two out (the "
             "config.yaml that one fold leaves has 'fold')."
         )
-    check_seed(options.get("seed", 0))
-    fold_table(
-        read_labels(Path(labels_csv), options.get("classes")), 1, folds, options.get("seed", 0)
-    )
+    check_seed(given.get("seed", 0))
+    fold_table(read_labels(Path(labels_csv), given.get("classes")), 1, folds, given.get("seed", 0))
     request = (family_name, slides_dir, labels_csv)
     places = [Path(out) / f"fold-{n}" for n in range(1, folds + 1)]
     done = [(place / "model.json").exists() for place in places]
@@ -93,12 +92,12 @@ def train_folds(
         )
     for number, place in enumerate(places, start=1):
         if done[number - 1]:
-            _check_finished(plan_training(*request, place, fold=(number, folds), **options))
+            _check_finished(plan_training(*request, place, fold=(number, folds), **given))
     first = done.index(False) if not all(done) else None
     begun = None
     if first is not None:  # so that faults of the input are raised now
-        begun = train(*request, places[first], fold=(first + 1, folds), resume=resume, **options)
-    return _steps(request, places, first, begun, resume, options)
+        begun = train(*request, places[first], fold=(first + 1, folds), resume=resume, **given)
+    return _steps(request, places, first, begun, resume, given)
 
 
 def _steps(

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from filelock import Timeout
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.training.checkpoint import CheckpointStore
     from slidelens.engine.training.loop import TrainProgress
-    from slidelens.engine.training.plan import TrainPlan
+    from slidelens.engine.training.plan import TrainOptions, TrainPlan
     from slidelens.engine.training.samples import TrainSlides
     from slidelens.families.training import TrainTask
 
@@ -57,7 +57,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> Generator[TrainProgress]:
     """Train a model and write its package to ``out``; iterate over the result to run it.
 
@@ -68,8 +68,11 @@ def train(
 
     Parameters
     ----------
-    family_name, slides_dir, labels_csv, out
-        As for :func:`~slidelens.engine.training.plan.plan_training`, which lists the ``options``.
+    family_name, slides_dir, labels_csv, out, options
+        As for :func:`~slidelens.engine.training.plan.plan_training`, which tells each: ``classes``,
+        ``backbone``, ``weights``, ``epochs``, ``seed``, ``preset``, ``config``, ``overrides``,
+        ``annotations``, ``from_model``, ``fraction``, ``fold``, ``device``, ``devices``, ``nodes``,
+        ``mpp`` (µm/px, of slides that state none).
     resume
         Continue from the checkpoint in ``out``, if there is one.
 
@@ -85,8 +88,9 @@ def train(
         :meth:`~slidelens.engine.training.loop.TrainLoop.run`; slides that cannot be used are listed
         all at once, before training.
     """
-    if options.get("epochs") is not None and options["epochs"] < 1:
-        raise ModelError(f"epochs must be at least 1, not {options['epochs']}.")
+    epochs = options.get("epochs")
+    if epochs is not None and epochs < 1:
+        raise ModelError(f"epochs must be at least 1, not {epochs}.")
     return _run(plan_training(family_name, slides_dir, labels_csv, out, **options), resume)
 
 

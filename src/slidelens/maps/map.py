@@ -257,7 +257,9 @@ class Map:
         return {"name": self.name, "kind": self.kind, "_open": self._open}
 
     def __repr__(self) -> str:
-        return f"Map({self.name!r}, {self.kind!r})"
+        planes, height, width = self.shape
+        cells = f"{planes} x {height} x {width} cells of {self.mpp:g} µm"
+        return f"<Map {self.name}: {self.kind}, {cells}, {', '.join(self.channels)}>"
 
 
 class Plane:

@@ -93,7 +93,8 @@ class Slide:
         Parameters
         ----------
         box
-            Box in level-0 px; may reach outside the slide.
+            Box, tuple or row of ``Grid.boxes`` (x, y, w, h) in level-0 px; may reach outside the
+            slide.
         mpp
             µm per output px; ``None`` reads level-0 pixels and needs no resolution.
 
@@ -110,6 +111,7 @@ class Slide:
         ValueError
             A box that is empty or not finite, or a resolution that is not above zero.
         """
+        box = Box(*box)
         if not (box.w > 0 and box.h > 0 and all(map(isfinite, box))):
             raise ValueError(f"a box must be finite, wider and higher than 0 px, not {box}")
         step_x, step_y = self._steps(mpp)

@@ -110,6 +110,10 @@ class Grid:
     shape: tuple[int, int]
     affine: Affine
 
+    def __repr__(self) -> str:
+        tile, mpp = self.spec.tile, self.spec.mpp
+        return f"<Grid: {len(self)} tiles of {tile} px at {mpp:g} µm/px>"
+
     def __len__(self) -> int:
         return len(self.boxes)
 

@@ -85,6 +85,11 @@ class TissueMask:
         # Sums take the cells for 0 and 1: 255, or 0.5, would be other shares of tissue.
         object.__setattr__(self, "array", array if array.dtype == bool else array != 0)
 
+    def __repr__(self) -> str:
+        height, width = self.array.shape
+        share = f"{self.array.mean():.0%} tissue"
+        return f"<TissueMask: {width} x {height} cells, {share}, method {self.settings.method}>"
+
     def fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Measure the share of each box that is tissue, exactly (cells count by covered area).
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from slidelens.engine.annotations import find_annotations
 from slidelens.engine.bags import find_bags, fitted
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from slidelens.families.training import TrainConfig, TrainTask
     from slidelens.slide.open import GivenMpp
 
-__all__ = ["TrainPlan", "check_seed", "plan_training", "task_of"]
+__all__ = ["TrainOptions", "TrainPlan", "check_seed", "plan_training", "task_of"]
 
 _NAMED = ("imagenet", "none")
 """Names for weights that are not files."""
@@ -106,6 +106,27 @@ class TrainPlan:
         """The fields of the training, with an absolute path to a folder of bags."""
         fields = self.training.model_dump(mode="json")
         return fields | {"bags": _place(fields["bags"])} if "bags" in fields else fields
+
+
+class TrainOptions(TypedDict, total=False):
+    """Options of a training by name, as :func:`plan_training` tells them."""
+
+    classes: Sequence[str] | None
+    backbone: str | None
+    weights: str | Path | None
+    epochs: int | None
+    seed: int
+    preset: str
+    config: Mapping[str, Any] | None
+    overrides: Mapping[str, str] | None
+    annotations: str | Path | None
+    from_model: str | Path | None
+    fraction: float
+    fold: tuple[int, int] | None
+    device: str
+    devices: int
+    nodes: int
+    mpp: GivenMpp
 
 
 def check_seed(seed: int) -> None:
