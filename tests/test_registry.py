@@ -339,6 +339,19 @@ def test_the_page_lists_the_names_that_no_field_may_have():
     assert set(re.findall(r"`(\w+)`", listed)) == options | _OTHERS
 
 
+def test_a_field_of_one_name_in_config_and_training_is_refused():
+    """One option would set both."""
+    from slidelens.cli.fields import with_field_options
+    from slidelens.engine.training.plan import task_of
+    from slidelens.families.base import FamilyConfig
+
+    class Both(FamilyConfig):
+        warm_steps: int = 3
+
+    with pytest.raises(PluginError, match=r"of one name in its Config and .*: warm_steps"):
+        with_field_options(lambda: None, (Both, task_of("mil").training), "both")
+
+
 def test_train_goes_on_beside_a_broken_plugin(tmp_path):
     install(tmp_path, "raises", "raise RuntimeError('no licence')")
     install(tmp_path, "trainless", BROKEN["trainless"][1])

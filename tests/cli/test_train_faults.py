@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from slidelens.families import FAMILIES
 from slidelens.testing.phantom import write_cohort
 from train_cohort import STAGES, TILE, make_cohort
 from warm import Warm, run_warm
@@ -138,9 +140,16 @@ def test_sigkill_then_resume_gives_the_weights_of_a_run_without_it(slidelens, co
 def test_a_family_that_is_not_here_is_told_with_those_that_are(slidelens):
     done = slidelens("train", "mill", "--slides", "slides")
     assert done.code == 2
-    assert re.search(r"no family 'mill' can be trained here: .*\bmil\b.*plugins", done.err), (
+    assert re.search(r"'mill' can be trained here; there are .*\bmil\b.*Plugins", done.err), (
         done.err
     )
+
+
+def test_a_family_that_only_runs_is_not_trained(slidelens, monkeypatch):
+    monkeypatch.setitem(FAMILIES._loaded, "mil", replace(FAMILIES.get("mil"), trainer=None))
+    done = slidelens("train", "mil")
+    assert done.code == 2
+    assert "no family 'mil' can be trained here." in done.err
 
 
 def _job(monkeypatch, **of_slurm: str) -> None:

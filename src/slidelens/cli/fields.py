@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -33,7 +34,8 @@ def with_field_options(
     Raises
     ------
     PluginError
-        A field that has the name of an option which the command has already.
+        A field that has the name of an option which the command has already, or of a field of
+        another of its configurations.
     """
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -44,13 +46,19 @@ def with_field_options(
             f"family {family!r} has fields that `slidelens train` has options of that name for: "
             f"{', '.join(sorted(taken))}. Its maker must choose other names."
         )
+    fields = Counter(name for config in configs for name in config.model_fields)
+    twice = sorted(name for name, count in fields.items() if count > 1)
+    if twice:
+        raise PluginError(
+            f"family {family!r} has fields of one name in its Config and in its training: "
+            f"{', '.join(twice)}. Its maker must choose other names."
+        )
     added = []
     for config in configs:
         for name, field in config.model_fields.items():
             kind = _option_type(field)
-            if kind is None or name in names:
+            if kind is None:
                 continue
-            names.add(name)
             flag = name.replace("_", "-")
             flags = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
             option = typer.Option(flags, help=_help(field))

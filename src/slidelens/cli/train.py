@@ -51,8 +51,9 @@ class _Families(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the family's command."""
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            there = ", ".join(self.list_commands(ctx))
-            ctx.fail(f"no family {args[0]!r} can be trained here: {there}; plugins bring others.")
+            there = ", ".join(self.list_commands(ctx))  # none where the one that is there is no use
+            others = f"; there are {there}. Plugins bring others" if there else ""
+            ctx.fail(f"no family {args[0]!r} can be trained here{others}.")
         return super().resolve_command(ctx, args)
 
 

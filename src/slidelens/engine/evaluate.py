@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +125,12 @@ class Evaluation:
     """
 
     folder: Path
-    metrics: dict[str, Any]
-    table: str
+    metrics: dict[str, Any] = field(repr=False)
+    table: str = field(repr=False)
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows."""
+        return self.table
 
     @property
     def warnings(self) -> list[str]:
