@@ -18,6 +18,7 @@ import pytest
 
 import slidelens
 from slidelens import errors
+from slidelens.engine.evaluate import Evaluation
 from slidelens.geometry import Affine
 from slidelens.maps.map import Map
 from slidelens.tiling.grid import GridSpec, make_grid
@@ -218,3 +219,6 @@ def test_what_a_notebook_shows_of_an_object_is_a_line():
     assert repr(grid) == "<Grid: 6 tiles of 32 px at 1 µm/px>"
     assert repr(source) == "<Map p: probability, 2 x 4 x 6 cells of 16 µm, a, b>"
     assert "Conv2d" not in repr(slidelens.load_model("demo-mil", "cpu"))
+    evaluation = Evaluation(Path("e"), {"models": {}}, "| model |")
+    assert "models" not in repr(evaluation)
+    assert evaluation._repr_markdown_() == "| model |"

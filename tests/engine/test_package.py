@@ -213,6 +213,13 @@ def test_find_models_reports_the_broken_and_goes_on(tiny, shelf):
     assert "unknown model family" in found["strange"].error
 
 
+def test_a_folder_of_models_that_is_not_there_is_named(shelf, caplog):
+    shelf.rmdir()
+    with pytest.raises(ModelError, match="no model 'mine'"):
+        load_model("mine", "cpu")
+    assert f"SLIDELENS_MODELS names {shelf}, which is no folder" in caplog.text
+
+
 def test_listing_models_imports_no_torch(tiny, shelf):
     save_model(tiny, shelf / "a")
     code = (
