@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from slidelens.engine.scaffold import new_plugin
 from slidelens.errors import PluginError, ResultError
+from slidelens.families import base, training
 
 
 @pytest.mark.parametrize("name", ["Colour", "1st", "mil", "a b", "-x", "class"])
@@ -26,3 +30,13 @@ def test_no_word_of_the_example_is_left(tmp_path):
     text = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
     assert "example" not in text.lower()
     assert "SLIDELENS_API = 1" in text
+
+
+def test_fields_state_their_defaults_by_name(tmp_path):
+    """A type checker without pydantic's plugin asks for the others as for arguments left out."""
+    new_plugin("colour-mil", tmp_path / "p")
+    files = [*tmp_path.rglob("*.py"), Path(base.__file__), Path(training.__file__)]
+    calls = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    fields = [n for n in calls if isinstance(n, ast.Call) and ast.unparse(n.func) == "Field"]
+    assert len(fields) > 15
+    assert [ast.unparse(field) for field in fields if field.args] == []

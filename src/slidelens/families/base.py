@@ -64,7 +64,7 @@ class FamilyConfig(BaseModel):
     not depend on them."""
 
     stain_normalization: Literal["none", "macenko"] = Field(
-        "none",
+        default="none",
         description="normalise the slide's stains to a reference, in training and prediction",
     )
 

@@ -70,12 +70,12 @@ class Stage(BaseModel):
     epochs: int = Field(ge=1, description="largest number of epochs")
     lr: float = Field(gt=0, description="learning rate of the backbone")
     head_lr: float = Field(gt=0, description="learning rate of the head")
-    trains: Literal["all", "head"] = Field("all", description="part of the network to train")
+    trains: Literal["all", "head"] = Field(default="all", description="part that learns")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rate schedule, stepped per epoch"
+        default="constant", description="learning rate schedule, stepped per epoch"
     )
     start: Literal["centre", "last"] = Field(
-        "centre", description="weights of the previous stage to start from"
+        default="centre", description="weights of the previous stage to start from"
     )
 
 
@@ -85,20 +85,20 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: tuple[Stage, ...] = Field(min_length=1, description="the training schedule")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimiser")
-    accumulate: int = Field(1, ge=1, description="training steps per optimiser step")
-    clip_norm: float = Field(0, ge=0, description="largest gradient norm; 0: no clipping")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="optimiser")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of the optimiser")
+    accumulate: int = Field(default=1, ge=1, description="training steps per optimiser step")
+    clip_norm: float = Field(default=0, ge=0, description="largest gradient norm; 0: no clipping")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the hardware supports it natively, else fp32"
+        default="auto", description="auto: bf16 where the hardware supports it natively, else fp32"
     )
-    window: int = Field(5, ge=1, description="epochs averaged for the moving tuning loss")
+    window: int = Field(default=5, ge=1, description="epochs averaged for the moving tuning loss")
     patience: int = Field(
-        10, ge=0, description="stop after so many epochs without a better tuning loss; 0: never"
+        default=10, ge=0, description="stop after so many epochs without improvement; 0: never"
     )
-    average: bool = Field(True, description="average the weights over the best epochs")
-    cache_mb: int = Field(2048, ge=0, description="memory for decoded tiles, in MB")
+    average: bool = Field(default=True, description="average the weights over the best epochs")
+    cache_mb: int = Field(default=2048, ge=0, description="memory for decoded tiles, in MB")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Preset name to field values; ``default`` is used when none is named."""

@@ -33,10 +33,12 @@ SLIDELENS_API = 1
 class Config(FamilyConfig):
     """What defines a model: options of the command line, the form in napari, ``model.json``."""
 
-    tile: int = Field(128, ge=16, le=4096, description="tile side in px")
-    mpp: float = Field(1.0, gt=0, le=100, description="resolution of the tiles in µm/px")
-    min_tissue: float = Field(0.5, ge=0, le=1, description="smallest tissue fraction of a tile")
-    batch_size: int = Field(64, ge=1, le=4096, description="tiles per forward pass")
+    tile: int = Field(default=128, ge=16, le=4096, description="tile side in px")
+    mpp: float = Field(default=1.0, gt=0, le=100, description="resolution of the tiles in µm/px")
+    min_tissue: float = Field(
+        default=0.5, ge=0, le=1, description="smallest tissue fraction of a tile"
+    )
+    batch_size: int = Field(default=64, ge=1, le=4096, description="tiles per forward pass")
 
     run_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
