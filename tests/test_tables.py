@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slidelens.errors import LabelError
-from slidelens.tables import read_rows, table_text
+from slidelens.tables import read_rows, read_text, table_text
 
 PATH = Path("t.csv")
 
@@ -55,3 +55,19 @@ def test_text_is_utf_8_or_what_excel_calls_unicode_text(encoding):
 def test_text_in_another_encoding_or_cut_short_is_refused(content):
     with pytest.raises(UnicodeDecodeError):
         table_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("slide_id,label\n".encode("utf-16-le"), "is UTF-16 text without the mark"),
+        (b"PK\x03\x04 rest of an .xlsx", "is a workbook of a spreadsheet program"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1 rest of an .xls", "is a workbook of a spreadsheet program"),
+        ("slide_id\nä\n".encode("latin-1"), "is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_text_is_said_with_how_to_save_it(tmp_path, content, what):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    with pytest.raises(LabelError, match=rf"labels\.csv {what}.*; open it .* save it as CSV UTF-8"):
+        read_text(path, LabelError)

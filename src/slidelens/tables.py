@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import csv
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Rows", "named", "read_rows", "table_text"]
+__all__ = ["Rows", "named", "read_rows", "read_text", "table_text"]
+
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""How .xlsx and .ods begin, which are zip archives, and .xls."""
+
+
+def read_text(path: Path, refused: Callable[[str], Exception]) -> str:
+    """Read the text of a table; ``refused`` makes the error, of a message, where there is none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise refused(f"{path}: cannot be read as a table ({error.strerror or error}).") from error
+    what = "is not UTF-8 text"
+    if content.startswith(_WORKBOOKS):
+        what = "is a workbook of a spreadsheet program, whatever its name says"
+    else:
+        with suppress(UnicodeDecodeError):
+            text = table_text(content)
+            if "\0" not in text:
+                return text
+            what = "is UTF-16 text without the mark that says so, or no text"
+    raise refused(f"{path} {what}; open it in a spreadsheet program and save it as CSV UTF-8.")
 
 
 def table_text(content: bytes) -> str:

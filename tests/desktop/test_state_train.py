@@ -61,7 +61,7 @@ def test_a_table_of_other_columns_is_refused(tmp_path):
     with pytest.raises(LabelError, match="no column slide_id and label"):
         LabelBook(path, SLIDES)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LabelError, match="cannot be read"):
+    with pytest.raises(LabelError, match="is not UTF-8 text"):
         LabelBook(path, SLIDES)
 
 

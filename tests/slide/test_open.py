@@ -300,7 +300,7 @@ def test_a_table_of_resolutions(tmp_path):
     with pytest.raises(SlideError, match="columns `slide,mpp`"):
         resolve_mpp(FACTS, tmp_path / "b.svs", "b", table)
     for missing in (tmp_path / "missing.csv", "missing.csv"):
-        with pytest.raises(SlideError, match="cannot be read as a CSV"):
+        with pytest.raises(SlideError, match="cannot be read as a table"):
             resolve_mpp(FACTS, tmp_path / "b.svs", "b", missing)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import LabelError
 from slidelens.files import write_atomic
-from slidelens.tables import table_text
+from slidelens.tables import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,10 +55,7 @@ def read_stages(path: Path) -> StageTable:
     LabelError
         No such file, other columns, a slide before any patient, or something twice.
     """
-    try:
-        lines = table_text(path.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"cannot read stages {path}: {error}.") from error
+    lines = read_text(path, LabelError).splitlines()
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
     if not rows or rows[0] != ["patient", "stage"]:
         raise LabelError(

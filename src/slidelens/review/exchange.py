@@ -16,7 +16,7 @@ from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
 from slidelens.slide.base import id_of_name
-from slidelens.tables import named, read_rows, table_text
+from slidelens.tables import named, read_rows, read_text, table_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,25 +77,20 @@ def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy)
         the evaluation and its taxonomy do not know.
     """
     path = Path(path)
-    try:
-        lines = io.StringIO(table_text(path.read_bytes())).readlines()
-        rows, columns, _ = read_rows(lines, path, ResultError)
-        missing = [name for name in _NEEDED if name not in columns]
-        if missing:
-            raise ResultError(
-                f"{path}: no column {', '.join(missing)}; expected {','.join(_COLUMNS)}."
-            )
-        found, faults = [], []
-        for row in rows:
-            cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
-            if not any(cells.values()):
-                continue  # what spreadsheets leave below a table
-            one, fault = _decision(cells, saved, taxonomy)
-            found.append(one)
-            if fault:
-                faults.append(f"  line {rows.line_num}: {fault}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ResultError(f"{path}: cannot be read ({error}); expected CSV (UTF-8).") from error
+    lines = io.StringIO(read_text(path, ResultError)).readlines()
+    rows, columns, _ = read_rows(lines, path, ResultError)
+    missing = [name for name in _NEEDED if name not in columns]
+    if missing:
+        raise ResultError(f"{path}: no column {', '.join(missing)}; expected {','.join(_COLUMNS)}.")
+    found, faults = [], []
+    for row in rows:
+        cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+        if not any(cells.values()):
+            continue  # what spreadsheets leave below a table
+        one, fault = _decision(cells, saved, taxonomy)
+        found.append(one)
+        if fault:
+            faults.append(f"  line {rows.line_num}: {fault}")
     if faults:
         more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ResultError(f"{path}: nothing is imported:\n" + "\n".join(faults[:_SHOWN]) + more)

@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Mpp
-from slidelens.tables import read_rows, table_text
+from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
     from slidelens.slide.reader import Facts
@@ -118,12 +118,7 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
         A table that cannot be read, without these columns, with two rows for one slide, or with
         what is no number above 0.
     """
-    try:
-        lines = table_text(table.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SlideError(
-            f"{table}: cannot be read as a CSV of `slide,mpp` rows ({error})."
-        ) from error
+    lines = read_text(table, SlideError).splitlines()
     found: dict[str, Mpp] = {}
     reader, columns, separator = read_rows(lines, table, SlideError)
     if not {"slide", "mpp"} <= set(columns):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from slidelens.maps.result import find_results
 from slidelens.slide.open import is_slide
-from slidelens.tables import table_text
+from slidelens.tables import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def _folder(path: Path) -> Kind:
 
 def _is_labels(path: Path) -> bool:
     try:
-        header = next(csv.reader(table_text(path.read_bytes()).splitlines()), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
+        header = next(csv.reader(read_text(path, ValueError).splitlines()), [])
+    except (ValueError, csv.Error):
         return False
     return {"slide_id", "label"} <= {name.strip().lower() for name in header}

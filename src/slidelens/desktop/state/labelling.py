@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import LabelError
 from slidelens.files import write_atomic
-from slidelens.tables import read_rows, table_text
+from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -154,10 +154,7 @@ def class_names(text: str) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        lines = table_text(path.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path}: cannot be read ({error}); expected a CSV file.") from error
+    lines = read_text(path, LabelError).splitlines()
     reader, columns, _ = read_rows(lines, path, LabelError)
     lacking = [name for name in _COLUMNS if name not in columns]
     if lacking:
