@@ -78,19 +78,17 @@ def test_a_bad_slide_is_named_and_the_next_is_run(tiny, tmp_path, caplog):
     text.write_text("not a slide")
     cut = write_slide(tmp_path, "cut.tif")
     cut.write_bytes(cut.read_bytes()[:200])
-    gone = tmp_path / "gone.svs"
     out = tmp_path / "out"
-    outcomes = run([text, good[0], cut, gone, good[1]], [tiny, make_model(name="second")], out)
+    outcomes = run([text, good[0], cut, good[1]], [tiny, make_model(name="second")], out)
     status = {o.slide_id: o.status for o in outcomes}
     assert status == {
         "text": "failed",
         "good0": "done",
         "cut": "failed",
-        "gone": "failed",
         "good1": "done",
     }
     rows = table(out)
-    for name in ("text", "cut", "gone"):
+    for name in ("text", "cut"):
         assert rows[name]["status"] == "failed"
         assert f"{name}." in rows[name]["error"]
         assert rows[name]["prob_tumour"] == ""
@@ -240,12 +238,13 @@ def test_rows_of_earlier_runs_stay(tiny, tmp_path):
     assert table(out).keys() == {"a", "b"}
 
 
-def test_a_mistyped_path_leaves_the_row_of_the_slide_of_that_name(tiny, tmp_path):
-    out = tmp_path / "out"
-    run([write_slide(tmp_path, "a.tif")], [tiny], out)
-    (failed,) = run([tmp_path / "a.svs"], [tiny], out)
-    assert failed.status == "failed"
-    assert table(out)["a"]["status"] == "done"
+def test_paths_where_nothing_is_are_refused_together_and_leave_nothing(tiny, tmp_path):
+    slide, out = write_slide(tmp_path, "a.tif"), tmp_path / "out"
+    with pytest.raises(SlideError, match=r"^\S+/b\.svs: no such file or folder\.$"):
+        run([slide, tmp_path / "b.svs"], [tiny], out)
+    with pytest.raises(SlideError, match=r"(?s)^2 of 3 paths lead nowhere.*b\.svs: .*x\*\.svs: no"):
+        run([tmp_path / "b.svs", slide, tmp_path / "x*.svs"], [tiny], out)
+    assert not out.exists()
 
 
 def test_a_table_of_other_classes_is_written_anew(tiny, tmp_path, caplog):
@@ -429,8 +428,11 @@ def test_a_table_of_labels_chooses_the_slides(tiny, tmp_path):
     assert ids("all") == ["s3", "s0", "s1"]
     twice = [slides / "s1.tif", slides, slides.parent / "slides" / ".." / "slides" / "s2.tif"]
     assert [o.slide_id for o in run(twice, tiny, tmp_path / "twice")] == ["s1", "s0", "s2", "s3"]
+    labels.write_text("slide_id,label,split\ns3,,test\ns0,odd,train\n")  # not labelled yet
+    assert ids("unlabelled", split="test") == ["s3"]
+    labels.write_text("slide_id,split\ns3,test\ns0,train\ns1,test\n")
     with labels.open("a") as file:
-        file.write("gone,odd,test\naway,odd,test\nelsewhere,odd,train\n")
+        file.write("gone,test\naway,test\nelsewhere,train\n")
     for options, message in (
         ({"split": "test"}, r"no slide for gone, away; found 4 slides"),
         ({"split": "tune"}, r"no slide in split tune; found test \(4\), train \(2\)\."),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from slidelens.engine.labels import LabelTable, read_labels, split_by_patient
+from slidelens.engine.labels import LabelTable, read_labels, read_listed, split_by_patient
 from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
@@ -89,8 +89,8 @@ def test_faults_against_known_classes(table):
     with pytest.raises(LabelError, match=r"a \('benign'\), b \('7'\)"):
         table("slide_id,label", "a,benign", "b,7", "c,1", classes=("normal", "tumour"))
     several = (
-        r"slides twice: a \(2 times\)\.\n  labels that are neither .*: a \('x'\)\.\n"
-        r"  classes without a slide: normal\.\n  splits that are not one of .*: b \('tain'\)\.$"
+        r"slides twice: a \(2 times\)\.\n  splits that are not one of .*: b \('tain'\)\.\n"
+        r"  labels that are neither .*: a \('x'\)\.\n  classes without a slide: normal\.$"
     )
     with pytest.raises(LabelError, match=several):
         table(
@@ -126,7 +126,7 @@ def test_numbers_that_are_names_of_known_classes_are_no_indices(table):
 
 
 def test_missing_and_unreadable_tables(tmp_path):
-    with pytest.raises(LabelError, match="cannot read labels"):
+    with pytest.raises(LabelError, match="cannot be read"):
         read_labels(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes("slide_id,label\nä,1\n".encode("latin-1"))
     with pytest.raises(LabelError, match="UTF-8"):
@@ -310,3 +310,23 @@ def test_letters_that_a_mac_took_apart_are_the_same(table, tmp_path):
 def test_what_is_a_number_elsewhere_only_is_a_name(table, label):
     """Python takes no number of more than 4300 digits, and digits of other scripts count for it."""
     assert table("slide_id,label", "a,0", f"b,{label}").classes == ("0", label)
+
+
+def test_a_run_reads_names_and_splits_and_no_labels(tmp_path):
+    path = tmp_path / "slides.csv"
+    for text in (
+        "slide_id,split\na,test\nb,train\n",
+        "slide_id,label,split\na,,test\nb,odd,train\n",
+    ):
+        path.write_text(text)
+        read = read_listed(path)
+        assert _rows(read) == [("a", -1, "test", None), ("b", -1, "train", None)]
+    path.write_text("slide_id,split,patient\na,test,p\nb,train,p\nb,tset,q\n,test,\n")
+    with pytest.raises(LabelError, match=r"rows without slide_id: line 5\."):
+        read_listed(path)
+    path.write_text("slide_id,split,patient\na,test,p\nb,train,p\nb,tset,q\n")
+    with pytest.raises(LabelError, match=r"(?s)b \(2 times\).*b \('tset'\).*p \(test, train\)"):
+        read_listed(path)
+    path.write_text("name,split\na,test\n")
+    with pytest.raises(LabelError, match=r"no column slide_id; expected slide_id.*found name"):
+        read_listed(path)

@@ -38,7 +38,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Only the slides in this table: slide_id, label, split."),
+        typer.Option(
+            metavar="CSV", help="Only the slides in this table: slide_id and, where wanted, split."
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "tune", "test"] | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -102,7 +101,7 @@ def predict_cohort(
     out
         Results folder.
     labels
-        Run only the slides in this table: CSV with slide_id, label and optionally split.
+        Run only the slides in this table: CSV with slide_id and optionally split.
     split
         With ``labels``: only the slides of this split.
     device, mpp, options, run
@@ -118,6 +117,8 @@ def predict_cohort(
 
     Raises
     ------
+    SlideNotFoundError
+        Paths where there is nothing, all at once (before anything runs).
     SlideError
         No slides, two slides with one id, or a resolution table that cannot be used (before
         anything runs).
@@ -227,9 +228,7 @@ class _Cohort:
                     for event in events:
                         if isinstance(event, Outcome):
                             part.models = [m for m in part.models if m.name != event.model]
-                            # A path that is mistyped says nothing of the slide of that name.
-                            there = os.path.lexists(part.path)
-                            self.tables[event.model].record(event, replace=there)
+                            self.tables[event.model].record(event)
                             self.left -= 1
                             event = replace(event, left=self.left)
                         yield event

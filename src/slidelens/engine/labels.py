@@ -13,7 +13,7 @@ import numpy as np
 
 from slidelens.errors import LabelError, listed
 from slidelens.slide.base import id_of_name
-from slidelens.tables import named, read_rows, table_text
+from slidelens.tables import named, read_rows, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +25,7 @@ __all__ = [
     "Split",
     "patients_by_class",
     "read_labels",
+    "read_listed",
     "split_by_patient",
 ]
 
@@ -59,7 +60,10 @@ _TUNE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class LabelledSlide:
-    """A row of the table; ``label`` is the 0-based index into the table's classes."""
+    """A row of the table; ``label`` is the 0-based index into the table's classes.
+
+    -1 where the table was read without labels (:func:`read_listed`).
+    """
 
     slide_id: str
     label: int
@@ -179,7 +183,7 @@ def read_labels(
         only one class is called so) or the index of a known class, unless names are numbers.
     every_class
         Refuse a table that has no slide of some class. An evaluation takes it: figures that need
-        the class are then undefined; so does a run, for which the table only names slides.
+        the class are then undefined.
 
     Raises
     ------
@@ -187,7 +191,7 @@ def read_labels(
         A missing file or column; an empty, unknown or double entry; a class without a slide; a
         patient in two splits. All faults are listed at once.
     """
-    cells = _cells(path)
+    cells = _cells(path, ("slide_id", "label"))
     labels = [r["label"] for r in cells]
     names = _classes(path, labels, every_class) if classes is None else tuple(classes)
     index = {name: i for i, name in enumerate(names)}
@@ -204,30 +208,33 @@ def read_labels(
             index[name] = alike[0]
     known = {index[r["label"]] for r in cells if r["label"] in index}
     empty = [name for i, name in enumerate(names) if i not in known] if every_class else []
-    rows = tuple(
-        LabelledSlide(
-            r["slide_id"],
-            index.get(r["label"], 0),
-            _SPLITS.get(r["split"].lower()),
-            r["patient"] or None,
-        )
-        for r in cells
-    )
+    rows = tuple(_row(r, index.get(r["label"], 0)) for r in cells)
     _refuse(
         path,
-        (_twice(r["slide_id"] for r in cells), "slides twice"),
+        *_faults(cells, rows),
         ((f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index), what),
         (empty, "classes without a slide"),
-        (
-            (f"{r['slide_id']} ({r['split']!r})" for r in cells if _unknown_split(r)),
-            f"splits that are not one of {', '.join(get_args(Split))}",
-        ),
-        (
-            _shared_patients(rows),
-            "patients in more than one split, which would leak into the evaluation",
-        ),
     )
     return LabelTable(path, names, rows)
+
+
+def read_listed(path: Path) -> LabelTable:
+    """Read which slides a table names, for a run: what they are labelled, if at all, is not read.
+
+    Parameters
+    ----------
+    path
+        As for :func:`read_labels`; column label may be absent.
+
+    Raises
+    ------
+    LabelError
+        As :func:`read_labels`, but for faults of labels.
+    """
+    cells = _cells(path, ("slide_id",))
+    rows = tuple(_row(r, -1) for r in cells)
+    _refuse(path, *_faults(cells, rows))
+    return LabelTable(path, (), rows)
 
 
 def patients_by_class(rows: Iterable[LabelledSlide]) -> dict[int, list[str]]:
@@ -275,18 +282,13 @@ def split_by_patient(table: LabelTable, seed: int) -> LabelTable:
     return replace(table, rows=tuple(rows))
 
 
-def _cells(path: Path) -> list[dict[str, str]]:
-    """Read the known columns as stripped text."""
-    try:
-        # Rows end at the ends of lines alone, not at whatever else ends a line of text.
-        lines = io.StringIO(table_text(path.read_bytes())).readlines()
-    except OSError as error:
-        raise LabelError(f"cannot read labels {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path} is not UTF-8 text; save it as CSV (UTF-8).") from error
+def _cells(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """Read the known columns, of which some are needed, as stripped text."""
+    # Rows end at the ends of lines alone, not at whatever else ends a line of text.
+    lines = io.StringIO(read_text(path, LabelError)).readlines()
     reader, columns, _ = read_rows(lines, path, LabelError)
     place = {name: named(columns, name) for name in ("slide_id", "label", "split", "patient")}
-    lacking = [name for name in ("slide_id", "label") if place[name] not in columns]
+    lacking = [name for name in needed if place[name] not in columns]
     if lacking:
         raise LabelError(
             f"{path}: no column {' and '.join(lacking)}; expected slide_id,label[,split][,patient]"
@@ -298,11 +300,11 @@ def _cells(path: Path) -> list[dict[str, str]]:
         if not any(cells.values()):
             continue  # what spreadsheets leave below a table
         rows.append(cells)
-        if not (cells["slide_id"] and cells["label"]):
+        if not all(cells[name] for name in needed):
             incomplete.append(f"line {reader.line_num}")
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
-    _refuse(path, (incomplete, "rows without slide_id or label"))
+    _refuse(path, (incomplete, f"rows without {' or '.join(needed)}"))
     if all(_FLOAT.fullmatch(row["label"]) for row in rows):
         for row in rows:
             row["label"] = row["label"].partition(".")[0]
@@ -333,8 +335,27 @@ def _classes(path: Path, labels: Sequence[str], every_class: bool) -> tuple[str,
     return tuple(names)
 
 
-def _unknown_split(row: Mapping[str, str]) -> bool:
-    return bool(row["split"]) and row["split"].lower() not in _SPLITS
+def _row(cells: Mapping[str, str], label: int) -> LabelledSlide:
+    split = _SPLITS.get(cells["split"].lower())
+    return LabelledSlide(cells["slide_id"], label, split, cells["patient"] or None)
+
+
+def _faults(
+    cells: Sequence[Mapping[str, str]], rows: Sequence[LabelledSlide]
+) -> list[tuple[Iterable[str], str]]:
+    """Return what of slides, splits and patients is to be refused, with what it is."""
+    unknown = [r for r in cells if r["split"] and r["split"].lower() not in _SPLITS]
+    return [
+        (_twice(r["slide_id"] for r in cells), "slides twice"),
+        (
+            [f"{r['slide_id']} ({r['split']!r})" for r in unknown],
+            f"splits that are not one of {', '.join(get_args(Split))}",
+        ),
+        (
+            _shared_patients(rows),
+            "patients in more than one split, which would leak into the evaluation",
+        ),
+    ]
 
 
 def _twice(ids: Iterable[str]) -> list[str]:

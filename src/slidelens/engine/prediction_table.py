@@ -64,21 +64,21 @@ class PredictionTable:
         self._classes = classes
         names = [f"prob_{name}" for name in classes]
         self._header = ["slide_id", "status", "error", *names, "seconds"]
-        self._waiting: list[tuple[Outcome, bool]] = []
+        self._waiting: list[Outcome] = []
         self._ours: dict[str, list[str]] = {}
         self._flushed = -inf
         with self._alone():  # what cannot be read or written is said before anything is computed
             self._read()
 
-    def record(self, outcome: Outcome, *, replace: bool = True) -> None:
-        """Add or, where told, replace the row of a slide and write the file.
+    def record(self, outcome: Outcome) -> None:
+        """Add or replace the row of a slide and write the file.
 
         The row of a skipped slide, of which little is new, may wait for the next one or for
         :meth:`flush`: of thousands that follow at once each would write all rows again. So does,
         with a warning, a row that cannot be written now: on Windows nobody can write a table that
         a spreadsheet has open, and no run should end for it.
         """
-        self._waiting.append((outcome, replace))
+        self._waiting.append(outcome)
         if outcome.status != "skipped" or monotonic() - self._flushed >= _SKIPPED_S:
             try:
                 self.flush()
@@ -101,10 +101,9 @@ class PredictionTable:
             if not (self._waiting or lost):
                 return
             rows |= {slide: self._ours[slide] for slide in sorted(lost)}
-            for outcome, replace in self._waiting:
+            for outcome in self._waiting:
                 slide = outcome.slide_id
-                if replace or slide not in rows:
-                    rows[slide] = self._ours[slide] = self._row(outcome, rows.get(slide))
+                rows[slide] = self._ours[slide] = self._row(outcome, rows.get(slide))
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(self._header)

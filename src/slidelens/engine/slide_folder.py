@@ -8,10 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slidelens.engine.labels import read_labels
-from slidelens.errors import LabelError, SlideError, listed
+from slidelens.engine.labels import read_listed
+from slidelens.errors import LabelError, SlideError, SlideNotFoundError, listed
 from slidelens.slide.base import slide_id
-from slidelens.slide.open import is_slide
+from slidelens.slide.open import is_slide, why_absent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ _NO_SLIDES = {
 }
 """What is kept beside slides: tables, annotations, texts and pictures."""
 
+_TOLD = 20
 _LEVELS = 3
 """How far down slides are looked for: in GDC's downloads a folder for each holds the slide."""
 
@@ -42,13 +43,15 @@ def slides_to_run(
     given
         Slides and folders of them.
     labels
-        CSV with slide_id, label and optionally split, as for a training; its order is that of the
-        slides then. What its labels are called does not matter.
+        CSV with slide_id and optionally split, as for a training; its order is that of the slides
+        then. What they are labelled, if at all, does not matter.
     split
         Only the slides of this split of the table.
 
     Raises
     ------
+    SlideNotFoundError
+        Paths where there is nothing, all at once.
     SlideError
         No slides, or two of one id.
     LabelError
@@ -59,12 +62,26 @@ def slides_to_run(
     """
     if labels is None and split is not None:
         raise ValueError(f"split {split!r} needs the labels that say which slides are in it")
+    _check_there([Path(one) for one in given])
     slides = _by_id([path for one in given for path in _slides_of(Path(one))])
     if labels is None:
         return list(slides.values())
-    table = read_labels(Path(labels), every_class=False)
+    table = read_listed(Path(labels))
     table = table if split is None else table.only(split)
     return [slides[row.slide_id] for row in table.with_files(slides).rows]
+
+
+def _check_there(given: Sequence[Path]) -> None:
+    why = [text for path in given if (text := why_absent(path))]
+    if len(why) == 1:
+        raise SlideNotFoundError(why[0])
+    if why:
+        told = why if len(why) <= _TOLD else [*why[:_TOLD], f"and {len(why) - _TOLD} more"]
+        raise SlideNotFoundError(
+            "\n  ".join(
+                [f"{len(why)} of {len(given)} paths lead nowhere, so nothing was run:", *told]
+            )
+        )
 
 
 def _slides_of(path: Path) -> list[Path]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slidelens.geometry import Mpp
     from slidelens.slide.reader import Facts, Reader
 
-__all__ = ["READERS", "GivenMpp", "is_slide", "open_slide"]
+__all__ = ["READERS", "GivenMpp", "is_slide", "open_slide", "why_absent"]
 
 READERS: Registry[type[Reader]] = Registry(
     "slidelens.slides",
@@ -127,6 +127,14 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def why_absent(path: Path) -> str | None:
+    """Say why there is nothing at a path; ``None`` where there is, or where none may look."""
+    try:
+        return None if path.exists() else _absent(path)
+    except OSError:  # opening it says so
+        return None
+
+
 def _check_name(path: Path) -> None:
     """Refuse a path that no result could state: its bytes are not UTF-8."""
     try:
@@ -190,12 +198,16 @@ def _head(path: Path) -> bytes:
                 return file.read(_HEAD)
     except OSError as error:  # it, or a folder above it, may not be looked into; an over-long name
         raise _barred(path, error) from error
+    raise SlideNotFoundError(_absent(path))
+
+
+def _absent(path: Path) -> str:
     if _ADDRESS.match(str(path)):
-        raise SlideNotFoundError(
+        return (
             f"{path}: is an address; slides are read from files and folders, and nothing is "
             "fetched: download it, or mount where it lies."
         )
-    raise SlideNotFoundError(f"{path}: no such file or folder.")
+    return f"{path}: no such file or folder."
 
 
 def _barred(path: Path, error: OSError) -> SlideError:
