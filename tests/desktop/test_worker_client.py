@@ -140,8 +140,9 @@ def test_a_killed_worker_is_reported_and_replaced(client, qtbot, slide, tmp_path
     assert "was killed" in error
     assert not list(tmp_path.glob("*/*/result.json"))
     again = finish(qtbot, client.submit("predict", request(tmp_path / "gone.svs", tmp_path)))
-    assert [o.facts["status"] for o in again["outcome"]] == ["failed"]  # but the worker works
-    assert "gone.svs" in again["outcome"][0].facts["error"]
+    ((status, error),) = again["ended"]
+    assert status == "failed"  # but the worker works
+    assert "gone.svs: no such file" in error
 
 
 def test_a_client_that_was_closed_works_again_and_tells_a_death_from_an_end(qtbot, slide, tmp_path):

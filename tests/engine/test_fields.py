@@ -64,8 +64,8 @@ def test_a_fields_own_check_is_told_without_pydantics_words():
 
 
 def test_a_cohort_refuses_options_before_it_runs(tiny, tmp_path):
+    slide, out = tmp_path / "x.tif", tmp_path / "out"
+    slide.touch()
     with pytest.raises(ModelError, match="colour"):
-        predict_cohort(
-            [tmp_path / "x.tif"], [tiny, make_model("b")], tmp_path, options={"colour": 1}
-        )
-    assert not list(tmp_path.iterdir())
+        predict_cohort([slide], [tiny, make_model("b")], out, options={"colour": 1})
+    assert not out.exists()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from slidelens.errors import ModelError
+from slidelens.faults import first_fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,15 +51,12 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        why = (
-            first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0].rstrip(".")
-        )
-        where = ".".join(str(part) for part in first["loc"])
-        if not where:  # fields that do not go together: the input is the whole configuration
+        fault = first_fault(error)
+        why, given = fault.why.partition(", unable to parse")[0], repr(fault.given)
+        if not fault.where:  # fields that do not go together: the value is the whole configuration
             raise ModelError(f"{why}.") from error
-        given = repr(first["input"])
-        raise ModelError(f"{where}: {why}{'' if given in why else f', not {given}'}.") from error
+        told = "" if given in why else f", not {given}"
+        raise ModelError(f"{fault.where}: {why}{told}.") from error
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:

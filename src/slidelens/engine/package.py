@@ -19,13 +19,13 @@ from slidelens.engine.packages.manifest import (
     PARTS,
     WEIGHTS,
     Manifest,
-    first_fault,
     manifest_of,
     read_manifest,
 )
 from slidelens.engine.packages.sums import compare_sums
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
+from slidelens.faults import first_fault
 from slidelens.files import staged_folder
 from slidelens.settings import get_settings
 

@@ -16,11 +16,11 @@ from slidelens.engine.packages.manifest import (
     PARTS,
     WEIGHTS,
     Manifest,
-    first_fault,
     read_manifest,
 )
 from slidelens.engine.packages.sums import SUMS, compare_sums, write_sums
 from slidelens.errors import ModelError
+from slidelens.faults import first_fault
 from slidelens.files import staged_folder
 
 if TYPE_CHECKING:

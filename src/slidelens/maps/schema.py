@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from slidelens.errors import NewerResultError, ResultError
+from slidelens.faults import first_fault
 from slidelens.geometry import Mpp, Size
 from slidelens.maps.map import Kind
 from slidelens.maps.run_settings import RunSettings
@@ -151,6 +152,5 @@ def read_result_file(path: Path) -> ResultFile:
     try:
         return ResultFile.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ResultError(f"{path}: key {key!r}: {first['msg']}.") from error
+        fault = first_fault(error)
+        raise ResultError(f"{path}: key {fault.where!r}: {fault.why}.") from error

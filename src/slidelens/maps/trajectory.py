@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import ResultError
+from slidelens.faults import first_fault
 from slidelens.files import write_atomic
 from slidelens.geometry import Box, Mpp
 
@@ -180,9 +181,8 @@ def read_trajectory(path: str | Path) -> Trajectory:
             Mpp(*content.slide_mpp),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ResultError(f"{path}: key {key!r}: {first['msg']}.") from error
+        fault = first_fault(error)
+        raise ResultError(f"{path}: key {fault.where!r}: {fault.why}.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path}: no trajectory ({error}). Run the prediction again.") from error
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slidelens.errors import SlideError, UnsupportedSlideError
+from slidelens.faults import first_fault
 from slidelens.geometry import Mpp
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
@@ -277,16 +278,14 @@ def _multiscale(path: Path, ome: dict[str, Any]) -> tuple[Any, list[str | None],
     try:
         multiscale = Model.model_validate(ome["multiscales"][0])
     except (ValidationError, LookupError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error)}
-        where = ".".join(str(part) for part in first.get("loc", ()))
+        why = first_fault(error) if isinstance(error, ValidationError) else error
         if version not in _VERSIONS:
             raise UnsupportedSlideError(
                 f"{path}: is OME-Zarr of NGFF {version}; slidelens reads "
                 f"{' and '.join(_VERSIONS)}, to which it can be converted."
             ) from error
         raise SlideError(
-            f"{path}: its OME-Zarr metadata does not follow NGFF {version} "
-            f"({where}: {first['msg']})."
+            f"{path}: its OME-Zarr metadata does not follow NGFF {version} ({why})."
         ) from error
     scales = []
     for dataset in multiscale.datasets:

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from slidelens.engine.package import load_model, save_model
-from slidelens.engine.packages.manifest import first_fault
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
+from slidelens.faults import first_fault
 from slidelens.files import staged_folder
 from slidelens_wsinfer.family import FAMILY, WsinferConfig
 from slidelens_wsinfer.networks import Script, TwoLogits, load_script, trust

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 import slidelens
 from slidelens.errors import ModelError, listed
+from slidelens.faults import first_fault
 
 if TYPE_CHECKING:
     from slidelens.families.base import Model
@@ -19,7 +20,6 @@ __all__ = [
     "WEIGHTS",
     "Manifest",
     "Normalisation",
-    "first_fault",
     "manifest_of",
     "read_manifest",
 ]
@@ -153,11 +153,3 @@ def _lack(path: Path) -> str:
     if inside:  # of a cross-validation, say
         return f"it has no {MANIFEST}, but packages in it: {listed(inside)}. Give one of them."
     return f"it has no {MANIFEST}. A package is a folder with {MANIFEST} and {WEIGHTS}."
-
-
-def first_fault(error: ValidationError) -> str:
-    """Name the first field that is wrong, and why."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    why = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {why}" if where else why

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidelens.errors import ModelError
+from slidelens.faults import first_fault
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
@@ -109,10 +110,9 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     try:
         _Options.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ModelError(
-            f"{path}: {first['loc'][0]}: {first['msg']}, not {options[str(first['loc'][0])]!r}."
-        ) from error
+        fault = first_fault(error)
+        key = fault.where.partition(".")[0]
+        raise ModelError(f"{path}: {key}: {fault.why}, not {options[key]!r}.") from error
     options = {key: value for key, value in options.items() if value is not None}
     if family is not None:
         options.pop("family", None)
