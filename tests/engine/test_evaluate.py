@@ -16,6 +16,7 @@ from slidelens.engine.evaluation.pictures import table_picture
 from slidelens.engine.evaluation.tables import Table
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
+from slidelens.review.evaluation import read_evaluation
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
 
@@ -292,6 +293,36 @@ def test_no_results_and_no_folder_are_named(tmp_path):
         run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.json", "it is a model: `slidelens predict SLIDES --model .*results --out RESULTS`"),
+        ("folds.json", "it is a cross-validation: .*results/fold-1 --out RESULTS`"),
+        ("training/checkpoint.json", "it is a training that has not ended: .* --resume"),
+        ("evaluation.json", "it is an evaluation, which `slidelens report .*results --out"),
+        ("slide.png", "no results; expected <model>/<slide>"),
+    ],
+)
+def test_another_folder_is_told_with_what_to_run(tmp_path, file, told):
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    path = tmp_path / "results" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(ResultError, match=told):
+        run(tmp_path)
+
+
+def test_a_folder_of_slides_or_results_is_told_with_what_to_run(tmp_path):
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    (tmp_path / "results").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "results" / "slide.tif")
+    with pytest.raises(ResultError, match=r"it holds slides: `slidelens predict .*results --model"):
+        run(tmp_path)
+    binary(tmp_path / "others", "m", {"a": 0.2})
+    with pytest.raises(ResultError, match=r"holds results: `slidelens evaluate .*others --labels"):
+        read_evaluation(tmp_path / "others")
+
+
 def test_faults_of_results_are_listed_at_once(cohort):
     results = cohort / "results"
     write_result(results, "good", "nan", {"normal": float("nan"), "tumor": 0.5})
@@ -428,6 +459,26 @@ def test_more_classes_are_measured_one_against_the_rest(tmp_path, pictures):
     assert all(row["class"] == row["predicted"] for row in rows if row["kind"] == "fp")
     # What is made of an evaluation is not written over these.
     assert {path.name for path in (tmp_path / "eval").iterdir()} == set(FILES)
+
+
+def test_means_over_classes_are_undefined_together_where_a_class_has_no_slide(tmp_path):
+    labels = three_classes(tmp_path)
+    write_labels(tmp_path / "labels.csv", [(f"s{i}", min(k, 1)) for i, k in enumerate(labels)])
+    one = run(tmp_path).metrics["models"]["m"]
+    for mean in ("auc", "pr_auc", "sensitivity", "specificity"):
+        assert one[mean] is None
+        assert one["undefined"][mean] == "a class has no case"
+    assert one["per_class"]["grade3"]["sensitivity"] is None
+    assert 0 < one["per_class"]["benign"]["specificity"] < 1
+
+
+def test_equal_scores_are_said_to_have_an_interval_that_says_nothing(tmp_path):
+    write_labels(tmp_path / "labels.csv", TRUTH.items())
+    binary(tmp_path / "results", "m", dict.fromkeys(TRUTH, 0.5))
+    found = run(tmp_path)
+    assert found.metrics["models"]["m"]["auc_ci"] == [0.5, 0.5]
+    (said,) = [text for text in found.warnings if "the same score" in text]
+    assert f"all {len(TRUTH)} slides" in said
 
 
 def test_a_threshold_needs_two_classes(tmp_path):

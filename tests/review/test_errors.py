@@ -155,7 +155,7 @@ def test_a_stored_threshold_is_found_whatever_the_evaluation_used(tmp_path):
 
 def test_bad_folders_are_named(tmp_path, evaluation):
     with pytest.raises(ResultError, match="expected a folder written by `slidelens evaluate"):
-        read_evaluation(tmp_path)
+        read_evaluation(tmp_path / "none")
     path = evaluation / "evaluation.json"
     good = json.loads(path.read_text())
     for change, said in (

@@ -15,6 +15,7 @@ from slidelens.engine.evaluation.memory import numbered
 from slidelens.engine.evaluation.operating_point import Rule, RuleKind
 from slidelens.engine.evaluation.scores import Cases, Scored
 from slidelens.engine.labels import LabelledSlide
+from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import ResultError
 from slidelens.review.store import STORE_FILE
 from slidelens.review.taxonomy import TAXONOMY_FILE
@@ -167,10 +168,10 @@ def _same(path: Path, other: Path) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ResultError(
-            f"{path}: no such file; expected a folder written by `slidelens evaluate --out`."
-        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        instead = what_it_is(path.parent) if path.name == _FILE else None
+        told = instead or "expected a folder written by `slidelens evaluate --out`."
+        raise ResultError(f"{path}: no such file; {told}") from error
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read ({error}); evaluate again.") from error
     if not isinstance(content, dict):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 
 from slidelens.engine.last_run import failed_slides
+from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import LabelError, ResultError, listed
 from slidelens.maps.result import find_results
 from slidelens.maps.schema import read_result_file
@@ -21,7 +23,6 @@ from slidelens.slide.base import id_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -173,10 +174,8 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
     if not of_model:
         faults += unread
     if not of_model and not faults:
-        raise ResultError(
-            f"{folder}: no results; expected <model>/<slide>/result.json, as written by "
-            "`slidelens predict --out`."
-        )
+        expected = "expected <model>/<slide>/result.json, as written by `slidelens predict --out`."
+        raise ResultError(f"{folder}: no results; {what_it_is(Path(folder)) or expected}")
     for name, found in of_model.items():
         faults += _model_faults(name, found)
     if faults:
