@@ -197,13 +197,16 @@ def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.in
         rates = {"n": point.tp + point.fn, **_rates(point)}
         del rates["accuracy"]  # one-vs-rest accuracy misleads: most cases are "rest"
         per_class[name] = rates
+    # The mean sensitivity is undefined without a case of some class; so is what stands beside it.
+    whole = all(rates["n"] for rates in per_class.values())
+    specificity = np.mean([rates["specificity"] for rates in per_class.values()])
     figures: dict[str, Any] = {
         "threshold": calls.threshold,
         "threshold_source": calls.source,
         "threshold_rule": calls.rule,
         "accuracy": float((predictions == cases.labels).mean()),
         "sensitivity": float(np.mean([rates["sensitivity"] for rates in per_class.values()])),
-        "specificity": float(np.mean([rates["specificity"] for rates in per_class.values()])),
+        "specificity": float(specificity) if whole else float("nan"),
         "per_class": per_class,
     }
     return figures, predictions

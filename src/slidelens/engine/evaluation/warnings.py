@@ -82,6 +82,11 @@ def evaluation_warnings(
                 f"{name}: the scores separate the classes entirely, so every resample has the AUC "
                 f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
             )
+        if (cases[name].probabilities == cases[name].probabilities[0]).all() and one["auc"]:
+            found.append(
+                f"{name}: all {one['n']} slides have the same score, so every resample has the AUC "
+                "0.5; the interval of AUC says nothing of new slides."
+            )
         found += _of_resamples(name, one, cases[name])
         odd = int((abs(cases[name].probabilities.sum(1) - 1) > _SUM).sum())
         if odd:
