@@ -175,3 +175,15 @@ def test_without_h5py_the_extra_is_named(
     with pytest.raises(ResultError, match="h5py"):
         write_clam(tmp_path / "a.h5", bag, "a", (1, 1), 0.5)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chunks", [None, (256, 8)])
+def test_vectors_that_were_never_written_are_refused_and_take_no_memory(
+    tmp_path: Path, chunks: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "bag.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", (10**12, 8), "f4", chunks=chunks)
+        file["coords"] = np.zeros((1, 2))
+    with pytest.raises(ResultError, match=r"features \(10{12}, 8\) was written in part only"):
+        read_clam(path)

@@ -446,6 +446,23 @@ def test_zip_archives_that_are_damaged_or_hold_no_image(tmp_path):
         open_slide(tmp_path / "other.zip")
 
 
+@pytest.mark.parametrize("part", ["zarr.json", "0/c/0/0/0"])
+def test_what_would_unpack_to_fill_the_memory_is_refused(tmp_path, monkeypatch, part):
+    folder = tmp_path / "slide.ome.zarr"
+    write(folder, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    path = tmp_path / "slide.ozx"
+    with ZipFile(path, "w", ZIP_DEFLATED) as made:
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder).as_posix()
+            if file.is_file() and name != part:
+                made.write(file, name)
+        made.writestr(part, bytes(10_000_000))
+    monkeypatch.setattr("slidelens.slide.zarr_place.LARGEST", 1_000_000)
+    said = rf"slide\.ozx: {part} in it unpacks to 10,000,000 bytes"
+    with pytest.raises(SlideError, match=said), open_slide(path) as slide:
+        slide.read(Box(0, 0, 16, 16))
+
+
 @pytest.mark.parametrize("within", ["", "a/"])
 def test_a_zip_archive_that_is_refused_is_not_left_open(tmp_path, within):
     """Windows would let nobody replace it."""

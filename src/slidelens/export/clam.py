@@ -8,6 +8,7 @@ always written too, and ``boxes`` ``(N, 4)`` keeps corners and sizes that are no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +146,14 @@ def _values(path: Path, file: Any, name: str) -> NDArray[Any]:
         raise ResultError(f"{path}: {name} is empty, expected real numbers.")
     if found.dtype.kind not in "biuf":
         raise ResultError(f"{path}: {name} is of type {found.dtype}, expected real numbers.")
+    stated, written = found.nbytes, found.id.get_storage_size()
+    if found.chunks:
+        parts = (-(-n // part) for n, part in zip(found.shape, found.chunks, strict=True))
+        stated, written = prod(parts), found.id.get_num_chunks()
+    if written < stated:  # the rest would read as zeros, however much memory they take
+        raise ResultError(
+            f"{path}: {name} {found.shape} was written in part only; make the bag again."
+        )
     return np.asarray(found)
 
 

@@ -19,7 +19,7 @@ from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.channels import Composer, depth_of, spread
 from slidelens.slide.reader import Facts, Reader, closed, levels_of, unreadable
 from slidelens.slide.units import micrometres
-from slidelens.slide.zarr_place import ZIP_MAGIC, ZarrZip, attributes, place_of
+from slidelens.slide.zarr_place import LARGEST, ZIP_MAGIC, ZarrZip, attributes, place_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["OmeZarrReader"]
 
 _BLOCK = 256
-_MAX_CHUNK = 1 << 30
 _VERSIONS = ("0.4", "0.5")
 _RGB = (["FF0000", "00FF00", "0000FF"], ["RED", "GREEN", "BLUE"], ["R", "G", "B"])
 
@@ -150,7 +149,7 @@ class OmeZarrReader(Reader):
         sides = [array.chunks[self._axes.index(axis)] for axis in "xy"]
         width, height = (side * max(1, -(-_BLOCK // side)) for side in sides)
         channels = array.shape[self._axes.index("c")] if "c" in self._axes else 1
-        if max(prod(array.chunks), width * height * channels) * array.dtype.itemsize > _MAX_CHUNK:
+        if max(prod(array.chunks), width * height * channels) * array.dtype.itemsize > LARGEST:
             raise SlideError(
                 f"{self.path}: its chunks of {array.chunks}, of an array of {array.shape}, are too "
                 "large to read in pieces; write it again with chunks of at most 1024 px, and with "

@@ -16,8 +16,10 @@ from slidelens.slide.reader import closed, unreadable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ZIP_MAGIC", "ZarrFolder", "ZarrZip", "attributes", "place_of"]
+__all__ = ["LARGEST", "ZIP_MAGIC", "ZarrFolder", "ZarrZip", "attributes", "place_of"]
 
+LARGEST = 1 << 30
+"""Bytes that are read at a time."""
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -105,6 +107,8 @@ class ZarrZip(ZarrFolder):
             found = zarr.open_group(self._store, path=where, mode="r").attrs.asdict()
         except (FileNotFoundError, ContainsArrayError):
             return {}
+        except SlideError:
+            raise
         except Exception as error:  # reason: a damaged archive raises zipfile's and zarr's kinds
             what = "cannot be read as a zip archive of OME-Zarr"
             raise unreadable(self.path, error, what) from error
@@ -161,6 +165,13 @@ def _store_of(path: Path) -> Any:
             with self._closing:  # nothing in there waits for anything
                 if self._closed:
                     raise closed(path)
+                if byte_range is None and key in self._zf.NameToInfo:
+                    size = self._zf.NameToInfo[key].file_size
+                    if size > LARGEST:  # a few megabytes may inflate to all of the memory
+                        raise SlideError(
+                            f"{path}: {key} in it unpacks to {size:,} bytes, which no chunk of a "
+                            f"slide has; expected at most {LARGEST:,}. It may be meant to do harm."
+                        )
                 return await super().get(key, prototype, byte_range)
 
     return Store()
