@@ -101,6 +101,20 @@ def test_all_that_cannot_be_opened_of_one_drop_is_said_at_once(panel, bench, tmp
     assert "and 2 more: nothing to open" in text
 
 
+def test_what_turns_out_to_be_damaged_is_said_beside_the_others(panel, bench, tmp_path, qtbot):
+    names = ["cut.geojson", "note.csv", "worse.xml", "a/result.json", "b/result.json"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{")
+    told = []
+    bench.told.connect(lambda text, bad: told.append((text, bad)))
+    drop(panel, *(tmp_path / name for name in names))
+    qtbot.waitUntil(lambda: bool(told) and not bench.background.busy, timeout=WAIT)
+    text, bad = told[-1]  # the last is what a panel shows
+    assert bad
+    assert [name in text for name in names] == [True] * 5
+
+
 def test_what_is_none_of_ours_falls_to_napari(panel, bench, tmp_path, qtbot, monkeypatch):
     (tmp_path / "points.csv").write_text("index,axis-0,axis-1\n0,1,1\n")
     (tmp_path / "stack").mkdir()

@@ -20,7 +20,8 @@ def test_what_is_dropped_is_known_by_its_content(tmp_path):
     (tmp_path / "labels.csv").write_text("\ufeffSlide_ID, label\na,1\n")
     (tmp_path / "wide.csv").write_text("slide_id,label\na,1\n", encoding="utf-16")
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "a.geojson").write_text("{}")
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection"}')
+    (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "note.txt").write_text("no slide")
     for name in ("model", "evaluation"):
         (tmp_path / name).mkdir()
@@ -38,6 +39,7 @@ def test_what_is_dropped_is_known_by_its_content(tmp_path):
         "wide.csv": "labels",
         "other.csv": "other",
         "a.geojson": "annotations",
+        "metrics.json": "other",
         "note.txt": "other",
         "model": "model",
         "evaluation": "evaluation",

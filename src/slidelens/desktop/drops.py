@@ -84,7 +84,13 @@ def _open(
         bench.memory.opened(path)
     if slides:
         bench.open_slide(slides[0])
-    said, refused = [], []
+    said, refused = list[str](), []
+
+    def late(text: str) -> None:
+        """Repeat what was said of the others: a panel has room for what was said last."""
+        said.append(text)
+        bench.told.emit("\n".join(said), True)
+
     if len(slides) > 1:
         rest = f"The other {len(slides) - 1} slides are among the recent ones."
         said.append(f"{slides[0].name} is opened. {rest}")
@@ -93,17 +99,17 @@ def _open(
             leave(path)
         elif kind in ("folder", "other"):
             refused.append(path)
-        elif kind != "slide" and (text := _open_one(bench, path, kind)):
+        elif kind != "slide" and (text := _open_one(bench, path, kind, late)):
             said.append(text)
     said += [_refused(refused)] if refused else []
-    if said:  # at once: a panel has room for what was said last
+    if said:
         bench.told.emit("\n".join(said), bool(refused))
 
 
-def _open_one(bench: Workbench, path: Path, kind: Kind) -> str:
-    """Open what is no slide; return what is to be said of it."""
+def _open_one(bench: Workbench, path: Path, kind: Kind, late: Callable[[str], object]) -> str:
+    """Open what is no slide; return what is to be said of it, or tell it ``late``."""
     if kind == "result":
-        bench.show_result(path.parent if path.name == "result.json" else path)
+        bench.show_result(path.parent if path.name == "result.json" else path, failed=late)
     elif kind == "results":
         bench.use_results(path)
         bench.open_panel("run")

@@ -6,7 +6,6 @@ returning ``None``. Errors while opening are shown as messages; without a window
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -18,6 +17,7 @@ from slidelens.desktop.layers import (
     result_layers,
     slide_layer,
 )
+from slidelens.desktop.state.dropped import holds_annotations
 from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
 from slidelens.desktop.world import World, described, is_stated, world_of
 from slidelens.errors import SlideError, SlideLensError
@@ -44,11 +44,6 @@ Read = Callable[[Paths], "list[LayerData]"]
 _NOTHING: list[Any] = [(None,)]
 """napari's word for: I took the file, there are no layers."""
 
-_ANNOTATIONS = re.compile(
-    rb'"(FeatureCollection|Feature|Polygon|MultiPolygon|GeometryCollection|positive|negative)"'
-    rb"|<ASAP_Annotations|<Annotations"
-)
-_HEAD = 1 << 16
 _RESULT = "result.json"
 
 
@@ -65,7 +60,7 @@ def get_result_reader(path: Paths) -> Read | None:
 
 def get_annotation_reader(path: Paths) -> Read | None:
     """Return the reader if every file looks like annotations."""
-    found = all(_is_annotation(p) for p in _paths(path))
+    found = all(holds_annotations(p) for p in _paths(path))
     return _reader(read_annotation_file) if found else None
 
 
@@ -175,14 +170,6 @@ def _is_slide(path: Path) -> bool:
     from slidelens.slide.open import is_slide
 
     return is_slide(path)
-
-
-def _is_annotation(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _ANNOTATIONS.search(file.read(_HEAD)) is not None
-    except OSError:
-        return False
 
 
 def _reader(read: Callable[[Path], list[LayerData]]) -> Read:

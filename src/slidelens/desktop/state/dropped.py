@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -13,13 +14,18 @@ from slidelens.tables import read_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["Kind", "holds_annotations", "kind_of"]
 
 Kind = Literal[
     "slide", "result", "results", "evaluation", "model", "labels", "annotations", "folder", "other"
 ]
 
-_ANNOTATIONS = {".geojson", ".json", ".xml"}
+_SUFFIXES = {".geojson", ".json", ".xml"}
+_ANNOTATIONS = re.compile(
+    rb'"(FeatureCollection|Feature|Polygon|MultiPolygon|GeometryCollection|positive|negative)"'
+    rb"|<ASAP_Annotations|<Annotations"
+)
+_HEAD = 1 << 16
 
 
 def kind_of(path: Path) -> Kind:
@@ -35,9 +41,18 @@ def kind_of(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return "labels" if _is_labels(path) else "other"
-    if suffix in _ANNOTATIONS:
-        return "annotations"
+    if suffix in _SUFFIXES:
+        return "annotations" if holds_annotations(path) else "other"
     return "slide" if path.is_file() and is_slide(path) else "other"
+
+
+def holds_annotations(path: Path) -> bool:
+    """Say whether a file looks like annotations at its beginning."""
+    try:
+        with path.open("rb") as file:
+            return _ANNOTATIONS.search(file.read(_HEAD)) is not None
+    except OSError:
+        return False
 
 
 def _folder(path: Path) -> Kind:
