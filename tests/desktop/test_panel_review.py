@@ -75,6 +75,24 @@ def test_empty_window_says_how_to_begin(bench, qtbot):
     qtbot.waitUntil(lambda: "evaluation.json" in panel.notice.text, timeout=WAIT)
 
 
+def test_a_long_name_of_an_evaluation_leaves_its_middle_out(panel, bench, qtbot):
+    folder = panel.review.saved.folder
+    moved = folder.rename(folder.with_name("a_rather_long_name_of_an_evaluation_of_split_test"))
+    panel.open(moved)
+    qtbot.waitUntil(lambda: str(moved) in panel.name.toolTip(), timeout=WAIT)
+    shown = panel.name.text()
+    assert shown.startswith("a_")
+    assert "…" in shown
+    assert shown.endswith(" slides")
+    assert panel.name.fontMetrics().horizontalAdvance(shown) <= panel.name.width()
+    bench.viewer.window.resize(2400, 860)
+    bench.viewer.window._qt_window.resizeDocks(
+        [panel.parentWidget()], [900], Qt.Orientation.Horizontal
+    )
+    qtbot.waitUntil(lambda: "…" not in panel.name.text(), timeout=WAIT)
+    moved.rename(folder)
+
+
 def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel, bench, qtbot):
     wait_for_evidence(qtbot, panel)
     assert bench.slide.id == "b"

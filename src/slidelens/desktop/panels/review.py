@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
 from slidelens.desktop.layers import resolution_of
 from slidelens.desktop.panels.case import CaseView
 from slidelens.desktop.panels.categories import edit_categories
+from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
@@ -110,7 +110,7 @@ class ReviewPanel(Panel):
         job.ended.connect(lambda status, error: self._evaluated(out, status, error, warnings))
 
     def _build(self) -> None:
-        self.about, self.name = caption(_NO_EVALUATION), caption()
+        self.about, self.name = caption(_NO_EVALUATION), Elided()
         self.open_button = button("Open…", "Open a folder that was evaluated", self._ask_folder)
         self.evaluate_button = button(
             "Evaluate results…", "Compare your results with a table of labels", self._ask_labels
@@ -259,8 +259,8 @@ class ReviewPanel(Panel):
             self._show_case()
             return
         slides, folder = len(review.saved.labels), review.saved.folder
-        self.name.setText(f"<b>{escape(folder.name)}</b>, {slides} slides")
-        self.name.setToolTip(f"{folder}\n{', '.join(review.saved.models)}")
+        tip = f"{folder}\n{', '.join(review.saved.models)}"
+        self.name.show_text(f"{folder.name}, {slides} slides", tip)
         review.choose(self.errors.filter())
         self.errors.show_errors(review)
         self._show_case()
