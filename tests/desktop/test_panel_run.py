@@ -71,6 +71,13 @@ def test_empty_window_says_how_to_begin(panel):
     assert not panel.bar.isVisible()
 
 
+def test_what_is_done_with_results_is_in_sight_on_a_laptop(panel, bench, slide, qtbot):
+    bench.viewer.window.resize(1366, 768)
+    show_slide(qtbot, bench, slide)
+    asked = panel.results.open, panel.results.delete
+    qtbot.waitUntil(lambda: all(w.visibleRegion().boundingRect() == w.rect() for w in asked))
+
+
 def test_run_shows_the_map_as_it_grows_and_keeps_the_result(panel, bench, slide, qtbot):
     show_slide(qtbot, bench, slide)
     panel.models.choose("demo-mil")

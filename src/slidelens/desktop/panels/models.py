@@ -17,7 +17,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from slidelens.desktop.panels.form import Form
-from slidelens.desktop.panels.parts import button, caption, row
+from slidelens.desktop.panels.parts import button, caption
 from slidelens.desktop.qt import Signal
 from slidelens.engine.packages.manifest import read_manifest
 from slidelens.errors import ModelError
@@ -61,12 +61,13 @@ class ModelChooser(QWidget):
         self.options.addWidget(self.form)
         self.options.setToolTip("Options of the run; the defaults are the model's")
         self._waiting = caption("Reading the models…")
-        add = button("Add model…", "Add a folder with model.json and weights", self._ask)
+        self.add_button = button(
+            "Add model…", "Add a folder with model.json and weights", self._ask
+        )
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for widget in (self._waiting, self.list, self.card, self.options):
             layout.addWidget(widget)
-        layout.addLayout(row(add, QWidget(), stretch=1))
         self.list.currentItemChanged.connect(lambda *_: self._show())
         self.list.itemChanged.connect(lambda *_: self._ticked())
         self.form.edited.connect(self._keep)

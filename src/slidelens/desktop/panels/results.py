@@ -67,9 +67,10 @@ class ResultsList(QWidget):
         self._empty = caption()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        # Above the list, which a low window shows in part.
+        layout.addLayout(row(self.open, self.delete, self.undo, self._folder, self.all))
         layout.addWidget(self._empty)
         layout.addWidget(self.tree)
-        layout.addLayout(row(self.open, self.delete, self.undo, self._folder, self.all))
         self.tree.itemActivated.connect(lambda *_: self._open())
         self.tree.itemSelectionChanged.connect(self._enable)
         self.all.toggled.connect(lambda _: self._fill())

@@ -177,7 +177,7 @@ class RunPanel(Panel):
         self.results = ResultsList(self.bench, self.notice)
         body = self.body
         body.addWidget(self.slide)
-        body.addWidget(heading("Models"))
+        body.addLayout(row(heading("Models"), self.models.add_button, stretch=0))
         body.addWidget(self.models)
         body.addLayout(form)
         body.addWidget(heading("Results"))
