@@ -537,6 +537,21 @@ def draw(folder, **labels_of_slides):
         (folder / f"{slide_id}.geojson").write_text(json.dumps(content))
 
 
+def test_names_that_are_almost_those_of_classes_are_pointed_at(cohort):
+    draw(cohort / "annotations", d="tumor", e="Tumour")
+    for slide_id in "ade":
+        write_tiles(cohort / "results" / "good" / slide_id, [0.9, 0.1])
+    found = run(cohort, annotations=cohort / "annotations")
+    assert any("the same: 'Tumour' and 'tumor'?" in text for text in found.warnings)
+    for slide_id in TRUTH:
+        write_result(cohort / "results", "other", slide_id, {"Normal": 0.5, "tumour": 0.5})
+    near = (
+        r"of each by itself\. Do these mean the same: 'Normal' and 'normal', 'tumour' and 'tumor'"
+    )
+    with pytest.raises(ResultError, match=near):
+        run(cohort)
+
+
 def test_annotations_of_another_name_are_no_negative_tiles(cohort):
     """Slide e is annotated in other words: its tumour must not count as a false positive."""
     draw(cohort / "annotations", d="tumor", e="Carcinoma")
@@ -547,7 +562,9 @@ def test_annotations_of_another_name_are_no_negative_tiles(cohort):
     assert (tiles["slides"], tiles["n"], tiles["n_positive"]) == (2, 4, 1)
     assert "e" in tiles["left_out"]["no annotations"]
     assert tiles["ignored_labels"] == ["Carcinoma"]
-    assert any("labelled Carcinoma are of no class" in text for text in found.warnings)
+    said = [text for text in found.warnings if "labelled Carcinoma are of no class" in text]
+    assert said
+    assert all(text.endswith("rename them if they should.") for text in said)
     told = " ".join(found.metrics["warnings"])  # which reports repeat
     assert "annotations of 1 label are of no class" in told
     assert "Carcinoma" not in told

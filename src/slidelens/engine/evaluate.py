@@ -46,6 +46,7 @@ from slidelens.engine.evaluation.warnings import (
     counted_ignored,
     evaluation_warnings,
     named_ignored,
+    near_misses,
 )
 from slidelens.engine.labels import read_labels
 from slidelens.engine.last_run import named_warnings
@@ -138,8 +139,10 @@ class Evaluation:
 
         ``metrics.json`` only counts them there, as reports repeat its warnings.
         """
+        classes = self.metrics["classes"]
         named = {
             counted_ignored(name, len(labels)): named_ignored(name, labels)
+            + near_misses(labels, classes)
             for name, one in self.metrics["models"].items()
             if (labels := one.get("tiles", {}).get("ignored_labels"))
         }

@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 import numpy as np
 
+from slidelens.engine.evaluation.warnings import near_misses
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import LabelError, ResultError, listed
@@ -185,9 +186,11 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
     scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
     if len({one.classes for one in scored.values()}) > 1:
         classes = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
+        first, *others = (one.classes for one in scored.values())
+        near = near_misses(dict.fromkeys(name for names in others for name in names), first)
         raise ResultError(
             f"{folder}: models of unlike classes cannot be compared; evaluate the folder of each "
-            f"by itself:\n{classes}"
+            f"by itself.{near}\n{classes}"
         )
     return scored
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.last_run import counted_failed
 from slidelens.maps.run_settings import settings_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from slidelens.engine.evaluation.scores import Cases
 
-__all__ = ["counted_ignored", "evaluation_warnings", "named_ignored", "threshold_warnings"]
+__all__ = [
+    "counted_ignored",
+    "evaluation_warnings",
+    "named_ignored",
+    "near_misses",
+    "threshold_warnings",
+]
 
 _FEW = 10
 """Patients or slides of a class, with fewer of which a 95 % interval covers 90 % at most: 46 % with
 one, 74 % with two, 87 % with five (bootstrap of the AUC, 20 cases of the other class)."""
 
 _SUM = 1e-3
+_ALIKE = 0.8
+"""Similarity of names from which on they may be one, such as tumor and tumour (0.91)."""
 _ON_EVALUATED = "the threshold was chosen on the evaluated slides."
 _THRESHOLDS = {
     "model": "its threshold was chosen on the split tune, which is evaluated.",
@@ -49,6 +58,19 @@ def named_ignored(model: str, labels: Sequence[str]) -> str:
         f"{model}: annotations labelled {', '.join(labels)} are of no class of the model and do "
         "not count in the figures of tiles; rename them if they should."
     )
+
+
+def near_misses(names: Iterable[str], classes: Sequence[str]) -> str:
+    """Say which names are almost those of classes; nothing where none is."""
+    known = {name.casefold(): name for name in classes}
+    near = {
+        name: known[found[0]]
+        for name in names
+        if name not in classes
+        if (found := get_close_matches(name.casefold(), known, 1, _ALIKE))
+    }
+    pairs = ", ".join(f"{name!r} and {found!r}" for name, found in near.items())
+    return f" Do these mean the same: {pairs}?" if near else ""
 
 
 def evaluation_warnings(
