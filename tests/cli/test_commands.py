@@ -61,6 +61,13 @@ def test_train_offers_every_field_of_the_family(slidelens):
 def test_wrong_usage_exits_with_2(slidelens):
     assert slidelens("info").code == 2
     assert slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--region", "1,2").code == 2
+    wrong = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--split", "tset")
+    assert wrong.code == 2
+    assert "Invalid value for '--split': 'tset' is not one of 'train', 'tune'" in wrong.err
+    wrong = slidelens("review", "x", "list", "--kind", "tp")
+    assert "Invalid value for '--kind': 'tp' is not one of 'fp', 'fn'" in wrong.err
+    wrong = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--batch-size", "all")
+    assert "'--batch-size': Input should be a valid integer\n" in wrong.err
     alone = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--split", "test")
     assert alone.code == 2
     assert "--split: needs --labels" in " ".join(alone.err.split())

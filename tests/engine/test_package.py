@@ -195,6 +195,14 @@ def test_what_is_no_package_says_which_one_may_be_meant(tiny, tmp_path, monkeypa
         meant = re.escape(f"{given} is not a model package: it is a file; give its folder, ")
         with pytest.raises(ModelError, match=meant):
             load_model(given, "cpu")
+    begun = tmp_path / "cv" / "fold-1" / "training"
+    begun.mkdir()
+    with pytest.raises(ModelError, match=re.escape(f"package: give {begun.parent}.")):
+        load_model(begun, "cpu")
+    (begun.parent / "model.json").unlink()
+    (begun / "checkpoint.json").touch()
+    with pytest.raises(ModelError, match=r"fold-1 .* a training that has not ended: .* --resume"):
+        load_model(begun.parent, "cpu")
 
 
 def test_find_models_reports_the_broken_and_goes_on(tiny, shelf):

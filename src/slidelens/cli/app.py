@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import slidelens
 from slidelens.cli import (
@@ -34,6 +35,7 @@ from slidelens.cli import (
 )
 from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
+from slidelens.faults import plain
 
 __all__ = ["program", "run"]
 
@@ -61,10 +63,23 @@ _COMMANDS = (
 )
 
 
+class _Program(TyperGroup):
+    """Commands, of which each tells what is wrong with an option in our words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:  # whose words are pydantic's
+            error.message = plain(error.message)
+            raise
+
+
 def program() -> typer.Typer:
     """Put the program together from its commands."""
     app = typer.Typer(
         name="slidelens",
+        cls=_Program,
         help="Run, train, compare and review deep models on whole-slide images.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,

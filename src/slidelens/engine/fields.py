@@ -52,11 +52,11 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
         return kind.model_validate(values)
     except ValidationError as error:
         fault = first_fault(error)
-        why, given = fault.why.partition(", unable to parse")[0], repr(fault.given)
         if not fault.where:  # fields that do not go together: the value is the whole configuration
-            raise ModelError(f"{why}.") from error
-        told = "" if given in why else f", not {given}"
-        raise ModelError(f"{fault.where}: {why}{told}.") from error
+            raise ModelError(f"{fault.why}.") from error
+        given = repr(fault.given)
+        told = "" if given in fault.why else f", not {given}"
+        raise ModelError(f"{fault}{told}.") from error
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import slidelens
+from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import ModelError, listed
 from slidelens.faults import first_fault
 
@@ -152,4 +153,7 @@ def _lack(path: Path) -> str:
     inside = [str(found.parent) for found in sorted(path.glob(f"*/{MANIFEST}"))]
     if inside:  # of a cross-validation, say
         return f"it has no {MANIFEST}, but packages in it: {listed(inside)}. Give one of them."
-    return f"it has no {MANIFEST}. A package is a folder with {MANIFEST} and {WEIGHTS}."
+    if (path.parent / MANIFEST).is_file():  # such as its folder `training`
+        return f"give {path.parent}."
+    lacks = f"it has no {MANIFEST}. A package is a folder with {MANIFEST} and {WEIGHTS}."
+    return what_it_is(path) or lacks
