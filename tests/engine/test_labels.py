@@ -246,6 +246,10 @@ def test_a_folder_for_each_patient_or_download(tmp_path, caplog):
 
 
 def test_folders_that_hold_no_clear_slides(tmp_path):
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(LabelError, match=r"labels\.csv: is a file, expected the folder of slides"):
+        find_slides(tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").unlink()
     with pytest.raises(LabelError, match="no such folder"):
         find_slides(tmp_path / "none")
     with pytest.raises(LabelError, match="no slide in this folder"):

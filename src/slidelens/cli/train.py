@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="train",
         cls=_Families,
+        subcommand_metavar="FAMILY [ARGS]...",
         help="Train or fine-tune a model family on labelled slides.",
         no_args_is_help=True,
         rich_markup_mode=None,

@@ -175,10 +175,12 @@ def contents(folder: Path, what: str) -> list[Path]:
     Raises
     ------
     LabelError
-        No such folder, or one that may not be looked into.
+        No such folder, a file, or one that may not be looked into.
     """
     try:
         if not folder.is_dir():
+            if folder.exists():
+                raise LabelError(f"{folder}: is a file, expected the folder of {what}.")
             raise LabelError(f"{folder}: no such folder of {what}.")
         return sorted(folder.iterdir())
     except OSError as error:

@@ -300,8 +300,11 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
         try:
             task_of(plan.family).inherit(model, base)
         except RuntimeError as error:
+            asked, had = (dict(config) for config in (plan.config, base.config))
+            changed = [f"{k} {had.get(k)!r} to {v!r}" for k, v in asked.items() if had.get(k) != v]
             raise ModelError(
-                f"the weights of {plan.from_model} do not fit the changed configuration: {error}"
+                f"the weights of {plan.from_model} do not fit the changed configuration "
+                f"({', '.join(changed)}): leave out what shapes the network, or --from."
             ) from error
     model.module.to(memory_format=torch.channels_last)
     return model, origin
