@@ -1,6 +1,8 @@
 """Jobs of a cluster or a desktop: output to a full disk or nowhere, a cohort split among them."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +25,17 @@ def test_output_to_a_full_disk_is_one_sentence():
     assert done.returncode == 1
     assert done.stderr.startswith("error: No space left on device; make room")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_copy_that_finds_no_room_names_where_it_goes(slidelens, monkeypatch, tmp_path):
+    def copyfile(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", source, None, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    done = slidelens("package", "pack", "demo-mil", "--out", tmp_path / "p")
+    assert done.code == 1
+    assert done.err.startswith(f"error: {tmp_path}")
+    assert done.err.endswith("weights.safetensors: No space left on device.\n")
 
 
 def _close(number: int) -> None:

@@ -306,6 +306,12 @@ def test_more_than_two_classes_are_reported(tmp_path):
     assert "rates Wilson. Figures are means over classes, one-vs-rest." in text
 
 
+def test_pictures_that_find_no_place_name_the_folder(reviewed, tmp_path, monkeypatch):
+    monkeypatch.setattr("slidelens.review.report.make_scratch", lambda parent: parent / "gone")
+    with pytest.raises(ResultError, match=re.escape(f"{tmp_path}: cannot be written (No such")):
+        write_report(reviewed, tmp_path / "r.html", options=ReportOptions(fields=1))
+
+
 def test_what_cannot_be_used_is_named(reviewed, evaluation, tmp_path):
     with pytest.raises(ResultError, match="expected a folder written by `slidelens evaluate"):
         write_report(tmp_path / "nothing", tmp_path / "r.html")

@@ -154,7 +154,8 @@ def run() -> None:
         sys.exit(1)
     except OSError as error:  # such as a place to write into that is a file
         if error.filename is not None:
-            typer.echo(f"error: {error.filename}: {error.strerror or error}.", err=True)
+            place = error.filename2 or error.filename  # of a copy, where it goes to
+            typer.echo(f"error: {place}: {error.strerror or error}.", err=True)
         elif error.errno in _FULL:  # such as that of the file that our output goes to
             typer.echo(
                 f"error: {error.strerror}; make room, then give the command again.", err=True

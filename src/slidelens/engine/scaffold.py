@@ -41,8 +41,8 @@ def new_plugin(name: str, folder: str | Path | None = None) -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise PluginError(
-            f"{name!r} cannot be a plugin's name: use lower case letters, digits and '-', such as "
-            "colour-mil."
+            f"{name!r} cannot be a plugin's name: use lower case letters, digits and '-', and "
+            "begin with a letter, such as colour-mil."
         )
     if name in FAMILIES:
         raise PluginError(f"there is a family {name!r} already; choose another name.")

@@ -132,7 +132,8 @@ def _draw(
         nonlocal count
         count += 1
         name = f"{count}.jpg"
-        (scratch / name).write_bytes(file)
+        with _writing(scratch.parent):
+            (scratch / name).write_bytes(file)
         return name
 
     for number, case in enumerate(content.cases):
