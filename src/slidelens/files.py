@@ -31,6 +31,7 @@ __all__ = [
     "atomic_file",
     "beside",
     "make_scratch",
+    "meant",
     "names_folder",
     "remove_scratch",
     "staged",
@@ -303,6 +304,11 @@ def _sync(path: Path | str) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def meant(path: str) -> str:
+    """Return the place that a path of what is being written stands for, to tell it to people."""
+    return re.sub(r"\.([^/\\]+)\.(?:tmp|old)-\w+-\d+-\w+", r"\1", path)
 
 
 def beside(target: Path, kind: str) -> Path:

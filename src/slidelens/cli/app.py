@@ -36,6 +36,7 @@ from slidelens.cli import (
 from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
 from slidelens.faults import plain
+from slidelens.files import meant
 
 __all__ = ["program", "run"]
 
@@ -155,7 +156,7 @@ def run() -> None:
     except OSError as error:  # such as a place to write into that is a file
         if error.filename is not None:
             place = error.filename2 or error.filename  # of a copy, where it goes to
-            typer.echo(f"error: {place}: {error.strerror or error}.", err=True)
+            typer.echo(f"error: {meant(str(place))}: {error.strerror or error}.", err=True)
         elif error.errno in _FULL:  # such as that of the file that our output goes to
             typer.echo(
                 f"error: {error.strerror}; make room, then give the command again.", err=True
