@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "slidelens"
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
-GROUND = {"settings", "registry", "geometry", "errors", "files", "panels", "tables"}
+GROUND = {"settings", "registry", "geometry", "errors", "faults", "files", "panels", "tables"}
 WIDTH, ROW, BOX, LEFT = 780, 64, 30, 250
 
 

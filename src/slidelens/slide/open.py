@@ -127,10 +127,11 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def why_absent(path: Path) -> str | None:
+def why_absent(path: str | os.PathLike[str]) -> str | None:
     """Say why there is nothing at a path; ``None`` where there is, or where none may look."""
+    where = Path(path)
     try:
-        return None if path.exists() else _absent(path)
+        return None if where.exists() else _absent(where)
     except OSError:  # opening it says so
         return None
 
