@@ -76,3 +76,28 @@ def test_drawn_text_is_dark_in_the_light_theme(bench, qtbot):
     assert legend.ink.lightness() > 180
     bench.viewer.theme = "light"
     qtbot.waitUntil(lambda: legend.ink.lightness() < 80, timeout=WAIT)
+
+
+def test_what_is_said_again_takes_its_room_without_a_scroll_bar(bench, qtbot):
+    notice = bench.open_panel("run").notice
+    text = "; ".join(f"demo-model-{number}: tumor 7.2%" for number in range(6))
+    for _ in range(3):
+        notice.say("")
+        qtbot.wait(50)
+        notice.say(text, "good")
+        qtbot.wait(50)
+        assert not notice._room.verticalScrollBar().isVisible()
+        assert notice._room.height() >= notice._text.height()
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_boxes_to_tick_are_seen(bench, qtbot, theme):
+    bench.viewer.theme = theme
+    models = bench.open_panel("run").models
+    qtbot.waitUntil(lambda: models.list.count() > 1, timeout=180_000)
+    row = models.list.visualItemRect(models.list.item(1))  # the first is the current one
+    box = models.list.viewport().grab(row).toImage().copy(0, 0, row.height() + 4, row.height())
+    grey = {
+        box.pixelColor(x, y).lightness() for x in range(box.width()) for y in range(box.height())
+    }
+    assert max(grey) - min(grey) > 50

@@ -56,6 +56,11 @@ __all__ = [
 _WIDTH = 370
 _LEAST_LETTERS = 8
 _MOST_HIGH = 140  # px of what is said: the panel needs its room
+_UNTICKED = (
+    "QTreeView::indicator:unchecked, QListView::indicator:unchecked "
+    "{ border: 1px solid #7e838c; border-radius: 2px; }"
+)
+"""In napari's dark theme such a box has the colour of what it lies on; in both this is seen."""
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
@@ -95,6 +100,7 @@ class Panel(QWidget):
         whole.addLayout(head)
         whole.addWidget(self.scrolled, 1)
         whole.addLayout(self.foot)
+        self.setStyleSheet(_UNTICKED)
         self.setAcceptDrops(True)
 
     def leave(self) -> None:
@@ -199,6 +205,11 @@ class Notice(QFrame):
         """Be as high as the text; what is very long is scrolled."""
         frame = 2 * self._room.frameWidth()
         high = self._text.heightForWidth(max(self._room.width() - frame, 1)) + frame
+        # A scroll bar that comes while the notice is still low would take the room it was for.
+        bar = Qt.ScrollBarPolicy
+        self._room.setVerticalScrollBarPolicy(
+            bar.ScrollBarAsNeeded if high > _MOST_HIGH else bar.ScrollBarAlwaysOff
+        )
         self._room.setFixedHeight(min(_MOST_HIGH, high))
 
     def _act(self) -> None:
