@@ -82,3 +82,12 @@ def test_limits_that_a_person_chose_stay_while_the_range_grows():
         put_layer(viewer, data, [first])
         assert first.contrast_limits_range == [0.0, top]
     assert first.contrast_limits == [0.25, 0.5], "cut to the range, when it was smaller"
+
+
+def test_results_that_come_at_once_do_not_mix():
+    viewer = ViewerModel()
+    for name in ("a", "b"):
+        for model in ("m", "n"):
+            put_layer(viewer, layers(name, model=model)[0], [])
+    assert [layer.name for layer in viewer.layers] == ["m: a", "m: b", "n: a", "n: b"]
+    assert viewer.layers.selection.active.name == "n: b"

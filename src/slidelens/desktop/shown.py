@@ -38,6 +38,7 @@ __all__ = [
 DRAWN = ("map", "regions", "windows", "path")
 """Kinds of layers that a model's result lays over the tissue; its others are hidden at first."""
 
+_OF_MODEL = (*DRAWN, "tissue", "grid")
 _REGION = "Region to run on"
 _YELLOW = "#f0e442"
 
@@ -96,13 +97,14 @@ def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
 def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
     """Show new data of a map in one of the ``old`` layers if possible, else add a layer.
 
-    That layer is taken out of ``old``; it keeps its place, and colours and opacity that a person
-    chose. Adding a layer costs napari a tenth of a second, removing one a collection of all
-    garbage: a map that grows, is finished and is made again should not flicker for it.
+    A layer is added above the others of its model: results come a layer at a time, and would mix.
+    One that is used again is taken out of ``old``; it keeps its place, and colours and opacity that
+    a person chose. Adding a layer costs napari a tenth of a second, removing one a collection of
+    all garbage: a map that grows, is finished and is made again should not flicker for it.
     """
     layer = next((layer for layer in old if _can_show(layer, data)), None)
     if layer is None:
-        return add_layer(viewer, data)
+        return _add_to_model(viewer, data)
     old.remove(layer)
     levels, options, _ = data
     style = described(layer.metadata).get("style")
@@ -124,6 +126,15 @@ def set_range(layer: Any, limits: tuple[float, float]) -> None:
         layer.contrast_limits_range = limits
         if not chosen:
             layer.contrast_limits = limits
+
+
+def _add_to_model(viewer: ViewerModel, data: LayerData) -> Any:
+    layer = napari.layers.Layer.create(*data)
+    facts = described(layer.metadata)
+    kin = list(layers_of(viewer, *_OF_MODEL, slide=facts["slide"], model=facts["model"]))
+    at = viewer.layers.index(kin[-1]) + 1 if kin else len(viewer.layers)
+    viewer.layers.insert(at, layer)
+    return layer
 
 
 def _can_show(layer: Any, data: LayerData) -> bool:
