@@ -111,6 +111,18 @@ def test_class_of_labels_under_the_pointer():
     assert texts == ["–", "gland", "stroma", "fat"]
 
 
+def test_a_scale_that_ends_below_the_highest_values_says_so_and_counts_them(ramp):
+    values = np.linspace(0.01, 1, 1000, dtype=np.float32).reshape(1, 20, 50)
+    values[0, 0, :3] = 40  # specks of dust
+    salient = layer_of(values, "saliency", ("tumor",))
+    assert legend(salient).high < 1.1
+    assert legend(salient).over
+    assert histogram(salient).total == 1000
+    assert not legend(ramp).over
+    ramp.contrast_limits = (0, 0.5)
+    assert legend(ramp).over
+
+
 def test_histogram_counts_what_was_predicted(ramp):
     found = histogram(ramp, bins=10)
     assert found.total == 4 * 101

@@ -110,6 +110,8 @@ class Legend:
     """``(256, 4)`` RGBA from the lowest value to the highest."""
     low: float = 0.0
     high: float = 1.0
+    over: bool = False
+    """Whether values may be higher still; they have the last colour."""
     classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
 
 
@@ -156,7 +158,9 @@ def histogram(layer: Any, bins: int = 64) -> Histogram:
     level = next((v for v in levels if v.shape[0] * v.shape[1] <= _CELLS), levels[-1])
     values = np.asarray(level)
     high = max(top_of(layer), 1e-12)
-    counts, edges = np.histogram(values[np.isfinite(values)], bins, (0.0, high))
+    # The scale of saliency ends below its highest values, which are counted all the same.
+    found = np.minimum(values[np.isfinite(values)], high)
+    counts, edges = np.histogram(found, bins, (0.0, high))
     return Histogram(counts, edges)
 
 
@@ -172,7 +176,8 @@ def legend(layer: Any) -> Legend | None:
         at, colors = _table(style, _part(layer, style))
         steps = np.linspace(0, 1, 256)
         table = np.stack([np.interp(steps, at, colors[:, k]) for k in range(4)], 1)
-        return Legend(f"{facts['model']}: {name}", table.astype(np.float32), low, high)
+        over = facts["kind"] == "saliency" or high < top_of(layer)
+        return Legend(f"{facts['model']}: {name}", table.astype(np.float32), low, high, over)
     if kind in ("map", "regions", "annotations") and classes:
         title = f"{facts['model']}: {kind}" if facts.get("model") else layer.name
         return Legend(title, classes=tuple(class_colors(classes).items()))

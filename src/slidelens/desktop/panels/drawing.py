@@ -149,7 +149,8 @@ class LegendView(_Picture):
             if legend.table is not None:
                 pixels = _on_pink(legend.table)[None]
                 painter.drawImage(QRectF(2, 2, width - 4, 16), to_image(pixels))
-                _ends(painter, QRectF(2, 0, width - 4, self.height()), legend.low, legend.high)
+                area = QRectF(2, 0, width - 4, self.height())
+                _ends(painter, area, legend.low, legend.high, over=legend.over)
                 return
             for number, (name, color) in enumerate(legend.classes):
                 painter.fillRect(QRectF(2, 4 + 20 * number, 14, 14), QColor(*color))
@@ -277,10 +278,11 @@ class SplitView(_Picture):
                     x = bar.right()
 
 
-def _ends(painter: QPainter, area: QRectF, low: float, high: float) -> None:
+def _ends(painter: QPainter, area: QRectF, low: float, high: float, *, over: bool = False) -> None:
     bottom = Qt.AlignmentFlag.AlignBottom
-    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignLeft, f"{low:g}")
-    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignRight, f"{high:.3g}")
+    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignLeft, f"{low:.3g}")
+    end = f"{'≥ ' if over else ''}{high:.3g}"
+    painter.drawText(area, bottom | Qt.AlignmentFlag.AlignRight, end)
 
 
 def _right() -> Qt.AlignmentFlag:
