@@ -59,6 +59,11 @@ def test_fraction_and_time_left_over_several_parts():
     assert run.fraction == pytest.approx(0.5)
     run.feed(progress("infer", 50, 100, seconds=20, eta=20))
     assert run.fraction == pytest.approx(0.75)
+    run.feed(outcome())
+    assert run.found.splitlines() == ["m0: tumor 90.0% (of the region alone)"] * 2
+    many = state(slides=2)
+    many.feed(outcome())
+    assert many.found == "s0, m0: tumor 90.0% (of the region alone)"
 
 
 def test_slides_of_another_run_are_waited_for():

@@ -188,10 +188,14 @@ class RunState:
 
     @property
     def found(self) -> str:
-        """What was found, in one line: a region's score is not the slide's."""
-        texts = [f.text for f in self.findings if f.status != "failed"]
-        where = " (of the region alone)" if texts and self.request.region is not None else ""
-        return "; ".join(texts) + where
+        """What was found, a line for each slide and model: a region's score is not the slide's."""
+        where = "" if self.request.region is None else " (of the region alone)"
+        several = len(self.request.slides) > 1
+        return "\n".join(
+            f"{f.slide}, {f.text}{where}" if several else f"{f.text}{where}"
+            for f in self.findings
+            if f.status != "failed"
+        )
 
     def summary(self, status: str, error: str) -> str:
         """Describe how the run ended."""
