@@ -141,6 +141,29 @@ def test_a_slide_that_is_a_folder_falls_to_napari_too(panel, bench, tmp_path, mo
     assert not bench.background.busy
 
 
+def test_nobody_is_asked_for_a_reader_of_what_only_slidelens_reads(bench, tmp_path, monkeypatch):
+    canvas, asked = bench.viewer.window._qt_viewer, []
+    monkeypatch.setattr(
+        "napari._qt.qt_viewer.handle_gui_reading", lambda paths, *_, **__: asked.extend(paths)
+    )
+    slide = tmp_path / "a.tif"
+    write_phantom(slide, PhantomSpec(size=(1024, 512), mpp=0.5))
+    drop(canvas, slide)
+    assert bench.viewer.layers["a"].multiscale
+    monkeypatch.setattr(
+        "napari._qt.qt_viewer.QtViewer._open_file_dialog_uni", lambda *_: [str(slide)]
+    )
+    canvas._open_files_dialog()  # File > Open
+    assert len(bench.viewer.layers) == 2
+    assert not asked
+    canvas._qt_open([str(slide)], stack=False, choose_plugin=True)
+    assert asked == [str(slide)]
+    plain = tmp_path / "plain.npy"
+    np.save(plain, np.zeros((4, 4)))
+    drop(canvas, plain)
+    assert "plain" in bench.viewer.layers
+
+
 def test_labels_that_are_dropped_reach_the_train_panel(panel, bench, tmp_path, qtbot):
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id,label\na,0\nb,1\n")

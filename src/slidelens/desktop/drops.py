@@ -5,9 +5,17 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+from napari.plugins.utils import get_preferred_reader
+from npe2 import PluginManager
 from qtpy.QtCore import QEvent, QObject, QTimer
 
+from slidelens.desktop.reader import (
+    get_annotation_reader,
+    get_result_reader,
+    get_slide_reader,
+)
 from slidelens.desktop.state.dropped import Kind, kind_of
 from slidelens.errors import listed
 from slidelens.slide.open import is_slide
@@ -17,8 +25,9 @@ if TYPE_CHECKING:
 
     from slidelens.desktop.workbench import Workbench
 
-__all__ = ["DropFilter", "paths_of", "take"]
+__all__ = ["DropFilter", "ask_no_reader", "paths_of", "take"]
 
+_OURS = "slidelens"
 _NAMED = 5  # files that are refused, in one sentence
 
 
@@ -53,6 +62,40 @@ def _may_be_ours(path: Path) -> bool:
     if path.is_dir():
         return not is_slide(path)
     return path.suffix.lower() == ".csv" and kind_of(path) == "labels"
+
+
+def ask_no_reader(canvas: Any) -> None:
+    """Open what is ours, dropped or chosen in the menu, without the question which reader to take.
+
+    napari's own reader would take slides too, and read them whole. It still asks where a third one
+    could, or where the person wants to choose; a reader that was chosen for good is taken.
+    """
+    window = ref(canvas)
+
+    def opened(
+        filenames: list[str],
+        stack: Any = False,
+        choose_plugin: bool = False,
+        plugin: str | None = None,
+        **more: Any,
+    ) -> None:
+        alone = plugin is None and not stack and not choose_plugin
+        if alone and all(map(_only_ours, filenames)):
+            plugin = _OURS
+        alive: Any = window()
+        more |= {"stack": stack, "choose_plugin": choose_plugin, "plugin": plugin}
+        type(alive)._qt_open(alive, filenames, **more)
+
+    canvas._qt_open = opened
+
+
+def _only_ours(path: str) -> bool:
+    """Say whether we read a path, and besides us nobody but napari itself could."""
+    found = PluginManager.instance().iter_compatible_readers([path])
+    if {reader.plugin_name for reader in found} - {_OURS, "napari"}:
+        return False
+    readers = (get_slide_reader, get_result_reader, get_annotation_reader)
+    return get_preferred_reader(path) is None and any(reader(path) for reader in readers)
 
 
 def paths_of(event: Any) -> list[Path]:

@@ -6,6 +6,7 @@ returning ``None``. Errors while opening are shown as messages; without a window
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -120,10 +121,10 @@ def read_annotation_file(path: Path) -> list[LayerData]:
         same = (s for s in shown_slides(viewer) if s.id == path.stem)
         slide = next(same, None) or current_slide(viewer)
     if slide is None:
-        notify(f"{path}: opened in pixels, as no slide is open; open its slide first.")
+        notify(f"No slide is open: {path.name} is opened in pixels. Open its slide first.")
     if annotations.ignored:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
-        notify(f"{path}: left out what bounds no area: {counts}.")
+        notify(f"What bounds no area is left out of {path.name}: {counts}.")
     layers = annotation_layers(
         annotations,
         World.of(None) if slide is None else slide.world,
@@ -131,15 +132,16 @@ def read_annotation_file(path: Path) -> list[LayerData]:
         slide_id="" if slide is None else slide.id,
     )
     if not layers:
-        notify(f"{path}: holds no areas.")
+        notify(f"No areas in {path.name}.")
     return layers or _NOTHING
 
 
 def no_resolution(slide: Slide) -> str:
-    """Return what to tell about a slide that lies in pixels."""
+    """Return what to tell about a slide that lies in pixels; napari shows the first few words."""
+    name = slide.path.name
     return (
-        f"{slide.path}: the file states no resolution, so the slide is shown in pixels, not in µm. "
-        f"To give it: slidelens view {slide.path.name} --mpp X"
+        f"No resolution is stated in {name}, so it is shown in pixels, not in µm. "
+        f"To give it: slidelens view {name} --mpp X"
     )
 
 
@@ -185,7 +187,8 @@ def _reader(read: Callable[[Path], list[LayerData]]) -> Read:
             except SlideLensError as error:
                 if viewer is None:
                     raise
-                notify(str(error), error=True)
+                # napari shows the first few words, which should not all be the folder's.
+                notify(str(error).replace(f"{one.parent}{os.sep}", "", 1), error=True)
         if viewer is not None:
             dress(viewer)
         # Compared by length: layers hold arrays, which == compares cell by cell.

@@ -10,7 +10,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication, QTabWidget, QWidget
 
 from slidelens.desktop.docks import PANELS, arrange, bring_forward, dock_of, keep
-from slidelens.desktop.drops import DropFilter
+from slidelens.desktop.drops import DropFilter, ask_no_reader
 from slidelens.desktop.keys import bind_keys
 from slidelens.desktop.picture import Picture
 from slidelens.desktop.plugin_panels import make_plugin_panel
@@ -79,6 +79,7 @@ class Workbench(Picture):
         window = viewer.window._qt_window
         window.setTabPosition(Qt.DockWidgetArea.RightDockWidgetArea, QTabWidget.TabPosition.North)
         self._drops = DropFilter(self, viewer.window._qt_viewer)
+        ask_no_reader(viewer.window._qt_viewer)
         window.destroyed.connect(self.close)
         bind_keys(self)
         cast("QApplication", QApplication.instance()).aboutToQuit.connect(self.close)
