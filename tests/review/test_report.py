@@ -10,7 +10,7 @@ import pypdfium2
 import pytest
 import tinyhtml5
 
-from sample_evaluation import evaluated
+from sample_evaluation import SCORES, TRUTH, evaluated, write_result
 from slidelens.engine.evaluate import (
     EvaluationOptions,
     counted_ignored,
@@ -229,8 +229,6 @@ def test_the_pdf_has_a_page_per_slide_and_its_pictures(made):
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_tables_of_many_methods_stay_on_the_page(tmp_path):
-    from sample_evaluation import SCORES, TRUTH, evaluated
-
     names = [f"method-with-a-name-{n}" for n in range(7)]
     scores = dict.fromkeys(names, SCORES["weak"])
     found = write_report(
@@ -241,6 +239,37 @@ def test_tables_of_many_methods_stay_on_the_page(tmp_path):
             text = page.get_textpage()
             ends = [text.get_charbox(n)[2] for n in range(text.count_chars())]
             assert max(ends) < page.get_width() - 30
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_names_of_few_methods_are_not_broken_in_the_list(tmp_path):
+    names = ("magnet", "mil", "segmentation", "streaming")
+    scores = dict.fromkeys(names, SCORES["weak"])
+    evaluation = evaluated(tmp_path, TRUTH, scores)
+    found = write_report(evaluation, tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    with pypdfium2.PdfDocument(found.pdf) as document:
+        pages = [page.get_textpage().get_text_range() for page in document]
+    (errors,) = (text for text in pages if "A score in a frame" in text)
+    assert "Slide Label Kind magnet mil segmentation streaming Margin Decision" in errors
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_figures_and_margins_are_explained(tmp_path):
+    two = evaluated(tmp_path / "two", TRUTH, {"m": SCORES["weak"]})
+    three = tmp_path / "three"
+    for number, slide_id in enumerate("abcdef"):
+        probabilities = {name: 0.6 if k == number % 2 else 0.2 for k, name in enumerate("xyz")}
+        write_result(three / "results", "m", slide_id, probabilities)
+    rows = "\n".join(f"{slide_id},{n % 3}" for n, slide_id in enumerate("abcdef"))
+    (three / "labels.csv").write_text(f"slide_id,label\n{rows}\n")
+    evaluate(three / "results", three / "labels.csv", three / "eval")
+    for evaluation in (two, three / "eval"):
+        page = read(write_report(evaluation, tmp_path / "r.html").html)
+        (meaning,) = (p for p in page.iter("p") if p.get("class") == "meaning")
+        header = rows_of(next(t for t in page.iter("table") if "Brier" in text_of(t)))[0]
+        explained = {text_of(name).lower() for name in meaning.iter("b")}
+        assert explained == {name.lower() for name in header[2:]}
+        assert "margins" in text_of(page)
 
 
 def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_path):
