@@ -8,6 +8,7 @@ from qtpy.QtWidgets import QApplication, QTabBar
 
 from slidelens.desktop.docks import PANELS
 from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.panels.parts import breakable, caption
 from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.geometry import Box, Mpp
 from slidelens.maps.result import Result
@@ -86,8 +87,22 @@ def test_what_is_said_again_takes_its_room_without_a_scroll_bar(bench, qtbot):
         qtbot.wait(50)
         notice.say(text, "good")
         qtbot.wait(50)
-        assert not notice._room.verticalScrollBar().isVisible()
-        assert notice._room.height() >= notice._text.height()
+        assert not notice._text.verticalScrollBar().isVisible()
+        assert notice._text.height() >= notice._text.document().size().height()
+
+
+def test_long_names_are_wrapped_and_what_is_copied_is_as_it_was(bench, qtbot):
+    notice, slide = bench.open_panel("run").notice, "TCGA_CR_7395_01A_" * 5 + "x.svs"
+    notice.say(f"/{slide}: is gone.", "error")
+    qtbot.wait(50)
+    lines = notice._text.document().firstBlock().layout().lineCount()
+    assert lines > 1
+    assert notice.text == f"/{slide}: is gone."
+    assert not notice._text.horizontalScrollBar().maximum()
+    label = caption(breakable(slide))
+    qtbot.addWidget(label)
+    assert label.heightForWidth(200) > 2 * label.fontMetrics().height()
+    assert breakable("a - b. -0.5, a_b.svs") == "a - b. -0.5, a_\u200bb.\u200bsvs"
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

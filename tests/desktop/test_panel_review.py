@@ -12,6 +12,7 @@ from known_slides import SQUARE
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDialog
 
+from sample_evaluation import evaluated
 from slidelens.desktop.panels.categories import CategoriesDialog
 from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import camera
@@ -102,6 +103,24 @@ def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel
     assert SQUARE.contains(x, y), "the method is surest of tumour in the square"
     assert panel.errors.tree.topLevelItemCount() == 4
     assert panel.errors.bar.maximum() == 4
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_no_column_of_the_list_is_out_of_sight_where_names_are_long(bench, tmp_path, qtbot, models):
+    name = "TCGA-A6-2671-01Z-00-DX1.13ebd6e5-71a5-45b0-8a9d-fd8a0a0a0a0a"
+    scores = {f"{name}{n}": 0.9 - n / 100 for n in range(4)}
+    methods = {f"{name}-model-{n}": scores for n in range(models)}
+    evaluation = evaluated(tmp_path, dict.fromkeys(scores, 0) | {"x": 1}, methods)
+    panel = bench.open_panel("review")
+    panel.open(evaluation)
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=WAIT)
+    tree = panel.errors.tree
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 4 * models, timeout=WAIT)
+    assert not tree.horizontalScrollBar().maximum()
+    assert tree.isColumnHidden(2) == (models == 1)
+    shown = [n for n in range(5) if not tree.isColumnHidden(n)]
+    assert min(tree.columnWidth(n) for n in shown) > 20
+    assert tree.topLevelItem(0).toolTip(0).startswith(name)
 
 
 def test_what_decides_is_in_sight_on_a_laptop(panel, bench, qtbot):

@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from slidelens.desktop.panels.parts import Low, boxed, button, calm, caption, row
+from slidelens.desktop.panels.parts import Low, boxed, breakable, button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.review import KINDS, case_text, decision_text
 
@@ -119,12 +119,13 @@ class CaseView(QWidget):
 
     def show_case(self, review: Review, case: ErrorCase) -> None:
         """Show another error with what is decided on it."""
-        self.title.setText(f"<b>{escape(case.slide_id)}</b>, {KINDS[case.kind]} of {case.model}")
-        self.text.setText(case_text(case))
+        slide, model = (escape(breakable(name)) for name in (case.slide_id, case.model))
+        self.title.setText(f"<b>{slide}</b>, {KINDS[case.kind]} of {model}")
+        self.text.setText(breakable(case_text(case)))
         marks = {True: "right", False: "wrong"}
         ink = self.palette().color(QPalette.ColorRole.WindowText).name()  # Qt's blue is for white
         said = (
-            f"<a href='{escape(v.model)}' style='color:{ink}'>{escape(v.model)}</a> "
+            f"<a href='{escape(v.model)}' style='color:{ink}'>{escape(breakable(v.model))}</a> "
             f"{escape(v.predicted)} {v.score:.2f}, {marks[v.right]}"
             for v in case.verdicts
         )

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ErrorList"]
 
+_NAMES = (0, 2)
+"""Columns of slide and method: of any length."""
+_DECISION = 4
+_MOST_WIDE = 110  # px of a decision
 _LEAST_HIGH = 76  # px: the error under review and its neighbours
 
 
@@ -67,8 +71,15 @@ class ErrorList(QWidget):
         self.tree.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Ignored)
         self.tree.setAccessibleName("Errors, the most confident first")
         header = self.tree.header()
+        self.tree.setTextElideMode(
+            Qt.TextElideMode.ElideMiddle
+        )  # names often end alike or begin so
         if header is not None:
+            header.setStretchLastSection(False)
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+            for column in _NAMES:  # they share what is left, so that no column is out of sight
+                header.setSectionResizeMode(column, QHeaderView.ResizeMode.Stretch)
+            header.setSectionResizeMode(_DECISION, QHeaderView.ResizeMode.Interactive)
         self.empty = caption()
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Errors decided")
@@ -106,6 +117,7 @@ class ErrorList(QWidget):
             action.setCheckable(True)
             action.setChecked(True)
             action.triggered.connect(lambda _=False: self._methods_ticked())
+        self.tree.setColumnHidden(2, len(names) == 1)
         self._name_methods()
 
     def show_errors(self, review: Review) -> None:
@@ -119,7 +131,8 @@ class ErrorList(QWidget):
                 texts = [case.slide_id, mark, case.model, f"{case.margin:.3f}"]
                 said = "" if own is None else decision_text(own, since)
                 item = QTreeWidgetItem([*texts, said])
-                item.setToolTip(0, case.slide_id)
+                for column in (*_NAMES, _DECISION):
+                    item.setToolTip(column, item.text(column))
                 item.setToolTip(1, KINDS[case.kind] + (", label in doubt" if case.suspect else ""))
                 item.setTextAlignment(3, Qt.AlignmentFlag.AlignRight)
                 self.tree.addTopLevelItem(item)
@@ -132,9 +145,14 @@ class ErrorList(QWidget):
         if item is not None and review.case is not None:
             own = review.decision(review.case)
             with QSignalBlocker(self.tree):
-                item.setText(4, "" if own is None else decision_text(own, review.saved.since))
+                said = "" if own is None else decision_text(own, review.saved.since)
+                item.setText(_DECISION, said)
+                item.setToolTip(_DECISION, said)
                 self.tree.setCurrentItem(item)
             self.tree.scrollToItem(item)
+        self.tree.resizeColumnToContents(_DECISION)
+        wide = min(_MOST_WIDE, self.tree.columnWidth(_DECISION))
+        self.tree.setColumnWidth(_DECISION, wide)
         done, total = review.progress()
         self.bar.setRange(0, max(1, total))
         self.bar.setValue(done)

@@ -16,7 +16,7 @@ from slidelens.files import write_atomic
 from slidelens.review.exchange import correct_labels, decisions_csv
 
 if TYPE_CHECKING:
-    from slidelens.desktop.panels.parts import Notice
+    from slidelens.desktop.panels.notice import Notice
     from slidelens.desktop.state.review import Review
     from slidelens.desktop.workbench import Workbench
     from slidelens.desktop.worker.messages import Message

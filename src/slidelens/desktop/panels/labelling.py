@@ -26,7 +26,7 @@ from slidelens.errors import LabelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slidelens.desktop.panels.parts import Notice
+    from slidelens.desktop.panels.notice import Notice
     from slidelens.desktop.state.labelling import LabelBook
     from slidelens.desktop.workbench import Workbench
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QObject, QSize, Qt
@@ -25,21 +26,22 @@ from qtpy.QtWidgets import (
 
 from slidelens.desktop.docks import keep
 from slidelens.desktop.drops import paths_of, take
+from slidelens.desktop.panels.notice import Notice
 from slidelens.desktop.workbench import Workbench, workbench_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qtpy.QtGui import QDragEnterEvent, QDropEvent, QResizeEvent
+    from qtpy.QtGui import QDragEnterEvent, QDropEvent
 
     from slidelens.desktop.state.runs import RunState
     from slidelens.desktop.state.train import TrainState
 
 __all__ = [
     "Low",
-    "Notice",
     "Panel",
     "boxed",
+    "breakable",
     "button",
     "calm",
     "calm_combo",
@@ -53,15 +55,14 @@ __all__ = [
     "table",
 ]
 
+_ENDS = re.compile(r"(?<=\w)(?:[-_/\\]+(?=\w)|\.(?=[^\W\d]))")
 _WIDTH = 370
 _LEAST_LETTERS = 8
-_MOST_HIGH = 140  # px of what is said: the panel needs its room
 _UNTICKED = (
     "QTreeView::indicator:unchecked, QListView::indicator:unchecked "
     "{ border: 1px solid #7e838c; border-radius: 2px; }"
 )
 """In napari's dark theme such a box has the colour of what it lies on; in both this is seen."""
-_COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
 class Panel(QWidget):
@@ -134,91 +135,6 @@ class Panel(QWidget):
         return QSize(_WIDTH, 120)
 
 
-class Notice(QFrame):
-    """One sentence at the top of a panel, with a button for what can be done about it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setObjectName("notice")
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(8, 4, 4, 4)
-        self._text = QLabel()
-        self._text.setWordWrap(True)
-        self._text.setTextFormat(Qt.TextFormat.PlainText)
-        self._text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self._text.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self._room = QScrollArea()
-        self._room.setWidgetResizable(True)
-        self._room.setFrameShape(QFrame.Shape.NoFrame)
-        self._room.setWidget(self._text)
-        self._action = QPushButton()
-        self._action.clicked.connect(self._act)
-        close = QToolButton()
-        close.setText("×")
-        close.setToolTip("Close this message")
-        close.setAutoRaise(True)
-        close.clicked.connect(self.hide)
-        layout.addWidget(self._room, 1)
-        layout.addWidget(self._action)
-        layout.addWidget(close, 0, Qt.AlignmentFlag.AlignTop)
-        self._then: Callable[[], object] | None = None
-        self.hide()
-
-    @property
-    def text(self) -> str:
-        """What it says; empty while it is hidden."""
-        return "" if self.isHidden() else self._text.text()
-
-    def say(
-        self,
-        text: str,
-        kind: str = "info",
-        action: str = "",
-        then: Callable[[], object] | None = None,
-    ) -> None:
-        """Show a sentence; nothing to say hides it.
-
-        Parameters
-        ----------
-        kind
-            ``info``, ``good`` or ``error``.
-        action, then
-            Label of a button, and what it does.
-        """
-        self.setVisible(bool(text))
-        self._text.setText(text)
-        self._then = then
-        self._action.setText(action)
-        self._action.setVisible(bool(action))
-        self.setStyleSheet(
-            f"#notice {{ background: {_COLORS[kind]}; border-radius: 4px; }} "
-            "#notice QLabel, #notice QScrollArea { color: white; background: transparent; }"
-        )
-        self._fit()
-
-    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Take the room that the text needs at the new width."""
-        super().resizeEvent(event)
-        self._fit()
-
-    def _fit(self) -> None:
-        """Be as high as the text; what is very long is scrolled."""
-        frame = 2 * self._room.frameWidth()
-        high = self._text.heightForWidth(max(self._room.width() - frame, 1)) + frame
-        # A scroll bar that comes while the notice is still low would take the room it was for.
-        bar = Qt.ScrollBarPolicy
-        self._room.setVerticalScrollBarPolicy(
-            bar.ScrollBarAsNeeded if high > _MOST_HIGH else bar.ScrollBarAlwaysOff
-        )
-        self._room.setFixedHeight(min(_MOST_HIGH, high))
-
-    def _act(self) -> None:
-        then, self._then = self._then, None
-        self.hide()
-        if then is not None:
-            then()
-
-
 class Low(QScrollArea):
     """As high as what is in it, up to a limit; what is more is scrolled.
 
@@ -262,6 +178,11 @@ def heading(text: str) -> QLabel:
     label = QLabel(f"<b>{text}</b>")
     label.setContentsMargins(0, 6, 0, 0)
     return label
+
+
+def breakable(text: str) -> str:
+    """Let long names be broken where their parts end; not for text that is copied."""
+    return _ENDS.sub("\\g<0>\u200b", text)
 
 
 def caption(text: str = "") -> QLabel:

@@ -25,7 +25,7 @@ from slidelens.desktop.world import described
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
-    from slidelens.desktop.panels.parts import Notice
+    from slidelens.desktop.panels.notice import Notice
     from slidelens.desktop.workbench import Workbench
 
 __all__ = ["ResultsList"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton, QVBoxLayout, QWidget
 
-from slidelens.desktop.panels.parts import button, caption, menu_button, row
+from slidelens.desktop.panels.parts import breakable, button, caption, menu_button, row
 
 if TYPE_CHECKING:
     from slidelens.desktop.workbench import Workbench
@@ -47,9 +48,8 @@ class SlideLine(QWidget):
         mpp = slide.world.mpp
         known = slide.world.unit != "pixel"
         scale = f"{mpp.mean:.4g} µm/px" if known else "no resolution stated"
-        self.text.setText(
-            f"<b>{slide.id}</b><br>{slide.size.width} × {slide.size.height} px, {scale}"
-        )
+        size = f"{slide.size.width} × {slide.size.height} px"
+        self.text.setText(f"<b>{escape(breakable(slide.id))}</b><br>{size}, {scale}")
 
     def _ask(self) -> None:
         last = self._bench.memory.text("slides_folder", str(Path.home()))

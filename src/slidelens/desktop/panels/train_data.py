@@ -18,7 +18,7 @@ from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
 if TYPE_CHECKING:
-    from slidelens.desktop.panels.parts import Notice
+    from slidelens.desktop.panels.notice import Notice
     from slidelens.desktop.workbench import Workbench
 
 __all__ = ["DataChooser"]

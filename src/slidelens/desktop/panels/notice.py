@@ -1,0 +1,109 @@
+"""What a panel has to say to the person who uses it."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QTextOption
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QPushButton, QTextEdit, QToolButton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qtpy.QtGui import QResizeEvent, QTextDocument
+
+__all__ = ["Notice"]
+
+_MOST_HIGH = 140  # px of what is said: the panel needs its room
+_COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
+
+
+class Notice(QFrame):
+    """One sentence at the top of a panel, with a button for what can be done about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setObjectName("notice")
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(8, 4, 4, 4)
+        self._text = QTextEdit()
+        self._text.setReadOnly(True)
+        self._text.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
+        self._text.setFrameShape(QFrame.Shape.NoFrame)
+        self._text.setWordWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)  # long names
+        self._text.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._text.setAccessibleName("Message")
+        self._text.setFixedHeight(0)
+        self._lines.setDocumentMargin(0)
+        self._action = QPushButton()
+        self._action.clicked.connect(self._act)
+        close = QToolButton()
+        close.setText("×")
+        close.setToolTip("Close this message")
+        close.setAutoRaise(True)
+        close.clicked.connect(self.hide)
+        layout.addWidget(self._text, 1)
+        layout.addWidget(self._action)
+        layout.addWidget(close, 0, Qt.AlignmentFlag.AlignTop)
+        self._then: Callable[[], object] | None = None
+        self.hide()
+
+    @property
+    def text(self) -> str:
+        """What it says; empty while it is hidden."""
+        return "" if self.isHidden() else self._text.toPlainText()
+
+    def say(
+        self,
+        text: str,
+        kind: str = "info",
+        action: str = "",
+        then: Callable[[], object] | None = None,
+    ) -> None:
+        """Show a sentence; nothing to say hides it.
+
+        Parameters
+        ----------
+        kind
+            ``info``, ``good`` or ``error``.
+        action, then
+            Label of a button, and what it does.
+        """
+        self._text.setPlainText(text)
+        self._then = then
+        self._action.setText(action)
+        self._action.setVisible(bool(action))
+        self.setStyleSheet(
+            f"#notice {{ background: {_COLORS[kind]}; border-radius: 4px; }} "
+            "#notice QTextEdit { color: white; background: transparent; border: 0; padding: 0; }"
+        )
+        self._fit()
+        self.setVisible(bool(text))
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  # reason: Qt's name
+        """Take the room that the text needs at the new width."""
+        super().resizeEvent(event)
+        self._fit()
+
+    def _fit(self) -> None:
+        """Be as high as the text; what is very long is scrolled."""
+        self._lines.setTextWidth(max(self._text.width(), 1))
+        high = ceil(self._lines.size().height())
+        # A scroll bar that comes while the notice is still low would take the room it was for.
+        bar = Qt.ScrollBarPolicy
+        self._text.setVerticalScrollBarPolicy(
+            bar.ScrollBarAsNeeded if high > _MOST_HIGH else bar.ScrollBarAlwaysOff
+        )
+        self._text.setFixedHeight(min(_MOST_HIGH, high))
+
+    @property
+    def _lines(self) -> QTextDocument:
+        return self._text.document()
+
+    def _act(self) -> None:
+        then, self._then = self._then, None
+        self.hide()
+        if then is not None:
+            then()
