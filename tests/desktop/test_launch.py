@@ -148,3 +148,15 @@ def test_new_runs_go_beside_the_one_result_that_is_viewed(files, bench):
     for folder in ("results", "results/m1", "results/m1/a"):
         launch._open_panels(bench.viewer, (), files / folder)
         assert bench.results == files / "results"
+
+
+@pytest.mark.gui
+def test_each_of_several_slides_is_one_click_away_with_its_maps(files, bench, monkeypatch):
+    monkeypatch.setattr("napari.Viewer", lambda show: bench.viewer)
+    paths = [files / "a.tif", files / "b.tif"]
+    view(paths, files / "results", task="look", show=False)
+    assert bench.memory.recent_slides() == paths
+    for path in (paths[1], paths[0]):
+        bench.open_slide(path)
+        name = path.stem
+        assert visible(bench.viewer) == [name, f"{name} · m1: probability", f"{name} · m1: regions"]

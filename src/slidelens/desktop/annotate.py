@@ -47,6 +47,7 @@ def annotation_options(slide_metadata: dict[str, Any]) -> dict[str, Any]:
         "edge_color": class_color(_CLASS),
         "face_color": "transparent",
         "edge_width": max(1.0, max(slide.get("size", (1, 1))) / 600),
+        "opacity": 1.0,
         "metadata": describe(world, "annotations", slide["slide"], classes=(_CLASS,)),
         **world.place_outlines(),
     }

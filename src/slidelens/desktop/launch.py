@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import napari
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.workbench import Workbench
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 
@@ -79,9 +80,12 @@ def view(
     # napari collects garbage whenever a layer goes; what is imported is none, so it is not searched
     gc.freeze()
     viewer = napari.Viewer(show=show)
-    _fill(viewer, opened)
+    hidden = _fill(viewer, opened)
     if task is not None:
-        _open_panels(viewer, TASKS[task], None if results is None else Path(results))
+        bench = _open_panels(viewer, TASKS[task], None if results is None else Path(results))
+        bench.see_later(hidden)
+        for slide, _ in reversed(opened):
+            bench.memory.opened(slide.path)  # each is one click away
     if show:
         napari.run()
     return viewer
@@ -110,7 +114,7 @@ def _open(
         paths = [_only_slide(folder)]
     opened: list[tuple[Slide, list[LayerData]]] = []
     try:
-        for number, path in enumerate(paths):
+        for path in paths:
             found = [] if folder is None else _results_of(slide_id(path), folder)
             known = next((r.slide.resolution for r in found if r.slide.resolution), None)
             slide = open_slide(path, mpp=mpp)
@@ -118,7 +122,7 @@ def _open(
                 slide.close()
                 slide = open_slide(path, mpp=known)
             opened.append((slide, []))
-            opened[-1][1].extend(_layers(slide, found, first=number == 0, several=len(paths) > 1))
+            opened[-1][1].extend(_layers(slide, found, several=len(paths) > 1))
     except SlideLensError:
         for slide, _ in opened:
             slide.close()
@@ -126,9 +130,7 @@ def _open(
     return opened
 
 
-def _layers(
-    slide: Slide, results: Sequence[Result], *, first: bool, several: bool
-) -> list[LayerData]:
+def _layers(slide: Slide, results: Sequence[Result], *, several: bool) -> list[LayerData]:
     layers = [slide_layer(slide)]
     for number, result in enumerate(results):
         made = result_layers(result, slide, visible=number == 0, tissue=number == 0)
@@ -136,16 +138,19 @@ def _layers(
             for _, options, _ in made:
                 options["name"] = f"{slide.id} · {options['name']}"
         layers += made
-    if not first:
-        for _, options, _ in layers:
-            options["visible"] = False
     return layers
 
 
-def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) -> None:
-    for slide, layers in opened:
-        for data in layers:
-            viewer.add_layer(napari.layers.Layer.create(*data))
+def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) -> list[Any]:
+    """Add layers; of slides but the first return those that are to be seen with their slide."""
+    hidden = []
+    for number, (slide, layers) in enumerate(opened):
+        for data, options, kind in layers:
+            seen = options.get("visible", True)
+            own = {**options, "visible": seen and number == 0}
+            layer = viewer.add_layer(napari.layers.Layer.create(data, own, kind))
+            if seen and number > 0:
+                hidden.append(layer)
         if slide.mpp is None:
             notify(no_resolution(slide))
     if opened:
@@ -153,9 +158,10 @@ def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) 
         select_map(viewer)
         viewer.reset_view()
     dress(viewer)
+    return hidden
 
 
-def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | None) -> None:
+def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | None) -> Workbench:
     from slidelens.desktop.workbench import workbench_of
 
     bench = workbench_of(viewer)
@@ -163,6 +169,7 @@ def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | N
         bench.use_results(results, remember=False)
     for name in panels:
         bench.open_panel(name)
+    return bench
 
 
 def _results_of(slide: str, folder: Path) -> list[Result]:

@@ -30,7 +30,7 @@ from slidelens.desktop.world import World, described
 from slidelens.geometry import Box, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import napari
@@ -198,6 +198,11 @@ class Picture(QObject):
             failed=failed,
             unused=unused,
         )
+
+    def see_later(self, layers: Iterable[Any]) -> None:
+        """Have layers that are hidden with their slide be seen when it is shown."""
+        for layer in layers:
+            self._away.add(layer)
 
     def fly_to(self, box: Box, world: World) -> None:
         """Move the camera to a box of level-0 px that lies in ``world``."""

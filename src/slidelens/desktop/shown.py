@@ -187,6 +187,7 @@ def region_options(slide: ShownSlide) -> dict[str, Any]:
         "edge_color": _YELLOW,
         "face_color": "transparent",
         "edge_width": max(1.0, max(slide.size) / 400),
+        "opacity": 1.0,
         "metadata": describe(slide.world, "region", slide.id),
         **slide.world.place_outlines(),
     }

@@ -258,7 +258,8 @@ class ComparePanel(Panel):
             self.agreed.setText("Regions are listed once two methods with a map are ticked.")
             return
         more = f" The {_MOST} largest are listed." if len(regions) > _MOST else ""
-        many = f"{len(regions)} regions in dispute." if regions else "No region is in dispute."
+        count = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
+        many = f"{count} in dispute." if regions else "No region is in dispute."
         self.agreed.setText(f"They say the same on {found.agreed:.1%} of the cells. {many}{more}")
 
     def _show(self) -> None:
