@@ -208,6 +208,7 @@ def test_a_slide_without_resolution_asks_for_it(panel, bench, tmp_path, qtbot):
     tifffile.imwrite(path, np.asarray(make_slide(None).pyramid()[0]), tile=(256, 256))
     show_slide(qtbot, bench, path)
     assert panel.mpp.isVisible()
+    assert panel.mpp_label.width() >= panel.mpp_label.sizeHint().width() > 30, "it has a name"
     panel.models.choose("demo-mil")
     panel.mpp.setValue(2.0)
     assert panel._request().mpp == 2.0

@@ -66,6 +66,21 @@ def quiet(bench):
     return lambda: not bench.background.busy
 
 
+def test_a_slide_that_comes_after_its_maps_lies_below_them(bench, files, qtbot):
+    (files / "a.tif").rename(files / "moved.tif")
+    told = []
+    bench.told.connect(lambda text, _: told.append(text))
+    bench.show_result(files / "results" / "a")
+    qtbot.waitUntil(lambda: "oracle: probability" in bench.viewer.layers, timeout=WAIT)
+    assert "drop it on them" in told[0]
+    (files / "moved.tif").rename(files / "a.tif")
+    add_layer(bench.viewer, slide_layer(open_slide(files / "a.tif", mpp=0.5)))
+    qtbot.waitUntil(lambda: bench.viewer.layers[0].name == "a", timeout=WAIT)
+    add_layer(bench.viewer, slide_layer(open_slide(files / "b.tif", mpp=0.5)))
+    qtbot.wait(50)
+    assert bench.viewer.layers[-1].name == "b", "a further slide is seen, as ever"
+
+
 def test_a_slide_opened_while_a_result_is_read_stays(bench, files, held, qtbot):
     bench.open_slide(files / "a.tif", mpp=0.5)
     qtbot.waitUntil(shows(bench, "a"), timeout=WAIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
@@ -12,7 +13,7 @@ from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.qt import Signal, alive
-from slidelens.desktop.reading import read_result
+from slidelens.desktop.reading import read_result, without_slide
 from slidelens.desktop.shown import (
     DRAWN,
     ShownSlide,
@@ -84,6 +85,7 @@ class Picture(QObject):
         self._settle.timeout.connect(self._look)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self._changed)
+        viewer.layers.events.inserted.connect(self._come)
         viewer.layers.selection.events.active.connect(self._changed)
 
     @property
@@ -182,7 +184,7 @@ class Picture(QObject):
             result, opened, layers, error = parcel
             if wanted() and self._bring_slide_of(result, opened, asking):
                 if error:
-                    self.told.emit(f"The maps are shown without their slide. {error}", True)
+                    self.told.emit(without_slide(error), True)
                 self._show_layers(result, layers, visible, then)
             else:
                 unused(parcel)
@@ -319,6 +321,20 @@ class Picture(QObject):
     def _changed(self) -> None:
         if not self._closed:
             self._settle.start()
+
+    def _come(self, event: Any) -> None:
+        """Lay a slide below its maps, which were shown without it; napari adds it on top."""
+        facts = described(event.value.metadata)
+        if facts.get("layer") == "slide":
+            QTimer.singleShot(0, partial(self._lay_below, ref(event.value), facts["slide"]))
+
+    def _lay_below(self, layer: Callable[[], Any], slide: str) -> None:
+        if self.closed or (own := layer()) not in self.viewer.layers:
+            return
+        layers = self.viewer.layers
+        lowest = layers.index(next(layers_of(self.viewer, slide=slide)))
+        if layers[lowest] is not own and described(layers[lowest].metadata)["layer"] != "slide":
+            layers.move(layers.index(own), lowest)
 
     def _look(self) -> None:
         viewer = self._viewer()

@@ -18,6 +18,7 @@ from slidelens.desktop.layers import (
     result_layers,
     slide_layer,
 )
+from slidelens.desktop.reading import without_slide
 from slidelens.desktop.state.dropped import holds_annotations
 from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
 from slidelens.desktop.world import World, described, is_stated, world_of
@@ -156,7 +157,7 @@ def _slide_of(result: Result) -> Slide | None:
     try:
         return open_slide(result.slide.path, mpp=mpp)
     except SlideError as error:
-        notify(f"The maps are shown without their slide. {error}")
+        notify(without_slide(str(error)))
         return None
 
 

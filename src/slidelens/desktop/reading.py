@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.shown import ShownSlide
     from slidelens.slide.base import Slide
 
-__all__ = ["read_result"]
+__all__ = ["read_result", "without_slide"]
 
 
 def read_result(
@@ -35,6 +35,11 @@ def read_result(
         return result, None, result_layers(result, world=shown.world, visible=visible), ""
     opened, error = _slide_of(result, slide_file)
     return result, opened, result_layers(result, opened, visible=visible), error
+
+
+def without_slide(error: str) -> str:
+    """Return what is to be told of maps whose slide cannot be opened, given why."""
+    return f"The maps are shown without their slide. {error} If it has moved, drop it on them."
 
 
 def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:

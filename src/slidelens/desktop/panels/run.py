@@ -11,6 +11,7 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
+    QLabel,
 )
 
 from slidelens.desktop.live import LiveMaps
@@ -163,7 +164,7 @@ class RunPanel(Panel):
         self.mpp.setValue(0.5)
         self.mpp.setSuffix(" µm/px")
         calm(self.mpp).setToolTip("The file states no resolution; 0.5 µm/px is a scan at 20x")
-        self.mpp_label = caption("Resolution")
+        self.mpp_label = QLabel("Resolution")
         form = QFormLayout()
         form.addRow("Device", self.device)
         form.addRow("Run on", row(self.where, self.region, stretch=0))
