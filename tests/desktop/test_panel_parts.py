@@ -8,6 +8,7 @@ from qtpy.QtWidgets import QApplication, QTabBar
 
 from slidelens.desktop.docks import PANELS
 from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.panels.drawing import Curve, Curves
 from slidelens.desktop.panels.parts import breakable, caption
 from slidelens.desktop.shown import add_layer, layers_of
 from slidelens.geometry import Box, Mpp
@@ -103,6 +104,16 @@ def test_long_names_are_wrapped_and_what_is_copied_is_as_it_was(bench, qtbot):
     qtbot.addWidget(label)
     assert label.heightForWidth(200) > 2 * label.fontMetrics().height()
     assert breakable("a - b. -0.5, a_b.svs") == "a - b. -0.5, a_\u200bb.\u200bsvs"
+
+
+def test_small_numbers_beside_a_curve_are_not_cut(qtbot):
+    chart = Curves("Loss", 0.0)
+    qtbot.addWidget(chart)
+    chart.resize(340, 120)
+    chart.show_curves([Curve("training", "#56b4e9", (0.000921, 0.0002))])
+    drawn = chart.grab().toImage()
+    edge = {drawn.pixelColor(x, y).name() for x in (0, 1) for y in range(chart.height())}
+    assert len(edge) == 1
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

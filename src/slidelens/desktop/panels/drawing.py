@@ -196,21 +196,27 @@ class Curves(_Picture):
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
         """Paint frame, ends of the scale, curves with a dot per value, and their names."""
         with QPainter(self) as painter:
-            area = QRectF(self.rect()).adjusted(42, 20, -6, -6)
+            known = [v for curve in self._curves for v in curve.values if v is not None]
+            low, high = self._scale(known)
+            measure = painter.fontMetrics().horizontalAdvance
+            wide = max(38, *(measure(f"{value:.2g}") for value in (low, high)))
+            area = QRectF(self.rect()).adjusted(wide + 6, 20, -6, -6)
             painter.setPen(QColor(_FAINT))
             painter.drawRect(area)
-            known = [v for curve in self._curves for v in curve.values if v is not None]
             painter.setPen(self.ink)
             painter.drawText(QPointF(4, 14), self._title)
             if not known:
                 painter.drawText(area, Qt.AlignmentFlag.AlignCenter, "after the first epoch")
                 return
-            low = min(known) if self._low is None else self._low
-            high = max(known) if self._high is None else self._high
-            high = high if high > low else low + 1
             for value, y in ((high, area.top() + 10), (low, area.bottom())):
-                painter.drawText(QRectF(0, y - 12, 38, 14), _right(), f"{value:.2g}")
+                painter.drawText(QRectF(2, y - 12, wide, 14), _right(), f"{value:.2g}")
             self._draw(painter, area, low, high)
+
+    def _scale(self, known: Sequence[float]) -> tuple[float, float]:
+        """Return the lowest and highest value of the scale."""
+        low = min(known, default=0.0) if self._low is None else self._low
+        high = max(known, default=1.0) if self._high is None else self._high
+        return low, high if high > low else low + 1
 
     def _draw(self, painter: QPainter, area: QRectF, low: float, high: float) -> None:
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
