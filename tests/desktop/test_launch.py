@@ -6,7 +6,7 @@ from napari.components import ViewerModel
 
 from slidelens.desktop import launch
 from slidelens.desktop.launch import add_slides, view
-from slidelens.desktop.window import magnification
+from slidelens.desktop.window import camera, canvas_size, magnification
 from slidelens.errors import ResultError, SlideLensError, SlideNotFoundError
 from slidelens.geometry import Mpp
 
@@ -160,3 +160,16 @@ def test_each_of_several_slides_is_one_click_away_with_its_maps(files, bench, mo
         bench.open_slide(path)
         name = path.stem
         assert visible(bench.viewer) == [name, f"{name} · m1: probability", f"{name} · m1: regions"]
+
+
+@pytest.mark.gui
+def test_the_whole_slide_is_in_view_beside_the_panels(files, bench, monkeypatch, qtbot):
+    monkeypatch.setattr("napari.Viewer", lambda show: bench.viewer)
+    bench.viewer.window.resize(1000, 800)
+    view([files / "a.tif"], mpp=0.5, task="look", show=False)
+
+    def in_view():
+        zoom, (high, wide) = camera(bench.viewer).zoom, canvas_size(bench.viewer)
+        return 500 * zoom <= wide < 700 and 400 * zoom <= high
+
+    qtbot.waitUntil(in_view, timeout=5000)

@@ -84,6 +84,7 @@ def view(
     if task is not None:
         bench = _open_panels(viewer, TASKS[task], None if results is None else Path(results))
         bench.see_later(hidden)
+        bench.see_all()  # the panels have taken room
         for slide, _ in reversed(opened):
             bench.memory.opened(slide.path)  # each is one click away
     if show:

@@ -206,6 +206,10 @@ class Picture(QObject):
         for layer in layers:
             self._away.add(layer)
 
+    def see_all(self) -> None:
+        """Have all that is shown in view, once the window has given everything its room."""
+        QTimer.singleShot(0, lambda: None if self.closed else self.viewer.reset_view())
+
     def fly_to(self, box: Box, world: World) -> None:
         """Move the camera to a box of level-0 px that lies in ``world``."""
         self.flight.fly(fit(box, self.canvas, world))
