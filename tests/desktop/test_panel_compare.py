@@ -63,7 +63,7 @@ def test_scores_calls_and_the_region_in_dispute(panel, bench):
     rows = {item.text(0): (item.text(1), item.text(2)) for item in panel._items()}
     assert rows == {"first": ("tumor 97.0%", "tumor"), "second": ("tumor 41.0%", "normal")}
     share = 1 - 6 / (21 * 27)
-    assert f"the same on {share:.1%} of the cells. 1 regions" in panel.agreed.text()
+    assert f"the same on {share:.1%} of the cells. 1 region in" in panel.agreed.text()
     item = panel.regions.topLevelItem(0)
     assert item.text(1) == "second"
     panel.regions.setCurrentItem(item)
