@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from slidelens.cli.app import program
 from slidelens.engine.staging.node_features import FEATURES, node_features
 from slidelens.engine.staging.stage import fit_staging, stage_patients
-from slidelens.errors import LabelError, ResultError
+from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.export.camelyon17 import StageTable, read_stages, write_stages
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
@@ -140,6 +141,12 @@ def test_a_forest_learns_the_classes_and_is_read_back(cohort, tmp_path):
     found = json.loads(done.output)
     assert found["stage_kappa"] == 1
     assert found["stages"] == dict(zip(PATIENTS, STAGES, strict=True))
+
+
+def test_without_scikit_learn_the_extra_is_named_and_no_table_blamed(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ModelError, match=r"^fitting .*: pip install 'slidelens\[staging\]'\.$"):
+        fit_staging(cohort / "results" / "m", cohort / "stages.csv", tmp_path / "forest")
 
 
 def test_figures_of_a_map():

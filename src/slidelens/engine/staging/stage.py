@@ -64,6 +64,8 @@ def fit_staging(
         A table that cannot be read; unknown classes; slides without a result or without a class.
     ResultError
         No results, or of several models; a result without a map of probabilities.
+    ModelError
+        scikit-learn is not installed.
     """
     truth = _checked(read_stages(Path(stages)), Path(stages))
     classes = {slide: found for nodes in truth.nodes.values() for slide, found in nodes.items()}
@@ -72,6 +74,8 @@ def fit_staging(
     table = [node_features(Result.load(folders[slide])) for slide in classes]
     try:
         forest = fit_forest(table, list(classes.values()), NODE_CLASSES, seed=seed)
+    except ModelError:  # of the installation, not of the table
+        raise
     except ValueError as error:
         raise LabelError(f"{stages}: {error}.") from error
     forest.save(Path(out))
