@@ -53,3 +53,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("home")
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         os.environ[name] = str(home)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_umask() -> None:
+    """What a test has made can be read by the user that it becomes (``rights.nobody``)."""
+    os.umask(0o022)

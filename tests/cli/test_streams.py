@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from shlex import join, quote
 
 import pytest
 
@@ -13,7 +14,7 @@ from warm import run_warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs sh and /dev/full")
 
-_PROGRAM = f"exec {sys.executable} -m slidelens"
+_PROGRAM = f"exec {quote(sys.executable)} -m slidelens"
 
 
 def _sh(command: str) -> subprocess.CompletedProcess[str]:
@@ -50,11 +51,11 @@ def test_streams_may_be_closed(closed, tmp_path):
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "a.tif").write_text("no slide")
     out = tmp_path / "out"
-    words = f"predict {tmp_path}/slides --model demo-mil --out {out}"
+    words = ["predict", f"{tmp_path}/slides", "--model", "demo-mil", "--out", f"{out}"]
     if isinstance(closed, str):
-        done = _sh(f"{_PROGRAM} {words} {closed}")
+        done = _sh(f"{_PROGRAM} {join(words)} {closed}")
     else:
-        done = run_warm("-m", "slidelens", *words.split(), before=partial(_close, closed))
+        done = run_warm("-m", "slidelens", *words, before=partial(_close, closed))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     row = (out / "demo-mil" / "predictions.csv").read_text().splitlines()[1]

@@ -203,14 +203,13 @@ def _heed_interrupts() -> None:
 
 @pytest.mark.parametrize(("command", "said"), [("train", "--resume"), ("predict", "goes on")])
 def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
-    slides = tmp_path / "cohort"
-    write_cohort(slides, 6, size=(1024, 1024))
+    write_cohort(tmp_path / "cohort", 6, size=(1024, 1024))
     call = {
-        "train": f"train mil --slides {slides}/slides --labels {slides}/labels.csv --weights none "
-        f"--backbone squeezenet1_1 --out {tmp_path}/m",
-        "predict": f"predict {slides}/slides --model demo-mil --out {tmp_path}/r",
+        "train": "train mil --slides cohort/slides --labels cohort/labels.csv --weights none "
+        "--backbone squeezenet1_1 --out m",
+        "predict": "predict cohort/slides --model demo-mil --out r",
     }[command]
-    run = Warm("-m", "slidelens", *call.split(), before=_heed_interrupts)
+    run = Warm("-m", "slidelens", *call.split(), cwd=tmp_path, before=_heed_interrupts)
     run.stderr.readline()  # the first word of progress
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=120)

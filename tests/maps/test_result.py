@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -287,17 +286,11 @@ def test_a_failed_replacement_leaves_the_old_result(
     assert names(tmp_path) == ["a"]
 
 
-@pytest.fixture
-def unwritable(tmp_path: Path) -> Iterator[Path]:
-    """A folder without write permission; root may write everywhere, so be nobody for a moment."""
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, result: Result) -> None:
+    """Root may write everywhere, so be nobody for a moment."""
     tmp_path.chmod(0o555)
-    with nobody():
-        yield tmp_path
-
-
-def test_a_folder_that_cannot_be_written_is_told(unwritable: Path, result: Result) -> None:
-    with pytest.raises(ResultError, match=r"cannot write the result.*Permission denied"):
-        result.save(unwritable / "a")
+    with nobody(), pytest.raises(ResultError, match=r"cannot write the result.*Permission denied"):
+        result.save(tmp_path / "a")
 
 
 def test_what_is_no_number_is_not_saved(tmp_path: Path, result: Result) -> None:
