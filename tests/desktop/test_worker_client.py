@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+import tifffile
 
 from slidelens.desktop.worker.client import WorkerClient
 from slidelens.desktop.worker.preview import Growing
@@ -91,6 +92,17 @@ def test_prediction_with_growing_map(client, qtbot, slide, tmp_path):
     final = result.maps["probability"]
     np.testing.assert_allclose(grown.values, final.read(), atol=1e-6)
     assert grown.map.affine == final.affine
+
+
+def test_warnings_of_a_run_reach_the_window(client, qtbot, tmp_path):
+    dark = np.full((512, 512, 3), 4, np.uint8)
+    dark[100:400, 100:400, 2] = 120
+    tifffile.imwrite(tmp_path / "dapi.tif", dark, photometric="rgb", tile=(256, 256))
+    asked = request(tmp_path / "dapi.tif", tmp_path / "out", mpp=1.0)
+    heard = finish(qtbot, client.submit("predict", asked))
+    assert heard["ended"] == [("done", "")]
+    (warning,) = heard["warning"]
+    assert warning.facts["text"].startswith("dapi: looks like a fluorescence slide;")
 
 
 def test_a_mistake_is_one_sentence(client, qtbot, slide, tmp_path):

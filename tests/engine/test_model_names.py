@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tifffile
-from tiny_family import make_model
 
-from slidelens.engine.predict import predict
 from slidelens.engine.train import _name_of, train
 from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import slides_note
@@ -60,15 +55,6 @@ def test_a_tuning_split_of_one_class_chooses_no_threshold(tmp_path):
     assert "(none of class tumour: no AUC, and no threshold is chosen)" in said
     list(train(**request(cohort, tmp_path / "m")))
     assert json.loads((tmp_path / "m" / "model.json").read_text())["threshold"] is None
-
-
-def test_a_fluorescence_slide_is_warned_of(tmp_path, caplog):
-    path = Path(tmp_path / "cells.ome.tif")
-    channels = np.random.default_rng(0).integers(0, 4000, (2, 256, 256)).astype(np.uint16)
-    tifffile.imwrite(path, channels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "Cy3"]}})
-    with caplog.at_level(logging.WARNING):
-        predict(path, make_model(), mpp=1.0)
-    assert "cells: a fluorescence slide (DAPI, Cy3)" in caplog.text
 
 
 def test_what_is_kept_of_a_training_names_places_from_anywhere(tmp_path, monkeypatch):

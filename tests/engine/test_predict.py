@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import re
 import threading
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import tiny_family
 import torch
 from tiny_family import make_model
@@ -475,3 +477,26 @@ def test_a_run_leaves_no_file_for_the_collector_to_close(ended):
         del run
         gc.collect()
     assert not [str(w.message) for w in told if w.category is ResourceWarning]
+
+
+def test_a_fluorescence_slide_is_warned_of(tmp_path, caplog):
+    path = tmp_path / "cells.ome.tif"
+    channels = np.random.default_rng(0).integers(0, 4000, (2, 256, 256)).astype(np.uint16)
+    tifffile.imwrite(path, channels, metadata={"axes": "CYX", "Channel": {"Name": ["DAPI", "Cy3"]}})
+    with caplog.at_level(logging.WARNING):
+        predict(path, make_model(), mpp=1.0)
+    assert "cells: looks like a fluorescence slide (DAPI, Cy3)" in caplog.text
+
+
+def test_a_dark_slide_that_states_no_channels_is_warned_of(caplog):
+    dark = np.full((512, 512, 3), 4, np.uint8)
+    dark[100:400, 100:400, 2] = 120
+    with from_array(dark, mpp=1.0, name="dapi.ndpi") as slide, caplog.at_level(logging.WARNING):
+        predict(slide, make_model())
+    assert "dapi: looks like a fluorescence slide; the output" in caplog.text
+
+
+def test_no_brightfield_slide_is_called_fluorescence(caplog):
+    with from_array(tissue_picture(), mpp=1.0) as slide, caplog.at_level(logging.WARNING):
+        predict(slide, make_model())
+    assert "fluorescence" not in caplog.text

@@ -1,4 +1,4 @@
-"""Check that a slide is fine enough for a model: enlarging adds no detail."""
+"""Check that a slide suits a model: fine enough (enlarging adds no detail), and brightfield."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from slidelens.geometry import Box
 if TYPE_CHECKING:
     from slidelens.families.base import FamilyConfig
     from slidelens.slide.base import Slide
+    from slidelens.tiling.tissue import TissueMask
 
-__all__ = ["check_detail"]
+__all__ = ["check_detail", "warn_of_fluorescence"]
 
 _WARNED = 1.5
 """Above it a slide is coarser than scanners differ at one magnification."""
@@ -74,3 +75,21 @@ def check_detail(
             "are not named)",
             facts,
         )
+
+
+def warn_of_fluorescence(slide: Slide, tissue: TissueMask) -> None:
+    """Warn of a fluorescence slide: one that says so, or whose background is dark.
+
+    Parameters
+    ----------
+    slide, tissue
+        Open, and its tissue.
+    """
+    if not slide.channels and tissue.settings.method != "intensity":
+        return
+    which = f" ({', '.join(slide.channels)})" if slide.channels else ""
+    log.warning(
+        "%s: looks like a fluorescence slide%s; the output of models trained on brightfield slides "
+        "is meaningless on it",
+        *(slide.id, which),
+    )

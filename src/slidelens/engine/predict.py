@@ -19,7 +19,7 @@ import torch
 from slidelens.engine.assemble import Assembly
 from slidelens.engine.bags import bag_file, check_bags, read_bag
 from slidelens.engine.contract import events_of
-from slidelens.engine.detail import check_detail
+from slidelens.engine.detail import check_detail, warn_of_fluorescence
 from slidelens.engine.device import Precision, evaluating, pick_device, uses_bf16
 from slidelens.engine.fields import with_options
 from slidelens.engine.heap import PER_READER, HeapTrimmer
@@ -240,12 +240,6 @@ class Prediction:
             if folder is not None and not self._overwrite and is_done(folder, digest):
                 self.result, self.skipped = Result.load(folder), True
             else:
-                if slide.channels:
-                    log.warning(
-                        "%s: a fluorescence slide (%s); models of brightfield slides see its "
-                        "false colours, and what they say of it means nothing",
-                        *(slide.id, ", ".join(slide.channels)),
-                    )
                 view, assembly = yield from self._infer(slide, model, clock, held)
                 yield clock.progress("write", view)
                 _trim(view)
@@ -286,6 +280,8 @@ class Prediction:
             )
             with view:
                 yield clock.progress("tissue", view)
+                if isinstance(self._tissue, TissueSettings):  # the first try
+                    warn_of_fluorescence(slide, view.tissue)
                 self._tissue = view.tissue  # kept for the next try
                 _trim(view)
                 self._timings["tissue"] += view.tissue_seconds

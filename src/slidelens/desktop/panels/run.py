@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunPanel"]
 
+_WARNINGS = 3  # there is room for so many
+
 _WHERE = {
     "slide": "the whole slide",
     "region": "a region that I draw",
@@ -314,10 +316,12 @@ class RunPanel(Panel):
             failed = [f for f in self.state.findings if f.status == "failed"]
             bad = bool(failed) or status in ("failed", "died")
             details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
-            good = "good" if status == "done" else "info"
+            warnings = self.state.warnings[:_WARNINGS]
+            good = "good" if status == "done" and not warnings else "info"
             found = self.state.found
             shown = found if status == "done" and found and not bad else text
-            self.notice.say("\n".join(filter(None, [shown, details])), "error" if bad else good)
+            lines = filter(None, [shown, details, *warnings])
+            self.notice.say("\n".join(lines), "error" if bad else good)
         self._show_progress()
         self._update()
 

@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import closing
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from slidelens.desktop.worker.jobs import JOBS
@@ -41,9 +41,12 @@ class Worker:
         self._waiting: SimpleQueue[Message | None] = SimpleQueue()
         self._cancelled: set[int] = set()
         self._closed = False
+        self._sending = Lock()
+        self._job = 0
 
     def run(self) -> None:
         """Work until the input ends; what is under way then is cancelled."""
+        logging.getLogger("slidelens").addHandler(_Warnings(self))
         Thread(target=self._listen, daemon=True, name="slidelens-listen").start()
         self._send(Message(0, "ready"))
         while (message := self._waiting.get()) is not None:
@@ -66,6 +69,7 @@ class Worker:
         def send(name: str, facts: Mapping[str, Any], blob: bytes) -> None:
             self._send(Message(message.job, name, facts, blob))
 
+        self._job = message.job
         try:
             with closing(JOBS[message.name](message.facts, send)) as steps:  # type: ignore[type-var]
                 if self._stopped(message.job):
@@ -83,9 +87,27 @@ class Worker:
     def _stopped(self, job: int) -> bool:
         return self._closed or job in self._cancelled
 
+    def warn(self, text: str) -> None:
+        """Send ``warning``, of the job under way."""
+        self._send(Message(self._job, "warning", {"text": text}))
+
     def _send(self, message: Message) -> None:
-        self._target.write(encode(message))
-        self._target.flush()
+        with self._sending:  # threads of a job may warn
+            self._target.write(encode(message))
+            self._target.flush()
+
+
+class _Warnings(logging.Handler):
+    """Passes on what a job warns of: in a terminal it would be read, here it would be lost."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(logging.WARNING)
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the text; errors are how a job ends, and are told then."""
+        if record.levelno == logging.WARNING:
+            self._worker.warn(record.getMessage())
 
 
 def main() -> None:
