@@ -61,13 +61,15 @@ def test_text_in_another_encoding_or_cut_short_is_refused(content):
     ("content", "what"),
     [
         ("slide_id,label\n".encode("utf-16-le"), "is UTF-16 text without the mark"),
-        (b"PK\x03\x04 rest of an .xlsx", "is a workbook of a spreadsheet program"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1 rest of an .xls", "is a workbook of a spreadsheet program"),
+        (b"PK\x03\x04 rest of an .xlsx", "is a workbook or a zip archive"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1 rest of an .xls", "is a workbook or a zip archive"),
         ("slide_id\nä\n".encode("latin-1"), "is not UTF-8 text"),
     ],
 )
 def test_what_is_no_text_is_said_with_how_to_save_it(tmp_path, content, what):
     path = tmp_path / "labels.csv"
     path.write_bytes(content)
-    with pytest.raises(LabelError, match=rf"labels\.csv {what}.*; open it .* save it as CSV UTF-8"):
+    with pytest.raises(
+        LabelError, match=rf"labels\.csv: {what}.*; open it .* save it as CSV UTF-8"
+    ):
         read_text(path, LabelError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from slidelens.errors import SlideLensError
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Settings", "cores", "get_settings"]
 
@@ -69,6 +72,8 @@ def get_settings() -> Settings:
         A variable that cannot be used, by name.
     """
     cache, models = os.environ.get("SLIDELENS_CACHE"), os.environ.get("SLIDELENS_MODELS")
+    if models and not Path(models).is_dir():
+        log.warning("SLIDELENS_MODELS names %s, which is not a folder: create or unset it", models)
     return Settings(
         cache=Path(cache) if cache else None,
         cache_mb=_whole("SLIDELENS_CACHE_MB", 256),

@@ -23,16 +23,16 @@ def read_text(path: Path, refused: Callable[[str], Exception]) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise refused(f"{path}: cannot be read as a table ({error.strerror or error}).") from error
-    what = "is not UTF-8 text"
+    what = "is not UTF-8 text, or no table"
     if content.startswith(_WORKBOOKS):
-        what = "is a workbook of a spreadsheet program, whatever its name says"
+        what = "is a workbook or a zip archive, whatever its name says"
     else:
         with suppress(UnicodeDecodeError):
             text = table_text(content)
             if "\0" not in text:
                 return text
-            what = "is UTF-16 text without the mark that says so, or no text"
-    raise refused(f"{path} {what}; open it in a spreadsheet program and save it as CSV UTF-8.")
+            what = "is UTF-16 text without the mark that says so, or no table"
+    raise refused(f"{path}: {what}; open it in a spreadsheet program and save it as CSV UTF-8.")
 
 
 def table_text(content: bytes) -> str:

@@ -81,6 +81,7 @@ def site(tmp_path, monkeypatch):
     fresh = Registry(PANELS.group, "slidelens.panels:PanelPlugin", {})
     monkeypatch.setattr("slidelens.panels.PANELS", fresh)
     monkeypatch.setattr("slidelens.desktop.panels.more.PANELS", fresh)
+    monkeypatch.setattr("slidelens.desktop.plugin_panels.PANELS", fresh)
     return tmp_path
 
 

@@ -16,10 +16,12 @@ MPP = Mpp(0.5, 0.5)
 
 
 def layers(name, kind="attention", model="m", shift=0.0, top=1.0, mpp=MPP, cells=40):
-    values = np.linspace(0, top, 2 * cells * cells, dtype=np.float32).reshape(2, cells, cells)
+    values = np.linspace(0, top, cells * cells, dtype=np.float32).reshape(1, cells, cells)
+    channels = ["tumor"]
     if kind == "labels":
-        values = (values > top / 2).astype(np.uint8)[:1]
-    source = Map.from_array(name, kind, ["healthy", "tumor"], values, Affine(8, 8, shift), mpp)
+        channels = ["healthy", "tumor"]
+        values = (values > top / 2).astype(np.uint8)
+    source = Map.from_array(name, kind, channels, values, Affine(8, 8, shift), mpp)
     return map_layers(source, World.of(mpp), slide_id="s", model=model)
 
 

@@ -104,7 +104,7 @@ PLAN = {
 def test_split_is_told_with_what_to_beware_of():
     split = Split.of(PLAN)
     assert split.text == (
-        "14 slides to learn from, 2 to tune on, at most 4 epochs; positive: tumor."
+        "14 slides for training, 2 for tuning, at most 4 epochs; positive: tumor."
     )
     assert "No slide of tumor to tune on" in split.warning
     assert "Only 2 slides of tumor against 12" in replace(split, tune=(1, 1)).warning

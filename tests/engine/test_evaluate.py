@@ -546,7 +546,7 @@ def test_names_that_are_almost_those_of_classes_are_pointed_at(cohort):
     for slide_id in TRUTH:
         write_result(cohort / "results", "other", slide_id, {"Normal": 0.5, "tumour": 0.5})
     near = (
-        r"of each by itself\. Do these mean the same: 'Normal' and 'normal', 'tumour' and 'tumor'"
+        r"of each by itself\. Do these mean the same: 'normal' and 'Normal', 'tumor' and 'tumour'"
     )
     with pytest.raises(ResultError, match=near):
         run(cohort)
@@ -624,7 +624,7 @@ def test_many_classes_and_few_patients_have_no_interval(tmp_path):
     one = run(tmp_path, resampling=Resampling(resamples=100)).metrics["models"]["m"]
     assert 0 < one["auc"] < 1
     assert one["auc_ci"] is None
-    assert "fewer than half of the resamples hold every class" in one["undefined"]["auc_ci"]
+    assert "fewer than half of the resamples contain every class" in one["undefined"]["auc_ci"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -645,9 +645,9 @@ def test_one_patient_has_no_intervals(tmp_path, classes):
     assert one["auc_ci"] is None
     assert "one patient" in one["undefined"]["auc_ci"]
     assert test["p"] is None
-    assert test["undefined"] == "a class is of one patient"
-    said = f"m: all slides of class {names[0]} are of one patient, which says nothing of others: "
-    assert f"{said}there are no intervals." in found.warnings
+    assert test["undefined"] == "a class has only one patient"
+    said = f"m: class {names[0]} has only one patient: there are no bootstrap intervals."
+    assert said in found.warnings
 
 
 def test_all_intervals_are_of_the_level_that_is_asked_for(cohort):

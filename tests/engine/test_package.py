@@ -225,7 +225,7 @@ def test_a_folder_of_models_that_is_not_there_is_named(shelf, caplog):
     shelf.rmdir()
     with pytest.raises(ModelError, match="no model 'mine'"):
         load_model("mine", "cpu")
-    assert f"SLIDELENS_MODELS names {shelf}, which is no folder" in caplog.text
+    assert f"SLIDELENS_MODELS names {shelf}, which is not a folder" in caplog.text
 
 
 def test_listing_models_imports_no_torch(tiny, shelf):

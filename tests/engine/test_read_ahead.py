@@ -36,7 +36,9 @@ class Slide:
 
 def ahead_of(slide: Slide, readers: int = 2, waited=lambda _: None) -> ReadAhead:
     cpu = torch.device("cpu")
-    return ReadAhead(slide, 2, readers=readers, device=cpu, copies=None, waited=waited)
+    return ReadAhead(
+        slide, first=1, ahead=2, readers=readers, device=cpu, copies=None, waited=waited
+    )
 
 
 COMPUTES, WAITS = Busy(1.0, 0.9), Busy(1.0, 0.1)
@@ -45,9 +47,9 @@ COMPUTES, WAITS = Busy(1.0, 0.9), Busy(1.0, 0.1)
 @pytest.mark.parametrize(
     ("spent", "begun"),
     [
-        ([COMPUTES] * 7, [3, 3, 3, 6, 6, 6, 7]),  # in turns
-        ([WAITS] * 9, [3, 3, 3, 6, 7, 8, 9, 9, 9]),  # beside, once a turn has shown it
-        ([COMPUTES] * 3 + [WAITS] * 5, [3, 3, 3, 6, 6, 6, 8, 8]),
+        ([COMPUTES] * 7, [2, 2, 5, 5, 5, 7, 7]),  # in turns, the first of them short
+        ([WAITS] * 9, [2, 2, 5, 6, 7, 8, 9, 9, 9]),  # beside, once a turn has shown it
+        ([COMPUTES] * 2 + [WAITS] * 6, [2, 2, 5, 5, 5, 8, 8, 8]),
         ([], []),
     ],
 )
@@ -65,7 +67,7 @@ def test_a_cpu_takes_turns_with_readers_that_compute(monkeypatch, spent, begun):
 def test_readers_that_share_a_core_do_not_wait_for_storage(monkeypatch):
     monkeypatch.setattr(read_ahead, "cores", lambda: 1)
     slide = Slide(*[Busy(1.0, 0.3)] * 6)  # of two on one core, each has half of it at most
-    assert [len(slide.begun) for _ in ahead_of(slide)] == [3, 3, 3, 6, 6, 6]
+    assert [len(slide.begun) for _ in ahead_of(slide)] == [2, 2, 5, 5, 5, 6]
 
 
 def test_an_error_of_a_reader_cancels_the_rest():
@@ -73,7 +75,7 @@ def test_an_error_of_a_reader_cancels_the_rest():
     batches = iter(ahead_of(slide))
     with pytest.raises(OSError, match="unreadable"):
         list(batches)
-    assert [reading.cancelled for reading in slide.begun] == [False] * 3 + [True] * 3
+    assert [reading.cancelled for reading in slide.begun] == [False] * 2 + [True] * 3
 
 
 def test_waiting_is_counted():

@@ -44,8 +44,8 @@ def test_the_slides_that_were_used_give_the_same_training_again(plan, tmp_path):
 
 def test_what_is_learnt_from_is_told_with_its_patients_and_what_stays_out(plan):
     assert slides_note(plan()) == (
-        "2 classes: a 10, b 10 (positive: b); 16 slides of 8 patients to learn from, 4 slides of "
-        "2 patients to tune; 6 of split test stay out"
+        "2 classes: a 10, b 10 (positive: b); 16 slides of 8 patients for training, 4 slides of "
+        "2 patients for tuning; 6 in split test are not used"
     )
 
 

@@ -541,7 +541,7 @@ def test_metadata_lead_to_nothing_outside(tmp_path, name, of):
     ("key", "value", "match"),
     [
         ("shape", [3, 0, 100], "has no pixels"),
-        ("chunks", [3, 0, 100], "has no pixels"),
+        ("chunks", [3, 0, 0], "has no pixels"),
         ("shape", [1 << 30, 300, 420], "fewer channels if there are thousands"),
         ("chunks", [3, 1 << 20, 1 << 20], "too large to read in pieces"),
         ("omero", {"channels": 5}, "`omero` metadata cannot be understood"),
@@ -565,5 +565,6 @@ def test_a_link_that_leads_back_to_itself_is_told(tmp_path):
     path = tmp_path / "slide.zarr"
     write(path, "0.4", "cyx", [np.moveaxis(RGB, 2, 0)])
     (path / "0" / "loop").symlink_to(path / "0")
-    with open_slide(path) as slide, pytest.raises(SlideError, match="chunks cannot be listed"):
+    # Opening looks at the first file that the file system lists: a chunk, or the link.
+    with pytest.raises(SlideError, match="chunks cannot be listed"), open_slide(path) as slide:
         slide.notes()

@@ -61,7 +61,7 @@ def with_field_options(
                 continue
             flag = name.replace("_", "-")
             flags = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
-            option = typer.Option(flags, help=_help(field))
+            option = typer.Option(flags, help=_help(name, field, config))
             added.append(
                 inspect.Parameter(
                     name,
@@ -113,8 +113,13 @@ def _option_type(field: FieldInfo) -> Any:
     return kinds[0] if kinds[0] in _SIMPLE or get_origin(kinds[0]) is Literal else None
 
 
-def _help(field: FieldInfo) -> str:
+def _help(name: str, field: FieldInfo, config: type[BaseModel]) -> str:
+    """Return an option's help with its default: that of the default preset, if it has one."""
     text = field.description or ""
-    if field.is_required() or field.default is None:
+    preset = getattr(config, "presets", {}).get("default", {})
+    value = preset.get(name, None if field.is_required() else field.default)
+    if value is None or value in ("", ()):
         return text
-    return f"{text} [default: {field.default}]"
+    if isinstance(value, bool):
+        value = ("" if value else "no-") + name.replace("_", "-")
+    return f"{text} [default: {value}]"

@@ -39,7 +39,7 @@ def predict(
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="CSV", help="Only the slides in this table: slide_id and, where wanted, split."
+            metavar="CSV", help="CSV: slide_id and optionally split. Only these slides are run."
         ),
     ] = None,
     split: Annotated[

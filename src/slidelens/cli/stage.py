@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="stage",
         help="Classify lymph nodes and stage patients (pN).",
+        epilog="Example: slidelens stage patients results/my-model --out pn.csv",
         no_args_is_help=True,
         rich_markup_mode=None,
     )

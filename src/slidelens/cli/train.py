@@ -52,6 +52,10 @@ class _Families(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the family's command."""
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from slidelens.families import FAMILIES
+
+            if args[0] in FAMILIES and FAMILIES.get(args[0]).trainer is None:
+                ctx.fail(f"family {args[0]!r} only runs models, and cannot be trained.")
             there = ", ".join(self.list_commands(ctx))  # none where the one that is there is no use
             others = f"; there are {there}. Plugins bring others" if there else ""
             ctx.fail(f"no family {args[0]!r} can be trained here{others}.")
@@ -120,9 +124,13 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         ] = None,
         preset: Annotated[
             str | None,
-            typer.Option(help="Training preset: default or paper. [default: default]"),
+            typer.Option(
+                help="Training preset: default, paper, or another one. [default: default]"
+            ),
         ] = None,
-        epochs: Annotated[int | None, typer.Option(min=1, help="Largest number of epochs.")] = None,
+        epochs: Annotated[
+            int | None, typer.Option(min=1, help="Length of the whole schedule in epochs.")
+        ] = None,
         seed: Annotated[
             int | None,
             typer.Option(min=0, max=2**32 - 1, help="Random seed. [default: 0]"),
@@ -132,7 +140,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             typer.Option(help="Fraction of the training slides to use. [default: 1]"),
         ] = None,
         folds: Annotated[
-            int | None, typer.Option(min=2, help="Cross-validate with so many folds.")
+            int | None, typer.Option(min=2, help="Cross-validate with this many folds.")
         ] = None,
         resume: Annotated[
             bool, typer.Option(help="Continue a training run that was stopped.")
@@ -150,7 +158,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         slide_mpp: Annotated[
             str | None,
             typer.Option(
-                help="Resolution of the slides, overriding their files, as predict --mpp."
+                help="The slides' resolution, overriding their files, as with predict --mpp."
             ),
         ] = None,
         device: Annotated[

@@ -178,6 +178,8 @@ class Workbench(Picture):
         return sorted(f.parent for f in home.glob("*/model.json")) if home.is_dir() else []
 
     def _listed(self, message: Message) -> None:
+        if message.name != "catalogue":
+            return
         facts = message.facts
         self.cards = cards_of(facts["models"])
         self.families = families_of(facts["families"])

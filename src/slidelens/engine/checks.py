@@ -84,11 +84,12 @@ def _torch() -> Check:
         import torchvision
     except (ImportError, OSError, RuntimeError) as error:
         return Check("PyTorch", "broken", str(error), fix)
+    n = torch.get_num_threads()
     return Check(
         "PyTorch",
         "ok",
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"{torch.get_num_threads()} threads",
+        f"{n} {'thread' if n == 1 else 'threads'}",
     )
 
 

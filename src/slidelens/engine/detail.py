@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import SlideError
 from slidelens.geometry import Box
+from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from slidelens.families.base import FamilyConfig
@@ -77,15 +78,20 @@ def check_detail(
         )
 
 
-def warn_of_fluorescence(slide: Slide, tissue: TissueMask) -> None:
-    """Warn of a fluorescence slide: one that says so, or whose background is dark.
+def warn_of_fluorescence(
+    slide: Slide, asked: TissueSettings | TissueMask, tissue: TissueMask
+) -> None:
+    """Warn of a fluorescence slide: one that says so, or whose background turns out to be dark.
 
     Parameters
     ----------
-    slide, tissue
-        Open, and its tissue.
+    slide
+        Open.
+    asked, tissue
+        How tissue was to be found, and what was found.
     """
-    if not slide.channels and tissue.settings.method != "intensity":
+    auto = isinstance(asked, TissueSettings) and asked.method == "auto"
+    if not slide.channels and not (auto and tissue.settings.method == "intensity"):
         return
     which = f" ({', '.join(slide.channels)})" if slide.channels else ""
     log.warning(

@@ -220,12 +220,13 @@ class SlideView:
             self._begin(grid, slice(start, start + size)) for start in range(0, len(grid), size)
         )
         batch = _batch_bytes(grid, size)
-        some = 2 + 2 * self._threads // size
-        if self.device.type == "cpu":
-            some = max(some, _TURN_BYTES // batch)
+        most = max(1, _AHEAD_BYTES // batch)
+        some = min(2 + 2 * self._threads // size, most)
+        turn = min(_TURN_BYTES // batch, most) if self.device.type == "cpu" else 0
         ahead = ReadAhead(
             readings,
-            max(1, min(some, _AHEAD_BYTES // batch)),
+            first=some,
+            ahead=max(some, turn),
             readers=self._threads,
             device=self.device,
             copies=self._copies,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from slidelens.errors import ResultError
-from slidelens.maps.result import find_results
 from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
@@ -22,24 +22,28 @@ _FILES = {
     "on with --resume",
 }
 """What a folder is that has such a file."""
+_RESULTS = ("result.json", "*/result.json", "*/*/result.json")
+_ENTRIES = 200
+"""A folder of slides is known by these first entries: a home directory may be large."""
 
 
 def what_it_is(folder: Path) -> str | None:
     """Say what a folder is and what to run; ``None`` where it is nothing that we know."""
+    at = shlex.quote(str(folder))
     try:
         for file, what in _FILES.items():
             if (folder / file).is_file():
-                return f"it {what.format(at=folder)}."
-        if any(True for _ in find_results(folder)):
+                return f"it {what.format(at=at)}."
+        if any(True for _ in chain.from_iterable(map(folder.glob, _RESULTS))):
             return (
-                f"it holds results: `slidelens evaluate {folder} --labels CSV --out EVAL` makes an "
+                f"it holds results: `slidelens evaluate {at} --labels CSV --out EVAL` makes an "
                 "evaluation."
             )
-        if any(is_slide(path) for path in folder.iterdir()):
+        if any(is_slide(path) for path in islice(folder.iterdir(), _ENTRIES)):
             return (
-                f"it holds slides: `slidelens predict {folder} --model MODEL --out RESULTS` makes "
+                f"it holds slides: `slidelens predict {at} --model MODEL --out RESULTS` makes "
                 "results."
             )
-    except (OSError, ResultError):  # it is no folder, or may not be looked into
+    except OSError:  # it is no folder, or may not be looked into
         pass
     return None

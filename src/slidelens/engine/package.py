@@ -355,8 +355,6 @@ def _packages() -> Iterator[Path]:
     """Yield the folders that look like packages, in order of precedence."""
     home = Path(slidelens.__file__).resolve().parent
     places = [get_settings().models]
-    if places[0] is not None and not places[0].is_dir():
-        log.warning("SLIDELENS_MODELS names %s, which is no folder", places[0])
     if home.parent.name == "src":
         places.append(home.parent.parent / "models")
     places.append(home / "_models")

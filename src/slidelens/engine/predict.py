@@ -267,7 +267,7 @@ class Prediction:
         if bag is None:
             name = f"model {model.name!r}"
             check_detail(slide, model.config, name, _REMEDY, region=self._region)
-        batch_size = self._batch_size
+        batch_size, asked = self._batch_size, self._tissue
         while True:
             view = SlideView(
                 slide,
@@ -280,8 +280,8 @@ class Prediction:
             )
             with view:
                 yield clock.progress("tissue", view)
-                if isinstance(self._tissue, TissueSettings):  # the first try
-                    warn_of_fluorescence(slide, view.tissue)
+                if self._tissue is asked:  # the first try
+                    warn_of_fluorescence(slide, asked, view.tissue)
                 self._tissue = view.tissue  # kept for the next try
                 _trim(view)
                 self._timings["tissue"] += view.tissue_seconds

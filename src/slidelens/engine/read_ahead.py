@@ -63,14 +63,15 @@ class ReadAhead:
     Beside a GPU another one is begun for each that the model takes. On a CPU the network's threads
     and those that read want the same cores, and since each layer waits for its slowest thread, what
     one reader takes from one core is lost on all. There ``ahead`` batches are read, then computed,
-    in turns; unless the readers turn out to wait for storage: then they go on beside the model.
+    in turns; unless the readers turn out to wait for storage: then they go on beside the model. The
+    first turn, from which that is seen, is a short one.
 
     Parameters
     ----------
     readings
         Batches, each being read from when it is taken from here.
-    ahead
-        How many are begun before the model has done with the first.
+    first, ahead
+        How many are begun at once, and how many beside the one that the model has from then on.
     readers
         Threads that read.
     device
@@ -84,15 +85,16 @@ class ReadAhead:
     def __init__(
         self,
         readings: Iterator[Reading],
-        ahead: int,
         *,
+        first: int,
+        ahead: int,
         readers: int,
         device: torch.device,
         copies: torch.cuda.Stream | None,
         waited: Callable[[float], None],
     ) -> None:
-        self._more, self._ahead = readings, ahead
-        self._pending = deque(islice(readings, ahead))
+        self._more, self._some, self._ahead = readings, first, ahead
+        self._pending = deque(islice(readings, first))
         self._readers, self._device, self._copies = readers, device, copies
         self._waited = waited
         self._in_turns = device.type == "cpu"
@@ -102,11 +104,12 @@ class ReadAhead:
         try:
             while True:
                 # One more than is ahead: the oldest is the model's now.
-                self._pending.extend(islice(self._more, self._ahead + 1 - len(self._pending)))
+                self._pending.extend(islice(self._more, self._some + 1 - len(self._pending)))
                 if not self._pending:
                     return
                 for _ in range(self._turn()):
                     yield self._finish()
+                self._some = self._ahead
         finally:
             for reading in self._pending:
                 reading.cancel()

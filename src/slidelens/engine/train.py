@@ -234,7 +234,8 @@ def _fabric(plan: TrainPlan) -> tuple[Fabric, torch.device]:
             _check_job(plan, fabric)
         fabric.launch()
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot share the training out on this cluster: {error}") from error
+        many = "one process" if processes == 1 else f"{processes} processes"
+        raise ModelError(f"cannot start training in {many} ({device.type}): {error}") from error
     seed_everything(plan.seed, verbose=False)
     return fabric, device if processes == 1 else fabric.device
 
@@ -302,6 +303,11 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
         except RuntimeError as error:
             asked, had = (dict(config) for config in (plan.config, base.config))
             changed = [f"{k} {had.get(k)!r} to {v!r}" for k, v in asked.items() if had.get(k) != v]
+            if not changed:
+                reason = str(error).partition("\n")[0]
+                raise ModelError(
+                    f"the weights of {plan.from_model} cannot be loaded: {reason}"
+                ) from error
             raise ModelError(
                 f"the weights of {plan.from_model} do not fit the changed configuration "
                 f"({', '.join(changed)}): leave out what shapes the network, or --from."

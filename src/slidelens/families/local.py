@@ -286,7 +286,7 @@ def _drawn(
 FAMILY = Family(
     name="local",
     title="Locally supervised learning",
-    about="Classifies the whole slide by a network in modules that each train on their own.",
+    about="Classifies the whole slide with a network whose modules are trained separately.",
     config=LocalConfig,
     build=build,
     infer=infer,

@@ -271,7 +271,7 @@ def maps(config: MagNetConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
 FAMILY = Family(
     name="magnet",
     title="Magnifying network",
-    about="Decides itself where to look closer, and reads no more of the slide than that.",
+    about="Chooses where to zoom in, and reads those parts of the slide in detail.",
     config=MagNetConfig,
     build=build,
     infer=infer,

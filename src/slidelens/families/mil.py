@@ -297,7 +297,7 @@ def maps(config: MilConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
 FAMILY = Family(
     name="mil",
     title="Multiple-instance learning",
-    about="Looks at each tile; a pooling (--pooling) makes the slide's score of what it sees.",
+    about="Looks at each tile, and pools the tiles into a score for the slide.",
     config=MilConfig,
     build=build,
     infer=infer,

@@ -271,7 +271,7 @@ def _cells(
 FAMILY = Family(
     name="multistage",
     title="Multi-stage segmentation",
-    about="Describes each patch by a vector; a U-Net segments the map of all vectors of the slide.",
+    about="Turns each patch into a vector; a U-Net segments the map of these vectors.",
     config=MultistageConfig,
     build=build,
     infer=infer,

@@ -95,7 +95,7 @@ class TrainConfig(BaseModel):
     )
     window: int = Field(default=5, ge=1, description="epochs averaged for the moving tuning loss")
     patience: int = Field(
-        default=10, ge=0, description="stop after so many epochs without improvement; 0: never"
+        default=10, ge=0, description="stop after this many epochs without improvement; 0: never"
     )
     average: bool = Field(default=True, description="average the weights over the best epochs")
     cache_mb: int = Field(default=2048, ge=0, description="memory for decoded tiles, in MB")

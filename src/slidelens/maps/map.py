@@ -257,6 +257,10 @@ class Map:
         return {"name": self.name, "kind": self.kind, "_open": self._open}
 
     def __repr__(self) -> str:
+        if not (
+            "_data" in self.__dict__ or isinstance(self._open, MapData)
+        ):  # what is not open yet may be damaged, or gone
+            return f"<Map {self.name}: {self.kind}>"
         planes, height, width = self.shape
         cells = f"{planes} x {height} x {width} cells of {self.mpp:g} µm"
         return f"<Map {self.name}: {self.kind}, {cells}, {', '.join(self.channels)}>"

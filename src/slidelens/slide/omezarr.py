@@ -67,7 +67,7 @@ class OmeZarrReader(Reader):
             raise
         except Exception as error:  # reason: zarr raises its own and its stores' kinds
             raise unreadable(path, error, "its arrays cannot be opened") from error
-        if any(not all((*array.shape, *array.chunks)) for array in self._arrays):
+        if any(self._is_void(array) for array in self._arrays):
             raise SlideError(f"{path}: one of its levels, or of their chunks, has no pixels.")
         self._blocks = [self._block_size(array) for array in self._arrays]
         first = self._arrays[0]
@@ -104,6 +104,14 @@ class OmeZarrReader(Reader):
             return _has_image(attributes(path))
         return head.startswith(ZIP_MAGIC) and (
             path.name.lower().endswith((".ozx", ".zarr.zip")) or _zip_has_image(path)
+        )
+
+    def _is_void(self, array: Any) -> bool:
+        """Say whether a level, or its chunks, hold nothing: zarr 3.4 reads a side of 0 as 1."""
+        y, x = self._axes.index("y"), self._axes.index("x")
+        sides = (*array.shape, *array.chunks)
+        return 0 in sides or (
+            array.chunks[y] * array.chunks[x] == 1 < array.shape[y] * array.shape[x]
         )
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:

@@ -170,7 +170,8 @@ def _store_of(path: Path) -> Any:
                     if size > LARGEST:  # a few megabytes may inflate to all of the memory
                         raise SlideError(
                             f"{path}: {key} in it unpacks to {size:,} bytes, which no chunk of a "
-                            f"slide has; expected at most {LARGEST:,}. It may be meant to do harm."
+                            f"slide has; expected at most {LARGEST:,}. Write it again with "
+                            "smaller chunks."
                         )
                 return await super().get(key, prototype, byte_range)
 

@@ -129,7 +129,7 @@ class ReviewPanel(Panel):
         self.errors = ErrorList()
         self.case = CaseView()
         self.undo_button = button("Undo", "Take back the last decision (Ctrl+Z)", self.undo)
-        self.edit_button = button("Categories…", "Edit the list of reasons", self._edit_categories)
+        self.edit_button = button("Categories…", "Edit the list of causes", self._edit_categories)
         self.export = ExportMenu(self.bench, self.notice)
         body = self.body
         body.addWidget(self.about)

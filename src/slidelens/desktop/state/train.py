@@ -140,7 +140,7 @@ class Split:
         """One line for a person."""
         positive = f"; positive: {self.classes[-1]}" if len(self.classes) == 2 else ""
         return (
-            f"{sum(self.train)} slides to learn from, {sum(self.tune)} to tune on, at most "
+            f"{sum(self.train)} slides for training, {sum(self.tune)} for tuning, at most "
             f"{self.epochs} epochs{positive}."
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -107,7 +107,8 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send the text; errors are how a job ends, and are told then."""
         if record.levelno == logging.WARNING:
-            self._worker.warn(record.getMessage())
+            with suppress(OSError):  # the window is gone, as the job will notice
+                self._worker.warn(record.getMessage())
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str
             if common and test["auc_a"] is None:
                 why = "a class has no case"
             elif common and one.units.min() < 2:
-                why = f"a class is of one {one.unit}"
+                why = f"a class has only one {one.unit}"
             elif common and test["test"] == _BOOTSTRAP:
                 why = "fewer than half of the resamples hold every class"
             elif common:

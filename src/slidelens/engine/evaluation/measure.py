@@ -42,7 +42,9 @@ FPR = np.linspace(0.0, 1.0, 201)
 """False positive rates at which ROC curves are averaged and their band is drawn."""
 
 _NO_CASE = "a class has no case"
-_FEW = "a class is of one patient or slide, or fewer than half of the resamples hold every class"
+_FEW = (
+    "a class has only one patient or slide, or fewer than half of the resamples contain every class"
+)
 _WHY = {
     "auc": _NO_CASE,
     "auc_ci": _FEW,

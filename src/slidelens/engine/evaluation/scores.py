@@ -186,8 +186,8 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
     scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
     if len({one.classes for one in scored.values()}) > 1:
         classes = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
-        first, *others = (one.classes for one in scored.values())
-        near = near_misses(dict.fromkeys(name for names in others for name in names), first)
+        first, other = sorted({one.classes for one in scored.values()})[:2]
+        near = near_misses(other, first)
         raise ResultError(
             f"{folder}: models of unlike classes cannot be compared; evaluate the folder of each "
             f"by itself.{near}\n{classes}"

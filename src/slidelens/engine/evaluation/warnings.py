@@ -62,10 +62,11 @@ def named_ignored(model: str, labels: Sequence[str]) -> str:
 
 def near_misses(names: Iterable[str], classes: Sequence[str]) -> str:
     """Say which names are almost those of classes; nothing where none is."""
-    known = {name.casefold(): name for name in classes}
+    given = list(names)
+    known = {name.casefold(): name for name in classes if name not in given}
     near = {
         name: known[found[0]]
-        for name in names
+        for name in given
         if name not in classes
         if (found := get_close_matches(name.casefold(), known, 1, _ALIKE))
     }
@@ -99,15 +100,17 @@ def evaluation_warnings(
             found.append(f"{name}: {_THRESHOLDS[source]}")
         if one["auc"] is None:
             found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")
-        if one["auc"] in (0, 1):
+        if one["auc"] in (0, 1) and one["auc_ci"]:
             found.append(
-                f"{name}: the scores separate the classes entirely, so every resample has the AUC "
-                f"{one['auc']:g}; the interval of AUC and PR-AUC says nothing of new slides."
+                f"{name}: the scores separate the classes perfectly, so every resample gives an "
+                f"AUC of {one['auc']:g}; the interval of AUC and PR-AUC says nothing about new "
+                "slides."
             )
-        if (cases[name].probabilities == cases[name].probabilities[0]).all() and one["auc"]:
+        same = (cases[name].probabilities == cases[name].probabilities[0]).all()
+        if same and one["auc_ci"]:
             found.append(
-                f"{name}: all {one['n']} slides have the same score, so every resample has the AUC "
-                "0.5; the interval of AUC says nothing of new slides."
+                f"{name}: all {one['n']} slides have the same score, so every resample gives an "
+                "AUC of 0.5; the interval of AUC says nothing about new slides."
             )
         found += _of_resamples(name, one, cases[name])
         odd = int((abs(cases[name].probabilities.sum(1) - 1) > _SUM).sum())
@@ -134,10 +137,7 @@ def _of_resamples(name: str, one: Mapping[str, Any], cases: Cases) -> list[str]:
     if one["auc"] is None:
         return []
     if units.min() < 2:
-        one_of = (
-            f"{name}: all slides of class {least} are of one {unit}, which says nothing of others"
-        )
-        return [f"{one_of}: there are no intervals."]
+        return [f"{name}: class {least} has only one {unit}: there are no bootstrap intervals."]
     found = []
     if units.min() < _FEW:
         found.append(

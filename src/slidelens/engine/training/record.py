@@ -53,12 +53,12 @@ def slides_note(plan: TrainPlan) -> str:
     )
     positive = f" (positive: {table.classes[1]})" if len(table.classes) == 2 else ""
     train, tune = (_counted(table, split) for split in _LEARNT)
-    tested = f"; {len(plan.tested)} of split test stay out" if plan.tested else ""
+    tested = f"; {len(plan.tested)} in split test are not used" if plan.tested else ""
     without = {*range(len(table.classes))} - {row.label for row in table.of("tune")}
     lacking = ", ".join(table.classes[label] for label in sorted(without))
     warned = f" (none of class {lacking}: no AUC, and no threshold is chosen)" if lacking else ""
     return (
-        f"{len(table.classes)} classes: {counts}{positive}; {train} to learn from, {tune} to tune"
+        f"{len(table.classes)} classes: {counts}{positive}; {train} for training, {tune} for tuning"
         f"{warned}{tested}"
     )
 
