@@ -7,7 +7,7 @@ from slidelens.slide.cache import tile_cache
 
 __all__ = ["PER_READER", "HeapTrimmer"]
 
-PER_READER = 16 << 20
+PER_READER = 64 << 20
 """Bytes of growth per thread that reads: each has an arena of the heap to itself, and while one is
 trimmed no other goes on."""
 _SETTLE = 3

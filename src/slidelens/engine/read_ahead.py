@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Busy", "ReadAhead", "Reading"]
 
-_BUSY = 0.5
-"""Readers that compute for less than this share of their time wait for storage."""
+_BUSY, _FIRST = 0.5, 0.25
+"""Readers that compute for less than this share of their time wait for storage. In the first turn,
+while the model is being prepared on the same cores, it must be plainer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class ReadAhead:
         if not self._in_turns:
             return 1
         busy = [part for reading in self._pending for part in self._wait(reading)]
-        self._in_turns = _share(busy, self._readers) >= _BUSY
+        least = _FIRST if self._some < self._ahead else _BUSY
+        self._in_turns = _share(busy, self._readers) >= least
         return len(self._pending)
 
     def _finish(self) -> Batch:
