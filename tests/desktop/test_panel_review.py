@@ -105,6 +105,23 @@ def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel
     assert panel.errors.bar.maximum() == 4
 
 
+def test_short_names_in_the_list_are_whole(bench, tmp_path, qtbot):
+    scores = {f"phantom_00{n}": 0.9 - n / 100 for n in range(4)}
+    evaluation = evaluated(
+        tmp_path, dict.fromkeys(scores, 0) | {"x": 1}, {"segm": scores, "mil": scores}
+    )
+    panel = bench.open_panel("review")
+    panel.open(evaluation)
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=WAIT)
+    tree = panel.errors.tree
+    qtbot.waitUntil(lambda: tree.topLevelItemCount() == 8, timeout=WAIT)
+    panel.review.decide(panel.review.case, category="Normal mimicking tumor")
+    panel.errors.show_current(panel.review)
+    widths = [(tree.columnWidth(n), tree.sizeHintForColumn(n)) for n in range(5)]
+    assert all(widths[n][0] >= widths[n][1] for n in (0, 2)), (widths, tree.viewport().width())
+    assert not tree.horizontalScrollBar().maximum()
+
+
 @pytest.mark.parametrize("models", [1, 2])
 def test_no_column_of_the_list_is_out_of_sight_where_names_are_long(bench, tmp_path, qtbot, models):
     name = "TCGA-A6-2671-01Z-00-DX1.13ebd6e5-71a5-45b0-8a9d-fd8a0a0a0a0a"

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ErrorList"]
 
-_NAMES = (0, 2)
-"""Columns of slide and method: of any length."""
-_DECISION = 4
-_MOST_WIDE = 110  # px of a decision
+_SLIDE, _KIND, _METHOD, _MARGIN, _DECISION = range(5)
+_LEAST_WIDE, _MOST_WIDE = 60, 110  # px of a decision
 _LEAST_HIGH = 76  # px: the error under review and its neighbours
 
 
@@ -77,9 +75,9 @@ class ErrorList(QWidget):
         if header is not None:
             header.setStretchLastSection(False)
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-            for column in _NAMES:  # they share what is left, so that no column is out of sight
-                header.setSectionResizeMode(column, QHeaderView.ResizeMode.Stretch)
-            header.setSectionResizeMode(_DECISION, QHeaderView.ResizeMode.Interactive)
+            header.setSectionResizeMode(_SLIDE, QHeaderView.ResizeMode.Stretch)
+            for column in (_METHOD, _DECISION):
+                header.setSectionResizeMode(column, QHeaderView.ResizeMode.Interactive)
         self.empty = caption()
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Errors decided")
@@ -131,10 +129,12 @@ class ErrorList(QWidget):
                 texts = [case.slide_id, mark, case.model, f"{case.margin:.3f}"]
                 said = "" if own is None else decision_text(own, since)
                 item = QTreeWidgetItem([*texts, said])
-                for column in (*_NAMES, _DECISION):
+                for column in (_SLIDE, _METHOD, _DECISION):
                     item.setToolTip(column, item.text(column))
-                item.setToolTip(1, KINDS[case.kind] + (", label in doubt" if case.suspect else ""))
-                item.setTextAlignment(3, Qt.AlignmentFlag.AlignRight)
+                item.setToolTip(
+                    _KIND, KINDS[case.kind] + (", label in doubt" if case.suspect else "")
+                )
+                item.setTextAlignment(_MARGIN, Qt.AlignmentFlag.AlignRight)
                 self.tree.addTopLevelItem(item)
         self._say_empty(review)
         self.show_current(review)
@@ -150,13 +150,23 @@ class ErrorList(QWidget):
                 item.setToolTip(_DECISION, said)
                 self.tree.setCurrentItem(item)
             self.tree.scrollToItem(item)
-        self.tree.resizeColumnToContents(_DECISION)
-        wide = min(_MOST_WIDE, self.tree.columnWidth(_DECISION))
-        self.tree.setColumnWidth(_DECISION, wide)
+        self._share_width()
         done, total = review.progress()
         self.bar.setRange(0, max(1, total))
         self.bar.setValue(done)
         self.bar.setVisible(total > 0)
+
+    def _share_width(self) -> None:
+        """Share the room so that no column is out of sight; names of any length come first."""
+        tree, viewport = self.tree, self.tree.viewport()
+        room = 0 if viewport is None else viewport.width()
+        room -= tree.columnWidth(_KIND) + tree.columnWidth(_MARGIN)
+        slide, decision = map(tree.sizeHintForColumn, (_SLIDE, _DECISION))
+        method = 0 if tree.isColumnHidden(_METHOD) else tree.sizeHintForColumn(_METHOD)
+        left = max(_LEAST_WIDE, room - slide - method)
+        tree.setColumnWidth(_DECISION, min(left, max(_LEAST_WIDE, decision), _MOST_WIDE))
+        room -= tree.columnWidth(_DECISION)
+        tree.setColumnWidth(_METHOD, min(method, max(room - slide, room // 2)))
 
     def _say_empty(self, review: Review) -> None:
         text = ""
