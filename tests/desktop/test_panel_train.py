@@ -98,7 +98,7 @@ def test_labels_by_clicking_show_the_split_at_once(panel, made, bench, qtbot, tm
     qtbot.waitUntil(lambda: panel.split is not None, timeout=LONG)
     assert panel.split.classes == ("normal", "tumor")
     assert sum(panel.split.train) + sum(panel.split.tune) == 5
-    assert "slides to learn from" in panel.split_text.text()
+    assert "slides for training" in panel.split_text.text()
     assert panel.split_view.height() > 40
     labelling.tree.itemActivated.emit(labelling.tree.topLevelItem(1), 0)
     qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)

@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, local
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -405,7 +406,12 @@ def test_processes_resume_to_the_same_weights_from_any_step(
 
         def one(rank):
             task = _Draws(config, generators[rank].manual_seed(seed + rank))
-            steps = loop.TrainLoop(meeting, task, config, CheckpointStore(folder), {})
+            store = CheckpointStore(folder)
+            if rank and resume:  # the second is the slower one to read
+                monkeypatch.setattr(
+                    store, "load", lambda: sleep(0.05) or CheckpointStore.load(store)
+                )
+            steps = loop.TrainLoop(meeting, task, config, store, {})
             for number, _ in enumerate(steps.run(resume=resume)):
                 if rank == 0 and not resume:
                     shutil.copytree(folder, tmp_path / f"killed-{number}")

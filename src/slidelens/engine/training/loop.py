@@ -118,6 +118,7 @@ class TrainLoop:
         """
         if resume:
             self._restore()
+            self.replicas.wait()  # the first would save anew what another has not read yet
         else:
             self.replicas.equalise(self.model.module)
             self._use(self._stage)

@@ -189,7 +189,7 @@ class Replicas:
         return merged
 
     def wait(self) -> None:
-        """Wait for all processes, before reading what the first one wrote."""
+        """Wait for all processes: the first one writes what all read."""
         self.fabric.barrier()
 
 
