@@ -34,7 +34,7 @@ def main(how: str, out: str, slides: list[str]) -> None:
             continue
         say(f"{event.slide_id} {event.stage}")
         if event.stage == "infer" and how == "hold":
-            time.sleep(600)
+            time.sleep(600)  # until it is killed
 
 
 main(sys.argv[1], sys.argv[2], sys.argv[3:])

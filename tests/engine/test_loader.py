@@ -181,7 +181,7 @@ def test_beside_slow_storage_reading_goes_on_while_a_cpu_computes(monkeypatch):
 
         def slow(box, mpp=None):
             started.append(box)
-            time.sleep(0.005)
+            time.sleep(0.005)  # storage that answers late
             return original(box, mpp)
 
         grid = view.grid(GridSpec(32, 1.0))
@@ -190,7 +190,7 @@ def test_beside_slow_storage_reading_goes_on_while_a_cpu_computes(monkeypatch):
         for _ in range(5):  # the first turn, and one more
             next(batches)
         before = len(started)
-        time.sleep(0.3)
+        time.sleep(0.3)  # the model computes
         assert len(started) > before
         batches.close()
 

@@ -330,7 +330,7 @@ class _Cohort:
                 for step in run:
                     stage = step.stage
                     yield step
-        except Exception as error:
+        except Exception as error:  # one bad slide must not end the cohort
             yield _failure(model, slide.path, error, perf_counter() - start)
             if stage == "write" and _finds_no_room(error):
                 raise
