@@ -372,8 +372,9 @@ def test_a_model_on_vectors_runs_on_those_of_a_slide(bags, cohort, on_vectors):
     bag, network = read_bag(file), load_model(on_vectors, "cpu").module.eval()
     vectors = torch.from_numpy(bag.vectors)
     with torch.no_grad():
-        tiles = class_probabilities(network.instances(vectors))
-        whole = network(bag=network.essence(vectors))
+        logits = network.instances(vectors)
+        tiles = class_probabilities(logits)
+        whole = network(bag=network.essence(vectors, logits))
     np.testing.assert_allclose(result.tiles.boxes, bag.boxes)
     np.testing.assert_allclose(result.tiles.probabilities, tiles.numpy(), atol=1e-6)
     np.testing.assert_allclose(result.tiles.attention, whole.attention[0].numpy(), atol=1e-6)

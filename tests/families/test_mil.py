@@ -45,7 +45,7 @@ class MeanColour(torch.nn.Module):
     def instances(self, vectors):
         return vectors
 
-    def essence(self, vectors):
+    def essence(self, vectors, logits):
         return vectors
 
 

@@ -39,7 +39,8 @@ def test_half_precision_logits_give_fp32():
 def test_the_essence_of_batches_answers_as_all_tiles_do(pooling, most, classes):
     torch.manual_seed(0)
     network, vectors = TileClassifier(16, classes, pooling, top=4), torch.randn(64, 16)
-    kept = torch.cat([network.essence(part) for part in vectors.split(16)])
-    assert len(network.essence(vectors)) <= most
+    parts = vectors.split(16)
+    kept = torch.cat([network.essence(part, network.instances(part)) for part in parts])
+    assert len(network.essence(vectors, network.instances(vectors))) <= most
     assert len(kept) == 64 if pooling == "mean" else len(kept) < 64
     torch.testing.assert_close(network(bag=kept).logits, network(bag=vectors).logits)

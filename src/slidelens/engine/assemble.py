@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.contract import checked_maps, checked_patch, family_error, plugins_of
+from slidelens.engine.contract import (
+    check_patch,
+    checked_maps,
+    family_error,
+    fitting_patch,
+    plugins_of,
+)
 from slidelens.engine.device import software
 from slidelens.engine.provenance import weights_sha256
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
-    from slidelens.families.base import Family, MapKind, Model
+    from slidelens.families.base import Family, MapKind, MapSpec, Model
     from slidelens.maps.run_settings import RunSettings
 
 __all__ = ["Assembly"]
@@ -30,6 +37,8 @@ __all__ = ["Assembly"]
 log = logging.getLogger(__name__)
 
 _THRESHOLD = 0.5
+_AT_ONCE = 64
+"""Patches that are drawn together: of a few at a time, each would take as long as all of these."""
 
 
 class Assembly:
@@ -50,6 +59,8 @@ class Assembly:
             name: Canvas.create(None, spec, view.size, view.mpp)
             for name, spec in self._specs.items()
         }
+        self._lock = Lock()
+        self._waiting: dict[str, list[Patch]] = {}
         self._drawn: set[str] = set()
         self._instances: list[Patch] = []
         self._attention: list[Patch] = []
@@ -58,13 +69,13 @@ class Assembly:
         self._trajectory: Trajectory | None = None
 
     def add(self, event: object) -> None:
-        """Take the next event of the family.
+        """Take the next event of the family; patches are drawn when there are some.
 
         Raises
         ------
         ModelError
             Something else, an event after the score, a map that the family did not declare, boxes
-            or values that cannot be.
+            or values that cannot be, in this event or in one before.
         """
         if self._score is not None:
             kind = type(event).__name__
@@ -73,28 +84,42 @@ class Assembly:
             )
         if isinstance(event, SlideScore):
             self._score = event
-            return
-        if isinstance(event, Trajectory):
+        elif isinstance(event, Trajectory):
             self._trajectory = event
-            return
-        if isinstance(event, Bag):
+        elif isinstance(event, Bag):
             if self._vectors is None:
                 self._vectors = VectorSpool(event.facts)
             self._vectors.add(event.vectors)
-            return
-        patch = checked_patch(event, self._specs, self._model, self._view.size)
-        self._canvases[patch.map].add(patch.boxes, patch.values)
+        else:
+            patch = fitting_patch(event, self._specs, self._model)
+            with self._lock:
+                waiting = self._waiting.setdefault(patch.map, [])
+                waiting.append(patch)
+            if patch.values.ndim > 2 or sum(len(p.boxes) for p in waiting) >= _AT_ONCE:
+                self._draw()
+
+    def peek(self) -> dict[str, Map]:
+        """Return the maps as they are now; NaN where nothing was predicted yet."""
+        self._draw()
+        return {name: canvas.peek() for name, canvas in self._canvases.items()}
+
+    def _draw(self) -> None:
+        """Draw the patches that wait."""
+        with self._lock:
+            for name, patches in self._waiting.items():
+                for patch in _joined(patches):
+                    self._draw_patch(self._specs[name], patch)
+            self._waiting = {}  # now: what is refused is so again, whoever asked first
+
+    def _draw_patch(self, spec: MapSpec, patch: Patch) -> None:
+        check_patch(patch, self._specs, self._model, self._view.size)
+        self._canvases[spec.name].add(patch.boxes, patch.values)
         if np.isfinite(patch.values).any():
-            self._drawn.add(patch.map)
-        spec = self._specs[patch.map]
+            self._drawn.add(spec.name)
         if spec.instances:
             self._instances.append(patch)
         elif spec.kind == "attention" and patch.values.ndim == 2:
             self._attention.append(patch)
-
-    def peek(self) -> dict[str, Map]:
-        """Return the maps as they are now; NaN where nothing was predicted yet."""
-        return {name: canvas.peek() for name, canvas in self._canvases.items()}
 
     def finish(self, *, settings: RunSettings, digest: str, bf16: bool) -> Result:
         """Make the result, which keeps how it was run: ``settings`` as asked, precision as used.
@@ -102,8 +127,9 @@ class Assembly:
         Raises
         ------
         ModelError
-            The family gave no slide score, or one that is no probability.
+            The family gave no slide score, or one that is no probability; or as in :meth:`add`.
         """
+        self._draw()
         probabilities = self._probabilities()
         empty = [repr(name) for name in self._specs if name not in self._drawn]
         if empty and self._view.tissue.fraction(np.array([self._view.region])).any():
@@ -207,6 +233,14 @@ class Assembly:
         names = (s.name for s in self._specs.values() if s.kind == kind)
         name = next(names, None)
         return None if name is None else maps[name]
+
+
+def _joined(patches: list[Patch]) -> list[Patch]:
+    """Join patches of one map that have a value for each box; those of rasters stay."""
+    if any(patch.values.ndim > 2 for patch in patches):
+        return patches
+    boxes = np.concatenate([patch.boxes for patch in patches])
+    return [Patch(patches[0].map, boxes, np.concatenate([patch.values for patch in patches]))]
 
 
 def _slide_info(view: SlideView) -> SlideInfo:

@@ -30,10 +30,11 @@ __all__ = [
     "blaming",
     "build_network",
     "check_outcome",
+    "check_patch",
     "checked_maps",
-    "checked_patch",
     "events_of",
     "family_error",
+    "fitting_patch",
     "given",
     "known_phase",
     "nothing_learnt",
@@ -169,13 +170,13 @@ def _fault_of(spec: MapSpec, size: Size, mpp: Mpp) -> str:
     return ""
 
 
-def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], size: Size) -> Patch:
-    """Return a patch, as arrays, that fits one of the maps of a slide of ``size`` px.
+def fitting_patch(event: object, specs: dict[str, MapSpec], model: Model[Any]) -> Patch:
+    """Return a patch, as arrays whose shapes fit one of the maps.
 
     Raises
     ------
     ModelError
-        Another event, a map that is not declared, boxes or values that cannot be.
+        Another event, a map that is not declared, boxes or values of other shapes.
     """
     if not isinstance(event, Patch):
         raise family_error(
@@ -203,6 +204,18 @@ def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], s
             f"map {spec.name!r}: values of shape {values.shape} for {count} boxes; expected "
             f"({count}, {planes}){rasters}.",
         )
+    return Patch(spec.name, boxes, values)
+
+
+def check_patch(patch: Patch, specs: dict[str, MapSpec], model: Model[Any], size: Size) -> None:
+    """Refuse a :func:`fitting_patch` whose numbers cannot be of a slide of ``size`` px.
+
+    Raises
+    ------
+    ModelError
+        Boxes outside the slide; values that the map's kind does not have.
+    """
+    spec, boxes, values = specs[patch.map], patch.boxes, patch.values
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     right = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
     right &= (high > 0).all(1) & (low < size).all(1)
@@ -219,7 +232,6 @@ def checked_patch(event: object, specs: dict[str, MapSpec], model: Model[Any], s
             f"map {spec.name!r}: values from {np.nanmin(values):g} to {np.nanmax(values):g}; "
             f"expected 0 to {most}, or NaN where it did not look.",
         )
-    return Patch(spec.name, boxes, values)
 
 
 def known_phase(model: Model[Any], work: Work) -> Phase:

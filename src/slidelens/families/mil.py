@@ -202,12 +202,13 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     facts: dict[str, str] = {}
     seen, places = [], []
     for boxes, vectors in _given(model, view) if config.bag_dim else _encoded(model, view):
-        values = class_probabilities(network.instances(vectors)).cpu().numpy()
+        logits = network.instances(vectors)
+        values = class_probabilities(logits).cpu().numpy()
         yield Patch("probability", boxes, values)
         if config.keep_features and not config.bag_dim:
             facts = facts or _facts(model)
             yield Bag(boxes, vectors.half().cpu().numpy(), facts)
-        seen.append(network.essence(vectors))
+        seen.append(network.essence(vectors, logits))
         places.append(boxes)
         view.step(len(values))
     output = network(bag=torch.cat(seen))

@@ -130,11 +130,16 @@ class MilNetwork(nn.Module, ABC):
         with without_autocast(vectors.device):
             return self._instances(vectors.float())
 
-    def essence(self, vectors: Tensor) -> Tensor:
+    def essence(
+        self,
+        vectors: Tensor,
+        logits: Tensor,  # noqa: ARG002  # reason: of the poolings that need fewer
+    ) -> Tensor:
         """Return a subset of ``(N, D)`` with the same output; all, unless a pooling needs fewer.
 
         The subset of a slide's tiles so far, together with later tiles, has the same output as all
-        of them: a slide of any size then takes the memory of a few tiles.
+        of them: a slide of any size then takes the memory of a few tiles. ``logits`` is what
+        :meth:`instances` makes of ``vectors``.
         """
         return vectors
 
@@ -178,13 +183,13 @@ class TileClassifier(MilNetwork):
         self.pooling = pooling
         self.top = top if pooling == "topk" else 1
 
-    def essence(self, vectors: Tensor) -> Tensor:
+    def essence(self, vectors: Tensor, logits: Tensor) -> Tensor:
         """Return the highest tiles of each output, or the highest values; for ``mean``, all."""
         if self.pooling == "mean":
             return vectors
         if self.pooling == "max":
             return vectors.amax(0, keepdim=True)
-        highest = self.highest(self.instances(vectors)).indices
+        highest = self.highest(logits).indices
         return vectors[highest.unique()]  # type: ignore[no-untyped-call]
 
     def _instances(self, vectors: Tensor) -> Tensor:
