@@ -359,6 +359,25 @@ def test_results_are_evaluated_from_the_panel(bench, made, qtbot):
     qtbot.waitUntil(lambda: "gone.csv" in panel.notice.text, timeout=WAIT)
 
 
+def test_what_an_evaluation_and_a_report_warn_of_is_shown(bench, made, qtbot, tmp_path):
+    panel = bench.open_panel("review")
+    panel.reviewer.setText("ann")
+    results = tmp_path / "results"
+    shutil.copytree(made.parent / "results", results)
+    (results / "good" / "a" / "result.json").write_text("{")
+    bench.memory.set_text("results", str(results))
+    panel.evaluate(made.parent / "labels.csv")
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=180_000)
+    assert "1 result is left out" in panel.notice.text, "it is logged"
+    assert "resamples lack a class" in panel.notice.text, "the evaluation states it"
+    shutil.rmtree(results / "weak" / "b")
+    panel.export.write_report(tmp_path / "report.html")
+    qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
+    written, *missing = panel.notice.text.splitlines()
+    assert "The report is written" in written
+    assert any("The result of weak is gone" in line for line in missing)
+
+
 def test_pictures(panel, bench, qtbot, request):
     wait_for_evidence(qtbot, panel)
     panel.case.choose_category(2)

@@ -10,6 +10,7 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+import tifffile
 from hands import canvas_of, close_panel, drag, press
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog
@@ -103,6 +104,20 @@ def test_run_shows_the_map_as_it_grows_and_keeps_the_result(panel, bench, slide,
     np.testing.assert_array_equal(np.asarray(shown.data[0]), result.maps["probability"].read()[1])
     assert panel.notice.text.startswith("demo-mil: tumor")
     qtbot.waitUntil(lambda: panel.results.tree.topLevelItemCount() == 1, timeout=40_000)
+
+
+def test_what_a_run_warns_of_stands_below_what_it_found(panel, bench, qtbot, tmp_path):
+    dark = np.full((512, 512, 3), 4, np.uint8)
+    dark[100:400, 100:400, 2] = 120
+    resolution = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}  # 0.5 µm/px
+    tifffile.imwrite(tmp_path / "dapi.tif", dark, photometric="rgb", tile=(256, 256), **resolution)
+    show_slide(qtbot, bench, tmp_path / "dapi.tif")
+    panel.models.choose("demo-mil")
+    press(qtbot, panel.run_button)
+    qtbot.waitUntil(lambda: panel.running is False, timeout=LONG)
+    found, warning = panel.notice.text.splitlines()
+    assert found.startswith("demo-mil: tumor")
+    assert warning.startswith("dapi: looks like a fluorescence slide;")
 
 
 def test_stop_keeps_nothing_half_done(panel, bench, slide, qtbot):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -155,6 +156,23 @@ def test_cancel_throws_away_and_undo_brings_back(panel, bench, made, qtbot):
     press(qtbot, panel.notice._action)
     assert (bench.preferences.models / "my-model" / "training" / "config.yaml").is_file()
     assert panel.unfinished.isVisible()
+
+
+def test_what_a_training_warns_of_is_shown(panel, made, qtbot, tmp_path):
+    shutil.copytree(made, tmp_path / "cohort")
+    (tmp_path / "cohort" / "slides" / "letters").mkdir()
+    choose_data(qtbot, panel, tmp_path / "cohort")
+    choose_small_model(panel, epochs=1)
+    qtbot.waitUntil(panel.start_button.isEnabled, timeout=LONG)
+    warning = "passed over, since they are no slides: letters"
+    assert warning in panel.warning.text()
+    begin(qtbot, panel)
+    qtbot.waitUntil(lambda: warning in panel.notice.text, timeout=LONG)
+    assert panel.running, "it is said while it trains"
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    text, warned = panel.notice.text.splitlines()
+    assert text.startswith("my-model is trained.")
+    assert warning in warned
 
 
 def test_a_folder_of_models_that_cannot_be_made_is_said(panel, bench, made, qtbot):

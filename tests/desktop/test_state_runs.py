@@ -46,13 +46,6 @@ def test_request_reaches_the_worker_as_json_values():
     assert facts["region"] == (1, 2, 3, 4)
 
 
-def test_what_a_run_warns_of_is_kept_once():
-    run = state()
-    for text in ("coarse", "dark", "coarse"):
-        run.feed(Message(1, "warning", {"text": text}))
-    assert run.warnings == ["coarse", "dark"]
-
-
 def test_fraction_and_time_left_over_several_parts():
     run = state(models=2)
     assert run.fraction is None

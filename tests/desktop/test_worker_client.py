@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from slidelens.desktop.worker.client import WorkerClient
+from slidelens.desktop.worker.client import Job, WorkerClient
+from slidelens.desktop.worker.messages import Message
 from slidelens.desktop.worker.preview import Growing
 from slidelens.maps.result import Result
 from slidelens.testing.phantom import PhantomSpec, write_phantom
@@ -99,10 +100,17 @@ def test_warnings_of_a_run_reach_the_window(client, qtbot, tmp_path):
     dark[100:400, 100:400, 2] = 120
     tifffile.imwrite(tmp_path / "dapi.tif", dark, photometric="rgb", tile=(256, 256))
     asked = request(tmp_path / "dapi.tif", tmp_path / "out", mpp=1.0)
-    heard = finish(qtbot, client.submit("predict", asked))
-    assert heard["ended"] == [("done", "")]
-    (warning,) = heard["warning"]
-    assert warning.facts["text"].startswith("dapi: looks like a fluorescence slide;")
+    job = client.submit("predict", asked)
+    assert finish(qtbot, job)["ended"] == [("done", "")]
+    (warning,) = job.warnings
+    assert warning.startswith("dapi: looks like a fluorescence slide;")
+
+
+def test_a_job_keeps_what_it_warns_of_once(client):
+    job = Job(client, Message(0, "train"))
+    for text in ("coarse", "dark", "coarse"):
+        job.hear(Message(0, "warning", {"text": text}))
+    assert job.warnings == ["coarse", "dark"]
 
 
 def test_a_mistake_is_one_sentence(client, qtbot, slide, tmp_path):

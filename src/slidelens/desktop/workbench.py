@@ -118,7 +118,13 @@ class Workbench(Picture):
         folders = [*self.memory.models(), *self._own_models()]
         job = self.runner.submit("catalogue", {"folders": [str(f) for f in folders]})
         job.said.connect(self._listed)
-        job.ended.connect(lambda _, error: self.told.emit(error, True) if error else None)
+        warnings = job.warnings  # not the job: it would be kept by its own signal
+
+        def ended(_status: str, error: str) -> None:
+            if said := "\n".join(filter(None, [error, *warnings])):
+                self.told.emit(said, bool(error))
+
+        job.ended.connect(ended)
 
     def open_panel(self, name: str) -> Any:
         """Show a panel, in front of the others; return its widget."""

@@ -76,7 +76,8 @@ class ExportMenu(QToolButton):
         }
         job = self._bench.runner.submit("report", facts)
         job.said.connect(self._hear)
-        job.ended.connect(lambda status, error: self._ended(out, status, error))
+        warnings = job.warnings  # not the job: it would be kept by its own signal
+        job.ended.connect(lambda status, error: self._ended(out, status, error, warnings))
 
     def write_decisions(self, out: Path) -> None:
         """Write all decisions that are in force, of every reviewer."""
@@ -102,7 +103,7 @@ class ExportMenu(QToolButton):
             of = f", slide {facts['done'] + 1} of {facts['total']}" if facts["total"] > 1 else ""
             self._say(f"Report: {facts['what']}{of}…")
 
-    def _ended(self, out: Path, status: str, error: str) -> None:
+    def _ended(self, out: Path, status: str, error: str, warnings: list[str]) -> None:
         if not alive(self) or self._bench.closed:
             return
         self.busy = False
@@ -114,9 +115,11 @@ class ExportMenu(QToolButton):
                 "good",
                 action="Open",
                 then=lambda: QDesktopServices.openUrl(where),
+                warnings=warnings,
             )
         else:
-            self._notice.say(error or "The report was not written.", "error")
+            text = error or "The report was not written."
+            self._notice.say(text, "error", warnings=warnings)
 
     def _write(self, out: Path, text: str, done: str, kind: str = "good") -> None:
         assert self._review is not None

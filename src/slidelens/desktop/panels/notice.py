@@ -10,7 +10,7 @@ from qtpy.QtGui import QTextOption
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QPushButton, QTextEdit, QToolButton
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qtpy.QtGui import QResizeEvent, QTextDocument
 
@@ -61,8 +61,9 @@ class Notice(QFrame):
         kind: str = "info",
         action: str = "",
         then: Callable[[], object] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
-        """Show a sentence; nothing to say hides it.
+        """Show a sentence, and warnings below it; nothing to say hides it.
 
         Parameters
         ----------
@@ -70,7 +71,11 @@ class Notice(QFrame):
             ``info``, ``good`` or ``error``.
         action, then
             Label of a button, and what it does.
+        warnings
+            What a job warned of; what is ``good`` is ``info`` then.
         """
+        text = "\n".join(filter(None, [text, *warnings]))
+        kind = "info" if warnings and kind == "good" else kind
         self._text.setPlainText(text)
         self._then = then
         self._action.setText(action)

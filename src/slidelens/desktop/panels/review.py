@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QHideEvent, QShowEvent
 
     from slidelens.desktop.state.review import Review
-    from slidelens.desktop.worker.messages import Message
     from slidelens.maps.result import Result
     from slidelens.review.errors import ErrorCase
     from slidelens.review.foci import Focus
@@ -105,8 +104,7 @@ class ReviewPanel(Panel):
         facts = {"results": str(results), "labels": str(labels), "out": str(out)}
         job = self.bench.runner.submit("evaluate", facts)
         self.notice.say("Evaluating…")
-        warnings: list[str] = []
-        job.said.connect(lambda m: self._heard(m, warnings))
+        warnings = job.warnings  # not the job: it would be kept by its own signal
         job.ended.connect(lambda status, error: self._evaluated(out, status, error, warnings))
 
     def _build(self) -> None:
@@ -199,18 +197,14 @@ class ReviewPanel(Panel):
         if chosen:
             self.evaluate(Path(chosen))
 
-    def _heard(self, message: Message, warnings: list[str]) -> None:
-        if message.name == "evaluation":
-            warnings += message.facts["warnings"]
-
     def _evaluated(self, out: Path, status: str, error: str, warnings: list[str]) -> None:
         if not alive(self) or self.bench.closed:
             return
         if status != "done":
-            self.notice.say(error or "Stopped.", "error")
+            self.notice.say(error or "Stopped.", "error", warnings=warnings)
             return
         self.open(out)
-        self.notice.say("\n".join(warnings))
+        self.notice.say("", warnings=warnings)
 
     def _reopen(self) -> None:
         """Read anew with another reviewer or operating point; one may only have left the field."""

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunPanel"]
 
-_WARNINGS = 3  # there is room for so many
-
 _WHERE = {
     "slide": "the whole slide",
     "region": "a region that I draw",
@@ -246,6 +244,8 @@ class RunPanel(Panel):
             if self._live.feed(self.bench.viewer, message):
                 QTimer.singleShot(0, self._grow)
             return
+        if message.name == "warning" and self._job is not None:
+            self.notice.say("", warnings=self._job.warnings)
         finding = self.state.feed(message)
         if finding is not None:
             slide = self.bench.slide
@@ -307,8 +307,8 @@ class RunPanel(Panel):
         self.bench.show_result(Path(finding.folder), failed=failed, owner=self)
 
     def _ended(self, status: str, error: str) -> None:
-        self._job = None
-        if self.bench.closed:
+        job, self._job = self._job, None
+        if self.bench.closed or job is None:
             return
         self._clear()
         if self.state is not None:
@@ -316,12 +316,11 @@ class RunPanel(Panel):
             failed = [f for f in self.state.findings if f.status == "failed"]
             bad = bool(failed) or status in ("failed", "died")
             details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
-            warnings = self.state.warnings[:_WARNINGS]
-            good = "good" if status == "done" and not warnings else "info"
+            good = "good" if status == "done" else "info"
             found = self.state.found
             shown = found if status == "done" and found and not bad else text
-            lines = filter(None, [shown, details, *warnings])
-            self.notice.say("\n".join(lines), "error" if bad else good)
+            text = "\n".join(filter(None, [shown, details]))
+            self.notice.say(text, "error" if bad else good, warnings=job.warnings)
         self._show_progress()
         self._update()
 

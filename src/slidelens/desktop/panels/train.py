@@ -26,6 +26,7 @@ from slidelens.desktop.state.train import Split, TrainState, read_history, resum
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from qtpy.QtGui import QHideEvent
@@ -187,7 +188,7 @@ class TrainPanel(Panel):
     def _planned(self, message: Message) -> None:
         now = self._planning  # an earlier plan may be under way still
         if now is not None and now.number == message.job and message.name == "plan":
-            self._show_split(Split.of(message.facts))
+            self._show_split(Split.of(message.facts), now.warnings)
 
     def _plan_ended(self, job: Job, status: str, error: str) -> None:
         if not alive(self) or job is not self._planning or self.bench.closed:
@@ -196,14 +197,15 @@ class TrainPanel(Panel):
         self._say_why("" if status == "done" else error)
         self._enable()
 
-    def _show_split(self, split: Split) -> None:
+    def _show_split(self, split: Split, warnings: Sequence[str] = ()) -> None:
         self.split = split
         self.split_view.show_split(split)
         self.split_text.setText(split.text)
         self.split_text.setToolTip("\n".join(f"{s}: {name}, {c}" for name, c, s in split.slides))
         self.split_text.show()
-        self.warning.setText(split.warning)
-        self.warning.setVisible(bool(split.warning))
+        warning = "\n".join(filter(None, [split.warning, *warnings]))
+        self.warning.setText(warning)
+        self.warning.setVisible(bool(warning))
 
     def _run(self, kind: str, facts: dict[str, Any], state: TrainState) -> None:
         try:
@@ -230,6 +232,8 @@ class TrainPanel(Panel):
     def _hear(self, message: Message) -> None:
         if self.state is None or self.bench.closed:
             return
+        if message.name == "warning" and self._job is not None:
+            self.notice.say("", warnings=self._job.warnings)
         if self.state.feed(message):
             self._show_curves()
         if message.name == "plan" and self.state.split is not None:
@@ -237,17 +241,17 @@ class TrainPanel(Panel):
         self._show_progress()
 
     def _ended(self, status: str, error: str) -> None:
-        self._job = None
+        job, self._job = self._job, None
         state = self.state
-        if state is None or self.bench.closed:
+        if state is None or job is None or self.bench.closed:
             return
         if status == "done" or not resumable(state.out):
             self.bench.memory.training_ended(state.out)
         kinds = {"done": "good", "cancelled": "info"}
         text = state.summary(status, error)
-        self.notice.say(text, kinds.get(status, "error"))
+        self.notice.say(text, kinds.get(status, "error"), warnings=job.warnings)
         if status == "done":
-            self._finished(state, text)
+            self._finished(state, text, job.warnings)
         elif self._discard:
             self.discard(state.out)
         elif not resumable(state.out) and not any(state.out.iterdir()):
@@ -256,10 +260,11 @@ class TrainPanel(Panel):
         self._list_unfinished()
         self._enable()
 
-    def _finished(self, state: TrainState, text: str) -> None:
+    def _finished(self, state: TrainState, text: str, warnings: list[str]) -> None:
         self.bench.memory.add_model(state.out)
         self.bench.load_models()
-        self.notice.say(text, "good", action="Run it", then=partial(self._to_run, state.out.name))
+        run_it = partial(self._to_run, state.out.name)
+        self.notice.say(text, "good", action="Run it", then=run_it, warnings=warnings)
         self.options.suggest_name()
 
     def _to_run(self, name: str) -> None:

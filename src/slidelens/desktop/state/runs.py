@@ -123,8 +123,6 @@ class RunState:
 
     request: RunRequest
     findings: list[Finding] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    """What the run warned of, each once."""
     stage: str = ""
     slide: str = ""
     model: str = ""
@@ -180,8 +178,6 @@ class RunState:
             for name in ("stage", "slide", "model", "done", "total"):
                 setattr(self, name, facts[name])
             self.seconds, self.eta = facts.get("seconds", 0.0), facts.get("eta")
-        elif message.name == "warning" and facts["text"] not in self.warnings:
-            self.warnings.append(facts["text"])
         elif message.name == "outcome":
             names = ("slide", "model", "status", "error", "probabilities", "folder")
             finding = Finding(**{name: facts[name] for name in names})

@@ -48,6 +48,8 @@ class Job(QObject):
         """How it ended; ``None`` before."""
         self.asked = False
         """Whether it was asked to end."""
+        self.warnings: list[str] = []
+        """What it has warned of, each text once."""
 
     @property
     def number(self) -> int:
@@ -60,6 +62,12 @@ class Job(QObject):
         if self.status is None and client is not None:
             self.asked = True
             client.cancel(self)
+
+    def hear(self, message: Message) -> None:
+        """Pass on what the worker says of it, and keep its warnings."""
+        if message.name == "warning" and message.facts["text"] not in self.warnings:
+            self.warnings.append(message.facts["text"])
+        self.said.emit(message)
 
     def end(self, status: str, error: str = "") -> None:
         """Report once how the job ended."""
@@ -174,7 +182,7 @@ class WorkerClient(QObject):
             if message.name == "ended":
                 self._end(job, message.facts["status"], message.facts.get("error", ""))
             else:
-                job.said.emit(message)
+                job.hear(message)
 
     def _listen(self) -> None:
         if self._process is not None:

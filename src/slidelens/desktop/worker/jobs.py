@@ -1,11 +1,12 @@
 """The worker's jobs, as generators that can be cancelled between two steps.
 
-A job gets the request's facts and a function that sends an event with facts and bytes.
+A job gets the request's facts and a function that sends an event with facts and bytes. What the
+package logs as a warning meanwhile is sent as ``warning``, and so is what a job warns of itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
 
 
 def evaluate(request: Facts, send: Send) -> Iterator[None]:
-    """Evaluate results against labels; send ``evaluation`` with its folder and warnings."""
+    """Evaluate results against labels; send each ``warning`` of the evaluation."""
     from slidelens.engine.evaluate import EvaluationOptions
     from slidelens.engine.evaluate import evaluate as run
 
@@ -86,11 +87,11 @@ def evaluate(request: Facts, send: Send) -> Iterator[None]:
     )
     yield
     found = run(request["results"], request["labels"], request["out"], options)
-    send("evaluation", {"folder": str(found.folder), "warnings": found.warnings}, b"")
+    _warn(send, found.warnings)
 
 
 def report(request: Facts, send: Send) -> Iterator[None]:
-    """Write the report of an evaluation; send ``progress`` and ``report``.
+    """Write the report of an evaluation; send ``progress``, and what it lacks as ``warning``.
 
     It cannot be cancelled half-way: files appear whole or not at all.
     """
@@ -119,14 +120,7 @@ def report(request: Facts, send: Send) -> Iterator[None]:
         options=options,
         progress=tell,
     )
-    facts = {
-        "html": str(made.html),
-        "pdf": None if made.pdf is None else str(made.pdf),
-        "errors": made.errors,
-        "decided": made.decided,
-        "notes": made.notes,
-    }
-    send("report", facts, b"")
+    _warn(send, made.notes)
 
 
 JOBS: dict[str, Job] = {
@@ -157,6 +151,11 @@ def _model(path: str, device: str, options: Facts) -> Model[Any]:
     while len(_models) > _KEPT:
         del _models[next(iter(_models))]
     return with_options(model, options)
+
+
+def _warn(send: Send, texts: Iterable[str]) -> None:
+    for text in texts:
+        send("warning", {"text": text}, b"")
 
 
 def _resolution(given: Any) -> GivenMpp:

@@ -182,7 +182,8 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
     if faults:
         raise ResultError(f"{folder}: {len(faults)} results cannot be used:\n" + _lines(faults))
     if unread:
-        log.warning("%s: %d results are left out:\n%s", folder, len(unread), _lines(unread))
+        many = "1 result is" if len(unread) == 1 else f"{len(unread)} results are"
+        log.warning("%s: %s left out:\n%s", folder, many, _lines(unread))
     scored = {name: _scored(name, of_model[name]) for name in sorted(of_model)}
     if len({one.classes for one in scored.values()}) > 1:
         classes = _lines([f"{one.name}: {', '.join(one.classes)}" for one in scored.values()])
