@@ -52,6 +52,13 @@ def test_else_it_is_in_the_place_of_the_system(monkeypatch, tmp_path, system, va
     assert get_settings().cache_dir == tmp_path / expected
 
 
+@pytest.mark.parametrize("text", ["-2", "2.5", "many"])
+def test_a_number_that_cannot_be_is_refused_with_those_that_can(monkeypatch, text):
+    monkeypatch.setenv("SLIDELENS_THREADS", text)
+    with pytest.raises(SlideLensError, match=f"SLIDELENS_THREADS is '{text}': .* 0 or more"):
+        get_settings()
+
+
 @pytest.mark.usefixtures("homeless")
 def test_without_a_home_only_what_needs_the_cache_is_refused():
     settings = get_settings()

@@ -99,5 +99,7 @@ def _whole(name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal():
-        raise SlideLensError(f"environment variable {name} is {text!r}: expected a whole number.")
+        raise SlideLensError(
+            f"environment variable {name} is {text!r}: expected a whole number, 0 or more."
+        )
     return int(text)

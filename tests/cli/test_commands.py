@@ -297,6 +297,24 @@ def test_demo_makes_what_it_says_and_again_from_what_is_there(slidelens, tmp_pat
     assert "2 slides of split test (1 normal, 1 tumor)." in evaluated.out
 
 
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [("slidelens.desktop.launch", "pip install 'slidelens[desktop]'"), ("", "no display")],
+)
+def test_a_demo_that_cannot_be_viewed_does_not_begin(
+    slidelens, tmp_path, monkeypatch, hidden, said
+):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    if hidden:
+        monkeypatch.setitem(sys.modules, hidden, None)
+    done = slidelens("demo", "--view", "--out", tmp_path / "demo")
+    assert done.code == 1
+    assert said in done.err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_folder_that_is_no_cohort_is_told_to_the_demo(slidelens, tmp_path):
     (tmp_path / "d ü" / "cohort").mkdir(parents=True)
     labels = tmp_path / "d ü" / "cohort" / "labels.csv"

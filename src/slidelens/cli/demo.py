@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from slidelens.cli.progress import Bar
+from slidelens.cli.view import find_viewer
 
 __all__ = ["register"]
 
@@ -38,6 +39,7 @@ def demo(
     from slidelens.engine.demo import demo as steps
     from slidelens.engine.labels import read_labels
 
+    open_viewer = find_viewer() if view else None  # before minutes of work
     slides = []
     typer.echo(f"{'slide':<14}{'truth':<8}{'model':<18}{'P(tumor)':>9}  regions   seconds")
     with Bar() as bar, closing(steps(out, models=model or ())) as run:
@@ -74,10 +76,8 @@ Next
   {program} train mil --slides {folder} --labels {labels} \\
       --backbone squeezenet1_1 --out my-model"""
     )
-    if view:
-        from slidelens.cli.view import view as open_viewer
-
-        open_viewer([Path(first)], results=out / "results")
+    if open_viewer is not None:
+        open_viewer([first], results=out / "results", task="look")
 
 
 def _called() -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slidelens.cli.options import MppOption, parse_mpp
 from slidelens.errors import SlideLensError
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["find_viewer", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +36,24 @@ def view(
     ] = "look",
 ) -> None:
     """Open slides and their results in napari."""
+    launch = find_viewer()
+    launch(slides or [], results=results, mpp=parse_mpp(mpp), task=task)
+
+
+def find_viewer() -> Callable[..., object]:
+    """Return what opens slides in a window, :func:`slidelens.desktop.launch.view`.
+
+    Raises
+    ------
+    SlideLensError
+        It cannot: napari or Qt is not installed, or there is no display.
+    """
     try:
+        from slidelens.desktop.launch import check_display
         from slidelens.desktop.launch import view as launch
     except ImportError as error:
         raise SlideLensError(
             f"the viewer needs napari and Qt ({error}). Run: pip install 'slidelens[desktop]'"
         ) from error
-    launch(slides or [], results=results, mpp=parse_mpp(mpp), task=task)
+    check_display()
+    return launch

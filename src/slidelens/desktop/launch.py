@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
 
-__all__ = ["TASKS", "add_slides", "view"]
+__all__ = ["TASKS", "add_slides", "check_display", "view"]
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def view(
     SlideLensError
         There is no display.
     """
-    _check_display()
+    check_display()
     opened = _open(slides, results, mpp)
     # napari collects garbage whenever a layer goes; what is imported is none, so it is not searched
     gc.freeze()
@@ -217,8 +217,14 @@ def _readable(folders: Sequence[Path]) -> list[Result]:
     return found
 
 
-def _check_display() -> None:
-    """Qt ends the whole process where it finds no display."""
+def check_display() -> None:
+    """Refuse where there is no display: Qt would end the whole process.
+
+    Raises
+    ------
+    SlideLensError
+        There is none.
+    """
     chosen = os.environ.get("QT_QPA_PLATFORM") or os.environ.get("DISPLAY")
     if sys.platform == "linux" and not (chosen or os.environ.get("WAYLAND_DISPLAY")):
         raise SlideLensError(
