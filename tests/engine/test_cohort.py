@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from tiny_family import make_model
 
@@ -34,6 +35,23 @@ def write_slide(folder: Path, name: str, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 255, (96, 128, 3), np.uint8)
     Image.fromarray(image).save(path)
+    return path
+
+
+def write_omezarr(path: Path, value: int) -> Path:
+    """Write a slide of one grey, 1 µm/px."""
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
+    axes = [{"name": "c", "type": "channel"}, *axes]
+    scale = [{"type": "scale", "scale": [1, 1, 1]}]
+    multiscale = {
+        "version": "0.4",
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    pixels = np.full((3, 64, 64), value, np.uint8)
+    group.create_array("0", data=pixels, chunks=(1, 32, 32), compressors=None)
+    group.attrs["multiscales"] = [multiscale]
     return path
 
 
@@ -155,24 +173,9 @@ def test_an_unforeseen_error_goes_to_the_log_with_its_traceback(
 
 def test_a_folder_of_other_pixels_is_not_taken_for_the_one_before(tiny, tmp_path):
     """Chunks of one length, in folders of one layout."""
-    import zarr
-
-    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "yx"]
-    axes = [{"name": "c", "type": "channel"}, *axes]
-    scale = [{"type": "scale", "scale": [1, 1, 1]}]
-    multiscale = {
-        "version": "0.4",
-        "axes": axes,
-        "datasets": [{"path": "0", "coordinateTransformations": scale}],
-    }
 
     def slide(value):
-        path = tmp_path / "case.ome.zarr"
-        group = zarr.open_group(path, mode="w", zarr_format=2)
-        pixels = np.full((3, 64, 64), value, np.uint8)
-        group.create_array("0", data=pixels, chunks=(1, 32, 32), compressors=None)
-        group.attrs["multiscales"] = [multiscale]
-        return path
+        return write_omezarr(tmp_path / "case.ome.zarr", value)
 
     out = tmp_path / "out"
     assert [o.status for o in run([slide(50)], [tiny], out)] == ["done"]
@@ -412,6 +415,57 @@ def test_a_folder_stands_for_its_slides_and_a_faulty_table_for_no_slide(tiny, tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelError, match="no slide in this folder"):
         run([tmp_path / "empty"], [tiny], out)
+
+
+def test_what_a_shell_finds_beside_slides_is_passed_over(tiny, tmp_path, caplog):
+    """``predict slides/* --out slides`` and ``predict slides --out slides`` are one run."""
+    slides = tmp_path / "slides"
+    write_slide(slides, "s0.tif")
+    (slides / "cut.svs").write_bytes(b"II*\0")
+    (slides / "labels.csv").write_text("slide_id,label\n")
+    (slides / "m.mrxs").touch()
+    (slides / "m").mkdir()
+    (slides / "m" / "Data0000.dat").touch()
+    asked = {"s0": "done", "cut": "failed", "m": "failed"}
+    for out in (slides, slides / "results"):
+        for _ in range(2):
+            for given in (sorted(slides.iterdir()), [slides]):
+                outcomes = run(given, [tiny], out)
+                assert {o.slide_id: o.status.replace("skipped", "done") for o in outcomes} == asked
+        assert set(table(out)) == set(asked)
+    passed = ["labels.csv", "m", "results", "tiny-model"]
+    told = ", ".join(str(slides / name) for name in passed)
+    assert f"passed over, since they are no slides: {told}\n" in caplog.text
+    caplog.clear()
+    run([slides], [tiny], slides)
+    assert "tiny-model" not in caplog.text, "a folder of results is none that might hold slides"
+
+
+def test_a_folder_of_results_or_a_table_alone_is_told(tiny, tmp_path):
+    slide = write_slide(tmp_path, "s.tif")
+    run([slide], [tiny], tmp_path / "out")
+    with pytest.raises(LabelError, match="no slide in this folder"):
+        run([tmp_path / "out"], [tiny], tmp_path / "again")
+    (only,) = run([tmp_path / "out" / "tiny-model" / "predictions.csv"], [tiny], tmp_path / "again")
+    assert "looks like text, not a slide" in only.error
+    broken = tmp_path / "broken.tif"
+    broken.touch()
+    run([broken], [tiny], tmp_path / "failed")
+    found = run([slide, tmp_path / "failed" / "tiny-model"], [tiny], tmp_path / "out")
+    assert [o.slide_id for o in found] == ["s"]
+
+
+def test_results_do_not_go_into_a_slide(tiny, tmp_path):
+    slide = tmp_path / "s.ome.zarr"
+    write_omezarr(slide, 50)
+    for out in (slide, slide / "results"):
+        with pytest.raises(ResultError, match=r"lies in the slide .*s\.ome\.zarr.* another --out"):
+            run([slide], [tiny], out)
+        with pytest.raises(ResultError, match="lies in the slide"):
+            sl.predict(slide, tiny, out=out, mpp=1.0)
+        with sl.open_slide(slide) as opened, pytest.raises(ResultError, match="lies in the slide"):
+            sl.predict(opened, tiny, out=out)
+    assert [o.status for o in run([slide], [tiny], tmp_path)] == ["done"]
 
 
 def test_a_table_of_labels_chooses_the_slides(tiny, tmp_path):

@@ -191,6 +191,7 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         "a.geojson",
         "a.JPG",
         "b.pdf",
+        "Thumbs.db",
         ".hidden.svs",
     ):
         (folder / name).touch()

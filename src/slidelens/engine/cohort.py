@@ -18,7 +18,7 @@ from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.locks import claimed
 from slidelens.engine.package import load_model
-from slidelens.engine.predict import Prediction, Progress, check_results_folder
+from slidelens.engine.predict import Prediction, Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.provenance import (
     is_done,
@@ -26,6 +26,7 @@ from slidelens.engine.provenance import (
     unlike_result,
     weights_sha256,
 )
+from slidelens.engine.results_folder import check_results_folder
 from slidelens.engine.slide_folder import slides_to_run
 from slidelens.errors import ModelError, ResultError, SlideLensError
 from slidelens.families.base import Model
@@ -129,8 +130,8 @@ def predict_cohort(
         A model that cannot be loaded, an unknown option, feature bags that are missing or not
         needed, or two models with one name (before anything runs).
     ResultError
-        A folder that cannot be written or belongs to one model; results that may not be replaced
-        (before anything runs). A full disk.
+        A folder that cannot be written, belongs to one model or lies in a slide; results that may
+        not be replaced (before anything runs). A full disk.
     ValueError, TypeError
         An unknown argument, or a split without labels (before anything runs).
     """
@@ -146,7 +147,7 @@ def predict_cohort(
     for model in loaded:
         check_bags(model, run.get("bags"))
         Prediction(paths[0], model, **run).close()  # refuses what no run takes
-    check_results_folder(Path(out))
+    check_results_folder(Path(out), paths)
     names = [model.name for model in loaded]
     if not loaded or len(set(names)) < len(names):
         raise ModelError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from slidelens.maps.result import holds_results
 from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _FILES = {
     "on with --resume",
 }
 """What a folder is that has such a file."""
-_RESULTS = ("result.json", "*/result.json", "*/*/result.json")
 _ENTRIES = 200
 """A folder of slides is known by these first entries: a home directory may be large."""
 
@@ -34,7 +34,7 @@ def what_it_is(folder: Path) -> str | None:
         for file, what in _FILES.items():
             if (folder / file).is_file():
                 return f"it {what.format(at=at)}."
-        if any(True for _ in chain.from_iterable(map(folder.glob, _RESULTS))):
+        if holds_results(folder):
             return (
                 f"it holds results: `slidelens evaluate {at} --labels CSV --out EVAL` makes an "
                 "evaluation."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -26,14 +26,15 @@ from slidelens.engine.heap import PER_READER, HeapTrimmer
 from slidelens.engine.last_run import failed_slides
 from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
-from slidelens.engine.packages.manifest import MANIFEST
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import is_done, run_settings, settings_sha256
-from slidelens.errors import ModelError, ResultError
+from slidelens.engine.results_folder import check_results_folder
+from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
-from slidelens.maps.result import Result, results_root
+from slidelens.maps.result import Result
+from slidelens.slide.array import ArrayReader
 from slidelens.slide.base import Slide
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
@@ -115,10 +116,13 @@ def predict(
     ModelError
         A model that cannot be used, an unknown option, ``bags`` that are missing or not needed.
     ResultError
-        A result that cannot be written; ``out`` is the folder of one model in a results folder.
+        A result that cannot be written; ``out`` is the folder of one model in a results folder, or
+        lies in the slide.
     """
     if out is not None:
-        check_results_folder(Path(out))
+        in_memory = isinstance(slide, Slide) and slide.backend == ArrayReader.backend
+        at = slide.path if isinstance(slide, Slide) else Path(slide)
+        check_results_folder(Path(out), [] if in_memory else [at])
     run = Prediction(
         slide,
         model,
@@ -337,27 +341,6 @@ class Prediction:
             seconds = sum(self._timings.values())
             done = Outcome(result.model.name, slide, "done", "", result.probabilities, seconds)
             PredictionTable(folder, result.classes).record(done)
-
-
-def check_results_folder(out: Path) -> None:
-    """Refuse a folder inside a results folder, where nobody would look for results.
-
-    Raises
-    ------
-    ResultError
-        The folder of one model, or of one result; a model package.
-    """
-    with suppress(PermissionError):  # writing into it says so
-        if (out / MANIFEST).is_file():
-            raise ResultError(
-                f"{out}: is a model package, and no place for results. Choose another --out."
-            )
-    root = results_root(out)
-    if root != out:
-        raise ResultError(
-            f"{out}: holds the results of one model, or one result; expected the folder of all "
-            f"results, as they go to OUT/<model>/<slide>/. Give --out {root}."
-        )
 
 
 class _Asked(TypedDict):

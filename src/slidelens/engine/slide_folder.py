@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.engine.labels import read_listed
+from slidelens.engine.last_run import PREDICTIONS
 from slidelens.errors import LabelError, SlideError, SlideNotFoundError, listed
+from slidelens.maps.result import holds_results, results_root
 from slidelens.slide.base import slide_id
 from slidelens.slide.open import is_slide, why_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from slidelens.engine.labels import Split
 
@@ -25,8 +27,11 @@ log = logging.getLogger(__name__)
 _NO_SLIDES = {
     *(".csv", ".tsv", ".xls", ".xlsx", ".json", ".geojson", ".xml", ".ndpa", ".ini", ".yml"),
     *(".yaml", ".txt", ".md", ".log", ".html", ".pdf", ".doc", ".docx", ".jpg", ".jpeg", ".png"),
+    *(".db", ".sqlite"),
 }
-"""What is kept beside slides: tables, annotations, texts and pictures."""
+"""What is kept beside slides: tables, annotations, texts, pictures and databases (Thumbs.db)."""
+_IN_TWO = {".mrxs", ".vsi"}
+"""Formats of a file and a folder of its name."""
 
 _TOLD = 20
 _LEVELS = 3
@@ -41,7 +46,9 @@ def slides_to_run(
     Parameters
     ----------
     given
-        Slides and folders of them.
+        Slides and folders of them. What a shell's ``*`` gives besides, and a folder of them would
+        not, is passed over with a warning: tables, texts, pictures, results and the folder of an
+        MRXS or VSI slide.
     labels
         CSV with slide_id and optionally split, as for a training; its order is that of the slides
         then. What they are labelled, if at all, does not matter.
@@ -62,8 +69,9 @@ def slides_to_run(
     """
     if labels is None and split is not None:
         raise ValueError(f"split {split!r} needs the labels that say which slides are in it")
-    _check_there([Path(one) for one in given])
-    slides = _by_id([path for one in given for path in _slides_of(Path(one))])
+    paths = [Path(one) for one in given]
+    _check_there(paths)
+    slides = _by_id(_slides_among(paths))
     if labels is None:
         return list(slides.values())
     table = read_listed(Path(labels))
@@ -84,13 +92,47 @@ def _check_there(given: Sequence[Path]) -> None:
         )
 
 
-def _slides_of(path: Path) -> list[Path]:
-    """Return the slides in a folder; a path that is one itself, or none, alone."""
+def _slides_among(given: Sequence[Path]) -> list[Path]:
+    """Return the slides among paths and in folders, without what lies beside them."""
+    in_two = {slide_id(path) for path in given if path.suffix.lower() in _IN_TWO}
+    slides: list[Path] = []
+    others: list[Path] = []
+    for path in given:
+        if not _is_folder_of_slides(path):
+            other = path.suffix.lower() in _NO_SLIDES and not is_slide(path)
+            (others if other else slides).append(path)
+        elif slide_id(path).strip("_") in in_two:
+            others.append(path)
+        else:
+            found = _candidates(path)
+            if not found and len(given) > 1 and _is_of_a_run(path):
+                others.append(path)
+            else:
+                slides += _by_name(path, found).values()
+    if slides and others:
+        passed = listed([str(path) for path in others])
+        log.warning("passed over, since they are no slides: %s", passed)
+    return slides or others  # opening them says what they are
+
+
+def _is_folder_of_slides(path: Path) -> bool:
     try:
-        alone = not path.is_dir() or is_slide(path)
+        return path.is_dir() and not is_slide(path)
     except OSError:  # it may not be looked at; opening it says so
-        alone = True
-    return [path] if alone else list(find_slides(path).values())
+        return False
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Return whether a run wrote a folder; of one in which all slides failed there is a table."""
+    return holds_results(folder) or (folder / PREDICTIONS).is_file()
+
+
+def _is_of_one_model(folder: Path) -> bool:
+    """Return whether a folder is that of one result, if only a damaged one, or of one model's."""
+    try:
+        return (folder / "result.json").exists() or results_root(folder) != folder
+    except OSError:  # it may not be looked into; looking for slides in it says so
+        return False
 
 
 def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
@@ -122,8 +164,13 @@ def find_slides(folder: Path) -> dict[str, Path]:
     LabelError
         No such folder, nothing in it, two files of one name, or one that may not be looked into.
     """
+    return _by_name(folder, _candidates(folder))
+
+
+def _by_name(folder: Path, candidates: Iterable[Path]) -> dict[str, Path]:
+    """Return slide id to path of what may be a slide in a folder; see :func:`find_slides`."""
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in _candidates(folder):
+    for path in candidates:
         found[slide_id(path)].append(path)
     if not found:
         raise LabelError(f"{folder}: no slide in this folder, nor in the folders in it.")
@@ -152,13 +199,13 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
     others: list[Path] = []
     for path in inside:
         if path.is_dir() and not _may_be_slide(path):
-            if slide_id(path).strip("_") not in files_of:  # not what belongs to an MRXS or VSI
+            # What belongs to an MRXS or VSI is not looked into, nor are results.
+            if slide_id(path).strip("_") not in files_of and not _is_of_one_model(path):
                 folders.append(path)
         elif path.suffix.lower() not in _NO_SLIDES:
             (found if level == 0 or _may_be_slide(path) else others).append(path)
     if not found and level < _LEVELS:
-        deeper = [path for path in folders if not (path / "result.json").exists()]
-        found = [path for inner in deeper for path in _candidates(inner, level + 1)]
+        found = [path for inner in folders for path in _candidates(inner, level + 1)]
         folders = []
     if passed := [path.name for path in (*folders, *others)]:
         log.warning(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ __all__ = [
     "TileFeatures",
     "Tiles",
     "find_results",
+    "holds_results",
     "names_a_map",
     "results_root",
 ]
@@ -322,6 +324,18 @@ def _leads_back(path: Path) -> bool:
         return True
     within = there.relative_to(here).parts if there.is_relative_to(here) else (".",)
     return not any(part.startswith(".") for part in within)  # those are not looked into
+
+
+def holds_results(folder: str | Path) -> bool:
+    """Return whether a folder is that of one result, of one model's, or of all results.
+
+    Raises
+    ------
+    OSError
+        It may not be looked into.
+    """
+    depths = (_FILE, f"*/{_FILE}", f"*/*/{_FILE}")
+    return any(True for _ in chain.from_iterable(map(Path(folder).glob, depths)))
 
 
 def results_root(folder: str | Path) -> Path:
