@@ -19,6 +19,7 @@ from functools import cache
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_file",
     "beside",
+    "is_folder",
     "make_scratch",
     "meant",
     "names_folder",
@@ -44,6 +46,8 @@ _active: set[Path] = set()  # what this process is writing now
 _tidied: set[Path] = set()  # folders where this process has cleared the files of dead runs
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave
 _TOLD = 3  # names of files that a message tells
+_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
+"""No such path; EINVAL: on Windows there cannot be one of this name."""
 _SYNCS = 16  # files that are put on the disk at a time
 _LONG = 150  # bytes of a name; file systems take 255 in all
 _ABANDONED_S = 7 * 24 * 3600  # a leftover of another machine, whose processes we cannot see
@@ -128,6 +132,27 @@ def names_folder(path: str | Path) -> bool:
     """
     slashes = ("/", os.sep)
     return Path(path).is_dir() or (isinstance(path, str) and path.endswith(slashes))
+
+
+def is_folder(path: Path) -> bool | None:
+    """Return whether a path leads to a folder; ``None`` where it leads nowhere.
+
+    Unlike those of :class:`~pathlib.Path`, whose answer depends on Python's version, it does not
+    say that nothing is there where that cannot be known.
+
+    Raises
+    ------
+    OSError
+        A folder above it may not be looked into, or the name is too long.
+    """
+    try:
+        return S_ISDIR(path.stat().st_mode)
+    except ValueError:  # a name with a zero byte
+        return None
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return None
+        raise
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_family import make_model
 
 import slidelens as sl
-from rights import nobody
+from rights import nobody, see_nothing_where_barred
 from slidelens.engine import cohort, prediction_table
 from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.last_run import failed_slides
@@ -514,9 +514,23 @@ def test_a_slide_that_may_not_be_looked_at_is_a_failure_with_its_reason(tiny, tm
     assert "cannot be read (File name too long)" in only.error
 
 
-def test_a_folder_that_may_not_be_looked_into_is_a_sentence(tmp_path):
+@pytest.mark.parametrize("later", [False, True], ids=["this Python", "3.14"])
+def test_a_folder_that_may_not_be_looked_into_is_a_sentence(tmp_path, monkeypatch, caplog, later):
+    if later:
+        see_nothing_where_barred(monkeypatch)
     with pytest.raises(LabelError, match=r"cannot be read .*too long"):
         find_slides(tmp_path / ("x" * 300))
+    write_slide(tmp_path, "s.tif")
+    barred = tmp_path / "barred"
+    barred.mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    if os.name == "posix":
+        with nobody(), pytest.raises(LabelError, match=r"barred/in: cannot be read .Permission"):
+            find_slides(Path("barred") / "in")
+        with nobody():
+            assert set(find_slides(Path())) == {"s"}
+        assert "no slides: barred" in caplog.text
 
 
 def test_a_full_disk_ends_the_run_not_each_slide_after_its_hours(tiny, tmp_path, monkeypatch):

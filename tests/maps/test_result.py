@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rights import nobody
+from rights import nobody, see_nothing_where_barred
 from sample_results import make_result
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Mpp
@@ -361,13 +361,17 @@ def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="takes a folder's permissions away")
+@pytest.mark.parametrize("later", [False, True], ids=["this Python", "3.14"])
 @pytest.mark.parametrize("mode", [0, 0o444], ids=["not listed", "not entered"])
 def test_find_results_passes_over_what_may_not_be_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     mode: int,
+    later: bool,
 ) -> None:
+    if later:
+        see_nothing_where_barred(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for place in ("m/a", "m/c", "lost+found/x"):
         write(Path(place), MINIMAL)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from slidelens.engine.labels import read_listed
 from slidelens.engine.last_run import PREDICTIONS
 from slidelens.errors import LabelError, SlideError, SlideNotFoundError, listed
+from slidelens.files import is_folder
 from slidelens.maps.result import holds_results, results_root
 from slidelens.slide.base import slide_id
 from slidelens.slide.open import is_slide, why_absent
@@ -225,10 +226,11 @@ def contents(folder: Path, what: str) -> list[Path]:
         No such folder, a file, or one that may not be looked into.
     """
     try:
-        if not folder.is_dir():
-            if folder.exists():
-                raise LabelError(f"{folder}: is a file, expected the folder of {what}.")
+        there = is_folder(folder)
+        if there is None:
             raise LabelError(f"{folder}: no such folder of {what}.")
+        if not there:
+            raise LabelError(f"{folder}: is a file, expected the folder of {what}.")
         return sorted(folder.iterdir())
     except OSError as error:
         raise LabelError(

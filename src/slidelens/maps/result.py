@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
-from slidelens.files import staged_folder
+from slidelens.files import is_folder, staged_folder
 from slidelens.maps.features import TileFeatures
 from slidelens.maps.map import Map
 from slidelens.maps.schema import MapEntry, ModelInfo, ResultFile, SlideInfo, read_result_file
@@ -296,9 +296,9 @@ def find_results(folder: str | Path) -> Iterator[Path]:
     """
     root = Path(folder)
     try:
-        if not root.is_dir():
+        if not is_folder(root):
             raise ResultError(f"{root}: no such folder; expected results of `slidelens predict`.")
-        whole = (root / _FILE).is_file()
+        whole = is_folder(root / _FILE) is False
         children = [] if whole else sorted(root.iterdir())
     except OSError as error:
         raise ResultError(
@@ -309,7 +309,7 @@ def find_results(folder: str | Path) -> Iterator[Path]:
         yield root
     for child in children:
         try:
-            if child.is_dir() and not child.name.startswith(".") and not _leads_back(child):
+            if is_folder(child) and not child.name.startswith(".") and not _leads_back(child):
                 yield from find_results(child)
         except (OSError, ResultError) as error:
             log.warning("%s", error)

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slidelens.errors import PluginError, SlideError, SlideNotFoundError, UnsupportedSlideError
+from slidelens.files import is_folder
 from slidelens.registry import Registry
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.plugin import PluginReader
@@ -131,7 +132,7 @@ def why_absent(path: str | os.PathLike[str]) -> str | None:
     """Say why there is nothing at a path; ``None`` where there is, or where none may look."""
     where = Path(path)
     try:
-        return None if where.exists() else _absent(where)
+        return _absent(where) if is_folder(where) is None else None
     except OSError:  # opening it says so
         return None
 
@@ -192,9 +193,10 @@ def _takes(name: str, path: Path, head: bytes) -> bool:
 
 def _head(path: Path) -> bytes:
     try:
-        if path.is_dir():
+        folder = is_folder(path)
+        if folder:
             return b""
-        if path.exists():
+        if folder is False:
             with path.open("rb") as file:
                 return file.read(_HEAD)
     except OSError as error:  # it, or a folder above it, may not be looked into; an over-long name

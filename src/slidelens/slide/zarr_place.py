@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from slidelens.errors import SlideError
+from slidelens.files import is_folder
 from slidelens.slide.reader import closed, unreadable
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def attributes(folder: Path) -> dict[str, Any]:
     """
     for name, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
         file = folder / name
-        if not file.is_file():
+        if is_folder(file) is not False:
             continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
