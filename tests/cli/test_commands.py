@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import typer
 
+from slidelens.cli.app import program
 from slidelens.testing.phantom import PhantomSpec, write_cohort, write_phantom
 from warm import start_warm
 
@@ -44,6 +46,29 @@ def test_help_has_an_example(slidelens, command):
     done = slidelens(command, "--help")
     assert done.code == 0
     assert f"Example: slidelens {command}" in done.out
+
+
+def test_help_names_every_value_by_a_word(slidelens, monkeypatch):
+    """SLIDE and DIR, in every command: not {slide}, <path> and <list[str]>."""
+    monkeypatch.setattr(sys, "argv", ["slidelens", "train", "mil"])  # which makes its command
+    root = typer.main.get_command(program())
+    todo, seen = [(["slidelens"], root)], []
+    while todo:
+        words, command = todo.pop()
+        todo += [([*words, name], one) for name, one in getattr(command, "commands", {}).items()]
+        seen.append(" ".join(words[1:]))
+        for one in command.params:
+            if one.param_type_name == "argument" or not (
+                one.is_flag or one.is_eager or one.type_descriptor.is_choice
+            ):
+                assert re.fullmatch(r"\[?[A-Z].*", one.metavar or ""), (words, one.name)
+    assert {"predict", "train mil", "review set", "stage fit", "package pack"} <= set(seen)
+    assert " predict [OPTIONS] SLIDE...\n" in slidelens("predict", "-h").out
+    listed = slidelens("review", "eval", "set", "-h").out
+    assert " review EVAL_DIR set [OPTIONS] SLIDE\n" in listed
+    assert "  SLIDE  Slide id, or its name in reports (S-001).  [required]\n" in listed
+    assert "  taxonomy   Print the categories" in slidelens("review", "-h").out
+    assert "Missing argument 'SLIDE'" in slidelens("info").err
 
 
 @pytest.mark.parametrize("family", ["local", "magnet", "mil", "multistage", "streaming"])

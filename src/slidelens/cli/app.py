@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import slidelens
 from slidelens.cli import (
@@ -33,6 +32,7 @@ from slidelens.cli import (
     train,
     view,
 )
+from slidelens.cli.readable import ReadableGroup, make_readable
 from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
 from slidelens.faults import plain
@@ -64,7 +64,7 @@ _COMMANDS = (
 )
 
 
-class _Program(TyperGroup):
+class _Program(ReadableGroup):
     """Commands, of which each tells what is wrong with an option in our words."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -90,6 +90,7 @@ def program() -> typer.Typer:
     app.callback()(_root)
     for command in _COMMANDS:
         command.register(app)
+    make_readable(app)
     return app
 
 

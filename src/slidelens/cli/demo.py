@@ -23,10 +23,12 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")] = Path("demo"),
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model to run; may be repeated. Default: all bundled ones."),
+        typer.Option(
+            metavar="MODEL", help="Model to run; may be repeated. Default: all bundled ones."
+        ),
     ] = None,
     view: Annotated[
         bool, typer.Option(help="Open a slide and its layers in napari at the end.")

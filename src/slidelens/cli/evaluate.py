@@ -24,13 +24,15 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     results: Annotated[
         Path,
-        typer.Argument(help="Folder that `slidelens predict --out` wrote.", metavar="RESULTS_DIR"),
+        typer.Argument(help="Folder that `slidelens predict --out` wrote.", metavar="RESULTS"),
     ],
     labels: Annotated[
         Path,
-        typer.Option("--labels", help="CSV: slide_id, label and optionally split and patient."),
+        typer.Option(
+            "--labels", metavar="CSV", help="CSV: slide_id, label and optionally split and patient."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Evaluation folder to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Evaluation folder to write.")],
     split: Annotated[
         Literal["train", "tune", "test"] | None,
         typer.Option("--split", help="Only the slides of this split."),
@@ -46,7 +48,9 @@ def evaluate(
     ] = "stored",
     annotations: Annotated[
         Path | None,
-        typer.Option("--annotations", help="Folder of annotations, to evaluate tiles as well."),
+        typer.Option(
+            "--annotations", metavar="DIR", help="Folder of annotations, to evaluate tiles as well."
+        ),
     ] = None,
     tile_overlap: Annotated[
         float,
@@ -54,16 +58,23 @@ def evaluate(
             "--tile-overlap",
             min=0.01,
             max=1.0,
+            metavar="X",
             help="Annotated fraction from which a tile counts as positive.",
         ),
     ] = 0.5,
     resamples: Annotated[
         int,
         typer.Option(
-            "--resamples", min=100, max=1_000_000, help="Bootstrap resamples for the intervals."
+            "--resamples",
+            min=100,
+            max=1_000_000,
+            metavar="N",
+            help="Bootstrap resamples for the intervals.",
         ),
     ] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Seed of the bootstrap.")
+    ] = 0,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Leave out slides without a label or a result."),

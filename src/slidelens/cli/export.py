@@ -30,13 +30,17 @@ def register(app: typer.Typer) -> None:
 
 def export(
     result: Annotated[
-        Path, typer.Argument(help="Result folder of one slide, or a folder of results.")
+        Path,
+        typer.Argument(
+            metavar="RESULT", help="Result folder of one slide, or a folder of results."
+        ),
     ],
     to: Annotated[
         str,
         typer.Option(
+            metavar="FORMAT",
             help="Format: geojson, ome-zarr, clam-h5, wsinfer-csv, camelyon16-csv, lesions-csv, "
-            "contact-sheet, or a plugin's."
+            "contact-sheet, or a plugin's.",
         ),
     ],
     out: Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["given_fields", "parse_assignments", "with_field_options"]
 
 _SIMPLE = (bool, int, float, str)
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 _OTHERS = {"help", "json", "set"}
 """Options whose values have other names in the command."""
 
@@ -61,7 +62,8 @@ def with_field_options(
                 continue
             flag = name.replace("_", "-")
             flags = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
-            option = typer.Option(flags, help=_help(name, field, config))
+            word = _METAVARS.get(kind)  # none: the choices are shown, or it is a flag
+            option = typer.Option(flags, metavar=word, help=_help(name, field, config))
             added.append(
                 inspect.Parameter(
                     name,

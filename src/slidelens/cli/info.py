@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    slide: Annotated[Path, typer.Argument(help="Slide file or folder.")],
+    slide: Annotated[Path, typer.Argument(metavar="SLIDE", help="Slide file or folder.")],
     mpp: MppOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -23,23 +23,30 @@ def register(app: typer.Typer) -> None:
 
 def lesions(
     results: Annotated[
-        Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS_DIR")
+        Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS")
     ],
     labels: Annotated[
-        Path, typer.Option(help="CSV (slide_id,label) that says which slides have lesions.")
+        Path,
+        typer.Option(
+            metavar="CSV", help="CSV (slide_id,label) that says which slides have lesions."
+        ),
     ],
-    annotations: Annotated[Path, typer.Option(help="Folder of annotations, one file per slide.")],
+    annotations: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of annotations, one file per slide.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="Folder to write froc.json, froc.png and detections to.")
+        Path,
+        typer.Option(metavar="DIR", help="Folder to write froc.json, froc.png and detections to."),
     ],
     tumour: Annotated[
         list[str] | None,
         typer.Option(
-            help="Annotation class that is tumour; may be repeated. Default: as in training."
+            metavar="CLASS",
+            help="Annotation class that is tumour; may be repeated. Default: as in training.",
         ),
     ] = None,
     radius: Annotated[
-        float, typer.Option(min=0, help="Least distance between two detections in µm.")
+        float, typer.Option(min=0, metavar="X", help="Least distance between two detections in µm.")
     ] = 200.0,
     split: Annotated[
         Literal["train", "tune", "test"] | None,

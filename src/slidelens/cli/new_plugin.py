@@ -16,9 +16,11 @@ def register(app: typer.Typer) -> None:
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="Name of the family, such as colour-mil.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the family, such as colour-mil.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write. [default: slidelens-NAME]")
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. [default: slidelens-NAME]")
     ] = None,
 ) -> None:
     """Write the project of a plugin that adds a model family.

@@ -14,7 +14,9 @@ from slidelens.steps import Steps
 
 __all__ = ["register"]
 
-_Model = Annotated[str, typer.Argument(help="Name, folder, hf:// or https:// reference.")]
+_Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name, folder, hf:// or https:// reference.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,14 +39,20 @@ def register(app: typer.Typer) -> None:
 
 def pack(
     model: _Model,
-    out: Annotated[Path, typer.Option(help="Folder to write, ready to upload.")],
-    name: Annotated[str | None, typer.Option(help="New name for the model.")] = None,
-    evaluation: Annotated[
-        Path | None, typer.Option(help="Evaluation folder whose figures go into the card.")
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write, ready to upload.")],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="New name for the model.")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence, such as Apache-2.0.")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Evaluation folder whose figures go into the card."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="LICENCE", help="Licence, such as Apache-2.0.")
+    ] = None,
     intended_use: Annotated[
-        str | None, typer.Option(help="What the model is for, and what it is not for.")
+        str | None,
+        typer.Option(metavar="TEXT", help="What the model is for, and what it is not for."),
     ] = None,
 ) -> None:
     """Pack a model to share it.
@@ -92,7 +100,11 @@ def show(model: _Model, as_json: JsonOption = False) -> None:
 
 def fetch(
     reference: Annotated[
-        str, typer.Argument(help="hf://owner/repository[@revision] or https://..., [#sha256=...]")
+        str,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="hf://owner/repository[@revision] or https://..., [#sha256=...]",
+        ),
     ],
     refresh: Annotated[bool, typer.Option(help="Fetch again even if it is in the cache.")] = False,
 ) -> None:

@@ -33,9 +33,13 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders of slides.")],
-    model: Annotated[list[str], typer.Option(help="Name or folder of a model; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Results folder: OUT/<model>/<slide>/.")],
+    slides: Annotated[
+        list[Path], typer.Argument(metavar="SLIDE", help="Slide files, or folders of slides.")
+    ],
+    model: Annotated[
+        list[str], typer.Option(metavar="MODEL", help="Name or folder of a model; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Results folder: OUT/<model>/<slide>/.")],
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +55,9 @@ def predict(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Only this part, in level-0 px.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Tiles per step.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tiles per step.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         typer.Option(help="auto: bf16 where the hardware supports it natively, else fp32."),

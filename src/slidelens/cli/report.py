@@ -47,26 +47,35 @@ def report(
         ),
     ] = False,
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", help="Count this reviewer's decisions only.")
+        str | None,
+        typer.Option("--reviewer", metavar="NAME", help="Count this reviewer's decisions only."),
     ] = None,
     slides: Annotated[
         Path | None,
-        typer.Option("--slides", help="Folder of the slides, if they have moved since."),
+        typer.Option(
+            "--slides", metavar="DIR", help="Folder of the slides, if they have moved since."
+        ),
     ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(
-            "--model", help="Model package to take the model's card from; may be repeated."
+            "--model",
+            metavar="MODEL",
+            help="Model package to take the model's card from; may be repeated.",
         ),
     ] = None,
     fields: Annotated[
-        int, typer.Option("--fields", min=1, max=20, help="Fields of view shown per slide.")
+        int,
+        typer.Option(
+            "--fields", min=1, max=20, metavar="N", help="Fields of view shown per slide."
+        ),
     ] = 3,
     near: Annotated[
-        int, typer.Option("--near", min=0, help="Near misses listed per model and class.")
+        int,
+        typer.Option("--near", min=0, metavar="N", help="Near misses listed per model and class."),
     ] = 3,
     title: Annotated[
-        str, typer.Option("--title", help="Title of the report.")
+        str, typer.Option("--title", metavar="TEXT", help="Title of the report.")
     ] = "Review of errors",
     as_json: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from slidelens.cli.options import JsonOption, print_json
+from slidelens.cli.readable import ReadableGroup
 from slidelens.cli.review_request import (
     case_keys,
     check_category,
@@ -47,9 +48,14 @@ OperatingPoints = Annotated[
     ),
 ]
 _ReviewerOption = Annotated[
-    str | None, typer.Option("--reviewer", help="Your name as reviewer. Default: your login name.")
+    str | None,
+    typer.Option(
+        "--reviewer", metavar="NAME", help="Your name as reviewer. Default: your login name."
+    ),
 ]
-_ModelOption = Annotated[str | None, typer.Option("--model", help="Only errors of this model.")]
+_ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Only errors of this model.")
+]
 _KindOption = Annotated[
     Literal["fp", "fn"] | None, typer.Option("--kind", help="Only false positives or negatives.")
 ]
@@ -58,6 +64,7 @@ _KindOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command and its parts to the program."""
     group = typer.Typer(
+        cls=ReadableGroup,
         help="Review the errors of an evaluation.",
         epilog="Example: slidelens review eval list",
         no_args_is_help=True,
@@ -115,7 +122,10 @@ def list_(
         bool, typer.Option("--suspects", help="Only where all models contradict the label.")
     ] = False,
     near: Annotated[
-        int, typer.Option("--near", min=0, help="List this many near misses per class too.")
+        int,
+        typer.Option(
+            "--near", min=0, metavar="N", help="List this many near misses per class too."
+        ),
     ] = 0,
     operating_point: OperatingPoints = None,
     as_json: JsonOption = False,
@@ -174,11 +184,18 @@ def list_(
 
 def set_(
     context: typer.Context,
-    slide: Annotated[str, typer.Argument(help="Slide id, or its name in reports (S-001).")],
+    slide: Annotated[
+        str, typer.Argument(metavar="SLIDE", help="Slide id, or its name in reports (S-001).")
+    ],
     category: Annotated[
-        str | None, typer.Option("--category", help="Cause of the error; `taxonomy` lists them.")
+        str | None,
+        typer.Option(
+            "--category", metavar="CATEGORY", help="Cause of the error; `taxonomy` lists them."
+        ),
     ] = None,
-    note: Annotated[str | None, typer.Option("--note", help="Free text; '' clears it.")] = None,
+    note: Annotated[
+        str | None, typer.Option("--note", metavar="TEXT", help="Free text; '' clears it.")
+    ] = None,
     label_wrong: Annotated[
         bool, typer.Option("--label-wrong", help="The label is wrong: the other class is right.")
     ] = False,
@@ -226,9 +243,12 @@ def set_(
 
 def export(
     context: typer.Context,
-    out: Annotated[Path | None, typer.Option("--out", help="CSV of decisions to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="CSV", help="CSV of decisions to write.")
+    ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV of corrected labels to write.")
+        Path | None,
+        typer.Option("--labels", metavar="CSV", help="CSV of corrected labels to write."),
     ] = None,
     changes: Annotated[
         bool, typer.Option("--history", help="Write every change, not only current decisions.")
@@ -278,7 +298,9 @@ def import_(
 
 def history(
     context: typer.Context,
-    slide: Annotated[str | None, typer.Argument(help="Slide id. Default: all.")] = None,
+    slide: Annotated[
+        str | None, typer.Argument(metavar="SLIDE", help="Slide id. Default: all.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print every change, oldest first."""

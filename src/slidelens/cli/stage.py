@@ -14,7 +14,7 @@ __all__ = ["register"]
 
 _KAPPAS = ("stage_kappa", "slide_kappa")
 _Results = Annotated[
-    Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS_DIR")
+    Path, typer.Argument(help="Results of one model: RESULTS/<model>.", metavar="RESULTS")
 ]
 
 
@@ -40,16 +40,17 @@ def register(app: typer.Typer) -> None:
 
 def patients(
     results: _Results,
-    out: Annotated[Path, typer.Option(help="CSV to write: patient,stage.")],
+    out: Annotated[Path, typer.Option(metavar="CSV", help="CSV to write: patient,stage.")],
     forest: Annotated[
         Path | None,
         typer.Option(
-            help="Forest from `stage fit`. Default: decide by the largest lesion of each slide."
+            metavar="DIR",
+            help="Forest from `stage fit`. Default: decide by the largest lesion of each slide.",
         ),
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Known stages (patient,stage), to compute kappa."),
+        typer.Option(metavar="CSV", help="Known stages (patient,stage), to compute kappa."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,10 +88,13 @@ def _kappa(kappa: float) -> str:
 def fit(
     results: _Results,
     stages: Annotated[
-        Path, typer.Option(help="Known classes of the slides (patient,stage, as in CAMELYON17).")
+        Path,
+        typer.Option(
+            metavar="CSV", help="Known classes of the slides (patient,stage, as in CAMELYON17)."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write the forest to.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the forest.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the forest to.")],
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the forest.")] = 0,
 ) -> None:
     """Fit a random forest that classifies slides by their maps.
 

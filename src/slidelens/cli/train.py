@@ -92,14 +92,17 @@ def _add_families(group: typer.Typer) -> None:
 def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
     def train(
         slides: Annotated[
-            Path | None, typer.Option(help="Folder of slides; subfolders are searched too.")
+            Path | None,
+            typer.Option(metavar="DIR", help="Folder of slides; subfolders are searched too."),
         ] = None,
         labels: Annotated[
             Path | None,
-            typer.Option(help="CSV: slide_id, label and optionally split and patient."),
+            typer.Option(
+                metavar="CSV", help="CSV: slide_id, label and optionally split and patient."
+            ),
         ] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Folder to write the model package to.")
+            Path | None, typer.Option(metavar="DIR", help="Folder to write the model package to.")
         ] = None,
         classes: Annotated[
             str | None,
@@ -111,36 +114,43 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         ] = None,
         annotations: Annotated[
             Path | None,
-            typer.Option(help="Folder of annotations, for families that learn from them."),
+            typer.Option(
+                metavar="DIR", help="Folder of annotations, for families that learn from them."
+            ),
         ] = None,
         weights: Annotated[
             str | None,
             typer.Option(
-                help="Initial weights: imagenet, none, or a safetensors file. [default: imagenet]"
+                metavar="WEIGHTS",
+                help="Initial weights: imagenet, none, or a safetensors file. [default: imagenet]",
             ),
         ] = None,
         from_model: Annotated[
-            str | None, typer.Option("--from", help="Fine-tune this model (name or folder).")
+            str | None,
+            typer.Option("--from", metavar="MODEL", help="Fine-tune this model (name or folder)."),
         ] = None,
         preset: Annotated[
             str | None,
             typer.Option(
-                help="Training preset: default, paper, or another one. [default: default]"
+                metavar="NAME",
+                help="Training preset: default, paper, or another one. [default: default]",
             ),
         ] = None,
         epochs: Annotated[
-            int | None, typer.Option(min=1, help="Length of the whole schedule in epochs.")
+            int | None,
+            typer.Option(min=1, metavar="N", help="Length of the whole schedule in epochs."),
         ] = None,
         seed: Annotated[
             int | None,
-            typer.Option(min=0, max=2**32 - 1, help="Random seed. [default: 0]"),
+            typer.Option(min=0, max=2**32 - 1, metavar="N", help="Random seed. [default: 0]"),
         ] = None,
         fraction: Annotated[
             float | None,
-            typer.Option(help="Fraction of the training slides to use. [default: 1]"),
+            typer.Option(metavar="X", help="Fraction of the training slides to use. [default: 1]"),
         ] = None,
         folds: Annotated[
-            int | None, typer.Option(min=2, help="Cross-validate with this many folds.")
+            int | None,
+            typer.Option(min=2, metavar="N", help="Cross-validate with this many folds."),
         ] = None,
         resume: Annotated[
             bool, typer.Option(help="Continue a training run that was stopped.")
@@ -148,7 +158,8 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         config: Annotated[
             Path | None,
             typer.Option(
-                help="YAML file of options and fields; the command line takes precedence."
+                metavar="YAML",
+                help="YAML file of options and fields; the command line takes precedence.",
             ),
         ] = None,
         assignments: Annotated[
@@ -158,18 +169,21 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         slide_mpp: Annotated[
             str | None,
             typer.Option(
-                help="The slides' resolution, overriding their files, as with predict --mpp."
+                metavar="X",
+                help="The slides' resolution, overriding their files, as with predict --mpp.",
             ),
         ] = None,
         device: Annotated[
             str | None,
-            typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", metavar="D"),
+            typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", metavar="DEVICE"),
         ] = None,
         devices: Annotated[
-            int | None, typer.Option(min=1, help="GPUs (or processes) per node. [default: 1]")
+            int | None,
+            typer.Option(min=1, metavar="N", help="GPUs (or processes) per node. [default: 1]"),
         ] = None,
         nodes: Annotated[
-            int | None, typer.Option(min=1, help="Nodes of a cluster job. [default: 1]")
+            int | None,
+            typer.Option(min=1, metavar="N", help="Nodes of a cluster job. [default: 1]"),
         ] = None,
         as_json: JsonOption = False,
         **fields: Any,

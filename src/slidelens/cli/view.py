@@ -24,10 +24,14 @@ def register(app: typer.Typer) -> None:
 
 
 def view(
-    slides: Annotated[list[Path] | None, typer.Argument(help="Slide files.")] = None,
+    slides: Annotated[
+        list[Path] | None, typer.Argument(metavar="SLIDE", help="Slide files.")
+    ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="Results folder, to show what every model saw on these slides."),
+        typer.Option(
+            metavar="DIR", help="Results folder, to show what every model saw on these slides."
+        ),
     ] = None,
     mpp: MppOption = None,
     task: Annotated[
