@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from slidelens.errors import ResultError
 from slidelens.geometry import Affine, Box, Mpp, Size
@@ -111,6 +112,35 @@ def test_saliency_stands_beside_the_probability(result: Result) -> None:
     body = slice(12 + 41, 12 + 41 + 160)
     np.testing.assert_array_equal(both[body, first:][:, :240], one[body, first:][:, :240])
     np.testing.assert_array_equal(both[body, second:][:, :240], other[body, first:][:, :240])
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "end"),
+    [
+        ("probability", 0.4, "1"),
+        ("attention", 0.0123456, "0.012"),
+        ("attention", 0.00001234, "1.2e-05"),
+        ("saliency", 2.5, "≥ 2.5"),
+    ],
+)
+def test_a_colour_bar_ends_in_the_value_of_its_last_colour(
+    result: Result, monkeypatch: pytest.MonkeyPatch, kind: str, largest: float, end: str
+) -> None:
+    said: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, words, *rest, **more: (
+            said.append(words) or text(self, place, words, *rest, **more)
+        ),
+    )
+    shown = Map.from_array(
+        "m", kind, ("tumor",), np.full((1, 4, 4), largest), Affine(100, 100), MPP
+    )
+    overview(Result(result.slide, result.model, result.probabilities, maps=[shown]), GREY)
+    at = said.index("m: tumor")
+    assert said[at + 1 : at + 3] == [end, "0"]
 
 
 def test_a_long_slide_stands_above_its_heatmap(result: Result) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slidelens.errors import ResultError
-from slidelens.maps.overlay import draw_overlay, scale_bar_um
+from slidelens.maps.overlay import draw_overlay, scale_bar_um, scale_top
 from slidelens.maps.palette import COLORMAPS, OUTLINE, TISSUE, class_colors, colormap
 from slidelens.maps.result import Result
 
@@ -190,7 +190,8 @@ def _colour_bar(
     draw.text((right, low - round(1.3 * size)), f"{source.name}: {name}", _GREY, font, "rs")
     if source.kind not in COLORMAPS:
         return
-    end = "1" if source.kind == "probability" else "max"
+    cut = "≥ " * (source.kind == "saliency")  # what is above has the same colour
+    end = f"{cut}{scale_top(source, name):.2g}"
     draw.text((right, low), end, OUTLINE, font, "rs")
     right -= round(draw.textlength(end, font)) + size // 3
     width, height = layout.panel[0] // 5, round(0.7 * size)
