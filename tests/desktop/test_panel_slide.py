@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from hands import press
 from known_slides import make_result, make_slide
@@ -11,6 +12,7 @@ from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication
 
+from slidelens.desktop import reader
 from slidelens.desktop.shown import layers_of
 from slidelens.geometry import Mpp
 from slidelens.testing.phantom import PhantomSpec, write_phantom
@@ -162,6 +164,18 @@ def test_nobody_is_asked_for_a_reader_of_what_only_slidelens_reads(bench, tmp_pa
     np.save(plain, np.zeros((4, 4)))
     drop(canvas, plain)
     assert "plain" in bench.viewer.layers
+
+
+def test_a_slide_that_no_backend_reads_is_refused_in_our_words(bench, tmp_path, monkeypatch):
+    told, canvas = [], bench.viewer.window._qt_viewer
+    monkeypatch.setattr(reader, "notify", lambda text, error=False: told.append((text, error)))
+    slide = tmp_path / "a.vsi"
+    tifffile.imwrite(slide, np.zeros((64, 64, 3), np.uint8))
+    drop(canvas, slide)
+    ((text, error),) = told
+    assert text.startswith("a.vsi: an Olympus VSI keeps its pixels in .ets files")
+    assert error
+    assert not bench.viewer.layers
 
 
 def test_labels_that_are_dropped_reach_the_train_panel(panel, bench, tmp_path, qtbot):
