@@ -23,7 +23,7 @@ from slidelens.engine.package import save_model
 from slidelens.engine.predict import Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.slide_folder import find_slides
-from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError, SlideNotFoundError
 from slidelens.maps.result import find_results
 from slidelens.tiling.tissue import TissueSettings
 
@@ -512,6 +512,14 @@ def test_a_slide_that_may_not_be_looked_at_is_a_failure_with_its_reason(tiny, tm
     (only,) = run(["x" * 300 + ".svs"], [tiny], tmp_path)
     assert only.status == "failed"
     assert "cannot be read (File name too long)" in only.error
+    if os.name != "posix":  # Windows asks for a privilege
+        return
+    circle = tmp_path / "circle.svs"
+    circle.symlink_to(circle)
+    with pytest.raises(SlideNotFoundError, match="no such file"):
+        run([circle], [tiny], tmp_path)
+    with pytest.raises(SlideNotFoundError, match="no such file"):
+        sl.predict(circle, tiny, out=tmp_path)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["this Python", "3.14"])

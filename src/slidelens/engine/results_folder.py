@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from os.path import realpath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.engine.packages.manifest import MANIFEST
@@ -11,7 +13,6 @@ from slidelens.maps.result import results_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 __all__ = ["check_results_folder"]
 
@@ -43,9 +44,9 @@ def check_results_folder(out: Path, slides: Iterable[Path] = ()) -> None:
             f"{out}: holds the results of one model, or one result; expected the folder of all "
             f"results, as they go to OUT/<model>/<slide>/. Give --out {root}."
         )
-    place = out.resolve()
+    place = Path(realpath(out))  # of a link in a circle `resolve` raises
     for slide in slides:
-        if place.is_relative_to(slide.resolve()):
+        if place.is_relative_to(realpath(slide)):
             raise ResultError(
                 f"{out}: is or lies in the slide {slide}, which results would change. Choose "
                 "another --out."
