@@ -1,9 +1,9 @@
-"""Draw the rooms of the program and the imports between them, from the code: ``architecture.svg``.
+"""Draw the layers of the program and the imports between them, from the code: ``architecture.svg``.
 
 Usage: ``python docs/architecture_picture.py`` writes ``docs/images/architecture.svg``; with
-``--check`` it says whether the file is up to date. Rooms and their order are those of the layers
-contract in ``pyproject.toml``; an arrow is there where a file of one room imports a file of
-another, heavier where more do. Files are not counted in the drawing, so that it changes with the
+``--check`` it fails if the file is out of date. Layers and their order are those of the layers
+contract in ``pyproject.toml``; an arrow means that a file of one layer imports a file of another,
+a heavier one that more do. Numbers of files are not drawn, so that the picture changes with the
 architecture and not with every file. ``testing``, which plugins use too, is left out.
 """
 
@@ -23,21 +23,21 @@ GROUND = {"settings", "registry", "geometry", "errors", "faults", "files", "pane
 WIDTH, ROW, BOX, LEFT = 780, 64, 30, 250
 
 
-def rooms() -> list[str]:
-    """Return the rooms, uppermost first."""
+def layers() -> list[str]:
+    """Return the layers, uppermost first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    names = [name.rpartition(".")[2] for name in layers]
+    found = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    names = [name.rpartition(".")[2] for name in found]
     return [name for name in names if name not in GROUND]
 
 
 def imports() -> Counter[tuple[str, str]]:
-    """Return how many files of a room import from another one."""
+    """Return how many files of a layer import from another one."""
     found: Counter[tuple[str, str]] = Counter()
-    known = rooms()
+    known = layers()
     for path in sorted(SOURCE.rglob("*.py")):
-        room = path.relative_to(SOURCE).parts[0]
-        if room not in known:
+        layer = path.relative_to(SOURCE).parts[0]
+        if layer not in known:
             continue
         used = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -46,13 +46,13 @@ def imports() -> Counter[tuple[str, str]]:
             elif isinstance(node, ast.Import):
                 used |= {name.name for name in node.names}
         parts = {name.split(".")[1] for name in used if name.startswith("slidelens.")}
-        found.update((room, other) for other in parts if other in known and other != room)
+        found.update((layer, other) for other in parts if other in known and other != layer)
     return found
 
 
 def picture() -> str:
     """Return the SVG."""
-    names, arrows = rooms(), imports()
+    names, arrows = layers(), imports()
     middle = {name: 30 + row * ROW + BOX / 2 for row, name in enumerate(names)}
     height = 60 + len(names) * ROW
     lines = [
@@ -87,7 +87,7 @@ def picture() -> str:
 
 
 def arrow(names: list[str], middle: dict[str, float], upper: str, lower: str, count: int) -> str:
-    """Return the path from a room to the one that it imports; longer ways swing further out."""
+    """Return the path from a layer to one that it imports; longer paths swing further out."""
     span = names.index(lower) - names.index(upper)
     right = span % 2 == 0
     edge, sign = (LEFT + 200, 1) if right else (LEFT, -1)
@@ -105,4 +105,4 @@ if __name__ == "__main__":
     if "--check" not in sys.argv[1:]:
         PICTURE.write_text(picture(), encoding="utf-8")
     elif PICTURE.read_text(encoding="utf-8") != picture():
-        sys.exit(f"{PICTURE.relative_to(ROOT)} is not that of the code: run make fmt")
+        sys.exit(f"{PICTURE.relative_to(ROOT)} does not match the code: run make fmt")
