@@ -101,4 +101,4 @@ def test_a_review_that_is_damaged_stops_no_evaluation(slidelens, given, tmp_path
     done = slidelens(*given)
     assert done.code == 0
     assert done.out.splitlines()[2].startswith("| m | 4 | 1.000")
-    assert "review.sqlite: is no review, or damaged" in done.err
+    assert "review.sqlite: is not a review, or is damaged" in done.err

@@ -64,7 +64,7 @@ def test_the_report_of_a_real_run_repeats_its_options(slidelens, stale):
     again = "--model demo-mil --region 0,0,200,250 --set overlap=0 --mpp 1 --out RESULTS"
     assert again in page
     assert "--model demo-mil --mpp 1 --out RESULTS" in page
-    assert "its slides were run with unlike settings" in page
+    assert "its slides were run with different settings" in page
 
 
 def test_lesions_name_the_slides(slidelens, stale):

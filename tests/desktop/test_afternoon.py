@@ -192,5 +192,5 @@ def review(afternoon, folder) -> None:
     assert panel.errors.bar.value() == 2
     panel.export.write_report(folder / "report.html")
     afternoon.wait(lambda: not panel.export.busy, LONG)
-    assert "The report is written" in panel.notice.text
+    assert "The report was written" in panel.notice.text
     assert "error 2" in (folder / "report.html").read_text()

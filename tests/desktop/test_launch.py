@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_passed_over_unless_it_is_all(files, caplog):
 
 def test_one_result_folder_of_another_slide(files):
     viewer = ViewerModel()
-    with pytest.raises(ResultError, match="is of slide 'a', not of 'b'"):
+    with pytest.raises(ResultError, match="belongs to slide 'a', not to 'b'"):
         add_slides(viewer, [files / "b.tif"], files / "results" / "m2" / "a")
     assert not viewer.layers
 

@@ -161,7 +161,7 @@ def test_slide_without_resolution_lies_in_pixels():
 
 
 def test_result_of_another_slide_is_refused(case):
-    with pytest.raises(ResultError, match="is of slide 'square', not of 'other'"):
+    with pytest.raises(ResultError, match="belongs to slide 'square', not to 'other'"):
         result_layers(case.result, make_slide(0.2527, "other"))
 
 

@@ -40,7 +40,7 @@ def test_slide(tif, notices):
     assert (kind, options["name"]) == ("image", "square")
     assert data[0].shape == (800, 1000, 3)
     ((message, error),) = notices
-    assert message.startswith("No resolution is stated in square.tif")
+    assert message.startswith("square.tif states no resolution")
     assert "--mpp" in message
     assert not error
 

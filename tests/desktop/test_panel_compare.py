@@ -63,7 +63,7 @@ def test_scores_calls_and_the_region_in_dispute(panel, bench):
     rows = {item.text(0): (item.text(1), item.text(2)) for item in panel._items()}
     assert rows == {"first": ("tumor 97.0%", "tumor"), "second": ("tumor 41.0%", "normal")}
     share = 1 - 6 / (21 * 27)
-    assert f"the same on {share:.1%} of the cells. 1 region in" in panel.agreed.text()
+    assert f"They agree on {share:.1%} of the cells. 1 region in" in panel.agreed.text()
     item = panel.regions.topLevelItem(0)
     assert item.text(1) == "second"
     panel.regions.setCurrentItem(item)
@@ -127,7 +127,7 @@ def test_blend_and_blink_cover_what_was_seen_and_give_it_back(panel, bench, qtbo
     assert len(seen) == 1
     panel.speed.setValue(0.2)
     qtbot.waitUntil(lambda: shown(bench) not in (seen, []), timeout=5000)
-    assert "Now seen" in panel.now.text()
+    assert "Now showing" in panel.now.text()
     press(qtbot, panel._buttons["off"])
     assert not list(layers_of(bench.viewer, "compare"))
     assert shown(bench, "map") == ["first: probability"]

@@ -231,7 +231,7 @@ def test_another_windows_decision_is_left_by_undo_and_said(panel, cohort, qtbot)
     panel.case.choose_category(2)
     ReviewStore(cohort / "review.sqlite").set(FIRST, reviewer="ann", category="Tissue artefacts")
     press(qtbot, panel.undo_button)
-    assert "b: the reason was changed in another window" in panel.notice.text
+    assert "b: the reason has been changed in another window" in panel.notice.text
     assert "Tissue artefacts" in panel.errors.tree.currentItem().text(4)
 
 
@@ -327,7 +327,7 @@ def test_report_decisions_and_labels_are_exported(panel, bench, cohort, qtbot, t
     assert table.read_bytes() == before
     panel.export.write_report(tmp_path / "report.html")
     qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
-    assert "The report is written" in panel.notice.text
+    assert "The report was written" in panel.notice.text
     assert "Inflammation" in (tmp_path / "report.html").read_text()
 
 

@@ -382,7 +382,7 @@ def test_undo_brings_back_what_a_newer_result_has_taken_the_place_of(panel, benc
     make(two, "d")
     press(qtbot, panel.results.undo)
     assert (two / "c").exists()
-    assert "the newer one was deleted for it" in panel.notice.text
+    assert "the newer one was deleted instead" in panel.notice.text
     press(qtbot, panel.notice._action)
     assert (two / "d").exists(), "and that is undone"
     for mark, folder in (("b", two), ("a", one), ("c", two), ("d", two)):

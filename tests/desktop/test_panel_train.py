@@ -123,7 +123,7 @@ def test_train_pause_go_on_and_run_what_came_of_it(panel, bench, made, qtbot, re
     qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
     press(qtbot, panel.pause_button)
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
-    assert panel.notice.text == "Paused; what it learnt is kept."
+    assert panel.notice.text == "Paused; what it has learnt is kept."
     epochs = len(panel.state.rows)
     assert 0 < epochs < EPOCHS
     line = panel._unfinished.itemAt(0).widget()
@@ -150,7 +150,7 @@ def test_cancel_throws_away_and_undo_brings_back(panel, bench, made, qtbot):
     qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
     press(qtbot, panel.cancel_button)
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
-    assert "thrown away" in panel.notice.text
+    assert "discarded" in panel.notice.text
     assert not (bench.preferences.models / "my-model").exists()
     assert not panel.unfinished.isVisible()
     press(qtbot, panel.notice._action)
@@ -278,7 +278,7 @@ def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
     press(qtbot, line.resume)
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     assert panel.notice.text
-    assert "does not say labels" in panel.notice.text
+    assert "lacks labels" in panel.notice.text
 
 
 def take_picture(bench, request, name):

@@ -74,7 +74,7 @@ def test_a_decision_is_in_the_store_at_once_and_leaves_the_list_alone(review, co
     text = "Inflammation, label wrong: tumor, “dense infiltrate”"
     assert decision_text(kept, {}) == text
     assert decision_text(kept, {kept.model: kept.time}) == text
-    assert decision_text(kept, {kept.model: "9999"}) == f"{text}, of other weights"
+    assert decision_text(kept, {kept.model: "9999"}) == f"{text}, made with other weights"
     assert first in review.cases
     review.choose(review.filter)
     assert first not in review.cases
@@ -118,7 +118,9 @@ def test_undo_leaves_what_another_window_recorded_meanwhile(review, cohort):
     review.decide(first, category="Inflammation", note="fold")
     other.decide(first, category="Tissue artefacts")
     review.undo()
-    assert review.left.startswith(f"{first.slide_id}: the reason was changed in another window")
+    assert review.left.startswith(
+        f"{first.slide_id}: the reason has been changed in another window"
+    )
     kept = other.decision(first)
     assert (kept.category, kept.note) == ("Tissue artefacts", "dense")
     assert not review.can_undo

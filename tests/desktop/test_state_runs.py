@@ -55,15 +55,15 @@ def test_fraction_and_time_left_over_several_parts():
     assert run.text == "m0 (1 of 2): Predicting 25 of 100, about 1 min left"
     finding = run.feed(outcome())
     assert finding.text == "m0: tumor 90.0%"
-    assert run.found == "m0: tumor 90.0% (of the region alone)"
+    assert run.found == "m0: tumor 90.0% (region only)"
     assert run.fraction == pytest.approx(0.5)
     run.feed(progress("infer", 50, 100, seconds=20, eta=20))
     assert run.fraction == pytest.approx(0.75)
     run.feed(outcome())
-    assert run.found.splitlines() == ["m0: tumor 90.0% (of the region alone)"] * 2
+    assert run.found.splitlines() == ["m0: tumor 90.0% (region only)"] * 2
     many = state(slides=2)
     many.feed(outcome())
-    assert many.found == "s0, m0: tumor 90.0% (of the region alone)"
+    assert many.found == "s0, m0: tumor 90.0% (region only)"
 
 
 def test_slides_of_another_run_are_waited_for():
@@ -79,7 +79,7 @@ def test_slides_of_another_run_are_waited_for():
 def test_how_it_ended_in_one_sentence():
     run = state(models=2)
     run.feed(outcome())
-    assert run.summary("cancelled", "") == "Stopped; 1 of 2 finished and kept."
+    assert run.summary("cancelled", "") == "Stopped; 1 of 2 finished and were kept."
     run.feed(outcome("failed", "no tissue"))
     assert run.summary("done", "") == "1 done, 1 failed."
     assert run.findings[1].text == "m0: no tissue"
@@ -146,7 +146,7 @@ def test_a_newer_result_is_not_replaced(results):
     folder = results / "m1" / "a"
     hidden = trash.delete(folder)
     folder.mkdir()
-    with pytest.raises(ResultError, match="a newer one lies there"):
+    with pytest.raises(ResultError, match="a newer result is there"):
         trash.restore(hidden)
 
 
@@ -167,7 +167,7 @@ def test_an_exchange_that_fails_leaves_all_as_it_was(results):
     hidden = trash.delete(folder)
     (folder / "second").mkdir(parents=True)
     hidden.rename(results / "taken")  # by another program
-    with pytest.raises(ResultError, match="cannot be brought back"):
+    with pytest.raises(ResultError, match="cannot be restored"):
         trash.exchange(hidden)
     assert (folder / "second").is_dir()
 

@@ -123,7 +123,7 @@ def test_progress_time_and_curves_follow_the_messages(tmp_path):
     assert state.text == "Starting the worker…"
     assert not state.feed(progress("open", 3, 10))
     assert state.fraction is None
-    assert state.text == "Looking at the slides, 3 of 10"
+    assert state.text == "Checking the slides, 3 of 10"
     state.feed(progress("train", 0, 10, seconds=100))
     state.feed(progress("train", 5, 10, seconds=110))
     assert state.fraction == pytest.approx(0.125)
@@ -142,7 +142,7 @@ def test_progress_time_and_curves_follow_the_messages(tmp_path):
 def test_unfinished_trainings_are_known_by_their_files(tmp_path):
     state = TrainState(tmp_path)
     assert not resumable(tmp_path)
-    assert state.summary("cancelled", "") == "Paused; nothing was learnt yet."
+    assert state.summary("cancelled", "") == "Paused; nothing has been learnt yet."
     folder = tmp_path / "training"
     folder.mkdir()
     (folder / "config.yaml").write_text("family: mil\n")
@@ -152,7 +152,7 @@ def test_unfinished_trainings_are_known_by_their_files(tmp_path):
     assert resumable(tmp_path)
     (row,) = read_history(tmp_path)
     assert (row.train_loss, row.tune_auc) == (0.7, None)
-    assert "what it learnt is kept" in state.summary("cancelled", "")
+    assert "what it has learnt is kept" in state.summary("cancelled", "")
     assert state.summary("died", "It was killed.").endswith("from the last checkpoint.")
     (tmp_path / "model.json").write_text("{}")
     assert not resumable(tmp_path)

@@ -72,7 +72,7 @@ def test_a_slide_that_comes_after_its_maps_lies_below_them(bench, files, qtbot):
     bench.told.connect(lambda text, _: told.append(text))
     bench.show_result(files / "results" / "a")
     qtbot.waitUntil(lambda: "oracle: probability" in bench.viewer.layers, timeout=WAIT)
-    assert "drop it on them" in told[0]
+    assert "drop it on the maps" in told[0]
     (files / "moved.tif").rename(files / "a.tif")
     add_layer(bench.viewer, slide_layer(open_slide(files / "a.tif", mpp=0.5)))
     qtbot.waitUntil(lambda: bench.viewer.layers[0].name == "a", timeout=WAIT)

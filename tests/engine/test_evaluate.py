@@ -354,7 +354,7 @@ def test_several_models_under_one_name_are_refused(tmp_path, key, values, what):
     binary(tmp_path / "results", "m", {"a": 0.1}, **{key: values[0]})
     binary(tmp_path / "results", "m", {"b": 0.9}, **{key: values[1]})
     write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 1)])
-    with pytest.raises(ResultError, match=f"model m: results of unlike {what}"):
+    with pytest.raises(ResultError, match=f"model m: results with different {what}"):
         run(tmp_path)
 
 
@@ -759,7 +759,7 @@ def test_results_that_do_not_state_what_others_do_are_of_several_models(tmp_path
             tmp_path / "results", "m", slide, {"normal": 0.5, "tumor": 0.5}, threshold=threshold
         )
     write_labels(tmp_path / "labels.csv", [("a", 0), ("b", 1)])
-    with pytest.raises(ResultError, match=r"unlike thresholds \(0.4 | none\)"):
+    with pytest.raises(ResultError, match=r"different thresholds \(0.4 | none\)"):
         run(tmp_path)
 
 

@@ -61,12 +61,12 @@ def test_damage_is_refused(forest, tmp_path):
     forest.save(tmp_path / "f")
     card = json.loads((tmp_path / "f" / "forest.json").read_text())
     (tmp_path / "f" / "forest.json").write_text(json.dumps(card | {"features": ["a"]}))
-    with pytest.raises(ModelError, match="its arrays are no trees"):
+    with pytest.raises(ModelError, match="its arrays are not trees"):
         Forest.load(tmp_path / "f")
     loop = np.zeros_like(forest.left)
     broken = Forest(**{**forest.__dict__, "left": loop})
     broken.save(tmp_path / "loop")
-    with pytest.raises(ModelError, match="its arrays are no trees"):
+    with pytest.raises(ModelError, match="its arrays are not trees"):
         Forest.load(tmp_path / "loop")
     (tmp_path / "f" / "forest.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match="no forest"):

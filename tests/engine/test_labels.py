@@ -199,7 +199,7 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         (folder / name).mkdir()
     with caplog.at_level("WARNING"):
         files = find_slides(folder)
-    assert "passed over, since they are no slides: patient. " in caplog.text
+    assert "skipped, since they are not slides: patient. " in caplog.text
     assert {k: p.name for k, p in files.items()} == {
         "a": "a.svs",
         "b": "b.ome.tif",
@@ -239,8 +239,8 @@ def test_a_folder_for_each_patient_or_download(tmp_path, caplog):
         "b": "p1/b.tif",
         "c": "p2/scans/c.tif",
     }
-    assert "p1: passed over, since they are no slides: logs. " in caplog.text
-    assert "p4: passed over, since they are no slides: damaged.svs. " in caplog.text
+    assert "p1: skipped, since they are not slides: logs. " in caplog.text
+    assert "p4: skipped, since they are not slides: damaged.svs. " in caplog.text
     tifffile.imwrite(tmp_path / "p4" / "a.tif", image)
     with pytest.raises(LabelError, match=r"p1/a\.tif and p4/a\.tif; rename"):
         find_slides(tmp_path)

@@ -93,6 +93,7 @@ def test_a_packed_package_is_complete_and_tells_nothing_of_this_machine(package,
     card = (packed / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "Tests." in card
+    assert "None" not in card
     held = check_package(packed)
     assert any("replayed" in line for line in held)
     assert any("every file" in line for line in held)
@@ -248,8 +249,8 @@ def test_a_card_that_was_altered_on_its_way_is_noticed(server, packed, cache):
         ("file:///etc", "expected hf://owner/repository or https://host/folder"),
         ("file://localhost/etc", "expected hf://owner/repository or https://host/folder"),
         ("https:///model", "names no host"),
-        ("https://[::1/model", "is no address"),
-        ("https://host:port/model", "is no address"),
+        ("https://[::1/model", "is not an address"),
+        ("https://host:port/model", "is not an address"),
         ("https://host/my model", "has a space"),
         ("https://host/modèle", "a letter that addresses cannot have"),
     ],

@@ -90,13 +90,13 @@ def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("?", "no GeoJSON FeatureCollection"),
-        ("[]", "no GeoJSON FeatureCollection"),
-        ('{"features": 3}', "no GeoJSON FeatureCollection"),
-        ('{"features": [{}]}', "feature 0 is no classified polygon"),
+        ("?", "not a GeoJSON FeatureCollection"),
+        ("[]", "not a GeoJSON FeatureCollection"),
+        ('{"features": 3}', "not a GeoJSON FeatureCollection"),
+        ('{"features": [{}]}', "feature 0 is not a classified polygon"),
         (
             '{"features": [{"properties": {"classification": {"name": "a"}}, "geometry": 1}]}',
-            "feature 0 is no classified polygon",
+            "feature 0 is not a classified polygon",
         ),
         *(
             (
@@ -107,13 +107,13 @@ def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path
         ),
         (
             json.dumps({"features": [{**CLASSIFIED, "geometry": POINTLESS}]}),
-            "feature 0 is no classified polygon",
+            "feature 0 is not a classified polygon",
         ),
         (
             json.dumps(
                 {"features": [{**CLASSIFIED, "geometry": shapely.Polygon().__geo_interface__}]}
             ),
-            "feature 0 is no classified polygon",
+            "feature 0 is not a classified polygon",
         ),
     ],
 )

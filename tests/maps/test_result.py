@@ -305,7 +305,7 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path, result: Result) 
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
     for name in ("mine", "file"):
-        with pytest.raises(ResultError, match="is no result; it is not replaced"):
+        with pytest.raises(ResultError, match="is not a result, so it is not replaced"):
             result.save(tmp_path / name)
     assert names(tmp_path / "mine") == ["thesis.tex"]
     (tmp_path / "empty").mkdir()

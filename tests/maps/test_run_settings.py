@@ -77,7 +77,7 @@ def test_regions_and_unlike_settings_are_told_with_numbers_of_slides() -> None:
     regions, unlike = settings_warnings("m", [run(), run(), other])
     assert regions.startswith("m: of 1 of 3 slides only a region was predicted")
     assert unlike.startswith(
-        "m: its slides were run with unlike settings: region whole slide (2 slides) | 0,0,5,5 "
+        "m: its slides were run with different settings: region whole slide (2 slides) | 0,0,5,5 "
         "(1 slide); overlap 0 (2 slides) | 28 (1 slide); precision auto (2 slides) | fp32 (1 slide)"
     )
     _, many = settings_warnings("m", [run(region=(n, 0, 5, 5)) for n in range(9)])

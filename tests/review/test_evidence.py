@@ -130,7 +130,7 @@ def test_results_that_are_gone_or_damaged_are_said(own):
     for chunk in (results / "streaming" / "doe_jane_1" / "maps.ome.zarr").rglob("c/*/*/*"):
         chunk.write_bytes(b"rubbish")
     found, _ = draw(own, "doe_jane_1")
-    assert "The result of segmentation is gone since the evaluation." in found.notes
+    assert "The result of segmentation has disappeared since the evaluation." in found.notes
     assert "Maps or tiles of magnet are damaged." in found.notes
     assert "Maps or tiles of streaming are damaged." in found.notes
     assert (of(found.rows[0], "segmentation").note, of(found.rows[0], "streaming").note) == (
@@ -140,7 +140,7 @@ def test_results_that_are_gone_or_damaged_are_said(own):
     assert of(found.rows[0], "mil").picture
     (results / "mil" / "doe_jane_1" / "result.json").write_text('{"schema_version": 2}')
     found, _ = draw(own, "doe_jane_1")
-    newer = "The result of mil was written anew by a newer slidelens; update this one."
+    newer = "The result of mil was rewritten by a newer slidelens; update this one."
     assert newer in found.notes
     assert str(own.parent) not in " ".join(found.notes)
     shutil.rmtree(results)

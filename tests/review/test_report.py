@@ -88,7 +88,7 @@ def test_sources_of_error_are_the_decisions_in_the_database(made, reviewed):
         table = sources(page, kind)
         of_kind = {(source, model): n for k, source, model, n in counted if k == kind}
         for source, counts in table.items():
-            if source not in ("Not reviewed", "of all: on slides whose label was found wrong"):
+            if source not in ("Not reviewed", "of these, on slides whose label was found wrong"):
                 for model, n in counts.items():
                     assert n == of_kind.pop((source, model), 0), (source, model)
         assert not of_kind
@@ -249,7 +249,7 @@ def test_names_of_few_methods_are_not_broken_in_the_list(tmp_path):
     found = write_report(evaluation, tmp_path / "r.html", pdf=tmp_path / "r.pdf")
     with pypdfium2.PdfDocument(found.pdf) as document:
         pages = [page.get_textpage().get_text_range() for page in document]
-    (errors,) = (text for text in pages if "A score in a frame" in text)
+    (errors,) = (text for text in pages if "A framed score" in text)
     assert "Slide Label Kind magnet mil segmentation streaming Margin Decision" in errors
 
 
@@ -282,7 +282,7 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
     done = write_report(tmp_path / "moved" / "eval", tmp_path / "r.html")
     text = text_of(read(done.html))
     assert "The slide file is gone since the run" in text
-    assert "The result of mil is gone since the evaluation." in text
+    assert "The result of mil has disappeared since the evaluation." in text
     assert "Results that are gone, or cannot be read, since the evaluation: mil 1." in text
     assert "/nowhere" not in done.html.read_text()
     assert [note[6:12] for note in done.notes] == [" The r", " The s"]
@@ -301,7 +301,7 @@ def test_zero_errors_and_one_class_only_make_a_report_too(tmp_path):
     right = evaluated(tmp_path / "right", {"a": 0, "b": 1}, {"m": {"a": 0.1, "b": 0.9}})
     done = write_report(right, tmp_path / "right.html", pdf=tmp_path / "right.pdf")
     assert (done.errors, done.slides) == (0, 0)
-    assert "No method errs on any slide" in text_of(read(done.html))
+    assert "No method is wrong on any slide" in text_of(read(done.html))
     one = evaluated(tmp_path / "one", {"a": 1, "b": 1}, {"m": {"a": 0.1, "b": 0.9}})
     text = text_of(read(write_report(one, tmp_path / "one.html").html))
     assert "AUC is undefined, because a class has no case" in text
@@ -322,7 +322,7 @@ def test_more_than_two_classes_are_reported(tmp_path):
     done = write_report(tmp_path / "eval", tmp_path / "r.html")
     page = read(done.html)
     assert done.warnings == [
-        "m: no package with these weights is at hand for the card; name its folder with --model."
+        "m: no package with these weights was found for the card; name its folder with --model."
     ]
     ((_, label, kinds, *_),) = listed(page)
     assert (label, kinds) == ("high", "False positive False negative")
@@ -331,7 +331,7 @@ def test_more_than_two_classes_are_reported(tmp_path):
     text = text_of(page)
     assert "P(high)P(called)Margin" in "".join(text.split())
     assert "0.3000.500" in "".join(text.split())
-    assert "nearest to another class" in text
+    assert "closest to another class" in text
     assert "rates Wilson. Figures are means over classes, one-vs-rest." in text
 
 

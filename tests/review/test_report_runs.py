@@ -99,7 +99,7 @@ def test_where_slides_were_not_run_alike_it_is_said_with_pseudonyms(folder, tmp_
     assert "Run in 2 ways; see Settings and versions" in text
     assert f"good 2 of 6: {names['a']}, {names['b']} 0,0,512,512.5 overlap 28" in text
     assert "overlap 84 (4 slides) | 28 (2 slides)" in text
-    assert text.count("its slides were run with unlike settings") == 1
+    assert text.count("its slides were run with different settings") == 1
 
 
 def test_what_the_evaluation_said_of_unlike_settings_is_said_once(folder, tmp_path):
@@ -108,14 +108,14 @@ def test_what_the_evaluation_said_of_unlike_settings_is_said_once(folder, tmp_pa
     options = EvaluationOptions(resampling=Resampling(100))
     evaluate(folder / "results", folder / "labels.csv", folder / "eval", options)
     text = report(folder, tmp_path)
-    assert text.count("good: its slides were run with unlike settings") == 1
+    assert text.count("good: its slides were run with different settings") == 1
     assert "good, good" not in text
 
 
 def test_results_of_an_older_version_are_reported_as_their_package_states_them(folder, tmp_path):
     text = report(folder, tmp_path)
     assert "Run not stated by its results" in text
-    assert "as its package states them; the results do not say:" in text
+    assert "from its package, as the results do not state them:" in text
     assert "# good: the results are of an older version and state neither region" in text
 
 

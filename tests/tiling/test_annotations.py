@@ -183,7 +183,7 @@ def test_an_ellipse_and_a_rectangle_of_two_corners(tmp_path: Path):
         ('<?xml version="1.0" encoding="klingon"?><Annotations/>', "not valid XML"),
         ("<svg/>", "<svg>"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><Annotations>&b;</Annotations>', "not valid XML"),
-        ([1], "feature 0 is no GeoJSON object"),
+        ([1], "feature 0 is not a GeoJSON object"),
         ({"type": "FeatureCollection"}, "without a list of features"),
         ([_feature(_polygon(SQUARE)), _feature(_polygon([[0, 0], [1]]))], r"feature 1 \(id f1\)"),
         ([_feature({"type": "Circle", "coordinates": []})], "feature 0 .* no readable Circle"),

@@ -70,7 +70,7 @@ def parse_mpp(
     if re.fullmatch(r"\d+,\d+", text):
         raise typer.BadParameter(
             f"{option} {text!r}: write {text.replace(',', '.')} for a decimal number, and "
-            f"{text.replace(',', '.0,')}.0 for unlike x and y"
+            f"{text.replace(',', '.0,')}.0 for different x and y"
         )
     if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
         raise typer.BadParameter(f"{option} {text!r}: expected one or two numbers above 0 µm/px")

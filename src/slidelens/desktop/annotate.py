@@ -24,7 +24,7 @@ def new_annotations(viewer: napari.Viewer) -> None:
     """Add an empty layer of polygons on the topmost visible slide; saved as GeoJSON."""
     slides = list(slide_layers(viewer))
     if not slides:
-        notify("Open a slide first: annotations are drawn on one.")
+        notify("Open a slide first: annotations are drawn on it.")
         return
     slide = next((layer for layer in slides if layer.visible), slides[0])
     layer = viewer.add_shapes(None, **annotation_options(slide.metadata))

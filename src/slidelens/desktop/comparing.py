@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 MODES = {
-    "off": ("Single", "One picture, with the layers as they were"),
-    "two": ("2 up", "Two pictures side by side that move together"),
-    "four": ("4 up", "Four pictures side by side that move together"),
+    "off": ("Single", "One view, with the layers as they were"),
+    "two": ("2 up", "Two views side by side that move together"),
+    "four": ("4 up", "Four views side by side that move together"),
     "blend": ("Blend", "Cross-fade from the first method to the second"),
     "blink": ("Blink", "Show one method after the other in the same place"),
     "difference": ("Difference", "First method minus second"),
@@ -143,7 +143,7 @@ def missing(mode: str, compared: Compared) -> str:
     if mode in _NEEDS_TWO and drawn < 2:
         bare = next(one for one in compared.opened if one.method.map is None)
         return (
-            f"{bare.method.name} draws no map of probabilities; "
+            f"{bare.method.name} draws no probability map; "
             "its slide score and its own map can be seen side by side."
         )
     return ""

@@ -135,8 +135,8 @@ def _open(
         bench.told.emit("\n".join(said), True)
 
     if len(slides) > 1:
-        rest = f"The other {len(slides) - 1} slides are among the recent ones."
-        said.append(f"{slides[0].name} is opened. {rest}")
+        rest = f"The other {len(slides) - 1} slides are under Recent slides."
+        said.append(f"{slides[0].name} was opened. {rest}")
     for path, kind in found:
         if kind == "folder" and leave is not None:
             leave(path)
@@ -156,7 +156,7 @@ def _open_one(bench: Workbench, path: Path, kind: Kind, late: Callable[[str], ob
     elif kind == "results":
         bench.use_results(path)
         bench.open_panel("run")
-        return f"Results are read from and written to {bench.results} now."
+        return f"Results are now read from and written to {bench.results} now."
     elif kind == "model":
         bench.memory.add_model(path)
         bench.load_models()

@@ -197,7 +197,7 @@ def _only_slide(folder: Path) -> Path:
         )
     path = next((r.slide.path for r in found if r.slide.path is not None), None)
     if path is None:
-        raise ResultError(f"{folder}: does not say where slide {ids[0]!r} lies; name its file.")
+        raise ResultError(f"{folder}: does not state the file of slide {ids[0]!r}; name it.")
     return Path(path)
 
 

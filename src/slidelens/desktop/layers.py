@@ -132,14 +132,14 @@ def check_same_slide(result: Result, slide_id: str, size: tuple[int, int] | None
     where = result.path or "this result"
     if result.slide.id != slide_id:
         raise ResultError(
-            f"{where}: is of slide {result.slide.id!r}, not of {slide_id!r}; "
+            f"{where}: belongs to slide {result.slide.id!r}, not to {slide_id!r}; "
             "open it with its own slide."
         )
     made_on = result.slide.size
     if made_on is not None and size is not None and tuple(made_on) != tuple(size):
         have, want = ("{} x {} px".format(*s) for s in (size, made_on))
         raise ResultError(
-            f"{where}: was made on a slide of {want}, but slide {slide_id!r} has {have}; "
+            f"{where}: was made from a slide of {want}, but slide {slide_id!r} has {have}; "
             "that is another file of the same name, so run the prediction again."
         )
 

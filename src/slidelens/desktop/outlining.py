@@ -74,13 +74,13 @@ class Outlining(QObject):
         """
         slide = self._bench.slide
         if slide is None:
-            raise LabelError("Open a slide first: outlines are drawn on one.")
+            raise LabelError("Open a slide first: outlines are drawn on it.")
         folder.mkdir(parents=True, exist_ok=True)
         there = annotation_files(folder).get(slide.id)
         if there is not None and there.suffix != ".geojson":
             raise LabelError(
-                f"{there}: holds the outlines of {slide.id} in another form; edit them in the "
-                "program that made them, or move the file."
+                f"{there}: holds the outlines of {slide.id} in another format; edit them in "
+                "the program that made them, or move the file."
             )
         file = folder / f"{slide.id}.geojson"
         if file != self._file or self._layer not in self._bench.viewer.layers or self._stale(file):
@@ -108,8 +108,8 @@ class Outlining(QObject):
             return True
         if self._stale(file):
             self.failed.emit(
-                f"{file}: another program has changed it, so it was not written. Press Draw: it is "
-                "read anew, and what you drew stays in a layer of its own."
+                f"{file}: another program has changed it, so it was not written. Press Draw to "
+                "read it again; what you drew stays in a separate layer."
             )
             return False
         try:
@@ -151,7 +151,7 @@ class Outlining(QObject):
         if found:
             (data,) = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
             if data[2] != "shapes":
-                raise LabelError(f"{there}: holds {len(found)} outlines, too many to be edited.")
+                raise LabelError(f"{there}: holds {len(found)} outlines, too many to edit.")
             layer = add_layer(viewer, data)
         else:
             layer = viewer.add_shapes(None, **options)

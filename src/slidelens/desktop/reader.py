@@ -122,10 +122,10 @@ def read_annotation_file(path: Path) -> list[LayerData]:
         same = (s for s in shown_slides(viewer) if s.id == path.stem)
         slide = next(same, None) or current_slide(viewer)
     if slide is None:
-        notify(f"No slide is open: {path.name} is opened in pixels. Open its slide first.")
+        notify(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
     if annotations.ignored:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
-        notify(f"What bounds no area is left out of {path.name}: {counts}.")
+        notify(f"{path.name}: left out, as they enclose no area: {counts}.")
     layers = annotation_layers(
         annotations,
         World.of(None) if slide is None else slide.world,
@@ -141,7 +141,7 @@ def no_resolution(slide: Slide) -> str:
     """Return what to tell about a slide that lies in pixels; napari shows the first few words."""
     name = slide.path.name
     return (
-        f"No resolution is stated in {name}, so it is shown in pixels, not in µm. "
+        f"{name} states no resolution, so it is shown in pixels, not in µm. "
         f"To give it: slidelens view {name} --mpp X"
     )
 

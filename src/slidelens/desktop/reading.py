@@ -38,8 +38,8 @@ def read_result(
 
 
 def without_slide(error: str) -> str:
-    """Return what is to be told of maps whose slide cannot be opened, given why."""
-    return f"The maps are shown without their slide. {error} If it has moved, drop it on them."
+    """Return the message for maps whose slide cannot be opened, given why."""
+    return f"Maps are shown without their slide. {error} If it has moved, drop it on the maps."
 
 
 def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
@@ -48,7 +48,7 @@ def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
 
     path = file or result.slide.path
     if path is None:
-        return None, f"{result.path} does not say where slide {result.slide.id!r} lies."
+        return None, f"{result.path} does not state the file of slide {result.slide.id!r}."
     stated = is_stated(result.slide.mpp_source)
     try:
         return open_slide(path, mpp=None if stated else result.slide.resolution), ""

@@ -84,8 +84,8 @@ def demo(
     lacking = [row.slide_id for row, path in files.items() if not path.is_file()]
     if lacking:
         raise LabelError(
-            f"{cohort}: is no cohort of the demo, it lacks slides/{lacking[0]}.tif; give another "
-            "--out."
+            f"{cohort}: is not a cohort of the demo: it lacks slides/{lacking[0]}.tif; give "
+            "another --out."
         )
     for row, path in files.items():
         if row.split == "train":

@@ -323,7 +323,7 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Pat
     unknown = [key for key, tensor in sorted(weights.items()) if bool(tensor.isnan().any())]
     if unknown:
         raise ModelError(
-            f"{folder / WEIGHTS}: {len(unknown)} of its tensors hold values that are no numbers "
+            f"{folder / WEIGHTS}: {len(unknown)} of its tensors hold values that are not numbers "
             f"(NaN; the first is {unknown[0]}): its training diverged, or it was damaged when it "
             "was converted. No slide can be scored by it; use another package."
         )

@@ -131,7 +131,7 @@ def _figures(evaluation: str | Path, name: str) -> dict[str, Any]:
         models: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["models"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path} is no metrics.json of slidelens evaluate ({error}); give its --out folder."
+            f"{path} is not a metrics.json of slidelens evaluate ({error}); give its --out folder."
         ) from error
     if name not in models:
         raise ModelError(f"{path} has no model {name!r}; it has {', '.join(models)}.")

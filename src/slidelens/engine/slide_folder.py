@@ -210,7 +210,7 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
         folders = []
     if passed := [path.name for path in (*folders, *others)]:
         log.warning(
-            "%s: passed over, since they are no slides: %s. Folders are looked into where none "
+            "%s: skipped, since they are not slides: %s. Folders are looked into where none "
             "lies beside them.",
             *(folder, listed(passed)),
         )

@@ -66,7 +66,7 @@ def read_stages(path: Path) -> StageTable:
     nodes: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != 2 or not all(row):
-            raise LabelError(f"{path}: row {number} is no pair of name and stage.")
+            raise LabelError(f"{path}: row {number} is not a pair of name and stage.")
         name, found = row[0].rpartition(".")[0] or row[0], row[1]
         seen = {*stages, *(slide for of in nodes.values() for slide in of)}
         if name in seen:

@@ -114,7 +114,7 @@ def read_clam(path: Path) -> ClamBag:
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
     if features.ndim != 2 or coords.shape != (len(features), 2) or len(features) == 0:
         raise ResultError(
-            f"{path}: features {features.shape} and coords {coords.shape} are no bag; expected "
+            f"{path}: features {features.shape} and coords {coords.shape} are not a bag; expected "
             "(N, D) and (N, 2)."
         )
     if boxes is None or boxes.shape != (len(coords), 4):
@@ -141,7 +141,7 @@ def _values(path: Path, file: Any, name: str) -> NDArray[Any]:
     inside = isinstance(file.get(name, getlink=True), h5py.HardLink)
     found = file[name] if inside else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise ResultError(f"{path}: {name} is no dataset that lies in this file; copy it into one.")
+        raise ResultError(f"{path}: {name} is not a dataset in this file; copy it into one.")
     if found.shape is None:  # HDF5 knows of datasets without a value
         raise ResultError(f"{path}: {name} is empty, expected real numbers.")
     if found.dtype.kind not in "biuf":

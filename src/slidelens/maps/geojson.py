@@ -96,7 +96,7 @@ def read_regions(path: Path) -> list[Region]:
     try:
         features = list(json.loads(path.read_text(encoding="utf-8"))["features"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ResultError(f"{path}: no GeoJSON FeatureCollection ({error}).") from error
+        raise ResultError(f"{path}: not a GeoJSON FeatureCollection ({error}).") from error
     regions = []
     for i, one in enumerate(features):
         try:
@@ -113,7 +113,8 @@ def read_regions(path: Path) -> list[Region]:
             ]
         except (KeyError, TypeError, ValueError, AttributeError, ShapelyError) as error:
             raise ResultError(
-                f"{path}: feature {i} is no classified polygon ({type(error).__name__}: {error})."
+                f"{path}: feature {i} is not a classified polygon "
+                f"({type(error).__name__}: {error})."
             ) from error
     return regions
 

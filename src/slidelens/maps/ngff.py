@@ -240,7 +240,7 @@ def _open(folder: Path, kind: Kind, slide_mpp: Mpp | None) -> MapData:
             channels = tuple(str(c["label"]) for c in ome["omero"]["channels"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ResultError(
-            f"{folder / 'zarr.json'}: no OME-NGFF 0.5 image with channel names "
+            f"{folder / 'zarr.json'}: not an OME-NGFF 0.5 image with channel names "
             f"({type(error).__name__}: {error}). Run the prediction again, with --overwrite."
         ) from error
     if slide_mpp is None:

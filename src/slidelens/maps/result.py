@@ -219,7 +219,8 @@ class Result:
         try:
             if path.exists() and not _replaceable(path):
                 raise ResultError(
-                    f"{path}: is there and is no result; it is not replaced. Choose another --out."
+                    f"{path}: exists and is not a result, so it is not replaced. Choose "
+                    "another --out."
                 )
             start = perf_counter()
             with staged_folder(path, None) as staging:

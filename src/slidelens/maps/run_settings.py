@@ -132,7 +132,7 @@ def settings_warnings(model: str, runs: Iterable[RunSettings]) -> list[str]:
     unlike = [f"{what} {text}" for what, text in _facts(runs).items() if " | " in text]
     if unlike:
         found.append(
-            f"{model}: its slides were run with unlike settings: {'; '.join(unlike)}. Predict "
+            f"{model}: its slides were run with different settings: {'; '.join(unlike)}. Predict "
             "them with the same ones for figures that belong together."
         )
     return found

@@ -34,11 +34,11 @@ class CohortCard:
     Attributes
     ----------
     slides, patients
-        How many; ``None`` where no slide names its patient.
+        How many; ``None`` if no slide names its patient.
     of_class
         Class to number of slides.
     split
-        Which was evaluated; ``None``: all.
+        The one that was evaluated; ``None``: all.
     labels_sha256
         Of the labels table.
     """
@@ -52,7 +52,7 @@ class CohortCard:
 
 @dataclass
 class ModelCard:
-    """One model: what its results say of it, and its package where that is at hand.
+    """One model: what its results state, and its package if that was found.
 
     Attributes
     ----------
@@ -63,24 +63,24 @@ class ModelCard:
     about
         Sentences of the package: what it is, what it is meant for.
     results, gone, changed
-        How many results were evaluated; how many of them cannot be read any longer, and how many
-        are others by now.
+        How many results were evaluated; how many of them can no longer be read, and how many have
+        changed.
     software
         Versions that occur among the results.
     settings
-        Digest of the settings of all results together: of slides, regions, resolution and model.
+        Digest of the settings of all results together: slides, regions, resolution and model.
     runs
-        How its slides were run, those that were run alike together.
+        How its slides were run; those that were run alike are together.
     given_mpp
-        Slide id to what ``predict --mpp`` was told of it: a number, ``from-objective``, ``TABLE``,
-        or nothing.
+        Slide id to what ``predict --mpp`` was given for it: a number, ``from-objective``,
+        ``TABLE``, or nothing.
     config
-        Field of the model to text: as its runs used them, and where slides differ; as its package
-        states them if no result says.
+        Field of the model to text: as used in its runs, with differences between slides; as stated
+        in its package if no result says.
     as_run
-        Whether ``config`` is of the runs.
+        Whether ``config`` comes from the runs.
     packaged
-        Whether its package is at hand.
+        Whether its package was found.
     """
 
     name: str
@@ -120,12 +120,12 @@ def model_cards(saved: SavedEvaluation, packages: Sequence[Path] = ()) -> list[M
     ----------
     packages
         Folders of model packages; others are looked for where :func:`find_models` looks. A package
-        is a model's only if its weights are those that made the results.
+        is used for a model only if its weights made the results.
 
     Raises
     ------
     ModelError
-        One of ``packages`` is none, or of other weights than the results.
+        One of ``packages`` is not a package, or has other weights than the results.
     """
     given = [(folder, read_manifest(folder)) for folder in packages]
     found = [read_manifest(info.path) for info in find_models() if info.error is None]
@@ -164,14 +164,14 @@ def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> M
         card.packaged = True
         _add_package(card, manifest)
     else:
-        card.about.append("Its package is not at hand; this is what its results say.")
+        card.about.append("Its package was not found; this is what its results state.")
     card.facts["Run"] = _runs_text(card)
     stored = scored.threshold
     card.facts["Stored threshold"] = "none" if stored is None else f"{stored:.4g}"
     if digest:
         card.facts["Weights (sha256)"] = f"{digest[:_SHORT]}…"
     digests = sorted(r.settings_sha256 for r in read if r.settings_sha256)
-    if digests:  # one of each slide: its own file is part of it
+    if digests:  # one per slide, as its own file is part of it
         card.settings = sha256("\n".join(digests).encode()).hexdigest()
     for key in sorted({key for r in read for key in r.software}):
         versions = sorted({r.software[key] for r in read if key in r.software})

@@ -1,4 +1,4 @@
-"""The commands that reproduce a report, from its slides on."""
+"""The commands that reproduce a report, starting from its slides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REGIONS = 8  # commands for one model, before regions are no longer listed
 
 
 class _Command(NamedTuple):
-    """Options of ``predict``, and the slides they hold for; ``()``: all."""
+    """Options of ``predict``, and the slides they apply to; ``()``: all."""
 
     options: str
     remarks: tuple[str, ...]
@@ -32,7 +32,7 @@ class _Command(NamedTuple):
 
 
 def commands_of(content: Content) -> str:
-    """Return the commands that lead from slides to this report; names in capitals are one's own."""
+    """Return the commands from the slides to this report; fill in the names in capitals."""
     return "\n".join(
         [
             *_predict(content),
@@ -44,7 +44,7 @@ def commands_of(content: Content) -> str:
 
 
 def _predict(content: Content) -> list[str]:
-    """Return a command for all that was run alike: of all models, or of some slides only."""
+    """Return a command for everything that was run alike: all models, or only some slides."""
     models: dict[_Command, list[str]] = {}
     for card in content.cards:
         for command in _of_model(card):
@@ -79,7 +79,7 @@ def _of_model(card: ModelCard) -> list[_Command]:
 
 
 def _options(run: RunSettings | None, each_region: bool) -> tuple[str, tuple[str, ...]]:
-    """Return a run's options, and remarks on what no option says."""
+    """Return a run's options, and remarks on what no option can state."""
     if run is None:
         return "", ("the results are of an older version and state neither region nor options",)
     text, remarks = "", []
@@ -107,7 +107,7 @@ def _written(value: Any) -> str:
 
 
 def _mpp(given: set[str]) -> tuple[str, tuple[str, ...]]:
-    """Return ``--mpp`` for slides whose resolution was given: a number, by a table, or not."""
+    """Return ``--mpp`` for slides whose resolution was given: a number, a table, or nothing."""
     if given == {""}:
         return "", ()
     if given <= {"", "from-objective"}:
@@ -159,7 +159,7 @@ def _report(content: Content) -> str:
         )
     if options.identify:
         line += " --identify"
-    if options.reviewer is not None:  # in a report without names it is one of those to be put in
+    if options.reviewer is not None:  # in a report without names it is one of those to fill in
         line += f" --reviewer {shlex.quote(options.reviewer) if options.identify else 'REVIEWER'}"
     if options.title != usual.title:
         line += f" --title {shlex.quote(options.title)}"

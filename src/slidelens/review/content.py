@@ -55,19 +55,19 @@ class ReportOptions:
     Attributes
     ----------
     rules
-        The operating point of all models, or of each; by default the evaluation's own.
+        The operating point of all models, or of each one; by default the evaluation's own.
     identify
         Show slide ids, patients and reviewers as they are, instead of pseudonyms.
     fields
-        Places shown of each slide, at least one for each method that errs.
+        Places shown of each slide, at least one for each method that is wrong.
     near_misses
-        So many per method and class.
+        Number per method and class.
     slides
-        Folder of the slides, where they have moved since the run.
+        Folder of the slides, if they have moved since the run.
     packages
-        Model packages that are not found by themselves, for their cards.
+        Model packages that are not found automatically, for their cards.
     reviewer
-        Count this reviewer's decisions only; by default what most reviewers hold.
+        Count only this reviewer's decisions; by default the majority's.
     title
         Of the document.
     """
@@ -90,13 +90,13 @@ class SlideCase(NamedTuple):
     name
         Its pseudonym, or its id.
     key
-        Of its place in the document.
+        Its anchor in the document.
     errors
-        One for each method that errs (two with more than two classes).
+        One for each method that is wrong (two with more than two classes).
     decisions
         Of all of them.
     new_label
-        The label that most reviewers find right instead, if any.
+        The label that most reviewers consider right instead, if any.
     """
 
     name: str
@@ -114,7 +114,7 @@ class SlideCase(NamedTuple):
 
     @property
     def wrong(self) -> set[str]:
-        """Methods that err."""
+        """Methods that are wrong."""
         return {e.model for e in self.errors}
 
     @property
@@ -147,13 +147,13 @@ class Content:
     names
         Slide id to what the report calls it.
     stray
-        Decisions on what is no error at the operating point of the report.
+        Decisions on slides that are not errors at the operating point of the report.
     earlier
-        Of which models errors were decided when they had other weights.
+        The models with errors that were decided when they had other weights.
     notes
-        What a reader must know of the figures.
+        What a reader must know about the figures.
     last_run_failed
-        Model to the slides (by id) whose last run failed, so that what is evaluated is older.
+        Model to the slides (by id) whose last run failed, so that an older result is evaluated.
     """
 
     saved: SavedEvaluation
@@ -184,10 +184,10 @@ class Content:
 
     @property
     def wrong_calls(self) -> int:
-        """Slides that a method calls wrong, summed over the methods.
+        """Number of slides that a method gets wrong, summed over the methods.
 
-        Of more than two classes each is two errors: a false positive of the class that was called,
-        and a false negative of the label's.
+        With more than two classes each is two errors: a false positive of the predicted class, and
+        a false negative of the label's.
         """
         return len({(error.slide_id, error.model) for error in self.errors})
 
@@ -198,7 +198,7 @@ class Content:
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:
-        """Slides whose label was found wrong: the label, and what is right."""
+        """Slides whose label was found wrong, with the label and the right class."""
         labels = self.saved.labels
         return {
             case.name: (labels[case.errors[0].slide_id], case.new_label)
@@ -302,7 +302,7 @@ def _renamed(decision: Decision, people: Mapping[str, str]) -> Decision:
 
 
 def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
-    """Return the evaluation's warnings that hold here too, and what is new."""
+    """Return the evaluation's warnings that hold here too, and new ones."""
     notes = _ignored_notes(saved, content.options.identify)
     for name, one in content.measured.items():
         if one.figures["threshold"] != saved.record["models"][name]["threshold"]:
@@ -323,9 +323,9 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
 
 
 def _ignored_notes(saved: SavedEvaluation, identify: bool) -> list[str]:
-    """Return the evaluation's warnings; labels of annotations may be names of people.
+    """Return the evaluation's warnings; labels of annotations may be people's names.
 
-    Evaluations of older versions named them in their warnings.
+    Evaluations of older versions named these labels in their warnings.
     """
     told: dict[str, str] = {}
     for name, one in saved.metrics.get("models", {}).items():
@@ -336,7 +336,7 @@ def _ignored_notes(saved: SavedEvaluation, identify: bool) -> list[str]:
 
 
 def _failed_notes(content: Content, notes: list[str]) -> list[str]:
-    """Name the slides of older results as the report names them; the evaluation counts them."""
+    """Name the slides with older results as the report names them; the evaluation counts them."""
     counted = {
         counted_failed(name, len(one["last_run_failed"]))
         for name, one in content.saved.metrics.get("models", {}).items()
@@ -365,7 +365,7 @@ def _run_notes(content: Content) -> list[str]:
 
 
 def _last_run_failed(saved: SavedEvaluation) -> dict[str, list[str]]:
-    """Return the slides whose last run failed, when they were evaluated or by now."""
+    """Return the slides whose last run failed, at the time of the evaluation or since."""
     found = {}
     for name, one in saved.cases.items():
         then = saved.metrics.get("models", {}).get(name, {}).get("last_run_failed", ())
@@ -378,7 +378,7 @@ def _last_run_failed(saved: SavedEvaluation) -> dict[str, list[str]]:
 
 
 def _annotate(saved: SavedEvaluation, content: Content) -> None:
-    """Read the annotations that the evaluation names, of the slides with errors."""
+    """Read the annotations that the evaluation names, for the slides with errors."""
     named = saved.record.get("annotations")
     if not named:
         return

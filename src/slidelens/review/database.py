@@ -39,7 +39,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 def reading(path: Path, patience: float) -> Iterator[sqlite3.Connection | None]:
     """Provide a read-only connection; ``None`` if nothing has been decided yet.
 
-    ``patience`` is how many seconds another program that writes is waited for.
+    ``patience`` is how many seconds to wait for another program that is writing.
     """
     if not path.exists():
         yield None
@@ -63,13 +63,13 @@ def writing(path: Path, patience: float) -> Iterator[sqlite3.Connection]:
 
 
 def _connect(path: Path, patience: float, options: str = "") -> sqlite3.Connection:
-    # Transactions are begun and ended here, not by the module's guesses.
+    # Transactions begin and end here, not where the module guesses.
     where = f"{path.absolute().as_uri()}{options}"
     return sqlite3.connect(where, uri=True, timeout=patience, isolation_level=None)
 
 
 def _open_to_read(path: Path, patience: float) -> sqlite3.Connection:
-    """Open a file to read, also in a folder where SQLite cannot make its side files."""
+    """Open a file for reading, also in a folder where SQLite cannot create its side files."""
     db = _connect(path, patience, "?mode=ro")
     try:
         db.execute("PRAGMA user_version").fetchone()
@@ -87,7 +87,7 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
     version, application = _pragma(db, "user_version"), _pragma(db, "application_id")
     if application != _APPLICATION:
         if _pragma(db, "schema_version") == 0:
-            return False  # another process is just making it, or died before it could
+            return False  # another process is creating it, or died before it could
         raise ResultError(f"{path}: is a database of another program, not a review; move it.")
     if version > len(_MIGRATIONS):
         raise ResultError(
@@ -98,7 +98,7 @@ def _check(db: sqlite3.Connection, path: Path) -> bool:
 
 
 def _prepare(db: sqlite3.Connection, path: Path, patience: float) -> None:
-    """Make the tables, or bring those of an older version up to date, once."""
+    """Create the tables, or bring those of an older version up to date, once."""
     if _check(db, path) and _pragma(db, "user_version") == len(_MIGRATIONS):
         return
     _use_wal(db, patience)
@@ -116,7 +116,7 @@ def _prepare(db: sqlite3.Connection, path: Path, patience: float) -> None:
 
 
 def _use_wal(db: sqlite3.Connection, patience: float) -> None:
-    """Switch to write-ahead logging, which SQLite refuses at once while another does the same."""
+    """Switch to write-ahead logging, which SQLite refuses at once while another does so."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -136,7 +136,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
 
 @contextmanager
 def _translated_errors(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite into a ``ResultError`` that says what failed and what helps."""
+    """Turn SQLite's errors into a ``ResultError`` that says what failed and what to do."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -146,6 +146,6 @@ def _translated_errors(path: Path) -> Iterator[None]:
         ) from error
     except sqlite3.DatabaseError as error:
         raise ResultError(
-            f"{path}: is no review, or damaged ({error}); put a copy back, or move it away to "
-            "begin anew."
+            f"{path}: is not a review, or is damaged ({error}); put a copy back, or move it away "
+            "to start a new one."
         ) from error

@@ -47,12 +47,12 @@ def mark_scale(picture: Image.Image, um_per_px: float) -> float:
 
 
 def mark_fields(picture: Image.Image, shown: Box, fields: Sequence[Box], *, numbers: bool) -> None:
-    """Outline fields, and number them from 1, so that they are seen on any ground.
+    """Outline fields and number them from 1, visibly on any background.
 
     Parameters
     ----------
     picture
-        Of the part ``shown`` of the slide.
+        Shows the part ``shown`` of the slide.
     shown, fields
         In level-0 px.
     """
@@ -64,7 +64,7 @@ def mark_fields(picture: Image.Image, shown: Box, fields: Sequence[Box], *, numb
     for number, field in enumerate(fields, 1):
         left, top = round((field.x - shown.x) * fx), round((field.y - shown.y) * fy)
         right, bottom = round((field.right - shown.x) * fx), round((field.bottom - shown.y) * fy)
-        least = size // 2  # a field too small to be seen is marked by a small square
+        least = size // 2  # a field too small to see is marked by a small square
         if right - left < least:
             left, right = (left + right - least) // 2, (left + right + least) // 2
         if bottom - top < least:
@@ -117,5 +117,5 @@ def _tag(
 
 
 def _text_px(picture: Image.Image, share: int = 24) -> int:
-    """Return a size of text that can be read where a page shows the picture small."""
+    """Return a text size that is legible where a page shows the picture small."""
     return max(11, round(max(picture.size) / share))

@@ -42,19 +42,19 @@ class Verdict(NamedTuple):
     Attributes
     ----------
     model, predicted
-        Who calls it what.
+        The method, and the class that it predicts.
     score
         Probability of the class that the error is about (the positive one of two).
     certainty
-        Probability of the class that it is called.
+        Probability of the predicted class.
     margin
-        Distance of the score from the threshold; with more than two classes, of the two highest
-        probabilities from each other.
+        Distance of the score from the threshold; with more than two classes, the distance between
+        the two highest probabilities.
     right
         Whether the label agrees.
     confident
-        Whether it is at least as sure as on average on slides labelled with that class
-        (the class-wise threshold of confident learning: Northcutt et al., JAIR 2021).
+        Whether it is at least as sure as the method is on average on slides labelled with that
+        class (the class-wise threshold of confident learning: Northcutt et al., JAIR 2021).
     """
 
     model: str
@@ -73,21 +73,21 @@ class ErrorCase:
     Attributes
     ----------
     slide_id, model, kind
-        Which; together the key of its decisions.
+        Together the key of its decisions.
     label, predicted
         Class names.
     target
         The class that it is a false positive or negative of, and ``score`` its probability.
     margin
-        How far on the wrong side the score is: of the threshold, or (more than two classes) the
-        probability of the wrong class above that of the label.
+        How far the score is on the wrong side of the threshold; with more than two classes, how far
+        the probability of the wrong class is above that of the label.
     threshold
         In force; ``None`` for more than two classes.
     verdicts
         Of every method that scored the slide, this one included.
     suspect
-        All methods, two or more, call the slide the same wrong class, each confidently: perhaps
-        the label is wrong.
+        Whether all methods, two or more, predict the same wrong class, each confidently: the label
+        may be wrong.
     patient
         Where the labels name one.
     """
@@ -107,7 +107,7 @@ class ErrorCase:
 
     @property
     def key(self) -> CaseKey:
-        """What its decisions are kept under."""
+        """The key of its decisions."""
         return CaseKey(self.slide_id, self.model, self.kind)
 
     @property
@@ -117,12 +117,12 @@ class ErrorCase:
 
 
 class NearMiss(NamedTuple):
-    """A slide that is right by little.
+    """A slide that is only just right.
 
     Attributes
     ----------
     slide_id, model, label
-        Which call of which method, and the class that it rightly called.
+        The slide, the method, and the class that it predicted correctly.
     score
         Probability of the positive class; with more than two classes, of the label.
     margin
@@ -189,7 +189,7 @@ def list_near_misses(
     rules: Rule | Mapping[str, Rule] | None = None,
     count: int = 5,
 ) -> list[NearMiss]:
-    """List, by method and label, the ``count`` right calls that are nearest to being wrong.
+    """List, by method and label, the ``count`` correct predictions that are closest to being wrong.
 
     ``evaluation``, ``rules`` and the errors raised are those of :func:`list_errors`.
     """
@@ -222,8 +222,8 @@ def choose_rules(texts: Sequence[str], models: Sequence[str]) -> dict[str, Rule]
     Raises
     ------
     ValueError
-        A rule that is none (see :func:`~slidelens.engine.evaluation.operating_point.parse_rule`),
-        or an unknown model.
+        An invalid rule (see :func:`~slidelens.engine.evaluation.operating_point.parse_rule`), or an
+        unknown model.
     """
     if not texts:
         return None

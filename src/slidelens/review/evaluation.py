@@ -31,14 +31,14 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SavedEvaluation:
-    """An evaluation folder, read.
+    """An evaluation folder that has been read.
 
     Attributes
     ----------
     folder
-        Where it lies.
+        Its path.
     classes
-        In label order; of two, the last is the positive one.
+        In label order; of two classes, the last is the positive one.
     cases
         Model to its slides, labels and probabilities.
     rule
@@ -66,7 +66,7 @@ class SavedEvaluation:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Slide id to the class it is labelled with."""
+        """Slide id to the class of its label."""
         return {
             row.slide_id: self.classes[row.label] for one in self.cases.values() for row in one.rows
         }
@@ -86,7 +86,7 @@ class SavedEvaluation:
     def since(self) -> dict[str, str]:
         """Model to when it was first evaluated here with its present weights (UTC, ISO 8601).
 
-        Only of models that were evaluated here with other weights before.
+        Only models that were evaluated here with other weights before.
         """
         known = self.record.get("weights", {})
         times = {name: known.get(name, {}).get("since") for name in self.models}
@@ -100,16 +100,16 @@ class SavedEvaluation:
 
     @property
     def labels_table(self) -> Path:
-        """The table of labels that was evaluated, where it was then."""
+        """The table of labels that was evaluated, at its path of that time."""
         return self.folder / str(self.record.get("labels", ""))
 
     def refuse_own(self, path: Path) -> None:
-        """Refuse to write what is made of the evaluation over what the evaluation needs.
+        """Refuse to overwrite a file that the evaluation needs.
 
         Raises
         ------
         ResultError
-            The evaluated table of labels, or a file of the evaluation or of its review.
+            The path is the evaluated table of labels, or a file of the evaluation or of its review.
         """
         if _same(path, self.labels_table):
             raise ResultError(
@@ -127,7 +127,7 @@ class SavedEvaluation:
         return self.cases[model].scored.folders.get(slide_id)
 
     def other(self, label: str) -> str | None:
-        """Return the other class of a binary task; ``None`` where there are more."""
+        """Return the other class of a binary task; ``None`` if there are more."""
         if len(self.classes) != 2:
             return None
         return self.classes[1 - self.classes.index(label)]
@@ -139,7 +139,7 @@ def read_evaluation(folder: str | Path) -> SavedEvaluation:
     Raises
     ------
     ResultError
-        A file that is missing, damaged or of a newer version; names the file and the key.
+        A file is missing, damaged or of a newer version; the message names the file and the key.
     """
     path = Path(folder)
     record, metrics = _json(path / _FILE), _json(path / _METRICS)
@@ -159,7 +159,7 @@ def read_evaluation(folder: str | Path) -> SavedEvaluation:
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Whether two paths are one file, also where case does not count, or where none is yet."""
+    """Return whether two paths are one file, also if case does not matter or neither exists yet."""
     if path.exists() and other.exists():
         return path.samefile(other)
     return path.resolve() == other.resolve()
@@ -207,7 +207,7 @@ def _cases(folder: Path, name: str, classes: tuple[str, ...], record: dict[str, 
 
 
 def _stored(about: Mapping[str, Any]) -> float | None:
-    """Return the threshold stored with the model, also of folders that do not name it."""
+    """Return the threshold stored with the model, also for folders that do not name it."""
     fallback = about["threshold"] if about.get("threshold_source") == "model" else None
     stored = about.get("stored_threshold", fallback)
     return None if stored is None else float(stored)

@@ -35,14 +35,14 @@ OPACITY = 0.7
 """Of overlays, as in the viewer."""
 
 _OVERVIEW_PX, _NEAR_PX, _AROUND_PX = 400, 384, 240
-_CONTEXT = 3.0  # what surrounds a field is shown to so many times its side
-_SAME = 0.5  # fields that share so much, and whose sides differ by less, are one
+_CONTEXT = 3.0  # what surrounds a field is this many times as wide
+_SAME = 0.5  # fields that share this much, and whose sides differ by less, are one
 _ALIKE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A JPEG file that was handed over to be kept; ``name`` is what the keeper calls it."""
+    """A JPEG file that was given to ``keep``; ``name`` is what that called it."""
 
     name: str
     width: int
@@ -78,7 +78,7 @@ class Row:
     what
         Why it was chosen, by method.
     box, box_um
-        Where it lies: level-0 px, and µm from the slide's upper left corner.
+        Its position: level-0 px, and µm from the slide's upper left corner.
     mpp
         µm per px of the picture of the field.
     """
@@ -123,18 +123,18 @@ def make_evidence(
 ) -> Evidence:
     """Draw what speaks for and against a slide's errors.
 
-    What is gone (a result, the slide's file) is left out and said in ``notes``.
+    Anything missing (a result, the slide's file) is left out and listed in ``notes``.
 
     Parameters
     ----------
     cases
         Errors of one slide, of one or several methods.
     keep
-        Takes each JPEG file and returns what to call it, so that pictures need not stay in memory.
+        Takes each JPEG file and returns a name for it, so that pictures need not stay in memory.
     fields
-        So many places in all, at least one for each method that errs.
+        Number of places in all, at least one for each method that is wrong.
     files
-        Slide id to file, where slides have moved since the run.
+        Slide id to file, for slides that have moved since the run.
     annotations
         Of this slide: outlined, and shown where a false negative missed them.
     """
@@ -164,10 +164,10 @@ def _load(saved: SavedEvaluation, found: Evidence) -> dict[str, Result]:
             results[model] = Result.load(folder)
         except NewerResultError:
             found.notes.append(
-                f"The result of {model} was written anew by a newer slidelens; update this one."
+                f"The result of {model} was rewritten by a newer slidelens; update this one."
             )
         except ResultError:  # its text names paths, which a report must not
-            what = "is damaged" if (folder / "result.json").exists() else "is gone"
+            what = "has been damaged" if (folder / "result.json").exists() else "has disappeared"
             found.notes.append(f"The result of {model} {what} since the evaluation.")
     return results
 
@@ -221,7 +221,7 @@ class _Sheet:
             self._row(_Field(number, what, box, near, around, far, [box]))
 
     def _foci(self, fields: int) -> list[tuple[tuple[str, ...], Focus]]:
-        """Return the places to show, the strongest of each method first, each place once."""
+        """Return the places to show: the strongest of each method first, each place once."""
         per_model = [
             [(case.model, focus) for focus in self._foci_of(case, fields)]
             for case in self.cases
@@ -239,7 +239,7 @@ class _Sheet:
             near = [entry for entry in chosen if _shared(entry[1].box, focus.box)]
             same = next((e for e in near if _alike(e[1].box, focus.box)), None)
             if model in placed and near:
-                continue  # the method's next place lies where one is shown already
+                continue  # the method's next place is already shown
             if same is not None:
                 same[0].append(_sentence(model, focus))
             elif len(chosen) < count:
@@ -296,7 +296,7 @@ class _Sheet:
         *,
         numbers: bool,
     ) -> Picture:
-        """Add marks and scale bar, and hand the file over."""
+        """Add marks and scale bar, and hand over the file."""
         image = _image(pixels)
         mark_outlines(image, shown, self.annotations)
         mark_fields(image, shown, marks, numbers=numbers)
@@ -320,7 +320,7 @@ def _shared(one: Box, other: Box) -> bool:
 
 
 def _alike(one: Box, other: Box) -> bool:
-    """Return whether two fields are of about one size; else one shows what the other does not."""
+    """Return whether two fields are about the same size; otherwise one cannot replace the other."""
     return 1 / _ALIKE <= one.w / other.w <= _ALIKE
 
 

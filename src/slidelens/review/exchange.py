@@ -1,4 +1,4 @@
-"""Exchange decisions as CSV, and correct labels by them."""
+"""Exchange decisions as CSV, and correct labels with them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CorrectedLabels(NamedTuple):
     Attributes
     ----------
     text
-        The CSV file: that of the evaluation, with all its columns; or, where it is gone or has been
-        changed since, a new one of the evaluated slides.
+        The CSV file: that of the evaluation, with all its columns; or, if it is gone or has changed
+        since, a new one with the evaluated slides.
     changed
         Slide id to the new label.
     disputed
@@ -56,7 +56,7 @@ class CorrectedLabels(NamedTuple):
 
 
 def decisions_csv(decisions: Iterable[Decision]) -> str:
-    """Write decisions as CSV, a row each."""
+    """Write decisions as CSV, one per row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -67,14 +67,14 @@ def decisions_csv(decisions: Iterable[Decision]) -> str:
 def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy) -> list[Decision]:
     """Read decisions from a CSV file with the columns of :func:`decisions_csv`.
 
-    Only slide_id, model, kind and reviewer must be there. What spreadsheets make of such a file is
-    read too: other separators, empty rows, times in another form. A row may have no time.
+    Only slide_id, model, kind and reviewer are required. Files that a spreadsheet has saved are
+    read too: other separators, empty rows, times in another format. A row may have no time.
 
     Raises
     ------
     ResultError
-        A file or rows that cannot be used, all at once; slides, models, categories or labels that
-        the evaluation and its taxonomy do not know.
+        The file or some rows cannot be used, or name slides, models, categories or labels that the
+        evaluation and its taxonomy do not have; all faults are listed at once.
     """
     path = Path(path)
     lines = io.StringIO(read_text(path, ResultError)).readlines()
@@ -114,9 +114,9 @@ def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> Cor
 def _decision(
     cells: dict[str, str], saved: SavedEvaluation, taxonomy: Taxonomy
 ) -> tuple[Decision, str]:
-    """Return a row's decision and what is wrong with it."""
+    """Return a row's decision and its faults."""
     if cells["true_label"] == saved.labels.get(cells["slide_id"]):
-        cells["true_label"] = ""  # corrected since: it is not wrong any more
+        cells["true_label"] = ""  # corrected since: no longer wrong
     time, fault = _time(cells["time"])
     kind: Kind = "fn" if cells["kind"] == "fn" else "fp"
     known = taxonomy[kind]
@@ -167,7 +167,7 @@ def _read_time(text: str) -> datetime | None:
 
 
 def _original(saved: SavedEvaluation) -> str | None:
-    """Return the labels table that was evaluated; ``None`` if it is gone or another by now."""
+    """Return the labels table that was evaluated; ``None`` if it is gone or has changed."""
     try:
         content = saved.labels_table.read_bytes()
     except OSError:
@@ -190,7 +190,7 @@ def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
 
 
 def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) -> str:
-    """Replace labels in a table, each written as there: as class name or as index."""
+    """Replace labels in a table, each in the form used there: class name or index."""
     lines = io.StringIO(original).readlines()
     _, columns, separator = read_rows(lines, saved.labels_table, LabelError)
     # Cell by cell: columns without a name, and cells behind the last one, stay as they are.

@@ -1,7 +1,7 @@
-"""Fields of view worth a reviewer's look: where a method found most evidence.
+"""Fields of view worth a reviewer's attention: where a method found most evidence.
 
-It works from what a result holds, not from the family's name, so that a plugin's results are shown
-too: a trajectory, a saliency map, a table of tiles as coarse as the map, or any other map.
+It depends on what a result contains, not on the family's name, so results of plugins are shown too:
+a trajectory, a saliency map, a table of tiles as coarse as the map, or any other map.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["Focus", "annotated_foci", "channel_of", "find_foci", "leading_map"]
 
 FIELD_UM = 192.0
-"""Side of a field where the method itself has none: 384 px at 20x (0.5 µm/px)."""
+"""Side of a field if the method itself has none: 384 px at 20x (0.5 µm/px)."""
 _LEAST_UM, _MOST_UM = 128.0, 512.0  # side of a field around a lesion
-_WORTH = 0.25  # a peak below this share of the highest shows nothing
-_CELLS = 2**22  # cells of a map that are held at once
+_WORTH = 0.25  # a peak below this share of the highest is ignored
+_CELLS = 2**22  # cells of a map that are held in memory at once
 _OVERLAP = 0.25  # share of a field that another may cover
 
 
@@ -45,9 +45,9 @@ class Focus:
     box
         In level-0 px.
     what
-        What it is, such as "tile with the highest probability of tumor".
+        A description, such as "tile with the highest probability of tumor".
     value
-        The value it was chosen by; ``None`` where it was not chosen by a value.
+        The value it was chosen by; ``None`` if it was not chosen by a value.
     """
 
     box: Box
@@ -58,7 +58,7 @@ class Focus:
 def leading_map(result: Result) -> Map | None:
     """Return the map that says most about where a method looked.
 
-    Saliency comes before everything else, then the first map of values, then one of labels.
+    A saliency map comes first, then the first map of values, then one of labels.
     """
     maps = [m for m in result.maps.values() if m.name != "tissue"]
     ranked = sorted(maps, key=lambda m: (m.kind != "saliency", m.kind == "labels"))
@@ -66,19 +66,19 @@ def leading_map(result: Result) -> Map | None:
 
 
 def channel_of(source: Map, target: str) -> str | None:
-    """Return the channel of a class; the last where the map has none for it."""
+    """Return the channel of a class; the last one if the map has none for it."""
     if source.kind == "labels":
         return None
     return target if target in source.channels else source.channels[-1]
 
 
 def find_foci(result: Result, target: str, count: int) -> list[Focus]:
-    """Find the places that speak most for a class, the strongest first.
+    """Find the places with the strongest evidence for a class, the strongest first.
 
-    Windows of the last layer where the method chose its own; else the peaks of a saliency map;
-    else lesions (the regions of the result), where it segments: it brings a map of labels; else
-    tiles, where the map is as coarse as they are; else lesions of any other map; else the strongest
-    fields of whatever map there is.
+    If the method chose its own windows, these are windows of the last layer; otherwise the peaks of
+    a saliency map; otherwise lesions (the regions of the result), if it segments, that is, has a
+    map of labels; otherwise tiles, if the map is as coarse as they are; otherwise lesions of any
+    other map; otherwise the strongest fields of whatever map there is.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def find_foci(result: Result, target: str, count: int) -> list[Focus]:
     target
         The class.
     count
-        At most so many; fields hardly overlap.
+        The most places to return; fields hardly overlap.
     """
     mpp, source, tiles = result.slide.resolution, leading_map(result), result.tiles
     mpp = mpp or (source.slide_mpp if source is not None else None)
@@ -110,9 +110,9 @@ def find_foci(result: Result, target: str, count: int) -> list[Focus]:
 def annotated_foci(
     annotations: Iterable[Annotation], target: str, mpp: Mpp, count: int
 ) -> list[Focus]:
-    """Return fields on what was annotated, the largest first: what a false negative missed.
+    """Return fields on annotated areas, the largest first: what a false negative missed.
 
-    Annotations of another class's name are passed over, if some are of this one.
+    Annotations named after another class are left out, if some are named after this one.
     """
     drawn = list(annotations)
     of_class = [a for a in drawn if a.label.casefold() == target.casefold()]
@@ -122,7 +122,7 @@ def annotated_foci(
 
 
 def _windows(trajectory: Trajectory, target: str) -> list[Focus]:
-    """Return what the classifier saw, the last windows, by how much they spoke for the class."""
+    """Return the last windows, by how much they contributed to the class."""
     k = trajectory.classes.index(target) if target in trajectory.classes else -1
     last = trajectory.last
     windows = [
@@ -137,7 +137,7 @@ def _windows(trajectory: Trajectory, target: str) -> list[Focus]:
 
 
 def _is_tiled(source: Map | None, tiles: Tiles) -> bool:
-    """Return whether tiles are what the method saw, and not means of a finer map over a grid."""
+    """Return whether tiles are what the method saw, not means of a finer map over a grid."""
     if not len(tiles):
         return False
     if source is None or tiles.attention is not None:
@@ -202,7 +202,7 @@ def _peaks(
     plane, x, y, sx, sy = _plane(source, target, inside)
     rows, columns = (max(1, round(FIELD_UM / m / s)) for m, s in ((mpp.y, sy), (mpp.x, sx)))
     mean = uniform_filter(np.nan_to_num(plane), (rows, columns), mode="constant")
-    # Of the fields that hold all of a small peak, the one with the peak in its middle.
+    # Of the fields that hold all of a small peak, take the one with the peak in its middle.
     centred = uniform_filter(mean, (rows, columns), mode="constant")
     name = target if source.kind == "labels" else channel_of(source, target)
     whole = min(FIELD_UM / mpp.x, plane.shape[1] * sx), min(FIELD_UM / mpp.y, plane.shape[0] * sy)
@@ -222,7 +222,7 @@ def _peaks(
 def _plane(
     source: Map, target: str, inside: Box | None
 ) -> tuple[NDArray[np.float32], float, float, float, float]:
-    """Return a map's plane of a class at a size that fits in memory; its corner, its cells' sides.
+    """Return a class's plane of a map at a size that fits in memory; its corner and cell sides.
 
     A label map gives 1 where it has the class.
     """

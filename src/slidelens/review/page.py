@@ -1,4 +1,4 @@
-"""What the report's templates are given beside its content: rows, styles and functions."""
+"""What the report's templates get besides its content: rows, styles and functions."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def settings_rows(content: Content) -> dict[str, str]:
 def run_rows(content: Content) -> list[tuple[str, ...]]:
     """Describe how each method was run: a row for all slides run alike.
 
-    Its cells are method, slides, region, fields that were changed, precision, how tissue was found,
-    and where the slides' resolution is from.
+    The cells are the method, slides, region, fields that were changed, precision, how tissue was
+    found, and the source of the slides' resolution.
     """
     rows = []
     for card in content.cards:

@@ -34,7 +34,7 @@ class Pixels:
     size, mpp
         Of level 0.
     note
-        Why there are no pixels of the slide itself; empty where there are.
+        Why there are no pixels of the slide itself; empty if there are.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Pixels:
         return self._drawn(Box.of_size(self.size), shape)
 
     def field(self, box: Box, side: int) -> NDArray[np.uint8]:
-        """Return a part, its longer side of ``side`` px, or fewer where the slide has fewer."""
+        """Return a part whose longer side has ``side`` px, or fewer if the slide has fewer."""
         um = max(box.w * self.mpp.x, box.h * self.mpp.y)
         mpp = max(um / side, self.mpp.mean)
         if self._slide is not None:
@@ -85,14 +85,14 @@ class Pixels:
 
 @contextmanager
 def open_pixels(results: Sequence[Result], files: Mapping[str, Path]) -> Iterator[Pixels | None]:
-    """Open the slide that results are of; ``None`` where nothing tells its size.
+    """Open the slide that the results belong to; ``None`` if nothing states its size.
 
     Parameters
     ----------
     results
-        Of one slide.
+        All of one slide.
     files
-        Slide id to file, where slides have moved since the run.
+        Slide id to file, for slides that have moved since the run.
     """
     if not results:
         yield None

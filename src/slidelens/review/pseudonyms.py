@@ -16,10 +16,10 @@ __all__ = ["reviewer_pseudonyms", "slide_pseudonyms"]
 def slide_pseudonyms(saved: SavedEvaluation) -> dict[str, str]:
     """Call slides ``S-001``, ``S-002``, ... by the numbers that the evaluation gave them.
 
-    These tell nothing of the ids, and stay when the folder is evaluated again, so that a report
-    still means the same slides. Whoever holds the evaluation can tell which slide is meant
-    (``slidelens review EVAL_DIR list``). Where an id begins so itself, they are called ``SS-001``,
-    ...: no name may be another's id.
+    These reveal nothing about the ids, and stay when the folder is evaluated again, so that a
+    report still means the same slides. Whoever has the evaluation can tell which slide is meant
+    (``slidelens review EVAL_DIR list``). If an id begins in the same way, they are called
+    ``SS-001``, ...: no name may be another slide's id.
     """
     numbers, letters = saved.numbers, "S"
     while any(name.upper().startswith(f"{letters}-") for name in numbers):
@@ -28,6 +28,6 @@ def slide_pseudonyms(saved: SavedEvaluation) -> dict[str, str]:
 
 
 def reviewer_pseudonyms(names: Iterable[str]) -> dict[str, str]:
-    """Call reviewers ``Reviewer 1``, ``Reviewer 2``, ... in the same manner."""
+    """Call reviewers ``Reviewer 1``, ``Reviewer 2``, ... in the same way."""
     order = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
     return {name: f"Reviewer {number}" for number, name in enumerate(order, 1)}

@@ -1,6 +1,6 @@
 """Write the report: one self-contained HTML file, and the same as PDF.
 
-Pictures are drawn one slide after another and wait on the disk; memory holds one slide's at a time.
+Pictures are drawn slide by slide and wait on the disk; memory holds those of one slide at a time.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Report:
     Attributes
     ----------
     html, pdf
-        The files; ``pdf`` is ``None`` where none was asked for.
+        The files; ``pdf`` is ``None`` if none was requested.
     slides, errors
         How many slides have errors, and how many errors there are of all methods.
     decided
         How many errors are decided.
     notes
-        What is missing in the evidence, by slide, as the report says it.
+        What is missing in the evidence, by slide, as the report states it.
     warnings
-        What is out of date, with the ids of slides, and whose package is not at hand: for who
-        writes the report, not in it.
+        What is out of date, with the ids of slides, and whose package was not found: for the person
+        who writes the report, not part of it.
     """
 
     html: Path
@@ -82,13 +82,13 @@ def write_report(
     options
         What is shown; by default the evaluation's operating points, with pseudonyms.
     progress
-        Called with what is being done, how far, of how much.
+        Called with the current step, how far it is, and out of how much.
 
     Raises
     ------
     ResultError
-        No evaluation, a damaged review, or a file that cannot be written, is the other one or one
-        of the evaluation itself.
+        No evaluation, a damaged review, or a file that cannot be written, is the other one, or
+        belongs to the evaluation itself.
     SlideLensError
         jinja2 or WeasyPrint is not installed; other input that cannot be used.
     """
@@ -115,7 +115,7 @@ def write_report(
     bare = [card.name for card in content.cards if not card.packaged]
     if bare:
         warnings.append(
-            f"{', '.join(bare)}: no package with these weights is at hand for the card; name its "
+            f"{', '.join(bare)}: no package with these weights was found for the card; name its "
             "folder with --model."
         )
     counts = (len(content.cases), len(content.errors), len(decided))
@@ -191,20 +191,20 @@ class _Document:
     def write_pdf(self, out: Path, tell: Callable[[str, int, int], None]) -> None:
         """Typeset the same page without its controls.
 
-        A few slides at a time: laying them out takes three times the memory of the pages that come
-        of it. Between two slides lies a page break anyway.
+        A few slides at a time: laying out pages takes three times the memory of the finished ones.
+        There is a page break between slides anyway.
         """
         weasyprint, scratch = _weasyprint(), self._scratch
 
         class Spool(weasyprint.urls.URLFetcher):  # type: ignore[misc, name-defined]
-            """Finds the pictures in the scratch folder, and nothing else anywhere."""
+            """Finds the pictures in the scratch folder, and nothing anywhere else."""
 
             def fetch(self, url: str, headers: dict[str, str] | None = None) -> Any:
                 if not url.startswith(_SPOOL):
                     return super().fetch(url, headers)
                 file = scratch / Path(url.removeprefix(_SPOOL)).name
                 kind = {"Content-Type": "image/jpeg"}
-                # WeasyPrint reads what has the address of a file again when it writes it.
+                # When it writes, WeasyPrint rereads whatever has the address of a file.
                 return weasyprint.urls.URLFetcherResponse(file.as_uri(), file.read_bytes(), kind)
 
         def src(picture: Picture) -> str:
@@ -224,7 +224,7 @@ class _Document:
             whole = whole or part.copy([])
             pages += part.pages
             del part
-            gc.collect()  # else the next slides are typeset beside what is left of these
+            gc.collect()  # otherwise the next slides are typeset beside what is left of these
         with _writing(out), atomic_file(out) as file:
             whole.copy(pages).write_pdf(file, pdf_tags=True)
 
@@ -238,7 +238,7 @@ class _Document:
         first: bool = True,
         last: bool = True,
     ) -> Iterator[str]:
-        """Render piece by piece, so that no more than a slide's pictures are in memory."""
+        """Render piece by piece, so that only one slide's pictures are in memory."""
         from markupsafe import Markup
 
         content = self._content

@@ -1,7 +1,7 @@
 """Decisions on errors, in an SQLite file that several people may write at once.
 
-Nothing is ever overwritten: a decision is a row, its change is another, and the newest row of a
-case and reviewer is in force. A connection lives for one call, so a store may be used from any
+Nothing is ever overwritten: a decision is a row, a change is another row, and the newest row of a
+case and reviewer is in force. A connection lives for one call, so a store can be used from any
 thread.
 """
 
@@ -51,18 +51,18 @@ class CaseKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one reviewer holds of one error.
+    """What one reviewer decided about one error.
 
     Attributes
     ----------
     slide_id, model, kind, reviewer
-        Of which error, and whose.
+        The error, and who decided.
     category
         Of the taxonomy; empty: none chosen.
     note
         Free text.
     true_label
-        The right class where the reviewer finds the slide's label wrong; else empty.
+        The right class if the reviewer finds the slide's label wrong; otherwise empty.
     time
         UTC, ISO 8601.
     """
@@ -78,7 +78,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """What it is about."""
+        """The error that it is about."""
         return CaseKey(self.slide_id, self.model, self.kind)
 
     @property
@@ -104,9 +104,9 @@ class ReviewStore:
 
     Parameters
     ----------
-    path
+    ``EVAL_DIR/review.sqlite``. The first decision creates it; until then there are none.
         ``EVAL_DIR/review.sqlite``. Made by the first decision; until then there are none.
-    read_only
+    Never write, nor create the file: for readers of folders that they may not write.
         Never write, nor make the file: for readers of folders that may not be written.
     patience
         Seconds to wait for another program that is writing.
@@ -114,8 +114,8 @@ class ReviewStore:
     Raises
     ------
     ResultError
-        By any method: a file that is damaged, of another program or of a newer version, or that
-        cannot be written.
+        By any method: the file is damaged, of another program or of a newer version, or cannot be
+        written.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ReviewStore:
         note: str | None = None,
         true_label: str | None = None,
     ) -> Decision:
-        """Decide, or change what was decided; what is ``None`` stays as it is, ``""`` clears it.
+        """Decide, or change a decision; ``None`` leaves a value as it is, ``""`` clears it.
 
         Parameters
         ----------
@@ -143,8 +143,8 @@ class ReviewStore:
         reviewer
             Who decides; each reviewer has decisions of their own.
         category, note, true_label
-            Why it went wrong, in a word that the taxonomy (``taxonomy.toml`` beside the store, or
-            :data:`TAXONOMY`) has for this kind of error; free text; what the label should be.
+            The cause, one of the categories of the taxonomy (``taxonomy.toml`` beside the store, or
+            :data:`TAXONOMY`) for this kind of error; free text; what the label should be.
 
         Returns
         -------
@@ -155,8 +155,8 @@ class ReviewStore:
         ValueError
             No reviewer.
         ResultError
-            A category that is none of this kind of error's, unless the reviewer chose it for this
-            error before (it may have been taken from the file since).
+            The category is not one for this kind of error, unless the reviewer chose it for this
+            error before (it may have been removed from the file since).
         """
         return self.set_all([key], reviewer, category, note, true_label)[0]
 
@@ -168,7 +168,7 @@ class ReviewStore:
         note: str | None = None,
         true_label: str | None = None,
     ) -> list[Decision]:
-        """Decide several cases alike, all or none.
+        """Make the same decision on several cases, all or none.
 
         ``keys`` are the cases; ``reviewer``, ``category``, ``note`` and ``true_label`` are as for
         :meth:`set`.
@@ -178,7 +178,7 @@ class ReviewStore:
         ValueError
             No reviewer.
         ResultError
-            A category that is none of these kinds of errors'.
+            The category is not one for these kinds of errors.
         """
         if not reviewer.strip():
             raise ValueError("a decision needs the name of its reviewer")
@@ -201,14 +201,15 @@ class ReviewStore:
                 raise ResultError(f"slide {key.slide_id!r}, model {key.model!r}: {why}.")
 
     def add_all(self, decisions: Iterable[Decision]) -> int:
-        """Take decisions over from elsewhere with the times they state, all or none.
+        """Import decisions with the times they state, all or none.
 
-        Of one case and reviewer the newest is in force, so what is older becomes history. What
-        states no time is of now, unless the reviewer has said just that of the case before.
+        The newest decision of a case and reviewer is in force, so older ones become history. A
+        decision without a time counts as made now, unless the reviewer has already made the same
+        one.
 
         Returns
         -------
-        How many were not known before.
+        How many were new.
         """
         with self._write() as db:
             new = _new(list(decisions), _read(db, _ALL))
@@ -222,7 +223,7 @@ class ReviewStore:
             return None if db is None else _latest(db, key, reviewer)
 
     def decisions(self, reviewer: str | None = None) -> list[Decision]:
-        """Return what is in force, of one reviewer or of all, by case; withdrawn ones are not."""
+        """Return the decisions in force, of one reviewer or all, without withdrawn ones."""
         with self._reading() as db:
             found = [] if db is None else _read(db, _IN_FORCE)
         return [
@@ -252,7 +253,7 @@ class ReviewStore:
 
     def _write(self) -> AbstractContextManager[sqlite3.Connection]:
         if self.read_only:
-            raise ResultError(f"{self.path}: was opened to be read only.")
+            raise ResultError(f"{self.path}: was opened read-only.")
         return writing(self.path, self._patience)
 
 
@@ -264,7 +265,7 @@ def _change(db: sqlite3.Connection, key: CaseKey, reviewer: str, given: dict[str
     else:
         if all(getattr(before, name) == text for name, text in given.items()):
             return before
-        # A clock that was put back must not make the change older than what it changes.
+        # A clock that was set back must not make a change older than what it changes.
         then = datetime.fromisoformat(before.time) + timedelta(microseconds=1)
         after = replace(before, **given, time=_stamp(max(now, then)))
     db.execute(_INSERT, astuple(after))
@@ -272,7 +273,7 @@ def _change(db: sqlite3.Connection, key: CaseKey, reviewer: str, given: dict[str
 
 
 def _new(decisions: Sequence[Decision], known: Sequence[Decision]) -> set[Decision]:
-    """Return what is not known yet, each with a time; later ones without any are the newer ones."""
+    """Return the decisions that are new, each with a time; later ones without one are newer."""
     timed = {d for d in decisions if d.time}
     said = {replace(d, time="") for d in timed.union(known)}
     fresh = [d for d in dict.fromkeys(decisions) if not d.time and d not in said]
@@ -284,7 +285,7 @@ def _new(decisions: Sequence[Decision], known: Sequence[Decision]) -> set[Decisi
 
 
 def _stamp(when: datetime) -> str:
-    """Write a time so that texts sort as times do."""
+    """Write a time so that texts sort in order of time."""
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 

@@ -1,4 +1,4 @@
-"""Summaries of decisions: causes of errors, agreement of reviewers, wrong labels."""
+"""Summaries of decisions: causes of errors, agreement between reviewers, wrong labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 LABEL_WRONG = "Label is wrong"
-"""The source of an error where a reviewer finds the label wrong and chooses no category."""
+"""The source of an error if a reviewer finds the label wrong and chooses no category."""
 DISAGREED = "Reviewers disagree"
 NOT_REVIEWED = "Not reviewed"
 
@@ -46,13 +46,13 @@ class CauseTable:
     Attributes
     ----------
     kind
-        Which.
+        Of the errors: false positives or false negatives.
     totals
         Method to its number of errors; the sum of its column.
     rows
-        Source of error to the count of each method, in the order of the taxonomy.
+        Source of error to each method's count, in the order of the taxonomy.
     wrong_labels
-        Method to how many of its errors are on slides whose label was found wrong.
+        Method to the number of its errors on slides whose label was found wrong.
     """
 
     kind: Kind
@@ -71,9 +71,9 @@ class Agreement(NamedTuple):
     about
         The source of the error, or the slide's label.
     cases, same
-        How many both decided, and how many alike.
+        How many cases both decided, and on how many they agree.
     kappa
-        Cohen's; ``None`` where it is not defined: both said one thing only.
+        Cohen's; ``None`` if it is not defined: both always said the same thing.
     """
 
     first: str
@@ -85,15 +85,15 @@ class Agreement(NamedTuple):
 
 
 class LabelVote(NamedTuple):
-    """What reviewers hold of a slide's label.
+    """What reviewers think of a slide's label.
 
     Attributes
     ----------
     label
-        The class that more than half of those who reviewed the slide find right, in the place of
-        its label; ``None``: there is none.
+        The class that more than half of the slide's reviewers consider right instead of its label;
+        ``None`` if there is none.
     disputed
-        Some find the label wrong, but not more than half for one other class.
+        Whether some find the label wrong, but not more than half agree on another class.
     """
 
     label: str | None
@@ -110,9 +110,9 @@ def consensus(decisions: Iterable[Decision]) -> dict[CaseKey, str]:
 
 
 def as_labelled(decisions: Iterable[Decision], labels: Mapping[str, str]) -> list[Decision]:
-    """Return decisions without what they hold for the right label, where it is the label by now.
+    """Return decisions without their corrected label, if that is the slide's label by now.
 
-    Those that say nothing else are left out.
+    Those that then say nothing else are left out.
     """
     held = [
         replace(d, true_label="") if d.true_label == labels.get(d.slide_id) else d
@@ -124,7 +124,7 @@ def as_labelled(decisions: Iterable[Decision], labels: Mapping[str, str]) -> lis
 def earlier_notes(decisions: Iterable[Decision], since: Mapping[str, str]) -> list[str]:
     """Name the models with decisions made when they had other weights.
 
-    ``since`` is when each had its present weights first (:attr:`SavedEvaluation.since`).
+    ``since`` is when each model first had its present weights (:attr:`SavedEvaluation.since`).
     """
     count = Counter(d.model for d in decisions if d.decided and d.time < since.get(d.model, ""))
     return [
@@ -143,9 +143,9 @@ def cause_tables(
 ) -> list[CauseTable]:
     """Count the sources of errors of every method: false positives, then false negatives.
 
-    Every error counts once, so a column adds up to the errors of its method. Decisions on what is
-    no error (any longer, at this operating point) do not count. ``labels`` are those of the slides
-    by now: a label that was corrected is not wrong any more.
+    Every error counts once, so a column adds up to the errors of its method. Decisions on slides
+    that are not errors (any longer, or at this operating point) do not count. ``labels`` are the
+    slides' present labels: a label that has been corrected is no longer wrong.
     """
     agreed = consensus(as_labelled(decisions, labels))
     wrong = {slide_id for slide_id, vote in label_votes(decisions, labels).items() if vote.label}
@@ -157,7 +157,7 @@ def cause_tables(
         counts = Counter(chosen)
         used = {source for _, source in chosen}
         special = (LABEL_WRONG, DISAGREED, NOT_REVIEWED)
-        gone = sorted(used - {*taxonomy[kind], *special})  # of a taxonomy edited since
+        gone = sorted(used - {*taxonomy[kind], *special})  # from a taxonomy edited since
         names = [*taxonomy[kind], *gone, *(s for s in special if s in used)]
         tables.append(
             CauseTable(
@@ -171,7 +171,7 @@ def cause_tables(
 
 
 def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
-    """Compare every pair of reviewers who decided on the same errors, one or more."""
+    """Compare every pair of reviewers who both decided on at least one error."""
     of_reviewer: dict[str, dict[CaseKey, Decision]] = defaultdict(dict)
     for one in decisions:
         if one.decided:
@@ -192,10 +192,10 @@ def agreement(decisions: Iterable[Decision]) -> list[Agreement]:
 
 
 def label_votes(decisions: Iterable[Decision], labels: Mapping[str, str]) -> dict[str, LabelVote]:
-    """Return what reviewers hold of the label of each slide that was reviewed.
+    """Return what reviewers think of the label of each slide that was reviewed.
 
     Each reviewer has one vote per slide: the newest class given on any method's error there, or
-    that the label is right. So it is too where that class is the label by now.
+    that the label is right, which it also is if that class is the label by now.
     """
     views: dict[str, dict[str, Decision]] = defaultdict(dict)
     for one in decisions:

@@ -49,8 +49,8 @@ TAXONOMY: Mapping[Kind, tuple[str, ...]] = {
 
 _KEYS: Mapping[str, Kind] = {"false_positives": "fp", "false_negatives": "fn"}
 _HEAD = """\
-# Categories of errors, in the order in which they are listed. Edit them as your organ asks.
-# Decisions that name a category which is no longer here keep it, and are still counted.
+# Categories of errors, in the order in which they are listed. Edit them to suit your organ.
+# Decisions with a category that is no longer listed keep it, and are still counted.
 """
 
 
@@ -60,7 +60,7 @@ def read_taxonomy(folder: str | Path) -> Taxonomy:
     Raises
     ------
     ResultError
-        A file that is damaged, or lacks one of its two lists.
+        The file is damaged, or lacks one of its two lists.
     """
     path = Path(folder) / TAXONOMY_FILE
     try:
@@ -68,19 +68,19 @@ def read_taxonomy(folder: str | Path) -> Taxonomy:
     except FileNotFoundError:
         return dict(TAXONOMY)
     except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be read ({error}); mend or delete it.") from error
+        raise ResultError(f"{path}: cannot be read ({error}); repair or delete it.") from error
     return {kind: _names(path, key, content.get(key)) for key, kind in _KEYS.items()}
 
 
 def no_category(folder: str | Path, kind: Kind, category: str, taxonomy: Taxonomy) -> str:
-    """Return the message for an unknown category: which there are, and how to add one.
+    """Return the message for an unknown category: the known ones, and how to add one.
 
     Parameters
     ----------
     folder
         The evaluation's.
     kind, category
-        Of the error, and what was given.
+        Of the error, and as given.
     taxonomy
         The categories that are known.
     """
@@ -94,7 +94,7 @@ def no_category(folder: str | Path, kind: Kind, category: str, taxonomy: Taxonom
 
 
 def write_taxonomy(folder: str | Path) -> Path:
-    """Write the default categories to be edited; a file that is there is left as it is.
+    """Write the default categories for editing; an existing file stays as it is.
 
     Raises
     ------
@@ -108,12 +108,12 @@ def write_taxonomy(folder: str | Path) -> Path:
 
 
 def save_taxonomy(folder: str | Path, taxonomy: Mapping[Kind, Sequence[str]]) -> Path:
-    """Write categories in place of those that are there.
+    """Replace the categories.
 
     Raises
     ------
     ResultError
-        A folder that cannot be written; an empty list, or a category that is named twice.
+        The folder cannot be written, a list is empty, or a category is named twice.
     """
     path = Path(folder) / TAXONOMY_FILE
     names = {key: _names(path, key, list(taxonomy[kind])) for key, kind in _KEYS.items()}

@@ -16,7 +16,7 @@ __all__ = ["changed_tissue", "describe_run", "merge_notes"]
 
 
 def merge_notes(notes: Iterable[str], models: Sequence[str]) -> list[str]:
-    """Merge notes that are equal for several models (``MODEL: text``), in the given order."""
+    """Merge notes that are the same for several models (``MODEL: text``), in the given order."""
     names: dict[str, list[str]] = {}
     for note in dict.fromkeys(notes):
         name, colon, text = note.partition(": ")

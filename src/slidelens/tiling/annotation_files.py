@@ -110,7 +110,7 @@ def _geojson(path: Path, content: Any) -> Iterator[Feature]:
     for number, item in enumerate(_members(path, content)):
         where = f"feature {number}"
         if not isinstance(item, Mapping) or "type" not in item:
-            raise LabelError(f"{path}: {where} is no GeoJSON object (it has no type).")
+            raise LabelError(f"{path}: {where} is not a GeoJSON object (it has no type).")
         properties: Mapping[str, Any] = {}
         geometry: Any = item
         if item["type"] == "Feature":
@@ -156,7 +156,7 @@ def _geojson_geometry(path: Path, where: str, geometry: Any) -> Any:
         return shapely.from_geojson(json.dumps(geometry, allow_nan=False))
     except (shapely.errors.GEOSException, ValueError, TypeError) as error:
         kind = geometry.get("type") if isinstance(geometry, Mapping) else type(geometry).__name__
-        raise LabelError(f"{path}: {where} is no readable {kind}: {error}.") from error
+        raise LabelError(f"{path}: {where} is not a readable {kind}: {error}.") from error
 
 
 def _plain_polygon(geometry: Any) -> Any | None:
@@ -214,7 +214,7 @@ def _ncrf(path: Path, content: Mapping[str, Any]) -> Iterator[Feature]:
     for kind in ("positive", "negative"):
         shapes = content.get(kind) or []
         if not isinstance(shapes, list):
-            raise LabelError(f"{path}: {kind!r} is no list of polygons.")
+            raise LabelError(f"{path}: {kind!r} is not a list of polygons.")
         for number, shape in enumerate(shapes):
             where = f"{kind} polygon {number}"
             if not isinstance(shape, Mapping) or not isinstance(shape.get("vertices"), list):
@@ -223,7 +223,7 @@ def _ncrf(path: Path, content: Mapping[str, Any]) -> Iterator[Feature]:
                 vertices = [(float(x), float(y)) for x, y in shape["vertices"]]
             except (TypeError, ValueError, OverflowError) as error:
                 raise LabelError(
-                    f"{path}: {where} has a vertex that is no pair of numbers: {error}."
+                    f"{path}: {where} has a vertex that is not a pair of numbers: {error}."
                 ) from error
             yield Feature(
                 geometry=_polygon(path, where, vertices),

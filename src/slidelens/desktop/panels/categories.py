@@ -28,7 +28,7 @@ class CategoriesDialog(QDialog):
         self.setWindowTitle("Categories of errors")
         self.texts: dict[Kind, QPlainTextEdit] = {}
         layout = QVBoxLayout(self)
-        layout.addWidget(caption("One category a line, in the order of the keys 1 to 9."))
+        layout.addWidget(caption("One category per line, in the order of the keys 1 to 9."))
         for kind, names in read_taxonomy(folder).items():
             text = QPlainTextEdit("\n".join(names))
             text.setAccessibleName(f"Categories of {KINDS[kind]}s")

@@ -133,7 +133,7 @@ class ComparePanel(Panel):
         self.mix.setValue(0.5)
         self.mix.valueChanged.connect(self._set_mix)
         self.speed = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.speed).setToolTip("Seconds that each method is shown")
+        calm(self.speed).setToolTip("How long each method is shown, in seconds")
         self.speed.setRange(0.2, 3)
         self.speed.setDecimals(1)
         self.speed.setValue(0.8)
@@ -144,7 +144,7 @@ class ComparePanel(Panel):
         ends.addWidget(self.second, 0, 1, Qt.AlignmentFlag.AlignRight)
         ends.addWidget(self.mix, 1, 0, 1, 2)
         self.mix_row = boxed(ends)
-        self.speed_row = boxed(row(QLabel("Seconds each"), self.speed, stretch=1))
+        self.speed_row = boxed(row(QLabel("Seconds per method"), self.speed, stretch=1))
         self.now = caption()
         self.legend = LegendView()
         self.agreed = caption()
@@ -157,7 +157,7 @@ class ComparePanel(Panel):
         body.addWidget(heading("Methods"))
         body.addWidget(self.empty)
         body.addWidget(self.methods)
-        body.addWidget(heading("See them"))
+        body.addWidget(heading("View"))
         body.addLayout(grid)
         for widget in (self.why, self.mix_row, self.speed_row, self.now, self.legend):
             body.addWidget(widget)
@@ -217,7 +217,7 @@ class ComparePanel(Panel):
         self.empty.setText(
             "Models that have run on the slide are listed here."
             if slide is None
-            else "No results of this slide yet: run two models, then compare."
+            else "No results for this slide yet: run two models, then compare."
         )
         self._load()
 
@@ -260,7 +260,7 @@ class ComparePanel(Panel):
         more = f" The {_MOST} largest are listed." if len(regions) > _MOST else ""
         count = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
         many = f"{count} in dispute." if regions else "No region is in dispute."
-        self.agreed.setText(f"They say the same on {found.agreed:.1%} of the cells. {many}{more}")
+        self.agreed.setText(f"They agree on {found.agreed:.1%} of the cells. {many}{more}")
 
     def _show(self) -> None:
         """Set the window to what is chosen."""
@@ -360,7 +360,7 @@ class ComparePanel(Panel):
         turn = (seen[0] + 1) % len(self._heat) if len(seen) == 1 else 0
         for number, layer in enumerate(self._heat):
             layer.visible = number == turn
-        self.now.setText(f"Now seen: <b>{self.compared.drawn[turn].title}</b>")
+        self.now.setText(f"Now showing: <b>{self.compared.drawn[turn].title}</b>")
 
     def _go(self, item: QTreeWidgetItem | None) -> None:
         """Look at a region in dispute."""

@@ -58,7 +58,7 @@ class ErrorList(QWidget):
         for kind, name in KINDS.items():
             self.kind.addItem(f"{name}s", kind)
         self.only_open = QCheckBox("not decided")
-        self.only_open.setToolTip("List only what you have not decided yet")
+        self.only_open.setToolTip("List only errors that you have not decided yet")
         self.suspects = QCheckBox("label in doubt")
         self.suspects.setToolTip("List only slides whose label every method contradicts")
         self.tree = QTreeWidget()

@@ -111,7 +111,7 @@ class ExportMenu(QToolButton):
         if status == "done":
             where = QUrl.fromLocalFile(str(out.absolute()))
             self._notice.say(
-                f"The report is written: {out}",
+                f"The report was written to {out}.",
                 "good",
                 action="Open",
                 then=lambda: QDesktopServices.openUrl(where),
@@ -172,7 +172,7 @@ def _corrected_text(made: CorrectedLabels, out: Path) -> str:
         lines.append(f"Reviewers do not agree on {listed(made.disputed, _NAMED)}: {keep}.")
     if not made.original:
         lines.append(
-            "The labels table that was evaluated is gone or was changed since; the new one holds "
-            "the evaluated slides only."
+            "The evaluated labels table is gone or has changed; the new one holds only "
+            "the evaluated slides."
         )
     return "\n".join(lines)

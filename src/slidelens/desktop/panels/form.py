@@ -87,7 +87,7 @@ def _control(field: FormField, value: Any) -> Any:
     if field.control == "choice":
         choices = QComboBox()
         for choice in field.choices:
-            choices.addItem("as it is" if choice is None else str(choice), choice)
+            choices.addItem("none" if choice is None else str(choice), choice)
         choices.setCurrentIndex(max(0, field.choices.index(value) if value in field.choices else 0))
         return choices
     if field.control in ("whole", "number"):

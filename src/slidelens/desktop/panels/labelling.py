@@ -56,8 +56,8 @@ class Labelling(QWidget):
         self.tree.setUniformRowHeights(True)
         self.tree.setFixedHeight(130)
         self.tree.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
-        self.tree.setAccessibleName("Slides of the folder")
-        self.tree.setToolTip("Double-click a slide to look at it; choose one or several to label")
+        self.tree.setAccessibleName("Slides in the folder")
+        self.tree.setToolTip("Double-click a slide to open it; select one or more to label")
         header = self.tree.header()
         if header is not None:
             header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
@@ -67,7 +67,7 @@ class Labelling(QWidget):
         self.classes.editingFinished.connect(self._make_buttons)
         self.buttons: dict[str, QWidget] = {}
         self._row = QHBoxLayout()
-        self.undo_button = button("Undo", "Take the last label back", self.undo)
+        self.undo_button = button("Undo", "Take back the last label", self.undo)
         self.counts = caption()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -100,7 +100,7 @@ class Labelling(QWidget):
         """Label what is chosen and go on to the next slide."""
         chosen = self.chosen()
         if self.book is None or not chosen:
-            self._notice.say("Choose one or several slides of the list first.")
+            self._notice.say("Select one or more slides in the list first.")
             return
         self._change(lambda book: book.set(chosen, label))
         last = [i for i in range(self.tree.topLevelItemCount()) if self._id(i) in chosen][-1]
@@ -146,10 +146,10 @@ class Labelling(QWidget):
             return
         empty(self._row)
         self.buttons = {
-            name: button(name, f"Label the chosen slides {name}", partial(self.set_label, name))
+            name: button(name, f"Label the selected slides {name}", partial(self.set_label, name))
             for name in names
         }
-        clear = button("none", "Remove the label of the chosen slides", self._clear_label)
+        clear = button("none", "Remove the label of the selected slides", self._clear_label)
         for made in (*self.buttons.values(), clear):
             self._row.addWidget(made)
 

@@ -49,7 +49,7 @@ class ModelChooser(QWidget):
         self._awaited: tuple[str, ...] = ()
         """What was to be ticked before all of it was listed."""
         self.list = QListWidget()
-        self.list.setToolTip("Tick one or several models to run, one after the other")
+        self.list.setToolTip("Tick one or more models; they run one after the other")
         self.list.setAccessibleName("Models")
         self.list.setMaximumHeight(120)
         self.card = QTextBrowser()

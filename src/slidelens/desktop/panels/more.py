@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MorePanel"]
 
-_NONE = "No plugin adds a panel. To write one, see the page “Write a plugin” of the documentation."
+_NONE = "No plugin adds a panel. To write one, see the page “Write a plugin” in the documentation."
 
 
 class MorePanel(Panel):

@@ -94,13 +94,15 @@ class NavigatorPanel(Panel):
         self.place = QLineEdit()
         self.place.setPlaceholderText("x, y in µm")
         self.place.setAccessibleName("Place to go to")
-        self.place.setToolTip("Such as: 1250, 3400 or 1.2 mm 3.4 mm or 800px 900px; then Enter")
+        self.place.setToolTip(
+            "For example 1250, 3400 or 1.2 mm 3.4 mm or 800px 900px; then press Enter"
+        )
         self.place.returnPressed.connect(self._go_to_text)
         self._go = button("Go", "Go to the place", self._go_to_text)
         self.times = {
             times: button(
                 f"{times}x",
-                f"As through an objective of {times}x: {um_per_pixel(times):g} µm per screen px",
+                f"As with a {times}x objective: {um_per_pixel(times):g} µm per screen px",
                 partial(self.magnify, times),
             )
             for times in OBJECTIVES
@@ -120,8 +122,8 @@ class NavigatorPanel(Panel):
         self.marks.itemClicked.connect(self._go_to_mark)
         self.marks.itemActivated.connect(self._go_to_mark)
         self.marks.itemChanged.connect(self._renamed)
-        self._add = button("Add", "Remember this place and magnification", self.add_bookmark)
-        self._remove = button("Remove", "Delete the chosen bookmark", self._forget)
+        self._add = button("Add", "Bookmark this place and magnification", self.add_bookmark)
+        self._remove = button("Remove", "Delete the selected bookmark", self._forget)
         gone = Shortcut(QKeySequence("Delete"), self.marks)
         gone.setContext(Qt.ShortcutContext.WidgetShortcut)  # Delete means other things elsewhere
         gone.activated.connect(self._forget)

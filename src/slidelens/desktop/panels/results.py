@@ -49,7 +49,7 @@ class ResultsList(QWidget):
         self._deleted: list[_Deleted] = []
         """By this list, in the order in which they come back: the next one last."""
         self.tree = QTreeWidget()
-        self.tree.setHeaderLabels(["Model", "Score", "Slide", "Made"])
+        self.tree.setHeaderLabels(["Model", "Score", "Slide", "Created"])
         self.tree.setRootIsDecorated(False)
         self.tree.setUniformRowHeights(True)
         self.tree.setMinimumHeight(110)
@@ -58,11 +58,11 @@ class ResultsList(QWidget):
         header = self.tree.header()
         if header is not None:
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self.all = QCheckBox("of all slides")
-        self.all.setToolTip("List the results of every slide, not only of this one")
-        self.open = button("Show", "Show the chosen result on its slide (Enter)", self._open)
-        self.delete = button("Delete", "Delete the result; it can be brought back", self._delete)
-        self.undo = button("Undo delete", "Bring back what was deleted last", self._restore_last)
+        self.all = QCheckBox("all slides")
+        self.all.setToolTip("List the results of every slide, not only this one")
+        self.open = button("Show", "Show the selected result on its slide (Enter)", self._open)
+        self.delete = button("Delete", "Delete the result; this can be undone", self._delete)
+        self.undo = button("Undo delete", "Restore the last deleted result", self._restore_last)
         self._folder = button("Folder…", "Choose the folder of results", self._choose_folder)
         self._empty = caption()
         layout = QVBoxLayout(self)
@@ -104,7 +104,7 @@ class ResultsList(QWidget):
                 item.setToolTip(column, entry.about)
             self.tree.addTopLevelItem(item)
         self.tree.setVisible(bool(shown))
-        where = "of this slide" if slide is not None and not self.all.isChecked() else "yet"
+        where = "for this slide" if slide is not None and not self.all.isChecked() else "yet"
         self._empty.setText(f"No results {where} in {self._bench.results}.")
         self._empty.setVisible(not shown)
         self._enable()
@@ -170,7 +170,7 @@ class ResultsList(QWidget):
             shown |= taken.shown
             self._notice.say(
                 f"The older result of {entry.model} on {entry.slide} is back; the newer one was "
-                "deleted for it.",
+                "deleted instead.",
                 action="Undo",
                 then=partial(self._restore, taken),
             )

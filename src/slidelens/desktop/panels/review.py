@@ -67,7 +67,7 @@ class ReviewPanel(Panel):
         """Open an evaluation folder."""
         reviewer, points = self.reviewer.text().strip(), self.points.text()
         if not reviewer:
-            self.notice.say("Give your name: decisions are kept under it.", "error")
+            self.notice.say("Enter your name: decisions are saved under it.", "error")
             return
         if not self.case.flush():
             return
@@ -109,13 +109,13 @@ class ReviewPanel(Panel):
 
     def _build(self) -> None:
         self.about, self.name = caption(_NO_EVALUATION), Elided()
-        self.open_button = button("Open…", "Open a folder that was evaluated", self._ask_folder)
+        self.open_button = button("Open…", "Open the folder of an evaluation", self._ask_folder)
         self.evaluate_button = button(
             "Evaluate results…", "Compare your results with a table of labels", self._ask_labels
         )
         self.reviewer = QLineEdit(self.bench.memory.text(_REVIEWER) or login_name())
         self.reviewer.setPlaceholderText("your name")
-        self.reviewer.setToolTip("Who decides; several people may review the same errors")
+        self.reviewer.setToolTip("Your name; several people can review the same errors")
         self.reviewer.editingFinished.connect(self._reopen)
         self.points = QLineEdit()
         self.points.setPlaceholderText("as evaluated")
@@ -315,7 +315,9 @@ class ReviewPanel(Panel):
         model = self._model
         folder = review.saved.result_folder(model, case.slide_id)
         if folder is None or not folder.is_dir():
-            self.case.show_places((), f"The result of {model} is gone; run it on the slide again.")
+            self.case.show_places(
+                (), f"The result of {model} is gone; run the model on the slide again."
+            )
             return
         self.bench.show_result(
             folder,
@@ -354,7 +356,7 @@ class ReviewPanel(Panel):
         if not self._is_current(case, model):
             return
         self._foci = foci
-        self.case.show_places(foci, "" if foci else f"No place speaks for {case.target}.")
+        self.case.show_places(foci, "" if foci else f"No place is evidence for {case.target}.")
         self._fly(0)
 
     def _fly(self, number: int) -> None:

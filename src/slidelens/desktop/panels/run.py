@@ -105,8 +105,8 @@ class RunPanel(Panel):
         replaced = request.replaces({card.path: card for card, _ in self.models.chosen()})
         if replaced:
             self.notice.say(
-                f"{replaced} This run takes its place.",
-                action="Run all the same",
+                f"{replaced} This run will replace it.",
+                action="Run anyway",
                 then=lambda: self._start(request),
             )
             return
@@ -173,7 +173,7 @@ class RunPanel(Panel):
         self.run_button = button("Run", "Run the ticked models (Ctrl+Return)", self.run)
         self.run_button.setShortcut("Ctrl+Return")
         self.stop_button = button("Stop", "Stop; finished results are kept", self.stop)
-        self.bar = progress_bar("Progress of the run")
+        self.bar = progress_bar("Run progress")
         self.status = caption()
         self.results = ResultsList(self.bench, self.notice)
         body = self.body

@@ -46,7 +46,7 @@ class SlidePanel(Panel):
 
     def _build(self) -> None:
         self.slide = SlideLine(self.bench)
-        self.facts = table(["", ""], "What the file says", 210, wide=1)
+        self.facts = table(["", ""], "Facts about the slide", 210, wide=1)
         self.facts.setHeaderHidden(True)
         self.facts.setWordWrap(True)
         self.copy = button("Copy", "Copy these facts as text", self._copy)
@@ -54,9 +54,11 @@ class SlidePanel(Panel):
         self._buttons = QHBoxLayout(self.pictures)
         self._buttons.setContentsMargins(0, 0, 0, 0)
         self.picture = QLabel()
-        self.picture.setAccessibleName("Picture in the file")
+        self.picture.setAccessibleName("Picture from the file")
         self.picture.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.private = caption("A label may show the patient's name; it is shown when you ask.")
+        self.private = caption(
+            "A label may show the patient's name, so it is shown only when you ask."
+        )
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search the properties")
         self.search.setClearButtonEnabled(True)
@@ -67,7 +69,7 @@ class SlidePanel(Panel):
         self.recent.setToolTip("Double-click a slide to open it")
         self.recent.setFixedHeight(130)
         self.recent.itemActivated.connect(self._open)
-        self.forget = button("Forget", "Empty this list; the files stay", self._forget)
+        self.forget = button("Forget", "Clear this list; the files stay", self._forget)
         self.no_recent = caption("Slides that you open are listed here.")
         self._of_slide = [
             boxed(row(heading("This slide"), self.copy, stretch=0)),
@@ -180,7 +182,7 @@ class SlidePanel(Panel):
             self._fill_recent()
 
         self._fill_recent()
-        self.notice.say("The list of recent slides is empty.", action="Undo", then=undo)
+        self.notice.say("The list of recent slides was cleared.", action="Undo", then=undo)
 
 
 def _fill(tree: Any, rows: tuple[tuple[str, str], ...]) -> None:

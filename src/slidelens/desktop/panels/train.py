@@ -103,7 +103,7 @@ class TrainPanel(Panel):
     def pause(self) -> None:
         """Stop after the step under way; what was learnt is kept."""
         if self._job is not None:
-            self.status.setText("Saving what it learnt…")
+            self.status.setText("Saving what has been learnt…")
             self._enable()
             self._job.cancel()
 
@@ -121,7 +121,7 @@ class TrainPanel(Panel):
             return
         self.bench.memory.training_ended(folder)
         self.notice.say(
-            f"The training of {folder.name} was thrown away.",
+            f"The training run {folder.name} was discarded.",
             action="Undo",
             then=partial(self._bring_back, folder, hidden),
         )
@@ -133,9 +133,9 @@ class TrainPanel(Panel):
         self.split_view = SplitView()
         self.split_text, self.warning, self.why, self.status = (caption() for _ in range(4))
         self.start_button = button("Train", "Train in a separate process", self.start)
-        self.pause_button = button("Pause", "Stop and keep what it learnt", self.pause)
-        self.cancel_button = button("Cancel", "Stop and throw away", self.cancel)
-        self.bar = progress_bar("Progress of the training")
+        self.pause_button = button("Pause", "Stop and keep what has been learnt", self.pause)
+        self.cancel_button = button("Cancel", "Stop and discard the run", self.cancel)
+        self.bar = progress_bar("Training progress")
         self.losses = Curves("Loss", low=0.0)
         self.areas = Curves("AUC, tuning", 0.0, 1.0)
         self.unfinished = QWidget()
@@ -327,8 +327,10 @@ class _Unfinished(QWidget):
         epochs = len(read_history(folder))
         done = f"{epochs} epoch{'s' if epochs != 1 else ''} done" if epochs else "just begun"
         text = caption(f"<b>{folder.name}</b> is not finished: {done}.")
-        self.resume = button("Resume", "Go on where it stopped", partial(panel.resume, folder))
-        self.discard = button("Discard", "Throw it away", partial(panel.discard, folder))
+        self.resume = button("Resume", "Continue where it stopped", partial(panel.resume, folder))
+        self.discard = button(
+            "Discard", "Discard the unfinished run", partial(panel.discard, folder)
+        )
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(row(text, self.resume, self.discard, stretch=0))

@@ -49,7 +49,7 @@ class DataChooser(QWidget):
         self.labels_button = button(
             "Labels…", "Choose a CSV table with columns slide_id and label", self._ask_labels
         )
-        self.new_button = button("New…", "Begin a table of labels", self._ask_new)
+        self.new_button = button("New…", "Start a new table of labels", self._ask_new)
         self.labelling = Labelling(bench, notice)
         self.by_click = QCollapsible("Label slides by clicking")
         self.by_click.addWidget(self.labelling)
@@ -122,7 +122,7 @@ class DataChooser(QWidget):
         self.outline_class = QLineEdit("tumor")
         calm(self.outline_class).setToolTip("Class of the next outline")
         self.draw_button = button(
-            "Draw", "Draw on the open slide: click corners, double-click to end", self.draw
+            "Draw", "Draw on the open slide: click the corners, double-click to finish", self.draw
         )
         box = QWidget()
         layout = QVBoxLayout(box)

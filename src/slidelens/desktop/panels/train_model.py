@@ -45,7 +45,7 @@ class TrainOptions(QWidget):
             (self.family, "The method"),
             (self.base, "Initial weights; a model of the same method is fine-tuned"),
             (self.preset, "Named schedule: the paper's, or one for small cohorts"),
-            (self.device, "Where it is trained"),
+            (self.device, "Where the model is trained"),
         ):
             calm(combo).setToolTip(tip)
         self.about = caption()
@@ -75,8 +75,8 @@ class TrainOptions(QWidget):
         layout.addLayout(form)
         self._folds = {}
         for title, part in (
-            ("Options of the model", self.config),
-            ("Options of the training", self.training),
+            ("Model options", self.config),
+            ("Training options", self.training),
         ):
             fold = QCollapsible(title)
             fold.addWidget(part)

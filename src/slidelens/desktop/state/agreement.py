@@ -130,7 +130,7 @@ def compare(methods: Sequence[Method]) -> Comparison:
     """
     drawn = [(method, method.map) for method in methods if method.map is not None]
     if len(drawn) < 2:
-        raise ValueError("two methods with a map of probabilities are needed to compare")
+        raise ValueError("two methods with a probability map are needed to compare")
     coarsest = max((source for _, source in drawn), key=lambda source: source.mpp)
     affine, shape = _cells(coarsest)
     values = np.stack([_resampled(m.channel, source, affine, shape) for m, source in drawn])

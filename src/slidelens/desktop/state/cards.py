@@ -95,14 +95,14 @@ def families_of(families: Iterable[Mapping[str, Any]]) -> list[FamilyCard]:
 
 def _card(facts: Mapping[str, Any]) -> Card:
     lines = [
-        ("For", facts.get("intended_use")),
+        ("Intended use", facts.get("intended_use")),
         ("About", facts.get("about")),
         ("Method", _method(facts)),
-        ("Sees", _sees(facts)),
+        ("Resolution", _resolution(facts)),
         ("Classes", ", ".join(facts.get("classes", ()))),
         ("Trained on", _training_data(facts.get("training_data"))),
-        ("Reached", _metrics(facts.get("metrics") or {})),
-        ("Cut-off", _threshold(facts.get("threshold"))),
+        ("Performance", _metrics(facts.get("metrics") or {})),
+        ("Threshold", _threshold(facts.get("threshold"))),
         ("Licence", facts.get("licence") or ("not stated" if facts.get("family") else None)),
         ("Folder", facts["path"]),
     ]
@@ -124,12 +124,12 @@ def _method(facts: Mapping[str, Any]) -> str:
     return f"{title}. {facts['family_about']}" if facts.get("family_about") else str(title)
 
 
-def _sees(facts: Mapping[str, Any]) -> str:
+def _resolution(facts: Mapping[str, Any]) -> str:
     mpp, tile = facts.get("mpp"), facts.get("tile_size")
     if not mpp:
         return ""
     times = f"{10 / mpp:g}x, {mpp:g} µm/px"
-    return f"{times}, in tiles of {tile} px ({tile * mpp:.0f} µm)" if tile else times
+    return f"{times}, tiles of {tile} px ({tile * mpp:.0f} µm)" if tile else times
 
 
 def _training_data(data: Any) -> str:

@@ -158,5 +158,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     reader, columns, _ = read_rows(lines, path, LabelError)
     lacking = [name for name in _COLUMNS if name not in columns]
     if lacking:
-        raise LabelError(f"{path}: no column {' and '.join(lacking)}; its first line names them.")
+        raise LabelError(
+            f"{path}: no column {' and '.join(lacking)}; the first line must name them."
+        )
     return columns, [{name: row.get(name) or "" for name in columns} for row in reader]

@@ -66,7 +66,7 @@ class Entry:
     @property
     def about(self) -> str:
         """Where it lies, and of which region it is; or why it cannot be read."""
-        where = f"\nof the region {self.part} (x, y, width, height in px)" if self.part else ""
+        where = f"\nregion {self.part} (x, y, width, height in px)" if self.part else ""
         return self.error or f"{self.folder}{where}"
 
 
@@ -145,14 +145,14 @@ class Trash:
         """
         folder = self._hidden.get(hidden)
         if folder is None:
-            raise ResultError(f"{hidden}: was not deleted since the window opened.")
+            raise ResultError(f"{hidden}: was not deleted in this window.")
         if folder.exists():
-            raise ResultError(f"{folder}: a newer one lies there; delete that one first.")
+            raise ResultError(f"{folder}: a newer result is there; delete it first.")
         try:
             hidden.rename(folder)
         except OSError as error:
             raise ResultError(
-                f"{folder}: cannot be brought back ({error.strerror or error}); it is in {hidden}."
+                f"{folder}: cannot be restored ({error.strerror or error}); it is in {hidden}."
             ) from error
         del self._hidden[hidden]
 

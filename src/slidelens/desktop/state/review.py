@@ -240,7 +240,7 @@ class Review:
             self.store.set(key, reviewer=self.reviewer, **back)
         self._undo.pop()
         left = " and ".join(_FIELDS[name] for name in changed if name not in back)
-        why = "was changed in another window meanwhile, so it is not undone; look at it again."
+        why = "has been changed in another window, so it was not undone; look at it again."
         self.left = f"{key.slide_id}: the {left} {why}" if left else ""
         found = next((i for i, case in enumerate(self.cases) if case.key == key), None)
         return None if found is None else self.go(found)
@@ -323,7 +323,7 @@ def case_text(case: ErrorCase) -> str:
         text += f", threshold {case.threshold:.3f}"
     text += f", margin {case.margin:.3f}."
     if case.suspect:
-        text += " Every method contradicts the label with confidence: it may be wrong."
+        text += " Every method contradicts the label confidently: it may be wrong."
     return text
 
 
@@ -339,5 +339,5 @@ def decision_text(decision: Decision, since: Mapping[str, str]) -> str:
     if decision.note:
         parts.append(f"“{' '.join(decision.note.split())}”")
     if decision.decided and decision.time < since.get(decision.model, ""):
-        parts.append("of other weights")
+        parts.append("made with other weights")
     return ", ".join(part for part in parts if part) or "withdrawn"

@@ -70,7 +70,7 @@ class RunRequest:
             for slide in self.slides
             if (there := self._unlike(self.out / card.name / slide_id(slide), card, options))
         ]
-        more = f" ({len(found) - 1} more are of other settings, too)" if len(found) > 1 else ""
+        more = f" ({len(found) - 1} more have other settings too)" if len(found) > 1 else ""
         return f"{found[0]}{more}." if found else ""
 
     def _unlike(self, folder: Path, card: Card, options: Mapping[str, Any]) -> str:
@@ -189,7 +189,7 @@ class RunState:
     @property
     def found(self) -> str:
         """What was found, a line for each slide and model: a region's score is not the slide's."""
-        where = "" if self.request.region is None else " (of the region alone)"
+        where = "" if self.request.region is None else " (region only)"
         several = len(self.request.slides) > 1
         return "\n".join(
             f"{f.slide}, {f.text}{where}" if several else f"{f.text}{where}"
@@ -204,7 +204,9 @@ class RunState:
         if status in ("failed", "died"):
             return error
         if status == "cancelled":
-            return f"Stopped; {good} of {self.parts} finished and kept." if good else "Stopped."
+            return (
+                f"Stopped; {good} of {self.parts} finished and were kept." if good else "Stopped."
+            )
         if failed and self.parts == 1:
             return self.findings[0].error
         return f"{good} done, {failed} failed." if failed else "Done."

@@ -27,7 +27,7 @@ __all__ = [
 
 _STATE, _CONFIG, _HISTORY = "training", "config.yaml", "history.csv"
 _DOING = {
-    "open": "Looking at the slides",
+    "open": "Checking the slides",
     "scan": "choosing tiles",
     "train": "learning",
     "tune": "testing",
@@ -74,13 +74,13 @@ class TrainRequest:
         if self.slides is None:
             return "Choose the folder with your slides."
         if self.labels is None:
-            return "Choose a table of labels, or begin one and label slides by clicking."
+            return "Choose a table of labels, or start one and label slides by clicking."
         if annotated and self.annotations is None:
             return "This method learns from outlines: choose the folder with the annotations."
         if not _NAME.fullmatch(self.out.name):
             return "Give the model a name of letters, digits, '-', '_' and '.'."
         if (self.out / "model.json").exists():
-            return f"There is a model called {self.out.name} already; give another name."
+            return f"There is already a model called {self.out.name}; give another name."
         return ""
 
     def facts(self) -> dict[str, Any]:
@@ -249,9 +249,13 @@ class TrainState:
             best = f" Best AUC on the tuning slides: {max(aucs):.3f}." if aucs else ""
             return f"{self.out.name} is trained.{best}"
         if status == "cancelled":
-            kept = "what it learnt is kept" if resumable(self.out) else "nothing was learnt yet"
+            kept = (
+                "what it has learnt is kept"
+                if resumable(self.out)
+                else "nothing has been learnt yet"
+            )
             return f"Paused; {kept}."
-        later = " It can go on from the last checkpoint." if resumable(self.out) else ""
+        later = " It can continue from the last checkpoint." if resumable(self.out) else ""
         return f"{error}{later}"
 
 

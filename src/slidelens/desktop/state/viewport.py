@@ -148,5 +148,5 @@ def _length(number: float, unit: str, mpp: float, world: World) -> float:
     if unit == "px":
         return number * mpp
     if unit and world.unit == "pixel":
-        raise ValueError("the slide states no resolution: give the place in px")
+        raise ValueError("the slide states no resolution: give the position in px")
     return number * 1000 if unit == "mm" else number

@@ -219,8 +219,8 @@ class WorkerClient(QObject):
         if process is not None:
             process.deleteLater()
         said = next((line for line in reversed(self._said) if line.strip()), "")
-        detail = f" Its last words: {said}" if said else ""
-        error = f"The worker {why}; what was finished is kept. Start again.{detail}"
+        detail = f" Its last output: {said}" if said else ""
+        error = f"The worker {why}; finished results are kept. Start again.{detail}"
         ours = self._killed and not self._closed
         again = [job for job in self.jobs if ours and not job.asked and not job.begun]
         if again:  # before anyone hears of an end and hands in more

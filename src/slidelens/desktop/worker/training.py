@@ -89,7 +89,9 @@ def _kept_arguments(out: Path) -> dict[str, Any]:
     options, fields = read_train_file(out / "training" / "config.yaml")
     lacking = [name for name in ("family", "slides", "labels") if name not in options]
     if lacking:
-        raise ModelError(f"{out}: its training does not say {', '.join(lacking)}; begin anew.")
+        raise ModelError(
+            f"{out}: its training configuration lacks {', '.join(lacking)}; start a new run."
+        )
     return train_arguments(options | {"out": out}, fields)
 
 

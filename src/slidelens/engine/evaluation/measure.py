@@ -159,7 +159,7 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
         if (labels[of_slide] != cases.labels).any():
             return {
                 "n": n_patients,
-                "undefined": {"auc": "slides of one patient have unlike labels"},
+                "undefined": {"auc": "slides of one patient have different labels"},
             }
         probabilities = total / np.bincount(of_slide)[:, None]
     rows = tuple(cases.rows[i] for i in first)

@@ -190,8 +190,8 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
         first, other = sorted({one.classes for one in scored.values()})[:2]
         near = near_misses(other, first)
         raise ResultError(
-            f"{folder}: models of unlike classes cannot be compared; evaluate the folder of each "
-            f"by itself.{near}\n{classes}"
+            f"{folder}: models with different classes cannot be compared; evaluate the folder of "
+            f"each by itself.{near}\n{classes}"
         )
     return scored
 
@@ -263,8 +263,8 @@ def _model_faults(name: str, found: Sequence[tuple[Path, ResultFile]]) -> list[s
         unlike = sorted({str(value) for value in values})
         if len(unlike) > 1:
             faults.append(
-                f"model {name}: results of unlike {what} ({' | '.join(unlike)}), so of several "
-                "models under one name; predict again with --overwrite."
+                f"model {name}: results with different {what} ({' | '.join(unlike)}), so of "
+                "several models under one name; predict again with --overwrite."
             )
     return faults
 

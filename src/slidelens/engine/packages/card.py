@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slidelens.errors import PluginError
 from slidelens.families import FAMILIES
+from slidelens.maps.run_settings import value_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,20 +52,20 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         "",
         "Research use only: not a medical device.",
         "",
-        "## What it sees",
+        "## Configuration",
         "",
         f"- classes: {', '.join(manifest.classes)}",
         f"- resolution: {manifest.mpp:g} µm/px"
         + (f", tiles of {manifest.tile_size} px" if manifest.tile_size else ""),
     )
     for name, value in manifest.config.items():
-        if name not in ("mpp", "tile"):
-            yield f"- {name.replace('_', ' ')}: {value}"
-    yield from ("", "## What it learnt from", "", *_items(manifest.training_data))
-    yield from ("", "## How well it does", "", *_figures(manifest.metrics))
+        if value is not None and name not in ("mpp", "tile"):
+            yield f"- {name.replace('_', ' ')}: {value_text(name, value)}"
+    yield from ("", "## Training data", "", *_items(manifest.training_data))
+    yield from ("", "## Performance", "", *_figures(manifest.metrics))
     yield from (
         "",
-        "## How to run it",
+        "## Usage",
         "",
         "```",
         f"slidelens predict SLIDE --model PATH/TO/{manifest.name} --out results",
@@ -107,7 +108,8 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {label} | {_text(figures[key])} |"
         yield ""
     if metrics.get("note"):
-        yield f"{str(metrics['note']).capitalize()}."
+        note = str(metrics["note"])
+        yield f"{note[:1].upper()}{note[1:]}."
 
 
 def _text(value: Any) -> str:

@@ -108,7 +108,7 @@ def _check_address(address: str, what: str, expected: str) -> None:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port  # which raises for what is no number
     except ValueError as error:
-        raise ModelError(f"{what}: is no address ({error}).") from error
+        raise ModelError(f"{what}: is not an address ({error}).") from error
     if parts.scheme not in ("http", "https"):
         raise ModelError(f"{what}: {expected}")
     if not host:

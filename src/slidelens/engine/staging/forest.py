@@ -120,7 +120,7 @@ class Forest:
             not (inside and forward and self.value.shape == shape)
             or (leaf != (self.right == nodes)).any()
         ):
-            raise ValueError("its arrays are no trees")
+            raise ValueError("its arrays are not trees")
 
 
 def fit_forest(
