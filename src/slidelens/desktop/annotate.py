@@ -21,7 +21,7 @@ _CLASS = "tumor"
 
 
 def new_annotations(viewer: napari.Viewer) -> None:
-    """Add an empty layer of polygons on the topmost visible slide; saved as GeoJSON."""
+    """Add an empty layer of polygons to the topmost visible slide; saved as GeoJSON."""
     slides = list(slide_layers(viewer))
     if not slides:
         notify("Open a slide first: annotations are drawn on it.")

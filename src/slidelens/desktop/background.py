@@ -27,7 +27,7 @@ class Background(QObject):
     Signals
     -------
     failed
-        One sentence: work that gave no ``failed`` of its own was not done.
+        One sentence: work without a ``failed`` of its own could not be done.
     """
 
     failed = Signal(str)
@@ -55,7 +55,7 @@ class Background(QObject):
         failed: Callable[[str], object] | None = None,
         unused: Callable[[T], object] | None = None,
     ) -> None:
-        """Do work, then hand its result over on the window's thread; nothing once it is closed.
+        """Do work, then hand over its result on the window's thread; nothing once it is closed.
 
         Parameters
         ----------
@@ -64,11 +64,12 @@ class Background(QObject):
         then
             Takes what ``work`` returned.
         owner
-            A widget: when it is gone nothing is handed over any more.
+            A widget: once it is gone, nothing is handed over.
         failed
             Takes the sentence of a :class:`SlideLensError` that ``work`` raised.
         unused
-            Takes what ``work`` returned and ``then`` does not get, to close it; on any thread.
+            Takes the return value of ``work`` if ``then`` does not get it, to close it; on any
+            thread.
         """
         if self._closed:
             return
@@ -77,7 +78,7 @@ class Background(QObject):
         future.add_done_callback(lambda done: self._tell((done, then, owner, failed, unused)))
 
     def close(self) -> None:
-        """Drop what has not begun, wait for what has, and hand nothing over any more."""
+        """Drop work that has not begun, wait for the rest, and hand nothing over any more."""
         self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -104,7 +105,7 @@ class Background(QObject):
 
 
 def _drop(parcel: _Parcel) -> None:
-    """Close what nobody takes any more."""
+    """Close what nobody will take."""
     done, *_, unused = parcel
     if unused is not None and not done.cancelled() and done.exception() is None:
         unused(done.result())

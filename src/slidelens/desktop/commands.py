@@ -29,5 +29,5 @@ def navigate(viewer: napari.Viewer) -> None:
 
 
 def toggle_maps(viewer: napari.Viewer) -> None:
-    """Hide all that models drew on the slide; once more brings it back."""
+    """Hide everything that models drew on the slide, or show it again."""
     toggle(workbench_of(viewer))

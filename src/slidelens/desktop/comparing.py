@@ -61,13 +61,14 @@ class Opened:
     Attributes
     ----------
     method
-        What it says of the slide.
+        Its score and class for the slide.
     picture
-        The map that is shown of it: of probabilities, else its first one; ``None`` if it has none.
+        The map that is shown: its first probability map, otherwise its first map; ``None`` if it
+        has none.
     channel
-        The plane of that map which is shown.
+        The plane of that map that is shown.
     region
-        Whether a region of the slide was run alone.
+        Whether only a region of the slide was run.
     """
 
     folder: Path
@@ -86,32 +87,32 @@ class Opened:
 
 @dataclass(frozen=True)
 class Compared:
-    """Results of one slide, and what they agree on; ``None`` if fewer than two draw a map."""
+    """Results for one slide, and what they agree on; ``None`` if fewer than two draw a map."""
 
     opened: tuple[Opened, ...]
     comparison: Comparison | None
 
     @property
     def drawn(self) -> list[Opened]:
-        """Those with a map of probabilities."""
+        """Those with a probability map."""
         return [one for one in self.opened if one.method.map is not None]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One of several pictures side by side."""
+    """One of several views side by side."""
 
     title: str
     layers: tuple[LayerData, ...]
 
 
 def open_methods(folders: Iterable[Path]) -> Compared:
-    """Open results of one slide and compare them; reads maps, so it is no work for the window.
+    """Open results for one slide and compare them; reads maps, so not for the window's thread.
 
     Raises
     ------
     ResultError
-        One that cannot be read.
+        A result cannot be read.
     """
     opened: list[Opened] = []
     for folder in folders:
@@ -152,10 +153,10 @@ def missing(mode: str, compared: Compared) -> str:
 def pictures(
     mode: str, compared: Compared, slide: ShownSlide, like: Mapping[str, Any]
 ) -> list[Picture]:
-    """Return what is shown side by side: ``two`` or ``four`` pictures.
+    """Return what is shown side by side: ``two`` or ``four`` views.
 
-    Room that no method needs goes to the agreement, then to the slide alone. ``like`` as
-    :func:`heat_layer` takes it.
+    Views that no method needs show the agreement, then the slide alone. ``like`` is as in
+    :func:`heat_layer`.
     """
     room = 2 if mode == "two" else 4
     base = _slide_again(slide)
@@ -177,7 +178,7 @@ def heat_layer(
     Parameters
     ----------
     like
-        Model to the layer that shows its map already: colours and threshold are kept.
+        Model to the layer that already shows its map: colours and threshold are kept.
     options
         Keywords of napari's layer.
     """
@@ -212,7 +213,7 @@ def difference_layer(found: Comparison, slide: ShownSlide) -> LayerData:
 
 
 def agreement_layer(found: Comparison, slide: ShownSlide) -> LayerData:
-    """Return the map of who is positive where."""
+    """Return the map of which methods are positive where."""
     from napari.utils.colormaps import DirectLabelColormap
 
     nothing = (0.0, 0.0, 0.0, 0.0)
@@ -249,7 +250,7 @@ def _picture(one: Opened, base: LayerData, slide: ShownSlide, like: Mapping[str,
 
 
 def _slide_again(slide: ShownSlide) -> LayerData:
-    """Return the slide's layer for one more canvas; the pixels are the same arrays."""
+    """Return the slide's layer for another canvas; the pixels are the same arrays."""
     layer = slide.layer
     options = {
         "name": slide.id,
@@ -269,7 +270,7 @@ def _label_colors(found: Comparison) -> Sequence[tuple[int, int, int]]:
 
 
 def _diverging() -> NDArray[np.float32]:
-    """Return RGBA ``(256, 4)``: clear where both say the same, opaque from a half on."""
+    """Return RGBA ``(256, 4)``: clear where both agree, opaque from a difference of a half on."""
     part = np.linspace(-1, 1, 256)[:, None]
     ends = np.where(part > 0, np.array(_RED), np.array(_BLUE)) / 255
     return np.concatenate([ends, np.minimum(2 * np.abs(part), 1) * _OPAQUE], 1).astype(np.float32)

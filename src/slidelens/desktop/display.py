@@ -34,7 +34,7 @@ CHOICES = ("viridis", "cividis", "magma", "inferno", "Reds", "turbo")
 
 _OPAQUE = 0.8
 _EDGE = 1e-4  # width of the step at the threshold, as a part of the scale
-_CELLS = 1 << 20  # of the level that a histogram is made of
+_CELLS = 1 << 20  # cells of the level that a histogram is made from
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,11 @@ class Style:
     Attributes
     ----------
     colormap
-        Of matplotlib, by name.
+        Matplotlib's name.
     threshold
         Values below are not shown.
     fade
-        Whether opacity grows with the value, so that what is unsuspicious leaves the tissue as it
-        is.
+        Whether opacity grows with the value, so that unsuspicious tissue looks unchanged.
     """
 
     colormap: str
@@ -59,7 +58,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one map says of one place."""
+    """A map's value at a place."""
 
     layer: Any
     model: str
@@ -67,11 +66,11 @@ class Reading:
     label: str
     """Name of the class."""
     value: float | None
-    """``None`` where nothing was predicted; of labels 1 inside."""
+    """``None`` where nothing was predicted; in labels, 1 is inside."""
 
     @property
     def text(self) -> str:
-        """The value as one reads it."""
+        """The value as shown to people."""
         if self.value is None:
             return "–"
         return (
@@ -83,7 +82,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often which values occur; ``edges`` are one more than ``counts``."""
+    """How often values occur; ``edges`` has one more than ``counts``."""
 
     counts: NDArray[np.int64]
     edges: NDArray[np.float64]
@@ -94,7 +93,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def share_above(self, threshold: float) -> float:
-        """Return which part of the cells has at least this value (to a bin)."""
+        """Return the fraction of the cells with at least this value (to a bin)."""
         if not self.total:
             return 0.0
         centres = (self.edges[:-1] + self.edges[1:]) / 2
@@ -103,7 +102,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Legend:
-    """Colours and what they stand for: a scale of values, or a list of classes."""
+    """Colours and their meaning: a scale of values, or a list of classes."""
 
     title: str
     table: NDArray[np.float32] | None = None
@@ -111,7 +110,7 @@ class Legend:
     low: float = 0.0
     high: float = 1.0
     over: bool = False
-    """Whether values may be higher still; they have the last colour."""
+    """Whether values may be higher; they have the last colour."""
     classes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
 
 
@@ -135,12 +134,12 @@ def restyle(layer: Any, style: Style) -> None:
 
 
 def top_of(layer: Any) -> float:
-    """Return the upper end of a map layer's values, whatever part of them is coloured."""
+    """Return the upper end of a map layer's values, whichever part of them is coloured."""
     return float(layer.contrast_limits_range[1])
 
 
 def read_values(layers: Iterable[Any], position: ArrayLike) -> list[Reading]:
-    """Read maps at a place, at their full resolution.
+    """Read maps at a position, at their full resolution.
 
     Parameters
     ----------
@@ -153,19 +152,19 @@ def read_values(layers: Iterable[Any], position: ArrayLike) -> list[Reading]:
 
 
 def histogram(layer: Any, bins: int = 64) -> Histogram:
-    """Count the values of an image layer of a map, on a level of at most a million cells."""
+    """Count the values of a map's image layer, on a level of at most a million cells."""
     levels = list(layer.data) if layer.multiscale else [layer.data]
     level = next((v for v in levels if v.shape[0] * v.shape[1] <= _CELLS), levels[-1])
     values = np.asarray(level)
     high = max(top_of(layer), 1e-12)
-    # The scale of saliency ends below its highest values, which are counted all the same.
+    # The scale of saliency ends below its highest values, which are counted nevertheless.
     found = np.minimum(values[np.isfinite(values)], high)
     counts, edges = np.histogram(found, bins, (0.0, high))
     return Histogram(counts, edges)
 
 
 def legend(layer: Any) -> Legend | None:
-    """Return what a layer's colours mean; ``None`` for layers without a meaning of that kind."""
+    """Return the meaning of a layer's colours; ``None`` for layers without one."""
     facts = described(layer.metadata)
     kind, classes = facts.get("layer"), tuple(facts.get("classes", ()))
     if kind == "map" and facts["kind"] != "labels":
@@ -185,12 +184,12 @@ def legend(layer: Any) -> Legend | None:
 
 
 def _refit(event: Any) -> None:
-    """Go on hiding what is below the same value."""
+    """Keep hiding what is below the same value."""
     restyle(event.source, style_of(event.source))
 
 
 def _part(layer: Any, style: Style) -> float:
-    """Return where in a layer's colours the threshold lies, 0..1."""
+    """Return where the threshold lies in a layer's colours, 0..1."""
     low, high = layer.contrast_limits
     return float(np.clip((style.threshold - low) / ((high - low) or 1.0), 0, 1))
 

@@ -27,22 +27,22 @@ PANELS = {
     "slide": "Slide",
     "more": "More panels",
 }
-"""Key of each panel and the name that the manifest gives it."""
+"""Key of each panel and its name in the manifest."""
 
 _ABOVE = ("navigator",)
 _SHARE = 0.45
-"""Of the window's height for what stays above."""
+"""fraction of the window's height for the panel above"""
 
 
 def arrange(window: Any, docks: Mapping[str, Any]) -> None:
-    """Keep the Navigator in sight above; the other panels lie behind one another below it.
+    """Keep the Navigator in sight above; the other panels are tabs below it.
 
     Parameters
     ----------
     window
         napari's main window.
     docks
-        Panels by key; those that the person has let float stay where they are.
+        Panels by key; those that the user has let float stay where they are.
     """
     here = {
         name: dock
@@ -62,10 +62,10 @@ def arrange(window: Any, docks: Mapping[str, Any]) -> None:
 
 
 def dock_of(viewer: napari.Viewer, name: str) -> Any:
-    """Return the dock of a panel, made if there is none: the same one that the Plugins menu shows.
+    """Return the dock of a panel, made if necessary: the same one that the Plugins menu shows.
 
-    napari's own `add_plugin_dock_widget` names it by another name than its menu does, and so the
-    menu would make a second one.
+    napari's own `add_plugin_dock_widget` gives it another name than its menu does, so the menu
+    would make a second one.
     """
     title = f"{PANELS[name]} (SlideLens)"
     for dock in viewer.window._qt_window.findChildren(QDockWidget):
@@ -79,15 +79,15 @@ def dock_of(viewer: napari.Viewer, name: str) -> Any:
 def keep(dock: Any, leave: Callable[[], object] = lambda: None) -> None:
     """Let napari's × hide a panel, which comes back as it was; harmless when called again.
 
-    napari would take it out of its dock. There its runs and timers would go on, unseen, and the
-    panel that is opened next would know nothing of them.
+    napari would remove the panel from its dock. Its runs and timers would then go on, unseen, and
+    the next panel to be opened would know nothing of them.
 
     Parameters
     ----------
     dock
         napari's dock of the panel.
     leave
-        Called before it is hidden by its ×.
+        Called before its × hides it.
     """
 
     def close() -> None:
@@ -99,7 +99,7 @@ def keep(dock: Any, leave: Callable[[], object] = lambda: None) -> None:
 
 
 def bring_forward(widget: QWidget) -> None:
-    """Show the dock that a widget is in, in front of those it lies behind."""
+    """Show the dock that a widget is in, in front of the others."""
     dock: QWidget | None = widget
     while dock is not None and not isinstance(dock, QDockWidget):
         dock = dock.parentWidget()

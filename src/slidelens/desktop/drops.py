@@ -32,7 +32,7 @@ _NAMED = 5  # files that are refused, in one sentence
 
 
 class DropFilter(QObject):
-    """Takes what falls on napari's canvas and is no plain layer; the rest is napari's."""
+    """Takes what is dropped on napari's canvas and is no plain layer; the rest is napari's."""
 
     def __init__(self, bench: Workbench, canvas: QObject) -> None:
         super().__init__(bench)
@@ -42,7 +42,7 @@ class DropFilter(QObject):
     def eventFilter(  # noqa: N802  # reason: Qt's name
         self, _canvas: QObject | None, event: QEvent | None
     ) -> bool:
-        """Take a drop of ours."""
+        """Take a drop that is ours."""
         if event is None or event.type() != QEvent.Type.Drop or self._bench.closed:
             return False
         paths = paths_of(event)
@@ -52,23 +52,23 @@ class DropFilter(QObject):
         return True
 
     def _leave(self, path: Path) -> None:
-        """Have napari open a folder of which nothing is known, as if it had fallen to it."""
+        """Have napari open a folder that we do not know, as if it had been dropped on napari."""
         canvas: Any = self._bench.viewer.window._qt_viewer
         QTimer.singleShot(0, lambda: canvas._qt_open([str(path)], stack=False))
 
 
 def _may_be_ours(path: Path) -> bool:
-    """Return whether it is a table of labels, or a folder that is no slide."""
+    """Return whether it is a table of labels, or a folder that is not a slide."""
     if path.is_dir():
         return not is_slide(path)
     return path.suffix.lower() == ".csv" and kind_of(path) == "labels"
 
 
 def ask_no_reader(canvas: Any) -> None:
-    """Open what is ours, dropped or chosen in the menu, without the question which reader to take.
+    """Open our files, dropped or chosen in the menu, without asking which reader to use.
 
-    napari's own reader would take slides too, and read them whole. It still asks where a third one
-    could, or where the person wants to choose; a reader that was chosen for good is taken.
+    napari's own reader would take slides too, and read them whole. napari still asks if a third
+    reader could open them, or if the user wants to choose; a reader chosen for good is used.
     """
     window = ref(canvas)
 
@@ -90,7 +90,7 @@ def ask_no_reader(canvas: Any) -> None:
 
 
 def _only_ours(path: str) -> bool:
-    """Say whether we read a path, and besides us nobody but napari itself could."""
+    """Return whether we read a path and, besides us, only napari itself could."""
     found = PluginManager.instance().iter_compatible_readers([path])
     if {reader.plugin_name for reader in found} - {_OURS, "napari"}:
         return False
@@ -108,9 +108,9 @@ def paths_of(event: Any) -> list[Path]:
 def take(
     bench: Workbench, paths: Sequence[Path], leave: Callable[[Path], object] | None = None
 ) -> None:
-    """Find out what was dropped, beside the window's thread, and open it.
+    """Find out what was dropped, off the window's thread, and open it.
 
-    ``leave`` takes folders of which nothing is known; by default they are refused.
+    ``leave`` takes folders of unknown content; by default they are refused.
     """
 
     def look() -> list[tuple[Path, Kind]]:
@@ -130,7 +130,7 @@ def _open(
     said, refused = list[str](), []
 
     def late(text: str) -> None:
-        """Repeat what was said of the others: a panel has room for what was said last."""
+        """Repeat earlier messages with the new one: a panel shows only the last."""
         said.append(text)
         bench.told.emit("\n".join(said), True)
 
@@ -150,7 +150,7 @@ def _open(
 
 
 def _open_one(bench: Workbench, path: Path, kind: Kind, late: Callable[[str], object]) -> str:
-    """Open what is no slide; return what is to be said of it, or tell it ``late``."""
+    """Open what is not a slide; return the message about it, or send it ``late``."""
     if kind == "result":
         bench.show_result(path.parent if path.name == "result.json" else path, failed=late)
     elif kind == "results":

@@ -43,11 +43,11 @@ class CameraFlight(QObject):
 
     @property
     def flying(self) -> bool:
-        """Whether the camera is on its way."""
+        """Whether the camera is moving."""
         return self._timer.isActive()
 
     def fly(self, look: Look) -> None:
-        """Fly from where the camera looks now; a flight under way ends there."""
+        """Fly from where the camera is now; a flight under way ends there."""
         viewer = self._viewer()
         own = camera(viewer)
         here = Look(own.center[-2], own.center[-1], own.zoom)

@@ -31,14 +31,14 @@ def put_gently(
     layers
         Lowest first.
     old
-        Layers that may be used again.
+        Layers that may be reused.
     wanted
-        Asked before each: where it says no, the slide or the window has gone, and all ends.
+        Asked before each: if it says no, the slide or the window has gone, and everything stops.
     then
         Called when all are there.
     put
-        Layers that are there already, and their names: napari adds a number to a name while an
-        old layer has it.
+        Layers that are already there, and their names: napari adds a number to a name while an old
+        layer has it.
     """
     if not wanted():
         return

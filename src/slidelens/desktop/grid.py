@@ -22,8 +22,7 @@ __all__ = ["grid_layers", "grid_lines"]
 def grid_layers(result: Result, world: World) -> list[LayerData]:
     """Return the outlines of a result's tiles, hidden; none if it has no table of tiles.
 
-    One vector is a whole line of tiles: rectangles of their own would be slow from some thousands
-    on.
+    One vector is a whole line of tiles: rectangles would be slow from some thousands on.
     """
     if result.tiles is None or not len(result.tiles):
         return []
@@ -51,7 +50,7 @@ def grid_lines(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(M, 4)`` float64 y, x of the start and y, x of the end, each piece of an edge drawn once.
+    ``(M, 4)`` float64 y, x of the start and y, x of the end, each part of an edge drawn once.
     """
     (x, y), (right, bottom) = boxes[:, :2].T, (boxes[:, :2] + boxes[:, 2:]).T
     flat_at, flat_from, flat_to = _joined(np.concatenate([y, bottom]), np.tile([x, right], 2))

@@ -19,7 +19,7 @@ _POLYGON = 3  # shapely's number of the type
 
 
 def told_apart(ids: Iterable[str]) -> Iterator[str]:
-    """Yield ids; one that came before, as that of a copy, gives way to another that follows it."""
+    """Yield ids; a repeated one, such as a copy's, is replaced by one derived from it."""
     seen: set[str] = set()
     for one in ids:
         while one in seen:
@@ -29,9 +29,9 @@ def told_apart(ids: Iterable[str]) -> Iterator[str]:
 
 
 def place_id(geometry: shapely.Geometry | None) -> str:
-    """Return an id for an outline whose file gives none: it follows from where its areas lie.
+    """Return an id for an outline whose file gives none, derived from where its areas are.
 
-    Only the bounds count, which stay as they are when an outline that crosses itself is repaired.
+    Only the bounds count: they stay the same when an outline that crosses itself is repaired.
     """
     parts = shapely.get_parts(shapely.get_parts(geometry))  # also of a collection of multipolygons
     bounds = shapely.total_bounds(parts[shapely.get_type_id(parts) == _POLYGON])
@@ -39,7 +39,7 @@ def place_id(geometry: shapely.Geometry | None) -> str:
 
 
 def identify(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Give annotations read from a file an id each, in their order."""
+    """Give each annotation that was read from a file an id, in order."""
     known = list(annotations)
     ids = told_apart([one.id or place_id(one.polygon) for one in known])
     return [replace(one, id=own) for one, own in zip(known, ids, strict=True)]

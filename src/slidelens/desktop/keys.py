@@ -19,11 +19,11 @@ __all__ = ["KEYS", "bind_keys", "toggle"]
 _TOGGLE = "toggle"
 
 KEYS = {**{f"Alt+{number}": name for number, name in enumerate(PANELS, 1)}, "Ctrl+Alt+H": _TOGGLE}
-"""Key to the panel that it opens; the last one shows and hides what lies on the slide."""
+"""Key to the panel that it opens; the last one shows and hides the layers on the slide."""
 
 
 def bind_keys(bench: Workbench) -> None:
-    """Bind :data:`KEYS` in a window, wherever in it the person is."""
+    """Bind :data:`KEYS` in a window, wherever the focus is."""
     window: Any = bench.viewer.window._qt_window
     for key, name in KEYS.items():
         shortcut = Shortcut(QKeySequence(key), window)
@@ -31,7 +31,7 @@ def bind_keys(bench: Workbench) -> None:
 
 
 def toggle(bench: Workbench) -> None:
-    """Hide all that models drew on the slide, to see the tissue; once more brings it back."""
+    """Hide everything that models drew, to see the tissue, or show it again."""
     here = bench.viewer.layers
     seen = [layer for layer in layers_of(bench.viewer, *DRAWN, "compare") if layer.visible]
     for layer in seen or [layer for layer in bench.put_aside if layer in here]:

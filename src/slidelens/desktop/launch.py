@@ -41,7 +41,7 @@ TASKS = {
     "train": ("train",),
     "review": ("review",),
 }
-"""What a person wants to do, and the panels for it."""
+"""What a user wants to do, and the panels for it."""
 
 
 def view(
@@ -52,16 +52,16 @@ def view(
     task: str | None = None,
     show: bool = True,
 ) -> napari.Viewer:
-    """Open slides with every model's results of them in a napari window.
+    """Open slides with all their results in a napari window.
 
     Parameters
     ----------
     slides
-        Slide files; none with ``results`` opens the slide that the results are of.
+        Slide files; if none are given, the slide that ``results`` belong to is opened.
     results
-        A results folder of ``slidelens predict``, or of it one model's or one result.
+        A results folder of ``slidelens predict``, or one model's folder or one result in it.
     mpp
-        Resolution of the slides where their files state none, see
+        Resolution of the slides whose files state none, see
         :func:`~slidelens.slide.open.open_slide`.
     task
         A key of :data:`TASKS`: its panels are open.
@@ -71,20 +71,20 @@ def view(
     Raises
     ------
     SlideError, ResultError
-        A slide or result that cannot be opened, before any window appears.
+        A slide or result cannot be opened; raised before any window appears.
     SlideLensError
         There is no display.
     """
     check_display()
     opened = _open(slides, results, mpp)
-    # napari collects garbage whenever a layer goes; what is imported is none, so it is not searched
+    # napari collects garbage whenever a layer goes; it need not search what was imported
     gc.freeze()
     viewer = napari.Viewer(show=show)
     hidden = _fill(viewer, opened)
     if task is not None:
         bench = _open_panels(viewer, TASKS[task], None if results is None else Path(results))
         bench.see_later(hidden)
-        bench.see_all()  # the panels have taken room
+        bench.see_all()  # the panels have taken space
         for slide, _ in reversed(opened):
             bench.memory.opened(slide.path)  # each is one click away
     if show:
@@ -143,7 +143,7 @@ def _layers(slide: Slide, results: Sequence[Result], *, several: bool) -> list[L
 
 
 def _fill(viewer: ViewerModel, opened: Sequence[tuple[Slide, list[LayerData]]]) -> list[Any]:
-    """Add layers; of slides but the first return those that are to be seen with their slide."""
+    """Add layers; return those of all slides but the first, to be shown with their slide."""
     hidden = []
     for number, (slide, layers) in enumerate(opened):
         for data, options, kind in layers:
@@ -175,7 +175,7 @@ def _open_panels(viewer: napari.Viewer, panels: Sequence[str], results: Path | N
 
 def _results_of(slide: str, folder: Path) -> list[Result]:
     found = list(find_results(folder))
-    # Folders are named after the slide; one that is given itself may have been renamed.
+    # Folders are named after the slide; one that is given directly may have been renamed.
     mine = [p for p in found if p.name == slide or p == folder]
     if not mine:
         there = ", ".join(sorted({p.name for p in found})[:5]) or "none"
@@ -187,7 +187,7 @@ def _results_of(slide: str, folder: Path) -> list[Result]:
 
 
 def _only_slide(folder: Path) -> Path:
-    """Return the file of the one slide that the results in a folder are of."""
+    """Return the file of the one slide that the results in a folder belong to."""
     found = _readable(list(find_results(folder)))
     ids = sorted({result.slide.id for result in found})
     if len(ids) != 1:
@@ -202,7 +202,7 @@ def _only_slide(folder: Path) -> Path:
 
 
 def _readable(folders: Sequence[Path]) -> list[Result]:
-    """Load results; pass over those that cannot be read with a warning, unless that is all."""
+    """Load results; skip those that cannot be read with a warning, unless none can."""
     found: list[Result] = []
     faults: list[ResultError] = []
     for folder in folders:

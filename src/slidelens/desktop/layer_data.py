@@ -1,4 +1,4 @@
-"""Layer data and shape rows, shared by readers, windows and makers of layers."""
+"""Layer data and shape rows, shared by readers, windows and the modules that make layers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _UNKNOWN = {"f": float("nan"), "i": -1}  # by numpy's kind of number
 
 
 def nothing_known(features: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """Return the row of a shape that a person adds to a layer with these features.
+    """Return the row of a shape that a user adds to a layer with these features.
 
-    Without it, napari lets the last shape's row hold for the new one: its id, its probability.
+    Without it, napari copies the last shape's row for the new one: its id, its probability.
     """
     return {
         name: [_UNKNOWN.get(np.asarray(values).dtype.kind, "")] for name, values in features.items()

@@ -1,6 +1,6 @@
 """What napari shows, as plain layer data: pure functions that read nothing in advance.
 
-Every layer lies in the slide's world (:mod:`slidelens.desktop.world`), exactly on its pixels.
+Every layer is in the slide's world (:mod:`slidelens.desktop.world`), exactly on its pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 MAX_POLYGONS = 10_000
-"""napari's shapes become slow above; more polygons are drawn as labels."""
+"""napari's shapes become slow above this; more polygons are drawn as labels."""
 
 _MAX_LABELS = 4096  # cells: longest side of polygons drawn as labels
 _TISSUE_MAP = "tissue"
@@ -50,7 +50,7 @@ _TISSUE_MAP = "tissue"
 def slide_layer(slide: Slide) -> LayerData:
     """Return a slide as a lazy multiscale image; nothing is read.
 
-    Without a resolution it lies in pixels.
+    Without a resolution it is in pixels.
     """
     world = World.of(slide.mpp)
     facts = {
@@ -79,17 +79,17 @@ def result_layers(
 ) -> list[LayerData]:
     """Return a result's layers, lowest first: maps, regions, windows, outlines of tissue and tiles.
 
-    One map is visible, others are hidden; of a map with several classes every class but the first
-    (the negative one) has a layer.
+    One map is visible, the others are hidden; a map with several classes has a layer for every
+    class but the first (the negative one).
 
     Parameters
     ----------
     result
         Maps lie where the result says, in level-0 px.
     slide
-        The slide that it is shown on; its resolution then is the world's.
+        The slide that it is shown on; its resolution is then the world's.
     world
-        The world to lie in, where the slide is not at hand; by default the result's own.
+        The world to use if the slide is not open; by default the result's own.
     visible
         Whether the first map and the regions are shown.
     tissue
@@ -98,7 +98,7 @@ def result_layers(
     Raises
     ------
     ResultError
-        A result of another slide, or a damaged one.
+        The result is of another slide, or damaged.
     """
     if slide is not None:
         check_same_slide(result, slide.id, slide.size)
@@ -152,18 +152,18 @@ def annotation_layers(
     slide_id: str = "",
     size: Size | None = None,
 ) -> list[LayerData]:
-    """Return annotations as one layer of polygons; as labels if there are very many.
+    """Return annotations as one layer of polygons, or as labels if there are very many.
 
     Parameters
     ----------
     annotations
         In level-0 px. None give no layer.
     world
-        Of the slide that they are of.
+        Of their slide.
     name
         Of the layer.
     slide_id, size
-        Of the slide, as far as known.
+        Of the slide, if known.
     """
     classes = tuple(dict.fromkeys(a.label for a in annotations))
     colors = class_colors(classes)
@@ -183,9 +183,9 @@ def annotation_layers(
 
 
 def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[LayerData]:
-    """Return the layers of one map: one for labels, else one a channel.
+    """Return the layers of one map: one for labels, otherwise one per channel.
 
-    The probability of the first class, the negative one, is what the others leave: it has none.
+    The first class, the negative one, has no layer: its probability is what the others leave.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[
     world
         Of the slide.
     slide_id, model
-        Of what, and by what.
+        The slide and the model.
     """
     title = f"{model}: {source.name}"
     classes = source.channels
@@ -286,7 +286,7 @@ def _outlines(
     size: Size | None,
     common: dict[str, Any],
 ) -> list[LayerData]:
-    """Return polygons as shapes, or as one label image where shapes would be slow."""
+    """Return polygons as shapes, or as one label image if shapes would be slow."""
     if not areas:
         return []
     box = _extent(areas, size)
@@ -296,11 +296,11 @@ def _outlines(
     options = {
         "shape_type": "polygon",
         "features": features,
-        # napari's default is the last row, whose colour a new shape gets: of it only the class.
+        # napari's default is the last row, whose colour a new shape gets: keep only its class.
         "feature_defaults": {**nothing_known(features), "class": features["class"][-1:]},
         "edge_color": np.array([(*color, 255) for color in colors]) / 255,
         "face_color": "transparent",
-        # napari counts it in level-0 px; this is visible with the whole slide in the window.
+        # napari measures it in level-0 px; this is visible with the whole slide in the window.
         "edge_width": max(1.0, max(box.w, box.h) / 600),
         "opacity": 1.0,
         **common,
@@ -319,7 +319,7 @@ def _drawn(
     """Draw polygons as a label image of bounded size."""
     cell = max(1.0, max(box.w, box.h) / _MAX_LABELS) * world.mpp.mean
     affine = Affine(cell / world.mpp.x, cell / world.mpp.y, box.x, box.y)
-    # Whole cells: what is drawn then fills its box exactly.
+    # Whole cells, so that what is drawn fills its box exactly.
     whole = affine.box(0, 0, np.ceil(box.w / affine.sx), np.ceil(box.h / affine.sy))
     labels = rasterize(areas, whole, world.mpp, cell, classes)
     return _label_image([labels], classes, {**common, **world.place(affine)})
@@ -330,7 +330,7 @@ def _label_image(
 ) -> LayerData:
     from napari.utils.colormaps import DirectLabelColormap
 
-    several = len(levels) > 1  # napari's labels take no pyramid of one level
+    several = len(levels) > 1  # napari's labels do not accept a pyramid of one level
     nothing = (0.0, 0.0, 0.0, 0.0)
     colors: dict[int | None, tuple[float, ...]] = {None: nothing, 0: nothing}
     for k, color in enumerate(class_colors(classes).values(), 1):
@@ -354,7 +354,7 @@ def _extent(areas: Sequence[Annotation], size: Size | None) -> Box:
 
 
 def resolution_of(result: Result) -> Mpp | None:
-    """Return the slide's resolution as a result knows it, in µm/px; ``None`` if it does not."""
+    """Return the slide's resolution as its result states it, in µm/px; ``None`` if it does not."""
     if result.slide.resolution is not None:
         return result.slide.resolution
     return next((m.slide_mpp for m in result.maps.values()), None)

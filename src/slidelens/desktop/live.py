@@ -32,16 +32,16 @@ __all__ = ["LiveMaps"]
 
 @dataclass
 class _Live:
-    """A map that grows, also while another slide is looked at.
+    """A map that grows, also while another slide is shown.
 
     Attributes
     ----------
     slide
-        The slide's layer that it was shown on last; a slide that comes back has another one.
+        The slide's layer that it was last shown on; a slide that comes back has another one.
     waiting, layers
-        What is to be shown on that slide, and what is.
+        What is to be shown on that slide, and what is shown.
     earlier
-        Folder of the result that was shown there until it grew.
+        Folder of the result that was shown there before it grew.
     """
 
     growing: Growing
@@ -78,7 +78,7 @@ class LiveMaps:
         return waits
 
     def show(self, viewer: ViewerModel) -> bool:
-        """Have layers made of the current slide's maps: of those that grew while it was away too.
+        """Make layers of the current slide's maps, including those that grew while it was hidden.
 
         Returns whether layers wait for :meth:`grow`.
         """
@@ -92,7 +92,7 @@ class LiveMaps:
         return any(live.waiting for live in mine.values())
 
     def grow(self, viewer: ViewerModel) -> bool:
-        """Show one layer that waits: each takes napari a tenth of a second.
+        """Show one waiting layer: each takes napari a tenth of a second.
 
         Returns whether more wait.
         """
@@ -113,12 +113,12 @@ class LiveMaps:
         return len(ready) > 1 or bool(live.waiting)
 
     def finish(self, model: str) -> None:
-        """Forget the maps of a model: their layers stay, for its result to be shown in."""
+        """Forget a model's maps: their layers stay, so that its result can be shown in them."""
         for key in [k for k in self._maps if k[1] == model]:
             del self._maps[key]
 
     def clear(self, viewer: ViewerModel, model: str | None = None) -> list[Path]:
-        """Take what is shown of one model, or of all that have begun, out of the viewer.
+        """Remove what is shown of one model, or of all that have begun, from the viewer.
 
         Returns the results that were shown on the current slide until these maps grew.
         """
@@ -126,7 +126,7 @@ class LiveMaps:
         for key in [k for k in self._maps if model is None or k[1] == model]:
             live = self._maps.pop(key)
             if live.slide is None:
-                continue  # it grew unseen: what is shown is of another run
+                continue  # it grew unseen: what is shown belongs to another run
             remove_layers(viewer, layers_of(viewer, slide=key[0], model=key[1]))
             if live.earlier is not None and slide is not None and slide.id == key[0]:
                 earlier[live.earlier] = None
@@ -139,7 +139,7 @@ class LiveMaps:
             for key, other in self._maps.items()
         )
         shown = list(layers_of(viewer, slide=slide.id, model=model))
-        if first:  # what grows is what one wants to see
+        if first:  # what grows is what the user wants to see
             for other in shown:
                 other.visible = False
             for other in layers_of(viewer, *DRAWN, slide=slide.id):
@@ -153,7 +153,7 @@ class LiveMaps:
 
 
 def _adapt(layer: Any, growing: Growing) -> None:
-    """Keep the upper end of the colours at the largest value, for maps of no fixed scale."""
+    """Keep the upper end of the colours at the largest value, for maps without a fixed scale."""
     if growing.map.kind not in ("attention", "saliency"):
         return
     plane = growing.values[growing.map.channel(described(layer.metadata)["channel"])]

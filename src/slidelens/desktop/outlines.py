@@ -16,17 +16,17 @@ __all__ = ["thin_outlines"]
 
 _SCREEN_PX = 2.0
 _STEP = 1.4
-"""A width that is off by less is left: each change costs napari the meshes of a layer."""
-_MOST = 3000  # shapes of a layer: their meshes would take too long
+"""A width that is off by less is left: each change makes napari rebuild a layer's meshes."""
+_MOST = 3000  # shapes in a layer: their meshes would take too long
 _set: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-"""Layer to the width that it was given here; another one is a person's choice."""
+"""Layer to the width that it was given here; another width is the user's choice."""
 
 
 def thin_outlines(layers: Iterable[Any], zoom: float) -> None:
-    """Give slidelens's outlines and lines among ``layers`` the width that reads at a zoom.
+    """Give SlideLens's outlines and lines among ``layers`` the width that is legible at a zoom.
 
-    What lies under an outline is the margin of a lesion, so a line must not grow over it. Where a
-    person has chosen another width it stays.
+    An outline covers the margin of a lesion, so its line must not grow over it. A width that the
+    user has chosen stays.
 
     Parameters
     ----------
@@ -51,4 +51,4 @@ def _thin(layer: Any, wanted: float) -> None:
         if count:
             layer.edge_width = wanted
         if hasattr(layer, "current_edge_width"):
-            layer.current_edge_width = wanted  # of what is drawn next
+            layer.current_edge_width = wanted  # for what is drawn next

@@ -28,12 +28,12 @@ _SETTLE_MS = 300
 
 
 class Outlining(QObject):
-    """Draws into a folder of annotations, a file per slide.
+    """Draws into a folder of annotations, one file per slide.
 
     Signals
     -------
     saved
-        The file that was written, and how many outlines are in it.
+        The file that was written, and the number of outlines in it.
     failed
         One sentence.
     """
@@ -47,11 +47,11 @@ class Outlining(QObject):
         self._file: Path | None = None
         self._layer: Any = None
         self._layers: dict[Path, Any] = {}
-        """By file, also of slides that are not shown now: their outlines stay, hidden."""
+        """By file, also for slides that are not shown now: their outlines stay, hidden."""
         self._kept: dict[Path, list[dict[str, Any]]] = {}
-        """By file, the features of the layer that are in it."""
+        """By file, the layer's features that it contains."""
         self._stamps: dict[Path, tuple[int, int] | None] = {}
-        """By file, time and size of what was read or written here last."""
+        """By file, time and size when it was last read or written here."""
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_SETTLE_MS)
@@ -63,14 +63,14 @@ class Outlining(QObject):
         Parameters
         ----------
         color
-            Of the outlines to come, ``#rrggbb``.
+            Of new outlines, ``#rrggbb``.
 
         Raises
         ------
         LabelError
-            No slide is open, its outlines are in a file that is not GeoJSON, or one that cannot
-            be read. A file that another program has changed since is read anew; what was not saved
-            by then stays in a layer of its own.
+            No slide is open, or its outlines are in a file that is not GeoJSON or cannot be read. A
+            file that another program has changed is read again; unsaved outlines stay in a separate
+            layer.
         """
         slide = self._bench.slide
         if slide is None:
@@ -89,16 +89,16 @@ class Outlining(QObject):
             self._layers[file] = self._layer
             self._layer.events.data.connect(self._changed)
         layer = self._layer
-        layer.selected_data = set()  # else the colour is given to what is selected, too
+        layer.selected_data = set()  # otherwise the selection gets the colour, too
         layer.feature_defaults = {"class": [label], "name": [""], "id": [""]}
         layer.current_edge_color = color
         self._bench.viewer.layers.selection.active = layer
         layer.mode = "add_polygon"
 
     def save(self) -> bool:
-        """Write the file now, if there is something that is not in it; return whether all is in it.
+        """Write the file now, if something is not in it yet; return whether it is complete.
 
-        What else is in the file stays: points, properties of other programs.
+        Everything else in the file stays: points, properties of other programs.
         """
         self._timer.stop()
         if self._layer is None or self._file is None:
@@ -130,7 +130,7 @@ class Outlining(QObject):
         self._layer = self._file = None
 
     def _shown(self, file: Path, there: Path | None) -> Any:
-        """Return the slide's layer of outlines: the one that is shown, else one from its file."""
+        """Return the slide's layer of outlines: the one shown, otherwise one from its file."""
         slide, viewer = self._bench.slide, self._bench.viewer
         assert slide is not None
         options = annotation_options(slide.layer.metadata)
@@ -159,7 +159,7 @@ class Outlining(QObject):
         return layer
 
     def _stale(self, file: Path) -> bool:
-        """Whether a file is there and not as it was read or written here last."""
+        """Whether a file exists and has changed since it was read or written here."""
         now = _stamp(file)
         return now is not None and now != self._stamps.get(file)
 
@@ -175,7 +175,7 @@ def _features(layer: Any) -> list[dict[str, Any]]:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """Return time and size of a file; None where there is none."""
+    """Return time and size of a file; None if there is none."""
     try:
         found = file.stat()
     except OSError:

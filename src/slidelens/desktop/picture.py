@@ -47,16 +47,16 @@ __all__ = ["Picture"]
 class Picture(QObject):
     """Slides and results in the viewer of one window.
 
-    What one asks for last is what one sees, in whatever order files are read.
+    The last request wins, in whatever order files are read.
 
     Signals
     -------
     slide_changed
         Another slide is current (:attr:`slide`), or none.
     result_shown
-        A result's layers are in the viewer; it may be of any folder.
+        A result's layers are in the viewer; it can be from any folder.
     told
-        One sentence for the person, and whether it is an error.
+        One sentence for the user, and whether it is an error.
     """
 
     slide_changed = Signal()
@@ -70,16 +70,16 @@ class Picture(QObject):
         self.background.failed.connect(lambda text: self.told.emit(text, True))
         self.flight = CameraFlight(lambda: self.viewer, self)
         self.beside: Any = None
-        """The first of several pictures side by side, where they are shown."""
+        """The first of several views side by side, if they are shown."""
         self.put_aside: list[Any] = []
         """Layers that were hidden all at once."""
-        self._away: WeakSet[Any] = WeakSet()  # hidden with their slide, to be seen with it again
+        self._away: WeakSet[Any] = WeakSet()  # hidden with their slide, to be shown with it again
         self._slide: ShownSlide | None = None
-        self._adding: dict[str, object] = {}  # model to the showing whose layers come
-        # Askings are counted, and this is the one that brought the current slide.
+        self._adding: dict[str, object] = {}  # model to the request whose layers are coming
+        # Requests are counted, and this one brought the current slide.
         self._askings = self._brought_by = 0
         self._closed = False
-        # Several layers change at once; the panels need hear of it once.
+        # Several layers change at once; the panels need only hear of it once.
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.timeout.connect(self._look)
@@ -104,7 +104,7 @@ class Picture(QObject):
 
     @property
     def canvas(self) -> tuple[float, float]:
-        """Height and width, in screen px, of the picture that one looks at."""
+        """Height and width, in screen px, of the view that is looked at."""
         return canvas_size(self.beside or self.viewer)
 
     @property
@@ -124,7 +124,7 @@ class Picture(QObject):
         mpp: GivenMpp = None,
         then: Callable[[], object] | None = None,
     ) -> None:
-        """Show a slide in the place of the one that is shown; annotations stay, hidden."""
+        """Show a slide in place of the current one; annotations stay, hidden."""
         if any(_is_at(s, path) for s in self._slides()):
             self._bring(path)
             if then is not None:
@@ -161,22 +161,22 @@ class Picture(QObject):
     ) -> None:
         """Show a result on its slide, which is opened if it is not the current one.
 
-        Layers of the same model on the same slide are replaced. Where the slide's file is gone,
-        the maps are shown alone. Where another slide was asked for meanwhile, that one stays, and
+        Layers of the same model on the same slide are replaced. If the slide's file is gone, the
+        maps are shown alone. If another slide has been requested meanwhile, that one stays, and
         nothing is shown.
 
         Parameters
         ----------
         slide_file
-            Where the slide is now, if it has moved since the run.
+            The slide's path now, if it has moved since the run.
         wanted
-            Asked when all is read; if it says no, nothing is shown.
+            Asked when everything is read; if it says no, nothing is shown.
         then
             Takes the result when it is shown.
         failed
-            Takes one sentence where it cannot be; by default all panels hear it.
+            Takes one sentence if it cannot be shown; by default all panels get it.
         owner
-            The panel that asks: when it is gone nothing is shown.
+            The panel that asks: if it is gone, nothing is shown.
         """
         slide, asking = self.slide, self._ask()
 
@@ -202,35 +202,35 @@ class Picture(QObject):
         )
 
     def see_later(self, layers: Iterable[Any]) -> None:
-        """Have layers that are hidden with their slide be seen when it is shown."""
+        """Show hidden layers when their slide is shown."""
         for layer in layers:
             self._away.add(layer)
 
     def see_all(self) -> None:
-        """Have all that is shown in view, once the window has given everything its room."""
+        """Fit everything into view, once the window has its final size."""
         QTimer.singleShot(0, lambda: None if self.closed else self.viewer.reset_view())
 
     def fly_to(self, box: Box, world: World) -> None:
-        """Move the camera to a box of level-0 px that lies in ``world``."""
+        """Move the camera to a box of level-0 px in ``world``."""
         self.flight.fly(fit(box, self.canvas, world))
 
     def close(self) -> None:
-        """Read and move nothing more."""
+        """Stop reading and moving."""
         self._closed = True
         self.flight.stop()
         self.background.close()
 
     def _ask(self) -> int:
-        """Count one more asking for what may be another slide."""
+        """Count another request that may change the slide."""
         self._askings += 1
         return self._askings
 
     def _bring_slide_of(self, result: Result, opened: Slide | None, asking: int) -> bool:
-        """Have the slide of a result in the window; whether it is there, or its place is free."""
+        """Have a result's slide in the window; return whether it is there, or its place is free."""
         now = self.slide
         if opened is not None and (now is None or now.path != opened.path):
             return self._replace(opened, asking)
-        if opened is not None:  # it was brought meanwhile
+        if opened is not None:  # another request brought it meanwhile
             opened.close()
         if now is None or now.id == result.slide.id:
             return True
@@ -274,7 +274,7 @@ class Picture(QObject):
         return shown_slides(self.viewer)
 
     def _bring(self, path: Path) -> None:
-        """Show a slide that is in the viewer already, and what was seen of it; hide the others."""
+        """Show a slide that is already in the viewer, as it was left; hide the others."""
         wanted = next(s for s in self._slides() if _is_at(s, path))
         for slide in self._slides():
             slide.layer.visible = slide.layer is wanted.layer
@@ -291,7 +291,7 @@ class Picture(QObject):
         share_unit(self.viewer, wanted.id, wanted.world)
 
     def _clear(self, title: str) -> None:
-        """Take away the slide and all that lies on it; annotations stay, hidden."""
+        """Remove the slide and everything on it; annotations stay, hidden."""
         viewer = self.viewer
         self.flight.stop()
         self._adding.clear()
@@ -302,7 +302,7 @@ class Picture(QObject):
         viewer.title = title
 
     def _replace(self, slide: Slide | None, asking: int, title: str = "") -> bool:
-        """Show a slide, or none, in the place of the current one, unless that was asked for later.
+        """Show a slide, or none, in place of the current one, unless that was requested later.
 
         Returns whether it is shown.
         """
@@ -313,7 +313,7 @@ class Picture(QObject):
         if slide is not None:
             layer = add_layer(viewer, slide_layer(slide))
             viewer.layers.move(viewer.layers.index(layer), 0)
-            viewer.reset_view()  # of the annotations that stayed, too, which may lie far away
+            viewer.reset_view()  # also of the annotations that stayed, which may be far away
             box, world = Box.of_size(Size(*slide.size)), World.of(slide.mpp)
             look_at(viewer, fit(box, canvas_size(viewer), world, margin=0.05))
             share_unit(viewer, slide.id, world)
@@ -327,7 +327,7 @@ class Picture(QObject):
             self._settle.start()
 
     def _come(self, event: Any) -> None:
-        """Lay a slide below its maps, which were shown without it; napari adds it on top."""
+        """Put a slide below its maps, which were shown without it; napari adds it on top."""
         facts = described(event.value.metadata)
         if facts.get("layer") == "slide":
             QTimer.singleShot(0, partial(self._lay_below, ref(event.value), facts["slide"]))

@@ -40,7 +40,7 @@ class TrajectoryPlayer(QWidget):
     Signals
     -------
     went
-        Index of the window that the camera is at or flies to, whenever that changes.
+        Index of the window that the camera is at or flying to, whenever that changes.
     """
 
     went = Signal(int)
@@ -77,15 +77,15 @@ class TrajectoryPlayer(QWidget):
 
     @property
     def playing(self) -> bool:
-        """Whether the camera flies."""
+        """Whether the camera is flying."""
         return self._timer.isActive()
 
     def show_trajectory(
         self, trajectory: Trajectory | None, world: World | None, layer: Any = None
     ) -> None:
-        """Take the windows of another slide, lying in its world; none empties the player.
+        """Take the windows of another slide in its world; none empties the player.
 
-        Windows of ``layer`` can be clicked; by default those of every layer that shows some.
+        Windows of ``layer`` can be clicked; by default those of every layer that shows them.
         """
         self.stop()
         for one in self._clickable:
@@ -160,7 +160,7 @@ class TrajectoryPlayer(QWidget):
         self.go(index)
 
     def _clicked(self, _layer: Any, event: Any) -> Any:
-        """Go to the smallest window under a click; a drag moves the picture as ever."""
+        """Go to the smallest window under a click; a drag moves the view as always."""
         yield
         if event.type == "mouse_move" or not alive(self):
             return

@@ -23,7 +23,7 @@ def make_plugin_panel(name: str, bench: Any) -> tuple[QWidget, str]:
     Raises
     ------
     PluginError
-        It does not load, raises while it is made, or is no widget.
+        It does not load, raises while it is made, or is not a widget.
     """
     plugin = PANELS.get(name)
     return make_widget(plugin, bench), plugin.title
@@ -35,7 +35,7 @@ def make_widget(plugin: PanelPlugin, bench: Any) -> QWidget:
     Raises
     ------
     PluginError
-        It does not load, raises while it is made, or is no widget.
+        It does not load, raises while it is made, or is not a widget.
     """
     make = cast("Callable[[Any], object]", plugin.load())
     where = f"panel {plugin.name!r} ({plugin.widget})"

@@ -1,6 +1,6 @@
 """The plugin's settings, edited in napari's preferences (napari >= 0.9).
 
-Where napari has none (before 0.9) the defaults hold.
+Where napari has no such page (before 0.9), the defaults apply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PLUGIN = "slidelens"
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a person may set.
+    """Settings that the user can change.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """napari readers for slides, result folders and annotations.
 
-A reader is asked by file name and looks at the content; what it does not know it declines by
-returning ``None``. Errors while opening are shown as messages; without a window they are raised.
+napari asks a reader by file name; the reader looks at the content and returns ``None`` for what it
+does not know. Errors while opening are shown as messages; without a window they are raised.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Paths = str | Sequence[str]
 Read = Callable[[Paths], "list[LayerData]"]
 
 _NOTHING: list[Any] = [(None,)]
-"""napari's word for: I took the file, there are no layers."""
+"""napari's way to say: I took the file, there are no layers."""
 
 _RESULT = "result.json"
 
@@ -83,7 +83,7 @@ def read_slide(path: Path) -> list[LayerData]:
 
 
 def read_result(path: Path) -> list[LayerData]:
-    """Open a result and, where the window does not show it yet, the slide it is of.
+    """Open a result and, if the window does not show it yet, its slide.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def read_result(path: Path) -> list[LayerData]:
 
 
 def read_annotation_file(path: Path) -> list[LayerData]:
-    """Read annotations onto the slide in the window: the one of the same name, or the current.
+    """Read annotations onto the slide in the window: the one of the same name, or the current one.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def read_annotation_file(path: Path) -> list[LayerData]:
 
 
 def no_resolution(slide: Slide) -> str:
-    """Return what to tell about a slide that lies in pixels; napari shows the first few words."""
+    """Return the message about a slide shown in pixels; napari shows its first few words."""
     name = slide.path.name
     return (
         f"{name} states no resolution, so it is shown in pixels, not in µm. "
@@ -188,7 +188,7 @@ def _reader(read: Callable[[Path], list[LayerData]]) -> Read:
             except SlideLensError as error:
                 if viewer is None:
                     raise
-                # napari shows the first few words, which should not all be the folder's.
+                # napari shows the first few words, which should not be only the folder's
                 notify(str(error).replace(f"{one.parent}{os.sep}", "", 1), error=True)
         if viewer is not None:
             dress(viewer)

@@ -22,12 +22,12 @@ __all__ = ["read_result", "without_slide"]
 def read_result(
     folder: Path, shown: ShownSlide | None, slide_file: Path | None, visible: bool
 ) -> tuple[Result, Slide | None, list[LayerData], str]:
-    """Return a result, its slide if that is not shown, its layers, and why the slide is not there.
+    """Return a result, its slide if that is not shown, its layers, and why the slide is missing.
 
     Raises
     ------
     ResultError
-        It cannot be read, or is of another slide than the one that is shown under its name.
+        It cannot be read, or belongs to another slide than the one shown under its name.
     """
     result = Result.load(folder)
     if shown is not None and shown.id == result.slide.id:
@@ -43,7 +43,7 @@ def without_slide(error: str) -> str:
 
 
 def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:
-    """Open the slide of a result, or say why not."""
+    """Open the slide of a result, or return why not."""
     from slidelens.slide.open import open_slide
 
     path = file or result.slide.path

@@ -24,7 +24,7 @@ SAMPLE_SLIDE = PhantomSpec(size=(3072, 2304), seed=7, lesions=2, tumor_fraction=
 
 
 def phantom() -> list[LayerData]:
-    """Draw a phantom slide with tumour: in a file, so that models can be run on it."""
+    """Draw a phantom slide with tumour, in a file so that models can run on it."""
     from slidelens.slide.open import open_slide
 
     slide = open_slide(_drawn())
@@ -51,10 +51,10 @@ def phantom_with_heatmap() -> list[LayerData]:
 
 
 def _predict(slide: Path, out: Path) -> None:
-    """Run the model in a process of its own.
+    """Run the model in its own process.
 
-    In the window's own, PyTorch's compiler and Mesa's software OpenGL each bring an LLVM, and the
-    second to be loaded ends the program.
+    In the window's process, PyTorch's compiler and Mesa's software OpenGL each load an LLVM, and
+    the second one crashes the program.
     """
     command = [sys.executable, "-P", "-m", "slidelens", "predict", str(slide), "--out", str(out)]
     command += ["--model", SAMPLE_MODEL]
@@ -65,7 +65,7 @@ def _predict(slide: Path, out: Path) -> None:
 
 
 def _drawn() -> Path:
-    """Return the sample's file; drawn once, as the window may read it."""
+    """Return the sample's file; drawn once, as the window may be reading it."""
     path = Path(_folder().name) / "phantom.tif"
     if not path.exists():
         write_phantom(path, SAMPLE_SLIDE)
@@ -74,7 +74,7 @@ def _drawn() -> Path:
 
 @cache
 def _folder() -> TemporaryDirectory[str]:
-    """Where the sample's files lie as long as the program runs."""
+    """Return the folder of the sample's files while the program runs."""
     return TemporaryDirectory(prefix="slidelens-sample-", ignore_cleanup_errors=True)
 
 

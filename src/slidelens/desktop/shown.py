@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 DRAWN = ("map", "regions", "windows", "path")
-"""Kinds of layers that a model's result lays over the tissue; its others are hidden at first."""
+"""Kinds of layers that a model's result puts over the tissue; the others are hidden at first."""
 
 _OF_MODEL = (*DRAWN, "tissue", "grid")
 _REGION = "Region to run on"
@@ -57,7 +57,7 @@ class ShownSlide:
 
     @property
     def box(self) -> Box:
-        """All of it, in level-0 px."""
+        """All of the slide, in level-0 px."""
         return Box.of_size(self.size)
 
 
@@ -67,7 +67,7 @@ def shown_slides(viewer: ViewerModel) -> list[ShownSlide]:
 
 
 def current_slide(viewer: ViewerModel) -> ShownSlide | None:
-    """Return the slide that a person means: the selected layer's, else the topmost visible one."""
+    """Return the slide that the user means: the selected layer's, else the topmost visible one."""
     slides = shown_slides(viewer)
     active = viewer.layers.selection.active
     name = None if active is None else described(active.metadata).get("slide")
@@ -77,9 +77,9 @@ def current_slide(viewer: ViewerModel) -> ShownSlide | None:
 
 
 def layers_of(viewer: ViewerModel, *kinds: str, **facts: Any) -> Iterator[Any]:
-    """Yield slidelens's layers of some kinds (``map``, ``regions``, ...; none: all), lowest first.
+    """Yield SlideLens's layers of some kinds (``map``, ``regions``, ...; none: all), lowest first.
 
-    ``facts`` are what their metadata must say, such as ``slide="a"`` or ``model="demo-mil"``.
+    ``facts`` are what their metadata must state, such as ``slide="a"`` or ``model="demo-mil"``.
     """
     for layer in list(viewer.layers):
         mine = described(layer.metadata)
@@ -97,10 +97,10 @@ def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
 def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
     """Show new data of a map in one of the ``old`` layers if possible, else add a layer.
 
-    A layer is added above the others of its model: results come a layer at a time, and would mix.
-    One that is used again is taken out of ``old``; it keeps its place, and colours and opacity that
-    a person chose. Adding a layer costs napari a tenth of a second, removing one a collection of
-    all garbage: a map that grows, is finished and is made again should not flicker for it.
+    A layer is added above the others of its model: results come one layer at a time, and would mix.
+    A reused layer is removed from ``old``; it keeps its place, and the colours and opacity that the
+    user chose. Adding a layer costs napari a tenth of a second, and removing one a full garbage
+    collection: a map that grows, is finished and is made again should not flicker for it.
     """
     layer = next((layer for layer in old if _can_show(layer, data)), None)
     if layer is None:
@@ -120,7 +120,7 @@ def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
 
 
 def set_range(layer: Any, limits: tuple[float, float]) -> None:
-    """Let a layer's colours span a range, but for limits within it that a person chose."""
+    """Let a layer's colours span a range, except for limits within it that the user chose."""
     chosen = tuple(layer.contrast_limits) != tuple(layer.contrast_limits_range)
     if tuple(layer.contrast_limits_range) != tuple(limits):
         layer.contrast_limits_range = limits
@@ -138,7 +138,7 @@ def _add_to_model(viewer: ViewerModel, data: LayerData) -> Any:
 
 
 def _can_show(layer: Any, data: LayerData) -> bool:
-    """Whether a layer is of the same map and class, in the same world, and made alike."""
+    """Whether a layer shows the same map and class, in the same world, and was made alike."""
     levels, options, kind = data
     own = {"path": None, "style": None}  # of a layer, not of what it shows
     wanted, has = ({**described(m), **own} for m in (options["metadata"], layer.metadata))
@@ -150,10 +150,10 @@ def _can_show(layer: Any, data: LayerData) -> bool:
 
 
 def share_unit(viewer: ViewerModel, slide_id: str, world: World) -> None:
-    """Give layers of other slides, which are hidden, the unit of the one that is shown.
+    """Give layers of other slides, which are hidden, the unit of the slide that is shown.
 
-    napari's scale bar has a unit only where all layers have it, whether they are seen or not. When
-    their own slide is shown again they get their own unit back.
+    napari's scale bar has a unit only if all layers have it, whether they are visible or not. When
+    their own slide is shown again, they get their own unit back.
     """
     for layer in layers_of(viewer):
         own = world_of(layer.metadata)
@@ -194,7 +194,7 @@ def region_options(slide: ShownSlide) -> dict[str, Any]:
 
 
 def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
-    """Return the region that was drawn last on a slide, in whole level-0 px; ``None``: none."""
+    """Return the region that was last drawn on a slide, in whole level-0 px; ``None``: none."""
     for layer in layers_of(viewer, "region", slide=slide.id):
         if len(layer.data):
             corners = layer.data[-1][:, -2:]

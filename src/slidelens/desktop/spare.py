@@ -1,4 +1,4 @@
-"""Free memory while a window is looked around in for hours."""
+"""Free memory during hours of looking around in a window."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["SpareMemory"]
 
 _EVERY_MS = 3000
 _COMES_AND_GOES = 128 << 20
-"""Bytes that a move over the slide may take: tiles that are read, pictures that are drawn."""
+"""Bytes that one move over the slide may take: tiles that are read, pictures that are drawn."""
 
 
 class SpareMemory(QObject):
-    """Gives memory that is free in the C library's heap back to the system, now and then.
+    """Returns free memory in the C library's heap to the system, now and then.
 
     Tiles and textures of a few megabytes come and go between small objects that stay, and glibc's
     heap grows around the holes: in some sessions, by 6 MB with every move over a slide. The work is
-    done beside the window's thread.
+    done off the window's thread.
     """
 
     def __init__(self, background: Background, parent: QObject) -> None:
@@ -34,7 +34,7 @@ class SpareMemory(QObject):
         self._timer.start(_EVERY_MS)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._timer.stop()
 
     def _look(self) -> None:

@@ -37,7 +37,7 @@ _dressed: WeakSet[Any] = WeakSet()
 
 
 def magnification(um_per_pixel: float) -> str:
-    """Return a resolution as pathologists say it: ``20x · 0.5 µm/px``.
+    """Return a resolution as pathologists write it: ``20x · 0.5 µm/px``.
 
     The magnification is that of the objective that gives the same resolution, at 10 µm/px for 1x.
     """
@@ -52,7 +52,7 @@ def dress(viewer: ViewerModel) -> None:
     put_in_box(text, True)
     _show_magnification(viewer)
     if viewer in _dressed:
-        return  # who has hidden the scale bar does not want it back with every slide
+        return  # a user who has hidden the scale bar does not want it back with every slide
     _dressed.add(viewer)
     bar.visible = True
     put_in_box(bar, True)
@@ -81,19 +81,19 @@ def canvas_size(viewer: ViewerModel) -> tuple[float, float]:
 
 
 def look_at(viewer: ViewerModel, look: Look) -> None:
-    """Turn a viewer's camera to a place."""
+    """Move a viewer's camera to a place."""
     own = camera(viewer)
     own.center = (*own.center[:-2], look.y, look.x)
     own.zoom = look.zoom
 
 
 def photograph(viewer: napari.Viewer, path: Path, size: tuple[int, int] = (1280, 800)) -> None:
-    """Write a picture of a viewer's whole window, all layers in view.
+    """Save a picture of a viewer's whole window, with all layers in view.
 
     Parameters
     ----------
     viewer
-        With a window that is shown: hidden ones have no pixels.
+        Its window must be shown: hidden ones have no pixels.
     path
         PNG file to write.
     size
@@ -135,7 +135,7 @@ def notify(message: str, *, error: bool = False) -> None:
 
 def _show_magnification(viewer: ViewerModel) -> None:
     _, text = overlays(viewer)
-    # Outlines of another slide, which are hidden, say nothing of the one that is seen.
+    # Hidden outlines of another slide say nothing about the visible one.
     seen = [layer for layer in viewer.layers if layer.visible] or viewer.layers
     text.visible = any(described(layer.metadata).get("mpp") for layer in seen)
     # napari's zoom is screen pixels per world unit.
@@ -143,7 +143,7 @@ def _show_magnification(viewer: ViewerModel) -> None:
 
 
 def put_in_box(overlay: Any, on: bool) -> None:
-    """Draw an overlay on a dark box, to be read on anything; text has none before napari 0.7."""
+    """Draw an overlay on a dark box, legible on anything; text has none before napari 0.7."""
     if hasattr(overlay, "box"):
         overlay.box = on
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Flight", "Tour", "caption", "window_at", "window_layers"]
 
 _RHO = 1.4
-"""How far out a flight goes between two places: what test persons liked (van Wijk and Nuij)."""
-_SPEED = 1.6  # of their measure of length, per second
+"""How far out a flight goes between two places: what test subjects liked (van Wijk and Nuij)."""
+_SPEED = 1.6  # in their measure of length, per second
 _STAY_S = (0.7, 1.4)  # at a window that leads on, and at one of the last layer
 _LEAST_S = 0.3
 
@@ -38,7 +38,7 @@ _LEAST_S = 0.3
 def window_layers(result: Result, world: World, *, visible: bool = True) -> list[LayerData]:
     """Return the windows of a result's trajectory and the path through them; none if it has none.
 
-    Windows are coloured by depth; their features say layer, magnification and probability.
+    Windows are coloured by depth; their features state layer, magnification and probability.
     """
     trajectory = result.trajectory
     if trajectory is None or not trajectory.windows:
@@ -119,14 +119,14 @@ def _features(trajectory: Trajectory) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Flight:
-    """The smoothest way of a camera from one look to another: out, along, and in again.
+    """The smoothest path of a camera from one view to another: out, along, and in again.
 
     Source: van Wijk and Nuij 2003, "Smooth and efficient zooming and panning", equation 9.
 
     Attributes
     ----------
     start, end
-        The two looks.
+        The two views.
     across
         Screen pixels along the canvas's shorter side.
     """
@@ -137,20 +137,20 @@ class Flight:
 
     @cached_property
     def length(self) -> float:
-        """Length of the way in their measure: 0 if nothing changes."""
+        """Length of the path in their measure: 0 if nothing changes."""
         return self._course[0]
 
     @property
     def seconds(self) -> float:
-        """How long the way takes at the usual speed."""
+        """How long the path takes at the usual speed."""
         return max(_LEAST_S, self.length / _SPEED)
 
     def eased(self, part: float) -> Look:
-        """Return the look after a part of the time, from 0 to 1: it starts and stops gently."""
+        """Return the view after a fraction of the time, from 0 to 1: it starts and stops gently."""
         return self.at(part * part * (3 - 2 * part))
 
     def at(self, part: float) -> Look:
-        """Return the look after a part of the way, from 0 to 1."""
+        """Return the view after a fraction of the path, from 0 to 1."""
         if part <= 0:
             return self.start
         if part >= 1:
@@ -177,7 +177,7 @@ class Flight:
 
     @cached_property
     def _course(self) -> tuple[float, float]:
-        """Length of the way, and where on the curve it begins."""
+        """Length of the path, and where on the curve it begins."""
         before, after = self.across / self.start.zoom, self.across / self.end.zoom
         far = self._distance
         if not far:
@@ -192,12 +192,12 @@ class Flight:
 
 @dataclass(frozen=True)
 class Tour:
-    """A camera's way through all windows of a trajectory, as a function of time.
+    """A camera's path through all windows of a trajectory, as a function of time.
 
     Parameters
     ----------
     trajectory, world
-        What is flown through, and where it lies.
+        The windows, and where they are.
     canvas
         Height and width of the canvas in screen pixels.
     speed
@@ -215,25 +215,25 @@ class Tour:
 
     @cached_property
     def looks(self) -> tuple[Look, ...]:
-        """How the camera looks at each window."""
-        # A canvas that is a screen pixel or less, as of a hidden window, shows nothing anyway.
+        """The camera's view of each window."""
+        # A canvas of a screen pixel or less, such as that of a hidden window, shows nothing anyway.
         canvas = (max(self.canvas[0], 2.0), max(self.canvas[1], 2.0))
         return tuple(fit(w.box, canvas, self.world) for w in self.trajectory.windows)
 
     @cached_property
     def starts(self) -> tuple[float, ...]:
-        """Seconds after which the camera stands at each window."""
+        """Seconds after which the camera is at each window."""
         legs = [flight.seconds / self.speed for flight in self._flights]
         stays = [self._stay(i) for i in range(len(legs))]
         return (0.0, *accumulate(a + b for a, b in zip(stays, legs, strict=True)))
 
     @property
     def seconds(self) -> float:
-        """How long it takes in all."""
+        """How long it takes in total."""
         return self.starts[-1] + self._stay(len(self.starts) - 1)
 
     def at(self, seconds: float) -> tuple[int, Look]:
-        """Return the window that the camera stands at or flies to, and how it looks."""
+        """Return the window that the camera is at or flying to, and its view."""
         last = max(0, bisect_right(self.starts, seconds) - 1)
         flown = seconds - self.starts[last] - self._stay(last)
         if flown <= 0 or last + 1 == len(self.starts):

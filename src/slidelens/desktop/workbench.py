@@ -35,7 +35,7 @@ _benches: WeakKeyDictionary[Any, Workbench] = WeakKeyDictionary()
 
 
 def workbench_of(viewer: Any) -> Workbench:
-    """Return the workbench of a window; made when first asked for."""
+    """Return the workbench of a window; made on first request."""
     plain = getattr(viewer, "__wrapped__", viewer)  # napari hands plugins a proxy
     bench = _benches.get(plain)
     if bench is None:
@@ -44,14 +44,14 @@ def workbench_of(viewer: Any) -> Workbench:
 
 
 class Workbench(Picture):
-    """The centre of one window: its picture, and what the panels beside it share.
+    """The hub of one window: its picture, and what its panels share.
 
     Signals
     -------
     results_changed
-        A result was written, deleted or brought back.
+        A result was written, deleted or restored.
     models_changed
-        :attr:`cards`, :attr:`families` and :attr:`devices` are read (anew).
+        :attr:`cards`, :attr:`families` and :attr:`devices` have been read (again).
     """
 
     results_changed = Signal()
@@ -63,7 +63,7 @@ class Workbench(Picture):
         self.trash = Trash()
         self.told.connect(self._notify)
         self.listener: QWidget | None = None
-        """The panel that shows what is told; without one, napari does."""
+        """The panel that shows messages; without one, napari does."""
         self._spare = SpareMemory(self.background, self)
         self.runner = WorkerClient(self)
         self.trainer = WorkerClient(self, patience=60.0)
@@ -83,7 +83,7 @@ class Workbench(Picture):
         window.destroyed.connect(self.close)
         bind_keys(self)
         cast("QApplication", QApplication.instance()).aboutToQuit.connect(self.close)
-        # matplotlib's import takes a second, which the first map should not wait for
+        # importing matplotlib takes a second, which the first map should not wait for
         self.background.run(lambda: colormap("probability"), lambda _: None)
 
     @property
@@ -98,14 +98,14 @@ class Workbench(Picture):
             return self._results
         chosen = self.memory.text("results")
         folder = Path(chosen) if chosen else self.preferences.results
-        if folder not in self._roots:  # looked up once: it may lie on a slow disk
+        if folder not in self._roots:  # looked up once: it may be on a slow disk
             self._roots[folder] = results_root(folder)
         return self._roots[folder]
 
     def use_results(self, folder: Path, *, remember: bool = True) -> None:
-        """Keep results in another folder: from now on, or in this window only.
+        """Keep results in another folder, from now on or only in this window.
 
-        Of one model's folder, or of one result, that is the folder that they lie in.
+        If it is one model's folder, or one result, take the folder that contains it.
         """
         folder = results_root(folder)
         self._results = None if remember else folder
@@ -154,7 +154,7 @@ class Workbench(Picture):
         return widget
 
     def close(self) -> None:
-        """End workers and threads; what was deleted is gone then."""
+        """End workers and threads; what was deleted is then gone."""
         if self._closed:
             return
         super().close()
@@ -164,13 +164,13 @@ class Workbench(Picture):
         self.trash.empty()
 
     def _remember(self) -> None:
-        """Keep the current slide's file among those that were opened last."""
+        """Keep the current slide's file among the recent ones."""
         path = None if self.slide is None else self.slide.path
         if path is not None and path.exists():
             self.memory.opened(path)
 
     def _notify(self, text: str, bad: bool) -> None:
-        """Show messages in napari that no panel shows."""
+        """Show messages in napari if no panel shows them."""
         listener = self.listener
         if self._closed or (listener is not None and alive(listener) and listener.isVisible()):
             return
@@ -179,7 +179,7 @@ class Workbench(Picture):
         (show_warning if bad else show_info)(text)
 
     def _own_models(self) -> list[Path]:
-        """Return what was trained here, also in another session or by the command line."""
+        """Return the models trained here, also in another session or on the command line."""
         home = self.preferences.models
         return sorted(f.parent for f in home.glob("*/model.json")) if home.is_dir() else []
 

@@ -1,6 +1,6 @@
-"""Where a slide's pixels lie in napari's world, in µm, and what a layer's metadata says.
+"""Where a slide's pixels are in napari's world, in µm, and what a layer's metadata state.
 
-napari gives an array's first pixel its *centre* at 0, so the slide's corner lies half a pixel
+napari puts the *centre* of an array's first pixel at 0, so the slide's corner is half a pixel
 before the origin. Every layer states its unit, otherwise napari's scale bar drops it.
 """
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "World", "describe", "described", "is_stated", "world_of"]
 
 KEY = "slidelens"
-"""Under this key a layer's metadata say what it is of: layer, slide, mpp, path, model, map, ..."""
+"""Key of what a layer's metadata state about it: layer, slide, mpp, path, model, map, ..."""
 
 
 class World(NamedTuple):
-    """World coordinates of a slide: µm, or pixels where no resolution is known."""
+    """World coordinates of a slide: µm, or pixels if no resolution is known."""
 
     mpp: Mpp
     unit: str
@@ -54,7 +54,7 @@ class World(NamedTuple):
 
 
 def describe(world: World, layer: str, slide_id: str, **facts: Any) -> dict[str, Any]:
-    """Return a layer's metadata: what it is, of which slide, at which resolution (or ``None``)."""
+    """Return a layer's metadata: what it shows, its slide and its resolution (or ``None``)."""
     mpp = None if world.unit == "pixel" else tuple(world.mpp)
     return {KEY: {"layer": layer, "slide": slide_id, "mpp": mpp, **facts}}
 
@@ -66,13 +66,13 @@ def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_stated(mpp_source: str | None) -> bool:
-    """Return whether a slide's file itself states the resolution, by where it comes from."""
+    """Return whether a slide's file itself states the resolution, judging by its source."""
     elsewhere = ("given", "table ", "objective power")
     return mpp_source is not None and not mpp_source.startswith(elsewhere)
 
 
 def world_of(metadata: Mapping[str, Any]) -> World | None:
-    """Return the world that a layer's metadata state, if they do."""
+    """Return the world that a layer's metadata state, if any."""
     mine = described(metadata)
     if "mpp" not in mine:
         return None

@@ -42,7 +42,7 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
     Raises
     ------
     LabelError
-        A file that cannot be written.
+        The file cannot be written.
     """
     features = (one for data, attributes, _ in layers for one in shape_features(data, attributes))
     _write(Path(path), _with_own_ids(features))
@@ -52,8 +52,8 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
 def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[str]) -> None:
     """Write a slide's outlines to a file that may hold more than outlines.
 
-    Features without area that are not ours (QuPath's points and lines) stay; an outline that was
-    there keeps the properties that are not ours, also one without an id if it was read with
+    Features without area that are not ours (QuPath's points and lines) stay; an existing outline
+    keeps the properties that are not ours, also one without an id if it was read with
     :func:`~slidelens.desktop.identities.identify`.
 
     Parameters
@@ -61,12 +61,12 @@ def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[s
     features
         All outlines, as :func:`shape_features` makes them.
     before
-        The ids of those that were written last: what is not among ``features`` was deleted.
+        The ids of those that were written last: any that are missing in ``features`` were deleted.
 
     Raises
     ------
     LabelError
-        A file that cannot be read or written.
+        The file cannot be read or written.
     """
     old = _read(path) if path.exists() else []
     known = {str(one["id"]): one for one in old if one.get("id")} | _outlines(old)
@@ -76,7 +76,7 @@ def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[s
 
 
 def _outlines(features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the areas of a file by id, as :func:`identify` gives it to what is read of them."""
+    """Return the areas of a file by id, as :func:`identify` gives it to what is read from them."""
     areas = [one for one in features if _areal(one)]
     return dict(zip(told_apart([_identity(one) for one in areas]), areas, strict=True))
 
@@ -88,7 +88,7 @@ def _identity(one: dict[str, Any]) -> str:
 
 
 def _merged(old: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Return a feature as it was, with geometry, name, class and measurements as made."""
+    """Return a feature as it was, with the new geometry, name, class and measurements."""
     was, now = old.get("properties") or {}, made["properties"]
     measured = {**(was.get("measurements") or {}), **now["measurements"]}
     kept = {name: value for name, value in was.items() if name != "classification"}
@@ -102,7 +102,7 @@ def _areal(one: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the features of a file that was read before as annotations."""
+    """Return the features of a file that has already been read as annotations."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -128,15 +128,15 @@ def shape_features(
 
     Class, name and id come from the layer's features (a column ``class``, ``classification`` or
     ``label``), the colour from the shape's edge. Shapes without area are left out. No two have the
-    same id: napari copies it with the shape.
+    same id, which napari copies with a shape.
 
     Parameters
     ----------
     data
         Vertices ``(N, 2)`` y, x of each shape, in the layer's own coordinates.
     attributes
-        The layer's other attributes. A layer that slidelens did not make lies on the slide's
-        pixels, as napari's button "New shapes layer" makes it.
+        The layer's other attributes. A layer that SlideLens did not make is on the slide's pixels,
+        as napari's button "New shapes layer" makes it.
     """
     yield from _with_own_ids(_features(data, attributes))
 
@@ -151,7 +151,7 @@ def _features(
     data: Sequence[NDArray[Any]], attributes: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     if not len(data):
-        return  # napari gives an empty layer one colour all the same
+        return  # napari gives even an empty layer one colour
     world = world_of(attributes.get("metadata", {})) or _world_of_scale(attributes)
     to_world = _data_to_world(attributes)
     kinds = _each(attributes.get("shape_type", "polygon"), len(data))
@@ -239,7 +239,7 @@ def _rows(features: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _known(value: Any) -> Any:
-    """Return ``None`` for what a table holds where nothing is known."""
+    """Return ``None`` for a table's value where nothing is known."""
     return None if isinstance(value, float) and np.isnan(value) else value
 
 

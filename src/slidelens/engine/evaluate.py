@@ -87,13 +87,13 @@ class EvaluationOptions:
     split
         Only the slides of this split of the labels table.
     rule
-        How the operating point is chosen: text, as :func:`parse_rule` reads it, or what it makes.
+        How the operating point is chosen: text for :func:`parse_rule`, or its return value.
     allow_missing
         Leave out slides without label or result (that can be read), instead of refusing them.
     annotations
         Folder of annotations: measure tiles too.
     tile_overlap
-        Annotated share of a tile from which on it is positive.
+        A tile is positive if at least this share of it is annotated.
     resampling
         Of the intervals: number of bootstrap resamples, seed, confidence level.
     """
@@ -137,7 +137,7 @@ class Evaluation:
     def warnings(self) -> list[str]:
         """What a reader of the figures must know, with the names of slides and annotations.
 
-        ``metrics.json`` only counts them there, as reports repeat its warnings.
+        ``metrics.json`` only counts these, as reports repeat its warnings.
         """
         classes = self.metrics["classes"]
         named = {
@@ -199,7 +199,7 @@ def evaluate(
         "comparison.md": f"# Evaluation\n\n{text}",
         "errors.csv": errors_csv(cases, measured),
         "metrics.json": _json(metrics),
-        "evaluation.json": _json(record),  # last, when all that it stands for is there
+        "evaluation.json": _json(record),  # last, when everything that it stands for exists
     }
     _write(out, files)
     return Evaluation(out, metrics, text)

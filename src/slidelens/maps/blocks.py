@@ -27,12 +27,12 @@ COARSE = 1024
 
 
 class BlockSums:
-    """``(planes, height, width)`` float64 sums that are nowhere dense.
+    """``(planes, height, width)`` float64 sums that are never dense.
 
     Blocks of 256 x 256 cells are made when first added to. The most recently used ones stay in
-    memory up to ``buffer_mb``; the others go to files in a temporary folder, which is made only if
-    it is needed and disappears with the object. (Plain files: a zarr array took ten times as long.)
-    Safe to read while another thread adds.
+    memory up to ``buffer_mb``; the others go to files in a temporary folder, which is created only
+    if needed and disappears with the object. (Plain files: a zarr array took ten times as long.) It
+    is safe to read while another thread adds.
 
     Parameters
     ----------
@@ -143,13 +143,13 @@ class BlockSums:
         return np.asarray(block.reshape(shape).sum((2, 4)), np.float64)
 
     def _look(self, i: int, j: int) -> NDArray[np.float64] | None:
-        """Return a block to read, without moving it into the buffer."""
+        """Return a block for reading, without moving it into the buffer."""
         if (i, j) in self._blocks:
             return self._blocks[i, j]
         return self._load(i, j) if (i, j) in self._spilled else None
 
     def _take(self, i: int, j: int) -> NDArray[np.float64]:
-        """Return a block to add to, in the buffer."""
+        """Return a block for adding, in the buffer."""
         if (i, j) in self._blocks:
             self._blocks.move_to_end((i, j))
             return self._blocks[i, j]

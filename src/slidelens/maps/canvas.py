@@ -23,7 +23,7 @@ _SPREAD = 16  # cells per box up to which all boxes are added at once
 
 
 class Spec(Protocol):
-    """What a canvas must know of a map (``families.base.MapSpec`` is one)."""
+    """What a canvas must know about a map (``families.base.MapSpec`` is one)."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Spec(Protocol):
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the planes (of labels: of the labels 1, 2, ...)."""
+        """Names of the planes (in a map of labels, of the labels 1, 2, ...)."""
 
     @property
     def mpp(self) -> float:
@@ -56,8 +56,8 @@ class Canvas:
 
     A cell's value is the mean of what was added to it, weighted by the area that patch and cell
     share and by the patch's weight. Sums are float64 in blocks (:class:`BlockSums`), so the result
-    does not depend on the order (to float32 rounding) and memory not on the slide's size. In a map
-    of kind "labels" each patch votes with its weight; ties go to the larger label.
+    does not depend on the order (to float32 rounding), nor memory on the slide's size. In a map of
+    kind "labels" each patch votes with its weight; ties go to the larger label.
 
     Make one with :meth:`create`.
     """
@@ -101,14 +101,14 @@ class Canvas:
         Raises
         ------
         ValueError
-            A map without channels, or with cells that are not above 0 µm.
+            The map has no channels, or its cells are not above 0 µm.
         """
         if not (np.isfinite(spec.mpp) and spec.mpp > 0 and spec.channels):
             raise ValueError(f"map {spec.name!r}: needs channels and a cell above 0 µm")
         affine = Affine(spec.mpp / mpp.x, spec.mpp / mpp.y)
         height = max(1, ceil(size.height / affine.sy - 1e-6))
         width = max(1, ceil(size.width / affine.sx - 1e-6))
-        # Viewers take a level's scale from its shape, so that must halve without a rest.
+        # Viewers take a level's scale from its shape, so that must halve without a remainder.
         step = 1
         while max(height, width) > COARSE * step:
             step *= 2
@@ -128,8 +128,8 @@ class Canvas:
         Parameters
         ----------
         boxes
-            ``(N, 4)`` float64 x, y, w, h in level-0 px. What of a box lies outside the slide counts
-            for nothing. (Of a family the engine refuses a box that lies wholly outside.)
+            ``(N, 4)`` float64 x, y, w, h in level-0 px. Parts of a box outside the slide do not
+            count. (The engine refuses a family's box that is wholly outside.)
         values
             ``(N, C)``: one value per box and channel; or ``(N, C, h, w)``: a raster that fills the
             box. NaN adds nothing. For kind "labels", C is 1 and the values are labels (0: none).
@@ -139,7 +139,7 @@ class Canvas:
         Raises
         ------
         ValueError
-            Shapes that do not fit, or a canvas that is finished.
+            The shapes do not fit, or the canvas is finished.
         ResultError
             The disk is full.
         """
@@ -170,7 +170,7 @@ class Canvas:
             self._paste(edge, self._planes(rasters[k : k + 1], weight)[0])
 
     def peek(self) -> Map:
-        """Return the map as it is now, while others go on adding; reads see the newest values."""
+        """Return the map as it is now, while others keep adding; reads see the newest values."""
         blend = Blend(self._sums, self.kind)
         levels: tuple[Any, ...] = (blend,)
         if self._sums.factor > 1:
@@ -248,7 +248,7 @@ def _resample(
         return np.take(values, range(first, first + len(cells)), axis)
     step = (stop - start) / n
     bounds = np.arange(cells.start, cells.stop + 1, dtype=np.float64).clip(start, stop)
-    # Where nothing was added, the difference must be 0 to the last bit: it is divided by.
+    # Where nothing was added, the difference must be exactly 0: it is a divisor.
     position = snapped((bounds - start) / step)
     index = np.minimum(position.astype(np.intp), n - 1)
     rest = (position - index).reshape([-1 if a == axis else 1 for a in range(3)])
@@ -292,7 +292,7 @@ class Blend:
         return np.array(self[:, :, :], dtype, copy=copy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy, and what another process gets, is an array: what the sums are now.
+        # A copy, and what another process gets, is an array: the sums as they are now.
         return np.asarray, (self[:, :, :],)
 
 

@@ -52,8 +52,8 @@ def trajectory_of(result: Result) -> Trajectory:
 def contact_sheet(result: Result, read: Read) -> Image.Image:
     """Draw every window that the network looked through.
 
-    Each row is one window that others were chosen in, with their outlines, and beside it what was
-    chosen; windows of the last layer say what the network made of the slide after them.
+    Each row is one window that others were chosen in, with their outlines, and beside it the chosen
+    ones; windows of the last layer state the network's probabilities for the slide after them.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _picture(
     from PIL import Image, ImageDraw
 
     window = trajectory.windows[index]
-    # As the network saw it: what is finer than its pixels it did not see.
+    # As the network saw it: nothing finer than its pixels.
     seen = Image.fromarray(read(window.box, window.mpp)).convert("RGB")
     picture = seen.resize((_SIDE, _SIDE), _SMOOTH)
     draw = ImageDraw.Draw(picture)

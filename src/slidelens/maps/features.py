@@ -49,13 +49,13 @@ class TileFeatures:
         Raises
         ------
         OSError
-            A full disk, or a folder that cannot be written.
+            The disk is full, or the folder cannot be written.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path.touch()
-        mode = path.stat().st_mode  # as of any new file; save_file lets its owner alone read it
+        mode = path.stat().st_mode  # as for any new file; save_file lets only its owner read it
         try:
             save_file({_NAME: np.ascontiguousarray(self.vectors)}, path, metadata=dict(self.facts))
         except SafetensorError as error:
@@ -71,7 +71,7 @@ class TileFeatures:
         Raises
         ------
         ResultError
-            A file that is damaged or holds something else.
+            The file is damaged or holds something else.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -83,9 +83,9 @@ class TileFeatures:
 
 
 class VectorSpool:
-    """Vectors of a run, batch by batch into a temporary file: memory stays flat on any slide.
+    """Vectors of a run, batch by batch into a temporary file: memory stays constant on any slide.
 
-    A file that cannot be written, wherever that is noticed, raises ``ResultError``.
+    A file that cannot be written, whenever that is noticed, raises ``ResultError``.
     """
 
     def __init__(self, facts: Mapping[str, str]) -> None:

@@ -36,7 +36,7 @@ def feature(
     name: str | None = None,
     measurements: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return one feature; its id follows from its content, so the same object keeps it."""
+    """Return one feature; its id is derived from its content, so the same object keeps it."""
     import shapely
 
     shape = json.loads(shapely.to_geojson(geometry))  # half the time of shapely's loop over points
@@ -70,7 +70,7 @@ def region_features(regions: Iterable[Region], classes: Sequence[str]) -> list[d
 
 
 def _measured(region: Region) -> dict[str, float]:
-    """Return what is known; a file that others wrote may have no measurements."""
+    """Return the known measurements; a file from other programs may have none."""
     values = {_AREA: region.area_mm2, _MEAN: region.probability}
     return {name: value for name, value in values.items() if isfinite(value)}
 
@@ -88,7 +88,7 @@ def read_regions(path: Path) -> list[Region]:
     Raises
     ------
     ResultError
-        No FeatureCollection of classified polygons; names file and feature.
+        Not a FeatureCollection of classified polygons; the message names file and feature.
     """
     from shapely.errors import ShapelyError
     from shapely.geometry import shape
@@ -120,7 +120,7 @@ def read_regions(path: Path) -> list[Region]:
 
 
 def _polygons(geometry: Any) -> list[Any]:
-    """Return a polygon, or those of several, as other programs write them."""
+    """Return a polygon, or the polygons of several, as other programs write them."""
     import shapely
 
     found = [p for p in getattr(geometry, "geoms", [geometry]) if not p.is_empty]

@@ -24,7 +24,7 @@ __all__ = ["Lesion", "Peak", "find_lesions", "find_peaks", "largest_diameter", "
 GAP_UM = 75.0
 """Areas closer than this are one lesion: the rule of the CAMELYON16 evaluation, where 75 µm is the
 width of five tumour cells (Ehteshami Bejnordi et al. 2017)."""
-_STRIP = 256  # rows of a map that are looked at together
+_STRIP = 256  # rows of a map that are searched together
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find_lesions(
     regions
         Of ``source`` (:func:`~slidelens.maps.regions.positive_regions`).
     source
-        The map of probabilities that they were found in.
+        The probability map that they were found in.
     gap_um
         Regions of one class that are closer than this belong to one lesion.
     min_area_mm2
@@ -100,9 +100,10 @@ def largest_diameter(polygon: Any, mpp: Mpp) -> float:
 def peaks_of(source: Map, polygons: Sequence[Any], label: str) -> list[Peak]:
     """Return the highest cell of a map in each of some polygons (level-0 px).
 
-    A cell lies in one where the centre of its part within the polygon's bounds does: those at the
-    border of a slide reach over it, and regions do not. Where there is none, for an area smaller
-    than a cell, it is the cell under a point of the area. The map is read once, strip by strip.
+    A cell lies in a polygon if the centre of its part within the polygon's bounds does: cells at
+    the border of a slide extend beyond it, and regions do not. If there is none, as in an area
+    smaller than a cell, it is the cell under a point of the area. The map is read once, strip by
+    strip.
     """
     import shapely
 
@@ -144,7 +145,7 @@ def peaks_of(source: Map, polygons: Sequence[Any], label: str) -> list[Peak]:
 def _higher(
     peak: Peak, values: NDArray[Any], origin: tuple[int, int], affine: Affine, polygon: Any
 ) -> Peak:
-    """Return the highest of some cells that lie in a polygon, where it is above a peak."""
+    """Return the highest of the cells that lie in a polygon, if it is above a peak."""
     import shapely
 
     left, top, right, bottom = polygon.bounds

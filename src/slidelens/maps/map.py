@@ -1,4 +1,4 @@
-"""A map of model output on a slide, read lazily, whose cells know their place on the slide."""
+"""A map of model output on a slide, read lazily, whose cells know their position on the slide."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cells(Protocol):
         """Read a part, with numpy's basic indexing."""
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> Any:
-        """Read the whole: ``np.asarray`` of it."""
+        """Read all of it for ``np.asarray``."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Map:
     name, kind
         Key in the result, and what the values mean.
     data
-        The contents, or a function that opens them when they are first asked for.
+        The contents, or a function that opens them on first use.
     """
 
     def __init__(self, name: str, kind: Kind, data: MapData | Callable[[], MapData]) -> None:
@@ -101,7 +101,7 @@ class Map:
         name, kind, channels
             Its name, what its values mean, and a name for each plane.
         values
-            Numbers for a map of kind ``labels``, else floating-point; NaN: not predicted.
+            Integers for a map of kind ``labels``, otherwise floating-point; NaN: not predicted.
         affine
             From cells to level-0 px.
         slide_mpp
@@ -110,7 +110,7 @@ class Map:
         Raises
         ------
         ValueError
-            An array of another number of axes, or of other planes than ``channels`` names.
+            The array has another number of axes, or of planes, than ``channels`` names.
         """
         array = np.asarray(values)
         array = array[None] if array.ndim == 2 else array
@@ -231,7 +231,7 @@ class Map:
 
         Returns
         -------
-        ``(N, C)`` float32; NaN where a box lies on no predicted cell.
+        ``(N, C)`` float32; NaN where a box covers no predicted cell.
         """
         given = np.asarray(boxes, np.float64).reshape(-1, 4)
         corners = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], 1).reshape(-1, 2)
@@ -253,13 +253,13 @@ class Map:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        # Files that are open stay here: a copy, or another process, opens them by itself.
+        # Open files stay here: a copy, or another process, opens them itself.
         return {"name": self.name, "kind": self.kind, "_open": self._open}
 
     def __repr__(self) -> str:
         if not (
             "_data" in self.__dict__ or isinstance(self._open, MapData)
-        ):  # what is not open yet may be damaged, or gone
+        ):  # unopened contents may be damaged, or gone
             return f"<Map {self.name}: {self.kind}>"
         planes, height, width = self.shape
         cells = f"{planes} x {height} x {width} cells of {self.mpp:g} µm"
@@ -290,7 +290,7 @@ class Plane:
 def split_index(
     key: Any, shape: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice | int, ...]]:
-    """Split numpy's basic index into a window (unit step, kept axes) and what follows on it."""
+    """Split numpy's basic index into a window (unit step, kept axes) and the rest of the index."""
     keys = key if isinstance(key, tuple) else (key,)
     if any(k is Ellipsis for k in keys):
         at = next(i for i, k in enumerate(keys) if k is Ellipsis)
@@ -313,7 +313,7 @@ def split_index(
 
 
 def snapped(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round coordinates in cells, of any shape, that miss an edge by rounding error only."""
+    """Round coordinates in cells, of any shape, that miss an edge only by rounding error."""
     near = np.rint(cells)
     return np.where(np.abs(cells - near) < 1e-6, near, cells)
 
@@ -343,7 +343,7 @@ def _table(plane: NDArray[np.float64], lines: NDArray[np.intp]) -> NDArray[np.fl
     above = np.zeros(plane.shape[1])
     done = 0
     for number, line in enumerate(lines.tolist()):
-        for row in plane[done:line]:  # one by one from the top: else sums would round otherwise
+        for row in plane[done:line]:  # one by one from the top: else sums round differently
             above += row
         table[number, 1:] = above
         done = line

@@ -1,7 +1,7 @@
 """Maps as OME-NGFF 0.5 images (Zarr v3): multiscale, sharded, in µm on the slide.
 
-Each map is a group of its own with axes c, y, x, so that any NGFF reader opens it. Level 0's scale
-and translation follow the pixel-centre convention (:meth:`slidelens.geometry.Affine.centred`).
+Each map is its own group with axes c, y, x, so that any NGFF reader opens it. Level 0's scale and
+translation follow the pixel-centre convention (:meth:`slidelens.geometry.Affine.centred`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write_map(folder: Path, source: Map) -> None:
 
 
 def _create_group(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Make a Zarr v3 group: one file of JSON, for which the library takes 2 ms."""
+    """Make a Zarr v3 group: one JSON file, for which the library takes 2 ms."""
     folder.mkdir(parents=True, exist_ok=True)
     group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     (folder / "zarr.json").write_text(json.dumps(group, indent=2), encoding="utf-8")
@@ -120,14 +120,14 @@ def _read_halved(fine: Cells, kind: Kind, rows: slice, columns: slice) -> NDArra
 def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
     """Return a map that is opened on first use.
 
-    ``slide_mpp`` turns the file's µm into level-0 px. Opening raises ``ResultError``, naming the
-    file and the key, for what is not a map of this layout.
+    ``slide_mpp`` turns the file's µm into level-0 px. Opening something that is not a map of this
+    layout raises ``ResultError``, naming the file and the key.
     """
     return Map(name, kind, partial(_open, folder, kind, slide_mpp))
 
 
 def _create(place: Path, shape: tuple[int, ...], source: Map) -> zarr.Array[Any]:
-    """Make an array: one chunk a channel if it is small, else shards of chunks."""
+    """Make an array: one chunk per channel if it is small, otherwise shards of chunks."""
     import zarr
 
     small = max(shape[1:]) <= _SHARD
@@ -148,7 +148,7 @@ def _holds_something(block: NDArray[Any], kind: Kind) -> bool:
 
 
 def _halve(fine: NDArray[Any], kind: Kind) -> NDArray[Any]:
-    """Reduce ``(C, H, W)`` by 2: mean of what is known; for labels the most frequent."""
+    """Reduce ``(C, H, W)`` by 2: mean of the known values; for labels the most frequent."""
     _, height, width = fine.shape
     pad = ((0, 0), (0, height % 2), (0, width % 2))
     fine = np.pad(fine, pad, mode="constant", constant_values=0 if kind == "labels" else np.nan)

@@ -1,6 +1,6 @@
 """Outlines of cells given as runs: connected parts with shells and holes, in integers.
 
-All steps but the last walk are vectorised, and memory grows with the runs, not with the plane.
+All steps but the last are vectorised, and memory grows with the runs, not with the plane.
 """
 
 from __future__ import annotations

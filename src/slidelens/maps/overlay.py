@@ -39,8 +39,8 @@ def draw_overlay(
     picture
         ``(H, W, 3)`` uint8 of the slide of ``size`` level-0 px, or of a part of it.
     source, channel
-        The map and which class of it; the upper end of its colours is :func:`scale_top`. A label
-        map takes the colours of its classes.
+        The map and its class; the upper end of its colours is :func:`scale_top`. A label map takes
+        the colours of its classes.
     box
         The part of the slide that the picture shows, in level-0 px; by default all of it.
     tissue
@@ -73,8 +73,8 @@ def scale_top(source: Map, channel: str | int = -1) -> float:
     """Return the value of the colours' upper end, as viewers choose it.
 
     It is 1 for probabilities. Attention and saliency have no scale of their own, so it is taken
-    from the channel's coarsest level: the largest attention, or the saliency that one of 200 cells
-    exceeds, as a single cell (a speck of dust, say) often is far above all others.
+    from the channel's coarsest level: the largest attention, or the saliency that one cell in 200
+    exceeds, because a single cell (on a speck of dust, say) is often far above all others.
     """
     if source.kind == "probability":
         return 1.0

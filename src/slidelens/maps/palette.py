@@ -39,7 +39,7 @@ _BETWEEN: tuple[RGB, ...] = (
     (240, 228, 66),  # yellow
 )
 TISSUE: RGB = (120, 120, 120)
-"""Grey, seen on white and on black: the outline of tissue, which is no finding."""
+"""Grey, visible on white and on black: the outline of tissue, which is not a finding."""
 
 OUTLINE: RGB = (0, 0, 0)
 """Text and scale bars on white."""
@@ -74,8 +74,8 @@ def class_colors(classes: Sequence[str]) -> dict[str, RGB]:
 def colormap(kind: Kind, *, alpha: bool = True) -> NDArray[np.float32]:
     """Return a kind's table ``(256, 4)`` RGBA in 0..1, for values from 0 to 1.
 
-    With ``alpha`` opacity grows with the value from 0 to 0.8, so that what is unsuspicious leaves
-    the tissue as it is.
+    With ``alpha`` opacity grows with the value from 0 to 0.8, so that unsuspicious tissue looks
+    unchanged.
     """
     from matplotlib import colormaps
 

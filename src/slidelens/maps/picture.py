@@ -119,7 +119,7 @@ def _choose(result: Result, name: str | None) -> list[Map]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things stand on the page, in px."""
+    """Positions of things on the page, in px."""
 
     panel: tuple[int, int]
     page: tuple[int, int]

@@ -55,7 +55,7 @@ def find_regions(
 ) -> list[Region]:
     """Find the 4-connected regions of cells whose value is at least ``threshold``.
 
-    Only runs of such cells are held in memory, not the map. Regions stand in reading order of their
+    Only runs of such cells are held in memory, not the map. Regions are in reading order of their
     first cell.
 
     Parameters
@@ -65,11 +65,11 @@ def find_regions(
     channel
         Which plane, by name or index.
     threshold
-        Least value of a cell that belongs to a region.
+        Lowest value of a cell that belongs to a region.
     min_area_mm2
         Smaller regions are left out.
     within
-        The slide's level-0 size: what border cells have outside is cut off. None: nothing is.
+        The slide's level-0 size: parts of border cells outside it are cut off. None: nothing is.
     """
     label = channel if isinstance(channel, str) else source.channels[channel]
     runs = _runs(source, label, threshold)
@@ -96,11 +96,11 @@ def positive_regions(
     Parameters
     ----------
     source
-        The map, ``(C, H, W)``. One with a single channel has that class only.
+        The map, ``(C, H, W)``. A map with a single channel has only that class.
     threshold
-        Least probability of a cell that belongs to a region.
+        Lowest probability of a cell that belongs to a region.
     min_area_mm2
-        Least area of a region, in mm².
+        Smallest area of a region, in mm².
     within
         See :func:`find_regions`.
     """
@@ -132,7 +132,7 @@ def _runs(source: Map, label: str, threshold: float) -> Runs:
 
 
 def _cut(polygon: shapely.Polygon, size: Size) -> shapely.Polygon | None:
-    """Return what of a polygon lies in the slide; None: all of it, or (by rounding) nothing."""
+    """Return the part of a polygon in the slide; None: all of it, or (by rounding) nothing."""
     import shapely
 
     left, top, right, bottom = polygon.bounds

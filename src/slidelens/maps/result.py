@@ -245,7 +245,7 @@ class Result:
         from slidelens.maps.ngff import write_maps
         from slidelens.maps.trajectory import write_trajectory
 
-        # Read before a folder that is replaced goes.
+        # Read it before a folder that is replaced goes.
         tiles, regions, trajectory = self.tiles, self.regions, self.trajectory
         features = self.features
         entries: list[MapEntry] = []
@@ -285,7 +285,7 @@ class Result:
 
 
 def find_results(folder: str | Path) -> Iterator[Path]:
-    """Yield the result folders in a folder (or itself), at any depth, sorted; unfinished ones not.
+    """Yield the finished result folders in a folder (or itself), at any depth, sorted.
 
     A folder that cannot be read is skipped with a warning. A link to a folder beside or above it is
     skipped without one, since its results are found there.
@@ -293,7 +293,7 @@ def find_results(folder: str | Path) -> Iterator[Path]:
     Raises
     ------
     ResultError
-        No such folder, or one that cannot be read.
+        There is no such folder, or it cannot be read.
     """
     root = Path(folder)
     try:
@@ -324,7 +324,7 @@ def _leads_back(path: Path) -> bool:
     if here.is_relative_to(there):
         return True
     within = there.relative_to(here).parts if there.is_relative_to(here) else (".",)
-    return not any(part.startswith(".") for part in within)  # those are not looked into
+    return not any(part.startswith(".") for part in within)  # those are not searched
 
 
 def holds_results(folder: str | Path) -> bool:
@@ -340,19 +340,19 @@ def holds_results(folder: str | Path) -> bool:
 
 
 def results_root(folder: str | Path) -> Path:
-    """Return the results folder that ``folder`` lies in, if it is of one model or is one result.
+    """Return the results folder that contains ``folder``, if that is of one model or is one result.
 
     Any other folder, existing or not, is returned unchanged.
     """
     path = Path(folder)
     try:
         if (path / _FILE).is_file():
-            read_result_file(path / _FILE)  # else it is another program's
+            read_result_file(path / _FILE)  # otherwise it belongs to another program
             return path.absolute().parent.parent
         files = (child / _FILE for child in path.iterdir())
         first = next((file for file in files if file.is_file()), None)
         of_one = first is not None and read_result_file(first).model.name == path.resolve().name
-    except (OSError, ResultError):  # none yet, or it may not be looked at: using it says so
+    except (OSError, ResultError):  # it does not exist yet, or cannot be read: using it will say so
         return path
     return path.absolute().parent if of_one else path
 

@@ -1,4 +1,4 @@
-"""How a result was run, as kept in ``result.json`` and as worded without paths."""
+"""How a result was run, as kept in ``result.json`` and as described without paths."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 HIDDEN = "not shown, as it may be a path"
 WHOLE = "whole slide"
 
-_SHOWN = 4  # different values of one thing; what differs from slide to slide is only counted
+_SHOWN = 4  # different values of one thing; values that differ from slide to slide are only counted
 _PLACE = re.compile(r"[~/\\]|[A-Za-z]:[\\/]|file:|\.\.?[\\/]")
-_NETWORKS = ("backbone", "encoder")  # of a plugin they are called `timm/<name>`
+_NETWORKS = ("backbone", "encoder")  # a plugin's are called `timm/<name>`
 
 
 class RunSettings(BaseModel):
-    """The settings of one run; with slide and weights, all that its result depends on.
+    """The settings of one run; together with slide and weights, all that its result depends on.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class RunSettings(BaseModel):
     options
         Fields changed for the run (``predict --set``).
     tissue
-        How tissue was found; ``{"method": "given"}`` for a mask of the caller's own.
+        How tissue was found; ``{"method": "given"}`` for a mask that the caller gave.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

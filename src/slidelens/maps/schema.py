@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class SlideInfo(_Part):
-    """The slide that a result is of; ``mpp`` is one number or x and y, in µm/px."""
+    """The slide that a result belongs to; ``mpp`` is one number or x and y, in µm/px."""
 
     id: str = Field(min_length=1)
     path: str | None = None
@@ -56,14 +56,14 @@ class SlideInfo(_Part):
 
     @property
     def size(self) -> Size | None:
-        """Level-0 width and height, where known."""
+        """Level-0 width and height, if known."""
         if self.width is None or self.height is None:
             return None
         return Size(self.width, self.height)
 
     @property
     def resolution(self) -> Mpp | None:
-        """µm/px along x and y, where known."""
+        """µm/px along x and y, if known."""
         return None if self.mpp is None else Mpp.of(self.mpp)
 
 
@@ -109,7 +109,7 @@ class ResultFile(_Part):
     @field_validator("settings", mode="wrap")
     @classmethod
     def _ours(cls, given: Any, read: ValidatorFunctionWrapHandler) -> RunSettings | None:
-        """Pass over what is not of our form: other writers may have a key of this name."""
+        """Ignore what is not in our format: other writers may have a key of this name."""
         try:
             settings: RunSettings | None = read(given)
         except ValidationError:
@@ -125,7 +125,7 @@ def read_result_file(path: Path) -> ResultFile:
     NewerResultError
         A file of a newer slidelens.
     ResultError
-        A file that is missing, no JSON, or not of this layout; names the file and the key.
+        The file is missing, not JSON, or not of this layout; names the file and the key.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -78,7 +78,8 @@ class Tiles:
         Raises
         ------
         ResultError
-            A file that cannot be read, a missing column, or a cell that is no number, by line.
+            The file cannot be read, lacks a column, or has a cell that is not a number; names the
+            line.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ class Tiles:
 
 def _texts(column: NDArray[Any]) -> list[str]:
     """Shortest texts that read back as the same numbers; whole ones without a point; NaN empty."""
-    double = column.dtype == np.float64  # which Python writes alike, and in half the time
+    double = column.dtype == np.float64  # which Python writes the same way, in half the time
     texts = map(repr, column.tolist()) if double else column.astype(str).tolist()
     return ["" if text == "nan" else text.removesuffix(".0") for text in texts]
 

@@ -1,4 +1,4 @@
-"""Trajectories: nested windows in the order of looking, and ``trajectory.json``.
+"""Trajectories: nested windows in the order in which they were looked at, and ``trajectory.json``.
 
 ::
 
@@ -76,7 +76,7 @@ class Trajectory:
     Raises
     ------
     ValueError
-        A window before its parent, or in another layer than the one below its parent's.
+        A window comes before its parent, or is not in the layer below its parent's.
     """
 
     windows: tuple[Window, ...]
@@ -168,7 +168,7 @@ def read_trajectory(path: str | Path) -> Trajectory:
     Raises
     ------
     ResultError
-        A file that cannot be read or is not of this layout; names the file and the key.
+        The file cannot be read or is not of this layout; names the file and the key.
     """
     try:
         content = _File.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -104,10 +104,10 @@ class ReviewStore:
 
     Parameters
     ----------
-    ``EVAL_DIR/review.sqlite``. The first decision creates it; until then there are none.
-        ``EVAL_DIR/review.sqlite``. Made by the first decision; until then there are none.
-    Never write, nor create the file: for readers of folders that they may not write.
-        Never write, nor make the file: for readers of folders that may not be written.
+    path
+        ``EVAL_DIR/review.sqlite``. The first decision creates it; until then there are none.
+    read_only
+        Never write, nor create the file: for readers of folders that they may not write.
     patience
         Seconds to wait for another program that is writing.
 

@@ -26,12 +26,12 @@ class ArrayReader(Reader):
     levels
         Finest first, each ``(H, W, 3)`` uint8 RGB.
     facts
-        What is known of the slide; by default its levels alone.
+        Facts about the slide; by default only its levels.
 
     Raises
     ------
     ValueError
-        An array of another shape or type.
+        The array has another shape or type.
     """
 
     backend = "array"
@@ -82,7 +82,7 @@ def from_array(
     Raises
     ------
     ValueError
-        An array of another shape or type.
+        The array has another shape or type.
     """
     resolution = None if mpp is None else Mpp.of(mpp)
     slide = Slide(ArrayReader(*levels), Path(name), mpp=resolution, mpp_source="given")

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "Level", "Reader", "Slide", "id_of_name", "slide_id"]
 
-_WHOLE = 2.0**-18  # closer to a whole pixel than the resampler's quantum tells apart
+_WHOLE = 2.0**-18  # closer to a whole pixel than the resampler can resolve
 _CLOSE_ENOUGH = 1.01
-"""A level up to 1 % coarser than asked is used: downsamples such as 2.0003 mean 2."""
+"""A level up to 1 % coarser than requested is used: downsamples such as 2.0003 mean 2."""
 _EXTENSION = re.compile(r"\.[a-z][a-z0-9]{2,}$", re.IGNORECASE)
 _DOUBLE = (".ome.zarr.zip", ".zarr.zip", ".ome.tiff", ".ome.tif", ".ome.zarr", ".ome.btf")
 
@@ -43,7 +43,7 @@ class Slide:
     path
         The file or folder.
     mpp, mpp_source
-        Resolution in µm per level-0 px, and where it comes from; default: as the file states.
+        Resolution in µm per level-0 px, and its source; default: as the file states.
     colour
         Transform applied to native pixels, for example by an ICC profile; ``None``: none.
 
@@ -109,7 +109,7 @@ class Slide:
         SlideError
             The file cannot be decoded, or the slide is closed.
         ValueError
-            A box that is empty or not finite, or a resolution that is not above zero.
+            The box is empty or not finite, or the resolution is not above zero.
         """
         box = Box(*box)
         if not (box.w > 0 and box.h > 0 and all(map(isfinite, box))):
@@ -122,7 +122,7 @@ class Slide:
         if (step_x, step_y) == (scale_x, scale_y):
             x, y = box.x / scale_x, box.y / scale_y
             left, top = round(x), round(y)
-            if abs(x - left) < _WHOLE and abs(y - top) < _WHOLE:  # stored pixels, as they are
+            if abs(x - left) < _WHOLE and abs(y - top) < _WHOLE:  # stored pixels, unchanged
                 return self.read_level(index, left, top, n_x, n_y)
 
         def source(x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
@@ -149,7 +149,7 @@ class Slide:
         Raises
         ------
         ValueError
-            No such level, or an empty box.
+            There is no such level, or the box is empty.
         """
         self._check_open()
         if not 0 <= level < len(self.levels):
@@ -172,7 +172,7 @@ class Slide:
         Raises
         ------
         ValueError
-            A ``max_size`` below 1.
+            ``max_size`` is below 1.
         """
         if not max_size >= 1:
             raise ValueError(f"max_size must be at least 1 px, not {max_size}")
@@ -206,7 +206,7 @@ class Slide:
         Raises
         ------
         KeyError
-            A name that is not in :attr:`associated_images`.
+            The name is not in :attr:`associated_images`.
         """
         self._check_open()
         if name not in self.associated_images:
@@ -215,14 +215,14 @@ class Slide:
         return self._reader.read_associated(name)
 
     def notes(self) -> list[str]:
-        """Return notes on what is unusual about the file and how it is read, a sentence each.
+        """Return notes on anything unusual about the file and how it is read, a sentence each.
 
         May read some pixels.
 
         Raises
         ------
         SlideError
-            Pixels that cannot be decoded, or a closed slide.
+            Pixels cannot be decoded, or the slide is closed.
         """
         self._check_open()
         return self._reader.notes()
@@ -315,7 +315,7 @@ class Slide:
 
 
 def id_of_name(name: str) -> str:
-    """Return the slide id of a file name; a name without extension is an id already.
+    """Return the slide id of a file name; a name without extension is already an id.
 
     The part after the last dot counts as an extension if it looks like one: ``a.svs`` gives ``a``,
     but ``P1.7`` and ``case.HE`` stay as they are.
@@ -327,11 +327,12 @@ def id_of_name(name: str) -> str:
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without extension (``.ome.tif`` counts as one).
 
-    So does ``.zarr.zip``. A DICOM folder keeps its whole name; an image within a ``.zarr``, such
-    as the field of a plate, includes the name of the ``.zarr``. Bytes that are not text are
-    escaped, and accented letters are composed (NFC), since a Mac's file systems decompose them.
+    ``.zarr.zip`` counts as one extension, too. A DICOM folder keeps its whole name; an image within
+    a ``.zarr``, such as a field of a plate, includes the name of the ``.zarr``. Bytes that are not
+    text are escaped, and accented letters are composed (NFC), since a Mac's file systems decompose
+    them.
     """
-    if isinstance(path, Path):  # one may work in the slide's own folder, or in one of its parts
+    if isinstance(path, Path):  # one may work in the slide's own folder, or in a part of it
         path = path.resolve() if path.name in ("", "..") else path.absolute()
     name = path.name
     within = next((p for p in path.parents if p.name.lower().endswith(".zarr")), None)

@@ -23,14 +23,14 @@ def read_blocks(
     block_size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> NDArray[Any]:
-    """Assemble ``(h, w, C)`` from the blocks that a box touches, by way of a cache.
+    """Assemble ``(h, w, C)`` from the blocks that a box touches, using a cache.
 
     Parameters
     ----------
     tiles, name
         The cache, and the owner and level that its keys begin with.
     make
-        ``make(row, column)`` decodes one block, ``(bh, bw, C)``, at the border perhaps smaller.
+        ``make(row, column)`` decodes one block, ``(bh, bw, C)``, perhaps smaller at the border.
     block_size
         (width, height) of a block.
     box

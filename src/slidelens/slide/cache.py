@@ -56,8 +56,8 @@ class TileCache:
     def each(self, keys: Iterable[Key], make: Callable[[Key], Tile]) -> Iterator[tuple[Key, Tile]]:
         """Yield every key with its tile; make and keep those that are not there.
 
-        Tiles that other threads are decoding come last: threads that read neighbouring boxes
-        decode one part each instead of standing in line.
+        Tiles that other threads are decoding come last: threads that read neighbouring boxes decode
+        one part each instead of queueing.
         """
         elsewhere = []
         for key in keys:

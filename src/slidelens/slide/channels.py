@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["COLOURS", "Alpha", "Composer", "depth_of", "spread"]
 
 Alpha = Literal["unassociated", "associated"]
-"""What a colour with alpha states: itself, or itself times alpha."""
+"""What a colour with alpha holds: the colour itself, or the colour times alpha."""
 
 COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 114, 178),  # blue, for the nuclear stain, which comes first in practice
@@ -26,22 +26,22 @@ COLOURS: tuple[tuple[int, int, int], ...] = (
     (86, 180, 233),  # sky blue
     (213, 94, 0),  # vermilion
 )
-"""Okabe and Ito's palette, which people with any common colour vision tell apart (2008)."""
+"""Okabe and Ito's palette (2008), which people with any common colour vision can tell apart."""
 
 _WINDOW = (0.5, 99.8)  # percentiles of the overview that become black and full colour
-_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras use of a 16-bit sample
-_STRAY = 0.001  # share of samples that may be larger than what the bits hold that a file states
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of a 16-bit sample that cameras use
+_STRAY = 0.001  # share of samples that may exceed the number of bits stated in the file
 _OVERVIEW = 2048
-_PARTS = 4  # of an overview, along each side of a level that is larger
+_PARTS = 4  # parts of an overview, along each side of a level that is larger
 
 
 class Composer:
     """Turns ``(h, w, C)`` samples into ``(h, w, 3)`` uint8 RGB, pixel by pixel.
 
-    Colour images pass through (16 bit by the upper 8 of the bits that are used, alpha laid on
-    white). Everything else is drawn by channel: one channel in grey, several added up in
-    :data:`COLOURS`, each stretched between two percentiles of the coarsest level, so that a pixel
-    looks the same in every read. A single channel of up to 8 bits is shown as it is.
+    Colour images pass through (16 bit by the upper 8 of the bits in use, alpha on white).
+    Everything else is drawn by channel: one channel in grey, several added up in :data:`COLOURS`,
+    each stretched between two percentiles of the coarsest level, so that a pixel looks the same in
+    every read. A single channel of up to 8 bits is shown unchanged.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ class Composer:
     rgb
         Whether the first three are red, green and blue.
     overview
-        Gives ``(h, w, C)`` samples of the coarsest level; called once, when first needed.
+        Returns ``(h, w, C)`` samples of the coarsest level; called once, on first use.
     alpha
-        What the sample after red, green and blue is; ``None``: no alpha, it is left out.
+        The meaning of the sample after red, green and blue; ``None``: no alpha, it is left out.
     white_is_zero
         Whether low values of a grey image are bright.
     bits
-        How many bits of a sample are used, as the file says; ``None``, or where the overview
-        contradicts it: as that shows.
+        How many bits of a sample are used, as the file states; if it states nothing, or the
+        overview contradicts it, the overview decides.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Composer:
         with self._lock:
             if self._depth is None:
                 seen = self._overview()[..., :3]
-                known = seen[seen < np.iinfo(self._dtype).max]  # that is what was never written
+                known = seen[seen < np.iinfo(self._dtype).max]  # those were never written
                 self._depth = self._stated
                 if self._depth is None or np.sum(known >> self._depth > 0) > _STRAY * known.size:
                     self._depth = depth_of(int(known.max(initial=0)))
@@ -145,7 +145,7 @@ class Composer:
 
 
 def depth_of(largest: int) -> int:
-    """Return the bits of a camera, 8 to 16, whose values a largest one may be of."""
+    """Return the bits of a camera, 8 to 16, that the largest value fits into."""
     return next((bits for bits in _DEPTHS if largest < 2**bits), _DEPTHS[-1])
 
 

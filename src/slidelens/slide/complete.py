@@ -18,7 +18,7 @@ __all__ = ["TIFF_MAGIC", "check_complete"]
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _OFFSETS, _COUNTS, _SUB_IFDS = (273, 324), (279, 325), 330
-_NDPI = 65420  # Hamamatsu's classic TIFF reaches over 4 GB with offsets of its own making
+_NDPI = 65420  # Hamamatsu's classic TIFF exceeds 4 GB with non-standard offsets
 _DTYPES = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 
@@ -30,7 +30,7 @@ class _Layout(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Type of a place in the file."""
+        """Type of an offset in the file."""
         return self.order + ("u8" if self.big else "u4")
 
     @property
@@ -49,7 +49,7 @@ def check_complete(path: Path) -> None:
     Raises
     ------
     SlideError
-        A file that ends before its pixels do.
+        The file ends before its pixels do.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -58,7 +58,7 @@ def check_complete(path: Path) -> None:
             return
         layout = _Layout("<" if magic[:2] == b"II" else ">", big=b"+" in magic)
         wide = np.dtype(layout.word).itemsize
-        head = _bytes(file, wide, wide, size)  # the place of the first directory
+        head = _bytes(file, wide, wide, size)  # the offset of the first directory
         if head is None:
             raise _cut(path, 2 * wide, size)
         todo = [int(_numbers(head, layout.word)[0])]
@@ -93,7 +93,7 @@ def _cut(path: Path, end: int, size: int) -> SlideError:
 def _bytes(file: BinaryIO, at: int, count: int, size: int) -> bytes | None:
     """Read ``count`` bytes; ``None`` if they lie beyond the ``size`` of the file.
 
-    Damaged numbers may be too large for the system or for memory, so they are not tried.
+    Damaged numbers may be too large for the system or for memory, so they are checked first.
     """
     if at + count > size:
         return None
@@ -105,7 +105,7 @@ def _bytes(file: BinaryIO, at: int, count: int, size: int) -> bytes | None:
 def _directory(
     file: BinaryIO, at: int, layout: _Layout, size: int
 ) -> tuple[dict[int, NDArray[np.unsignedinteger]], int] | None:
-    """Read the integers of one directory and the place of the next; ``None`` beyond the end."""
+    """Read the integers of one directory and the offset of the next; ``None`` beyond the end."""
     wide = 8 if layout.big else 2
     counted = _bytes(file, at, wide, size)
     if counted is None:

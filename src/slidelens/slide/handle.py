@@ -26,13 +26,13 @@ _close.argtypes, _close.restype = (c_void_p,), None
 class Handle:
     """An open slide; after closing, its last reader frees it.
 
-    OpenSlide itself frees what another thread is reading, and the program crashes. A count that an
-    interrupt leaves too high costs nothing but time: the slide is freed with this object.
+    OpenSlide itself frees what another thread is reading, and the program crashes. If an interrupt
+    leaves the count too high, only time is lost: the slide is freed with this object.
 
     Parameters
     ----------
     path
-        What was opened; errors name it.
+        The opened file, for error messages.
     slide
         The slide, which nobody else closes.
     """

@@ -1,4 +1,4 @@
-"""Convert colours by the embedded ICC profile, when asked to."""
+"""Convert colours by the embedded ICC profile, if requested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def srgb_transform(
     Raises
     ------
     SlideError
-        A profile that cannot be used.
+        The profile cannot be used.
     """
     if profile is None:
         return None

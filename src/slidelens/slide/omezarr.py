@@ -38,7 +38,7 @@ _RGB = (["FF0000", "00FF00", "0000FF"], ["RED", "GREEN", "BLUE"], ["R", "G", "B"
 class OmeZarrReader(Reader):
     """An OME-NGFF image, or the first image of a bioformats2raw folder.
 
-    Of a time or z axis the first position is read.
+    Of a time or z axis, only the first position is read.
     """
 
     backend = "omezarr"
@@ -65,7 +65,7 @@ class OmeZarrReader(Reader):
             self._arrays = [self._place.array(name) for name in self._names]
         except SlideError:
             raise
-        except Exception as error:  # reason: zarr raises its own and its stores' kinds
+        except Exception as error:  # reason: zarr and its stores raise their own exceptions
             raise unreadable(path, error, "its arrays cannot be opened") from error
         if any(self._is_void(array) for array in self._arrays):
             raise SlideError(f"{path}: one of its levels, or of their chunks, has no pixels.")
@@ -98,7 +98,7 @@ class OmeZarrReader(Reader):
     def sniff(cls, path: Path, head: bytes) -> bool:
         """Accept folders, and zip archives, whose zarr attributes hold an OME image.
 
-        An archive that is called so is not looked into: the list of its contents may be long.
+        An archive with such a name is not opened: the list of its contents may be long.
         """
         if path.is_dir():
             return _has_image(attributes(path))
@@ -107,7 +107,7 @@ class OmeZarrReader(Reader):
         )
 
     def _is_void(self, array: Any) -> bool:
-        """Say whether a level, or its chunks, hold nothing: zarr 3.4 reads a side of 0 as 1."""
+        """Return whether a level, or its chunks, are empty: zarr 3.4 reads a side of 0 as 1."""
         y, x = self._axes.index("y"), self._axes.index("x")
         sides = (*array.shape, *array.chunks)
         return 0 in sides or (
@@ -145,7 +145,7 @@ class OmeZarrReader(Reader):
             pixels = np.asarray(arrays[level][key])
         except SlideError:
             raise
-        except Exception as error:  # reason: codecs raise their own kinds, one per compression
+        except Exception as error:  # reason: codecs raise their own exceptions, one per compression
             raise unreadable(self.path, error, "its pixels cannot be decoded") from error
         kept = [a for a in self._axes if a in "yxc"]
         if "c" not in kept:
@@ -170,7 +170,7 @@ class OmeZarrReader(Reader):
         return spread(partial(self._stored, level), *self.facts.levels[level].size)
 
     def _check_levels(self) -> None:
-        """Refuse levels that are not finest first, and those of which no pixel is there."""
+        """Refuse levels that are not finest first, or have no pixels at all."""
         sizes = [level.size for level in self.facts.levels]
         for number, (finer, size) in enumerate(pairwise(sizes), start=1):
             if size.width > finer.width or size.height > finer.height:
@@ -180,8 +180,8 @@ class OmeZarrReader(Reader):
                     f"{finer.width} x {finer.height}; write it again."
                 )
         empty = [self._place.is_empty(name) for name in self._names]
-        # Masks may be empty, at least when seen from afar, and so may slides that are filled with
-        # the white of glass; a stained slide that is filled with black never is.
+        # Masks may be empty, at least at low resolution, and so may slides that are filled with the
+        # white of glass; a stained slide that is filled with black never is.
         rgb = self._compose.rgb
         if any(empty) and self._fills_dark() if rgb else empty[0] and not all(empty):
             number = empty.index(True)
@@ -222,7 +222,7 @@ class OmeZarrReader(Reader):
 
 
 def what_is(folder: Path) -> str | None:
-    """Say what of OME-Zarr a folder is that holds no image itself; ``None``: nothing of it."""
+    """Describe which part of OME-Zarr a folder without an image is; ``None``: no part of it."""
     try:
         ome = attributes(folder)
         plate, well = (ome.get(key) or {} for key in ("plate", "well"))
@@ -316,9 +316,9 @@ def _version(multiscales: Any) -> str:
 
 
 def _bits(ome: dict[str, Any]) -> int | None:
-    """Return the bits that hold what `omero` draws in full; all 16, or nonsense, say nothing.
+    """Return the number of bits that `omero` draws in full; all 16, or nonsense, means nothing.
 
-    It is what a person chose to see, so that the pixels may hold more.
+    It is what a person chose to see, so the pixels may hold more.
     """
     stated = (ome.get("omero") or {}).get("channels") or []
     windows = [channel.get("window") or {} for channel in stated]

@@ -1,4 +1,4 @@
-"""Open a slide with the backend that its content asks for."""
+"""Open a slide with the backend that its content requires."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def open_slide(
     SlideNotFoundError
         No such file or folder.
     UnsupportedSlideError
-        A format that no backend reads.
+        No backend reads the format.
     SlideError
-        A file that cannot be opened, or a path that is not valid text.
+        The file cannot be opened, or the path is not valid text.
     MissingMppError
         ``mpp="from-objective"`` and the file states no objective power.
     """
@@ -129,7 +129,7 @@ def is_slide(path: str | os.PathLike[str]) -> bool:
 
 
 def why_absent(path: str | os.PathLike[str]) -> str | None:
-    """Say why there is nothing at a path; ``None`` where there is, or where none may look."""
+    """Return why there is nothing at a path; ``None`` if there is, or it is unreadable."""
     where = Path(path)
     try:
         return _absent(where) if is_folder(where) is None else None
@@ -162,7 +162,7 @@ def _choose(path: Path, backend: str | None) -> str:
         try:
             if _takes(name, path, head):
                 return name
-        except PluginError as error:  # the others are asked all the same
+        except PluginError as error:  # the others are asked nevertheless
             faults.append(f" {error}")
     what = _folder_is(path) if path.is_dir() else _looks_like(head)
     raise UnsupportedSlideError(f"{path}: {what}; slidelens reads {_READS}.{''.join(faults)}")
@@ -174,13 +174,13 @@ def _takes(name: str, path: Path, head: bytes) -> bool:
     Raises
     ------
     PluginError
-        A plugin that does not load, or raises instead of answering.
+        The plugin does not load, or raises instead of answering.
     """
     reader = READERS.get(name)
     if name not in READERS.plugins():
         try:
             return reader.sniff(path, head)
-        except PermissionError as error:  # what lies in a folder
+        except PermissionError as error:  # the contents of a folder
             raise _barred(path, error) from error
     try:
         return reader.sniff(path, head)
@@ -199,7 +199,7 @@ def _head(path: Path) -> bytes:
         if folder is False:
             with path.open("rb") as file:
                 return file.read(_HEAD)
-    except OSError as error:  # it, or a folder above it, may not be looked into; an over-long name
+    except OSError as error:  # it, or a folder above it, is unreadable; or the name is too long
         raise _barred(path, error) from error
     raise SlideNotFoundError(_absent(path))
 

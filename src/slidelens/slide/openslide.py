@@ -1,6 +1,6 @@
 """OpenSlide: SVS, NDPI, MRXS, SCN, BIF, DICOM WSI and tiled RGB TIFF.
 
-OpenSlide reads the headers. Where a level is plain TIFF tiles (SVS, generic TIFF), tifffile decodes
+OpenSlide reads the headers. If a level is plain TIFF tiles (SVS, generic TIFF), tifffile decodes
 them: the same pixels, 1.1 to 3 times as fast (``benchmarks/read.py``), and at exact positions on
 levels whose downsample is not a whole number, where OpenSlide interpolates.
 """
@@ -79,7 +79,7 @@ class OpenSlideReader(Reader):
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # OpenSlide looks itself
-        """Accept what OpenSlide knows by content, and folders of one DICOM series."""
+        """Accept what OpenSlide recognizes by content, and folders of one DICOM series."""
         if path.is_dir():
             return bool(_dicom_files(path))
         vendor = openslide.OpenSlide.detect_format(path)
@@ -99,8 +99,8 @@ class OpenSlideReader(Reader):
         if whole:
             return self._region(level, x, y, w, h)
 
-        # OpenSlide takes whole level-0 positions: elsewhere than on a fixed grid of blocks, one
-        # pixel would differ between two reads.
+        # OpenSlide takes whole level-0 positions: except on a fixed grid of blocks, a pixel would
+        # differ between two reads.
         return read_blocks(
             tile_cache(),
             (self._owner, level),
@@ -153,11 +153,11 @@ class OpenSlideReader(Reader):
         tile_cache().drop(self._owner)
 
     def _tiles(self, *, small: bool) -> TiffPixels | None:
-        """Return the TIFF tile decoder, opened at the second read, or at one that is not small.
+        """Return the TIFF tile decoder, opened at the second read, or at a large one.
 
         A small first read goes through OpenSlide: a program that only checks a slide, as
-        ``slidelens info`` does, is spared tifffile's import (0.15 s). Where OpenSlide interpolates
-        no read is small: all of a level must come from the same decoder.
+        ``slidelens info`` does, need not import tifffile (0.15 s). Where OpenSlide interpolates, no
+        read counts as small: all of a level must come from the same decoder.
         """
         if not self._may_be_fast or self._fast is not None:
             return self._fast
@@ -172,7 +172,7 @@ class OpenSlideReader(Reader):
                 self._fast = TiffPixels.matching(self.path, levels)
                 self._may_be_fast = self._fast is not None
                 if self._fast is None or not all(map(self._fast.has, range(len(levels)))):
-                    # Only now: OpenSlide never gives back what it once kept in a cache.
+                    # Only now: OpenSlide never releases what it has put in a cache.
                     slide.set_cache(_shared_cache())
             return self._fast
 
@@ -185,8 +185,8 @@ class OpenSlideReader(Reader):
         downsample = self.facts.levels[level].downsample
         argb = (c_uint32 * (w * h))()
         try:
-            # Not read_region: that makes a PIL image and holds the interpreter's lock while it
-            # does, for as long as decoding takes; with two threads this is 1.2 times as fast.
+            # Not read_region: that makes a PIL image and holds the interpreter's lock meanwhile,
+            # for as long as decoding takes; with two threads this is 1.2 times as fast.
             with self._handle.reading() as slide:
                 openslide.lowlevel._read_region(
                     slide._osr, argb, round(x * downsample), round(y * downsample), level, w, h
@@ -231,7 +231,7 @@ def _background(properties: Any) -> tuple[int, int, int]:
 
 
 def _on_ground(argb: NDArray[np.uint32], ground: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Lay pixels with premultiplied alpha on a colour: ``(h, w)`` to ``(h, w, 3)`` RGB."""
+    """Blend pixels with premultiplied alpha with a colour: ``(h, w)`` to ``(h, w, 3)`` RGB."""
     samples = argb.astype("<u4", copy=False).view(np.uint8).reshape(*argb.shape, 4)
     out = np.empty((*argb.shape, 3), np.uint8)
     clear = None if argb.min() >= _OPAQUE else 255 - samples[..., 3].astype(np.uint16)
@@ -243,9 +243,9 @@ def _on_ground(argb: NDArray[np.uint32], ground: tuple[int, int, int]) -> NDArra
 
 
 def _dicom_files(folder: Path) -> list[Path]:
-    """Return a folder's files, sorted, where all of them are DICOM; else none.
+    """Return a folder's files, sorted, if all of them are DICOM; otherwise none.
 
-    Left out are an index of them, and what file browsers leave.
+    An index of them, and files that file browsers leave, are not counted.
     """
     kept = (p for p in folder.iterdir() if p.name not in _BESIDE and not p.name.startswith("."))
     files = sorted(path for path in kept if path.is_file())

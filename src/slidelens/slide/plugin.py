@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PluginReader"]
 
 _BLOCK = 512
-"""Side in px of what is read at once and kept: tiles that overlap, or are small, share it."""
+"""Side in px of the blocks that are read and kept: overlapping or small tiles share them."""
 
 
 class PluginReader(Reader):
@@ -35,12 +35,12 @@ class PluginReader(Reader):
     path
         The file.
     readers, name
-        Where the plugin is, and what it is called.
+        The plugins, and the name of this one.
 
     Raises
     ------
     SlideError
-        Whatever else the plugin raises, and what it gives that breaks its contract; methods too.
+        Whatever else the plugin raises, or returns in breach of its contract; methods too.
     """
 
     backend = "plugin"
@@ -78,7 +78,7 @@ class PluginReader(Reader):
 
     def _block(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         with self._blaming():
-            pixels = np.array(self._reader.read(level, x, y, w, h))  # its own memory it may reuse
+            pixels = np.array(self._reader.read(level, x, y, w, h))  # its own memory, to be reused
             if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
                 raise TypeError(
                     f"read gave {pixels.dtype} pixels of shape {pixels.shape}, expected uint8 of "

@@ -1,8 +1,8 @@
 """Lazy pyramids for viewers: arrays that read only what is shown.
 
-Stored levels are used as they are. Where two of them lie more than a factor of 4 apart, or the
-coarsest is longer than 2048 px (a slide of a single level, say), levels are synthesised: block by
-block, by area averaging from the next finer level, when somebody looks at them. The coarsest level,
+Stored levels are used as they are. If two of them are more than a factor of 4 apart, or the
+coarsest is longer than 2048 px (a slide with a single level, say), levels are synthesised: block by
+block, by area averaging from the next finer level, when they are looked at. The coarsest level,
 which viewers read whole and often, keeps its blocks; the others share the tile cache.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["COARSEST", "LazyLevel", "make_pyramid"]
 
 COARSEST = 2048
-"""Longest side in px of the coarsest level, at most."""
+"""Largest side in px of the coarsest level."""
 
 _GAP = 4.5
 _CHUNK = 256
@@ -70,7 +70,7 @@ class LazyLevel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole level, were it in memory."""
+        """Bytes of the whole level, if it were in memory."""
         return self.size
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class LazyLevel:
 
     def read(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read whole pixels of this level, ``(h, w, 3)`` uint8 RGB, white outside it."""
-        raise NotImplementedError  # by the two kinds of levels below
+        raise NotImplementedError  # overridden by the two kinds of levels below
 
     def forget(self) -> None:
         """Drop cached pixels, if there are any."""
@@ -123,7 +123,7 @@ class LazyLevel:
                 parts += [_pool().submit(part, (left, top)) for left in lefts]
             for one in parts:
                 one.result()
-        finally:  # failed, or interrupted: nobody reads on when the caller closes the slide
+        finally:  # failed, or interrupted: no thread reads on when the caller closes the slide
             wait([one for one in parts if not one.cancel()])
         return out
 
@@ -206,7 +206,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _expand(key: Index | tuple[Any, ...]) -> tuple[Index, Index, Any]:
-    """Bring a key to three items."""
+    """Extend a key to three items."""
     items = list(key) if isinstance(key, tuple) else [key]
     if any(item is Ellipsis for item in items):
         at = next(i for i, item in enumerate(items) if item is Ellipsis)
@@ -218,7 +218,7 @@ def _expand(key: Index | tuple[Any, ...]) -> tuple[Index, Index, Any]:
 
 
 def _span(item: Index, n: int) -> tuple[range, int | slice]:
-    """Return the rows (or columns) that an index names, and how to pick them from what is read."""
+    """Return the rows (or columns) that an index names, and how to select them once read."""
     if isinstance(item, slice):
         named = range(n)[item]
         return named, slice(None, None, named.step)

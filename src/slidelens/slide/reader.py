@@ -65,8 +65,8 @@ class Reader(ABC):
     """One open slide file.
 
     A plugin adds a subclass in the entry-point group ``slidelens.slides``; the name of the entry is
-    that of the backend. ``read`` is called from many threads at once. Whatever is wrong with the
-    file is raised as a :class:`~slidelens.errors.SlideError`.
+    that of the backend. ``read`` is called from many threads at once. Any fault of the file is
+    raised as a :class:`~slidelens.errors.SlideError`.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class Reader(ABC):
         return None
 
     def notes(self) -> list[str]:
-        """Return what users should know about how the file is read, a sentence each; may read."""
+        """Return notes for users on how the file is read, a sentence each; may read pixels."""
         return []
 
     @abstractmethod
@@ -116,7 +116,7 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
 
 
 def closed(path: Path) -> SlideError:
-    """Return the error of a read that goes on when the slide at ``path`` is closed."""
+    """Return the error of a read that continues while the slide at ``path`` is closed."""
     return SlideError(f"{path}: was closed while it was read.")
 
 

@@ -1,4 +1,4 @@
-"""Exact resampling: an output pixel depends only on where its edges lie on the source.
+"""Exact resampling: an output pixel depends only on where its edges are on the source.
 
 Edges are quantised to 2**-16 source px, so a pixel has the same edges, the same taps and the same
 weights in whichever read it appears, and all arithmetic is elementwise in a fixed order. That is
@@ -173,8 +173,8 @@ def _bilinear(edges: NDArray[np.int64], size: int) -> _Axis | None:
 def _power_of_two(xe: NDArray[np.int64], ye: NDArray[np.int64]) -> int:
     """Return 1, 2, 4, ... where pixels are whole blocks of that many source px, else 0.
 
-    Only powers of two: there the float32 taps are exact, so this path gives the same bits (and
-    a block that reaches over the border averages with the white outside, as the taps do).
+    Only powers of two: there the float32 taps are exact, so this path gives the same bits (and a
+    block that extends over the border averages with the white outside, as the taps do).
     """
     step = int(xe[1] - xe[0])
     factor = step // QUANTUM

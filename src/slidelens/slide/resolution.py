@@ -1,4 +1,4 @@
-"""Where a slide's resolution comes from: header, user, table or objective power."""
+"""The source of a slide's resolution: header, user, table or objective power."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ GivenMpp = float | tuple[float, float] | Mpp | str | Path | None
 log = logging.getLogger(__name__)
 
 _FAR = 0.1
-"""Relative difference of a given resolution from the file's that is worth a word."""
+"""Relative difference between a given resolution and the file's that deserves a message."""
 PRINT_MPP = 10.0
 """A resolution tag of a plain TIFF is µm/px of the specimen only below this.
 
 72 dpi is 353 µm/px, 1200 dpi is 21 and 2400 dpi is 10.6: settings of printers and office scanners,
-written by programs that know nothing of a microscope.
+written by programs that know nothing about microscopes.
 """
 
 
 def resolve_mpp(
     facts: Facts, path: Path, slide: str, given: GivenMpp
 ) -> tuple[Mpp | None, str | None]:
-    """Return the resolution to use and where it comes from.
+    """Return the resolution to use and its source.
 
-    A number wins over the file. A table's row wins over the file; a table without a row for the
-    slide is said in the log. ``"from-objective"`` only fills in for a file that states none, as
-    10 µm over the objective power.
+    A number overrides the file. A table's row overrides the file; a table without a row for the
+    slide is mentioned in the log. ``"from-objective"`` only fills in for a file that states none,
+    as 10 µm over the objective power.
 
     Parameters
     ----------
     facts, path, slide
         Of the opened file; ``slide`` is its id.
     given
-        What the user said.
+        As the user gave it.
 
     Raises
     ------
     MissingMppError
-        ``"from-objective"`` for a file that states neither.
+        ``"from-objective"``, and the file states neither.
     SlideError
-        A table that cannot be used.
+        The table cannot be used.
     """
     if given is None:
         return facts.mpp, facts.mpp_source
@@ -60,7 +60,7 @@ def resolve_mpp(
         row = _from_table(table, slide, path)
         if row is not None:
             return row, f"table {table.name}"
-        if facts.mpp is not None:  # else it is an error, as soon as the resolution is needed
+        if facts.mpp is not None:  # otherwise it is an error, as soon as the resolution is needed
             log.warning(
                 "%s: no row for slide %r, which keeps the %.4g µm/px of its file (%s); rows name "
                 "a slide by its id or its file's name",
@@ -83,7 +83,7 @@ def resolve_mpp(
 
 
 def table_of(given: GivenMpp) -> Path | None:
-    """Return the table that a user named, as a path or as text; ``None`` where it is no table."""
+    """Return the table that a user named, as a path or as text; ``None`` if it is not a table."""
     if isinstance(given, str) and given != "from-objective":
         place = Path(given)
         return place if place.suffix.lower() == ".csv" or place.is_file() else None
@@ -110,13 +110,13 @@ def _from_table(table: Path, slide: str, path: Path) -> Mpp | None:
 def read_mpp_table(table: Path) -> dict[str, Mpp]:
     """Read a CSV file with columns ``slide`` and ``mpp`` (µm/px): name of slide to resolution.
 
-    It is separated by comma, semicolon (then 0,5 is a number too) or tab.
+    It is separated by commas, semicolons (then 0,5 is a number too) or tabs.
 
     Raises
     ------
     SlideError
-        A table that cannot be read, without these columns, with two rows for one slide, or with
-        what is no number above 0.
+        The table cannot be read, lacks these columns, has two rows for one slide, or a value that
+        is not a number above 0.
     """
     lines = read_text(table, SlideError).splitlines()
     found: dict[str, Mpp] = {}
@@ -126,7 +126,7 @@ def read_mpp_table(table: Path) -> dict[str, Mpp]:
             f"{table}: expected a CSV with the columns `slide,mpp` and one row or more."
         )
     for row in reader:
-        name = normalize("NFC", (row["slide"] or "").strip())  # a slide's id is so, too
+        name = normalize("NFC", (row["slide"] or "").strip())  # a slide's id is, too
         text = (row["mpp"] or "").strip()
         if not name and not text:
             continue

@@ -31,7 +31,7 @@ _EXACT = {1, 5, 7, 8, 32946, 33005, 34925, 50000, 50001}
 _PLAIN = {"generic", "uniform", "shaped"}
 """tifffile's names for TIFF whose writer it does not know."""
 _JPEG = 7
-"""The one that turns YCbCr into RGB."""
+"""The method that turns YCbCr into RGB."""
 
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
@@ -40,7 +40,7 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
     Raises
     ------
     SlideError
-        A file that is not TIFF, or a damaged one.
+        The file is not TIFF, or is damaged.
     """
     try:
         file = tifffile.TiffFile(path)
@@ -60,7 +60,7 @@ def open_tiff(path: Path) -> tifffile.TiffFile:
 def main_series(file: tifffile.TiffFile) -> Any:
     """Return the series with the most pixels, level 0 of the slide.
 
-    Where an OME-TIFF describes several files, those of other files alone are not asked for.
+    If an OME-TIFF describes several files, series of other files are not considered.
     """
     own = [s for s in file.series if _lies_in(s, file)]
     return max(own or file.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
@@ -70,7 +70,7 @@ def stored_levels(file: tifffile.TiffFile, series: Any) -> list[Any]:
     """Return the levels of an image, finest first, as tifffile's series.
 
     Those that tifffile finds, which are each 2, 3 or 4 times as small as the one before, and in
-    TIFF without a header of its own all others that say they are the image reduced.
+    TIFF without a vendor's header all others that state that they are the image reduced.
     """
     top = series.keyframe
     levels = list(series.levels)
@@ -101,9 +101,9 @@ def _lies_in(series: Any, file: tifffile.TiffFile) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A page's segments, and the file they lie in, taken out of tifffile's page.
+    """A page's segments, and the file that contains them, taken from tifffile's page.
 
-    That one reads tags when first asked for them, and is not thread-safe while it does.
+    tifffile's page reads tags on first use, and is not thread-safe while it does.
     """
 
     file: _File
@@ -131,7 +131,7 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """Where the pixels of one level lie: pages with segments, or one array on disk."""
+    """Where the pixels of one level are: pages with segments, or one array on disk."""
 
     pages: tuple[_Page, ...]
     block: tuple[int, int]
@@ -142,10 +142,10 @@ class _Store:
 
 
 class _File:
-    """A file that threads read at any place; it is closed when the last of them lets go of it.
+    """A file that threads read at any position; closed when the last of them releases it.
 
-    Where the system can read at a place there is no lock: with one, threads stand in line for it,
-    and each waits for the interpreter's lock while it holds it.
+    If the system can read at a position, there is no lock: threads would queue for one, and each
+    would wait for the interpreter's lock while it holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -176,7 +176,7 @@ class TiffPixels:
     levels
         tifffile's series, one per level; ``None`` for a level to leave out.
     white
-        Whether tiles that were never written are white: they are in colours.
+        Whether tiles that were never written are white: they are in colour images.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class TiffPixels:
 
     def close(self) -> None:
         """Close the files and forget their tiles."""
-        self._stores = [None] * len(self._stores)  # what is being read is read to its end
+        self._stores = [None] * len(self._stores)  # reads under way are completed
         tile_cache().drop(self._owner)
 
     def _store(self, level: Any, opened: Callable[[Path], _File]) -> _Store:
@@ -254,7 +254,7 @@ class TiffPixels:
             )
 
     def _pages(self, level: Any, opened: Callable[[Path], _File]) -> tuple[_Page, ...]:
-        """Take out the pages of all channels; those of an OME-TIFF may lie in several files."""
+        """Collect the pages of all channels; those of an OME-TIFF may be in several files."""
         pages = _channel_pages(level)
         if any(page is None for page in pages):
             raise SlideError(
@@ -269,7 +269,7 @@ class TiffPixels:
         return tuple(_Page.of(page, opened(self._path_of(page)), self._white) for page in pages)
 
     def _path_of(self, page: Any) -> Path:
-        """Return the file that holds a page, the one that was opened by its given name."""
+        """Return the file that contains a page, the one that was opened by its given name."""
         found = page.parent.filehandle.path
         return self._path if found == self._real_path else Path(found)
 
@@ -279,7 +279,7 @@ class TiffPixels:
         return _File(path)
 
     def _map(self, level: Any) -> NDArray[Any] | None:
-        """Map pixels that lie uncompressed in one piece, as ``(H, W, C)``."""
+        """Map pixels that are stored uncompressed in one piece, as ``(H, W, C)``."""
         page = level.keyframe
         if not self._in_one_file or level.dataoffset is None or page.is_tiled:
             return None
@@ -306,7 +306,7 @@ def _segment(page: _Page, index: int) -> NDArray[Any]:
     try:
         data = page.file.read(int(page.offsets[index]), count) if count else None
         decoded, _, shape = page.decode(data, index, **page.tables)
-    except Exception as error:  # reason: decoders raise their own kinds, one per compression
+    except Exception as error:  # reason: decoders raise their own exceptions, one per compression
         raise unreadable(page.file.path, error, "its pixels cannot be decoded") from error
     if decoded is None:  # a tile that was never written
         return np.full(shape[1:], page.fill)
@@ -325,7 +325,7 @@ def _channel_pages(level: Any) -> tuple[Any, ...]:
 
 
 def _is_plain(page: Any) -> bool:
-    """Return whether tifffile decodes a page's tiles to the very pixels that OpenSlide gives."""
+    """Return whether tifffile decodes a page's tiles to exactly the pixels that OpenSlide gives."""
     return bool(
         page.is_tiled
         and page.dtype == np.uint8

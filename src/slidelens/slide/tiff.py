@@ -25,8 +25,8 @@ __all__ = ["TiffReader", "is_plain_rgb"]
 
 _OPENSLIDE_DECODES = {1, 5, 7, 8, 32773, 32946}
 _OPENSLIDE_UNITS = 3  # none, inch and cm; some writers state mm and µm, too
-_AS_STORED = {1, 5, 8, 32773, 32946, 34925, 50000}  # compressions that know of no colours
-_ORIENTATIONS = {  # TIFF 6.0, page 36: what would have to be done to what is stored
+_AS_STORED = {1, 5, 8, 32773, 32946, 34925, 50000}  # compressions that do not define colours
+_ORIENTATIONS = {  # TIFF 6.0, page 36: what would have to be done to the stored image
     2: "mirrored left to right",
     3: "turned by 180°",
     4: "mirrored top to bottom",
@@ -37,8 +37,8 @@ _ORIENTATIONS = {  # TIFF 6.0, page 36: what would have to be done to what is st
 }
 _ALPHA: dict[int, Alpha] = {1: "associated", 2: "unassociated"}  # by ExtraSamples
 
-# tifffile logs what it finds odd; without a handler Python prints that to stderr, on top of the one
-# sentence that our own error is.
+# tifffile logs whatever it finds odd; without a handler Python prints that to stderr, on top of our
+# own error, which is one sentence.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -164,7 +164,7 @@ class _Image:
 
 
 def _names(file: tifffile.TiffFile, main: Any) -> dict[str, int]:
-    """Name the images beside the main one, and say which series each is."""
+    """Name the images beside the main one, and state which series each is."""
     found: dict[str, int] = {}
     for number, series in enumerate(file.series):
         name = series.name.lower()
@@ -204,10 +204,11 @@ def is_plain_rgb(path: Path) -> bool:
             and page.dtype == np.uint8
             and page.samplesperpixel == 3
             and page.photometric in (2, 6)
-            # Of other uncompressed tiles OpenSlide's libtiff says "invalid tile byte count".
+            # OpenSlide's libtiff says of other uncompressed tiles "invalid tile byte count".
             and (page.compression != 1 or page.tilewidth * page.tilelength * 3 % 1024 == 0)
             and resolution_unit(page) <= _OPENSLIDE_UNITS
-            # Of a turned image OpenSlide turns each tile in its place, or not, by its compression.
+            # OpenSlide turns each tile of a rotated image in its place, or not, depending on
+            # compression.
             and _turned(page) is None
             # OpenSlide does not look for levels in SubIFDs.
             and not any(level.keyframe.is_subifd for level in stored_levels(file, series))
@@ -227,12 +228,12 @@ def _palette(page: Any) -> NDArray[np.uint8]:
 
 
 def _alpha(page: Any) -> Alpha | None:
-    """Say what the first sample beyond a page's colours is; often it states nothing, or none."""
+    """Return the meaning of the first sample beyond a page's colours; often it is not stated."""
     return _ALPHA.get(int(page.extrasamples[0])) if page.extrasamples else None
 
 
 def _refuse_vsi(path: Path) -> None:
-    """Olympus: a TIFF with a preview; the slide lies in ``_<name>_/stack*/frame_t_*.ets``."""
+    """Olympus: a TIFF with a preview; the slide is in ``_<name>_/stack*/frame_t_*.ets``."""
     folder = path.with_name(f"_{path.stem}_")
     if path.suffix.lower() == ".vsi" or any(folder.glob("stack*/*.ets")):
         raise UnsupportedSlideError(

@@ -70,15 +70,15 @@ def tiff_facts(file: Any, series: Any, levels: list[Any], associated: tuple[str,
 
 
 def channel_count(series: Any) -> int:
-    """Count the channels kept in planes of their own; 1 where a pixel holds all of its samples."""
+    """Count the channels stored in separate planes; 1 if a pixel holds all of its samples."""
     axes = dict(zip(series.axes, series.shape, strict=True))
     return int(axes.get("C", 1)) if "S" not in axes else 1
 
 
 def stated_bits(file: Any, series: Any) -> int | None:
-    """Return how many bits of a sample are used; ``None`` where the file leaves that open.
+    """Return how many bits of a sample are used; ``None`` if the file leaves that open.
 
-    All 16 of 16 say nothing: writers state so of the cameras' 12 bits, too.
+    16 of 16 means nothing: writers state that for the cameras' 12 bits, too.
     """
     page = series.keyframe
     full = 8 * page.dtype.itemsize
@@ -105,9 +105,9 @@ def resolution_unit(page: Any) -> int:
 def _tags_mpp(
     page: Any, coarsest: float | None, unit: float | None = None
 ) -> tuple[Mpp | None, str | None]:
-    """µm per pixel by XResolution and YResolution, where they can be meant so.
+    """µm per pixel by XResolution and YResolution, if they can mean that.
 
-    ``unit`` is what they count pixels in, in µm; by default what ResolutionUnit says.
+    ``unit`` is the unit of their pixel counts in µm; by default ResolutionUnit's.
     """
     unit = unit or _PER_UNIT.get(resolution_unit(page))
     per_unit = [page.tags.valueof(tag) for tag in ("XResolution", "YResolution")]
@@ -120,7 +120,7 @@ def _tags_mpp(
 
 
 def _imagej_unit(file: Any) -> float | None:
-    """µm in the unit that ImageJ's description names; inches and cm it writes as others do."""
+    """µm in the unit that ImageJ's description names; it writes inches and cm as others do."""
     name = str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ")
     return None if name in ("inch", "cm") else micrometres(1.0, name)
 
@@ -128,7 +128,7 @@ def _imagej_unit(file: Any) -> float | None:
 def _ome(file: Any, series: Any) -> tuple[Mpp | None, float | None, tuple[str, ...], bool]:
     """Pixel size, objective and channels of the ``Image`` that a series was made of.
 
-    Of the channels their names, and whether they may be red, green and blue.
+    For channels: their names, and whether they may be red, green and blue.
     """
     root, image, pixels, space = _ome_pixels(file, series)
     if image is None or pixels is None:
@@ -170,10 +170,10 @@ def _may_be_colours(channels: list[Any]) -> bool:
 
 
 def _ome_image(images: list[Any], space: str, file: Any, series: Any) -> Any | None:
-    """Return the ``Image`` of a series: the one in its place, unless only another is of its size.
+    """Return the ``Image`` of a series: the one at its position, unless only another has its size.
 
-    tifffile makes no series of images whose file is not there, or that are stored unlike what is
-    stated: those behind them are in other places.
+    tifffile makes no series for images whose file is missing, or that are stored differently than
+    stated: those after them have other positions.
     """
     size = (str(series.keyframe.imagewidth), str(series.keyframe.imagelength))
     fit = [
@@ -201,9 +201,9 @@ def _qpi(series: Any, channels: int) -> tuple[float | None, tuple[str, ...]]:
 
 
 def _positive(text: str | None) -> float | None:
-    """Return a number above zero; with a decimal comma, or an x behind it, it is one, too."""
+    """Return a number above zero, also with a decimal comma, or with an x after it."""
     try:
         value = float((text or "").strip().rstrip("xX").replace(",", "."))
-    except ValueError:  # a header field that is damaged costs itself, not the slide
+    except ValueError:  # a damaged header field costs itself, not the slide
         return None
     return value if 0 < value < inf else None

@@ -30,7 +30,7 @@ _UNITS = {
 
 
 def micrometres(value: float, unit: str | None) -> float | None:
-    """Convert a length; ``None`` for a value that is not above zero or a unit that is no length."""
+    """Convert a length; ``None`` if it is not above zero or has no unit of length."""
     factor = _UNITS.get((unit or "").strip().lower())
     if factor is None or not isfinite(value) or value <= 0:
         return None

@@ -30,18 +30,18 @@ class ZarrFolder:
     Parameters
     ----------
     path
-        What was opened; errors name it.
+        The opened path, for error messages.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def attributes(self, group: str = "") -> dict[str, Any]:
-        """Return the OME attributes of a group; empty where there is none."""
+        """Return the OME attributes of a group; empty if there are none."""
         return attributes(self.path / self._inside(group))
 
     def array(self, name: str) -> Any:
-        """Open an array; what cannot be opened raises whatever zarr raises."""
+        """Open an array; if that is impossible, zarr's own exceptions are raised."""
         import zarr
 
         return zarr.open_array(self.path / self._inside(name), mode="r")
@@ -51,7 +51,7 @@ class ZarrFolder:
         return next(self._chunks(name), None) is None
 
     def stored(self, name: str) -> int:
-        """Count the files (chunks or shards) that an array's pixels are in."""
+        """Count the files (chunks or shards) that hold an array's pixels."""
         return sum(1 for _ in self._chunks(name))
 
     def close(self) -> None:
@@ -60,18 +60,18 @@ class ZarrFolder:
     def _chunks(self, name: str) -> Iterator[str]:
         try:
             yield from _chunks(self.path / name)
-        except OSError as error:  # it may not be looked into, or a link leads back to itself
+        except OSError as error:  # it is unreadable, or a link leads back to itself
             raise unreadable(self.path, error, "its chunks cannot be listed") from error
 
     def _inside(self, name: str) -> str:
-        """Return the path of a group or array, which metadata state; it may not lead out.
+        """Return the path of a group or array from the metadata; it must not lead outside.
 
         Raises
         ------
         SlideError
-            It would: the slide would show what somebody else keeps elsewhere on this machine.
+            It does: the slide would show what somebody else keeps elsewhere on this machine.
         """
-        stated = PureWindowsPath(name)  # which knows of slashes of both kinds
+        stated = PureWindowsPath(name)  # which knows slashes of both kinds
         if stated.anchor or ".." in stated.parts:
             raise SlideError(
                 f"{self.path}: its OME-Zarr metadata name {name!r}, which lies outside; an image's "
@@ -83,7 +83,7 @@ class ZarrFolder:
 class ZarrZip(ZarrFolder):
     """The same in one zip archive, which is read in place: nothing is unpacked.
 
-    The hierarchy begins at the archive's top, as RFC-9 has it, or in the folder that was zipped.
+    The hierarchy begins at the archive's top, as RFC-9 says, or in the folder that was zipped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class ZarrZip(ZarrFolder):
         try:
             if not self.attributes():
                 self._top = _first_folder(path)
-        except BaseException:  # zarr keeps the file open, which Windows then lets nobody replace
+        except BaseException:  # zarr keeps the file open, and Windows then lets nobody replace it
             with suppress(AttributeError):  # of a store that could not even be opened
                 self.close()
             raise
@@ -110,24 +110,24 @@ class ZarrZip(ZarrFolder):
             return {}
         except SlideError:
             raise
-        except Exception as error:  # reason: a damaged archive raises zipfile's and zarr's kinds
+        except Exception as error:  # reason: damage raises zipfile's and zarr's exceptions
             what = "cannot be read as a zip archive of OME-Zarr"
             raise unreadable(self.path, error, what) from error
         ome = found.get("ome", found)
         return dict(ome) if isinstance(ome, dict) else {}
 
     def array(self, name: str) -> Any:
-        """Open an array; what cannot be opened raises whatever zarr raises."""
+        """Open an array; if that is impossible, zarr's own exceptions are raised."""
         import zarr
 
         return zarr.open_array(self._store, path=self._where(name), mode="r")
 
     def is_empty(self, name: str) -> bool:  # noqa: ARG002  # one archive is copied, or not
-        """Return False: an archive that is cut off does not open, as its index is at the end."""
+        """Return False: a truncated archive does not open, as its index is at the end."""
         return False
 
     def stored(self, name: str) -> int:
-        """Count the files (chunks or shards) that an array's pixels are in."""
+        """Count the files (chunks or shards) that hold an array's pixels."""
         array = self.array(name)
         within = prod(array.shards) // prod(array.chunks) if array.shards else 1
         return int(array.nchunks_initialized) // within
@@ -146,9 +146,9 @@ def place_of(path: Path) -> ZarrFolder:
 
 
 def _store_of(path: Path) -> Any:
-    """Return zarr's store of a zip archive, which stays closed once it is.
+    """Return zarr's store for a zip archive, which stays closed after closing.
 
-    Zarr's own opens the archive again for a read that is under way, and leaves it open.
+    Zarr's own store opens the archive again for a read under way, and leaves it open.
     """
     from zarr.storage import ZipStore
 
@@ -163,7 +163,7 @@ def _store_of(path: Path) -> Any:
                 super().close()
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            with self._closing:  # nothing in there waits for anything
+            with self._closing:  # nothing in there blocks
                 if self._closed:
                     raise closed(path)
                 if byte_range is None and key in self._zf.NameToInfo:
@@ -185,7 +185,7 @@ def attributes(folder: Path) -> dict[str, Any]:
     Raises
     ------
     SlideError
-        They are damaged, or may not be read.
+        They are damaged or unreadable.
     """
     for name, keys in (("zarr.json", ("attributes", "ome")), (".zattrs", ())):
         file = folder / name
@@ -212,8 +212,8 @@ def _chunks(folder: str | Path) -> Iterator[str]:
 
 
 def _first_folder(archive: Path) -> str:
-    """Return the folder that the first file of a zip archive lies in; empty: it is at the top."""
+    """Return the folder of the first file in a zip archive; empty: it is at the top."""
     with archive.open("rb") as file:
-        head = file.read(30)  # the last of it: lengths of the name, and of what follows that
+        head = file.read(30)  # its last fields: lengths of the name, and of what follows that
         name = file.read(int.from_bytes(head[26:28], "little")).decode(errors="replace")
     return name.split("/")[0] if "/" in name else ""

@@ -26,7 +26,7 @@ _QUIET = (
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Start the system's Chromium, or else Playwright's own, and close it afterwards."""
+    """Start the system's Chromium, otherwise Playwright's own, and close it afterwards."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:

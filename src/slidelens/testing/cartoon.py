@@ -1,8 +1,8 @@
 """Draw synthetic H&E: haematoxylin and eosin planes, structure by structure.
 
-Each layer draws into two planes of stain concentration (optical density), over what lies below it:
-stroma with fibres and cells, fat, glands, tumour. Sizes are those of textbooks in µm; the cartoon
-is ours.
+Each layer draws into two planes of stain concentration (optical density), over the layers below:
+stroma with fibres and cells, fat, glands, tumour. Sizes in µm are from textbooks; the cartoon is
+ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["BENIGN", "TUMOR", "Canvas", "GlandStyle", "draw_fat", "draw_glands",
 
 
 _SOFT, _SOFT_PX = 0.35, 0.4
-"""Softness of a nucleus's edge (of its squared radius): always, and more where pixels are large."""
+"""Softness of a nucleus's edge (in squared radii): always, and more where pixels are large."""
 
 _BEND_UM = 170.0
 """Scale on which collagen bundles bend."""
@@ -41,7 +41,7 @@ class Canvas:
     e: Plane
 
     def cover(self, where: tuple[slice, slice], alpha: Plane, h: Any, e: Any) -> None:
-        """Paint over what is there, by ``alpha`` 0..1."""
+        """Paint over the planes, by ``alpha`` 0..1."""
         for plane, value in ((self.h, h), (self.e, e)):
             part = plane[where]
             part += alpha * (value - part)
@@ -49,7 +49,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class GlandStyle:
-    """What sets one kind of gland apart. Lengths in µm."""
+    """The properties of one kind of gland. Lengths in µm."""
 
     salt: int
     spacing: float
@@ -119,7 +119,7 @@ def _stroma_cells(canvas: Canvas, inflamed: Callable[..., Any]) -> None:
 
 
 def _along_fibres(seed: int, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-    """Direction of the fibres: along the contours of the noise whose waves they are."""
+    """Direction of the fibres: along the contours of the noise that makes their waves."""
     here = noise_at(seed + 1, x, y, _BEND_UM)
     across = noise_at(seed + 1, x + 2, y, _BEND_UM) - here
     down = noise_at(seed + 1, x, y + 2, _BEND_UM) - here
@@ -127,7 +127,7 @@ def _along_fibres(seed: int, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.flo
 
 
 def draw_fat(canvas: Canvas, amount: Plane) -> None:
-    """Empty fat cells, 60 µm wide, parted by thin walls between the two nearest centres."""
+    """Empty fat cells, 60 µm wide, separated by thin walls between the two nearest centres."""
     where = amount > 0
     if not where.any():
         return
@@ -155,7 +155,7 @@ def draw_glands(
 ) -> None:
     """Glands of one kind on a staggered lattice, wherever ``allowed(x, y, reach)`` says so."""
     window, seed = canvas.window, canvas.seed
-    sway = 0.7 * style.spacing  # bends the lattice's rows, which no tissue has
+    sway = 0.7 * style.spacing  # bends the lattice's rows, which tissue does not have
     farthest = style.radius[1] * (1 + sum(style.waves)) + 6 + window.mpp
     i, j = window.cells(style.spacing, farthest + 1.25 * sway + style.spacing)
     x = (i + 0.5 * (j & 1) + 0.22 * (hash01(seed, i, j, style.salt) - 0.5)) * style.spacing
@@ -269,7 +269,7 @@ def _stamp(
 ) -> Plane:  # fmt: skip
     """Draw many soft ellipses at once; where they overlap, the stronger one shows (order-free)."""
     long, short = np.broadcast_to(long, x.shape), np.broadcast_to(short, x.shape)
-    # The soft edge ends at q = 1 + soft; a smaller window would cut it at borders of what is drawn.
+    # The soft edge ends at q = 1 + soft; a smaller window would cut it at the drawing's borders.
     reach = long * np.sqrt(1 + _SOFT + _SOFT_PX * window.mpp / short)
     padded_side = int(np.ceil(np.max(reach, initial=1.0) / window.mpp)) + 1
     plane = np.zeros((window.h + 4 * padded_side, window.w + 4 * padded_side), np.float32)

@@ -1,6 +1,6 @@
 """Conformance suites for plugins, and the short trial that ``doctor`` runs.
 
-A plugin's test file subclasses a suite, says what is to be tested, and pytest runs the rest::
+A plugin's test file subclasses a suite, states what to test, and pytest runs the rest::
 
     from slidelens.testing.conformance import FamilyConformance
 
@@ -8,8 +8,8 @@ A plugin's test file subclasses a suite, says what is to be tested, and pytest r
         family = FAMILY
         config = {"tile": 64, "mpp": 1.0}
 
-There is one for each extension point: families, backbones, slides, exporters and panels. The
-suites of SlideLens's own implementations are these.
+There is one for each extension point: families, backbones, slides, exporters and panels. SlideLens
+tests its own implementations with the same suites.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class FamilyConformance:
 
     family: ClassVar[Family[Any]]
     config: ClassVar[Mapping[str, Any]] = {}
-    """Fields of a configuration that is small enough for a test."""
+    """Fields of a configuration small enough for a test."""
     training: ClassVar[Mapping[str, str]] = {}
-    """Fields of a training that is short enough for a test, as ``train --set`` takes them."""
+    """Training fields that are short enough for a test, as ``train --set`` takes them."""
 
     @pytest.fixture
     def model(self) -> Model[Any]:
@@ -68,7 +68,7 @@ class FamilyConformance:
         return trial_model(self.family, self.config)
 
     def test_is_the_family_that_is_installed(self) -> None:
-        """What follows runs the installed family of that name, as ``predict`` does."""
+        """The tests below run the installed family of that name, as ``predict`` does."""
         from slidelens.engine.package import family_of
 
         assert family_of(self.family.name) is self.family, (
@@ -113,9 +113,9 @@ class FamilyConformance:
         assert set(again.maps) == set(result.maps)
 
     def test_learns_from_slide_labels(self, tmp_path: Path) -> None:
-        """One short training: a package comes out whose weights are not those that went in.
+        """A short training run gives a package whose weights have changed.
 
-        Another one is stopped after its first step, goes on, and ends in the same weights.
+        A second one is stopped after its first step, resumed, and ends in the same weights.
         """
         if self.family.trainer is None:
             pytest.skip(f"family {self.family.name} only runs")
@@ -151,7 +151,7 @@ class FamilyConformance:
         assert "train" in seen
         trial_predict(load_model(tmp_path / "model", "cpu"))
         with closing(steps("stopped")) as stopped:
-            assert "train" in stopped  # which goes on no further
+            assert "train" in stopped  # which goes no further
         list(steps("stopped", resume=True))
         whole, resumed = (
             load_file(tmp_path / out / "weights.safetensors") for out in ("model", "stopped")
@@ -170,7 +170,7 @@ class ReaderConformance:
 
     @pytest.fixture
     def sample(self, tmp_path: Path) -> Path:
-        """A file of the format; override it."""
+        """A file in the format; override it."""
         raise NotImplementedError("override the fixture 'sample' with a file of the format")
 
     @pytest.fixture
@@ -242,7 +242,7 @@ class EncoderConformance:
 
     source: ClassVar[EncoderSource]
     variant: ClassVar[str]
-    """A small one, that needs no network to be built."""
+    """A small one that needs no network access to be built."""
 
     def test_tiles_become_vectors_of_the_stated_length(self) -> None:
         trial_encoder(self.source, self.variant)
@@ -279,7 +279,7 @@ class ExporterConformance:
 
     @pytest.fixture
     def result(self) -> Result:
-        """What is written: probabilities, tiles and regions; override it if that lacks a part."""
+        """The result to write: probabilities, tiles and regions; override it for more."""
         return trial_result()
 
     def test_writes_one_file_or_folder(self, result: Result, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ class ExporterConformance:
 class PanelConformance:
     """Opens a panel in a real window, shows it slides, and closes it.
 
-    It needs ``slidelens[desktop]``, pytest-qt and a display; on Linux pytest-xvfb brings one.
+    It needs ``slidelens[desktop]``, pytest-qt and a display; on Linux pytest-xvfb provides one.
     """
 
     panel: ClassVar[PanelPlugin]

@@ -19,7 +19,7 @@ __all__ = ["virtual_display"]
 
 @contextmanager
 def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
-    """Run an Xvfb and point Qt at it; on other systems than Linux the real display is used.
+    """Run an Xvfb and point Qt at it; on systems other than Linux the real display is used.
 
     Must be entered before Qt is started.
 
@@ -37,7 +37,7 @@ def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
     read, write = os.pipe()
     options = ["-displayfd", str(write), "-screen", "0", f"{width}x{height}x24", "-nolisten", "tcp"]
     quiet = subprocess.DEVNULL
-    # Where this process is killed its display should not stay behind.
+    # If this process is killed, its display should not stay behind.
     ends = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     command = [*ends, program, *options]
     server = subprocess.Popen(command, pass_fds=[write], stdout=quiet, stderr=quiet)  # noqa: S603  # reason: a program found on the path, no user's text

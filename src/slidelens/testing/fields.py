@@ -1,7 +1,7 @@
 """Random fields as pure functions of seed and position: any part can be drawn alone.
 
 Positions are whole pixels of the slide; lengths are µm. Values come from an integer hash of lattice
-coordinates, so neither the order nor the extent of what is drawn changes them.
+coordinates, so they depend neither on the order nor on the extent of what is drawn.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _fade(f: NDArray[Any]) -> NDArray[Any]:
 
 @lru_cache(maxsize=8)
 def _grain_tile(seed: int) -> Plane:
-    side = 509  # prime, so that its period locks to no tile size
+    side = 509  # prime, so that its period matches no tile size
     rng = np.random.default_rng([seed, 509])
     fine = rng.standard_normal((side, side)).astype(np.float32)
     soft = sum(np.roll(fine, s, a) for a in (0, 1) for s in (-1, 1)) / 4
@@ -144,7 +144,7 @@ def _cell(u: NDArray[np.float64], spacing: float, smooth: bool) -> tuple[NDArray
 
 
 def grain(window: Window, seed: int) -> Plane:
-    """Pixel-fine noise of about unit variance: a periodic tile, cut at the window's place."""
+    """Pixel-fine noise of about unit variance: a periodic tile, cut at the window's position."""
     tile = _grain_tile(seed)
     side = len(tile)
     rows = np.arange(window.y, window.y + window.h) % side
@@ -177,7 +177,7 @@ class Blob:
     ) -> Blob:
         """Draw an outline whose waves fall with their order.
 
-        ``within`` keeps it near the ellipse of ``radii``; without, that ellipse is its mean.
+        ``within`` keeps it near the ellipse of ``radii``; otherwise that ellipse is its mean.
         """
         order = np.arange(2, 2 + orders)
         size = rough * rng.uniform(0.4, 1.0, orders) / order**1.15

@@ -1,4 +1,4 @@
-"""Layout of a phantom slide, decided by its seed: tissue, lesions, stain, and the truth."""
+"""Layout of a phantom slide, determined by its seed: tissue, lesions, stain, and the truth."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLASSES = ("normal", "tumor")
 """Slide labels, in label order."""
 
 _AREA_TONE = 1.35
-"""How much more haematoxylin lesions have where there are follicles: seen from afar."""
+"""How much more haematoxylin lesions have if there are follicles: seen from afar."""
 
 _FOLLICLE_TONE = (0.895 * _AREA_TONE, 0.805)
-"""What brings a follicle's haematoxylin and eosin, on the mean, to those of such lesions."""
+"""Brings a follicle's mean haematoxylin and eosin to those of such lesions."""
 
 _LESION_UM = 140.0
 """Lesions are not planned smaller than this radius: a few tumour glands must fit."""
@@ -40,20 +40,20 @@ class PhantomSpec:
     Attributes
     ----------
     size
-        Width and height in level-0 px of what is drawn.
+        Width and height in level-0 px of the drawn part.
     mpp
         Resolution in µm/px.
     seed
-        Everything random follows from it.
+        All randomness follows from it.
     lesions
         Number of tumour areas; 0 makes a normal slide.
     tumor_fraction
-        Share of the tissue that the tumour areas take together (less where they do not fit).
+        Share of the tissue that the tumour areas take together (less if they do not fit).
     follicles
-        Number of lymphoid follicles: benign crowds of lymphocytes, as large and as dark as tumour
+        Number of lymphoid follicles: benign clusters of lymphocytes, as large and as dark as tumour
         areas. From afar the two look alike; only glands and nuclei tell them apart.
     section
-        Width and height of the tissue as a share of what fits; below 1 its place is random.
+        Width and height of the tissue as a share of what fits; below 1 its position is random.
     pen
         Colour of a pen stroke beside the tissue, or none.
     stain
@@ -64,7 +64,7 @@ class PhantomSpec:
         The drawn slide is laid out this many times along x and y, its encoded tiles reused: a slide
         of any number of gigapixels in seconds. ``size`` must then be a multiple of 4096 px.
     place
-        Column and row of the only repeat that is there, the others being bare glass: a small
+        Column and row of the only repeat that is drawn, the others being bare glass: a small
         section on a large slide. ``None`` has all of them.
     """
 
@@ -101,7 +101,7 @@ class PhantomSpec:
 
 @dataclass(frozen=True)
 class PhantomTruth:
-    """What is where on a phantom, exactly.
+    """Exactly what is where on a phantom.
 
     Attributes
     ----------
@@ -110,8 +110,8 @@ class PhantomTruth:
     label
         Index into :data:`CLASSES`.
     tumor, tissue, pen
-        Polygons in level-0 px. The tumour's hold tumour glands and their stroma only, and no
-        tumour gland lies outside.
+        Polygons in level-0 px. The tumour's contain only tumour glands and their stroma, and no
+        tumour gland is outside.
     """
 
     size: Size
@@ -130,7 +130,7 @@ class PhantomTruth:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the seed decides about a whole slide, in µm."""
+    """What the seed determines for a whole slide, in µm."""
 
     key: int
     pieces: tuple[Blob, ...]
@@ -158,11 +158,11 @@ def layout_of(spec: PhantomSpec) -> Layout:
         pieces.append(Blob.random(rng, centre, radii, rough=0.22, orders=40))
     if spec.section < 1:
         pieces = _shrunk(pieces, spec, (width, height))
-    # Staining has its own stream: a slide with and without lesions differs only by the lesions.
+    # Staining has its own stream: slides with and without lesions differ only by the lesions.
     dye = np.random.default_rng([spec.seed, 7])
     stain = (float(dye.uniform(0.8, 1.25)), float(dye.uniform(0.75, 1.25)))
     lesions = _place_areas(rng, spec, pieces, spec.lesions)
-    # Follicles have their own stream too: without any, a slide is what it was.
+    # Follicles have their own stream too: without any, a slide stays what it was.
     other = np.random.default_rng([spec.seed, 8])
     follicles = _place_areas(other, spec, pieces, spec.follicles, lesions)
     return Layout(

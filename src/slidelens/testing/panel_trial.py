@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["trial_panel"]
 
 _WIDEST = 480
-"""px that a panel may take at least: the slide needs the rest of a laptop's window."""
+"""px that a panel may need at least: the slide needs the rest of a laptop's window."""
 _PATIENCE_MS = 20_000
 
 
@@ -44,8 +44,8 @@ def trial_panel(
     Raises
     ------
     PluginError
-        An exception in a slot (also after the panel is gone), an error told to the person, a panel
-        that is not seen, too wide, or has a control without a name.
+        There was an exception in a slot (also after the panel was gone) or an error message to the
+        user, or the panel is invisible, too wide, or has a control without a name.
     """
     told: list[str] = []
     bench.told.connect(lambda text, is_error: told.append(text) if is_error else None)
@@ -86,7 +86,7 @@ def _shows(bench: Workbench, name: str) -> bool:
 
 
 def _settle(bench: Workbench, qtbot: Any) -> None:
-    """Wait until what a change of slides began is done."""
+    """Wait until everything that a change of slides began is done."""
     QApplication.processEvents()
     qtbot.waitUntil(lambda: not bench.background.busy, timeout=_PATIENCE_MS)
     QApplication.processEvents()

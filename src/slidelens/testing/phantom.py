@@ -1,8 +1,8 @@
 """Phantom slides: seeded synthetic H&E pyramids with exact truth.
 
 A cartoon of glandular tissue (stroma, benign glands, fat, lymphocytes, tumour as small crowded
-irregular glands, background, pen), for tests and demos. Every pixel is a pure function of
-(spec, position), so any part of any size can be drawn alone, and a slide is written tile by tile.
+irregular glands, background, pen), for tests and demos. Every pixel is a pure function of (spec,
+position), so any part of any size can be drawn alone, and a slide is written tile by tile.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _DRAW = 512  # px drawn at once: bounds the memory of the planes, and they stay 
 
 
 _CROWD = 0.75
-"""Share of places where lymphocytes can be that are taken in a follicle."""
+"""Share of the places where lymphocytes can be that are taken in a follicle."""
 
 _EDGE_UM = 1.0
 """Half the width over which tissue fades into the glass."""
@@ -76,13 +76,13 @@ def draw(spec: PhantomSpec, box: Box | None = None) -> NDArray[np.uint8]:
     spec
         The slide.
     box
-        Whole level-0 px, inside the slide as drawn once (repeats are made by copying); all of it
-        by default.
+        Whole level-0 px, inside the slide as drawn once (repeats are made by copying); default: all
+        of it.
 
     Raises
     ------
     ValueError
-        A box that is not of whole pixels or reaches outside.
+        The box is not of whole pixels, or reaches outside.
     """
     x, y, w, h = (0, 0, *spec.size) if box is None else box
     if any(v != int(v) for v in (x, y, w, h)):
@@ -160,7 +160,7 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
         low, high = style.darkness
         pale = replace(style, darkness=(layout.pale * low, layout.pale * high))
         draw_glands(canvas, pale, tumor, shade)
-    # Staining varies over a section more than tissues differ, and a tumour's loose, swollen stroma
+    # Staining varies more over a section than between tissues, and a tumour's loose, swollen stroma
     # is pale: mean colour must not give the tumour away, only its architecture.
     lesion = smoothstep(0.0, 40.0, _inside(window, layout.lesions))
     _tone(canvas, layout)
@@ -169,7 +169,7 @@ def _draw_tissue(canvas: Canvas, layout: Layout, tissue: Plane) -> None:
 
 
 def _tone(canvas: Canvas, layout: Layout) -> None:
-    """Stain lesions and follicles so that neither is darker than the other on the mean."""
+    """Stain lesions and follicles so that neither is darker than the other on average."""
     areas = layout.lesions + layout.follicles
     for area, (h, e) in zip(areas, layout.tones, strict=True):
         if (h, e) != (1.0, 1.0):
@@ -212,7 +212,7 @@ def write_phantom(path: str | Path, spec: PhantomSpec) -> PhantomTruth:
     Raises
     ------
     ValueError
-        A size that cannot be repeated, see :class:`PhantomSpec`.
+        The size cannot be repeated, see :class:`PhantomSpec`.
     """
     write_pyramid(
         Path(path),
@@ -243,9 +243,10 @@ def write_cohort(
     Parameters
     ----------
     folder
-        Made where it does not exist.
+        Created if it does not exist.
     n_slides, seed, size, mpp
-        How many slides; of their drawing; their width and height in px; their resolution in µm/px.
+        Number of slides; seed of their drawing; their width and height in px; their resolution in
+        µm/px.
     tune, test
         Shares of the slides in these splits; the others are in ``train``.
     """

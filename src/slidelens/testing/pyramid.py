@@ -21,9 +21,9 @@ __all__ = ["write_pyramid"]
 _TILE = 256
 _FACTOR = 4
 _GLASS = 246
-"""Grey level of glass that nothing lies on."""
+"""Grey level of bare glass."""
 _DRAWN = 3
-"""Levels that are made of drawn pixels; coarser ones are made of the tiles of the level before."""
+"""Levels made from drawn pixels; coarser ones are made from the tiles of the level before."""
 
 _BARE = (-1, 0, 0)
 """Where the tile of bare glass is kept."""
@@ -48,13 +48,13 @@ def write_pyramid(
     Parameters
     ----------
     path
-        File to write (BigTIFF where it may pass 4 GB).
+        File to write (BigTIFF if it may exceed 4 GB).
     size
-        Of what ``draw`` draws, level-0 px.
+        Of the drawn part, in level-0 px.
     mpp
-        Goes to the TIFF's resolution tags, in px per cm.
+        Written to the TIFF's resolution tags, in px per cm.
     draw
-        ``draw(box)`` gives ``(h, w, 3)`` uint8 RGB of whole pixels inside ``size``.
+        ``draw(box)`` returns ``(h, w, 3)`` uint8 RGB of whole pixels inside ``size``.
     quality
         JPEG quality, 4:2:0.
     repeat
@@ -65,7 +65,7 @@ def write_pyramid(
     Raises
     ------
     ValueError
-        A repeated size whose pyramid would not repeat exactly; a place beyond the repeats.
+        A repeated size whose pyramid would not repeat exactly, or a place beyond the repeats.
     """
     if repeat != (1, 1) and (size.width % BLOCK or size.height % BLOCK):
         raise ValueError(f"a slide of {size} px does not repeat: need multiples of {BLOCK} px")
@@ -93,7 +93,7 @@ def write_pyramid(
 
 
 class _Pyramid:
-    """Encoded tiles of all levels; :meth:`tiles` must be asked for them in order."""
+    """Encoded tiles of all levels; :meth:`tiles` must be called for them in order."""
 
     def __init__(
         self,

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Reads"]
 
 _TILE = 256
-"""Side of a tile in px where the file does not say it, as in a DICOM folder."""
+"""Side of a tile in px if the file does not state it, as in a DICOM folder."""
 
 
 class Reads:
-    """Watches a slide while it is entered.
+    """Watches a slide while the context is open.
 
     A tile counts once however often it is read, as it stays in memory; a whole tile is decoded for
     any of its pixels.
@@ -27,7 +27,7 @@ class Reads:
     Parameters
     ----------
     slide
-        Open. Only reads through this object are seen.
+        An open slide. Only reads through this object are seen.
     """
 
     def __init__(self, slide: Slide) -> None:

@@ -1,8 +1,8 @@
-"""Make up results, as methods of each kind would give them for a phantom at a given score.
+"""Made-up results, as methods of each kind would give them for a phantom at a given score.
 
-For tests, pictures and benchmarks of what reads results. The heat lies on the tumour; where there
-is none, on a place that the seed chooses in the tissue, as a false alarm would. Its strength
-follows the score, so that a missed tumour is pale.
+For tests, pictures and benchmarks of code that reads results. The heat is on the tumour; without
+one, on a place in the tissue that the seed chooses, as a false alarm would be. Its strength follows
+the score, so a missed tumour is pale.
 """
 
 from __future__ import annotations

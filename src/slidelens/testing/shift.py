@@ -1,6 +1,6 @@
 """Simulate another laboratory's stain and another scanner.
 
-What breaks models in practice is not noise but this: the same tissue in other colours. A shift is
+This is what breaks models in practice, not noise: the same tissue in other colours. A shift is
 drawn from a name, so that a benchmark on shifted slides is the same everywhere.
 """
 
@@ -26,15 +26,15 @@ __all__ = ["StainShift"]
 _GAIN = 0.4
 """Optical densities are scaled by at most e to this, or its inverse."""
 _OFFSET = 0.05
-"""And shifted by at most this."""
+"""And shifted by at most this much."""
 
 
 @dataclass(frozen=True)
 class StainShift:
     """Optical density in each channel times ``gain`` plus ``offset`` (red, green, blue).
 
-    The channels differ, so that hue, strength and background change. It is none of the changes that
-    :class:`~slidelens.nn.augment.TileAugment` makes, which scales the two stains.
+    The channels differ, so that hue, strength and background change. This differs from the changes
+    of :class:`~slidelens.nn.augment.TileAugment`, which scales the two stains.
     """
 
     gain: tuple[float, float, float]

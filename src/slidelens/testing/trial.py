@@ -1,7 +1,7 @@
-"""First runs of plugins, with everything checked that they return.
+"""First runs of plugins, with a check of everything that they return.
 
-A family runs on a small phantom with random weights, an encoder on noise, an exporter on a made
-result, and a reader is shown a file that is none of its own.
+A family runs on a small phantom with random weights, an encoder on noise, an exporter on a made-up
+result, and a reader is shown a file of another format.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def trial_model(family: Family[Any], config: Mapping[str, Any] | None = None) ->
 
 
 def trial_predict(model: Model[Any]) -> Result:
-    """Run a model on the trial slide, at the resolution that it wants, and check the result.
+    """Run a model on the trial slide, at the resolution that it needs, and check the result.
 
     Raises
     ------
     ModelError
-        What it gives is not what it declares.
+        It does not return what it declares.
     Exception
         Whatever the family raises.
     """
@@ -114,7 +114,7 @@ def trial_predict(model: Model[Any]) -> Result:
 
 
 def trial_result() -> Result:
-    """Return what a MIL model might say of the trial slide; no model made it."""
+    """Return what a MIL model might predict for the trial slide; no model made it."""
     return make_result(truth(_SPEC), "trial", "mil", 0.8)
 
 
@@ -124,17 +124,17 @@ def trial_export(exporter: Exporter, folder: Path, result: Result | None = None)
     Parameters
     ----------
     exporter
-        Its name, sentence and suffix are checked too.
+        Its name, description and suffix are checked too.
     folder
         Empty.
     result
-        By default :func:`trial_result`, which has a map of probabilities, tiles and regions. An
-        exporter that lacks something in it (``ResultError``) is not at fault: None is returned.
+        By default :func:`trial_result`, which has a probability map, tiles and regions. An exporter
+        that lacks something in it (``ResultError``) is not at fault: None is returned.
 
     Raises
     ------
     PluginError
-        Another thing than the one file or folder that was asked for is there.
+        The output is not the one file or folder that was requested.
     Exception
         Whatever the exporter raises.
     """
@@ -155,7 +155,7 @@ def trial_export(exporter: Exporter, folder: Path, result: Result | None = None)
 
 
 def trial_sniff(reader: type[Reader]) -> None:
-    """Show a reader a text file and an empty folder, neither of which it must want to read.
+    """Show a reader a text file and an empty folder, neither of which it may accept.
 
     Raises
     ------
@@ -185,8 +185,8 @@ def trial_encoder(source: EncoderSource, variant: str) -> Encoder:
     Raises
     ------
     PluginError
-        Something else than an :class:`~slidelens.nn.encoders.Encoder`, vectors of another shape
-        than ``(2, dim)``, or facts that cannot be.
+        Not an :class:`~slidelens.nn.encoders.Encoder`, vectors of another shape than ``(2, dim)``,
+        or impossible facts.
     Exception
         Whatever the plugin raises.
     """

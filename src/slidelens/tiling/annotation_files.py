@@ -1,7 +1,7 @@
 """Parse annotation files: GeoJSON, NCRF JSON, ASAP XML, Aperio XML.
 
-The format is told by content, never by the file's name. Parsing only: repair, exclusion and
-counting are the business of :mod:`slidelens.tiling.annotations`.
+The format is recognized by content, never by the file's name. This module only parses: repair,
+exclusion and counting are left to :mod:`slidelens.tiling.annotations`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["Color", "Feature", "parse"]
 Color = tuple[int, int, int]
 
 _EXCLUDED_GROUPS = {"_2", "exclude", "excluded", "exclusion", "exclusions"}
-"""ASAP groups cut out of the others; ``_2`` is CAMELYON16's name for holes in a tumour."""
+"""ASAP groups that are cut out of the others; ``_2`` is CAMELYON16's name for holes in a tumour."""
 
 _ELLIPSE_STEPS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One drawn thing. ``where`` says which one, for error messages."""
+    """One annotated shape. ``where`` identifies it in error messages."""
 
     geometry: Any
     label: str = ""
@@ -54,8 +54,8 @@ def parse(path: Path) -> Iterator[Feature]:
     Raises
     ------
     LabelError
-        A file that cannot be read, is of no supported format, or holds a broken feature; the
-        message names the file and the feature.
+        The file cannot be read, is in no supported format, or holds a broken feature; the message
+        names the file and the feature.
     """
     try:
         raw = path.read_bytes()
@@ -131,7 +131,7 @@ def _geojson(path: Path, content: Any) -> Iterator[Feature]:
 
 
 def _members(path: Path, content: Any) -> Iterator[Any]:
-    """Yield what a file holds, one by one; collections may lie in lists and in each other."""
+    """Yield the shapes in a file, one by one; collections may be in lists and in each other."""
     if isinstance(content, Mapping) and content.get("type") == "FeatureCollection":
         content = content.get("features")
         if not isinstance(content, list):
@@ -160,9 +160,9 @@ def _geojson_geometry(path: Path, where: str, geometry: Any) -> Any:
 
 
 def _plain_polygon(geometry: Any) -> Any | None:
-    """Return a polygon of one ring, the hundreds of thousands of cells; ``None`` for all others.
+    """Return a polygon of one ring, as hundreds of thousands of cells are; else ``None``.
 
-    Three times as fast as writing it as text once more, which is how shapely reads GeoJSON.
+    Three times as fast as rewriting it as text, which is how shapely reads GeoJSON.
     """
     rings = geometry.get("coordinates") if isinstance(geometry, Mapping) else None
     if not isinstance(rings, list) or len(rings) != 1 or geometry.get("type") != "Polygon":
@@ -269,7 +269,7 @@ def _asap(path: Path, root: Element) -> Iterator[Feature]:
 
 
 def _aperio(path: Path, root: Element) -> Iterator[Feature]:
-    """Aperio ImageScope: one Annotation is a layer, each Region of it a shape."""
+    """Aperio ImageScope: an Annotation is a layer, and each Region in it a shape."""
     for layer in root.iter("Annotation"):
         named = [a.get("Name") or "" for a in layer.findall("./Attributes/Attribute")]
         # ImageScope gives every layer an attribute "Description", which names nothing.
@@ -310,7 +310,7 @@ def _aperio_shape(path: Path, where: str, kind: str, vertices: list[tuple[float,
 
 
 def _polygon(path: Path, where: str, vertices: list[tuple[float, float]]) -> Any:
-    """Close a ring; fewer than three corners (a slip of the mouse) bound no area."""
+    """Close a ring; fewer than three corners (a slip of the mouse) enclose no area."""
     if not all(math.isfinite(v) for vertex in vertices for v in vertex):
         raise LabelError(f"{path}: {where} has a coordinate that is not finite.")
     return Polygon(vertices) if len(vertices) >= 3 else MultiPolygon()
@@ -323,7 +323,7 @@ def _vertex(path: Path, where: str, element: Element) -> tuple[float, float]:
 def _number(path: Path, where: str, element: Element, key: str) -> float:
     text = element.get(key)
     try:
-        # A decimal comma is what ASAP writes under some locales.
+        # ASAP writes a decimal comma under some locales.
         return float((text or "").replace(",", "."))
     except ValueError as error:
         raise LabelError(f"{path}: {where} has {key}={text!r}, expected a number.") from error

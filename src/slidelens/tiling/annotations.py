@@ -35,7 +35,7 @@ class Annotation:
     polygon
         A valid shapely ``Polygon`` or ``MultiPolygon`` of non-zero area, in level-0 px.
     label
-        Class name; empty where the file gives none.
+        Class name; empty if the file gives none.
     color
         Red, green, blue (0-255), or ``None``.
     name, id
@@ -55,9 +55,9 @@ class Annotations(list[Annotation]):
     Attributes
     ----------
     ignored
-        How many features bound no area, by kind of geometry (``{"Point": 3}``).
+        Number of features that enclose no area, by kind of geometry (``{"Point": 3}``).
     repaired
-        How many polygons crossed themselves and were repaired.
+        Number of polygons that crossed themselves and were repaired.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ def read_annotations(path: str | Path) -> Annotations:
     Raises
     ------
     LabelError
-        A file or a feature of it that cannot be read; the message names both.
+        The file, or a feature in it, cannot be read; the message names both.
     """
     path = Path(path)
     ignored: Counter[str] = Counter()
@@ -141,7 +141,7 @@ def _flatten(geometry: Any) -> list[Any]:
 
 
 def _cut(kept: list[Annotation], holes: dict[str, list[Any]]) -> list[Annotation]:
-    """Take excluded areas out of annotations of their label, or of all where no label matches."""
+    """Cut excluded areas out of annotations of their label, or of all if no label matches."""
     labels = {a.label for a in kept}
     everywhere = [h for label, parts in holes.items() if label not in labels for h in parts]
     result = []
@@ -191,7 +191,7 @@ def fraction(
     polygon, box = shapely.STRtree(rectangles).query(polygons, predicate="intersects")
     wide = (w * h)[box] > 0
     polygon, box = polygon[wide], box[wide]
-    # Most boxes lie wholly inside: a prepared test settles them without cutting polygons.
+    # Most boxes are wholly inside: a prepared test settles them without cutting polygons.
     inside = shapely.covers(polygons[polygon], rectangles[box])
     covered[box[inside]] = 1.0
     open_pair = covered[box] < 1
@@ -213,7 +213,7 @@ def rasterize(
     mpp: float,
     classes: Sequence[str] | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Draw annotations as a mask that lies exactly on ``slide.read(box, mpp)``.
+    """Draw annotations as a mask that fits exactly on ``slide.read(box, mpp)``.
 
     A pixel belongs to a polygon if its centre does, so two polygons that touch share no pixel.
 
@@ -238,7 +238,7 @@ def rasterize(
         than 255 classes.
         0 is not annotated.
     """
-    # The very arithmetic of Slide.read, so that the two never differ by a row.
+    # The same arithmetic as in Slide.read, so that the two never differ by a row.
     step = np.array([mpp / mpp0.x, mpp / mpp0.y])
     width, height = max(1, round(box.w / step[0])), max(1, round(box.h / step[1]))
     wide = classes is not None and len(classes) > np.iinfo(np.uint8).max

@@ -19,7 +19,7 @@ def split(positions: NDArray[np.float64], n: int) -> tuple[NDArray[np.intp], NDA
 
 
 class BoxSums:
-    """Boxes, and where in an integral image their sums are looked up.
+    """Boxes, and where their sums are looked up in an integral image.
 
     The sum from the origin is bilinear within a cell, so it is interpolated between the four
     corners of that cell. Boxes of a grid have few edges: no more lines of the table are needed.
@@ -35,7 +35,7 @@ class BoxSums:
     ----------
     lines
         ``(n,)`` which lines between rows, counted from the top of the plane, a table has: line
-        ``k`` of one holds the sums of all rows above it.
+        ``k`` holds the sums of all rows above it.
     """
 
     def __init__(self, edges: NDArray[np.float64], shape: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Tile grids: pure arithmetic at an exact resolution, in level-0 px.
 
 Tile ``k`` of a row starts at exactly ``k * stride``: one multiplication of floats, never a sum of
-rounded steps. The lattice is anchored at the slide's corner, so a run on a region uses the very
+rounded steps. The lattice is anchored at the slide's corner, so a run on a region uses exactly the
 tiles that a run on the whole slide would use there.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_GRID", "Grid", "GridSpec", "make_grid"]
 
 _SLIVER = 1e-6
-"""Level-0 px below which a strip is the rounding of a float, not a part of the slide."""
+"""Level-0 px below which a strip is a float's rounding error, not a part of the slide."""
 
 _CHUNK = 1 << 20
 """Lattice cells whose boxes are in memory at once while tissue selects among them."""
@@ -49,7 +49,7 @@ class GridSpec:
     Raises
     ------
     ValueError
-        A size, resolution, overlap or fraction that makes no grid.
+        The size, resolution, overlap or fraction makes no grid.
     """
 
     tile: int
@@ -74,7 +74,7 @@ class GridSpec:
 
 
 DEFAULT_GRID = GridSpec(tile=224, mpp=0.5)
-"""Tiles of 112 µm: the grid of tables of models that look at whole slides, not at tiles."""
+"""Tiles of 112 µm: the grid for tile tables of models that look at whole slides, not at tiles."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +84,10 @@ class Grid:
     Attributes
     ----------
     spec
-        What was asked for.
+        The parameters of the grid.
     boxes
         ``(N, 4)`` float64 x, y, w, h of the tiles in level-0 px, all of one size. Tiles of the last
-        row and column may reach past the slide's border (reads pad with white).
+        row and column may reach beyond the slide's border (reads pad with white).
     cores
         ``(N, 4)`` float64: the part that each tile owns. The cores of a grid without tissue
         selection cover every pixel of the (snapped) region exactly once; they end at the slide's
@@ -177,7 +177,7 @@ def make_grid(
     mpp
         The slide's own resolution in µm/px; x and y may differ.
     spec
-        Tile size, resolution, overlap and the tissue that a tile must hold.
+        Tile size, resolution, overlap and the tissue that a tile must contain.
     tissue
         Where the tissue is; without it every tile is kept and counts as all tissue.
     region
@@ -187,7 +187,7 @@ def make_grid(
     Raises
     ------
     ValueError
-        A slide without pixels, or a region that lies outside the slide.
+        The slide has no pixels, or the region is outside the slide.
     """
     if min(slide_size) < 1:
         raise ValueError(f"a slide of {slide_size[0]} x {slide_size[1]} px has no tiles")
@@ -232,7 +232,7 @@ def _select(
         row += top
         y, bottom = ys.start[row], np.minimum(ys.start[row] + ys.tile, size[1])
         fraction = tissue.fraction(_boxes(x[column], y, right[column] - x[column], bottom - y))
-        # 1e-9: a tile of exactly the asked fraction must not fall to the rounding of a sum.
+        # 1e-9: a tile with exactly the requested fraction must not fail by the rounding of a sum.
         keep = np.flatnonzero(fraction >= least - 1e-9)
         kept.append(np.stack([column[keep], row[keep]], axis=1))
         fractions.append(fraction[keep])

@@ -42,7 +42,7 @@ def find_lumps(index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def split_windows(index: NDArray[np.int64], side: int) -> list[NDArray[np.int64]]:
-    """Group patches by windows of ``side`` x ``side`` cells that lie edge to edge from the first.
+    """Group patches by windows of ``side`` x ``side`` cells, edge to edge from the first.
 
     Returns
     -------

@@ -34,18 +34,18 @@ class PatchRules:
     Attributes
     ----------
     tumour
-        Annotation classes that are tumour. Empty: a class that is called like the slides' positive
-        class, or else the only one there is.
+        Annotation classes that are tumour. Empty: the class named like the slides' positive class,
+        or otherwise the only one there is.
     normal
-        Annotation classes that are normal tissue. Empty: all that nothing is drawn on, as in
+        Annotation classes that are normal tissue. Empty: everything without an annotation, as in
         CAMELYON.
     positive
-        What the labels call a positive slide.
+        The name of the positive class in the labels.
     tumour_share, normal_share
-        A patch is tumour if more than the one is tumour, else normal if more than the other is
-        normal (paper: 20 % and 80 %), else it has no label.
+        A patch is tumour if more than the first share is tumour, otherwise normal if more than the
+        second is normal (paper: 20 % and 80 %), otherwise it has no label.
     way
-        How the user names the classes that are tumour, for messages: training's option by default.
+        How the user names the tumour classes, for messages: training's option by default.
     """
 
     tumour: tuple[str, ...] = ()
@@ -63,9 +63,9 @@ class PatchRules:
         Parameters
         ----------
         annotations
-            What is drawn on the slide.
+            The slide's annotations.
         boxes
-            ``(N, 4)`` x, y, w, h in level-0 px; what of them lies outside the slide does not count.
+            ``(N, 4)`` x, y, w, h in level-0 px; parts outside the slide do not count.
         size
             Of the slide.
 
@@ -76,7 +76,7 @@ class PatchRules:
         Raises
         ------
         LabelError
-            Nothing is drawn that is tumour; see also :meth:`tumour_of`.
+            No annotation is tumour; see also :meth:`tumour_of`.
         """
         drawn = self.some_tumour_of(annotations)
         inside = within(boxes, size)
@@ -96,7 +96,7 @@ class PatchRules:
         Raises
         ------
         LabelError
-            Classes of which none is known to be tumour.
+            None of the classes is known to be tumour.
         """
         others = [a for a in annotations if not _is(a, self.normal)]
         wanted = self.tumour or (self.positive,)
@@ -117,7 +117,7 @@ class PatchRules:
         )
 
     def some_tumour_of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
-        """Return the tumour that is drawn on a positive slide.
+        """Return the tumour annotated on a positive slide.
 
         Raises
         ------
@@ -149,12 +149,12 @@ class PatchRules:
 
 
 def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:
-    """Refuse annotations that cannot be of a slide of this size.
+    """Refuse annotations that cannot belong to a slide of this size.
 
     Raises
     ------
     LabelError
-        One that lies wholly outside the slide: it is of another slide, or not in level-0 px.
+        One is wholly outside the slide: it belongs to another slide, or is not in level-0 px.
     """
     slide = shapely.box(0, 0, *size)
     for annotation in annotations:
@@ -178,7 +178,7 @@ def _place(polygon: Any) -> str:
 def within(boxes: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
     """Return the parts of boxes ``(N, 4)`` x, y, w, h in level-0 px that lie in the slide.
 
-    A box outside of it has a part without area.
+    For a box outside it, the part has no area.
     """
     low = boxes[:, :2].clip(0, size)
     high = (boxes[:, :2] + boxes[:, 2:]).clip(0, size)

@@ -1,8 +1,8 @@
 """Stain normalisation of haematoxylin and eosin to a reference.
 
-Scanners and laboratories stain and see the same tissue in different colours, and models trusted on
-one fail on another. A slide's two stains are estimated once, from its tissue; every tile is then
-unmixed and mixed again by one 3 x 3 matrix on optical densities.
+Scanners and laboratories show the same tissue in different colours, and a model that is reliable on
+one may fail on another. A slide's two stains are estimated once, from its tissue; every tile is
+then unmixed and mixed again by one 3 x 3 matrix on optical densities.
 
 Source: Macenko et al. 2009, *A method for normalizing histology slides for quantitative analysis*.
 """
@@ -31,9 +31,9 @@ StainMethod = Literal["none", "macenko"]
 
 _FAINT = 0.15
 """Mean optical density (natural logarithm) below which a pixel is background (Macenko: beta). The
-mean, not every channel as in the paper: pure eosin takes next to nothing of the red."""
+mean, not every channel as in the paper: pure eosin absorbs next to no red."""
 _EXTREME = 1.0
-"""Per cent of directions, and of concentrations, taken for outliers (Macenko: alpha)."""
+"""Per cent of directions, and of concentrations, treated as outliers (Macenko: alpha)."""
 _LEAST = 1000
 """Stained pixels that an estimate needs."""
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
@@ -50,7 +50,7 @@ class Stains:
     colours
         ``(2, 3)`` optical densities in red, green, blue of haematoxylin and of eosin, unit length.
     strengths
-        ``(2,)`` how much of each the most stained tissue holds (99th percentile).
+        ``(2,)`` how much of each the most stained tissue contains (99th percentile).
     """
 
     colours: NDArray[np.float64]
@@ -58,7 +58,7 @@ class Stains:
 
     @classmethod
     def of(cls, colours: ArrayLike, strengths: ArrayLike) -> Stains:
-        """Make stains from any numbers; the colours are brought to unit length."""
+        """Make stains from any numbers; the colours are scaled to unit length."""
         rows = np.asarray(colours, np.float64)
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return cls(rows, np.asarray(strengths, np.float64))
@@ -82,7 +82,7 @@ def estimate_stains(pixels: NDArray[np.uint8]) -> Stains:
     Raises
     ------
     ValueError
-        Fewer than 1000 stained pixels, or all of one colour.
+        There are fewer than 1000 stained pixels, or all have one colour.
     """
     density = _DENSITY[pixels.reshape(-1, 3)]
     density = density[density.mean(axis=1) >= _FAINT].astype(np.float64)
@@ -97,7 +97,7 @@ def estimate_stains(pixels: NDArray[np.uint8]) -> Stains:
     found = np.array([[np.sin(a), np.cos(a)] for a in (low, high)]) @ plane.T
     if np.linalg.svd(found, compute_uv=False)[-1] < 1e-3:
         raise ValueError("all stained pixels have one colour")
-    eosin_last = found[np.argsort(-found[:, 0])]  # haematoxylin takes more of the red
+    eosin_last = found[np.argsort(-found[:, 0])]  # haematoxylin absorbs more red
     strengths = np.percentile(density @ np.linalg.pinv(eosin_last), 100 - _EXTREME, axis=0)
     if not (strengths > 0).all():
         raise ValueError("one of the two stains is absent")

@@ -26,14 +26,14 @@ _CHROMA = (0.045, 0.085)
 _DENSITY = (0.06, 0.22)
 _LIGHT = (6.0, 14.0)
 _VOID = 24
-"""Brightest channel of what was not scanned (black filling) or is not lit (fluorescence)."""
+"""Brightest channel where nothing was scanned (black filling) or lit (fluorescence)."""
 
 _NUCLEI_UM = 24.0
 """Scale at which nuclei of a fluorescence slide blur into tissue."""
 
-_ENOUGH = 1024  # px of an overview's shorter side that statistics are taken of, at least
+_ENOUGH = 1024  # px of an overview's shorter side that statistics are computed from, at least
 _STRIP = 1 << 19
-"""Cells of an overview that are worked on at once: bounds memory on slides of gigapixels."""
+"""Cells of an overview that are processed at once: bounds memory on slides of gigapixels."""
 
 _INK_GROW_UM = 20.0
 _INK_MIN_UM2 = 6_000.0
@@ -89,8 +89,8 @@ def clean(mask: Mask, radius: float, min_cells: float, max_hole_cells: float) ->
     """Close gaps up to ``2 * radius`` cells, drop specks, fill holes (sizes in cells)."""
     grown = mask
     if radius > 0 and mask.any() and not mask.all():
-        # What is near the mask, less what is near the outside of that: closing by a true disc.
-        # The border is mirrored, so that tissue is not eaten where the slide ends.
+        # Cells near the mask, minus those near its outside: closing by a true disc.
+        # The border is mirrored, so that tissue is not eroded where the slide ends.
         margin = min(int(np.ceil(radius)) + 1, *mask.shape)
         padded = np.pad(mask, margin, mode="symmetric")
         closed = ~_near(~_near(padded, radius), radius)
@@ -136,7 +136,7 @@ def _drop_small(mask: Mask, least: float, touching: bool = False) -> Mask:
 
 
 def _sizes(labels: NDArray[np.int32], count: int, among: Mask | None = None) -> NDArray[np.int64]:
-    """Count the cells of each part, in strips: numpy counts in copies of eight bytes a cell."""
+    """Count the cells of each part, in strips: numpy makes copies of eight bytes per cell."""
     total = np.zeros(count + 1, np.int64)
     for rows in _strips(labels):
         part = labels[rows] if among is None else labels[rows][among[rows]]
@@ -153,7 +153,7 @@ def _pick(keep: Mask, labels: NDArray[np.int32]) -> Mask:
 
 
 def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Leave out rows and columns of a large overview: enough of it for statistics."""
+    """Leave out rows and columns of a large overview: the rest is enough for statistics."""
     step = max(1, min(image.shape[:2]) // _ENOUGH)
     return image[::step, ::step]
 
@@ -179,7 +179,7 @@ def _density(image: NDArray[np.uint8], void: Mask, white: Plane) -> Plane:
     """Optical density ``(h, w, 3)`` against the slide's own white, 0 where nothing was scanned."""
     light = np.arange(256, dtype=np.float32).clip(1)[:, None]
     of_light = np.maximum(-np.log(light / white), 0)
-    planes = np.empty((3, *void.shape), np.float32)  # each in one piece: strided, all takes longer
+    planes = np.empty((3, *void.shape), np.float32)  # each in one piece: strided, it takes longer
     for channel, plane in enumerate(planes):
         of_light[:, channel].take(image[..., channel], out=plane, mode="clip")
         plane[void] = 0
@@ -204,7 +204,7 @@ def _lowest(image: NDArray[ScalarT]) -> NDArray[ScalarT]:
 def _white(
     image: NDArray[np.uint8], brightest: NDArray[np.uint8], darkest: NDArray[np.uint8]
 ) -> Plane:
-    """Colour of the empty glass: the commonest bright grey; white where there is no glass."""
+    """Colour of the empty glass: the commonest bright grey, or white if there is no glass."""
     grey = (brightest >= 150) & (brightest - darkest <= 14)
     if np.count_nonzero(grey) < 0.01 * max(1, int(np.count_nonzero(brightest > _VOID))):
         return np.full(3, 245, np.float32)
@@ -214,7 +214,7 @@ def _white(
 
 
 def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
-    """Otsu's threshold, held between bounds; the lower bound where there is nothing to part."""
+    """Otsu's threshold, kept between bounds; the lower bound if there is nothing to separate."""
     low, high = bounds
     least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     if not least < most:
@@ -228,11 +228,11 @@ def _threshold(values: Plane, bounds: tuple[float, float]) -> float:
 
 
 def _looks_inky(density: Plane) -> tuple[Mask, Mask]:
-    """Return the cells that surely have the colour of pen ink, and those that may if beside it.
+    """Return the cells that surely have the colour of pen ink, and those that may if next to it.
 
     Blue and green ink pass less red than green light, which no tissue stain does at this size;
-    black absorbs all alike; red is purer and denser than eosin or blood. A thin or pale stroke is
-    purple at its edges and where it thins out, but as dense as no mucin is.
+    black absorbs all equally; red is purer and denser than eosin or blood. A thin or pale stroke is
+    purple at its edges and where it thins out, but denser than any mucin.
     """
     red, green, blue = _channels(density)
     total = red + green + blue
@@ -244,7 +244,7 @@ def _looks_inky(density: Plane) -> tuple[Mask, Mask]:
 
 
 def _ink(sure: Mask, perhaps: Mask, cell: float) -> Mask:
-    """Keep what is large enough for a pen and surely ink in a fifth, grown over its faint edges."""
+    """Keep parts large enough for a pen and surely ink in a fifth, grown over faint edges."""
     if not sure.any():
         return sure
     labels, count = ndimage.label(perhaps)

@@ -50,7 +50,7 @@ class TissueSettings(BaseModel):
 
 
 class _Readable(Protocol):
-    """What a mask needs of a slide; :class:`slidelens.slide.base.Slide` is one."""
+    """What a mask needs from a slide; :class:`slidelens.slide.base.Slide` has it."""
 
     @property
     def size(self) -> Size: ...
@@ -67,11 +67,11 @@ class TissueMask:
     Attributes
     ----------
     array
-        ``(h, w)`` bool, True on tissue; of other kinds, what is not 0 is.
+        ``(h, w)`` bool, True on tissue; in other types, anything but 0 is tissue.
     affine
         Cell of ``array`` to level-0 px.
     settings
-        As used: ``method`` names the method that ran, never ``"auto"``.
+        As used: ``method`` names the method that was applied, never ``"auto"``.
     """
 
     array: NDArray[np.bool_]
@@ -82,7 +82,7 @@ class TissueMask:
         array = np.asarray(self.array)
         if array.ndim != 2 or not array.size:
             raise ValueError(f"a tissue mask is (h, w), of one cell or more, not {array.shape}")
-        # Sums take the cells for 0 and 1: 255, or 0.5, would be other shares of tissue.
+        # Sums take the cells as 0 and 1: 255, or 0.5, would give other shares of tissue.
         object.__setattr__(self, "array", array if array.dtype == bool else array != 0)
 
     def __repr__(self) -> str:
@@ -96,7 +96,7 @@ class TissueMask:
         Parameters
         ----------
         boxes
-            ``(N, 4)`` x, y, w, h in level-0 px. What lies outside the mask is not tissue.
+            ``(N, 4)`` x, y, w, h in level-0 px. Parts outside the mask are not tissue.
 
         Returns
         -------
@@ -131,7 +131,7 @@ class TissueMask:
         Returns
         -------
         ndarray
-            ``(m, n)`` float64, in cells of the mask. What lies outside the mask is not tissue.
+            ``(m, n)`` float64, in cells of the mask. Parts outside the mask are not tissue.
         """
         height, width = self.array.shape
         columns = ((x - self.affine.tx) / self.affine.sx).clip(0, width)
@@ -175,10 +175,10 @@ def _table(array: NDArray[np.bool_], lines: NDArray[np.intp]) -> NDArray[np.int3
 def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> TissueMask:
     """Find the tissue of a slide from a low-resolution reading, in bounded memory.
 
-    A blank slide gives an empty mask; a slide, or crop, that is all tissue gives a full one:
-    thresholds are sought by Otsu's method only between bounds that hold for any slide, so no image
-    is cut in half for lack of background. Specks of more than a hundredth of the slide's area are
-    kept whatever ``min_area`` says, so that small crops work.
+    A blank slide gives an empty mask; a slide, or crop, that is all tissue gives a full one: Otsu's
+    method seeks thresholds only between bounds that hold for any slide, so no image is cut in half
+    for lack of background. Specks of more than a hundredth of the slide's area are kept whatever
+    ``min_area`` says, so that small crops work.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> Tis
 
     settings = TissueSettings() if settings is None else settings
     mpp = slide.require_mpp()
-    # Never finer than the slide itself; a slide of a few cells gets finer ones.
+    # Never finer than the slide itself; a slide of only a few cells gets finer ones.
     cell = max(min(settings.mpp, min(slide.size[0] * mpp.x, slide.size[1] * mpp.y) / 16), *mpp)
     affine = Affine(cell / mpp.x, cell / mpp.y)
     if settings.method == "whole":
@@ -204,7 +204,7 @@ def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> Tis
         return TissueMask(np.ones((height, width), bool), affine, settings)
     image = _overview(slide, cell, affine)
     method, raw = classify(image, settings.method, settings.pen, cell)
-    del image  # three bytes a cell: gigapixels make many
+    del image  # three bytes per cell: gigapixels make many
     whole = slide.size[0] * mpp.x * slide.size[1] * mpp.y
     mask = clean(
         raw,
@@ -218,8 +218,8 @@ def tissue_mask(slide: _Readable, settings: TissueSettings | None = None) -> Tis
 def _overview(slide: _Readable, cell: float, affine: Affine) -> NDArray[np.uint8]:
     """Read the whole slide at ``cell`` µm/px in strips, ``(h, w, 3)``.
 
-    Cells that reach past the border repeat their neighbour: averaged with the white outside they
-    would look like faint tissue, or like light on a dark slide.
+    Cells that extend beyond the border repeat their neighbour: averaged with the white outside,
+    they would look like faint tissue, or like light on a dark slide.
     """
     width, height = (max(1, int(n / s + 1e-6)) for n, s in zip(slide.size, affine[:2], strict=True))
     # A strip costs the pixels of the finest level that it may be read from.

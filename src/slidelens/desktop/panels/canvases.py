@@ -34,7 +34,7 @@ class Cell(QWidget):
     Parameters
     ----------
     picture
-        What it shows, and its title above.
+        What it shows, with its title above.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -54,7 +54,7 @@ class Cell(QWidget):
         layout.addWidget(self.view, 1)
 
     def point(self, position: tuple[float, ...] | None) -> None:
-        """Show a cross at a place of napari's world; ``None`` hides it."""
+        """Show a cross at a position in napari's world; ``None`` hides it."""
         self.cross.setVisible(position is not None)
         if position is None:
             return
@@ -75,14 +75,14 @@ class Cell(QWidget):
 
 
 class Canvases(QWidget):
-    """Two to four cells in place of the window's own canvas; their cameras move as one.
+    """Two to four cells in place of the window's own canvas; their cameras move together.
 
-    The window's viewer follows too, so that navigator, magnification and bookmarks go on.
+    The window's viewer follows too, so that navigator, magnification and bookmarks keep working.
 
     Signals
     -------
     closed
-        The cells went because their window closes.
+        The cells are gone because their window is closing.
     """
 
     closed = Signal()
@@ -105,14 +105,14 @@ class Canvases(QWidget):
     def eventFilter(  # noqa: N802  # reason: Qt's name
         self, _window: QObject | None, event: QEvent | None
     ) -> bool:
-        """Release the canvases before their window does: napari counts them as its own."""
+        """Release the canvases before their window closes: napari counts them as its own."""
         if event is not None and event.type() == QEvent.Type.Close and self.cells:
             self.clear()
             self.closed.emit()
         return False
 
     def show_cells(self, pictures: Sequence[Picture]) -> None:
-        """Show these instead of the window's canvas; what was in sight stays in sight."""
+        """Show these instead of the window's canvas; what was in view stays in view."""
         self.clear()
         look = camera(self._viewer)
         look.zoom /= _COLUMNS
@@ -157,7 +157,7 @@ class Canvases(QWidget):
         self._follow(event.source)
 
     def _follow(self, source: Any) -> None:
-        """Point all cameras where one looks."""
+        """Point all cameras where one is looking."""
         if self._moving or not self.cells:
             return
         self._moving = True
@@ -171,7 +171,7 @@ class Canvases(QWidget):
             self._moving = False
 
     def _pointed(self, event: Any) -> None:
-        """Show in all other cells where the pointer is, and tell the window's viewer."""
+        """Show the pointer's position in all other cells, and tell the window's viewer."""
         position = event.source.position
         self._viewer.cursor.position = position
         for cell in self.cells:
@@ -179,7 +179,7 @@ class Canvases(QWidget):
 
 
 class _Cross(QWidget):
-    """A small cross that the mouse does not notice."""
+    """A small cross that ignores the mouse."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -188,7 +188,7 @@ class _Cross(QWidget):
         self.hide()
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
-        """Paint it yellow on black, to be seen on anything."""
+        """Paint it yellow on black, visible on anything."""
         with QPainter(self) as painter:
             middle, end = _CROSS // 2, _CROSS - 1
             for color, width in (("#000000", 3), ("#f0e442", 1)):

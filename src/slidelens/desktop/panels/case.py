@@ -1,4 +1,4 @@
-"""One error under review: what the methods say, where to look, what caused it."""
+"""One error under review: what the methods predict, where to look, what caused it."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ __all__ = ["CaseView"]
 
 _TYPING_MS = 800
 _NONE = "not decided"
-_MOST_HIGH = 215  # px: 0 to 9, which have keys; more are scrolled, for the list needs its room
+_MOST_HIGH = 215  # px: 0 to 9, which have keys; more are scrolled, so that the list keeps its space
 
 
 class CaseView(QWidget):
-    """Shows an error and takes the reviewer's decision; keeps nothing itself.
+    """Shows an error and takes the reviewer's decision; saves nothing itself.
 
     Attributes
     ----------
     form
-        What takes the decision: a widget of its own, to be put where it stays in sight.
+        Takes the decision: a separate widget, to be put where it stays in sight.
 
     Signals
     -------
     decided
         ``category``, ``note`` or ``true_label``, and its new text.
     method_asked
-        The method whose maps shall be shown.
+        The method whose maps are to be shown.
     place_asked
         Number of the place, from 0, to fly to.
     """
@@ -98,7 +98,7 @@ class CaseView(QWidget):
         self._radios.setSpacing(2)
         self._reasons = Low(self._radios, _MOST_HIGH)
         bar = self._reasons.verticalScrollBar()
-        bar.rangeChanged.connect(lambda *_: self._see_chosen())  # now each has its place
+        bar.rangeChanged.connect(lambda *_: self._see_chosen())  # now each is in place
         self.label = QComboBox()
         calm(self.label).setToolTip("Whether the slide's label is right")
         self.label.activated.connect(
@@ -118,7 +118,7 @@ class CaseView(QWidget):
         self.form = boxed(form)
 
     def show_case(self, review: Review, case: ErrorCase) -> None:
-        """Show another error with what is decided on it."""
+        """Show another error and the decision on it."""
         slide, model = (escape(breakable(name)) for name in (case.slide_id, case.model))
         self.title.setText(f"<b>{slide}</b>, {KINDS[case.kind]} of {model}")
         self.text.setText(breakable(case_text(case)))
@@ -139,7 +139,7 @@ class CaseView(QWidget):
         self.show_decision(review, case)
 
     def show_decision(self, review: Review, case: ErrorCase, *, keep_note: bool = False) -> None:
-        """Show what is decided now; ``keep_note`` leaves what was typed, which is not kept yet."""
+        """Show the present decision; ``keep_note`` leaves typed text that is not saved yet."""
         own = review.decision(case)
         self._show_categories(review.categories(), own)
         with QSignalBlocker(self.label):
@@ -163,7 +163,7 @@ class CaseView(QWidget):
         self.history.setText("\n".join(lines) or "Nothing decided yet.")
 
     def show_places(self, foci: Sequence[Focus], text: str = "") -> None:
-        """Show which places speak most for the error; without any, why."""
+        """Show the places with the strongest evidence for the error; if there are none, why."""
         self._foci, self._place = foci, 0
         self.next_place.setEnabled(len(foci) > 1)
         self.place.setText(text)
@@ -178,13 +178,13 @@ class CaseView(QWidget):
             self.place_asked.emit(self._place)
 
     def choose_category(self, number: int) -> None:
-        """Choose the category of a number as shown, from 1; 0 takes the choice back."""
+        """Choose the category of a number as shown, from 1; 0 clears the choice."""
         chosen = self.categories.button(number)
         if chosen is not None:
             chosen.click()
 
     def flush(self) -> bool:
-        """Hand over the note if it was changed; return whether it is kept now."""
+        """Hand over the note if it was changed; return whether it is saved now."""
         self._typing.stop()
         note = self.note.toPlainText().strip()
         if note != self._noted:
@@ -231,7 +231,7 @@ class CaseView(QWidget):
 
 
 class _Note(QPlainTextEdit):
-    """A text that tells when one leaves it.
+    """A text field that reports when it loses focus.
 
     Signals
     -------

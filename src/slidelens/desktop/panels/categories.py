@@ -20,7 +20,7 @@ __all__ = ["CategoriesDialog", "edit_categories"]
 
 
 class CategoriesDialog(QDialog):
-    """Two lists to edit; stays open until what is in them can be kept."""
+    """Two lists to edit; stays open until their content can be saved."""
 
     def __init__(self, folder: Path, parent: QWidget) -> None:
         super().__init__(parent)
@@ -65,7 +65,7 @@ def edit_categories(folder: Path, parent: QWidget) -> bool:
     Raises
     ------
     ResultError
-        The file that is there is damaged.
+        The existing file is damaged.
     """
     dialog = CategoriesDialog(folder, parent)
     changed = dialog.exec() == QDialog.DialogCode.Accepted

@@ -1,4 +1,4 @@
-"""The Compare panel: methods on one slide, side by side or laid over each other."""
+"""The Compare panel: methods on one slide, side by side or overlaid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _FOLDER = Qt.ItemDataRole.UserRole
 
 
 class ComparePanel(Panel):
-    """Tick methods, choose how to see them, go where they differ."""
+    """Tick methods, choose how to view them, go to where they differ."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -63,7 +63,7 @@ class ComparePanel(Panel):
         self._canvases: Canvases | None = None
         self._asked = 0
         self._picked = False
-        """Whether the person has ticked methods of this slide."""
+        """Whether the user has ticked methods for this slide."""
         self._build()
         self._load_soon = self._timer(0, self._load)
         self._beat = self._timer(800, self._next_blink, once=False)
@@ -73,7 +73,7 @@ class ComparePanel(Panel):
         self._slide_changed()
 
     def refresh(self) -> None:
-        """Read anew which results there are of the slide."""
+        """Read again which results there are for the slide."""
         slide = self.bench.slide
         if slide is None:
             self._take([])
@@ -90,7 +90,7 @@ class ComparePanel(Panel):
         self._show()
 
     def leave(self) -> None:
-        """Go back to the one picture: without the panel nothing else leads there."""
+        """Return to the single view: without the panel nothing else leads there."""
         self.set_mode("off")
 
     def choose(self, *names: str) -> None:
@@ -101,7 +101,7 @@ class ComparePanel(Panel):
 
     @property
     def canvases(self) -> Canvases:
-        """The pictures side by side; made when first asked for."""
+        """The views side by side; made on first request."""
         if self._canvases is None:
             self._canvases = Canvases(self.bench.viewer)
             self._canvases.closed.connect(lambda: self.set_mode("off"))
@@ -121,7 +121,7 @@ class ComparePanel(Panel):
             made.setCheckable(True)
             self._group.addButton(made)
             self._buttons[mode] = made
-            # Three that show pictures, then four that lay them over one another.
+            # Three that show views, then four that overlay them.
             place = (0, number * 4, 1, 4) if number < 3 else (1, (number - 3) * 3, 1, 3)
             grid.addWidget(made, *place)
         self._buttons["off"].setChecked(True)
@@ -188,7 +188,7 @@ class ComparePanel(Panel):
         self.refresh()
 
     def _shown_folders(self) -> list[Path]:
-        """Return the results that are in the window, wherever they lie."""
+        """Return the results that are in the window, from whatever folder."""
         from pathlib import Path
 
         slide = self.bench.slide
@@ -201,7 +201,7 @@ class ComparePanel(Panel):
         return list(layers_of(self.bench.viewer, *DRAWN, slide=slide))
 
     def _take(self, found: list[Entry]) -> None:
-        """List the methods; until one has ticked some, the newest two are ticked."""
+        """List the methods; until the user has ticked some, the newest two are ticked."""
         ticked = {item.data(0, _FOLDER) for item in self._ticked()}
         self._entries = found
         good = [str(entry.folder) for entry in found if not entry.error]
@@ -229,14 +229,14 @@ class ComparePanel(Panel):
         self._load_soon.start()
 
     def _load(self) -> None:
-        """Open what is ticked, beside the window's thread."""
+        """Open what is ticked, off the window's thread."""
         known = {str(entry.folder): entry.folder for entry in self._entries}
         folders = [known[item.data(0, _FOLDER)] for item in self._ticked()]
         self._asked += 1
         asked = self._asked
 
         def take(compared: Compared) -> None:
-            if asked == self._asked:  # else another tick has overtaken it
+            if asked == self._asked:  # otherwise another tick has overtaken it
                 self.compared = compared
                 self._list_regions()
                 self._show()
@@ -263,7 +263,7 @@ class ComparePanel(Panel):
         self.agreed.setText(f"They agree on {found.agreed:.1%} of the cells. {many}{more}")
 
     def _show(self) -> None:
-        """Set the window to what is chosen."""
+        """Set the window to the choice."""
         slide, compared = self.bench.slide, self.compared
         why = "" if slide is None else missing(self.mode, compared)
         self.why.setText(why)
@@ -298,7 +298,7 @@ class ComparePanel(Panel):
         return mode == "agreement" or len(self.compared.opened) < 4
 
     def _like(self, slide: str) -> dict[str, Any]:
-        """Return the layers that show the methods' maps already."""
+        """Return the layers that already show the methods' maps."""
         shown = layers_of(self.bench.viewer, "map", slide=slide)
         return {
             described(layer.metadata)["model"]: layer
@@ -307,7 +307,7 @@ class ComparePanel(Panel):
         }
 
     def _cover(self, mode: str) -> None:
-        """Lay the comparison over the slide; what was seen there comes back later."""
+        """Put the comparison over the slide; what was visible there comes back later."""
         viewer, slide, found = self.bench.viewer, self.bench.slide, self.compared.comparison
         assert slide is not None
         assert found is not None
@@ -332,7 +332,7 @@ class ComparePanel(Panel):
         viewer.layers.selection.active = slide.layer
 
     def _leave(self) -> None:
-        """Take the comparison away and show what was seen before."""
+        """Remove the comparison and show what was visible before."""
         self._beat.stop()
         self.bench.beside = None
         if self.bench.closed:
@@ -363,7 +363,7 @@ class ComparePanel(Panel):
         self.now.setText(f"Now showing: <b>{self.compared.drawn[turn].title}</b>")
 
     def _go(self, item: QTreeWidgetItem | None) -> None:
-        """Look at a region in dispute."""
+        """Go to a region in dispute."""
         found, slide = self.compared.comparison, self.bench.slide
         if item is None or found is None or slide is None:
             return

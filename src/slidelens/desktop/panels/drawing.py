@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "Curves", "HistogramView", "LegendView", "SplitView", "to_image"]
 
-_BLUE, _ORANGE = "#56b4e9", "#e69f00"  # to learn from, to tune on
+_BLUE, _ORANGE = "#56b4e9", "#e69f00"  # for training, for tuning
 _FAINT, _BAR = "#6b7280", "#7c9cb8"
 
 
@@ -36,7 +36,7 @@ def to_image(pixels: NDArray[np.uint8]) -> QImage:
 
 
 class _Picture(QWidget):
-    """A widget that is painted and as wide as there is room."""
+    """A painted widget that is as wide as possible."""
 
     def __init__(self, height: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Picture(QWidget):
 
 
 class HistogramView(_Picture):
-    """How often which values occur, on a logarithmic scale; click or drag to set the threshold.
+    """How often values occur, on a logarithmic scale; click or drag to set the threshold.
 
     Signals
     -------
@@ -172,7 +172,7 @@ class Curves(_Picture):
     Parameters
     ----------
     title
-        What is drawn upwards.
+        Label of the vertical axis.
     low, high
         Ends of the scale; ``None`` follows the values.
     """
@@ -246,7 +246,7 @@ class Curves(_Picture):
 
 
 class SplitView(_Picture):
-    """How many slides of each class a training learns from and tunes on."""
+    """Number of slides of each class for training and for tuning."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -261,7 +261,7 @@ class SplitView(_Picture):
         self.update()
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: ARG002, N802  # reason: Qt's
-        """Paint a bar per class: name, slides to learn from, slides to tune on."""
+        """Paint a bar per class: name, training slides, tuning slides."""
         split = self._split
         if split is None:
             return
@@ -296,7 +296,7 @@ def _right() -> Qt.AlignmentFlag:
 
 
 def _on_pink(table: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Lay a scale over the pink of stained tissue, as it is seen on a slide."""
+    """Paint a scale over the pink of stained tissue, as it looks on a slide."""
     alpha = table[:, 3:]
     under = np.array([0.91, 0.75, 0.85], np.float32)
     return np.asarray((table[:, :3] * alpha + under * (1 - alpha)) * 255, np.uint8)

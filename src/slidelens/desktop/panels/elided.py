@@ -1,4 +1,4 @@
-"""A line of text in as much room as there is."""
+"""A line of text in whatever space there is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Elided"]
 
 
 class Elided(QLabel):
-    """A line that leaves its middle out where it is narrow: names differ at their ends."""
+    """A line that leaves out its middle where space is short: names differ at their ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Elided(QLabel):
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
 
     def show_text(self, text: str, tip: str) -> None:
-        """Show a text; ``tip`` is what the pointer shows on it."""
+        """Show a text; ``tip`` is its tooltip."""
         self._whole = text
         self.setToolTip(tip)
         self._fit()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ErrorList"]
 
 _SLIDE, _KIND, _METHOD, _MARGIN, _DECISION = range(5)
-_LEAST_WIDE, _MOST_WIDE = 60, 110  # px of a decision
+_LEAST_WIDE, _MOST_WIDE = 60, 110  # px for a decision
 _LEAST_HIGH = 76  # px: the error under review and its neighbours
 
 
@@ -39,9 +39,9 @@ class ErrorList(QWidget):
     Signals
     -------
     filtered
-        Other errors are wanted: :meth:`filter`.
+        A different :meth:`filter` is wanted.
     chosen
-        Position of the error that a person clicked.
+        Position of the error that the user clicked.
     """
 
     filtered = Signal()
@@ -65,13 +65,13 @@ class ErrorList(QWidget):
         self.tree.setHeaderLabels(["Slide", "", "Method", "Margin", "Decision"])
         self.tree.setRootIsDecorated(False)
         self.tree.setUniformRowHeights(True)
-        self.tree.setMinimumHeight(_LEAST_HIGH)  # and what the panel has left
+        self.tree.setMinimumHeight(_LEAST_HIGH)  # and what space the panel has left
         self.tree.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Ignored)
         self.tree.setAccessibleName("Errors, the most confident first")
         header = self.tree.header()
         self.tree.setTextElideMode(
             Qt.TextElideMode.ElideMiddle
-        )  # names often end alike or begin so
+        )  # names often end alike, or begin alike
         if header is not None:
             header.setStretchLastSection(False)
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
@@ -96,7 +96,7 @@ class ErrorList(QWidget):
         self.tree.currentItemChanged.connect(self._clicked)
 
     def filter(self) -> Filter:
-        """Return what is wanted."""
+        """Return the filter."""
         actions = self._menu.actions()
         ticked = frozenset(a.text() for a in actions if a.isChecked())
         every = len(ticked) == len(actions)
@@ -119,7 +119,7 @@ class ErrorList(QWidget):
         self._name_methods()
 
     def show_errors(self, review: Review) -> None:
-        """List a review's errors anew."""
+        """List a review's errors again."""
         decisions, since = review.decisions(), review.saved.since
         with QSignalBlocker(self.tree):
             self.tree.clear()
@@ -140,7 +140,7 @@ class ErrorList(QWidget):
         self.show_current(review)
 
     def show_current(self, review: Review) -> None:
-        """Mark the current error, show what is decided on it and how far the review is."""
+        """Mark the current error, and show the decision on it and how far the review is."""
         item = self.tree.topLevelItem(review.index)
         if item is not None and review.case is not None:
             own = review.decision(review.case)
@@ -157,7 +157,7 @@ class ErrorList(QWidget):
         self.bar.setVisible(total > 0)
 
     def _share_width(self) -> None:
-        """Share the room so that no column is out of sight; names of any length come first."""
+        """Share the space so that every column is visible; names of any length come first."""
         tree, viewport = self.tree, self.tree.viewport()
         room = 0 if viewport is None else viewport.width()
         room -= tree.columnWidth(_KIND) + tree.columnWidth(_MARGIN)

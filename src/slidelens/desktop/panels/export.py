@@ -36,7 +36,7 @@ class ExportMenu(QToolButton):
         self._review: Review | None = None
         self._points = ""
         self.slides: Path | None = None
-        """Where the slides are now, if they moved."""
+        """The slides' folder now, if they have moved."""
         self.busy = False
         """Whether a report is being written."""
         self.status = caption()
@@ -61,7 +61,7 @@ class ExportMenu(QToolButton):
         self._review, self._points = review, points
 
     def write_report(self, out: Path, pdf: Path | None = None) -> None:
-        """Write the report, as ``slidelens report`` does, while one goes on working."""
+        """Write the report, as ``slidelens report`` does, while the user goes on working."""
         if self._review is None or self.busy:
             return
         self.busy = True
@@ -86,7 +86,7 @@ class ExportMenu(QToolButton):
             self._write(out, decisions_csv(found), f"{len(found)} decisions written to {out}.")
 
     def write_labels(self, out: Path) -> None:
-        """Write the labels, with those replaced that reviewers find wrong."""
+        """Write the labels, replacing those that reviewers find wrong."""
         if self._review is None:
             return
         try:
@@ -165,7 +165,7 @@ class ExportMenu(QToolButton):
 
 
 def _corrected_text(made: CorrectedLabels, out: Path) -> str:
-    """Report how many labels were corrected, which were not, and if the table is another one."""
+    """Report how many labels were corrected, which were not, and if the table is a new one."""
     lines = [f"{len(made.changed)} labels corrected in {out}."]
     if made.disputed:
         keep = "it keeps its label" if len(made.disputed) == 1 else "they keep their labels"

@@ -35,7 +35,7 @@ class Form(QWidget):
     Signals
     -------
     edited
-        A person changed something.
+        The user changed something.
     """
 
     edited = Signal()
@@ -51,7 +51,7 @@ class Form(QWidget):
     def show_fields(
         self, fields: Sequence[FormField], values: Mapping[str, Any] | None = None
     ) -> None:
-        """Replace all lines; ``values`` are what a person had changed before."""
+        """Replace all lines; ``values`` are what the user had changed before."""
         while self._layout.rowCount():
             self._layout.removeRow(0)
         self._fields = tuple(fields)
@@ -67,7 +67,7 @@ class Form(QWidget):
             self._controls[field.name] = control
 
     def values(self) -> dict[str, Any]:
-        """Return all values as they stand."""
+        """Return all present values."""
         return {field.name: _value(field, self._controls[field.name]) for field in self._fields}
 
     def changed(self) -> dict[str, Any]:

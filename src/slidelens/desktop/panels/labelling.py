@@ -41,7 +41,7 @@ class Labelling(QWidget):
     Signals
     -------
     changed
-        A label was set or taken back; it is in the file.
+        A label was set or removed, and is in the file.
     """
 
     changed = Signal()
@@ -78,7 +78,7 @@ class Labelling(QWidget):
         self._make_buttons()
 
     def show_book(self, book: LabelBook | None) -> None:
-        """Label into another table."""
+        """Use another table for the labels."""
         self.book = book
         if book is not None and book.classes:
             self.classes.setText(", ".join(book.classes))
@@ -86,18 +86,18 @@ class Labelling(QWidget):
         self._fill()
 
     def chosen(self) -> list[str]:
-        """Return the ids of the slides that are chosen in the list."""
+        """Return the ids of the slides that are selected in the list."""
         return [item.text(0) for item in self.tree.selectedItems()]
 
     def choose(self, *slides: str) -> None:
-        """Choose slides by id."""
+        """Select slides by id."""
         for number in range(self.tree.topLevelItemCount()):
             item = self.tree.topLevelItem(number)
             if item is not None:
                 item.setSelected(item.text(0) in slides)
 
     def set_label(self, label: str) -> None:
-        """Label what is chosen and go on to the next slide."""
+        """Label the selected slides and go on to the next one."""
         chosen = self.chosen()
         if self.book is None or not chosen:
             self._notice.say("Select one or more slides in the list first.")
@@ -109,7 +109,7 @@ class Labelling(QWidget):
             self.choose(self._id(last + 1))
 
     def undo(self) -> None:
-        """Take the last label back."""
+        """Take back the last label."""
         self._change(lambda book: book.undo())
 
     def _change(self, work: Callable[[LabelBook], object]) -> None:

@@ -49,7 +49,7 @@ _KINDS = (*DRAWN, "annotations", "tissue", "grid")
 
 
 class MapsPanel(Panel):
-    """What lies on the current slide: look, read values, hide what is below a threshold."""
+    """The layers on the current slide: show them, read values, hide values below a threshold."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -57,7 +57,7 @@ class MapsPanel(Panel):
         self._counted: Any = None
         """Weak reference to the layer whose histogram is shown."""
         self._toured: Any = None
-        """Weak reference to the layer whose windows the player has, or soon has."""
+        """Weak reference to the layer whose windows the player has, or is about to get."""
         self._build()
         viewer = self.bench.viewer
         self._pointer = QTimer(self)
@@ -86,7 +86,7 @@ class MapsPanel(Panel):
         return found[0] if found and found[0] in self.bench.viewer.layers else None
 
     def values(self) -> dict[str, str]:
-        """Return what is shown as the value of each layer, by its name."""
+        """Return the value shown for each layer, by its name."""
         return {layer.name: item.text(1) for layer, item in self._rows}
 
     def _build(self) -> None:
@@ -174,7 +174,7 @@ class MapsPanel(Panel):
         self._show()
 
     def _find_windows(self) -> None:
-        """Have the player fly through the windows that lie topmost on the current slide."""
+        """Give the player the topmost windows on the current slide."""
         slide, viewer = self.bench.slide, self.bench.viewer
         found = [] if slide is None else list(layers_of(viewer, "windows", slide=slide.id))
         layer = found[-1] if found else None
@@ -226,7 +226,7 @@ class MapsPanel(Panel):
         self._count(layer)
 
     def _count(self, layer: Any) -> None:
-        """Make the histogram, beside the window's thread: it reads a level of the map."""
+        """Make the histogram, off the window's thread: it reads a level of the map."""
         if self._counted is None or self._counted() is not layer:
             self.histogram.show_histogram(None)
             self.share.setText("")
@@ -266,7 +266,7 @@ class MapsPanel(Panel):
                 layer.visible = item.checkState(0) == Qt.CheckState.Checked
 
     def _followed(self, event: Any) -> None:
-        """Follow what is shown, named or made fainter elsewhere."""
+        """Follow layers that are shown, renamed or made fainter elsewhere."""
         for layer, item in self._rows:
             if layer is event.source:
                 with QSignalBlocker(self.tree):
@@ -278,7 +278,7 @@ class MapsPanel(Panel):
                 self.opacity.setValue(event.source.opacity)
 
     def _scaled(self, event: Any) -> None:
-        """Follow the ends of the colours, which napari's controls and growing maps move."""
+        """Follow the ends of the colours, which napari's controls and growing maps change."""
         if event.source is self.layer:
             self._rescaled.start()
 

@@ -44,10 +44,10 @@ class ModelChooser(QWidget):
         super().__init__()
         self._bench = bench
         self._given: dict[Path, dict[str, Any]] = {}
-        """Options that a person changed, by model."""
+        """Options that the user changed, by model."""
         self._shown: Card | None = None
         self._awaited: tuple[str, ...] = ()
-        """What was to be ticked before all of it was listed."""
+        """What was to be ticked before everything was listed."""
         self.list = QListWidget()
         self.list.setToolTip("Tick one or more models; they run one after the other")
         self.list.setAccessibleName("Models")
@@ -79,7 +79,7 @@ class ModelChooser(QWidget):
             bench.load_models()
 
     def chosen(self) -> list[tuple[Card, dict[str, Any]]]:
-        """Return the ticked models and, of each, the options that were changed."""
+        """Return the ticked models and, for each, the options that were changed."""
         ticked = {
             item.data(Qt.ItemDataRole.UserRole)
             for item in self._items()
@@ -102,7 +102,7 @@ class ModelChooser(QWidget):
             self._waiting.show()
 
     def add(self, folder: Path) -> str:
-        """Add a model's folder; return why it cannot be, or nothing."""
+        """Add a model's folder; return why it cannot be added, or nothing."""
         try:
             read_manifest(folder)
         except ModelError as error:
@@ -123,11 +123,11 @@ class ModelChooser(QWidget):
         return [item for item in found if item is not None]
 
     def _ticked(self) -> None:
-        self._awaited = ()  # the person wants something else by now
+        self._awaited = ()  # the user wants something else by now
         self.changed.emit()
 
     def _fill(self) -> None:
-        """List the models anew; ticks and the one that is shown stay."""
+        """List the models again; ticks and the selected one stay."""
         ticked = {str(card.path) for card, _ in self.chosen()}
         current = str(self._shown.path) if self._shown else ""
         self.list.blockSignals(True)

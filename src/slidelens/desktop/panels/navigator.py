@@ -37,7 +37,7 @@ _SIDE = 640  # px: longest side of the overview's picture
 
 
 class NavigatorPanel(Panel):
-    """Where one is on the slide, and how to get elsewhere."""
+    """Shows the position on the slide, and goes to others."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -56,7 +56,7 @@ class NavigatorPanel(Panel):
         self._slide_changed()
 
     def go(self, x: float, y: float, scale: float | None = None) -> None:
-        """Look at a place in the world's unit; ``scale`` in units per screen px, else as it is."""
+        """Go to a position in the world's unit; ``scale`` in units per screen px, if it changes."""
         if self._slide is None:
             return
         now = self._camera()
@@ -76,7 +76,7 @@ class NavigatorPanel(Panel):
             look_at(self.bench.viewer, fit(slide.box, self.bench.canvas, slide.world, margin=0.05))
 
     def add_bookmark(self) -> None:
-        """Remember this place."""
+        """Bookmark this place."""
         slide = self._slide
         if slide is None:
             return
@@ -174,7 +174,7 @@ class NavigatorPanel(Panel):
         self._look()
 
     def _fetch(self, slide: ShownSlide) -> None:
-        """Read the slide's smallest level, beside the window's thread."""
+        """Read the slide's smallest level, off the window's thread."""
 
         def show(pixels: NDArray[np.uint8]) -> None:
             if self._slide is not None and self._slide.layer is slide.layer:
@@ -279,7 +279,7 @@ class NavigatorPanel(Panel):
 
 
 def _small(level: Any) -> NDArray[np.uint8]:
-    """Read a level and thin it out to what an overview can show."""
+    """Read a level and thin it out to the size of an overview."""
     pixels = np.asarray(level)
     step = -(-max(pixels.shape[:2]) // _SIDE)
     height, width = (side // step for side in pixels.shape[:2])

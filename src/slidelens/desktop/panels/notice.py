@@ -1,4 +1,4 @@
-"""What a panel has to say to the person who uses it."""
+"""A panel's message to the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Notice"]
 
-_MOST_HIGH = 140  # px of what is said: the panel needs its room
+_MOST_HIGH = 140  # px of message: the panel needs the space
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
@@ -52,7 +52,7 @@ class Notice(QFrame):
 
     @property
     def text(self) -> str:
-        """What it says; empty while it is hidden."""
+        """Its text; empty while it is hidden."""
         return "" if self.isHidden() else self._text.toPlainText()
 
     def say(
@@ -88,15 +88,15 @@ class Notice(QFrame):
         self.setVisible(bool(text))
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Take the room that the text needs at the new width."""
+        """Take the space that the text needs at the new width."""
         super().resizeEvent(event)
         self._fit()
 
     def _fit(self) -> None:
-        """Be as high as the text; what is very long is scrolled."""
+        """Be as high as the text; a very long one is scrolled."""
         self._lines.setTextWidth(max(self._text.width(), 1))
         high = ceil(self._lines.size().height())
-        # A scroll bar that comes while the notice is still low would take the room it was for.
+        # A scroll bar that appears while the notice is still low would take the space it was for.
         bar = Qt.ScrollBarPolicy
         self._text.setVerticalScrollBarPolicy(
             bar.ScrollBarAsNeeded if high > _MOST_HIGH else bar.ScrollBarAlwaysOff

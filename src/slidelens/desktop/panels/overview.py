@@ -26,7 +26,7 @@ __all__ = ["OverviewView"]
 
 _HEIGHT = 190
 _YELLOW, _BLACK, _MARK = "#f0e442", "#000000", "#d55e00"
-_LEAST = 7.0  # px: a smaller box would not be seen
+_LEAST = 7.0  # px: a smaller box would be invisible
 
 
 class OverviewView(QWidget):
@@ -52,7 +52,7 @@ class OverviewView(QWidget):
         self._marks: tuple[tuple[float, float], ...] = ()
 
     def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
-        """Return a size at which tissue is recognised."""
+        """Return a size at which tissue is recognizable."""
         return QSize(320, _HEIGHT)
 
     def show_slide(self, slide: ShownSlide | None) -> None:
@@ -67,7 +67,7 @@ class OverviewView(QWidget):
         self.update()
 
     def show_box(self, box: Box) -> None:
-        """Draw what is in the window, in level-0 px."""
+        """Draw the box that is visible in the window, in level-0 px."""
         self._seen = box
         self.update()
 
@@ -78,7 +78,7 @@ class OverviewView(QWidget):
 
     @property
     def frame(self) -> Overview | None:
-        """Where the slide lies in this widget."""
+        """The slide's position in this widget."""
         slide = self._slide
         if slide is None:
             return None
@@ -106,7 +106,7 @@ class OverviewView(QWidget):
                 self._draw_box(painter, frame.box(self._seen))
 
     def _draw_box(self, painter: QPainter, seen: Box) -> None:
-        """Draw it yellow on black, at least so large that it is found."""
+        """Draw it yellow on black, large enough to be found."""
         wide, high = max(seen.w, _LEAST), max(seen.h, _LEAST)
         middle = QPointF(seen.x + seen.w / 2, seen.y + seen.h / 2)
         area = QRectF(middle.x() - wide / 2, middle.y() - high / 2, wide, high)
@@ -117,11 +117,11 @@ class OverviewView(QWidget):
             painter.drawRect(area)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Go where it was pressed."""
+        """Go to the pressed position."""
         self._choose(event)
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Follow while a button is down: Qt tells of no other moves."""
+        """Follow while a button is down: Qt reports no other moves."""
         self._choose(event)
 
     def _choose(self, event: QMouseEvent) -> None:

@@ -62,18 +62,18 @@ _UNTICKED = (
     "QTreeView::indicator:unchecked, QListView::indicator:unchecked "
     "{ border: 1px solid #7e838c; border-radius: 2px; }"
 )
-"""In napari's dark theme such a box has the colour of what it lies on; in both this is seen."""
+"""In napari's dark theme such a box has the colour of its background; this is visible in both."""
 
 
 class Panel(QWidget):
     """A panel that scrolls where the window is small.
 
-    Its notice stays in sight above what scrolls, and what is put into its foot below.
+    Its notice stays in sight above what scrolls, and the content of its foot below.
 
     Parameters
     ----------
     napari_viewer
-        Given by napari.
+        Passed by napari.
     """
 
     def __init__(self, napari_viewer: Any) -> None:
@@ -113,7 +113,7 @@ class Panel(QWidget):
         dock = self.parentWidget()
         if event.type() == QEvent.Type.ParentChange and isinstance(dock, QDockWidget):
             keep(dock, self.leave)
-            # The tabs of all panels are to be read beside one another; the dock itself says more.
+            # The tabs of all panels must be legible side by side; the dock itself says more.
             dock.setWindowTitle(dock.windowTitle().partition(" ")[0])
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802  # reason: Qt's name
@@ -136,12 +136,12 @@ class Panel(QWidget):
 
 
 class Low(QScrollArea):
-    """As high as what is in it, up to a limit; what is more is scrolled.
+    """As high as its content, up to a limit; beyond that it scrolls.
 
     Parameters
     ----------
     layout
-        What is in it; it may change.
+        Of its content, which may change.
     most_high
         The limit, in px.
     """
@@ -157,7 +157,7 @@ class Low(QScrollArea):
         self.setWidget(boxed(layout))
 
     def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
-        """Return the size of what is in it, or less."""
+        """Return the size of its content, or less."""
         inner = self.widget()
         wanted = QSize() if inner is None else inner.sizeHint()
         return QSize(wanted.width(), min(self._most_high, wanted.height()))
@@ -165,7 +165,7 @@ class Low(QScrollArea):
     def eventFilter(  # noqa: N802  # reason: Qt's name
         self, inner: QObject | None, event: QEvent | None
     ) -> bool:
-        """Take other room where other things are in it."""
+        """Change size with the content."""
         if inner is None or event is None:
             return False
         if event.type() == QEvent.Type.LayoutRequest:
@@ -181,7 +181,7 @@ def heading(text: str) -> QLabel:
 
 
 def breakable(text: str) -> str:
-    """Let long names be broken where their parts end; not for text that is copied."""
+    """Let long names break where their parts end; not for text that is copied."""
     return _ENDS.sub("\\g<0>\u200b", text)
 
 
@@ -202,7 +202,7 @@ def progress_bar(name: str) -> QProgressBar:
 
 
 def show_progress(bar: QProgressBar, status: QLabel, work: RunState | TrainState | None) -> None:
-    """Show how much of a work is done and what it is at; nothing where none is under way."""
+    """Show how much of a job is done and its step; nothing if none is under way."""
     bar.setVisible(work is not None)
     status.setVisible(work is not None)
     if work is None:
@@ -226,14 +226,14 @@ def menu_button(made: QToolButton, text: str, help: str) -> QToolButton:  # noqa
     made.setText(text)
     made.setToolTip(help)
     made.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
-    made.setStyleSheet("QToolButton { padding: 3px 16px 3px 6px; }")  # room for its arrow
+    made.setStyleSheet("QToolButton { padding: 3px 16px 3px 6px; }")  # space for its arrow
     return made
 
 
 def calm(control: QWidget) -> QWidget:
-    """Let a control take the mouse wheel only when it was clicked; else the panel scrolls.
+    """Let a control take the mouse wheel only after it was clicked; otherwise the panel scrolls.
 
-    A list of choices gets as narrow as the panel is, whatever is in it.
+    A list of choices becomes as narrow as the panel, whatever is in it.
     """
     control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
     if isinstance(control, QComboBox):
@@ -248,7 +248,7 @@ class _Calm(QObject):
     def eventFilter(  # noqa: N802  # reason: Qt's name
         self, control: QObject | None, event: QEvent | None
     ) -> bool:
-        """Refuse the wheel where the control has no focus."""
+        """Ignore the wheel if the control has no focus."""
         if event is None or event.type() != QEvent.Type.Wheel:
             return False
         if isinstance(control, QWidget) and control.hasFocus():
@@ -266,7 +266,7 @@ def boxed(layout: QLayout) -> QWidget:
 
 
 def empty(layout: QLayout) -> None:
-    """Take all out of a layout; its widgets go."""
+    """Empty a layout; its widgets go."""
     while layout.count():
         item = layout.takeAt(0)
         widget = None if item is None else item.widget()
@@ -275,7 +275,7 @@ def empty(layout: QLayout) -> None:
 
 
 def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
-    """Put widgets side by side; the one at ``stretch`` takes the remaining room."""
+    """Put widgets side by side; the one at ``stretch`` takes the remaining space."""
     layout = QHBoxLayout()
     layout.setSpacing(6)
     for number, widget in enumerate(widgets):
@@ -284,7 +284,7 @@ def row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
 
 
 def table(columns: Sequence[str], name: str, height: int, *, wide: int = 0) -> QTreeWidget:
-    """Return an empty list with columns, of a fixed height in px; ``wide`` takes the room left."""
+    """Return an empty list with columns, of a fixed height in px; column ``wide`` stretches."""
     tree = QTreeWidget()
     tree.setHeaderLabels(list(columns))
     tree.setRootIsDecorated(False)

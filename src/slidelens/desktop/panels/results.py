@@ -32,7 +32,7 @@ __all__ = ["ResultsList"]
 
 
 class _Deleted(NamedTuple):
-    """A result that can be brought back: where it is now, and whether it was in the window."""
+    """A result that can be restored: where it is now, and whether it was in the window."""
 
     entry: Entry
     hidden: Path
@@ -47,7 +47,7 @@ class ResultsList(QWidget):
         self._bench, self._notice = bench, notice
         self._entries: list[Entry] = []
         self._deleted: list[_Deleted] = []
-        """By this list, in the order in which they come back: the next one last."""
+        """Deleted by this list, in the order in which they come back: the next one last."""
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels(["Model", "Score", "Slide", "Created"])
         self.tree.setRootIsDecorated(False)
@@ -67,7 +67,7 @@ class ResultsList(QWidget):
         self._empty = caption()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        # Above the list, which a low window shows in part.
+        # Above the list, part of which a low window hides.
         layout.addLayout(row(self.open, self.delete, self.undo, self._folder, self.all))
         layout.addWidget(self._empty)
         layout.addWidget(self.tree)
@@ -81,7 +81,7 @@ class ResultsList(QWidget):
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder anew."""
+        """Read the folder again."""
         folder = self._bench.results
         self._bench.background.run(lambda: entries([folder]), self._take, owner=self)
 

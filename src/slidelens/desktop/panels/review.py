@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReviewPanel"]
 
-_SETTLE_MS = 150  # who holds an arrow key down passes slides without opening them
+_SETTLE_MS = 150  # holding an arrow key down passes slides without opening them
 _PLACES = 5
 _NO_EVALUATION = (
     "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
@@ -85,7 +85,7 @@ class ReviewPanel(Panel):
             self.go(self.review.index + by)
 
     def go(self, index: int) -> None:
-        """Go to an error of the list."""
+        """Go to an error in the list."""
         if self.review is None or not self.case.flush():
             return
         before = self.review.case
@@ -93,7 +93,7 @@ class ReviewPanel(Panel):
             self._safely(self._show_case)
 
     def undo(self) -> None:
-        """Take the last decision back."""
+        """Take back the last decision."""
         if self.review is not None and self.case.flush():
             self._safely(self._undo)
 
@@ -177,7 +177,7 @@ class ReviewPanel(Panel):
             self.bench.viewer.bind_key(key, then, overwrite=True)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Keep what was typed, and give the arrow keys back."""
+        """Save what was typed, and give the arrow keys back."""
         super().hideEvent(event)
         self.case.flush()
         if not self.bench.closed:
@@ -207,14 +207,14 @@ class ReviewPanel(Panel):
         self.notice.say("", warnings=warnings)
 
     def _reopen(self) -> None:
-        """Read anew with another reviewer or operating point; one may only have left the field."""
+        """Read again with another reviewer or operating point, if either has changed."""
         self.bench.memory.set_text(_REVIEWER, self.reviewer.text().strip())
         now, points = self.review, self.points.text()
         if now is not None and (self.reviewer.text().strip(), points) != (now.reviewer, now.points):
             self.open(now.saved.folder)
 
     def _safely(self, work: Callable[[], object]) -> bool:
-        """Do what reads or writes the store; say it if that cannot be. Return whether it was."""
+        """Do what reads or writes the store; report failure. Return whether it worked."""
         try:
             work()
         except ResultError as error:
@@ -274,7 +274,7 @@ class ReviewPanel(Panel):
             self._show_case()
 
     def _show_case(self) -> None:
-        """Show the current error at once; its slide when one stays at it."""
+        """Show the current error at once, and its slide when the user stays at it."""
         review = self.review
         case = None if review is None else review.case
         for widget in (self.case, self.case.form):
@@ -370,7 +370,7 @@ class ReviewPanel(Panel):
             self._find_slides(chosen, then=self._open_case)
 
     def _find_slides(self, folder: str, then: Callable[[], object] = lambda: None) -> None:
-        """Look where slides are that moved since they were run."""
+        """Look where slides are that have moved since they were run."""
         if not folder:
             return
 

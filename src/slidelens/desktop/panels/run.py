@@ -69,7 +69,7 @@ class RunPanel(Panel):
         self._job: Job | None = None
         self._live = LiveMaps()
         self._owed: dict[Path, ShownSlide] = {}
-        """Results that growing maps have hidden and that are to be shown again, and on what."""
+        """Results that growing maps have hidden and that are to be shown again, and their slide."""
         self._folder: Path | None = None
         self._build()
         bench = self.bench
@@ -92,10 +92,10 @@ class RunPanel(Panel):
         return self._job is not None
 
     def run(self) -> None:
-        """Start what is chosen; ask first where that replaces a result of other settings."""
+        """Start the run; ask first if it replaces a result with other settings."""
         if self.running:
             return
-        missing = self._missing()  # a region may be gone since the button was last looked at
+        missing = self._missing()  # a region may be gone since the button was last updated
         if missing:
             self.notice.say(missing, "error")
             return
@@ -125,7 +125,7 @@ class RunPanel(Panel):
         self._update()
 
     def stop(self) -> None:
-        """Stop the run; what is finished is kept."""
+        """Stop the run; finished results are kept."""
         if self._job is not None:
             self.status.setText("Stopping…")
             self.stop_button.setEnabled(False)
@@ -206,10 +206,10 @@ class RunPanel(Panel):
         return [] if slide is None or slide.path is None else [slide.path]
 
     def _bare(self) -> bool:
-        """Whether no slide to run on states a resolution, as far as the window knows them."""
+        """Whether no slide to run on states a resolution, as far as the window knows."""
         chosen, slide = self.where.currentData(), self.bench.slide
         if chosen == "folder" or slide is None:
-            return False  # what is typed would hold against what the files say
+            return False  # a typed value would override what the files state
         meant = shown_slides(self.bench.viewer) if chosen == "open" else [slide]
         return all(one.world.unit == "pixel" for one in meant)
 
@@ -264,12 +264,12 @@ class RunPanel(Panel):
             QTimer.singleShot(0, self._grow)
 
     def _show_growing(self) -> None:
-        """Show what grew of a slide while another one was looked at."""
+        """Show the maps of a slide that grew while another one was shown."""
         if alive(self) and not self.bench.closed and self._live.show(self.bench.viewer):
             QTimer.singleShot(0, self._grow)
 
     def _clear(self, model: str | None = None) -> None:
-        """Take away what grew; the result that it hid is still on disk and is shown again."""
+        """Remove growing maps; the results that they hid are on disk and are shown again."""
         slide = self.bench.slide
         hidden = self._live.clear(self.bench.viewer, model)
         if slide is not None:
@@ -290,7 +290,7 @@ class RunPanel(Panel):
             )
 
     def _settle(self, folder: Path, shown: Result | str) -> None:
-        """Take note that a result is shown again, or say why it cannot be."""
+        """Note that a result is shown again, or say why it cannot be."""
         self._owed.pop(folder, None)
         if isinstance(shown, str):
             self.notice.say(shown, "error")
@@ -328,7 +328,7 @@ class RunPanel(Panel):
         show_progress(self.bar, self.status, self.state if self.running else None)
 
     def _drawing(self, layer: Any, event: Any) -> Iterator[None]:
-        """Switch back to panning once the rectangle is drawn: napari's mouse protocol."""
+        """Switch back to panning once the rectangle is drawn, by napari's mouse protocol."""
         yield
         while event.type == "mouse_move":
             yield

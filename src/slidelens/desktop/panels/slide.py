@@ -34,7 +34,7 @@ _PICTURE = 150  # px: height of label and macro
 
 
 class SlidePanel(Panel):
-    """Look up what a slide is; go back to an earlier one."""
+    """Shows the facts of a slide, and goes back to earlier ones."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -147,7 +147,7 @@ class SlidePanel(Panel):
         self.bench.background.run(partial(found.read_picture, name), show, owner=self)
 
     def _filter(self, text: str) -> None:
-        """Show the properties that hold the text."""
+        """Show the properties that contain the text."""
         wanted = text.strip().lower()
         for number in range(self.properties.topLevelItemCount()):
             item = self.properties.topLevelItem(number)

@@ -42,7 +42,7 @@ _BLUE, _ORANGE = "#56b4e9", "#e69f00"
 
 
 class TrainPanel(Panel):
-    """Choose slides, labels and a method; see the split; train, pause, go on."""
+    """Choose slides, labels and a method; see the split; train, pause, resume."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -66,17 +66,17 @@ class TrainPanel(Panel):
 
     @property
     def running(self) -> bool:
-        """Whether a training is under way."""
+        """Whether a training run is under way."""
         return self._job is not None
 
     @property
     def request(self) -> TrainRequest | None:
-        """What is asked for as the panel stands."""
+        """The request, as the panel stands."""
         data = self.data
         return self.options.request(data.slides, data.labels, data.annotations)
 
     def plan(self) -> None:
-        """Have the worker say what the training would learn from."""
+        """Have the worker report what the training run would learn from."""
         request = self.request
         if request is None or self._missing() or self.running or self.bench.closed:
             return
@@ -86,34 +86,34 @@ class TrainPanel(Panel):
         job.ended.connect(lambda status, error: self._plan_ended(job, status, error))
 
     def start(self) -> None:
-        """Train what is chosen."""
+        """Train."""
         request = self.request
         if request is None or self.running or self._missing():
             return
         if not self.data.outlining.save():
-            return  # it has said why; the training would learn from what was drawn before
+            return  # it has said why; training would use the annotations drawn before
         self._run("train", request.facts(), TrainState(request.out))
 
     def resume(self, folder: Path) -> None:
-        """Go on with a training that was paused, or whose window or worker was gone."""
+        """Resume a training run that was paused, or whose window or worker was gone."""
         if not self.running:
             rows = read_history(folder)
             self._run("resume", {"out": str(folder)}, TrainState(folder, rows))
 
     def pause(self) -> None:
-        """Stop after the step under way; what was learnt is kept."""
+        """Stop after the step under way; what has been learnt is kept."""
         if self._job is not None:
             self.status.setText("Saving what has been learnt…")
             self._enable()
             self._job.cancel()
 
     def cancel(self) -> None:
-        """Stop and throw away; it can be brought back as long as the window is open."""
+        """Stop and discard the run; it can be restored while the window is open."""
         self._discard = True
         self.pause()
 
     def discard(self, folder: Path) -> None:
-        """Throw an unfinished training away; it can be brought back."""
+        """Discard an unfinished training run; it can be restored."""
         try:
             hidden = self.bench.trash.delete(folder)
         except ResultError as error:
@@ -163,7 +163,7 @@ class TrainPanel(Panel):
             self.foot.addWidget(below)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Keep what was drawn."""
+        """Save what was drawn."""
         super().hideEvent(event)
         self.data.outlining.save()
 
@@ -174,7 +174,7 @@ class TrainPanel(Panel):
         return request.missing(annotated=family.annotated)
 
     def _changed(self) -> None:
-        """Plan anew, a moment after the last change."""
+        """Plan again, a moment after the last change."""
         family = self.options.chosen
         self.data.show_annotated(family is not None and family.annotated)
         self.split = None
@@ -186,7 +186,7 @@ class TrainPanel(Panel):
         self._plan_soon.start()
 
     def _planned(self, message: Message) -> None:
-        now = self._planning  # an earlier plan may be under way still
+        now = self._planning  # an earlier plan may still be under way
         if now is not None and now.number == message.job and message.name == "plan":
             self._show_split(Split.of(message.facts), now.warnings)
 
@@ -255,7 +255,7 @@ class TrainPanel(Panel):
         elif self._discard:
             self.discard(state.out)
         elif not resumable(state.out) and not any(state.out.iterdir()):
-            state.out.rmdir()  # nothing was begun
+            state.out.rmdir()  # nothing had begun
         self._show_progress()
         self._list_unfinished()
         self._enable()
@@ -301,7 +301,7 @@ class TrainPanel(Panel):
         self.watch.setVisible(self.state is not None)
 
     def _list_unfinished(self) -> None:
-        """Offer to go on with what was begun and not ended, also in another session."""
+        """Offer to resume runs that have begun and not ended, also in another session."""
         empty(self._unfinished)
         now = self.state.out if self.running and self.state is not None else None
         folders = [f for f in self.bench.memory.trainings() if resumable(f) and f != now]
@@ -320,7 +320,7 @@ class TrainPanel(Panel):
 
 
 class _Unfinished(QWidget):
-    """A training that can go on."""
+    """A training run that can be resumed."""
 
     def __init__(self, folder: Path, panel: TrainPanel) -> None:
         super().__init__()

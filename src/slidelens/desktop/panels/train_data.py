@@ -32,7 +32,7 @@ class DataChooser(QWidget):
     Signals
     -------
     changed
-        What is chosen, or a label, is another.
+        The choice, or a label, has changed.
     """
 
     changed = Signal()
@@ -83,20 +83,20 @@ class DataChooser(QWidget):
         )
 
     def set_labels(self, path: Path) -> None:
-        """Take the labels of a table; one that is not there yet is begun by the first label."""
+        """Take the labels of a table; a new one is created by the first label."""
         self.labels = path
         self._bench.memory.set_text(_LABELS, str(path))
         self._open_book()
 
     def set_annotations(self, folder: Path) -> None:
-        """Take the outlines of a folder; it is made by the first outline."""
+        """Take the outlines of a folder; it is created by the first outline."""
         self.annotations = folder
         self._bench.memory.set_text(_OUTLINES, str(folder))
         self._show()
         self.changed.emit()
 
     def show_annotated(self, wanted: bool) -> None:
-        """Ask for outlines, or not: by what the method learns from."""
+        """Ask for outlines or not, as the method requires."""
         self.outlines.setVisible(wanted)
 
     def draw(self) -> None:
@@ -132,7 +132,7 @@ class DataChooser(QWidget):
         return box
 
     def _recall(self) -> None:
-        """Begin with what was chosen last."""
+        """Begin with the last choice."""
         text = self._bench.memory.text
         labels, outlines = Path(text(_LABELS)), Path(text(_OUTLINES))
         self.labels = labels if labels.is_file() else None

@@ -112,7 +112,7 @@ class TrainOptions(QWidget):
     def request(
         self, slides: Path | None, labels: Path | None, annotations: Path | None
     ) -> TrainRequest | None:
-        """Return what is asked for; ``None`` before the families are known."""
+        """Return the request; ``None`` before the families are known."""
         family, model = self.chosen, self.model
         if family is None:
             return None
@@ -132,7 +132,7 @@ class TrainOptions(QWidget):
         )
 
     def suggest_name(self) -> None:
-        """Fill in a name that no model has."""
+        """Fill in a name that is not taken."""
         self.name.setText(free_name(self._bench.preferences.models, "my-model"))
 
     def choose(self, family: str, base: str = "") -> None:
@@ -142,7 +142,7 @@ class TrainOptions(QWidget):
             self.base.setCurrentIndex(self.base.findText(f"fine-tune {base}"))
 
     def _fill(self) -> None:
-        """Offer families and devices; what is chosen stays."""
+        """Offer families and devices; the choice stays."""
         before = self.family.currentData()
         with QSignalBlocker(self.family):
             self.family.clear()
@@ -187,7 +187,7 @@ class TrainOptions(QWidget):
             self.base.setCurrentIndex(max(0, self.base.findData(before)))
 
     def _base_chosen(self) -> None:
-        """Show the options of the model that is the start, else the family's own."""
+        """Show the options of the initial model, otherwise the family's own."""
         family, model = self.chosen, self.model
         if family is None:
             return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["About", "about"]
 
 _SAME = 1e-3
-"""Relative difference of two resolutions that are the same for a person."""
+"""Relative difference below which two resolutions are the same to a person."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class About:
     facts
         Heading and text, in order.
     properties
-        All that the file states, by name.
+        Everything that the file states, by name.
     pictures
-        Names of the pictures beside the slide: label, macro, thumbnail.
+        Names of the pictures in the file beside the slide: label, macro, thumbnail.
     """
 
     path: Path
@@ -47,14 +47,14 @@ class About:
         Raises
         ------
         SlideError
-            The file cannot be read any more.
+            The file can no longer be read.
         """
         with open_slide(self.path) as slide:
             return slide.read_associated(name)
 
 
 def about(path: Path, mpp: Mpp | None = None) -> About:
-    """Read what a file says of itself; ``mpp`` is the resolution that it is shown at, if any.
+    """Read what a file states; ``mpp`` is the resolution that it is shown at, if any.
 
     Raises
     ------

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Disagreement", "Method", "compare", "method_of"]
 
-_SIDE = 1536  # cells of the longest side that are compared
+_SIDE = 1536  # cells along the longest side that are compared
 _THRESHOLD = 0.5
-_ROWS = 64  # of boxes that are averaged at once
+_ROWS = 64  # boxes that are averaged at once
 
 AGREED, DISPUTED = "agreed positive", "disputed"
 
 
 @dataclass(frozen=True)
 class Method:
-    """What one method says of a slide.
+    """What one method predicts for a slide.
 
     Attributes
     ----------
@@ -40,10 +40,9 @@ class Method:
     positive
         Name of that class.
     map, channel
-        Its map of probabilities, and which plane is the positive class's; ``None`` if it draws
-        none.
+        Its probability map, and which plane is the positive class's; ``None`` if it draws none.
     threshold
-        A cell is positive from here on: the model's operating point, else a half.
+        A cell is positive from here on: the model's operating point, otherwise 0.5.
     """
 
     name: str
@@ -65,9 +64,9 @@ class Disagreement:
     area_mm2
         Of the cells in dispute.
     spread
-        Mean distance of the highest from the lowest probability there.
+        Mean difference of the highest and the lowest probability there.
     positive
-        Who calls most of it positive; the others do not.
+        The methods that call most of it positive; the others do not.
     """
 
     box: Box
@@ -85,13 +84,13 @@ class Comparison:
     names
         Of the methods, in order.
     agreement
-        Labels: agreed positive, disputed, and for two methods who alone is positive.
+        Labels: agreed positive, disputed, and with two methods which of them alone is positive.
     difference
         Probability of the first method minus that of the second.
     regions
         Those in dispute; the largest and clearest first.
     agreed
-        Share of the cells on which all methods say the same.
+        Share of the cells on which all methods agree.
     """
 
     names: tuple[str, ...]
@@ -102,7 +101,7 @@ class Comparison:
 
 
 def method_of(result: Result) -> Method:
-    """Return what a result says; the map is its first one of probabilities."""
+    """Return what a result predicts; the map is its first probability map."""
     classes = result.classes
     positive = classes[-1]
     source = next((m for m in result.maps.values() if m.kind == "probability"), None)
@@ -126,7 +125,7 @@ def compare(methods: Sequence[Method]) -> Comparison:
     Raises
     ------
     ValueError
-        Fewer than two methods that draw a map of probabilities.
+        Fewer than two methods draw a probability map.
     """
     drawn = [(method, method.map) for method in methods if method.map is not None]
     if len(drawn) < 2:
@@ -157,7 +156,7 @@ def compare(methods: Sequence[Method]) -> Comparison:
 
 
 def _cells(source: Map) -> tuple[Affine, tuple[int, int]]:
-    """Return a map's cells, or whole blocks of them where they are very many."""
+    """Return a map's cells, or whole blocks of them if there are very many."""
     _, height, width = source.shape
     block = -(-max(height, width) // _SIDE)
     affine = source.affine

@@ -19,7 +19,7 @@ RESEARCH_ONLY = "Research use only. Not for diagnosis."
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a list: what it is called for the program and for a person."""
+    """An entry of a list: its name in the program, and its title for people."""
 
     name: str
     title: str
@@ -27,7 +27,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Card:
-    """A model package as a person sees it; ``error`` says why it cannot be run."""
+    """A model package as shown to people; ``error`` says why it cannot be run."""
 
     name: str
     path: Path
@@ -40,7 +40,7 @@ class Card:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fields of its family's configuration."""
     weights: str | None = None
-    """Their checksum; None where the package does not state it."""
+    """Their checksum; None if the package does not state it."""
 
     @property
     def html(self) -> str:
@@ -133,7 +133,7 @@ def _resolution(facts: Mapping[str, Any]) -> str:
 
 
 def _training_data(data: Any) -> str:
-    """Put it in words if the trainer wrote it; otherwise show it as it is."""
+    """Put it into words if the trainer wrote it; otherwise show it unchanged."""
     if isinstance(data, str):
         return data
     if not isinstance(data, dict):

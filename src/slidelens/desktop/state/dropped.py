@@ -29,7 +29,7 @@ _HEAD = 1 << 16
 
 
 def kind_of(path: Path) -> Kind:
-    """Return what a path is: by its name or, if that does not tell, by a little of its content.
+    """Return what a path is: by its name or, if that is not enough, by a little of its content.
 
     ``result`` is one result or the ``result.json`` in it, ``results`` a folder of several,
     ``folder`` any other folder.
@@ -47,7 +47,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def holds_annotations(path: Path) -> bool:
-    """Say whether a file looks like annotations at its beginning."""
+    """Return whether the beginning of a file looks like annotations."""
     try:
         with path.open("rb") as file:
             return _ANNOTATIONS.search(file.read(_HEAD)) is not None

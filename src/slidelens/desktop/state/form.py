@@ -28,17 +28,17 @@ class FormField:
     Attributes
     ----------
     name, label, help
-        Of the configuration; as shown; the sentence under the pointer.
+        In the configuration; as shown; the tooltip.
     control
-        What it is set with.
+        The kind of widget.
     value
-        Before it is changed.
+        Before any change.
     low, high
-        Bounds of numbers; ``None`` is none.
+        Bounds of numbers; ``None``: no bound.
     choices
-        Of a choice.
+        If it is a choice.
     optional
-        Whether it may be left empty (a text then; ``None`` as value).
+        Whether it may be left empty (as a text field; the value is then ``None``).
     """
 
     name: str
@@ -55,21 +55,21 @@ class FormField:
 def fields_of(schema: Sequence[Mapping[str, Any]]) -> list[FormField]:
     """Make a form of described fields (JSON schema with ``name`` and ``value``).
 
-    Fields that hold tables or lists have no line in a form.
+    Fields that hold tables or lists are not in a form.
     """
     return [line for field in schema if (line := _line(field)) is not None]
 
 
 def changed(fields: Sequence[FormField], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a person changed."""
+    """Return what the user changed."""
     before = {field.name: field.value for field in fields}
     return {name: values[name] for name in before if values.get(name, before[name]) != before[name]}
 
 
 def given_text(field: FormField, text: str) -> Any:
-    """Read the text of a field: numbers and ``true`` as JSON has them, else as it stands.
+    """Read the text of a field: numbers and ``true`` as in JSON, otherwise unchanged.
 
-    An empty text is ``None`` where the field may be left empty.
+    An empty text is ``None`` if the field may be left empty.
     """
     text = text.strip()
     if not text and field.optional:

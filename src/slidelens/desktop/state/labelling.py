@@ -18,19 +18,19 @@ __all__ = ["LabelBook", "class_names"]
 
 _COLUMNS = ["slide_id", "label"]
 _Rows = dict[str, tuple[int, dict[str, str]] | None]
-"""Of each slide its row before, and the row's number; None: it had none."""
+"""For each slide its previous row, and the row's number; None: it had none."""
 
 
 class LabelBook:
     """Labels of the slides in a folder.
 
-    Rows of other slides, other columns and the order of a table that is there stay as they are.
-    Each change reads the file anew, so that what others write to it meanwhile is kept.
+    Rows of other slides, other columns and the order of an existing table stay as they are. Each
+    change reads the file again, so that what others have written to it is kept.
 
     Parameters
     ----------
     path
-        The CSV file; made by the first label.
+        The CSV file; created by the first label.
     slides
         Slide id to file.
 
@@ -48,7 +48,7 @@ class LabelBook:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Slide id to label, of the folder's slides that have one."""
+        """Slide id to label, for the folder's slides that have one."""
         found = {self._meant(row): row["label"].strip() for row in self._rows}
         return {name: found[name] for name in self.slides if found.get(name)}
 
@@ -59,22 +59,22 @@ class LabelBook:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many slides each label has."""
+        """The number of slides with each label."""
         labels = list(self.labels.values())
         return {name: labels.count(name) for name in self.classes}
 
     @property
     def can_undo(self) -> bool:
-        """Whether something was labelled here that is not undone."""
+        """Whether some labelling done here can be undone."""
         return bool(self._undo)
 
     def set(self, slides: Iterable[str], label: str) -> None:
-        """Label slides and write the file; an empty label takes their rows out.
+        """Label slides and write the file; an empty label removes their rows.
 
         Raises
         ------
         LabelError
-            A slide that is not in the folder, or a file that cannot be read or written.
+            A slide is not in the folder, or the file cannot be read or written.
         """
         wanted = list(slides)
         unknown = [name for name in wanted if name not in self.slides]
@@ -95,7 +95,7 @@ class LabelBook:
         self._undo.append(before)
 
     def undo(self) -> None:
-        """Take the last labelling back; what was labelled elsewhere since stays.
+        """Take back the last labelling; labels set elsewhere since stay.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class LabelBook:
         return next((i for i, row in enumerate(rows) if self._meant(row) == name), None)
 
     def _meant(self, row: Mapping[str, str]) -> str:
-        """Return which of the folder's slides a row is of: by id or by file name."""
+        """Return which of the folder's slides a row is for: by id or by file name."""
         given = row["slide_id"].strip()
         if given in self.slides:
             return given

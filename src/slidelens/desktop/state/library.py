@@ -24,12 +24,12 @@ __all__ = ["Entry", "Trash", "entries"]
 
 _DELETED = re.compile(r"\.deleted-.+-[0-9a-f]{8}")
 _KEPT_S = 24 * 3600.0
-"""What a window left that crashed is kept so long: another window may still bring it back."""
+"""How long the deletions of a crashed window are kept: another window may still restore them."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A result in a list; of one that cannot be read, ``error`` says why."""
+    """A result in a list; if it cannot be read, ``error`` says why."""
 
     folder: Path
     slide: str
@@ -43,11 +43,11 @@ class Entry:
     part: str = ""
     """Which part of the slide was run, as ``--region`` takes it; empty: all of it."""
     newer: bool = False
-    """It cannot be read because a newer slidelens wrote it."""
+    """Whether it cannot be read because a newer slidelens wrote it."""
 
     @property
     def call(self) -> str:
-        """The class that the slide's probability speaks for, at the model's operating point."""
+        """The predicted class, at the model's operating point."""
         names = list(self.probabilities)
         if len(names) != 2:
             return max(names, key=self.probabilities.__getitem__, default="")
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def score(self) -> str:
-        """The positive class and its probability, of a region alone or not; or what is wrong."""
+        """The positive class and its probability, marked if of a region only; or what is wrong."""
         if self.error:
             return "newer version" if self.newer else "damaged"
         if not self.probabilities:
@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def about(self) -> str:
-        """Where it lies, and of which region it is; or why it cannot be read."""
+        """Its path, and the region that was run; or why it cannot be read."""
         where = f"\nregion {self.part} (x, y, width, height in px)" if self.part else ""
         return self.error or f"{self.folder}{where}"
 
@@ -84,17 +84,17 @@ def entries(folders: Iterable[Path]) -> list[Entry]:
 
 
 class Trash:
-    """Results that were deleted and can still be brought back.
+    """Results that were deleted and can still be restored.
 
-    A deleted result is renamed in its place, so that neither costs time nor can fail half-way; it
-    is removed when the window closes, or, after a crash, by :meth:`sweep`.
+    A deleted result is renamed in its place, so deletion takes no time and cannot fail half-way; it
+    is removed when the window closes or, after a crash, by :meth:`sweep`.
     """
 
     def __init__(self) -> None:
         self._hidden: dict[Path, Path] = {}  # where it is now, to where it was
 
     def delete(self, folder: Path) -> Path:
-        """Take a result (or a training) out of its list; return what :meth:`restore` takes.
+        """Take a result (or a training run) out of its list; return what :meth:`restore` takes.
 
         Raises
         ------
@@ -114,16 +114,16 @@ class Trash:
         return hidden
 
     def exchange(self, hidden: Path) -> Path | None:
-        """Bring back what was deleted; what lies in its place by now is deleted for it.
+        """Restore what was deleted; what has taken its place since is deleted instead.
 
         Returns
         -------
-        What :meth:`delete` returned of that one; ``None`` where the place was free.
+        What :meth:`delete` returned for that one; ``None`` if the place was free.
 
         Raises
         ------
         ResultError
-            As of :meth:`restore` and :meth:`delete`; all is as it was then.
+            As in :meth:`restore` and :meth:`delete`; everything is then as it was before.
         """
         folder = self._hidden.get(hidden)
         newer = self.delete(folder) if folder is not None and folder.exists() else None
@@ -136,7 +136,7 @@ class Trash:
         return newer
 
     def restore(self, hidden: Path) -> None:
-        """Bring back what was deleted, by what :meth:`delete` returned.
+        """Restore what was deleted, given what :meth:`delete` returned.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class Trash:
         del self._hidden[hidden]
 
     def sweep(self, folder: Path) -> None:
-        """Remove what windows that crashed left deleted in a folder of results, a day ago or more.
+        """Remove deletions left by windows that crashed, in a folder of results, a day ago or more.
 
         Only folders named as :meth:`delete` names them, directly in it or in a model's folder.
         """
@@ -175,7 +175,7 @@ class Trash:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the folders directly in a folder, no links; none where it cannot be read."""
+    """Return the folders directly in a folder, without links; none if it cannot be read."""
     try:
         return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     except OSError:

@@ -32,7 +32,7 @@ class Bookmark:
 
 
 def memory_file() -> Path:
-    """Return where the file lies: in the person's folder of settings."""
+    """Return the path of the file: in the user's settings folder."""
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Application Support"
     elif sys.platform == "win32":
@@ -43,23 +43,23 @@ def memory_file() -> Path:
 
 
 class Memory:
-    """Recent slides, bookmarks, trained models, unfinished trainings, the reviewer's name.
+    """Recent slides, bookmarks, trained models, unfinished training runs, the reviewer's name.
 
-    Each change reads the file anew and writes it at once, so two windows do not forget for each
-    other. A file that is damaged is begun anew, and one that cannot be written is only logged:
-    nothing in it is worth an error.
+    Each change reads the file again and writes it at once, so two windows do not overwrite each
+    other's. A damaged file is started anew, and one that cannot be written is only logged: nothing
+    in it is worth an error.
 
     Parameters
     ----------
     path
-        The file; made by the first change.
+        The file; created by the first change.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or memory_file()
 
     def recent_slides(self) -> list[Path]:
-        """Return the slides opened last, newest first; those that are gone are left out."""
+        """Return the slides opened last, newest first; those that no longer exist are left out."""
         return [path for path in map(Path, self._list("slides")) if path.exists()]
 
     def opened(self, slide: Path) -> None:
@@ -68,7 +68,7 @@ class Memory:
         self._set("slides", [name, *(s for s in self._list("slides") if s != name)][:_RECENT])
 
     def forget_slides(self) -> list[str]:
-        """Empty the list of recent slides; return it, to be given to :meth:`restore_slides`."""
+        """Empty the list of recent slides; return it for :meth:`restore_slides`."""
         before = self._list("slides")
         self._set("slides", [])
         return before
@@ -92,7 +92,7 @@ class Memory:
         self._set("bookmarks", {name: rows for name, rows in kept.items() if rows})
 
     def models(self) -> list[Path]:
-        """Return folders of models beside those that every installation knows."""
+        """Return folders of models in addition to those that every installation knows."""
         return [Path(name) for name in self._list("models") if Path(name).is_dir()]
 
     def add_model(self, folder: Path) -> None:
@@ -100,7 +100,7 @@ class Memory:
         self._add("models", str(folder.absolute()))
 
     def trainings(self) -> list[Path]:
-        """Return folders of trainings that were begun and not ended."""
+        """Return folders of training runs that have begun and not ended."""
         return [Path(name) for name in self._list("trainings") if Path(name).is_dir()]
 
     def training_began(self, folder: Path) -> None:
@@ -108,12 +108,12 @@ class Memory:
         self._add("trainings", str(folder.absolute()))
 
     def training_ended(self, folder: Path) -> None:
-        """Forget a training: it is done or was given up."""
+        """Forget a training run: it is finished or was given up."""
         name = str(folder.absolute())
         self._set("trainings", [t for t in self._list("trainings") if t != name])
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a text that was remembered: a folder chosen last, the reviewer's name."""
+        """Return a text that was remembered: the last chosen folder, the reviewer's name."""
         value = self._read().get(name, default)
         return value if isinstance(value, str) else default
 

@@ -36,7 +36,7 @@ __all__ = [
 
 KINDS: dict[Kind, str] = {"fp": "false positive", "fn": "false negative"}
 _FIELDS = {"category": "reason", "note": "note", "true_label": "label"}
-_PATIENCE_S = 1.0  # for another program that holds the file: the window waits meanwhile
+_PATIENCE_S = 1.0  # if another program holds the file: the window waits meanwhile
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Filter:
     Attributes
     ----------
     models
-        Of these methods; ``None`` is all.
+        Only of these methods; ``None``: all.
     kind
         Only false positives or negatives.
     only_open
-        What the reviewer has not decided.
+        Only what the reviewer has not decided.
     only_suspect
-        Where all methods contradict the label.
+        Only slides whose label all methods contradict.
     """
 
     models: frozenset[str] | None = None
@@ -71,7 +71,7 @@ class Filter:
 
 
 class Review:
-    """An evaluation's errors, the most confident first, and what one reviewer decides on them.
+    """An evaluation's errors, the most confident first, and one reviewer's decisions on them.
 
     Every change is in the store when the method returns.
 
@@ -82,7 +82,7 @@ class Review:
     errors
         All of its errors, in any order.
     reviewer
-        Whose decisions these are.
+        The reviewer who decides.
     points
         The operating points at which these are the errors, as :func:`open_review` takes them.
     """
@@ -97,13 +97,13 @@ class Review:
         self._all = sorted(errors, key=lambda e: (-e.margin, e.slide_id, e.model))
         self._filter = Filter()
         self._undo: list[tuple[CaseKey, dict[str, tuple[str, str]]]] = []
-        """What was decided here, the last one last: of each text the old and the new one."""
+        """The decisions made here, the newest last: the old and the new value of each text."""
         self.left = ""
-        """What the last undo left as it is, and why; empty: nothing."""
+        """What the last undo left unchanged, and why; empty: nothing."""
         self.cases: list[ErrorCase] = []
-        """What is listed; a decision takes nothing from the list until it is filtered anew."""
+        """The listed errors; a decision removes nothing until the list is filtered again."""
         self.index = -1
-        """Of the current one; -1: none is listed."""
+        """Position of the current one; -1: none is listed."""
         self.choose(Filter())
 
     @property
@@ -122,7 +122,7 @@ class Review:
         return self.cases[self.index] if self.index >= 0 else None
 
     def follow(self, other: Review) -> None:
-        """Go on where an earlier opening of the same evaluation is."""
+        """Continue where an earlier opening of the same evaluation was."""
         if other.saved.folder != self.saved.folder:
             return
         if other.reviewer == self.reviewer:
@@ -147,13 +147,13 @@ class Review:
         return self.case
 
     def step(self, by: int) -> ErrorCase | None:
-        """Go forth or back; at an end it stays there."""
+        """Go forward or back; it stops at either end."""
         return self.go(self.index + by)
 
     def categories(self) -> tuple[str, ...]:
         """Return the categories of the current error's kind, as the file has them now.
 
-        A category that was decided and is no longer in the file comes last.
+        A category that was chosen but is no longer in the file comes last.
         """
         case = self.case
         if case is None:
@@ -164,7 +164,7 @@ class Review:
         return known if not kept or kept in known else (*known, kept)
 
     def labels(self) -> list[tuple[str, str]]:
-        """Return the verdicts on the current error's label: the true class, and how to say it."""
+        """Return the verdicts on the current error's label: the true class, and its wording."""
         case = self.case
         if case is None:
             return []
@@ -179,7 +179,7 @@ class Review:
         return self.store.get(case.key, self.reviewer)
 
     def decisions(self) -> dict[CaseKey, Decision]:
-        """Return all that the reviewer decided or noted."""
+        """Return everything that the reviewer decided or noted."""
         return {d.key: d for d in self.store.decisions(self.reviewer)}
 
     def others(self, case: ErrorCase) -> list[Decision]:
@@ -199,12 +199,12 @@ class Review:
         note: str | None = None,
         true_label: str | None = None,
     ) -> Decision:
-        """Decide on an error; what is ``None`` stays, ``""`` clears.
+        """Decide on an error; ``None`` leaves a value as it is, ``""`` clears it.
 
         Raises
         ------
         ResultError
-            It cannot be kept.
+            It cannot be saved.
         """
         given = {"category": category, "note": note, "true_label": true_label}
         wanted = {name: text for name, text in given.items() if text is not None}
@@ -218,18 +218,18 @@ class Review:
 
     @property
     def can_undo(self) -> bool:
-        """Whether something was decided here that is not undone."""
+        """Whether some decision made here can be undone."""
         return bool(self._undo)
 
     def undo(self) -> ErrorCase | None:
         """Take back the last change; its error becomes current if it is listed.
 
-        The history keeps both. What another window has changed since is :attr:`left`.
+        The history keeps both. :attr:`left` says what another window has changed since.
 
         Raises
         ------
         ResultError
-            It cannot be kept.
+            It cannot be saved.
         """
         if not self._undo:
             return None
@@ -253,11 +253,11 @@ class Review:
 
 
 def evaluation_folder(home: Path, labels: Path, results: Path) -> Path:
-    """Return where the evaluation of some results against a table of labels is kept.
+    """Return the folder of the evaluation of some results against a table of labels.
 
-    Decisions are kept there by slide id, so each pair of paths has a folder of its own, which a
-    hash in its name tells from others. One without it, of an older version, is used again if it
-    says that it is of the same two.
+    Decisions are kept there by slide id, so each pair of paths has its own folder, with a hash in
+    its name. A folder without one, made by an older version, is used again if it states the same
+    pair.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def evaluation_folder(home: Path, labels: Path, results: Path) -> Path:
 
 
 def _is_of(folder: Path, labels: Path, results: Path) -> bool:
-    """Whether an evaluation says that it is of these labels and results."""
+    """Return whether an evaluation is of these labels and results."""
     try:
         record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         stated = [(folder / record[name]).resolve() for name in ("labels", "results")]
@@ -288,25 +288,25 @@ def open_review(folder: Path, reviewer: str, points: str = "") -> Review:
     Parameters
     ----------
     points
-        Operating points as ``slidelens review --operating-point`` takes them, with spaces between;
-        none is the evaluation's own.
+        Operating points as ``slidelens review --operating-point`` takes them, separated by spaces;
+        none: the evaluation's own.
 
     Raises
     ------
     ResultError
-        No evaluation, a damaged one, or an operating point that is none.
+        No evaluation, a damaged one, or an invalid operating point.
     """
     saved = read_evaluation(folder)
     try:
         rules = choose_rules(points.split(), saved.models)
     except ValueError as error:
         raise ResultError(str(error)) from error
-    read_taxonomy(saved.folder)  # its faults are told here, not in the middle of a review
+    read_taxonomy(saved.folder)  # its faults are reported here, not in the middle of a review
     return Review(saved, list_errors(saved, rules), reviewer, points)
 
 
 def login_name() -> str:
-    """Return the name that the person is logged in with, or nothing."""
+    """Return the name that the user is logged in with, or nothing."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container without users
@@ -330,8 +330,8 @@ def case_text(case: ErrorCase) -> str:
 def decision_text(decision: Decision, since: Mapping[str, str]) -> str:
     """Describe a decision in one line.
 
-    ``since`` tells when models were first evaluated with the weights that they have, where they
-    had others before.
+    ``since`` states when models were first evaluated with their present weights, if they had others
+    before.
     """
     parts = [decision.category]
     if decision.label_is_wrong:

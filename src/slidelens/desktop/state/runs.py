@@ -34,7 +34,7 @@ _STAGES = {
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a person asked for.
+    """What the user asked for.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class RunRequest:
     region
         In level-0 px; ``None`` is the whole slide.
     mpp
-        The slide's resolution in µm/px where its file states none, or along x and y.
+        The slide's resolution in µm/px if its file states none, or along x and y.
     """
 
     slides: tuple[Path, ...]
@@ -59,9 +59,9 @@ class RunRequest:
     overwrite: bool = False
 
     def replaces(self, cards: Mapping[Path, Card]) -> str:
-        """Name the results of other settings that a run would replace.
+        """Name the results with other settings that a run would replace.
 
-        One sentence; empty where there is none: a run of the same settings finds its own result
+        One sentence; empty if there is none: a run with the same settings finds its own result
         again. ``cards`` are those of the models' folders.
         """
         found = [
@@ -109,7 +109,7 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """One line for the user."""
         if self.status == "failed":
             return f"{self.model}: {self.error}"
         positive = list(self.probabilities)[-1]
@@ -146,7 +146,7 @@ class RunState:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left, as far as can be said: later parts count like this one."""
+        """Seconds that are left, as far as is known: later parts count like this one."""
         if self.eta is None or self.stage != "infer":
             return None
         after = self.parts - len(self.findings) - 1
@@ -154,7 +154,7 @@ class RunState:
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """One line for the user."""
         if not self.stage:
             return "Starting the worker…"
         if self.stage == "wait":

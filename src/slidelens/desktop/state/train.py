@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a person asked for; ``None`` and empty texts are left to the family.
+    """What the user asked for; ``None`` and empty texts are left to the family.
 
     Attributes
     ----------
@@ -49,9 +49,9 @@ class TrainRequest:
     slides, labels, annotations
         Folder of slides, table of labels, folder of annotations.
     out
-        Folder of the model that is made.
+        Folder of the new model.
     base
-        Model to fine-tune; then ``weights`` has no say.
+        Model to fine-tune; ``weights`` is then ignored.
     config
         Fields of model and training that were changed.
     """
@@ -103,18 +103,18 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Split:
-    """Which slides a training learns from and which say when to stop.
+    """Which slides a training run learns from, and which decide when to stop.
 
     Attributes
     ----------
     classes
-        In label order; of two, the last is the positive one.
+        In label order; of two classes, the last is the positive one.
     train, tune
         Number of slides by class.
     slides
         Id, class and split of each slide.
     epochs
-        At most so many.
+        At most this many.
     """
 
     classes: tuple[str, ...]
@@ -137,7 +137,7 @@ class Split:
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """One line for the user."""
         positive = f"; positive: {self.classes[-1]}" if len(self.classes) == 2 else ""
         return (
             f"{sum(self.train)} slides for training, {sum(self.tune)} for tuning, at most "
@@ -146,7 +146,7 @@ class Split:
 
     @property
     def warning(self) -> str:
-        """What a person should know before it begins; empty: nothing."""
+        """What the user should know before it begins; empty: nothing."""
         empty = [name for name, n in zip(self.classes, self.tune, strict=True) if not n]
         if empty:
             return f"No slide of {', '.join(empty)} to tune on: the AUC cannot be computed."
@@ -159,7 +159,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch came to."""
+    """The figures of an epoch."""
 
     train_loss: float | None
     tune_loss: float | None
@@ -168,14 +168,14 @@ class Epoch:
 
 @dataclass
 class TrainState:
-    """How far a training is; :meth:`feed` it with the worker's messages.
+    """How far a training run is; :meth:`feed` it with the worker's messages.
 
     Attributes
     ----------
     out
         Folder of the model.
     rows
-        One for each epoch that is over; of a training that goes on, those before too.
+        One per finished epoch; if the run was resumed, also those before.
     """
 
     out: Path
@@ -189,7 +189,7 @@ class TrainState:
     epochs: int = 0
     seconds: float = 0.0
     _begun: tuple[float, float] | None = None
-    """Fraction and seconds when the first step was heard of: what came before was not slow."""
+    """Fraction and seconds at the first reported step: what came before was not slow."""
 
     @property
     def fraction(self) -> float | None:
@@ -213,7 +213,7 @@ class TrainState:
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """One line for the user."""
         if not self.doing:
             return "Starting the worker…"
         line = _DOING[self.doing]
@@ -226,7 +226,7 @@ class TrainState:
         return line
 
     def feed(self, message: Message) -> bool:
-        """Take a message; say whether an epoch is over."""
+        """Take a message; return whether an epoch is finished."""
         facts = message.facts
         if message.name == "plan":
             self.split = Split.of(facts)
@@ -243,7 +243,7 @@ class TrainState:
         return True
 
     def summary(self, status: str, error: str) -> str:
-        """Describe how the training ended."""
+        """Describe how the training run ended."""
         if status == "done":
             aucs = [row.tune_auc for row in self.rows if row.tune_auc is not None]
             best = f" Best AUC on the tuning slides: {max(aucs):.3f}." if aucs else ""
@@ -266,7 +266,7 @@ def resumable(folder: Path) -> bool:
 
 
 def read_history(folder: Path) -> list[Epoch]:
-    """Return the epochs of a training so far; none where it has not written any."""
+    """Return the epochs of a training run so far; none if it has not written any."""
     try:
         text = (folder / _STATE / _HISTORY).read_text(encoding="utf-8")
     except OSError:
@@ -279,7 +279,7 @@ def read_history(folder: Path) -> list[Epoch]:
 
 
 def free_name(folder: Path, stem: str) -> str:
-    """Return a name that nothing in a folder has: ``stem``, ``stem-2``, ..."""
+    """Return a name that is not taken in a folder: ``stem``, ``stem-2``, ..."""
     number, name = 1, stem
     while (folder / name).exists():
         number += 1

@@ -1,7 +1,7 @@
 """The current view: position on the slide, bookmarks, magnification.
 
-Places are in the world's unit: µm, or px where no resolution is known. The slide's corner is
-(0, 0), as pathologists count, not half a pixel before it as napari does.
+Positions are in the world's unit: µm, or px if no resolution is known. The slide's corner is (0,
+0), as pathologists count, not half a pixel before it as in napari.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Look(NamedTuple):
 
     @classmethod
     def at(cls, x: float, y: float, scale: float, world: World) -> Look:
-        """Look at a place, at ``scale`` units per screen pixel."""
+        """Look at a position, at ``scale`` units per screen pixel."""
         return cls(y - world.mpp.y / 2, x - world.mpp.x / 2, 1 / scale)
 
     def place(self, world: World) -> tuple[float, float]:
-        """Return the place in the middle, x and y."""
+        """Return the position in the middle, x and y."""
         return self.x + world.mpp.x / 2, self.y + world.mpp.y / 2
 
     def box(self, canvas: tuple[float, float], world: World) -> Box:
-        """Return what is seen in level-0 px.
+        """Return the visible box in level-0 px.
 
         Parameters
         ----------
@@ -63,14 +63,14 @@ class Look(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """A small picture of a whole slide: where its pixels lie in a widget.
+    """A small picture of a whole slide: the position of its pixels in a widget.
 
     Attributes
     ----------
     x, y
         Of the slide's corner in the widget, px.
     scale_x, scale_y
-        Widget px per level-0 px; they differ where the slide's pixels are not square.
+        Widget px per level-0 px; they differ if the slide's pixels are not square.
     """
 
     x: float
@@ -87,7 +87,7 @@ class Overview(NamedTuple):
         return cls(x, y, scale * world.mpp.x, scale * world.mpp.y)
 
     def box(self, box: Box) -> Box:
-        """Return where a box of level-0 px lies in the widget."""
+        """Return the position of a box of level-0 px in the widget."""
         return Box(
             self.x + box.x * self.scale_x,
             self.y + box.y * self.scale_y,
@@ -96,12 +96,12 @@ class Overview(NamedTuple):
         )
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """Return the level-0 px at a place in the widget."""
+        """Return the level-0 px at a position in the widget."""
         return (x - self.x) / self.scale_x, (y - self.y) / self.scale_y
 
 
 def fit(box: Box, canvas: tuple[float, float], world: World, margin: float = 0.1) -> Look:
-    """Look so that a box of level-0 px fills the canvas but for a margin."""
+    """Fit a box of level-0 px into the canvas, with a margin."""
     mpp = world.mpp
     room = 1 - margin
     zoom = min(canvas[1] * room / (box.w * mpp.x), canvas[0] * room / (box.h * mpp.y))
@@ -115,14 +115,14 @@ def um_per_pixel(objective: float) -> float:
 
 
 def parse_place(text: str, world: World, size: Size | tuple[int, int]) -> tuple[float, float]:
-    """Read a place that a person typed: ``1250, 3400``, ``1.2 mm 3.4 mm``, ``x=100px y=200px``.
+    """Read a position as typed: ``1250, 3400``, ``1.2 mm 3.4 mm``, ``x=100px y=200px``.
 
     Numbers without a unit are in the world's unit.
 
     Raises
     ------
     ValueError
-        Not two numbers, a length on a slide without resolution, or a place outside the slide.
+        Not two numbers, a length on a slide without resolution, or a position outside the slide.
     """
     found = _PLACE.fullmatch(text)
     if found is None:
@@ -140,7 +140,7 @@ def parse_place(text: str, world: World, size: Size | tuple[int, int]) -> tuple[
 
 
 def place_text(x: float, y: float, world: World) -> str:
-    """Write a place."""
+    """Write a position."""
     return f"{x:.0f}, {y:.0f} {'px' if world.unit == 'pixel' else 'µm'}"
 
 

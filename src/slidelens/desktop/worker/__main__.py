@@ -1,6 +1,6 @@
 """``python -m slidelens.desktop.worker``: run jobs from standard input until it ends.
 
-Only messages go to the output; what libraries print goes to the error stream.
+Only messages go to the output; whatever libraries print goes to the error stream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("slidelens.worker")
 
 
 class Worker:
-    """Carries out jobs in the order in which they come.
+    """Runs jobs in the order in which they arrive.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Worker:
         self._job = 0
 
     def run(self) -> None:
-        """Work until the input ends; what is under way then is cancelled."""
+        """Work until the input ends; the job under way is then cancelled."""
         logging.getLogger("slidelens").addHandler(_Warnings(self))
         Thread(target=self._listen, daemon=True, name="slidelens-listen").start()
         self._send(Message(0, "ready"))
@@ -64,7 +64,7 @@ class Worker:
         self._waiting.put(None)
 
     def _do(self, message: Message) -> dict[str, Any]:
-        """Carry out one job and say how it ended."""
+        """Run one job and report how it ended."""
 
         def send(name: str, facts: Mapping[str, Any], blob: bytes) -> None:
             self._send(Message(message.job, name, facts, blob))
@@ -88,7 +88,7 @@ class Worker:
         return self._closed or job in self._cancelled
 
     def warn(self, text: str) -> None:
-        """Send ``warning``, of the job under way."""
+        """Send ``warning`` about the job under way."""
         self._send(Message(self._job, "warning", {"text": text}))
 
     def _send(self, message: Message) -> None:
@@ -98,14 +98,14 @@ class Worker:
 
 
 class _Warnings(logging.Handler):
-    """Passes on what a job warns of: in a terminal it would be read, here it would be lost."""
+    """Passes on a job's warnings: in a terminal they would be read, here they would be lost."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(logging.WARNING)
         self._worker = worker
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the text; errors are how a job ends, and are told then."""
+        """Send the text; errors end the job, and are reported then."""
         if record.levelno == logging.WARNING:
             with suppress(OSError):  # the window is gone, as the job will notice
                 self._worker.warn(record.getMessage())

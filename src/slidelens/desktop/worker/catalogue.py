@@ -27,7 +27,7 @@ def catalogue(folders: Iterable[Path] = ()) -> dict[str, Any]:
     Parameters
     ----------
     folders
-        Model packages beside those that a name can mean; what is gone is left out.
+        Model packages in addition to those that a name can mean; missing ones are left out.
     """
     places = {info.path.resolve(): info.error for info in find_models()}
     places |= {f.resolve(): None for f in folders if f.is_dir() and f.resolve() not in places}
@@ -39,7 +39,7 @@ def catalogue(folders: Iterable[Path] = ()) -> dict[str, Any]:
 
 
 def _model(folder: Path, error: str | None) -> dict[str, Any]:
-    """Describe a package; one that cannot be used says why."""
+    """Describe a package; one that cannot be used states why."""
     facts: dict[str, Any] = {"name": folder.name, "path": str(folder), "error": error}
     try:
         manifest = read_manifest(folder)
@@ -62,7 +62,7 @@ def _families() -> Iterator[dict[str, Any]]:
             family = family_of(name)
             task = None if family.trainer is None else task_of(name)
         except SlideLensError:
-            continue  # a broken plugin: `slidelens doctor` says so, its models too
+            continue  # a broken plugin: `slidelens doctor` reports it, and its models too
         facts = {"name": name, "title": family.title, "about": family.about, "trains": False}
         if task is not None:
             training = task.training

@@ -30,7 +30,7 @@ class Job(QObject):
         A :class:`~slidelens.desktop.worker.messages.Message` of the job.
     ended
         Status (``done``, ``cancelled``, ``failed`` or ``died``) and, for the last two, one sentence
-        for a person. Comes exactly once.
+        for the user. Emitted exactly once.
     """
 
     said = Signal(object)  # not `event`, which is a method of QObject that Qt calls
@@ -41,9 +41,9 @@ class Job(QObject):
         # Weak: in a cycle, the garbage collector might delete a job that is being deleted.
         self._client = ref(client)
         self.request = request
-        """What the worker is sent."""
+        """The message to the worker."""
         self.begun = False
-        """Whether the worker has said anything of it."""
+        """Whether the worker has sent anything about it."""
         self.status: str | None = None
         """How it ended; ``None`` before."""
         self.asked = False
@@ -77,10 +77,10 @@ class Job(QObject):
 
 
 class WorkerClient(QObject):
-    """Runs jobs in a process of their own, one after the other, in the order given.
+    """Runs jobs in a separate process, one after the other, in the order given.
 
-    The process starts with the first job and ends after ten minutes without one. When it is killed
-    because a job does not end, the jobs behind that one get a new process.
+    The process starts with the first job and ends after ten minutes without one. If it is killed
+    because a job does not end, the jobs after that get a new process.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class WorkerClient(QObject):
         self._patience = int(1000 * patience)
         self._process: QProcess | None = None
         self._leaving: list[QProcess] = []
-        """Processes that were told to end and may not have ended yet."""
+        """Processes that were told to end and may still be running."""
         self._killed = False
         """Whether the process was killed here."""
         self._jobs: dict[int, Job] = {}
@@ -111,7 +111,7 @@ class WorkerClient(QObject):
 
     @property
     def jobs(self) -> list[Job]:
-        """What is under way and waiting, in order."""
+        """The job under way and those waiting, in order."""
         return list(self._jobs.values())
 
     @property
@@ -131,7 +131,7 @@ class WorkerClient(QObject):
         return job
 
     def cancel(self, job: Job) -> None:
-        """See :meth:`Job.cancel`. A job that waits ends at once; the one under way goes on."""
+        """See :meth:`Job.cancel`. A waiting job ends at once; the one under way continues."""
         self._write(Message(job.number, "cancel"))
         if job is not self.jobs[0]:
             self._end(job, "cancelled")
@@ -139,7 +139,7 @@ class WorkerClient(QObject):
             self._overdue.start()
 
     def close(self) -> None:
-        """End the worker: politely, then not."""
+        """End the worker: politely, then by force."""
         self._closed = True
         now = [] if self._process is None else [self._process]
         for process in (*self._leaving, *now):
@@ -159,7 +159,7 @@ class WorkerClient(QObject):
         process.start(sys.executable, ["-P", "-m", "slidelens.desktop.worker"])
 
     def _ears(self, process: QProcess) -> list[tuple[Any, Callable[..., None]]]:
-        """Return which of a process's signals are heard, and by what."""
+        """Return which of a process's signals are connected, and to what."""
         return [
             (process.readyReadStandardOutput, self._hear),
             (process.readyReadStandardError, self._listen),
@@ -211,9 +211,9 @@ class WorkerClient(QObject):
             self._gone(f"could not be started ({sys.executable})")
 
     def _gone(self, why: str) -> None:
-        """End the jobs of a worker that is gone; the next job gets a new worker.
+        """End the jobs of a worker that is gone; the next job gets a new one.
 
-        If it was killed here, what had not begun is handed in again.
+        If it was killed here, jobs that had not begun are submitted again.
         """
         process, self._process = self._process, None
         if process is not None:
@@ -223,13 +223,13 @@ class WorkerClient(QObject):
         error = f"The worker {why}; finished results are kept. Start again.{detail}"
         ours = self._killed and not self._closed
         again = [job for job in self.jobs if ours and not job.asked and not job.begun]
-        if again:  # before anyone hears of an end and hands in more
+        if again:  # before anyone hears of an end and submits more
             self._start()
         for job in again:
             self._write(job.request)
         for job in self.jobs:
             if job.status is not None:
-                continue  # who heard of another's end took it back
+                continue  # a listener of another job's end cancelled it
             if self._closed or job.asked:
                 self._end(job, "cancelled")
             elif job not in again:

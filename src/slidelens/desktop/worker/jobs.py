@@ -38,7 +38,7 @@ def catalogue(request: Facts, send: Send) -> Iterator[None]:
 
 
 def predict(request: Facts, send: Send) -> Iterator[None]:
-    """Run models over slides; send ``progress``, ``cells`` of growing maps, and ``outcome``."""
+    """Run models on slides; send ``progress``, ``cells`` of growing maps, and ``outcome``."""
     from slidelens.desktop.worker.preview import Preview
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.prediction_table import Outcome
@@ -138,7 +138,7 @@ _models: dict[tuple[str, int, str], Model[Any]] = {}
 
 
 def _model(path: str, device: str, options: Facts) -> Model[Any]:
-    """Load a model, or take the one that an earlier job loaded."""
+    """Load a model, or return the one that an earlier job loaded."""
     from slidelens.engine.fields import with_options
     from slidelens.engine.package import load_model
     from slidelens.engine.packages.manifest import MANIFEST

@@ -55,12 +55,12 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take what arrived and yield the messages that are complete with it.
+        """Take what has arrived and yield the messages that are then complete.
 
         Raises
         ------
         ValueError
-            The other side sent something else.
+            The other side sent something invalid.
         """
         self._buffer += data
         while (end := self._buffer.find(b"\n")) >= 0:
@@ -79,6 +79,6 @@ def pack(array: NDArray[Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def unpack(message: Message) -> NDArray[Any]:
-    """Return the array of a message whose facts and blob are of :func:`pack`."""
+    """Return the array of a message whose facts and blob were made by :func:`pack`."""
     values = np.frombuffer(zlib.decompress(message.blob), message.facts["dtype"])
     return values.reshape(message.facts["shape"])

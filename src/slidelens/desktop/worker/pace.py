@@ -6,11 +6,11 @@ from time import perf_counter
 
 __all__ = ["Pace"]
 
-_EVERY = 0.15  # seconds between two messages of progress
+_EVERY = 0.15  # seconds between two progress messages
 
 
 class Pace:
-    """Lets through what is new, and else one message in a while."""
+    """Lets through what is new, and otherwise one message in a while."""
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()

@@ -26,7 +26,7 @@ __all__ = ["Growing", "Preview"]
 
 _SIDE = 1024  # cells of the preview's longest side
 _EVERY = 0.7  # seconds between two looks, at least,
-_SHARE = 20.0  # and so much longer than a look takes
+_SHARE = 20.0  # and this many times as long as a look takes
 
 
 class Preview:
@@ -52,7 +52,7 @@ class Preview:
         run
             Name of the run; a new one begins with empty maps.
         maps
-            Gives the maps as they are now.
+            Returns the maps as they are now.
         must
             Look in any case, as at the end.
         """
@@ -102,7 +102,7 @@ class Growing:
 
     @classmethod
     def of(cls, message: Message) -> Growing:
-        """Make the empty map that a message of cells is of."""
+        """Make the empty map that a message of cells belongs to."""
         facts = message.facts
         empty = 0 if facts["kind"] == "labels" else np.nan
         values = np.full(facts["whole"], empty, facts["dtype"])
@@ -119,7 +119,7 @@ class Growing:
 
 
 def _small(source: Map) -> tuple[Cells, Affine]:
-    """Return the finest level that is small enough, and where its cells lie."""
+    """Return the finest level that is small enough, and the position of its cells."""
     level = next((v for v in source.levels if max(v.shape) <= _SIDE), source.levels[-1])
     _, height, width = source.shape
     affine = source.affine

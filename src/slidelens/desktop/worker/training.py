@@ -37,7 +37,7 @@ _PLANNED = (
 def plan(
     request: Mapping[str, Any], send: Callable[[str, Mapping[str, Any], bytes], None]
 ) -> Iterator[None]:
-    """Send ``plan``: split, class balance and schedule of a training, or why it cannot begin."""
+    """Send ``plan``: split, class balance and schedule of a run, or why it cannot begin."""
     from slidelens.engine.training.plan import plan_training
 
     send("plan", _described(plan_training(**_arguments(request))), b"")
@@ -54,7 +54,7 @@ def train(
 def resume(
     request: Mapping[str, Any], send: Callable[[str, Mapping[str, Any], bytes], None]
 ) -> Iterator[None]:
-    """Go on with the training in a folder, begun here or on the command line, as :func:`train`."""
+    """Resume the training run in a folder, begun here or on the command line, as :func:`train`."""
     yield from _train(_kept_arguments(Path(request["out"])), send, resume=True)
 
 
@@ -78,12 +78,12 @@ def _train(
 
 
 def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of ``plan_training``; what is empty is left out."""
+    """Return the keywords of ``plan_training``; empty ones are left out."""
     return {n: request[n] for n in _PLANNED if request.get(n) not in (None, "")}
 
 
 def _kept_arguments(out: Path) -> dict[str, Any]:
-    """Return the keywords of ``plan_training`` from the file that a training leaves behind."""
+    """Return the keywords of ``plan_training`` from the file that a training run leaves behind."""
     from slidelens.engine.training.file import read_train_file, train_arguments
 
     options, fields = read_train_file(out / "training" / "config.yaml")

@@ -35,9 +35,9 @@ _BOOTSTRAP = "paired bootstrap"
 def compare(cases: Mapping[str, Cases], resampling: Resampling) -> list[dict[str, Any]]:
     """Test all pairs of models on the slides that both have.
 
-    Two classes: DeLong's test (Obuchowski's where slides share patients). More: the macro average
-    of one-vs-rest AUCs on the same bootstrap resamples. ``p_holm`` is adjusted for the number of
-    pairs. What is not defined is ``None``, and ``undefined`` says why.
+    Two classes: DeLong's test (Obuchowski's if slides share patients). More: the macro average of
+    one-vs-rest AUCs on the same bootstrap resamples. ``p_holm`` is adjusted for the number of
+    pairs. An undefined value is ``None``, and ``undefined`` says why.
     """
     found = []
     for first, second in combinations(cases.values(), 2):
@@ -97,7 +97,7 @@ def _by_bootstrap(one: Cases, other: Cases, resampling: Resampling) -> dict[str,
     areas = [_macro_auc(onehot, case.probabilities) for case in (one, other)]
     kept = samples[~np.isnan(samples)]
     defined = enough(samples) and not isnan(areas[0])
-    # A p value of 0 cannot be known from a finite number of resamples.
+    # A finite number of resamples cannot show a p value of 0.
     tail = min((kept <= 0).sum(), (kept >= 0).sum()) + 1
     interval = percentile_interval(samples, resampling.level)
     return {

@@ -32,8 +32,8 @@ _CELLS_UM = 275.0
 class TrueLesion:
     """An annotated lesion as the evaluation sees it.
 
-    ``polygon`` is in level-0 px; a detection inside is a hit. Lesions of ``isolated_cells`` are
-    neither to be found nor false when found.
+    ``polygon`` is in level-0 px; a detection inside is a hit. Lesions of ``isolated_cells`` need
+    not be found, and are not false when found.
     """
 
     polygon: Any
@@ -55,7 +55,7 @@ class Froc:
     score
         Their mean.
     lesions, slides
-        How many were to be found, on how many slides (those without lesions too).
+        How many were to be found, and on how many slides (including those without lesions).
     """
 
     rates: NDArray[np.float64]
@@ -81,7 +81,7 @@ def true_lesions(tumour: Sequence[Annotation], mpp: Mpp) -> list[TrueLesion]:
     grown = shapely.union_all(shapely.buffer(in_um, _GROWN_UM))
     filled_up = [shapely.Polygon(part.exterior) for part in shapely.get_parts(grown)]
     found = []
-    # Once more: what lay in a hole is in the lesion that has been filled.
+    # Once more: a lesion that lay in a hole is now part of the filled one.
     for filled in shapely.get_parts(shapely.union_all(filled_up)):
         small = _major_axis(shapely.get_coordinates(filled)) < _CELLS_UM
         found.append(TrueLesion(shapely.transform(filled, lambda xy: xy / scale), small))
@@ -97,7 +97,7 @@ def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueL
     Raises
     ------
     ValueError
-        No lesion to be found (isolated cells do not count), or a slide with detections and no
+        There is no lesion to find (isolated cells do not count), or a slide has detections and no
         entry in ``truth``.
     """
     import shapely

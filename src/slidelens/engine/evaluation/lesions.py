@@ -59,7 +59,7 @@ def evaluate_lesions(
     results
         Results of one model.
     labels
-        Table of labels; slides of the last class, and no others, have lesions.
+        Table of labels; only slides of the last class have lesions.
     annotations
         Folder of annotations; see :func:`~slidelens.engine.annotations.find_annotations`.
     tumour
@@ -77,7 +77,7 @@ def evaluate_lesions(
     Raises
     ------
     LabelError, ResultError
-        Tables, annotations or results that cannot be read or do not fit.
+        Tables, annotations or results cannot be read or do not fit.
     """
     scored = read_scores(results, allow_unreadable=allow_missing)
     if len(scored) > 1:

@@ -1,6 +1,6 @@
 """All figures of one model on labelled slides (or patients), with confidence intervals.
 
-A figure that is not defined is ``None``, and ``undefined`` says why.
+An undefined figure is ``None``, and ``undefined`` says why.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Measured:
     Attributes
     ----------
     figures
-        What ``metrics.json`` says of the model.
+        The model's entry in ``metrics.json``.
     predictions
         ``(n,)`` class index that each case is called.
     roc
@@ -136,7 +136,7 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
 
 
 def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
-    """Measure patients instead of slides; ``None`` where no slide names its patient.
+    """Measure patients instead of slides; ``None`` if no slide names its patient.
 
     In a binary task a patient is as suspicious as the most suspicious slide, and positive if any
     slide is. With more classes probabilities are averaged, and all slides of a patient must have
@@ -199,7 +199,7 @@ def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.in
         rates = {"n": point.tp + point.fn, **_rates(point)}
         del rates["accuracy"]  # one-vs-rest accuracy misleads: most cases are "rest"
         per_class[name] = rates
-    # The mean sensitivity is undefined without a case of some class; so is what stands beside it.
+    # The mean sensitivity is undefined if some class has no case, and so are the values beside it.
     whole = all(rates["n"] for rates in per_class.values())
     specificity = np.mean([rates["specificity"] for rates in per_class.values()])
     figures: dict[str, Any] = {
@@ -291,9 +291,9 @@ def _rates(point: OperatingPoint) -> dict[str, Any]:
 def _share_interval(
     cases: Cases, counted: NDArray[np.bool_], of: NDArray[np.bool_], resampling: Resampling
 ) -> Interval | None:
-    """Return the interval of a share of cases, ``(n,)`` each; None where patients give none.
+    """Return the interval of a share of cases, ``(n,)`` each; None if patients give none.
 
-    A share of 0 or 1 is that in every resample.
+    A share of 0 or 1 is the same in every resample.
     """
     successes, n = int((counted & of).sum()), int(of.sum())
     if not cases.clustered:

@@ -15,9 +15,9 @@ __all__ = ["numbered", "read_kept", "weights_now"]
 
 
 def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Return numbers of slides, from 1 in an order that tells nothing of their ids, for reports.
+    """Return slide numbers for reports, from 1, in an order that reveals nothing of the ids.
 
-    ``before`` are numbers that were given already: they stay, also those of slides that are gone.
+    ``before`` are numbers already given: they stay, also those of slides that are gone.
     """
     given = dict(before or {})
     new = sorted(set(ids) - given.keys(), key=lambda name: sha256(name.encode()).digest())
@@ -26,9 +26,9 @@ def numbered(ids: Iterable[str], before: Mapping[str, int] | None = None) -> dic
 
 
 def read_kept(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """Return numbers of slides, and weights of models, that evaluations in a folder have had.
+    """Return numbers of slides, and weights of models, that evaluations in a folder have used.
 
-    Nothing where there is none, or a damaged one.
+    Empty if there is no evaluation, or a damaged one.
     """
     try:
         before = json.loads((out / "evaluation.json").read_bytes())
@@ -42,7 +42,7 @@ def read_kept(out: Path) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
 def weights_now(now: str | None, before: Mapping[str, Any] | None) -> dict[str, str | None]:
     """Return which weights a model has, and since when, if they are not the first known.
 
-    ``now`` is their SHA-256, and ``before`` what was said of the model last.
+    ``now`` is their SHA-256, and ``before`` what was recorded for the model last.
     """
     then = before or {}
     known, since = then.get("sha256"), then.get("since")

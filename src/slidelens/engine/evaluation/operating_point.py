@@ -36,22 +36,22 @@ class Rule(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As a person writes it."""
+        """As users write it."""
         if self.value is None:
             return self.kind
         return f"{self.value:g}" if self.kind == "given" else f"{self.kind}={self.value:g}"
 
 
 class Calls(NamedTuple):
-    """What a model calls its cases at an operating point.
+    """What a model predicts for its cases at an operating point.
 
     Attributes
     ----------
     predictions
         ``(n,)`` class indices.
     threshold
-        Least score of the positive class that is called positive; ``None`` for more than two
-        classes, of which the most probable one counts.
+        Lowest score of the positive class that is called positive; ``None`` for more than two
+        classes, where the most probable one counts.
     source, rule
         Where the threshold comes from, as a word and as a sentence.
     """

@@ -42,7 +42,7 @@ def roc_picture(
             continue
         color, style = look(i)
         label = f"{_plain(_short(name))}: AUC {number(figures['auc'], figures['auc_ci'])}"
-        # Bands lie over each other: many opaque ones are mud.
+        # Bands overlap: many opaque ones would look like mud.
         alpha = min(0.14, 0.3 / len(measured))
         if one.band is not None:
             axes.fill_between(FPR, *one.band, color=color, alpha=alpha, linewidth=0)
@@ -76,7 +76,7 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
     """Draw how often scores are right, with the number of cases behind each point.
 
     A point's area grows with its cases, and lines between points are thin: in a small cohort a bin
-    holds one case or two, which say little.
+    has one case or two, which say little.
     """
     figure = new_figure(5.4, 6.0 + 0.2 * len(measured))
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -138,7 +138,7 @@ def table_picture(tables: Sequence[Table], note: str) -> bytes:
 
 
 def _draw(axes: Axes, table: Table, widths: Sequence[float], top: float) -> None:
-    """Draw a table whose upper border is at ``top``; words stand to the left, numbers right."""
+    """Draw a table whose upper border is at ``top``: words aligned left, numbers right."""
     left = 0.0
     for column, width in enumerate(widths):
         words = column < table.words
@@ -170,5 +170,5 @@ def _short(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading what stands between two dollars as a formula."""
+    """Keep matplotlib from reading text between two dollars as a formula."""
     return text.replace("$", r"\$")

@@ -1,6 +1,6 @@
 """Read scores from result folders and join them with a labels table.
 
-Everything that is wrong is found before anything is computed, and listed at once.
+All faults are found before anything is computed, and listed at once.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Scored:
     threshold
         The operating point stored with the model (chosen on its tuning split), if any.
     settings
-        Slide id to how it was run, of the results that state it.
+        Slide id to how it was run, for the results that state it.
     last_run_failed
-        Slides whose result is of an earlier run than their last, which failed.
+        Slides whose last run failed, so that their result is of an earlier one.
     sizes
-        Slide id to level-0 width and height, of the results that state it.
+        Slide id to level-0 width and height, for the results that state it.
     weights
-        SHA-256 of the model's weights, where its results state it.
+        SHA-256 of the model's weights, if its results state it.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Cases:
     Attributes
     ----------
     rows
-        ``n`` rows of the labels table, with slide ids as the results have them.
+        ``n`` rows of the labels table, with slide ids as in the results.
     labels
         ``(n,)`` int64 class indices.
     probabilities
@@ -99,7 +99,7 @@ class Cases:
 
     @property
     def patients(self) -> NDArray[np.int64] | None:
-        """``(n,)`` patient numbers; a slide without one is its own. ``None``: no slide has one."""
+        """``(n,)`` patient numbers; a slide without one has its own. ``None``: no slide has one."""
         if not any(row.patient for row in self.rows):
             return None
         keys = [(0, row.patient) if row.patient else (1, row.slide_id) for row in self.rows]
@@ -108,7 +108,7 @@ class Cases:
 
     @property
     def unit(self) -> str:
-        """What is independent of others: ``patient``, or ``slide`` where no patient is named."""
+        """The independent unit: ``patient``, or ``slide`` if no patient is named."""
         return "slide" if self.patients is None else "patient"
 
     @property
@@ -118,7 +118,7 @@ class Cases:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """``(n,)``: which cases are not independent: numbers of patients, or of slides."""
+        """``(n,)``: numbers of patients, or slides; cases that share one are not independent."""
         return np.arange(len(self.rows)) if self.patients is None else self.patients
 
     @property
@@ -148,14 +148,14 @@ def read_scores(folder: str | Path, *, allow_unreadable: bool = False) -> dict[s
     Parameters
     ----------
     allow_unreadable
-        Pass over results that cannot be read, with a warning, as if they were not there.
+        Skip results that cannot be read, with a warning, as if they did not exist.
 
     Raises
     ------
     ResultError
         No result; files that are malformed or hold no finite probabilities; two results of one
-        model for one slide; one name for models of other weights or classes; models of unlike
-        classes.
+        model for one slide; one name for models with different weights or classes; models with
+        different classes.
     """
     faults: list[str] = []
     unread: list[str] = []
@@ -208,7 +208,7 @@ def join(
     Parameters
     ----------
     split
-        Only the slides of this split; results of the others are passed over.
+        Only the slides of this split; results of the others are skipped.
     allow_missing
         Leave out slides with a result and no label, or a label and no result, instead of refusing
         them.
@@ -221,8 +221,8 @@ def join(
     Raises
     ------
     LabelError
-        Slides without label or without result, all at once; a split without slides; two rows that
-        mean one slide; nothing left to evaluate.
+        Slides without label or without result, all at once; a split without slides; two rows for
+        one slide; nothing left to evaluate.
     """
     wanted = (table if split is None else table.only(split)).rows
     known = {slide_id for one in scored.values() for slide_id in one.probabilities}

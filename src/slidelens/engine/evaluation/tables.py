@@ -66,9 +66,9 @@ def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> 
     """Write every false positive and false negative, the most confident of each model first.
 
     ``class`` is the class that the error is a false positive or negative of, ``score`` its
-    probability, ``margin`` how far on the wrong side it is: from the threshold, or (more than two
-    classes) from the probability of the other class. With more than two classes an error is two
-    rows: a false negative of its label and a false positive of what it is called.
+    probability, ``margin`` how far it is on the wrong side: from the threshold, or (more than two
+    classes) from the probability of the other class. With more than two classes an error has two
+    rows: a false negative of its label and a false positive of the predicted class.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
@@ -150,7 +150,7 @@ def markdown(
 
 
 def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
-    """Return the slides per class and the patients that some model was measured on."""
+    """Return the slides per class and the patients that any model was measured on."""
     classes = next(iter(cases.values())).scored.classes
     rows = {row.slide_id: row for one in cases.values() for row in one.rows}.values()
     counts = ", ".join(

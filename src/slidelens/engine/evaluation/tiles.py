@@ -27,7 +27,7 @@ __all__ = ["AnnotatedSlides", "isolated", "measure_tiles", "read_annotated"]
 
 
 class AnnotatedSlides(NamedTuple):
-    """Annotations by slide, and what of them counts.
+    """Annotations by slide, and which of them count.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class AnnotatedSlides(NamedTuple):
     of_slide
         Slide id to annotations.
     by_label
-        Whether any annotation is labelled with the name of a class but the first, the negative
-        one. Then those of a class count for it, and others not at all. Else all annotations are of
-        the positive class, unless they have the negative one's name.
+        Whether any annotation is labelled with the name of a class other than the first, the
+        negative one. If so, annotations labelled with a class count for it, and others not at all.
+        If not, all annotations are of the positive class, unless they have the negative one's name.
     ignored
-        Labels of annotations that do not count though they are of no class.
+        Labels of annotations that do not count because they name no class.
     """
 
     folder: Path
@@ -50,9 +50,9 @@ class AnnotatedSlides(NamedTuple):
 
 
 class _Truth(NamedTuple):
-    """Tiles of all slides of one class: truth, scores and whose they are, each ``(T,)``.
+    """Tiles of all slides of one class: truth, scores and groups, each ``(T,)``.
 
-    ``group`` is the number of the patient, or of the slide where it names none.
+    ``group`` is the number of the patient, or of the slide if it names none.
     """
 
     positive: NDArray[np.bool_]

@@ -35,16 +35,16 @@ _THRESHOLDS = {
     "max-accuracy": _ON_EVALUATED,
     "sensitivity": _ON_EVALUATED,
 }
-"""What is to be known of a threshold, by where it is from."""
+"""What to know about a threshold, by its source."""
 
 
 def threshold_warnings(model: str) -> set[str]:
-    """Return all that may be warned of a model's threshold."""
+    """Return all warnings about a model's threshold."""
     return {f"{model}: {text}" for text in _THRESHOLDS.values()}
 
 
 def counted_ignored(model: str, count: int) -> str:
-    """Warn that annotations do not count, without their labels, which may be names of people."""
+    """Warn that annotations do not count, without their labels, which may be people's names."""
     return (
         f"{model}: annotations of {count} label{'' if count == 1 else 's'} are of no class of the "
         "model and do not count in the figures of tiles (ignored_labels); rename them if they "
@@ -61,7 +61,7 @@ def named_ignored(model: str, labels: Sequence[str]) -> str:
 
 
 def near_misses(names: Iterable[str], classes: Sequence[str]) -> str:
-    """Say which names are almost those of classes; nothing where none is."""
+    """Return which names are almost those of classes; empty if there are none."""
     given = list(names)
     known = {name.casefold(): name for name in classes if name not in given}
     near = {
@@ -77,7 +77,7 @@ def near_misses(names: Iterable[str], classes: Sequence[str]) -> str:
 def evaluation_warnings(
     cases: Mapping[str, Cases], models: Mapping[str, dict[str, Any]]
 ) -> list[str]:
-    """Return what is to be known of each model's figures, without names of slides or people.
+    """Return warnings about each model's figures, without names of slides or people.
 
     Parameters
     ----------

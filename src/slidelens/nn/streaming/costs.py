@@ -39,7 +39,7 @@ def count_costs(graph: LocalGraph, module: nn.Module, channels: int) -> Costs:
     Raises
     ------
     StreamingError
-        The network does not take an image of so many channels.
+        The network does not take an image with this many channels.
     """
     try:
         return _count(graph, module, channels, _smallest_image(graph))

@@ -1,10 +1,10 @@
 """Fold frozen norms into the convolutions before them.
 
-In eval mode a batch norm scales and shifts channels, as its convolution could: the convolution
-gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``. Autograd
-differentiates this product of small tensors once for all tiles: the gradients of all factors are
-exact, and norms cost no pass over a feature map and no saved activations. For a ResNet these are
-nearly half of what autograd saves.
+In eval mode a batch norm scales and shifts channels, which its convolution can do instead: the
+convolution gets weights ``w gamma / sigma`` and the bias ``(b - mu) gamma / sigma + beta``.
+Autograd differentiates this product of small tensors once for all tiles: the gradients of all
+factors are exact, and norms cost no pass over a feature map and no saved activations. For a ResNet
+these are nearly half of what autograd saves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)
 
 
 def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[list[Node], int]:
-    """Fold each frozen norm into the convolution before it, if nothing else reads that one.
+    """Fold each frozen norm into the convolution before it, if nothing else reads that convolution.
 
     Convolutions with a parametrized weight (weight norm, say) are left alone: assigning such a
     weight would set the parameters that it is computed from.

@@ -19,7 +19,7 @@ class LayerState(NamedTuple):
     name: str
     training: bool
     layer: str
-    """What it is and with which settings, as it is printed."""
+    """The layer and its settings, as printed."""
     hooked: bool
 
 

@@ -279,7 +279,7 @@ class Planner:
 def free_memory(device: torch.device) -> int:
     """Return the free memory of a device in bytes."""
     if device.type == "cuda":
-        # What PyTorch holds back for later is free as well.
+        # Memory that PyTorch holds back for later is free as well.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     info = Path("/proc/meminfo")

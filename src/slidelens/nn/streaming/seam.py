@@ -273,7 +273,7 @@ class _Join(Function):
         if grad is None or have != frame.new:
             result.zero_()
         if grad is not None:
-            # Never into the gradient that came in: others may hold it.
+            # Never into the incoming gradient: others may hold it.
             inner = crop(grad, frame.whole, frame.new, node.dims)
             crop(result, have, frame.new, node.dims).copy_(inner)
             del grads[0]

@@ -321,7 +321,7 @@ class _BandSum:
 
 
 def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:
-    # Sums over many tiles are kept in float32 where weights are half: each sum would round.
+    # Sums over many tiles are kept in float32 if weights are half precision: each sum would round.
     dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
     into[name] = into[name].add_(value) if name in into else value.to(dtype, copy=True)
 
