@@ -343,7 +343,7 @@ def test_a_demo_that_cannot_be_viewed_does_not_begin(
 def test_a_folder_that_is_no_cohort_is_told_to_the_demo(slidelens, tmp_path):
     (tmp_path / "d ü" / "cohort").mkdir(parents=True)
     labels = tmp_path / "d ü" / "cohort" / "labels.csv"
-    for text, said in (("mine", "no column"), ("slide_id,label\na,0\nb,1\n", "no cohort of")):
+    for text, said in (("mine", "no column"), ("slide_id,label\na,0\nb,1\n", "not a cohort of")):
         labels.write_text(text)
         done = slidelens("demo", "--model", "demo-magnet", "--out", tmp_path / "d ü")
         assert (done.code, said in done.err) == (1, True)

@@ -123,7 +123,7 @@ def test_train_pause_go_on_and_run_what_came_of_it(panel, bench, made, qtbot, re
     qtbot.waitUntil(lambda: len(panel.state.rows) > 0, timeout=LONG)
     press(qtbot, panel.pause_button)
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
-    assert panel.notice.text == "Paused; what it has learnt is kept."
+    assert panel.notice.text == "Paused; progress is kept."
     epochs = len(panel.state.rows)
     assert 0 < epochs < EPOCHS
     line = panel._unfinished.itemAt(0).widget()

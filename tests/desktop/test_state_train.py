@@ -152,7 +152,7 @@ def test_unfinished_trainings_are_known_by_their_files(tmp_path):
     assert resumable(tmp_path)
     (row,) = read_history(tmp_path)
     assert (row.train_loss, row.tune_auc) == (0.7, None)
-    assert "what it has learnt is kept" in state.summary("cancelled", "")
+    assert "progress is kept" in state.summary("cancelled", "")
     assert state.summary("died", "It was killed.").endswith("from the last checkpoint.")
     (tmp_path / "model.json").write_text("{}")
     assert not resumable(tmp_path)

@@ -202,7 +202,7 @@ def test_a_damaged_bag_is_made_anew(tmp_path, slides, caplog):
     bag = _get(tmp_path, slides / "s1.tif", encoder)
     assert encoder.encode.tiles == 9
     assert bag.vectors.shape == (9, 3)
-    assert "damaged and made anew" in caplog.text
+    assert "damaged and is made again" in caplog.text
 
 
 def test_a_slide_without_tissue_has_an_empty_bag(tmp_path):

@@ -122,7 +122,7 @@ def test_the_picture_shows_the_sensitivities_on_the_curve(truth):
 def test_what_cannot_be_measured_is_refused(truth):
     with pytest.raises(ValueError, match="no truth for z"):
         froc({"z": []}, truth)
-    with pytest.raises(ValueError, match=r"no lesion to be found on any slide$"):
+    with pytest.raises(ValueError, match=r"no slide has a lesion to find$"):
         froc({}, {"c": []})
     cells = true_lesions(_in_px([_square(0, 0, 100)]), MPP)
     with pytest.raises(ValueError, match="all 1 that are annotated are isolated tumour cells"):

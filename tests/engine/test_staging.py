@@ -167,7 +167,7 @@ def test_figures_of_a_map():
         ("slide,label\n", "expected the header patient,stage"),
         ("patient,stage\na.tif,itc\n", "row 2: slide a stands before any patient"),
         ("patient,stage\np.zip,pN0\np.zip,pN0\n", "row 3: p is there twice"),
-        ("patient,stage\np.zip\n", "row 2 is no pair"),
+        ("patient,stage\np.zip\n", "row 2 is not a pair"),
         ("patient,stage\np.zip,pN0\na.tif,big\n", r"slides of classes other than .*: a \(big\)"),
         ("patient,stage\np.zip,N1\na.tif,itc\n", r"stages other than .*: p \(N1\)"),
         ("patient,stage\np.zip,pN0\n", "patients without a slide: p"),

@@ -101,7 +101,7 @@ def test_what_is_no_bag_is_told(tmp_path: Path) -> None:
         ("absent", "cannot be read as HDF5"),
         ("text", "cannot be read as HDF5"),
         ("patches", r"no dataset features; expected .*, found coords"),
-        ("unequal", r"features \(4, 8\) and coords \(3, 2\) are no bag"),
+        ("unequal", r"features \(4, 8\) and coords \(3, 2\) are not a bag"),
     ):
         with pytest.raises(ResultError, match=match):
             read_clam(tmp_path / f"{name}.h5")
@@ -110,10 +110,10 @@ def test_what_is_no_bag_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "match"),
     [
-        ("features", h5py.ExternalLink("good.h5", "features"), "no dataset that lies in this file"),
-        ("features", h5py.ExternalLink("gone.h5", "features"), "no dataset that lies in this file"),
-        ("coords", h5py.SoftLink("/nothing"), "no dataset that lies in this file"),
-        ("boxes", h5py.ExternalLink("good.h5", "coords"), "no dataset that lies in this file"),
+        ("features", h5py.ExternalLink("good.h5", "features"), "not a dataset in this file"),
+        ("features", h5py.ExternalLink("gone.h5", "features"), "not a dataset in this file"),
+        ("coords", h5py.SoftLink("/nothing"), "not a dataset in this file"),
+        ("boxes", h5py.ExternalLink("good.h5", "coords"), "not a dataset in this file"),
         ("features", h5py.Empty("f4"), "features is empty"),
         ("features", np.full((4, 8), "a", "S1"), "is of type .*expected real numbers"),
         ("features", np.ones((4, 8), complex), "expected real numbers"),
@@ -161,7 +161,7 @@ def test_a_dataset_whose_numbers_lie_in_another_file_is_not_read(tmp_path: Path)
         file["coords"] = np.zeros((4, 2))
         elsewhere = [(str(tmp_path / "other"), 0, 128)]
         file.create_dataset("features", (4, 8), np.float32, external=elsewhere)
-    with pytest.raises(ResultError, match="no dataset that lies in this file"):
+    with pytest.raises(ResultError, match="not a dataset in this file"):
         read_clam(tmp_path / "bag.h5")
 
 

@@ -191,7 +191,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, result: Result) 
     back = Result.load(tmp_path / "a")
     with pytest.raises(ResultError, match=r"tiles\.csv: no column minx"):
         _ = back.tiles
-    with pytest.raises(ResultError, match=r"regions\.geojson: no GeoJSON"):
+    with pytest.raises(ResultError, match=r"regions\.geojson: not a GeoJSON"):
         _ = back.regions
 
 

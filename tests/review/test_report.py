@@ -94,7 +94,7 @@ def test_sources_of_error_are_the_decisions_in_the_database(made, reviewed):
         assert not of_kind
         for model in ("magnet", "mil", "segmentation", "streaming"):
             errors = sum(e.kind == kind and e.model == model for e in list_errors(reviewed))
-            assert errors == sum(n[model] for s, n in table.items() if not s.startswith("of all"))
+            assert errors == sum(n[model] for s, n in table.items() if not s.startswith("of these"))
     assert sources(page, "fp")["Not reviewed"]["magnet"] == 1
     assert (made.errors, made.slides, made.decided) == (5, 2, 3)
 

@@ -173,7 +173,7 @@ def test_a_newer_version_a_foreign_database_and_rubbish_are_told_apart(store, tm
         ReviewStore(foreign).set(CASE, reviewer="ann", category="x")
     rubbish = tmp_path / "rubbish.sqlite"
     rubbish.write_bytes(b"no database at all" * 100)
-    with pytest.raises(ResultError, match="no review, or damaged"):
+    with pytest.raises(ResultError, match="not a review, or is damaged"):
         ReviewStore(rubbish).decisions()
 
 
@@ -191,7 +191,7 @@ def test_an_older_version_is_brought_up_to_date_with_its_decisions(store, monkey
 
 def test_a_store_that_only_reads_never_writes(store):
     reader = ReviewStore(store.path, read_only=True)
-    with pytest.raises(ResultError, match="read only"):
+    with pytest.raises(ResultError, match="read-only"):
         reader.set(CASE, reviewer="ann", category="x")
     assert not store.path.exists()
 

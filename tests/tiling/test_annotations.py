@@ -186,7 +186,7 @@ def test_an_ellipse_and_a_rectangle_of_two_corners(tmp_path: Path):
         ([1], "feature 0 is not a GeoJSON object"),
         ({"type": "FeatureCollection"}, "without a list of features"),
         ([_feature(_polygon(SQUARE)), _feature(_polygon([[0, 0], [1]]))], r"feature 1 \(id f1\)"),
-        ([_feature({"type": "Circle", "coordinates": []})], "feature 0 .* no readable Circle"),
+        ([_feature({"type": "Circle", "coordinates": []})], "feature 0 .* not a readable Circle"),
         ({"positive": [{"vertices": [[0, 0], [1, "x"], [2, 2]]}]}, "positive polygon 0"),
         ({"positive": [{"vertices": [[0, 0], [1, 10**400], [2, 2]]}]}, "positive polygon 0"),
         ({"negative": [{}]}, "negative polygon 0"),

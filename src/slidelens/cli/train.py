@@ -281,7 +281,7 @@ def _conclude(out: Path, last: TrainProgress, as_json: bool) -> None:
     took = f" in {time_text(last.seconds)}" if last.seconds else ""  # else all folds were there
     typer.echo(f"{out}: trained{took}{auc}")
     if last.folds:
-        typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; a model lies in each fold")
+        typer.echo(f"next: {out}/folds.json, {out}/out_of_fold.csv; each fold contains a model")
         return
     bags = " --bags DIR" if read_manifest(out).config.get("bag_dim") else ""
     typer.echo(f"next: slidelens predict SLIDE --model {quote(str(out))}{bags} --out results")

@@ -199,7 +199,7 @@ def check_bags(model: Model[Any], bags: str | Path | None) -> None:
     if takes and bags is None:
         raise ModelError(
             f"model {model.name!r} was trained on feature vectors made elsewhere and has no "
-            "backbone to make them of a slide: give the folder of the slides' .h5 files, with "
+            "backbone to make them from a slide: give the folder of the slides' .h5 files, with "
             "--bags DIR (bags=DIR)."
         )
     if bags is not None and not takes:
@@ -275,7 +275,7 @@ def _load(folder: Path) -> Bag | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s: the feature bag is damaged and made anew (%s)", folder, error)
+        log.warning("%s: the feature bag is damaged and is made again (%s)", folder, error)
         return None
     tile, mpp, overlap, _ = facts["grid"]
     return Bag(boxes, vectors, {"tile": str(tile), "mpp": str(mpp), "overlap": str(overlap)})

@@ -59,7 +59,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if (device.index or 0) >= present:
         raise ModelError(
             f"device {str(name)!r} is not on this machine (it has {present} of type "
-            f"{device.type!r}). Use --device auto or cpu; `slidelens doctor` tells what is missing."
+            f"{device.type!r}). Use --device auto or cpu; `slidelens doctor` shows what is missing."
         )
     return device
 

@@ -83,7 +83,7 @@ class PredictionTable:
             try:
                 self.flush()
             except ResultError as error:
-                log.warning("%s (It does not tell of %s yet.)", error, outcome.slide_id)
+                log.warning("%s (It does not mention %s yet.)", error, outcome.slide_id)
 
     def flush(self) -> None:
         """Write the rows that wait, and those that are lost.
@@ -148,6 +148,6 @@ class PredictionTable:
             raise ResultError(f"{self._path}: cannot be read ({error}).") from error
         header, *rows = [row for row in csv.reader(io.StringIO(content)) if row] or [[]]
         if header != self._header:
-            log.warning("%s: has other columns and is written anew", self._path)
+            log.warning("%s: has other columns and is rewritten", self._path)
             return {}
         return {row[0]: row for row in rows if len(row) == len(header)}

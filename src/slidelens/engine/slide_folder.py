@@ -210,8 +210,8 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
         folders = []
     if passed := [path.name for path in (*folders, *others)]:
         log.warning(
-            "%s: skipped, since they are not slides: %s. Folders are looked into where none "
-            "lies beside them.",
+            "%s: skipped, since they are not slides: %s. Subfolders are searched only "
+            "if there is no slide beside them.",
             *(folder, listed(passed)),
         )
     return found

@@ -126,8 +126,8 @@ def read_clam(path: Path) -> ClamBag:
     for what, values in (("features", features), ("coords, or sides of tiles,", boxes)):
         if not np.isfinite(values).all():
             raise ResultError(
-                f"{path}: its {what} are not all finite numbers, of which no score comes; make the "
-                "bag again, with vectors in single precision."
+                f"{path}: its {what} are not all finite numbers, so they give no score; make "
+                "the bag again, with vectors in single precision."
             )
     return ClamBag(boxes, features, _facts(path, attributes))
 
@@ -141,7 +141,7 @@ def _values(path: Path, file: Any, name: str) -> NDArray[Any]:
     inside = isinstance(file.get(name, getlink=True), h5py.HardLink)
     found = file[name] if inside else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise ResultError(f"{path}: {name} is not a dataset in this file; copy it into one.")
+        raise ResultError(f"{path}: {name} is not a dataset in this file; copy it into the file.")
     if found.shape is None:  # HDF5 knows of datasets without a value
         raise ResultError(f"{path}: {name} is empty, expected real numbers.")
     if found.dtype.kind not in "biuf":

@@ -48,7 +48,7 @@ def _write(result: Result, path: Path) -> None:
 
 EXPORTER = Exporter(
     "lesions-csv",
-    "A row per lesion, largest first: diameter, area, probability, and where its peak lies.",
+    "A row per lesion, largest first: diameter, area, probability, and the position of its peak.",
     ".lesions.csv",
     _write,
 )

@@ -74,7 +74,7 @@ class LocalTraining(SlideTraining):
         description="passes over the slides per epoch of a stage that trains only the heads",
     )
     train_tile: int = Field(
-        0, ge=0, description="stream each training step in tiles of so many px; 0: whole maps"
+        0, ge=0, description="stream each training step in tiles of this side in px; 0: whole maps"
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

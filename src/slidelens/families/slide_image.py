@@ -195,8 +195,8 @@ def frame_tissue(
     (top, rows), (left, columns) = map(_span, spans, most, lost)
     if rows - lost[0] < np.ptp(spans[0]) + 1 or columns - lost[1] < np.ptp(spans[1]) + 1:
         log.warning(
-            "%s: the tissue is larger than %d px at %g µm/px: what lies outside of the middle is "
-            "not seen; give the model a larger size", view.name, limit, mpp,
+            "%s: the tissue is larger than %d px at %g µm/px: only its middle is "
+            "seen; give the model a larger size", view.name, limit, mpp,
         )  # fmt: skip
     cells = Affine(lattice.sx, lattice.sy, left * lattice.sx, top * lattice.sy)
     # A cell sees around the centre of its receptive field: the image is shifted so that this is

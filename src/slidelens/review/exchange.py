@@ -125,13 +125,13 @@ def _decision(
     elif not cells["reviewer"]:
         fault = "no reviewer"
     elif cells["model"] not in saved.models:
-        fault = f"model {cells['model']!r} is none of {', '.join(saved.models)}"
+        fault = f"model {cells['model']!r} is not one of {', '.join(saved.models)}"
     elif cells["slide_id"] not in saved.labels:
         fault = f"slide {cells['slide_id']!r} was not evaluated"
     elif cells["category"] and cells["category"] not in known:
-        fault = f"category {cells['category']!r} is none of {kind}: {', '.join(known)}"
+        fault = f"category {cells['category']!r} is not one of {kind}: {', '.join(known)}"
     elif cells["true_label"] and cells["true_label"] not in saved.classes:
-        fault = f"true_label {cells['true_label']!r} is none of {', '.join(saved.classes)}"
+        fault = f"true_label {cells['true_label']!r} is not one of {', '.join(saved.classes)}"
     one = Decision(
         slide_id=cells["slide_id"],
         model=cells["model"],

@@ -208,7 +208,7 @@ def _absent(path: Path) -> str:
     if _ADDRESS.match(str(path)):
         return (
             f"{path}: is an address; slides are read from files and folders, and nothing is "
-            "fetched: download it, or mount where it lies."
+            "fetched: download it, or mount its location."
         )
     return f"{path}: no such file or folder."
 

@@ -74,8 +74,8 @@ class ZarrFolder:
         stated = PureWindowsPath(name)  # which knows slashes of both kinds
         if stated.anchor or ".." in stated.parts:
             raise SlideError(
-                f"{self.path}: its OME-Zarr metadata name {name!r}, which lies outside; an image's "
-                "arrays are read from within it alone."
+                f"{self.path}: its OME-Zarr metadata name {name!r}, which is outside it; an "
+                "image's arrays are read only from inside."
             )
         return name
 

@@ -157,9 +157,9 @@ class FamilyConformance:
             load_file(tmp_path / out / "weights.safetensors") for out in ("model", "stopped")
         )
         assert all(torch.equal(resumed[name], value) for name, value in whole.items()), (
-            "a training that was stopped and resumed ended in other weights: what is drawn by "
-            "chance follows from seed, epoch and slide_key alone, and what a step leaves for later "
-            "ones goes into state()"
+            "a training run that was stopped and resumed ended in other weights: derive everything "
+            "random from seed, epoch and slide_key alone, and keep what a step leaves for later "
+            "ones in state()"
         )
 
 

@@ -315,9 +315,7 @@ class ReviewPanel(Panel):
         model = self._model
         folder = review.saved.result_folder(model, case.slide_id)
         if folder is None or not folder.is_dir():
-            self.case.show_places(
-                (), f"The result of {model} is gone; run the model on the slide again."
-            )
+            self.case.show_places((), f"The result of {model} is gone; run the model again.")
             return
         self.bench.show_result(
             folder,

@@ -249,11 +249,7 @@ class TrainState:
             best = f" Best AUC on the tuning slides: {max(aucs):.3f}." if aucs else ""
             return f"{self.out.name} is trained.{best}"
         if status == "cancelled":
-            kept = (
-                "what it has learnt is kept"
-                if resumable(self.out)
-                else "nothing has been learnt yet"
-            )
+            kept = "progress is kept" if resumable(self.out) else "nothing has been learnt yet"
             return f"Paused; {kept}."
         later = " It can continue from the last checkpoint." if resumable(self.out) else ""
         return f"{error}{later}"

@@ -123,7 +123,7 @@ def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueL
     if not lesions:
         cells = sum(len(of_slide) for of_slide in truth.values())
         below = f": all {cells} that are annotated are isolated tumour cells, below 200 µm"
-        raise ValueError(f"no lesion to be found on any slide{below if cells else ''}")
+        raise ValueError(f"no slide has a lesion to find{below if cells else ''}")
     return _curve(np.array(false), np.array(hits), lesions, len(truth))
 
 

@@ -130,7 +130,7 @@ class CheckpointStore:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"cannot read checkpoint {path}: {error}; train anew without --resume."
+                f"cannot read checkpoint {path}: {error}; train again without --resume."
             ) from error
         if not isinstance(record, dict) or record.get("schema_version") != _VERSION:
             raise ModelError(
@@ -148,7 +148,7 @@ class CheckpointStore:
             return load(path.read_bytes())
         except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"cannot read checkpoint {path}: {error}; train anew without --resume."
+                f"cannot read checkpoint {path}: {error}; train again without --resume."
             ) from error
 
     def _write(self, name: str, content: bytes | str) -> None:
