@@ -345,7 +345,7 @@ def test_corrected_labels_say_what_was_not_corrected(panel, cohort, made, tmp_pa
         panel.export.write_labels(tmp_path / "l.csv")
     finally:
         table.write_text(before)
-    assert "was changed since" in panel.notice.text.splitlines()[2]
+    assert "has changed" in panel.notice.text.splitlines()[2]
 
 
 def test_results_are_evaluated_from_the_panel(bench, made, qtbot):

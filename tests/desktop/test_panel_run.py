@@ -237,7 +237,7 @@ def test_results_are_reopened_deleted_and_brought_back(panel, bench, case, qtbot
     select_result(panel.results, bench.results / "oracle" / "square")
     press(qtbot, panel.results.open)
     qtbot.waitUntil(lambda: "oracle: regions" in bench.viewer.layers, timeout=40_000)
-    assert panel.notice.text.startswith("The maps are shown without their slide")
+    assert panel.notice.text.startswith("Maps are shown without their slide")
     press(qtbot, panel.results.delete)
     qtbot.waitUntil(lambda: tree.topLevelItemCount() == 0, timeout=40_000)
     assert "was deleted" in panel.notice.text

@@ -82,7 +82,7 @@ def test_what_is_missing_is_said_in_order(tmp_path):
     assert request(tmp_path).missing() == ""
     (tmp_path / "models" / "my-model").mkdir(parents=True)
     (tmp_path / "models" / "my-model" / "model.json").write_text("{}")
-    assert "called my-model already" in request(tmp_path).missing()
+    assert "already a model called my-model" in request(tmp_path).missing()
     assert free_name(tmp_path / "models", "my-model") == "my-model-2"
 
 

@@ -274,8 +274,8 @@ def export(
             typer.echo(f"note: {slide_id}: reviewers do not agree; it keeps its label", err=True)
         if not corrected.original:
             typer.echo(
-                "note: the labels table that was evaluated is gone or was changed since; the new "
-                "one holds the evaluated slides only",
+                "note: the evaluated labels table is gone or has changed; the new one holds only "
+                "the evaluated slides",
                 err=True,
             )
 
@@ -332,7 +332,7 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
         )
         for a in found
     ]
-    print_table(("reviewer", "reviewer", "on the", "errors", "same", "kappa"), rows)
+    print_table(("reviewer", "reviewer", "about the", "errors", "agreed", "kappa"), rows)
 
 
 def taxonomy(
