@@ -289,7 +289,7 @@ def compare_real(figures: dict[str, Any], device: str = "cpu") -> list[Claim]:
     with open_slide(REAL) as slide:
         for name, what, mpp in (
             ("real", "both at 2 µm/px", {}),
-            ("real_by_default", "at 2 and tiles at 0.5 µm/px, their defaults", {"mil": 0.5}),
+            ("real_by_default", "local at 2, tiles at 0.5 µm/px (defaults)", {"mil": 0.5}),
         ):
             found = compare(slide, "auto", "auto", 2, device, mpp=mpp)
             figures[name] = {"slide": REAL.name, **found}
