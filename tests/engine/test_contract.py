@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import tiny_family
 import torch
 from pydantic import Field
 
+from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.contract import blaming, build_network
 from slidelens.engine.predict import predict
+from slidelens.engine.progress import Progress
 from slidelens.engine.train import train
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
@@ -78,6 +81,33 @@ def test_events_of_other_number_types_are_taken(run):
     result = run(infer=lambda model, view: iter(events))
     assert result.probabilities == {"normal": 0.25, "tumour": 0.75}
     assert result.tiles.probabilities[0].tolist() == [0.5, 0.5]
+
+
+def test_a_family_may_fill_its_arrays_anew(run):
+    def infer(model, view):
+        box, values = BOX.copy(), HALF.copy()
+        for i in range(2):
+            box[0, 0], values[:] = 16 * i, (1 - i, i)
+            yield patch(box, values)
+        yield SCORE
+
+    result = run(infer=infer)
+    assert result.tiles.boxes[:, 0].tolist() == [0, 16]
+    assert result.tiles.probabilities.tolist() == [[1, 0], [0, 1]]
+    assert result.maps["probability"].read()[:, 0, :2].tolist() == [[1, 0], [0, 1]]
+
+
+def test_who_looks_at_the_maps_leaves_what_is_wrong_to_the_run(tiny, monkeypatch, tmp_path):
+    events = [patch(values=HALF * 100), Patch.empty("probability", 2), SCORE]
+    family = replace(tiny_family.FAMILY, infer=lambda model, view: iter(events))
+    monkeypatch.setitem(FAMILIES._loaded, "tiny", family)
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((48, 64, 3), np.uint8))
+    whole = TissueSettings(method="whole")
+    for event in predict_cohort(tmp_path, tiny, tmp_path / "out", mpp=1.0, tissue=whole):
+        if isinstance(event, Progress):
+            event.peek()
+    assert event.status == "failed"
+    assert "values from 50 to 50" in event.error
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from slidelens.engine.contract import (
 )
 from slidelens.engine.device import software
 from slidelens.engine.provenance import weights_sha256
+from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
 from slidelens.maps.features import VectorSpool
@@ -100,7 +102,8 @@ class Assembly:
 
     def peek(self) -> dict[str, Map]:
         """Return the maps as they are now; NaN where nothing was predicted yet."""
-        self._draw()
+        with suppress(ModelError):  # the run raises it, and so ends
+            self._draw()
         return {name: canvas.peek() for name, canvas in self._canvases.items()}
 
     def _draw(self) -> None:

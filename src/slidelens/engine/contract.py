@@ -204,7 +204,8 @@ def fitting_patch(event: object, specs: dict[str, MapSpec], model: Model[Any]) -
             f"map {spec.name!r}: values of shape {values.shape} for {count} boxes; expected "
             f"({count}, {planes}){rasters}.",
         )
-    return Patch(spec.name, boxes, values)
+    # Copied, as it may be drawn later, when the family has put other numbers into its arrays.
+    return Patch(spec.name, boxes.copy(), values if values.ndim > 2 else values.copy())
 
 
 def check_patch(patch: Patch, specs: dict[str, MapSpec], model: Model[Any], size: Size) -> None:
