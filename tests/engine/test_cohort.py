@@ -435,7 +435,7 @@ def test_what_a_shell_finds_beside_slides_is_passed_over(tiny, tmp_path, caplog)
         assert set(table(out)) == set(asked)
     passed = ["labels.csv", "m", "results", "tiny-model"]
     told = ", ".join(str(slides / name) for name in passed)
-    assert f"passed over, since they are no slides: {told}\n" in caplog.text
+    assert f"skipped, since they are not slides: {told}\n" in caplog.text
     caplog.clear()
     run([slides], [tiny], slides)
     assert "tiny-model" not in caplog.text, "a folder of results is none that might hold slides"
@@ -453,6 +453,14 @@ def test_a_folder_of_results_or_a_table_alone_is_told(tiny, tmp_path):
     run([broken], [tiny], tmp_path / "failed")
     found = run([slide, tmp_path / "failed" / "tiny-model"], [tiny], tmp_path / "out")
     assert [o.slide_id for o in found] == ["s"]
+
+
+def test_a_folder_of_slides_may_be_called_as_a_slide_elsewhere(tiny, tmp_path):
+    write_slide(tmp_path / "case", "s.tif")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "case.mrxs").touch()
+    found = run([tmp_path / "case", tmp_path / "other" / "case.mrxs"], [tiny], tmp_path / "out")
+    assert {o.slide_id: o.status for o in found} == {"s": "done", "case": "failed"}
 
 
 def test_results_do_not_go_into_a_slide(tiny, tmp_path):
@@ -538,7 +546,7 @@ def test_a_folder_that_may_not_be_looked_into_is_a_sentence(tmp_path, monkeypatc
             find_slides(Path("barred") / "in")
         with nobody():
             assert set(find_slides(Path())) == {"s"}
-        assert "no slides: barred" in caplog.text
+        assert "not slides: barred" in caplog.text
 
 
 def test_a_full_disk_ends_the_run_not_each_slide_after_its_hours(tiny, tmp_path, monkeypatch):

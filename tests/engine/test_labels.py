@@ -187,6 +187,7 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         "a.svs",
         "b.ome.tif",
         "c.mrxs",
+        "e.vsi",
         "notes.txt",
         "a.geojson",
         "a.JPG",
@@ -195,22 +196,23 @@ def test_slides_are_found_by_id_with_or_without_extension(table, tmp_path, caplo
         ".hidden.svs",
     ):
         (folder / name).touch()
-    for name in ("c", "d.zarr", "patient", "_b_"):
+    for name in ("c", "d.zarr", "patient", "notes", "_e_"):
         (folder / name).mkdir()
     with caplog.at_level("WARNING"):
         files = find_slides(folder)
-    assert "skipped, since they are not slides: patient. " in caplog.text
+    assert "skipped, since they are not slides: notes, patient. " in caplog.text
     assert {k: p.name for k, p in files.items()} == {
         "a": "a.svs",
         "b": "b.ome.tif",
         "c": "c.mrxs",
         "d": "d.zarr",
+        "e": "e.vsi",
     }
     read = table("slide_id,label", "a.svs,0", "b,1", "c.mrxs,0").with_files(files)
     assert [r.slide_id for r in read.rows] == ["a", "b", "c"]
     bags = {name: folder / f"{name}.h5" for name in "abc"}
     assert table("slide_id,label", "a.svs,0", "b.svs,1").with_files(bags).rows[0].slide_id == "a"
-    with pytest.raises(LabelError, match=r"no slide for x, y\.ndpi; found 4 slides"):
+    with pytest.raises(LabelError, match=r"no slide for x, y\.ndpi; found 5 slides"):
         table("slide_id,label", "a,0", "x,1", "y.ndpi,1").with_files(files)
     with pytest.raises(LabelError, match=r"a \(2 times\)"):
         table("slide_id,label", "a,0", "a.svs,1").with_files(files)
@@ -223,7 +225,7 @@ def test_a_folder_for_each_patient_or_download(tmp_path, caplog):
         path.parent.mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(path, image)
     for place in (
-        "labels.csv",
+        "p1.csv",
         "p1/logs/a.tif.parcel",
         "p4/damaged.svs",
         "results/m/x/result.json",

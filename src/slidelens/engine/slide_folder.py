@@ -48,7 +48,7 @@ def slides_to_run(
     ----------
     given
         Slides and folders of them. What a shell's ``*`` gives besides, and a folder of them would
-        not, is passed over with a warning: tables, texts, pictures, results and the folder of an
+        not, is skipped with a warning: tables, texts, pictures, results and the folder of an
         MRXS or VSI slide.
     labels
         CSV with slide_id and optionally split, as for a training; its order is that of the slides
@@ -95,14 +95,14 @@ def _check_there(given: Sequence[Path]) -> None:
 
 def _slides_among(given: Sequence[Path]) -> list[Path]:
     """Return the slides among paths and in folders, without what lies beside them."""
-    in_two = {slide_id(path) for path in given if path.suffix.lower() in _IN_TWO}
+    in_two = _in_two(given)
     slides: list[Path] = []
     others: list[Path] = []
     for path in given:
         if not _is_folder_of_slides(path):
             other = path.suffix.lower() in _NO_SLIDES and not is_slide(path)
             (others if other else slides).append(path)
-        elif slide_id(path).strip("_") in in_two:
+        elif _shared(path) in in_two:
             others.append(path)
         else:
             found = _candidates(path)
@@ -112,8 +112,18 @@ def _slides_among(given: Sequence[Path]) -> list[Path]:
                 slides += _by_name(path, found).values()
     if slides and others:
         passed = listed([str(path) for path in others])
-        log.warning("passed over, since they are no slides: %s", passed)
+        log.warning("skipped, since they are not slides: %s", passed)
     return slides or others  # opening them says what they are
+
+
+def _in_two(paths: Iterable[Path]) -> set[tuple[Path, str]]:
+    """Return what :func:`_shared` is of the slides among paths that are a file and a folder."""
+    return {_shared(path) for path in paths if path.suffix.lower() in _IN_TWO}
+
+
+def _shared(path: Path) -> tuple[Path, str]:
+    """Return what file and folder of one slide share, such as x.vsi and _x_: place and name."""
+    return path.parent, slide_id(path).strip("_")
 
 
 def _is_folder_of_slides(path: Path) -> bool:
@@ -194,14 +204,14 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
     Further down, where anything may lie, a file has to look like a slide.
     """
     inside = [path for path in contents(folder, "slides") if not path.name.startswith(".")]
-    files_of = {slide_id(path) for path in inside if path.is_file()}
+    in_two = _in_two(inside)
     found: list[Path] = []
     folders: list[Path] = []
     others: list[Path] = []
     for path in inside:
         if path.is_dir() and not _may_be_slide(path):
             # What belongs to an MRXS or VSI is not looked into, nor are results.
-            if slide_id(path).strip("_") not in files_of and not _is_of_one_model(path):
+            if _shared(path) not in in_two and not _is_of_one_model(path):
                 folders.append(path)
         elif path.suffix.lower() not in _NO_SLIDES:
             (found if level == 0 or _may_be_slide(path) else others).append(path)
