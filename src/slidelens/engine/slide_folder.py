@@ -134,8 +134,9 @@ def _is_folder_of_slides(path: Path) -> bool:
 
 
 def _is_of_a_run(folder: Path) -> bool:
-    """Return whether a run wrote a folder; of one in which all slides failed there is a table."""
-    return holds_results(folder) or (folder / PREDICTIONS).is_file()
+    """Return whether a run wrote a folder; if all its slides failed, there are only tables."""
+    tables = (PREDICTIONS, f"*/{PREDICTIONS}")
+    return holds_results(folder) or any(any(folder.glob(table)) for table in tables)
 
 
 def _is_of_one_model(folder: Path) -> bool:
