@@ -156,7 +156,7 @@ def _open_one(bench: Workbench, path: Path, kind: Kind, late: Callable[[str], ob
     elif kind == "results":
         bench.use_results(path)
         bench.open_panel("run")
-        return f"Results are now read from and written to {bench.results} now."
+        return f"Results are now read from and written to {bench.results}."
     elif kind == "model":
         bench.memory.add_model(path)
         bench.load_models()
