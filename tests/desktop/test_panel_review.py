@@ -355,6 +355,10 @@ def test_results_are_evaluated_from_the_panel(bench, made, qtbot):
     panel.evaluate(made.parent / "labels.csv")
     qtbot.waitUntil(lambda: panel.review is not None, timeout=180_000)
     assert panel.review.saved.folder.parent == bench.preferences.home / "evaluations"
+    panel.reviewer.setText("")
+    panel.evaluate(made.parent / "labels.csv")
+    qtbot.waitUntil(lambda: not bench.runner.busy, timeout=180_000)
+    assert "Enter your name" in panel.notice.text, "what stops it from being opened is not hidden"
     panel.evaluate(made.parent / "gone.csv")
     qtbot.waitUntil(lambda: "gone.csv" in panel.notice.text, timeout=WAIT)
 
@@ -374,8 +378,9 @@ def test_what_an_evaluation_and_a_report_warn_of_is_shown(bench, made, qtbot, tm
     panel.export.write_report(tmp_path / "report.html")
     qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
     written, *missing = panel.notice.text.splitlines()
-    assert "The report is written" in written
-    assert any("The result of weak is gone" in line for line in missing)
+    assert "The report was written" in written
+    assert any("The result of weak has disappeared" in line for line in missing)
+    assert any("no package with these weights was found" in line for line in missing)
 
 
 def test_pictures(panel, bench, qtbot, request):

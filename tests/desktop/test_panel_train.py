@@ -164,7 +164,7 @@ def test_what_a_training_warns_of_is_shown(panel, made, qtbot, tmp_path):
     choose_data(qtbot, panel, tmp_path / "cohort")
     choose_small_model(panel, epochs=1)
     qtbot.waitUntil(panel.start_button.isEnabled, timeout=LONG)
-    warning = "passed over, since they are no slides: letters"
+    warning = "skipped, since they are not slides: letters"
     assert warning in panel.warning.text()
     begin(qtbot, panel)
     qtbot.waitUntil(lambda: warning in panel.notice.text, timeout=LONG)

@@ -115,8 +115,8 @@ def write_report(
     bare = [card.name for card in content.cards if not card.packaged]
     if bare:
         warnings.append(
-            f"{', '.join(bare)}: no package with these weights was found for the card; name its "
-            "folder with --model."
+            f"{', '.join(bare)}: no package with these weights was found for the card; `slidelens "
+            "report --model DIR` takes its folder."
         )
     counts = (len(content.cases), len(content.errors), len(decided))
     return Report(out, pdf, *counts, notes, warnings)

@@ -25,7 +25,7 @@ from slidelens.errors import LabelError, ResultError
 from slidelens.review.foci import find_foci
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qtpy.QtGui import QHideEvent, QShowEvent
 
@@ -63,15 +63,15 @@ class ReviewPanel(Panel):
         self._bind_keys()
         self._show_review()
 
-    def open(self, folder: Path) -> None:
-        """Open an evaluation folder."""
+    def open(self, folder: Path, warnings: Sequence[str] = ()) -> None:
+        """Open an evaluation folder, and show what its evaluation warned of."""
         reviewer, points = self.reviewer.text().strip(), self.points.text()
         if not reviewer:
             self.notice.say("Enter your name: decisions are saved under it.", "error")
             return
         if not self.case.flush():
             return
-        self.notice.say("")
+        self.notice.say("", warnings=warnings)
         self.bench.background.run(
             lambda: open_review(folder, reviewer, points),
             self._opened,
@@ -203,8 +203,7 @@ class ReviewPanel(Panel):
         if status != "done":
             self.notice.say(error or "Stopped.", "error", warnings=warnings)
             return
-        self.open(out)
-        self.notice.say("", warnings=warnings)
+        self.open(out, warnings)
 
     def _reopen(self) -> None:
         """Read again with another reviewer or operating point, if either has changed."""

@@ -91,7 +91,7 @@ def evaluate(request: Facts, send: Send) -> Iterator[None]:
 
 
 def report(request: Facts, send: Send) -> Iterator[None]:
-    """Write the report of an evaluation; send ``progress``, and what it lacks as ``warning``.
+    """Write the report of an evaluation; send ``progress``, and each ``warning`` and note.
 
     It cannot be cancelled half-way: files appear whole or not at all.
     """
@@ -120,7 +120,7 @@ def report(request: Facts, send: Send) -> Iterator[None]:
         options=options,
         progress=tell,
     )
-    _warn(send, made.notes)
+    _warn(send, [*made.warnings, *made.notes])
 
 
 JOBS: dict[str, Job] = {
