@@ -45,7 +45,7 @@ def test_options_reach_the_report(slidelens, folder, tmp_path):
         (("--operating-point", "best"), 2, "expected stored, max-accuracy"),
         (("--operating-point", "x:0.5"), 2, "no model 'x'"),
         (("--fields", "0"), 2, "--fields"),
-        (("--reviewer", "cy"), 1, "no decision of 'cy'"),
+        (("--reviewer", "cy"), 1, "no decision by 'cy'"),
         (("--slides", "nowhere"), 1, "nowhere: no such folder of slides"),
         (("--model", "nowhere"), 1, "nowhere is not a model package"),
     ],

@@ -93,7 +93,7 @@ def test_an_edited_taxonomy_is_in_force(review, folder):
     ("arguments", "code", "said"),
     [
         (("set", "q", "--note", "x"), 1, "no slide 'q'"),
-        (("set", "a", "--note", "x"), 1, "slide 'a' is no error of any model"),
+        (("set", "a", "--note", "x"), 1, "slide 'a' has no error of any model"),
         (("set", "b"), 2, "give --category, --note"),
         (("set", "b", "--true-label", "x"), 2, "no class 'x'; normal, tumor"),
         (("set", "b", "--true-label", "tumor", "--label-wrong"), 2, "not both"),

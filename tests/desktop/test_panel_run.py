@@ -342,7 +342,7 @@ def test_a_plain_run_asks_before_it_replaces_a_region_or_another_models_result(c
     assert "m on square: there is a result of region" in plain.replaces({card.path: card})
     same = replace(plain, region=Box(0, 0, 100, 100))
     assert not same.replaces({card.path: card})
-    assert "of other weights" in same.replaces({card.path: replace(card, weights="0" * 64)})
+    assert "with other weights" in same.replaces({card.path: replace(card, weights="0" * 64)})
     both = replace(plain, slides=(Path("square.tif"), Path("new.tif")))
     assert "more" not in both.replaces({card.path: card})
 

@@ -55,15 +55,15 @@ def test_fraction_and_time_left_over_several_parts():
     assert run.text == "m0 (1 of 2): Predicting 25 of 100, about 1 min left"
     finding = run.feed(outcome())
     assert finding.text == "m0: tumor 90.0%"
-    assert run.found == "m0: tumor 90.0% (region only)"
+    assert run.found == "m0: tumor 90.0% (region)"
     assert run.fraction == pytest.approx(0.5)
     run.feed(progress("infer", 50, 100, seconds=20, eta=20))
     assert run.fraction == pytest.approx(0.75)
     run.feed(outcome())
-    assert run.found.splitlines() == ["m0: tumor 90.0% (region only)"] * 2
+    assert run.found.splitlines() == ["m0: tumor 90.0% (region)"] * 2
     many = state(slides=2)
     many.feed(outcome())
-    assert many.found == "s0, m0: tumor 90.0% (region only)"
+    assert many.found == "s0, m0: tumor 90.0% (region)"
 
 
 def test_slides_of_another_run_are_waited_for():
@@ -146,7 +146,7 @@ def test_a_newer_result_is_not_replaced(results):
     folder = results / "m1" / "a"
     hidden = trash.delete(folder)
     folder.mkdir()
-    with pytest.raises(ResultError, match="a newer result is there"):
+    with pytest.raises(ResultError, match="a newer one is there"):
         trash.restore(hidden)
 
 

@@ -200,7 +200,7 @@ def test_results_of_another_model_or_region_are_not_replaced_unasked(tiny, tmp_p
     out, region = tmp_path / "out", sl.Box(0, 0, 64, 64)
     run(slides, [tiny], out)
     before = table(out)
-    with pytest.raises(ResultError, match=r"s0: holds a result of other weights.*1 more.*--overw"):
+    with pytest.raises(ResultError, match=r"s0: holds a result with other weights.*1 more.*--over"):
         run(slides, [make_model(seed=1)], out, replace=False)
     with pytest.raises(ResultError, match=r"s1: holds a result of the whole slide\. Write to"):
         run(slides[1:], [tiny], out, replace=False, region=region)

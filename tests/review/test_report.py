@@ -88,13 +88,13 @@ def test_sources_of_error_are_the_decisions_in_the_database(made, reviewed):
         table = sources(page, kind)
         of_kind = {(source, model): n for k, source, model, n in counted if k == kind}
         for source, counts in table.items():
-            if source not in ("Not reviewed", "of these, on slides whose label was found wrong"):
+            if source != "Not reviewed" and not source.startswith("of all errors, "):
                 for model, n in counts.items():
                     assert n == of_kind.pop((source, model), 0), (source, model)
         assert not of_kind
         for model in ("magnet", "mil", "segmentation", "streaming"):
             errors = sum(e.kind == kind and e.model == model for e in list_errors(reviewed))
-            assert errors == sum(n[model] for s, n in table.items() if not s.startswith("of these"))
+            assert errors == sum(n[model] for s, n in table.items() if not s.startswith("of all"))
     assert sources(page, "fp")["Not reviewed"]["magnet"] == 1
     assert (made.errors, made.slides, made.decided) == (5, 2, 3)
 
@@ -104,7 +104,7 @@ def test_one_reviewers_decisions_can_be_counted_alone(reviewed, tmp_path):
     page = read(write_report(reviewed, tmp_path / "r.html", options=options).html)
     assert sources(page, "fp")["Tissue artefacts"]["streaming"] == 0
     assert sources(page, "fp")["Inflammation"]["mil"] == 1
-    with pytest.raises(ResultError, match="no decision of 'Cy'; there are Ann Lee, Bob Roe"):
+    with pytest.raises(ResultError, match="no decision by 'Cy'; reviewers: Ann Lee, Bob Roe"):
         write_report(reviewed, tmp_path / "r.html", options=ReportOptions(reviewer="Cy"))
 
 
@@ -395,7 +395,7 @@ def test_a_label_that_was_corrected_is_not_called_wrong(evaluation, tmp_path):
     evaluate(tmp_path / "results", labels, evaluation, EvaluationOptions(allow_missing=True))
     page = read(write_report(evaluation, tmp_path / "r.html").html)
     assert "is right" not in text_of(page)
-    assert "Reviewers hold" not in text_of(page)
+    assert "According to the reviewers" not in text_of(page)
     assert not any(source.startswith("of all") for source in sources(page, "fn"))
 
 

@@ -42,8 +42,8 @@ __all__ = ["program", "run"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STOPPED = {
-    "train": "stopped; go on with the same command and --resume",
-    "predict": "stopped; finished slides are kept, the same command goes on with the others",
+    "train": "stopped; continue with the same command and --resume",
+    "predict": "stopped; finished slides are kept, and the same command runs the others",
 }
 _COMMANDS = (
     info,
@@ -159,9 +159,7 @@ def run() -> None:
             place = error.filename2 or error.filename  # of a copy, where it goes to
             typer.echo(f"error: {meant(str(place))}: {error.strerror or error}.", err=True)
         elif error.errno in _FULL:  # such as that of the file that our output goes to
-            typer.echo(
-                f"error: {error.strerror}; make room, then give the command again.", err=True
-            )
+            typer.echo(f"error: {error.strerror}; make room, then run the command again.", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
         else:
             raise

@@ -75,8 +75,8 @@ def case_keys(
     if not keys:
         whose = "any model" if model is None else model
         raise SlideLensError(
-            f"slide {slide_id!r} is no {kind or 'error'} of {whose} at this operating point; give "
-            "the --operating-point that it is an error at."
+            f"slide {slide_id!r} has no {kind or 'error'} of {whose} at this operating point; "
+            "give the --operating-point at which it has one."
         )
     return keys
 

@@ -21,7 +21,7 @@ def error_row(
 ) -> tuple[str, ...]:
     """Return an error as the cells of a line."""
     others = ", ".join(
-        f"{v.model} {'ok' if v.right else 'errs'} {v.score:.2f}" for v in case.others
+        f"{v.model} {'right' if v.right else 'wrong'} {v.score:.2f}" for v in case.others
     )
     said = "; ".join(f"{d.reviewer}: {decision_text(d)}" for d in decisions.get(case.key, ()))
     mark = " ?" if case.suspect else ""

@@ -93,7 +93,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
     def train(
         slides: Annotated[
             Path | None,
-            typer.Option(metavar="DIR", help="Folder of slides; subfolders are searched too."),
+            typer.Option(metavar="DIR", help="Folder of slides, or of subfolders of slides."),
         ] = None,
         labels: Annotated[
             Path | None,

@@ -31,7 +31,7 @@ PANELS = {
 
 _ABOVE = ("navigator",)
 _SHARE = 0.45
-"""fraction of the window's height for the panel above"""
+"""Fraction of the window's height for the panel above"""
 
 
 def arrange(window: Any, docks: Mapping[str, Any]) -> None:

@@ -135,7 +135,7 @@ def _open(
         bench.told.emit("\n".join(said), True)
 
     if len(slides) > 1:
-        rest = f"The other {len(slides) - 1} slides are under Recent slides."
+        rest = f"The other {len(slides) - 1} slides are under Recent."
         said.append(f"{slides[0].name} was opened. {rest}")
     for path, kind in found:
         if kind == "folder" and leave is not None:

@@ -197,7 +197,10 @@ def _only_slide(folder: Path) -> Path:
         )
     path = next((r.slide.path for r in found if r.slide.path is not None), None)
     if path is None:
-        raise ResultError(f"{folder}: does not state the file of slide {ids[0]!r}; name it.")
+        raise ResultError(
+            f"{folder}: does not state the file of slide {ids[0]!r}; name it: slidelens view "
+            "SLIDE --results DIR"
+        )
     return Path(path)
 
 

@@ -125,7 +125,7 @@ def read_annotation_file(path: Path) -> list[LayerData]:
         notify(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
     if annotations.ignored:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
-        notify(f"{path.name}: left out, as they enclose no area: {counts}.")
+        notify(f"{path.name}: {counts} left out, because they enclose no area.")
     layers = annotation_layers(
         annotations,
         World.of(None) if slide is None else slide.world,

@@ -39,7 +39,9 @@ def read_result(
 
 def without_slide(error: str) -> str:
     """Return the message for maps whose slide cannot be opened, given why."""
-    return f"Maps are shown without their slide. {error} If it has moved, drop it on the maps."
+    return (
+        f"Maps are shown without their slide. {error} If the slide has moved, drop it on the maps."
+    )
 
 
 def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:

@@ -136,7 +136,7 @@ def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
     except ResultError:  # damaged: nothing is lost
         return ""
     if None not in (there.model.sha256, weights) and there.model.sha256 != weights:
-        return "a result of other weights, of another model of this name"
+        return "a result with other weights, from another model of this name"
     if there.settings is None or there.settings.region == (region and tuple(region)):
         return ""
     if there.settings.region is None:

@@ -167,7 +167,7 @@ def find_slides(folder: Path) -> dict[str, Path]:
     """Return slide id (file name without extension) to path, of every candidate in a folder.
 
     Where a folder has none, the folders in it are looked into, up to three levels down: archives
-    keep one for each patient or download. Beside slides, folders that are no slide are passed over
+    keep one for each patient or download. Beside slides, folders that are no slide are skipped
     with a warning. Tables, annotations, texts, pictures, results and hidden files are no
     candidates. Where a file and a folder share a name (MRXS, VSI), the file is the slide.
 

@@ -249,7 +249,7 @@ def _check_devices(plan: TrainPlan, device: torch.device) -> None:
     if there is not None and plan.devices > there:
         raise ModelError(
             f"--devices {plan.devices}: this machine has {there} of {device.type}; give at most "
-            "so many, or --nodes for several machines."
+            "that many, or --nodes for several machines."
         )
 
 

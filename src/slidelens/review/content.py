@@ -221,8 +221,8 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
     everyone = store.reviewers()
     if options.reviewer is not None and options.reviewer not in everyone:
         raise ResultError(
-            f"{store.path}: no decision of {options.reviewer!r}; there are "
-            f"{', '.join(everyone) or 'none of anyone'}."
+            f"{store.path}: no decision by {options.reviewer!r}; reviewers: "
+            f"{', '.join(everyone) or 'none yet'}."
         )
     decisions = store.decisions(options.reviewer)
     errors = list_errors(saved, rules)

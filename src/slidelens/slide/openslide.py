@@ -79,7 +79,7 @@ class OpenSlideReader(Reader):
 
     @classmethod
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # OpenSlide looks itself
-        """Accept what OpenSlide recognizes by content, and folders of one DICOM series."""
+        """Accept what OpenSlide recognises by content, and folders of one DICOM series."""
         if path.is_dir():
             return bool(_dicom_files(path))
         vendor = openslide.OpenSlide.detect_format(path)

@@ -78,7 +78,7 @@ class PluginReader(Reader):
 
     def _block(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         with self._blaming():
-            pixels = np.array(self._reader.read(level, x, y, w, h))  # its own memory, to be reused
+            pixels = np.array(self._reader.read(level, x, y, w, h))  # it may reuse its memory
             if pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
                 raise TypeError(
                     f"read gave {pixels.dtype} pixels of shape {pixels.shape}, expected uint8 of "

@@ -1,6 +1,6 @@
 """Parse annotation files: GeoJSON, NCRF JSON, ASAP XML, Aperio XML.
 
-The format is recognized by content, never by the file's name. This module only parses: repair,
+The format is recognised by content, never by the file's name. This module only parses: repair,
 exclusion and counting are left to :mod:`slidelens.tiling.annotations`.
 """
 

@@ -52,7 +52,7 @@ class OverviewView(QWidget):
         self._marks: tuple[tuple[float, float], ...] = ()
 
     def sizeHint(self) -> QSize:  # noqa: N802  # reason: Qt's name
-        """Return a size at which tissue is recognizable."""
+        """Return a size at which tissue is recognisable."""
         return QSize(320, _HEIGHT)
 
     def show_slide(self, slide: ShownSlide | None) -> None:

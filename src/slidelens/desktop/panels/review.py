@@ -353,7 +353,7 @@ class ReviewPanel(Panel):
         if not self._is_current(case, model):
             return
         self._foci = foci
-        self.case.show_places(foci, "" if foci else f"No place is evidence for {case.target}.")
+        self.case.show_places(foci, "" if foci else f"No evidence for {case.target} was found.")
         self._fly(0)
 
     def _fly(self, number: int) -> None:

@@ -54,7 +54,7 @@ class SlidePanel(Panel):
         self._buttons = QHBoxLayout(self.pictures)
         self._buttons.setContentsMargins(0, 0, 0, 0)
         self.picture = QLabel()
-        self.picture.setAccessibleName("Picture from the file")
+        self.picture.setAccessibleName("Picture in the file")
         self.picture.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.private = caption(
             "A label may show the patient's name, so it is shown only when you ask."

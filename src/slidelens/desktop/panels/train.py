@@ -80,7 +80,7 @@ class TrainPanel(Panel):
         request = self.request
         if request is None or self._missing() or self.running or self.bench.closed:
             return
-        self.why.setText("Looking at labels and slides…")
+        self.why.setText("Checking labels and slides…")
         self._planning = job = self.bench.trainer.submit("plan", request.facts())
         job.said.connect(self._planned)
         job.ended.connect(lambda status, error: self._plan_ended(job, status, error))

@@ -147,7 +147,7 @@ class Trash:
         if folder is None:
             raise ResultError(f"{hidden}: was not deleted in this window.")
         if folder.exists():
-            raise ResultError(f"{folder}: a newer result is there; delete it first.")
+            raise ResultError(f"{folder}: a newer one is there; delete that one first.")
         try:
             hidden.rename(folder)
         except OSError as error:

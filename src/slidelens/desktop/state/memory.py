@@ -46,8 +46,8 @@ class Memory:
     """Recent slides, bookmarks, trained models, unfinished training runs, the reviewer's name.
 
     Each change reads the file again and writes it at once, so two windows do not overwrite each
-    other's. A damaged file is started anew, and one that cannot be written is only logged: nothing
-    in it is worth an error.
+    other's changes. A damaged file is started anew, and one that cannot be written is only logged:
+    nothing in it is worth an error.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class RunRequest:
             for slide in self.slides
             if (there := self._unlike(self.out / card.name / slide_id(slide), card, options))
         ]
-        more = f" ({len(found) - 1} more have other settings too)" if len(found) > 1 else ""
+        more = f" ({len(found) - 1} more would be replaced too)" if len(found) > 1 else ""
         return f"{found[0]}{more}." if found else ""
 
     def _unlike(self, folder: Path, card: Card, options: Mapping[str, Any]) -> str:
@@ -189,7 +189,7 @@ class RunState:
     @property
     def found(self) -> str:
         """What was found, a line for each slide and model: a region's score is not the slide's."""
-        where = "" if self.request.region is None else " (region only)"
+        where = "" if self.request.region is None else " (region)"
         several = len(self.request.slides) > 1
         return "\n".join(
             f"{f.slide}, {f.text}{where}" if several else f"{f.text}{where}"

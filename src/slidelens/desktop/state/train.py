@@ -30,7 +30,7 @@ _DOING = {
     "open": "Checking the slides",
     "scan": "choosing tiles",
     "train": "learning",
-    "tune": "testing",
+    "tune": "tuning slides",
     "epoch": "",
     "score": "Scoring the tuning slides",
     "done": "Done",

@@ -220,7 +220,7 @@ class WorkerClient(QObject):
             process.deleteLater()
         said = next((line for line in reversed(self._said) if line.strip()), "")
         detail = f" Its last output: {said}" if said else ""
-        error = f"The worker {why}; finished results are kept. Start again.{detail}"
+        error = f"The worker {why}; finished work is kept. Start again.{detail}"
         ours = self._killed and not self._closed
         again = [job for job in self.jobs if ours and not job.asked and not job.begun]
         if again:  # before anyone hears of an end and submits more

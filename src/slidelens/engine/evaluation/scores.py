@@ -263,8 +263,8 @@ def _model_faults(name: str, found: Sequence[tuple[Path, ResultFile]]) -> list[s
         unlike = sorted({str(value) for value in values})
         if len(unlike) > 1:
             faults.append(
-                f"model {name}: results with different {what} ({' | '.join(unlike)}), so of "
-                "several models under one name; predict again with --overwrite."
+                f"model {name}: results with different {what} ({' | '.join(unlike)}), so "
+                "they come from several models under one name; predict again with --overwrite."
             )
     return faults
 
