@@ -204,7 +204,9 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize(("command", "said"), [("train", "--resume"), ("predict", "goes on")])
+@pytest.mark.parametrize(
+    ("command", "said"), [("train", "--resume"), ("predict", "runs the others")]
+)
 def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
     write_cohort(tmp_path / "cohort", 6, size=(1024, 1024))
     call = {

@@ -159,7 +159,7 @@ def fine_tune(afternoon, slides, labels) -> None:
 
 def planning(panel) -> bool:
     """Whether the panel is still waiting for the split, or has said why there is none."""
-    return panel.why.text().startswith("Looking") or not panel.why.text()
+    return panel.why.text().startswith("Checking") or not panel.why.text()
 
 
 def review(afternoon, folder) -> None:
