@@ -31,8 +31,15 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def panel(bench, qtbot):
+    told = []
+    bench.told.connect(lambda text, bad: told.append(text))
     panel = bench.open_panel("train")
-    qtbot.waitUntil(lambda: panel.options.chosen is not None, timeout=LONG)
+
+    def listed():
+        under_way = [(job.request.name, job.begun) for job in bench.runner.jobs]
+        assert panel.options.chosen is not None, (told, under_way, bench.runner.pid)
+
+    qtbot.waitUntil(listed, timeout=LONG)
     return panel
 
 
