@@ -93,7 +93,7 @@ class TrainOptions(QWidget):
         bench.models_changed.connect(self._fill)
         if bench.families:
             self._fill()
-        elif not bench.runner.busy:
+        else:
             bench.load_models()
         self.suggest_name()
 
