@@ -1,4 +1,4 @@
-"""Memory that a run has let go of goes back to the system while the run goes on."""
+"""Memory that runs have let go of goes back to the system when much has piled up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 
 from slidelens.engine import heap
 from slidelens.engine import predict as predicting
-from slidelens.engine.heap import HeapTrimmer
+from slidelens.engine.heap import HeapTrimmer, heap_trimmer
+from slidelens.nn.heap import trim_heap
 from slidelens.slide.array import from_array
 from slidelens.slide.cache import tile_cache
 
@@ -36,7 +37,7 @@ def holes(mb: int) -> list[bytes]:
 
 
 @linux
-@pytest.mark.parametrize("check", ["free_pages", "piled_up_holes", "what_steps_need"])
+@pytest.mark.parametrize("check", ["piled_up_holes", "what_steps_need"])
 def test_heap(check):
     """In a process of its own: what others left in the heap changes what glibc does."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
@@ -44,66 +45,67 @@ def test_heap(check):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def free_pages():
-    """Free pages between kept objects are given back."""
-    HeapTrimmer.now()
-    kept = holes(200)
-    before = resident()
-    HeapTrimmer.now()
-    assert before - resident() > 100
-    assert sum(map(len, kept)) == 200 * 16 << 10
-
-
 def piled_up_holes():
     """Holes are given back once they have piled up."""
-    HeapTrimmer.now()
-    trim = HeapTrimmer(growth=150 << 20)
+    trim_heap()
+    trim = HeapTrimmer()
     for _ in range(3):
         trim()  # what a step needs
     before = resident()
     kept = holes(100)
-    trim()
+    trim(150 << 20)
     assert resident() - before > 75
     kept += holes(300)  # the first holes are filled again, and more come
-    trim()
+    trim(150 << 20)
     assert resident() - before < 100
     assert kept
 
 
 def what_steps_need():
     """What every step needs is not given back."""
-    HeapTrimmer.now()
-    trim = HeapTrimmer(growth=150 << 20)
+    trim_heap()
+    trim = HeapTrimmer()
     kept = holes(200)
     before = resident()
     for _ in range(6):
-        trim()
+        trim(150 << 20)
     assert abs(resident() - before) < 20
     assert kept
 
 
-def test_tiles_that_are_kept_are_no_holes(monkeypatch):
+def test_neither_tiles_nor_their_room_are_holes(monkeypatch):
     trims, kept = [], tile_cache().used
     monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(1))
-    trim = HeapTrimmer(growth=100 << 20)
-    for grown, cached, expected in [(0, 0, 0)] * 3 + [(300, 250, 0), (300, 150, 1)]:
+    trim = HeapTrimmer()
+    steps = [(0, 0, 0)] * 3 + [(300, 250, 0), (300, 150, 0), (400, 150, 1)]
+    for grown, cached, expected in steps:
         monkeypatch.setattr(heap, "resident", lambda mb=grown: 1 << 30 | mb << 20)
         monkeypatch.setattr(tile_cache(), "used", kept + (cached << 20))
-        trim()
+        trim(100 << 20)
         assert len(trims) == expected
+
+
+def run_slide(model, side=128):
+    tissue = np.full((side, side, 3), (200, 80, 150), np.uint8)
+    with from_array(tissue, mpp=1.0) as slide:
+        return predicting.predict(slide, model, device=torch.device("cpu"), batch_size=1)
 
 
 def test_a_run_looks_at_every_step(tiny, monkeypatch):
     calls = []
-
-    class Counting(HeapTrimmer):
-        def __call__(self) -> None:
-            calls.append(1)
-            super().__call__()
-
-    monkeypatch.setattr(predicting, "HeapTrimmer", Counting)
-    tissue = np.full((128, 128, 3), (200, 80, 150), np.uint8)
-    with from_array(tissue, mpp=1.0) as slide:
-        result = predicting.predict(slide, tiny, device=torch.device("cpu"), batch_size=1)
+    monkeypatch.setattr(HeapTrimmer, "__call__", lambda self, growth: calls.append((self, growth)))
+    result = run_slide(tiny)
     assert result.tiles is not None
     assert len(calls) >= len(result.tiles)
+    assert {trim for trim, _ in calls} == {heap_trimmer()}, "the next slide needs the same pages"
+    assert all(growth > 0 for _, growth in calls)
+
+
+def test_only_a_large_slide_is_trimmed_between_stages(tiny, monkeypatch):
+    trims = []
+    monkeypatch.setattr(predicting, "trim_heap", lambda: trims.append(1))
+    run_slide(tiny)
+    assert not trims
+    monkeypatch.setattr(predicting, "_LARGE", 100)
+    run_slide(tiny)
+    assert len(trims) == 2

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from slidelens.desktop.worker.jobs import JOBS
 from slidelens.desktop.worker.messages import Decoder, Message, encode
 from slidelens.errors import SlideLensError
+from slidelens.nn.heap import trim_heap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,8 @@ class Worker:
         self._send(Message(0, "ready"))
         while (message := self._waiting.get()) is not None:
             self._send(Message(message.job, "ended", self._do(message)))
+            if self._waiting.empty():
+                trim_heap()  # it may be hours until the next
 
     def _listen(self) -> None:
         decoder = Decoder()

@@ -272,7 +272,8 @@ class StreamingTrunk(nn.Module):
             size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
         )
         layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
-        settle = partial(self._guard, plan.bytes_moving)
+        # Without a backward pass what stays is as soon needed again, for the next image.
+        settle = partial(self._guard, plan.bytes_moving if record else plan.bytes)
         return Tape(
             self.graph, self.module, layout, source,
             graphs=plan.graphs if record else 0, input_grad=input_grad, settle=settle,
