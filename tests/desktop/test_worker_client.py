@@ -76,7 +76,7 @@ def test_catalogue_lists_models_with_options_families_devices(client, qtbot, tmp
 
 
 def test_prediction_with_growing_map(client, qtbot, slide, tmp_path):
-    models = [{"path": "demo-mil", "options": {"overlap": 56, "batch_size": 8}}]
+    models = [{"path": "demo-mil", "options": {"overlap": 100, "batch_size": 1}}]  # takes a while
     heard = finish(qtbot, client.submit("predict", request(slide, tmp_path, models=models)))
     assert heard["ended"] == [("done", "")]
     (outcome,) = heard["outcome"]

@@ -50,7 +50,7 @@ def piled_up_holes():
     trim_heap()
     trim = HeapTrimmer()
     for _ in range(3):
-        trim()  # what a step needs
+        trim(150 << 20)  # what a step needs
     before = resident()
     kept = holes(100)
     trim(150 << 20)
@@ -103,9 +103,24 @@ def test_a_run_looks_at_every_step(tiny, monkeypatch):
 
 def test_only_a_large_slide_is_trimmed_between_stages(tiny, monkeypatch):
     trims = []
-    monkeypatch.setattr(predicting, "trim_heap", lambda: trims.append(1))
+    monkeypatch.setattr(HeapTrimmer, "now", lambda _: trims.append(1))
     run_slide(tiny)
     assert not trims
     monkeypatch.setattr(predicting, "_LARGE", 100)
     run_slide(tiny)
+    assert len(trims) == 2
+
+
+def test_a_trim_from_outside_is_known(monkeypatch):
+    """What was usual before it, of a larger model, is forgotten."""
+    trims = []
+    monkeypatch.setattr(heap, "trim_heap", lambda: trims.append(1))
+    trim = HeapTrimmer()
+    for grown in (4000, 4000, 4000):
+        monkeypatch.setattr(heap, "resident", lambda mb=grown: mb << 20)
+        trim(100 << 20)
+    trim.now()
+    for grown in (1000, 1000, 1000, 1300):
+        monkeypatch.setattr(heap, "resident", lambda mb=grown: mb << 20)
+        trim(100 << 20)
     assert len(trims) == 2

@@ -11,7 +11,8 @@ __all__ = ["PER_READER", "HeapTrimmer", "heap_trimmer"]
 
 PER_READER = 48 << 20
 """Bytes of growth per thread that reads: each has an arena of the heap to itself, and while one is
-trimmed no other goes on."""
+trimmed no other goes on. With two readers and 64 MB each, 4.3 gigapixels took up to 13 % more
+memory than 203 megapixels; with 32 MB they were trimmed four times as often."""
 _SETTLE = 3
 """Steps after which a process has again what a step needs."""
 
@@ -32,7 +33,7 @@ class HeapTrimmer:
         keep_pages()
         self._settling, self._usual, self._tiles = _SETTLE, 0, 0
 
-    def __call__(self, growth: int = 2 * PER_READER) -> None:
+    def __call__(self, growth: int) -> None:
         """Look, after a step, and trim if need be; does nothing where there is no ``/proc``.
 
         ``growth`` is how many bytes are much.
@@ -40,15 +41,18 @@ class HeapTrimmer:
         now = resident()
         if now is None:
             return
-        kept = tile_cache().used
-        self._tiles = max(self._tiles, kept)
+        self._tiles = max(self._tiles, tile_cache().used)
         now -= self._tiles
-        if self._settling:
+        if self._settling > 0:
             self._settling -= 1
             self._usual = max(self._usual, now)
         elif now - self._usual > growth:
-            trim_heap()
-            self._settling, self._usual, self._tiles = _SETTLE, 0, kept
+            self.now()
+
+    def now(self) -> None:
+        """Trim; does nothing where the C library is not glibc."""
+        trim_heap()
+        self._settling, self._usual, self._tiles = _SETTLE, 0, tile_cache().used
 
 
 @cache

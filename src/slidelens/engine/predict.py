@@ -34,7 +34,6 @@ from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
 from slidelens.maps.result import Result
-from slidelens.nn.heap import trim_heap
 from slidelens.slide.array import ArrayReader
 from slidelens.slide.base import Slide
 from slidelens.slide.open import open_slide
@@ -52,7 +51,7 @@ __all__ = ["Prediction", "Progress", "predict"]
 log = logging.getLogger(__name__)
 
 _LARGE = 2 << 20
-"""Cells of a mask of tissue (of 8 µm: 134 mm² of slide) that cost tens of megabytes to find."""
+"""Cells of a tissue mask (134 mm² at the default of 8 µm) that take tens of megabytes to find."""
 _REMEDY = (
     "Use a finer scan, or a model made for coarser images; if the slide states a wrong resolution, "
     "give the right one with --mpp X."
@@ -358,10 +357,10 @@ def _trim(view: SlideView) -> None:
     """Return free memory to the system between two stages, if the slide is a large one.
 
     A smaller one needs the same pages again for its tiles, and the next slide does; each then costs
-    a fault: 3 to 10 % of such a run's time.
+    a fault: 3 to 10 % of such a run's time. So would any beside a GPU, where maps lie.
     """
-    if view.tissue.array.size > _LARGE:
-        trim_heap()
+    if view.device.type == "cpu" and view.tissue.array.size > _LARGE:
+        heap_trimmer().now()
 
 
 def _halved(view: SlideView, model: Model[Any], error: torch.OutOfMemoryError) -> int:

@@ -19,7 +19,9 @@ _LEFT = 64 << 20
 _STATM = Path("/proc/self/statm")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """What ``mallopt`` calls them, in glibc's ``malloc.h``."""
-_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+_TUNED = tuple(
+    f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
+)
 """Environment variables by which a user decides what glibc keeps."""
 
 
@@ -55,19 +57,22 @@ class HeapGuard:
 def keep_pages() -> None:
     """Let glibc keep the pages of feature maps from one layer to the next.
 
-    glibc returns the free end of its heap once that is twice as large as the largest block it has
+    glibc returns the free end of a heap once it is twice as large as the largest block that it has
     mapped and freed so far. So chance decided whether feature maps of a few megabytes kept their
     pages: SqueezeNet on 1800 tiles faulted in 0.1 to 1 million of them again, up to a third of the
-    run's time. Now it keeps 64 MB at all times, which is what it keeps by itself after the first
-    block of 32 MB.
+    run's time. Now it always keeps 64 MB at the end of each thread's heap, as it does by itself
+    after a block of almost 32 MB. Larger blocks have pages of their own, as before.
 
     Does nothing the second time, where the C library is not glibc, or where the user has set what
     glibc keeps (``MALLOC_TRIM_THRESHOLD_`` and the like).
     """
     mallopt = _of_glibc("mallopt")
-    if mallopt is not None and not any(os.environ.get(name) for name in _TUNED):
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # the highest that glibc accepts
-        mallopt(_TRIM_THRESHOLD, 64 << 20)
+    tuned = any(os.environ.get(name) for name in _TUNED)
+    if mallopt is None or tuned or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    # Both, since either one stops glibc from moving the other.
+    mallopt(_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 def trim_heap() -> None:
@@ -92,6 +97,6 @@ def _of_glibc(name: str) -> Any:
     """Return a function of the C library; ``None`` where that is not glibc."""
     try:
         library = ctypes.CDLL(None)
-        return getattr(library, name) if hasattr(library, "gnu_get_libc_version") else None
+        return getattr(library, name, None) if hasattr(library, "gnu_get_libc_version") else None
     except (OSError, TypeError):  # Windows: no handle of the process itself
         return None

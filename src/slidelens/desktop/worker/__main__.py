@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from slidelens.desktop.worker.jobs import JOBS
 from slidelens.desktop.worker.messages import Decoder, Message, encode
 from slidelens.errors import SlideLensError
-from slidelens.nn.heap import trim_heap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +52,7 @@ class Worker:
         while (message := self._waiting.get()) is not None:
             self._send(Message(message.job, "ended", self._do(message)))
             if self._waiting.empty():
-                trim_heap()  # it may be hours until the next
+                _rest()
 
     def _listen(self) -> None:
         decoder = Decoder()
@@ -98,6 +97,12 @@ class Worker:
         with self._sending:  # threads of a job may warn
             self._target.write(encode(message))
             self._target.flush()
+
+
+def _rest() -> None:
+    """Return free memory to the system: it may be hours until the next job."""
+    if (heap := sys.modules.get("slidelens.engine.heap")) is not None:
+        heap.heap_trimmer().now()
 
 
 class _Warnings(logging.Handler):

@@ -272,8 +272,9 @@ class StreamingTrunk(nn.Module):
             size[0], size[1], channels=channels, batch=batch, mask=source.mask, training=record
         )
         layout = self._planner((size[0], size[1]), channels, batch).layout(plan.scheme, plan.tile)
-        # Without a backward pass what stays is as soon needed again, for the next image.
-        settle = partial(self._guard, plan.bytes_moving if record else plan.bytes)
+        # In a forward pass alone the output grows to its full size (a plan counts it twice).
+        grows = 0 if record else plan.bytes_output // 2
+        settle = partial(self._guard, plan.bytes_moving + grows)
         return Tape(
             self.graph, self.module, layout, source,
             graphs=plan.graphs if record else 0, input_grad=input_grad, settle=settle,
