@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import logging
+import os
+from io import BytesIO
+from threading import Thread
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slidelens.desktop.worker.__main__ import Worker
 from slidelens.desktop.worker.messages import Decoder, Message, encode, pack, unpack
 from slidelens.desktop.worker.preview import Growing, Preview
+from slidelens.engine.heap import HeapTrimmer
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
 
@@ -103,3 +110,18 @@ def test_looks_are_spaced_out():
         values[:] = value
         preview.look("run", lambda: {"m": growing_map(values)})
     assert len(sent) == 1
+
+
+def test_a_worker_without_jobs_returns_memory(monkeypatch):
+    source, ours = os.pipe()
+    monkeypatch.setattr(HeapTrimmer, "now", lambda _: os.close(ours))  # which ends it
+    os.write(ours, encode(Message(1, "catalogue", {"folders": []})))
+    log, target = logging.getLogger("slidelens"), BytesIO()
+    handlers = list(log.handlers)
+    with os.fdopen(source, "rb") as reader:
+        thread = Thread(target=Worker(reader, target).run, daemon=True)
+        thread.start()
+        thread.join(60)
+    log.handlers[:] = handlers
+    assert not thread.is_alive()
+    assert [m.name for m in Decoder().feed(target.getvalue())][-1] == "ended"

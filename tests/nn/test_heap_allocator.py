@@ -67,6 +67,19 @@ def test_a_step_says_its_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(said) > 4
 
 
+def test_in_a_forward_pass_alone_the_output_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs: list[int] = []
+    monkeypatch.setattr(HeapGuard, "__call__", lambda _, need, *, last=False: needs.append(need))
+    trunk = StreamingTrunk(torch.nn.Conv2d(3, 4, 3), 64)
+    image = torch.randn(1, 3, 128, 128)
+    trunk(image).sum().backward()
+    learning = set(needs)
+    needs.clear()
+    with torch.no_grad():
+        output = trunk(image)
+    assert {need - output.numel() * 4 for need in needs} == learning
+
+
 def much_is_given_back() -> None:
     trim_heap()
     guard = HeapGuard()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from slidelens.desktop.worker.jobs import JOBS
 from slidelens.desktop.worker.messages import Decoder, Message, encode
+from slidelens.engine.heap import heap_trimmer
 from slidelens.errors import SlideLensError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Worker:
         while (message := self._waiting.get()) is not None:
             self._send(Message(message.job, "ended", self._do(message)))
             if self._waiting.empty():
-                _rest()
+                heap_trimmer().now()  # it may be hours until the next
 
     def _listen(self) -> None:
         decoder = Decoder()
@@ -97,12 +98,6 @@ class Worker:
         with self._sending:  # threads of a job may warn
             self._target.write(encode(message))
             self._target.flush()
-
-
-def _rest() -> None:
-    """Return free memory to the system: it may be hours until the next job."""
-    if (heap := sys.modules.get("slidelens.engine.heap")) is not None:
-        heap.heap_trimmer().now()
 
 
 class _Warnings(logging.Handler):
