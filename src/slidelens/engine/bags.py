@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from slidelens.engine.device import uses_bf16
 from slidelens.engine.fields import validated
@@ -24,15 +25,16 @@ from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
 from slidelens.families.base import Bag, ConfigT, bag_fields
 from slidelens.files import staged_folder
+from slidelens.nn.map_batches import map_batches
 from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from slidelens.engine.loader import SlideView
-    from slidelens.families.base import Model
+    from slidelens.families.base import Batch, Model
     from slidelens.families.training import Encoding
     from slidelens.tiling.grid import Grid, GridSpec
     from slidelens.tiling.tissue import TissueSettings
@@ -132,16 +134,15 @@ class BagCache:
         self, folder: Path, view: SlideView, grid: Grid, encoder: Encoding, facts: dict[str, Any]
     ) -> None:
         """Encode a grid's tiles, a batch in memory at a time."""
-        with staged_folder(folder, None) as staging:
+        with torch.no_grad(), staged_folder(folder, None) as staging:
             np.save(staging / _BOXES, grid.boxes)
             (staging / _FACTS).write_text(_json(facts), encoding="utf-8")
             vectors, seen = np.empty((0, 0), _type(encoder)), 0
-            for batch in view.batches(grid, encoder.batch_size):
-                found = encoder.encode(batch.images).float().cpu().numpy()
+            for boxes, found in _encoded(view, grid, encoder):
                 width = vectors.shape[1] if seen else found.shape[-1]
-                if found.shape != (len(batch.boxes), width):
+                if found.shape != (len(boxes), width):
                     raise ValueError(
-                        f"the encoder gave an array of shape {found.shape} for {len(batch.boxes)} "
+                        f"the encoder gave an array of shape {found.shape} for {len(boxes)} "
                         "tiles, expected a vector for each, (N, D)"
                     )
                 if seen == 0:
@@ -157,6 +158,17 @@ class BagCache:
                 np.save(staging / _VECTORS, vectors)
             elif isinstance(vectors, np.memmap):
                 vectors.flush()
+
+
+def _encoded(
+    view: SlideView, grid: Grid, encoder: Encoding
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float32]]]:
+    """Return the boxes and vectors of a grid's tiles, batch by batch."""
+
+    def encoded(batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        return batch.boxes, encoder.encode(batch.images).float().cpu().numpy()
+
+    return map_batches(encoded, view.batches(grid, encoder.batch_size), view.device)
 
 
 def find_bags(folder: Path) -> dict[str, Path]:

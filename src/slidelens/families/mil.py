@@ -21,6 +21,7 @@ from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import (
     BAG_FIELDS,
     Bag,
+    Batch,
     Event,
     Family,
     FamilyConfig,
@@ -39,6 +40,7 @@ from slidelens.families.mil_heads import (
 )
 from slidelens.nn.backbones import Features
 from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
+from slidelens.nn.map_batches import map_batches
 from slidelens.nn.mil import MilNetwork, class_probabilities, encoded
 from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import cast_once
@@ -228,9 +230,12 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
     batches = view.batches(grid, config.batch_size)  # read while the weights are cast
     if isinstance(features, Features):  # a plugin's may cast as it likes
         features = cast_once(features)
-    for batch in batches:
+
+    def vectors(batch: Batch) -> _Vectors:
         images = normalize(batch.images, model.mean, model.std)
-        yield batch.boxes, encoded(features, images, config.orientations).float()
+        return batch.boxes, encoded(features, images, config.orientations).float()
+
+    yield from map_batches(vectors, batches, model.device)
 
 
 def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:

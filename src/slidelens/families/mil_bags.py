@@ -23,7 +23,6 @@ from slidelens.families.mil import (
     network_of,
     wrong_length,
 )
-from slidelens.families.mil_tiles import MilTiles, evaluating
 from slidelens.families.training import Encoding, Outcome, Work, balanced_order, slide_key
 from slidelens.nn.mil import class_probabilities, slide_loss
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from slidelens.families.base import Bag
     from slidelens.families.mil_schedule import MilTraining
+    from slidelens.families.mil_tiles import MilTiles
     from slidelens.families.training import Stage
 
 __all__ = ["BagSteps"]
@@ -162,7 +162,7 @@ class BagSteps:
 
     def _encode(self, slide_id: str, key: tuple[int, ...] | None) -> torch.Tensor:
         batches = self.tiles.batches(slide_id, key=None if key is None else lambda _: key)
-        return torch.cat([self.tiles.vectors(images) for images in batches])
+        return torch.cat(self.tiles.of_each(self.tiles.vectors, batches))
 
     def _scored(self, slide_id: str, stage: Stage) -> torch.Tensor:
         """Return the vectors ``(N, D)`` of a tuning slide, from the current backbone."""
@@ -181,10 +181,13 @@ class BagSteps:
         model, augment = self.tiles.model, self.tiles.augment
         self._sha = self._sha or backbone_sha256(network_of(model))
         key = (copy, slide_key(slide_id))
+        backbone = network_of(model).features
+        assert backbone is not None
 
         def encode(images: torch.Tensor) -> torch.Tensor:
+            backbone.eval()  # a resumed run may make bags in a training step
             seen = augment(images, [key] * len(images)) if copy else images
-            with torch.no_grad(), evaluating(model.module):
+            with torch.no_grad():
                 return self.tiles.vectors(self.tiles.normalized(seen))
 
         facts = {
@@ -194,18 +197,15 @@ class BagSteps:
             "normalisation": [model.mean, model.std],
             "augmented": [copy, augment.flips, augment.stain, augment.colour] if copy else [],
         }
-        return self.tiles.data.bag(
-            slide_id,
-            grid_spec(model.config),
-            Encoding(
-                encode,
-                model.config.batch_size,
-                facts,
-                self.config.precision,
-                self.config.bag_dtype,
-                self.config.bag_cache,
-            ),
+        encoding = Encoding(
+            encode,
+            model.config.batch_size,
+            facts,
+            self.config.precision,
+            self.config.bag_dtype,
+            self.config.bag_cache,
         )
+        return self.tiles.data.bag(slide_id, grid_spec(model.config), encoding)
 
     def _check_given(self, slide_id: str) -> None:
         """Refuse vectors of another length, backbone or kind of tiles than the model's."""

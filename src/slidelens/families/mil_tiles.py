@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slidelens.families.mil import grid_spec
 from slidelens.nn.backbones import freeze_norm_statistics
+from slidelens.nn.map_batches import map_batches
 from slidelens.nn.pixels import normalize
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class MilTiles:
         """Return the feature vectors ``(N, D)`` of normalised tiles."""
         found: torch.Tensor = self.network(images, vectors=True)
         return found
+
+    def of_each(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], batches: Iterator[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return :meth:`logits` or :meth:`vectors` of each batch."""
+        if self.model.module.training:  # layers that draw numbers draw them in order
+            return [compute(images) for images in batches]
+        return list(map_batches(compute, batches, self.model.device))
 
     def pooled(
         self, vectors: torch.Tensor, label: torch.Tensor | None = None, smoothing: float = 0.0

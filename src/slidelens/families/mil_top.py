@@ -147,9 +147,8 @@ class TopSteps:
             count = len(self.tiles.grid(slide_id))
             some = np.linspace(0, count - 1, min(count, _WARM_TILES)).round().astype(int).tolist()
             with torch.no_grad(), evaluating(self.tiles.model.module):
-                vectors = [
-                    self.tiles.vectors(images) for images in self.tiles.batches(slide_id, some)
-                ]
+                batches = self.tiles.batches(slide_id, some)
+                vectors = self.tiles.of_each(self.tiles.vectors, batches)
             self._vectors[slide_id] = halved(torch.cat(vectors))
         return self._vectors[slide_id]
 
@@ -167,7 +166,7 @@ class TopSteps:
         """
         key = None if epoch is None else self._key(slide_id, epoch)
         batches = self.tiles.batches(slide_id, key=key)
-        logits = torch.cat([self.tiles.logits(images) for images in batches])
+        logits = torch.cat(self.tiles.of_each(self.tiles.logits, batches))
         highest = logits.topk(min(self.tiles.model.config.top or 1, len(logits)), 0)
         return highest.values.mean(0), highest.indices.tolist()
 

@@ -26,6 +26,7 @@ from slidelens.families.base import (
 )
 from slidelens.geometry import Box
 from slidelens.nn.backbones import BackboneName
+from slidelens.nn.map_batches import map_batches
 from slidelens.nn.multistage import Method, MultiStage, arrange
 from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import cast_once
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from slidelens.families.base import Batch
     from slidelens.tiling.grid import Grid
 
 __all__ = [
@@ -223,9 +225,14 @@ def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch
     outputs = []
     if config.method != "segmentation":
         part = "classify" if config.method == "classifier" else "vectors"
-        for batch in view.batches(grid, config.batch_size):
-            outputs.append(network(prepare(batch.images), part).float())
-            view.step(len(batch.boxes))
+
+        def computed(batch: Batch) -> torch.Tensor:
+            found: torch.Tensor = network(prepare(batch.images), part).float()
+            return found
+
+        for found in map_batches(computed, view.batches(grid, config.batch_size), model.device):
+            outputs.append(found)
+            view.step(len(found))
         if config.method == "classifier":
             return torch.cat(outputs)[:, 0]
     logits = torch.zeros(len(grid), device=model.device)

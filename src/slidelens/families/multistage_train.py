@@ -25,6 +25,7 @@ from slidelens.families.multistage_schedule import MapStage, MultistageTraining
 from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, slide_key
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.backbones import load_weights
+from slidelens.nn.map_batches import map_batches
 from slidelens.nn.multistage import MultiStage, backward_by_parts
 from slidelens.nn.orientation import orient, orient_points, restore
 from slidelens.nn.patch_augment import PatchAugment
@@ -267,8 +268,13 @@ class MultistageTask(TrainTask[MultistageConfig]):
         """Yield the vectors of a slide's patches in mini-batches, computed in eval mode."""
         _module(self.model).features.eval()
         grid = self._patches_of(slide_id).grid
-        for images in self._images(slide_id, grid, epoch, self.model.config.batch_size):
-            yield self.network(images, "vectors").float()
+        batches = self._images(slide_id, grid, epoch, self.model.config.batch_size)
+
+        def vectors(images: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.network(images, "vectors").float()
+            return found
+
+        yield from map_batches(vectors, batches, self.model.device)
 
     def _kept_vectors(self, slide_id: str, variant: int) -> torch.Tensor:
         key = (slide_id, variant)

@@ -163,7 +163,8 @@ class Encoding:
     Attributes
     ----------
     encode
-        Tiles ``(N, 3, H, W)`` uint8 RGB to vectors ``(N, D)``.
+        Tiles ``(N, 3, H, W)`` uint8 RGB to vectors ``(N, D)``. On a CPU several threads call it at
+        once.
     batch_size
         Tiles per call.
     facts
