@@ -412,9 +412,22 @@ def test_a_folder_stands_for_its_slides_and_a_faulty_table_for_no_slide(tiny, tm
     with pytest.raises(SlideError, match="columns `slide,mpp`"):
         run(slides, [tiny], out, mpp=bad)
     assert {row["status"] for row in table(out).values()} == {"done"}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LabelError, match="no slide in this folder"):
-        run([tmp_path / "empty"], [tiny], out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for given in ([empty], [empty, empty], [tmp_path / "slides" / "labels.csv", empty]):
+        with pytest.raises(LabelError, match="empty: no slide in this folder"):
+            run(given, [tiny], out)
+
+
+def test_a_folder_without_slides_is_skipped_beside_others(tiny, tmp_path, caplog):
+    """``predict slides/*`` and ``predict slides`` are one run."""
+    slides = tmp_path / "slides"
+    write_slide(slides / "p1", "s0.tif")
+    (slides / "p2" / "notes").mkdir(parents=True)
+    (slides / "p2" / "diary.txt").touch()
+    for given in ([slides], sorted(slides.iterdir())):
+        assert [o.slide_id for o in run(given, [tiny], tmp_path / "out")] == ["s0"]
+    assert f"skipped, since they are not slides: {slides / 'p2'}\n" in caplog.text
 
 
 def test_what_a_shell_finds_beside_slides_is_passed_over(tiny, tmp_path, caplog):

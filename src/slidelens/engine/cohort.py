@@ -124,8 +124,8 @@ def predict_cohort(
         No slides, two slides with one id, or a resolution table that cannot be used (before
         anything runs).
     LabelError
-        A folder without slides, or with two of one id; a labels table that cannot be used, has no
-        slide in the split, or names slides that are not given.
+        Folders without any slide, or one with two of one id; a labels table that cannot be used,
+        has no slide in the split, or names slides that are not given.
     ModelError
         A model that cannot be loaded, an unknown option, feature bags that are missing or not
         needed, or two models with one name (before anything runs).

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.engine.labels import read_listed
-from slidelens.engine.last_run import PREDICTIONS
 from slidelens.errors import LabelError, SlideError, SlideNotFoundError, listed
 from slidelens.files import is_folder
-from slidelens.maps.result import holds_results, results_root
+from slidelens.maps.result import results_root
 from slidelens.slide.base import slide_id
 from slidelens.slide.open import is_slide, why_absent
 
@@ -48,8 +47,8 @@ def slides_to_run(
     ----------
     given
         Slides and folders of them. What a shell's ``*`` gives besides, and a folder of them would
-        not, is skipped with a warning: tables, texts, pictures, results and the folder of an
-        MRXS or VSI slide.
+        not, is skipped with a warning: tables, texts, pictures, folders without slides, such as
+        those of results, and the folder of an MRXS or VSI slide.
     labels
         CSV with slide_id and optionally split, as for a training; its order is that of the slides
         then. What they are labelled, if at all, does not matter.
@@ -63,8 +62,8 @@ def slides_to_run(
     SlideError
         No slides, or two of one id.
     LabelError
-        A folder without slides, or with two of one id; a table that cannot be used, has no slide of
-        the split, or names slides that are not given.
+        Folders without any slide, or one with two of one id; a table that cannot be used, has no
+        slide of the split, or names slides that are not given.
     ValueError
         A split without a table.
     """
@@ -98,21 +97,23 @@ def _slides_among(given: Sequence[Path]) -> list[Path]:
     in_two = _in_two(given)
     slides: list[Path] = []
     others: list[Path] = []
+    bare: list[Path] = []
     for path in given:
         if not _is_folder_of_slides(path):
             other = path.suffix.lower() in _NO_SLIDES and not is_slide(path)
             (others if other else slides).append(path)
         elif _shared(path) in in_two:
             others.append(path)
+        elif found := _candidates(path):
+            slides += _by_name(path, found).values()
         else:
-            found = _candidates(path)
-            if not found and len(given) > 1 and _is_of_a_run(path):
-                others.append(path)
-            else:
-                slides += _by_name(path, found).values()
+            others.append(path)
+            bare.append(path)
     if slides and others:
         passed = listed([str(path) for path in others])
         log.warning("skipped, since they are not slides: %s", passed)
+    if bare and not slides:
+        raise _without_slides(bare[0])
     return slides or others  # opening them says what they are
 
 
@@ -131,12 +132,6 @@ def _is_folder_of_slides(path: Path) -> bool:
         return path.is_dir() and not is_slide(path)
     except OSError:  # it may not be looked at; opening it says so
         return False
-
-
-def _is_of_a_run(folder: Path) -> bool:
-    """Return whether a run wrote a folder; if all its slides failed, there are only tables."""
-    tables = (PREDICTIONS, f"*/{PREDICTIONS}")
-    return holds_results(folder) or any(any(folder.glob(table)) for table in tables)
 
 
 def _is_of_one_model(folder: Path) -> bool:
@@ -185,7 +180,7 @@ def _by_name(folder: Path, candidates: Iterable[Path]) -> dict[str, Path]:
     for path in candidates:
         found[slide_id(path)].append(path)
     if not found:
-        raise LabelError(f"{folder}: no slide in this folder, nor in the folders in it.")
+        raise _without_slides(folder)
     files = {name: [p for p in paths if p.is_file()] or paths for name, paths in found.items()}
     double = [
         " and ".join(str(p.relative_to(folder)) for p in paths)
@@ -197,6 +192,10 @@ def _by_name(folder: Path, candidates: Iterable[Path]) -> dict[str, Path]:
             f"{folder}: slides of one name cannot be told apart: {listed(double)}; rename them."
         )
     return {name: paths[0] for name, paths in files.items()}
+
+
+def _without_slides(folder: Path) -> LabelError:
+    return LabelError(f"{folder}: no slide in this folder, nor in the folders in it.")
 
 
 def _candidates(folder: Path, level: int = 0) -> list[Path]:
