@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from slidelens.errors import LabelError, SlideError, SlideNotFoundError, listed
 from slidelens.files import is_folder
 from slidelens.maps.result import results_root
 from slidelens.slide.base import slide_id
+from slidelens.slide.dicom import INDEX, series_in, series_of
 from slidelens.slide.open import is_slide, why_absent
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ def slides_to_run(
 ) -> list[Path]:
     """Return the slides that are given, or those of them that a table of labels names.
 
+    Of a DICOM series several files may be given, as a shell's ``*`` gives them: they are one slide,
+    and if nothing but it is in their folder, that is the slide, as if it had been given. A table
+    says itself which file it names.
+
     Parameters
     ----------
     given
@@ -71,9 +77,10 @@ def slides_to_run(
         raise ValueError(f"split {split!r} needs the labels that say which slides are in it")
     paths = [Path(one) for one in given]
     _check_there(paths)
-    slides = _by_id(_slides_among(paths))
+    found = _slides_among(paths)
     if labels is None:
-        return list(slides.values())
+        return list(_by_id(_one_per_series(found)).values())
+    slides = _by_id(found)
     table = read_listed(Path(labels))
     table = table if split is None else table.only(split)
     return [slides[row.slide_id] for row in table.with_files(slides).rows]
@@ -100,7 +107,7 @@ def _slides_among(given: Sequence[Path]) -> list[Path]:
     bare: list[Path] = []
     for path in given:
         if not _is_folder_of_slides(path):
-            other = path.suffix.lower() in _NO_SLIDES and not is_slide(path)
+            other = _is_beside(path) and not is_slide(path)
             (others if other else slides).append(path)
         elif _shared(path) in in_two:
             others.append(path)
@@ -115,6 +122,26 @@ def _slides_among(given: Sequence[Path]) -> list[Path]:
     if bare and not slides:
         raise _without_slides(bare[0])
     return slides or others  # opening them says what they are
+
+
+def _one_per_series(slides: Iterable[Path]) -> list[Path]:
+    """Return slides with each DICOM series once."""
+    files: dict[object, list[Path]] = defaultdict(list)
+    for path in slides:
+        series = None
+        with suppress(OSError):  # a folder, or one that may not be read; opening it says so
+            series = series_of(path)
+        files[path if series is None else (path.parent, series)].append(path)
+    return [_slide_of(parts) for parts in files.values()]
+
+
+def _slide_of(files: Sequence[Path]) -> Path:
+    """Return what files of one series are: their folder, if it holds nothing else."""
+    folder = files[0].parent
+    with suppress(OSError):  # it may not be looked into
+        if len(set(files)) > 1 and len(series_in(folder)) == 1:
+            return folder
+    return files[0]
 
 
 def _in_two(paths: Iterable[Path]) -> set[tuple[Path, str]]:
@@ -213,7 +240,7 @@ def _candidates(folder: Path, level: int = 0) -> list[Path]:
             # What belongs to an MRXS or VSI is not looked into, nor are results.
             if _shared(path) not in in_two and not _is_of_one_model(path):
                 folders.append(path)
-        elif path.suffix.lower() not in _NO_SLIDES:
+        elif not _is_beside(path):
             (found if level == 0 or _may_be_slide(path) else others).append(path)
     if not found and level < _LEVELS:
         found = [path for inner in folders for path in _candidates(inner, level + 1)]
@@ -246,6 +273,10 @@ def contents(folder: Path, what: str) -> list[Path]:
         raise LabelError(
             f"{folder}: cannot be read ({error.strerror or error}); check that you may read it."
         ) from error
+
+
+def _is_beside(path: Path) -> bool:
+    return path.suffix.lower() in _NO_SLIDES or path.name == INDEX
 
 
 def _may_be_slide(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from slidelens.settings import get_settings
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.complete import check_complete
+from slidelens.slide.dicom import dicom_files, series_in
 from slidelens.slide.handle import Handle
 from slidelens.slide.reader import Facts, Level, Reader, unreadable
 from slidelens.slide.resolution import PRINT_MPP
@@ -38,12 +39,10 @@ __all__ = ["OpenSlideReader"]
 _BLOCK = 512
 _SMALL = 1 << 20  # px
 _OPAQUE = 0xFF000000
-_BESIDE = {"DICOMDIR", "Thumbs.db", "desktop.ini"}
 _PERSONAL = tuple(
     f"dicom.{name}"
     for name in ("PatientName", "PatientID", "PatientBirthDate", "OtherPatient", "PatientAddress")
 )
-_DICOM_SERIES = b"\x20\x00\x0e\x00UI"  # (0020,000E) SeriesInstanceUID, explicit little endian
 
 
 class OpenSlideReader(Reader):
@@ -81,7 +80,7 @@ class OpenSlideReader(Reader):
     def sniff(cls, path: Path, head: bytes) -> bool:  # noqa: ARG003  # OpenSlide looks itself
         """Accept what OpenSlide recognises by content, and folders of one DICOM series."""
         if path.is_dir():
-            return bool(_dicom_files(path))
+            return bool(dicom_files(path))
         vendor = openslide.OpenSlide.detect_format(path)
         if vendor == "generic-tiff":
             from slidelens.slide.tiff import is_plain_rgb
@@ -242,29 +241,9 @@ def _on_ground(argb: NDArray[np.uint32], ground: tuple[int, int, int]) -> NDArra
     return out
 
 
-def _dicom_files(folder: Path) -> list[Path]:
-    """Return a folder's files, sorted, if all of them are DICOM; otherwise none.
-
-    An index of them, and files that file browsers leave, are not counted.
-    """
-    kept = (p for p in folder.iterdir() if p.name not in _BESIDE and not p.name.startswith("."))
-    files = sorted(path for path in kept if path.is_file())
-    for file in files:
-        with file.open("rb") as opened:
-            if opened.read(132)[128:] != b"DICM":
-                return []
-    return files
-
-
 def _instance(folder: Path) -> Path:
     """Return one instance of the only DICOM series in a folder; OpenSlide finds the others."""
-    series: dict[bytes, Path] = {}
-    for file in _dicom_files(folder):
-        with file.open("rb") as opened:
-            head = opened.read(1 << 16)
-        at = head.find(_DICOM_SERIES) + len(_DICOM_SERIES)
-        length = int.from_bytes(head[at : at + 2], "little")
-        series.setdefault(head[at + 2 : at + 2 + length], file)
+    series = series_in(folder)
     if len(series) != 1:
         names = ", ".join(file.name for file in series.values())
         raise SlideError(
