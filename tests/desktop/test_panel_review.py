@@ -255,7 +255,7 @@ def test_another_method_of_the_same_slide_is_shown_on_a_click(panel, bench, qtbo
 
 
 def test_a_slide_that_is_gone_is_said_and_its_maps_are_shown(
-    panel, bench, made, qtbot, monkeypatch
+    panel, bench, made, cohort, qtbot, monkeypatch
 ):
     wait_for_evidence(qtbot, panel)
     moved = made.parent / "moved"
@@ -269,10 +269,17 @@ def test_a_slide_that_is_gone_is_said_and_its_maps_are_shown(
         assert bench.slide is None
         (shown,) = layers_of(bench.viewer, "map", model="weak")
         assert shown.visible
+        wrong = cohort / "wrong"
+        (wrong / "within").mkdir(parents=True)
+        (wrong / "within" / "c.tif").touch()
+        chosen = [str(moved), str(wrong)]
         monkeypatch.setattr(
             "slidelens.desktop.panels.review.QFileDialog.getExistingDirectory",
-            lambda *_: str(moved),
+            lambda *_: chosen.pop(),
         )
+        press(qtbot, panel.notice._action)
+        qtbot.waitUntil(lambda: "no slide in this folder" in panel.notice.text, timeout=WAIT)
+        assert "within: skipped, since they are not slides: c.tif" in panel.notice.text
         press(qtbot, panel.notice._action)
         qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
         assert bench.slide.path == moved / "c.tif"

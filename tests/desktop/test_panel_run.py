@@ -57,6 +57,16 @@ def set_options(panel, **options):
         panel.models.form.control(name).setValue(value)
 
 
+def choose_folder(panel, folder):
+    """Have a folder run, without the dialog that asks for it."""
+    panel.models.choose("demo-mil")
+    panel._folder = folder
+    panel.where.blockSignals(True)
+    panel.where.setCurrentIndex(panel.where.findData("folder"))
+    panel.where.blockSignals(False)
+    panel._update()
+
+
 def select_result(results, folder):
     """Choose a result in the list."""
     items = [results.tree.topLevelItem(n) for n in range(results.tree.topLevelItemCount())]
@@ -289,12 +299,7 @@ def test_a_resolution_that_is_typed_is_not_for_a_folder_of_slides(panel, bench, 
     path = tmp_path / "bare.tif"
     tifffile.imwrite(path, np.asarray(make_slide(None).pyramid()[0]), tile=(256, 256))
     show_slide(qtbot, bench, path)
-    panel.models.choose("demo-mil")
-    panel._folder = tmp_path
-    panel.where.blockSignals(True)  # it would ask for the folder
-    panel.where.setCurrentIndex(panel.where.findData("folder"))
-    panel.where.blockSignals(False)
-    panel._update()
+    choose_folder(panel, tmp_path)
     assert not panel.mpp.isVisible()
     assert panel._request().mpp is None
     panel.where.setCurrentIndex(panel.where.findData("open"))
@@ -462,6 +467,36 @@ def test_a_picture_in_memory_is_not_run(panel, bench, case, qtbot):
     panel.models.choose("demo-mil")
     assert not panel.run_button.isEnabled()
     assert "not opened from a file" in panel.why.text()
+
+
+def test_what_is_skipped_in_a_folder_is_said_while_and_after_it_runs(panel, slide, tmp_path, qtbot):
+    folder = tmp_path / "slides"
+    (folder / "letters").mkdir(parents=True)
+    (folder / slide.name).symlink_to(slide)
+    choose_folder(panel, folder)
+    panel.run()
+    skipped = f"{folder}: skipped, since they are not slides: letters."
+    assert skipped in panel.notice.text
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert panel.state.findings[0].status == "done"
+    assert skipped in panel.notice.text
+    nothing = tmp_path / "nothing"
+    (nothing / "within").mkdir(parents=True)
+    (nothing / "within" / "notes.xyz").touch()
+    choose_folder(panel, nothing)
+    panel.run()
+    assert "no slide in this folder" in panel.notice.text
+    assert "within: skipped, since they are not slides: notes.xyz." in panel.notice.text
+
+
+def test_a_folder_of_dicom_files_is_run_as_the_slides_they_are(panel, tmp_path):
+    folder = tmp_path / "case"
+    folder.mkdir()
+    for name in "abc":
+        own = b"\x20\0\x0d\0UI\x04\x001.2\0" + b"\x20\0\x0e\0UI\x04\x001.5\0"
+        (folder / f"{name}.dcm").write_bytes(bytes(128) + b"DICM" + own)
+    choose_folder(panel, folder)
+    assert panel._request().slides == (folder,)
 
 
 def test_a_slide_that_was_dropped_twice_is_run_once(panel, bench, slide, qtbot):

@@ -168,9 +168,10 @@ def test_what_a_training_warns_of_is_shown(panel, made, qtbot, tmp_path):
     shutil.copytree(made, tmp_path / "cohort")
     (tmp_path / "cohort" / "slides" / "letters").mkdir()
     choose_data(qtbot, panel, tmp_path / "cohort")
+    warning = "skipped, since they are not slides: letters"
+    assert warning in panel.notice.text, "it is said as soon as the slides are searched"
     choose_small_model(panel, epochs=1)
     qtbot.waitUntil(panel.start_button.isEnabled, timeout=LONG)
-    warning = "skipped, since they are not slides: letters"
     assert warning in panel.warning.text()
     begin(qtbot, panel)
     qtbot.waitUntil(lambda: warning in panel.notice.text, timeout=LONG)

@@ -19,6 +19,7 @@ from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
 from slidelens.desktop.qt import Shortcut, alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
+from slidelens.desktop.warned import warned
 from slidelens.desktop.world import World
 from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError, ResultError
@@ -52,6 +53,8 @@ class ReviewPanel(Panel):
         super().__init__(napari_viewer)
         self.review: Review | None = None
         self._slides: dict[str, Path] = {}
+        self._unfound: list[str] = []
+        """Why slides may be missing among these."""
         self._foci: list[Focus] = []
         self._world = World.of(None)
         self._model = ""
@@ -341,6 +344,7 @@ class ReviewPanel(Panel):
                 f"The file of slide {case.slide_id} is gone; its maps are shown alone.",
                 action="Find slides…",
                 then=self._ask_slides,
+                warnings=self._unfound,
             )
         self.bench.background.run(
             lambda: find_foci(result, case.target, _PLACES),
@@ -371,15 +375,16 @@ class ReviewPanel(Panel):
         if not folder:
             return
 
-        def work() -> dict[str, Path]:
-            try:
-                return find_slides(Path(folder))
-            except LabelError:
-                return {}  # the folder of another day
+        def work() -> tuple[dict[str, Path], list[str]]:
+            with warned() as warnings:
+                try:
+                    return find_slides(Path(folder)), warnings
+                except LabelError as error:  # maybe the folder of another day
+                    return {}, [*warnings, str(error)]
 
-        def take(found: dict[str, Path]) -> None:
-            self._slides = found
-            self.export.slides = Path(folder) if found else None
+        def take(answer: tuple[dict[str, Path], list[str]]) -> None:
+            self._slides, self._unfound = answer
+            self.export.slides = Path(folder) if self._slides else None
             then()
 
         self.bench.background.run(work, take, owner=self)

@@ -38,8 +38,9 @@ from slidelens.desktop.shown import (
     shown_slides,
 )
 from slidelens.desktop.state.runs import Finding, RunRequest, RunState
-from slidelens.engine.slide_folder import find_slides
-from slidelens.errors import LabelError
+from slidelens.desktop.warned import warned
+from slidelens.engine.slide_folder import slides_to_run
+from slidelens.errors import SlideLensError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,8 +96,7 @@ class RunPanel(Panel):
         """Start the run; ask first if it replaces a result with other settings."""
         if self.running:
             return
-        missing = self._missing()  # a region may be gone since the button was last updated
-        if missing:
+        if missing := self._missing():  # a region may be gone since the button was last updated
             self.notice.say(missing, "error")
             return
         request = self._request()
@@ -115,10 +115,11 @@ class RunPanel(Panel):
     def _start(self, request: RunRequest) -> None:
         if self.running:
             return
-        self.notice.say("")
+        self.notice.say("", warnings=request.warnings)
         self.state = RunState(request)
         self._live = LiveMaps()
         self._job = job = self.bench.runner.submit("predict", request.facts())
+        job.warnings += request.warnings
         job.said.connect(self._hear)
         job.ended.connect(self._ended)
         self._show_progress()
@@ -198,7 +199,7 @@ class RunPanel(Panel):
         """Return the files to run on."""
         chosen = self.where.currentData()
         if chosen == "folder":
-            return list(find_slides(self._folder).values()) if self._folder else []
+            return slides_to_run([self._folder]) if self._folder else []
         if chosen == "open":
             paths = [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
             return list(dict.fromkeys(paths))  # a file that was dropped twice is run once
@@ -216,9 +217,10 @@ class RunPanel(Panel):
     def _request(self) -> RunRequest | None:
         slide = self.bench.slide
         try:
-            slides = self._slides()
-        except LabelError as error:
-            self.notice.say(str(error), "error")
+            with warned() as warnings:
+                slides = self._slides()
+        except SlideLensError as error:
+            self.notice.say(str(error), "error", warnings=warnings)
             return None
         if not slides:
             return None
@@ -235,6 +237,7 @@ class RunPanel(Panel):
             self.device.currentData() or "auto",
             self._region(),
             mpp,
+            warnings=tuple(warnings),
         )
 
     def _hear(self, message: Message) -> None:
@@ -317,9 +320,8 @@ class RunPanel(Panel):
             bad = bool(failed) or status in ("failed", "died")
             details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
             good = "good" if status == "done" else "info"
-            found = self.state.found
-            shown = found if status == "done" and found and not bad else text
-            text = "\n".join(filter(None, [shown, details]))
+            shown = self.state.found if status == "done" and not bad else ""
+            text = "\n".join(filter(None, [shown or text, details]))
             self.notice.say(text, "error" if bad else good, warnings=job.warnings)
         self._show_progress()
         self._update()

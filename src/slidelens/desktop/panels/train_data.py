@@ -14,6 +14,7 @@ from slidelens.desktop.panels.labelling import Labelling
 from slidelens.desktop.panels.parts import button, calm, caption, row
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.labelling import LabelBook
+from slidelens.desktop.warned import warned
 from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError
 
@@ -70,13 +71,20 @@ class DataChooser(QWidget):
     def set_slides(self, folder: Path) -> None:
         """Take the slides of a folder."""
 
-        def take(found: dict[str, Path]) -> None:
-            self.slides, self._found = folder, found
+        def find() -> tuple[dict[str, Path], list[str]]:
+            with warned() as warnings:
+                return find_slides(folder), warnings
+
+        def take(answer: tuple[dict[str, Path], list[str]]) -> None:
+            self._found, warnings = answer
+            self.slides = folder
             self._bench.memory.set_text(_SLIDES, str(folder))
+            if warnings:
+                self._notice.say("", warnings=warnings)
             self._open_book()
 
         self._bench.background.run(
-            lambda: find_slides(folder),
+            find,
             take,
             owner=self,
             failed=lambda text: self._notice.say(text, "error"),

@@ -48,6 +48,8 @@ class RunRequest:
         In level-0 px; ``None`` is the whole slide.
     mpp
         The slide's resolution in µm/px if its file states none, or along x and y.
+    warnings
+        What the search for slides in a folder warned of.
     """
 
     slides: tuple[Path, ...]
@@ -57,6 +59,7 @@ class RunRequest:
     region: Box | None = None
     mpp: float | tuple[float, float] | None = None
     overwrite: bool = False
+    warnings: tuple[str, ...] = ()
 
     def replaces(self, cards: Mapping[Path, Card]) -> str:
         """Name the results with other settings that a run would replace.

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from slidelens.desktop.warned import Warnings
 from slidelens.desktop.worker.jobs import JOBS
 from slidelens.desktop.worker.messages import Decoder, Message, encode
 from slidelens.engine.heap import heap_trimmer
@@ -47,7 +48,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until the input ends; the job under way is then cancelled."""
-        logging.getLogger("slidelens").addHandler(_Warnings(self))
+        logging.getLogger("slidelens").addHandler(Warnings(self.warn))
         Thread(target=self._listen, daemon=True, name="slidelens-listen").start()
         self._send(Message(0, "ready"))
         while (message := self._waiting.get()) is not None:
@@ -92,26 +93,13 @@ class Worker:
 
     def warn(self, text: str) -> None:
         """Send ``warning`` about the job under way."""
-        self._send(Message(self._job, "warning", {"text": text}))
+        with suppress(OSError):  # the window is gone, as the job will notice
+            self._send(Message(self._job, "warning", {"text": text}))
 
     def _send(self, message: Message) -> None:
         with self._sending:  # threads of a job may warn
             self._target.write(encode(message))
             self._target.flush()
-
-
-class _Warnings(logging.Handler):
-    """Passes on a job's warnings: in a terminal they would be read, here they would be lost."""
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(logging.WARNING)
-        self._worker = worker
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the text; errors end the job, and are reported then."""
-        if record.levelno == logging.WARNING:
-            with suppress(OSError):  # the window is gone, as the job will notice
-                self._worker.warn(record.getMessage())
 
 
 def main() -> None:
