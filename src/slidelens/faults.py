@@ -1,13 +1,26 @@
-"""What pydantic found wrong, for our messages."""
+"""What pydantic found wrong, in our words."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["Fault", "first_fault", "plain"]
+__all__ = ["Fault", "first_fault"]
+
+_ASKS = "Input should be "
+_OURS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid": "a",
+}
 
 
 class Fault(NamedTuple):
@@ -20,14 +33,27 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         return f"{self.where}: {self.why}" if self.where else self.why
 
+    @property
+    def told(self) -> str:
+        """Why, and the value unless that is in it: a 3 is not in 'at least 32'."""
+        given = repr(self.given)
+        named = re.search(rf"(?<!\w){re.escape(given)}(?!\w)", self.why)
+        return self.why if named else f"{self.why}, not {given}"
+
 
 def first_fault(error: ValidationError) -> Fault:
-    """Return the first fault, in our own words where a check of ours found it."""
+    """Return the first fault."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return Fault(where, plain(first["msg"]), first["input"])
+    return Fault(where, _plain(first["msg"]), first["input"])
 
 
-def plain(message: str) -> str:
-    """Return a message without the words that pydantic puts before and behind it."""
-    return message.removeprefix("Value error, ").partition(", unable to parse")[0].rstrip(".")
+def _plain(message: str) -> str:
+    """Return our words for a message of pydantic's, which may be those of a check of ours."""
+    message = message.removeprefix("Value error, ").rstrip(".")
+    if not message.startswith(_ASKS):
+        return message
+    message = re.split(", (unable to parse|got) ", message.removeprefix(_ASKS))[0]
+    for words, ours in _OURS.items():
+        message = message.replace(words, ours)
+    return f"must be {message}"

@@ -92,7 +92,9 @@ def test_wrong_usage_exits_with_2(slidelens):
     wrong = slidelens("review", "x", "list", "--kind", "tp")
     assert "Invalid value for '--kind': 'tp' is not one of 'fp', 'fn'" in wrong.err
     wrong = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--batch-size", "all")
-    assert "'--batch-size': Input should be a valid integer\n" in wrong.err
+    assert "'--batch-size': must be a whole number, not 'all'\n" in wrong.err
+    wrong = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--batch-size", "0")
+    assert "'--batch-size': must be at least 1, not '0'\n" in wrong.err
     alone = slidelens("predict", "x.svs", "--model", "m", "--out", "o", "--split", "test")
     assert alone.code == 2
     assert "--split: needs --labels" in " ".join(alone.err.split())

@@ -130,7 +130,7 @@ def test_half_precision_weights_load_as_single(tiny, tmp_path):
         ({"weights_sha256": "0" * 64}, "altered or cut short"),
         ({"family": "nonesuch"}, "unknown model family 'nonesuch'; known families: .*mil"),
         ({"config": {"tile": 16, "tiel": 3}}, "tiel: Extra inputs .* Its fields are: .*tile, mpp"),
-        ({"config": {"tile": -1}, "tile_size": None}, "tile: Input should be greater"),
+        ({"config": {"tile": -1}, "tile_size": None}, "tile: must be at least"),
         ({"classes": ["a", "b", "c"]}, r"head.bias is \(2,\), expected \(3,\)"),
         ({"classes": []}, "model.json is not a valid manifest: classes"),
         ({"mpp": "fine"}, "model.json is not a valid manifest: mpp"),
@@ -139,8 +139,8 @@ def test_half_precision_weights_load_as_single(tiny, tmp_path):
         ({"schema_version": 9}, r"schema_version: 9 is newer than this slidelens reads \(1\)"),
         ({"mpp": 0.25}, r"mpp is 0\.25, but config states mpp 1\.0"),
         ({"tile_size": 512}, "tile_size is 512, but config states tile 16"),
-        ({"normalisation": {"std": [1, 0, 1]}}, r"normalisation\.std\.1: .* greater than 0"),
-        ({"normalisation": {"mean": [123, 0, 0]}}, r"normalisation\.mean\.0: .* equal to 1"),
+        ({"normalisation": {"std": [1, 0, 1]}}, r"normalisation\.std\.1: must be above 0"),
+        ({"normalisation": {"mean": [123, 0, 0]}}, r"normalisation\.mean\.0: must be at most 1"),
     ],
 )
 def test_broken_manifest_says_what_is_wrong(tiny, tmp_path, changes, message):

@@ -149,7 +149,7 @@ def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
             r"unknown tiel \(do you mean tile\?\); the fields are .*backbone, tile, ",
         ),
         ({"overrides": {"stages": "[{epochs: 1}]"}}, "is not JSON .*keys stand in double quotes"),
-        ({"overrides": {"tile": "5"}}, "tile: .*greater than or equal to 32, not 5"),
+        ({"overrides": {"tile": "3"}}, "tile: must be at least 32, not 3"),
         ({"overrides": {"stages": '[{"epochs": 0}]'}}, r"stages\.0\.epochs"),
         ({"overrides": {"overlap": "224"}}, "overlap 224 px must be below"),
         ({"backbone": "vgg"}, "backbone: .*'vgg'"),

@@ -35,7 +35,7 @@ from slidelens.cli import (
 from slidelens.cli.readable import ReadableGroup, make_readable
 from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
-from slidelens.faults import plain
+from slidelens.faults import first_fault
 from slidelens.files import meant
 
 __all__ = ["program", "run"]
@@ -71,8 +71,11 @@ class _Program(ReadableGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except typer.BadParameter as error:  # whose words are pydantic's
-            error.message = plain(error.message)
+        except typer.BadParameter as error:
+            from pydantic import ValidationError  # here: it takes time, and few commands fail
+
+            if isinstance(error.__cause__, ValidationError):
+                error.message = first_fault(error.__cause__).told
             raise
 
 

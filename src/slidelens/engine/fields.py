@@ -54,9 +54,7 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
         fault = first_fault(error)
         if not fault.where:  # fields that do not go together: the value is the whole configuration
             raise ModelError(f"{fault.why}.") from error
-        given = repr(fault.given)
-        told = "" if given in fault.why else f", not {given}"
-        raise ModelError(f"{fault}{told}.") from error
+        raise ModelError(f"{fault.where}: {fault.told}.") from error
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:
