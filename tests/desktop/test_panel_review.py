@@ -386,7 +386,7 @@ def test_what_an_evaluation_and_a_report_warn_of_is_shown(bench, made, qtbot, tm
     qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
     written, *missing = panel.notice.text.splitlines()
     assert "The report was written" in written
-    assert any("The result of weak has disappeared" in line for line in missing)
+    assert any("The result of weak is gone." in line for line in missing)
     assert any("no package with these weights was found" in line for line in missing)
 
 

@@ -63,7 +63,7 @@ def patch(boxes=BOX, values=HALF):
         (patch(BOX + 64), r"box \[64.0, 64.0, 80.0, 80.0\] is not one of this slide of 64 x 48"),
         (patch(BOX * (1, 1, 0, 1)), "is not one of this slide"),
         (patch(BOX * np.nan), "is not one of this slide"),
-        (patch([["a", 0, 1, 1]]), "boxes or values are no arrays"),
+        (patch([["a", 0, 1, 1]]), "boxes and values must be arrays"),
         (SCORE, "infer gave a SlideScore after the SlideScore"),
     ],
 )

@@ -102,9 +102,7 @@ def point_elsewhere(own, path):
 def test_a_slide_that_is_gone_leaves_the_saved_maps(own):
     point_elsewhere(own, own / "gone.tif")
     found, kept = draw(own, "doe_jane_1")
-    assert found.notes == [
-        "The slide file is gone since the run; the pictures show the saved maps only."
-    ]
+    assert found.notes == ["The slide's file is gone; the pictures show the saved maps only."]
     plain = kept[found.rows[0].panels[0].picture.name]
     assert {tuple(c) for c in (plain[5, 5], plain[5, -5])} == {(255, 255, 255)}
     assert np.abs(plain - (226, 214, 221)).max(-1).min() < 6  # tissue, from the saved mask
@@ -130,7 +128,7 @@ def test_results_that_are_gone_or_damaged_are_said(own):
     for chunk in (results / "streaming" / "doe_jane_1" / "maps.ome.zarr").rglob("c/*/*/*"):
         chunk.write_bytes(b"rubbish")
     found, _ = draw(own, "doe_jane_1")
-    assert "The result of segmentation has disappeared since the evaluation." in found.notes
+    assert "The result of segmentation is gone." in found.notes
     assert "Maps or tiles of magnet are damaged." in found.notes
     assert "Maps or tiles of streaming are damaged." in found.notes
     assert (of(found.rows[0], "segmentation").note, of(found.rows[0], "streaming").note) == (

@@ -281,9 +281,9 @@ def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_
         file.write_text(json.dumps(content))
     done = write_report(tmp_path / "moved" / "eval", tmp_path / "r.html")
     text = text_of(read(done.html))
-    assert "The slide file is gone since the run" in text
-    assert "The result of mil has disappeared since the evaluation." in text
-    assert "Results that are gone, or cannot be read, since the evaluation: mil 1." in text
+    assert "The slide's file is gone" in text
+    assert "The result of mil is gone." in text
+    assert "Results that were evaluated and are gone now, or cannot be read: mil 1." in text
     assert "/nowhere" not in done.html.read_text()
     assert [note[6:12] for note in done.notes] == [" The r", " The s"]
     options = ReportOptions(slides=str(tmp_path / "moved" / "slides"))

@@ -332,7 +332,7 @@ def agreement(context: typer.Context, as_json: JsonOption = False) -> None:
         )
         for a in found
     ]
-    print_table(("reviewer", "reviewer", "about the", "errors", "agreed", "kappa"), rows)
+    print_table(("reviewer", "reviewer", "decision", "errors", "agreed", "kappa"), rows)
 
 
 def taxonomy(

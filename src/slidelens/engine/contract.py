@@ -192,7 +192,7 @@ def fitting_patch(event: object, specs: dict[str, MapSpec], model: Model[Any]) -
         values = np.asarray(event.values)
     except (TypeError, ValueError) as error:
         raise family_error(
-            model, f"map {spec.name!r}: boxes or values are no arrays ({error})."
+            model, f"map {spec.name!r}: boxes and values must be arrays ({error})."
         ) from error
     count, planes = len(boxes), 1 if spec.kind == "labels" else len(spec.channels)
     if values.shape[:2] != (count, planes) or values.ndim not in (

@@ -317,7 +317,7 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
     gone = [f"{card.name} {card.gone}" for card in content.cards if card.gone]
     if gone:
         notes.append(
-            f"Results that are gone, or cannot be read, since the evaluation: {', '.join(gone)}."
+            f"Results that were evaluated and are gone now, or cannot be read: {', '.join(gone)}."
         )
     return [*_failed_notes(content, notes), *_run_notes(content)]
 

@@ -167,8 +167,8 @@ def _load(saved: SavedEvaluation, found: Evidence) -> dict[str, Result]:
                 f"The result of {model} was rewritten by a newer slidelens; update this one."
             )
         except ResultError:  # its text names paths, which a report must not
-            what = "has been damaged" if (folder / "result.json").exists() else "has disappeared"
-            found.notes.append(f"The result of {model} {what} since the evaluation.")
+            what = "is damaged" if (folder / "result.json").exists() else "is gone"
+            found.notes.append(f"The result of {model} {what}.")
     return results
 
 

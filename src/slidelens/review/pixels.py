@@ -71,7 +71,7 @@ class Pixels:
 
     def _give_up(self) -> None:
         self._slide = None
-        self.note = "The slide file is damaged; the pictures show the saved maps only."
+        self.note = "The slide's file is damaged; the pictures show the saved maps only."
 
     def _drawn(self, box: Box, shape: tuple[int, int]) -> NDArray[np.uint8]:
         """Draw tissue in a pale colour on white."""
@@ -104,7 +104,7 @@ def open_pixels(results: Sequence[Result], files: Mapping[str, Path]) -> Iterato
         mpp = known[0].slide.resolution if known else None
         if slide is not None and size is not None and tuple(slide.size) != tuple(size):
             note = (
-                "The slide file is not the one that was predicted: its size is another; the "
+                "The slide's file is not the one that was predicted: its size is another; the "
                 "pictures show the saved maps only."
             )
             slide.close()
@@ -126,10 +126,10 @@ def _open(results: Sequence[Result], files: Mapping[str, Path]) -> tuple[Slide |
     places += [Path(r.slide.path) for r in results if r.slide.path]
     found = next((p for p in places if p.exists()), None)
     if found is None:
-        gone = "The slide file is gone since the run; the pictures show the saved maps only."
+        gone = "The slide's file is gone; the pictures show the saved maps only."
         return None, gone
     mpp = next((r.slide.resolution for r in results if r.slide.resolution is not None), None)
     try:
         return open_slide(found, mpp=mpp), ""
     except SlideError:
-        return None, "The slide file cannot be opened; the pictures show the saved maps only."
+        return None, "The slide's file cannot be opened; the pictures show the saved maps only."
