@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hands import press
 from known_slides import make_result, make_slide
 from qtpy.QtWidgets import QTabBar
 
@@ -92,6 +93,22 @@ def test_what_is_said_again_takes_its_room_without_a_scroll_bar(bench, qtbot):
         qtbot.wait(50)
         assert not notice._text.verticalScrollBar().isVisible()
         assert notice._text.height() >= notice._text.document().size().height()
+
+
+def test_of_many_warnings_the_first_are_shown_and_all_on_a_click(bench, qtbot):
+    notice = bench.open_panel("run").notice
+    found = [f"s{number}: tumor 7.2%" for number in range(300)]
+    warnings = [f"s{number}.svs: is coarse" for number in range(200)]
+    notice.say("\n".join(found), "good", warnings=warnings)
+    first = [*found[:5], "and 295 more", *warnings[:5], "and 195 more warnings"]
+    assert notice.text.splitlines() == first
+    press(qtbot, notice._more)
+    assert notice.text.splitlines() == [*found, *warnings]
+    assert not notice._more.isVisible()
+    assert notice._text.verticalScrollBar().maximum() > 0
+    notice.say("", warnings=warnings[:6])
+    assert notice.text.splitlines() == warnings[:6]
+    assert not notice._more.isVisible()
 
 
 def test_long_names_are_wrapped_and_what_is_copied_is_as_it_was(bench, qtbot):

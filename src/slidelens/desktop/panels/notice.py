@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Notice"]
 
 _MOST_HIGH = 140  # px of message: the panel needs the space
+_MOST = 5
+"""Lines, and warnings, that are shown at first: a cohort may give one for each of its slides."""
 _COLORS = {"info": "#2d6e7e", "error": "#8c2f39", "good": "#2f6f4f"}
 
 
@@ -39,6 +41,11 @@ class Notice(QFrame):
         self._lines.setDocumentMargin(0)
         self._action = QPushButton()
         self._action.clicked.connect(self._act)
+        self._more = QToolButton()
+        self._more.setText("All")
+        self._more.setToolTip("Show all of this message")
+        self._more.setAutoRaise(True)
+        self._more.clicked.connect(self._show_all)
         close = QToolButton()
         close.setText("×")
         close.setToolTip("Close this message")
@@ -46,8 +53,10 @@ class Notice(QFrame):
         close.clicked.connect(self.hide)
         layout.addWidget(self._text, 1)
         layout.addWidget(self._action)
+        layout.addWidget(self._more, 0, Qt.AlignmentFlag.AlignTop)
         layout.addWidget(close, 0, Qt.AlignmentFlag.AlignTop)
         self._then: Callable[[], object] | None = None
+        self._all = ""
         self.hide()
 
     @property
@@ -65,6 +74,8 @@ class Notice(QFrame):
     ) -> None:
         """Show a sentence, and warnings below it; nothing to say hides it.
 
+        Of many lines or warnings the first are shown, with a button for all.
+
         Parameters
         ----------
         kind
@@ -74,12 +85,15 @@ class Notice(QFrame):
         warnings
             What a job warned of; what is ``good`` is ``info`` then.
         """
-        text = "\n".join(filter(None, [text, *warnings]))
+        lines = text.splitlines()
+        self._all = "\n".join([*lines, *warnings])
+        text = "\n".join([*_first(lines, "more"), *_first(warnings, "more warnings")])
         kind = "info" if warnings and kind == "good" else kind
         self._text.setPlainText(text)
         self._then = then
         self._action.setText(action)
         self._action.setVisible(bool(action))
+        self._more.setVisible(text != self._all)
         self.setStyleSheet(
             f"#notice {{ background: {_COLORS[kind]}; border-radius: 4px; }} "
             "#notice QTextEdit { color: white; background: transparent; border: 0; padding: 0; }"
@@ -90,6 +104,11 @@ class Notice(QFrame):
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Take the space that the text needs at the new width."""
         super().resizeEvent(event)
+        self._fit()
+
+    def _show_all(self) -> None:
+        self._text.setPlainText(self._all)
+        self._more.hide()
         self._fit()
 
     def _fit(self) -> None:
@@ -112,3 +131,10 @@ class Notice(QFrame):
         self.hide()
         if then is not None:
             then()
+
+
+def _first(lines: Sequence[str], more: str) -> list[str]:
+    """Return the first lines, and how many more there are; one more takes no more space."""
+    if len(lines) <= _MOST + 1:
+        return list(lines)
+    return [*lines[:_MOST], f"and {len(lines) - _MOST} {more}"]

@@ -318,7 +318,7 @@ class RunPanel(Panel):
             text = self.state.summary(status, error)
             failed = [f for f in self.state.findings if f.status == "failed"]
             bad = bool(failed) or status in ("failed", "died")
-            details = "\n".join(f.text for f in failed[:3]) if len(self.state.findings) > 1 else ""
+            details = "\n".join(f.text for f in failed) if len(self.state.findings) > 1 else ""
             good = "good" if status == "done" else "info"
             shown = self.state.found if status == "done" and not bad else ""
             text = "\n".join(filter(None, [shown or text, details]))
