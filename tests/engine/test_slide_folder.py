@@ -26,8 +26,8 @@ def write_dicom(path: Path, series: bytes, *, refers_to: bytes = b"") -> Path:
 @pytest.fixture
 def series(tmp_path) -> Path:
     folder = tmp_path / "case"
-    for name in "abc":
-        write_dicom(folder / f"{name}.dcm", b"1.5")
+    for name in ("a.dcm", "b.DCM", "c", "d.1.25.63"):
+        write_dicom(folder / name, b"1.5")
     return folder
 
 
@@ -43,7 +43,7 @@ def test_the_files_of_a_dicom_series_are_one_slide(series, monkeypatch):
 
 def test_a_dicom_series_beside_others_is_its_first_file(series):
     files = sorted(series.iterdir())
-    other = [write_dicom(series / f"{name}.dcm", b"1.6", refers_to=b"1.5") for name in "de"]
+    other = [write_dicom(series / f"{name}.dcm", b"1.6", refers_to=b"1.5") for name in "ef"]
     assert slides_to_run([*files, *other]) == [files[0], other[0]]
     slide = series / "s.svs"
     slide.touch()
@@ -54,7 +54,7 @@ def test_a_dicom_series_beside_others_is_its_first_file(series):
 def test_a_table_of_labels_says_which_file_of_a_series_it_means(series, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("slide_id\nb\n")
-    assert slides_to_run(sorted(series.iterdir()), labels) == [series / "b.dcm"]
+    assert slides_to_run(sorted(series.iterdir()), labels) == [series / "b.DCM"]
 
 
 def test_the_index_of_a_medium_is_no_slide(series):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ _NO_SLIDES = {
     *(".db", ".sqlite"),
 }
 """What is kept beside slides: tables, annotations, texts, pictures and databases (Thumbs.db)."""
+_DICOM = re.compile(r"\.(dcm|dicom|\d+)$|^[^.]+$", re.IGNORECASE)
+"""Names of DICOM files, which may be their ids: others, maybe thousands on a share, stay shut."""
 _IN_TWO = {".mrxs", ".vsi"}
 """Formats of a file and a folder of its name."""
 
@@ -129,8 +132,9 @@ def _one_per_series(slides: Iterable[Path]) -> list[Path]:
     files: dict[object, list[Path]] = defaultdict(list)
     for path in slides:
         series = None
-        with suppress(OSError):  # a folder, or one that may not be read; opening it says so
-            series = series_of(path)
+        if _DICOM.search(path.name):
+            with suppress(OSError):  # a folder, or one that may not be read; opening it says so
+                series = series_of(path)
         files[path if series is None else (path.parent, series)].append(path)
     return [_slide_of(parts) for parts in files.values()]
 
