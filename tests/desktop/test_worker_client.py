@@ -43,7 +43,7 @@ def events(job) -> dict[str, list]:
 
 def finish(qtbot, job) -> dict[str, list]:
     heard = events(job)
-    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=60_000)
+    qtbot.waitUntil(lambda: bool(heard["ended"]), timeout=180_000)
     return heard
 
 
