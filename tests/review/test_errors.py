@@ -104,17 +104,18 @@ def test_errors_near_misses_and_the_plain_count_agree(tmp_path_factory, scores, 
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_with_more_classes_an_error_is_a_miss_of_one_and_a_false_alarm_of_another(tmp_path):
-    for slide_id, p in {"x": (0.2, 0.5, 0.3), "y": (0.1, 0.7, 0.2), "z": (0.6, 0.3, 0.1)}.items():
+    for slide_id, p in {"x": (0.3, 0.5, 0.2), "y": (0.1, 0.7, 0.2), "z": (0.6, 0.3, 0.1)}.items():
         probabilities = dict(zip(("benign", "low", "high"), p, strict=True))
         write_result(tmp_path / "results", "m", slide_id, probabilities)
     (tmp_path / "labels.csv").write_text("slide_id,label\nx,high\ny,low\nz,benign\n")
     evaluate(tmp_path / "results", tmp_path / "labels.csv", tmp_path / "eval", EvaluationOptions())
     found = list_errors(tmp_path / "eval")
     assert {(e.slide_id, e.kind, e.target, e.score) for e in found} == {
-        ("x", "fn", "high", 0.3),
+        ("x", "fn", "high", 0.2),
         ("x", "fp", "low", 0.5),
     }
-    assert [e.margin for e in found] == pytest.approx([0.2, 0.2])
+    assert [e.margin for e in found] == pytest.approx([0.3, 0.3])
+    assert [e.verdicts[0].margin for e in found] == pytest.approx([0.3, 0.3])
     near = {m.slide_id: m.margin for m in list_near_misses(tmp_path / "eval")}
     assert near == {"y": pytest.approx(0.5), "z": pytest.approx(0.3)}
     with pytest.raises(LabelError, match="needs two classes"):

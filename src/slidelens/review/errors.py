@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
         Probability of the predicted class.
     margin
         Distance of the score from the threshold; with more than two classes, the distance between
-        the two highest probabilities.
+        the probability of the label and the highest of the others.
     right
         Whether the label agrees.
     confident
@@ -197,7 +197,7 @@ def list_near_misses(
     calls = _calls(saved, rules)
     found: list[NearMiss] = []
     for name, one in saved.cases.items():
-        margins = _margins(one.probabilities, calls[name].threshold)
+        margins = _margins(one, calls[name].threshold)
         right = calls[name].predictions == one.labels
         for label in range(len(saved.classes)):
             index = np.flatnonzero(right & (one.labels == label))
@@ -272,7 +272,7 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     found: dict[str, list[_Said]] = {}
     for name, one in saved.cases.items():
         called = calls[name].predictions
-        margins = _margins(one.probabilities, calls[name].threshold)
+        margins = _margins(one, calls[name].threshold)
         certainty = one.probabilities[np.arange(len(called)), called]
         sure = certainty >= _usual(one)[called] - _TIE
         for i, row in enumerate(one.rows):
@@ -289,11 +289,13 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     return found
 
 
-def _margins(probabilities: NDArray[np.float64], threshold: float | None) -> NDArray[np.float64]:
+def _margins(cases: Cases, threshold: float | None) -> NDArray[np.float64]:
+    """Return how far each case is from being wrong, or from being right."""
     if threshold is not None:
-        return np.abs(probabilities[:, 1] - threshold)
-    highest = np.sort(probabilities, axis=1)[:, -2:]
-    return np.asarray(highest[:, 1] - highest[:, 0])
+        return np.abs(cases.probabilities[:, 1] - threshold)
+    label = cases.labels[:, None] == np.arange(len(cases.scored.classes))
+    others = np.where(label, -np.inf, cases.probabilities).max(axis=1)
+    return np.asarray(np.abs(cases.probabilities[label] - others))
 
 
 def _usual(cases: Cases) -> NDArray[np.float64]:
