@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from slidelens.engine.evaluate import (
     evaluate,
     named_ignored,
 )
+from slidelens.engine.evaluation.measure import Resampling
 from slidelens.engine.evaluation.operating_point import Rule
 from slidelens.errors import LabelError, ModelError, ResultError
 from slidelens.review.errors import list_errors
@@ -225,6 +227,39 @@ def test_the_pdf_has_a_page_per_slide_and_its_pictures(made):
         images = sum(o.type == 3 for p in document for o in p.get_objects(max_depth=5))
     assert sum(bool(re.match(r"S-00\d False", text)) for text in pages) == 2
     assert images == made.html.read_text().count('loading="lazy"')
+
+
+def test_pictures_of_five_methods_stand_in_one_row(phantoms, tmp_path):
+    shutil.copytree(phantoms.parent, tmp_path / "all")
+    results = tmp_path / "all" / "results"
+    shutil.copytree(results / "mil", results / "mil-2")
+    for path in (results / "mil-2").glob("*/result.json"):
+        content = json.loads(path.read_text())
+        content["model"]["name"] = "mil-2"
+        path.write_text(json.dumps(content))
+    options = EvaluationOptions(resampling=Resampling(100), allow_missing=True)
+    evaluate(results, tmp_path / "all" / "labels.csv", tmp_path / "eval", options)
+    found = write_report(tmp_path / "eval", tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    with pypdfium2.PdfDocument(found.pdf) as document:
+        rows = [
+            Counter(round(o.get_bounds()[3]) for o in p.get_objects(max_depth=5) if o.type == 3)
+            for p in document
+            if "Overview" in p.get_textpage().get_text_range()
+        ]
+    assert rows
+    assert {n for row in rows for n in row.values()} == {6}
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_cards_begin_below_their_heading_where_only_one_row_fits(tmp_path):
+    evaluation = evaluated(tmp_path, TRUTH, {f"m{n}": SCORES["weak"] for n in range(5)})
+    found = write_report(
+        *(evaluation, tmp_path / "r.html"),
+        pdf=tmp_path / "r.pdf",
+        options=ReportOptions(title="long title " * 60),
+    )
+    with pypdfium2.PdfDocument(found.pdf) as document:
+        assert "Labelled normal" in document[0].get_textpage().get_text_range()
 
 
 @pytest.mark.usefixtures("_no_pictures")
