@@ -16,7 +16,7 @@ import torch
 from slidelens.engine import bags
 from slidelens.engine.bags import BagCache, find_bags, fitted, read_bag
 from slidelens.engine.loader import SlideView
-from slidelens.errors import LabelError, ResultError, SlideError
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import ClamBag, write_clam
 from slidelens.families.mil import MilConfig
 from slidelens.families.training import Encoding
@@ -278,3 +278,15 @@ def test_a_model_reads_slides_as_its_bags_were_read(tmp_path):
     write_clam(tmp_path / "new.h5", replace(bag, facts=stained), "new", (1, 1), 0.5)
     wanted = read.model_copy(update={"stain_normalization": "macenko"})
     assert fitted(MilConfig(), tmp_path / "new.h5") == wanted
+
+
+def test_a_bag_that_contradicts_what_was_asked_for_is_refused(tmp_path):
+    facts = {"tile": "224", "orientations": "2", "stain_normalization": "macenko"}
+    bag = ClamBag(np.zeros((1, 4)), np.zeros((1, 2)), {**facts, "backbone_sha256": "a"})
+    write_clam(tmp_path / "a.h5", bag, "a", (1, 1), 0.5)
+    asked = MilConfig(orientations=4)
+    given = ("orientations", "stain_normalization", "tile")
+    told = r"a\.h5: .* orientations 2 \(not 4\), stain_normalization macenko \(not none\), and"
+    with pytest.raises(ModelError, match=told):
+        fitted(asked, tmp_path / "a.h5", given)
+    assert fitted(asked, tmp_path / "a.h5", ("tile",)).orientations == 2

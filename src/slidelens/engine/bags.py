@@ -23,13 +23,13 @@ from slidelens.engine.fields import validated
 from slidelens.engine.provenance import fingerprint
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import read_clam
-from slidelens.families.base import Bag, ConfigT, bag_fields
+from slidelens.families.base import Bag, ConfigT, bag_fields, in_short
 from slidelens.files import staged_folder
 from slidelens.nn.map_batches import map_batches
 from slidelens.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -220,14 +220,25 @@ def check_bags(model: Model[Any], bags: str | Path | None) -> None:
         )
 
 
-def fitted(config: ConfigT, path: Path) -> ConfigT:
+def fitted(config: ConfigT, path: Path, given: Collection[str] = ()) -> ConfigT:
     """Return a MIL configuration that takes the vectors of a bag.
 
     A bag of SlideLens says which backbone made it of which tiles: the model has that backbone too
     and reads slides so. For one made elsewhere the model begins with the vectors (``bag_dim``).
 
+    Parameters
+    ----------
+    config
+        What was asked for.
+    path
+        The bag.
+    given
+        Fields that were asked for by name, which a bag of SlideLens must not contradict.
+
     Raises
     ------
+    ModelError
+        It does.
     SlideError
         A file that is no bag.
     """
@@ -238,6 +249,12 @@ def fitted(config: ConfigT, path: Path) -> ConfigT:
     told = bag_fields(bag.facts)
     if "backbone_sha256" not in bag.facts:
         told["bag_dim"] = bag.vectors.shape[1]
+    elif wrong := [k for k, value in told.items() if k in given and fields[k] != value]:
+        what = ", ".join(f"{k} {in_short(told[k])} (not {in_short(fields[k])})" for k in wrong)
+        raise ModelError(
+            f"{path}: its tiles were read with {what}, and a model on bags reads slides so too; "
+            "leave that option out, or give bags that were made with it."
+        )
     return validated(type(config), {**fields, **told})
 
 

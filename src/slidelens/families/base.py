@@ -41,6 +41,7 @@ __all__ = [
     "Trajectory",
     "View",
     "bag_fields",
+    "in_short",
     "no_tissue",
 ]
 
@@ -164,6 +165,11 @@ def bag_fields(facts: Mapping[str, str]) -> dict[str, float | str]:
     """Return the :data:`BAG_FIELDS` that a bag's ``facts`` state, as numbers and names."""
     stated = {name: facts[name] for name in BAG_FIELDS if name in facts}
     return {k: v if k == "stain_normalization" else float(v) for k, v in stated.items()}
+
+
+def in_short(value: float | str) -> str:
+    """Return a fact of a bag in short form for a message."""
+    return value[:12] if isinstance(value, str) else f"{value:.12g}"
 
 
 def no_tissue(spec: GridSpec) -> SlideError:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from slidelens.errors import SlideError
-from slidelens.families.base import BAG_FIELDS, bag_fields, no_tissue
+from slidelens.families.base import BAG_FIELDS, bag_fields, in_short, no_tissue
 from slidelens.families.mil import (
     backbone_sha256,
     grid_spec,
@@ -241,11 +241,6 @@ class BagSteps:
         wrong = [k for k, value in stated.items() if wanted.setdefault(k, value) != value]
         if wrong:
             told = ", ".join(
-                f"{k} {_short(stated[k])} ({whose} {_short(wanted[k])})" for k in wrong
+                f"{k} {in_short(stated[k])} ({whose} {in_short(wanted[k])})" for k in wrong
             )
             raise SlideError(f"its bag has {told}; give bags that were made alike.")
-
-
-def _short(value: float | str) -> str:
-    """Return a fact in short form for a message."""
-    return value[:12] if isinstance(value, str) else f"{value:.12g}"

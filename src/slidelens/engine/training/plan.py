@@ -225,7 +225,7 @@ def plan_training(
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
     if bags is not None:
-        model_config = fitted(model_config, files[table.rows[0].slide_id])
+        model_config = fitted(model_config, files[table.rows[0].slide_id], given)
     return TrainPlan(
         family=family_name,
         config=model_config,
