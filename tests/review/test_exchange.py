@@ -188,3 +188,16 @@ def test_columns_without_a_name_and_what_excel_writes_above_stay(evaluation, tmp
     decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
     corrected = correct_labels(read_evaluation(tmp_path / "eval"), decisions)
     assert corrected.text == labels.read_text().replace("Normal", "tumor")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_mark_by_which_excel_knows_the_encoding_stays(evaluation, tmp_path, encoding):
+    from slidelens.engine.evaluate import EvaluationOptions, evaluate
+
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id\tlabel\tArzt\na\t0\tMüller\nb\t0\t\nd\t1\t\n", encoding)
+    options = EvaluationOptions(allow_missing=True)
+    evaluate(tmp_path / "results", labels, tmp_path / "eval", options)
+    decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
+    corrected = correct_labels(read_evaluation(tmp_path / "eval"), decisions)
+    assert corrected.text.startswith("\ufeffslide_id\tlabel\tArzt\na\t0\tMüller\nb\t1")

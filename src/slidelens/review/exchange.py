@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import suppress
 from dataclasses import astuple, fields
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ _NEEDED = _COLUMNS[:4]
 _SPREADSHEETS = ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M")
 """Time formats of spreadsheets, except those with an ambiguous order of day and month."""
 _SHOWN = 20
+_MARKS = (BOM_UTF8, BOM_UTF16_LE, BOM_UTF16_BE)
 
 
 class CorrectedLabels(NamedTuple):
@@ -107,8 +109,11 @@ def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> Cor
     }
     disputed = sorted(slide_id for slide_id, vote in votes.items() if vote.disputed)
     original = _original(saved)
-    text = _evaluated(saved, changed) if original is None else _replaced(original, saved, changed)
-    return CorrectedLabels(text, changed, disputed, original is not None)
+    if original is None:
+        return CorrectedLabels(_evaluated(saved, changed), changed, disputed, original=False)
+    mark = "\ufeff" if original.startswith(_MARKS) else ""  # without it Excel garbles umlauts
+    text = mark + _replaced(table_text(original), saved, changed)
+    return CorrectedLabels(text, changed, disputed, original=True)
 
 
 def _decision(
@@ -166,15 +171,15 @@ def _read_time(text: str) -> datetime | None:
     return None
 
 
-def _original(saved: SavedEvaluation) -> str | None:
-    """Return the labels table that was evaluated; ``None`` if it is gone or has changed."""
+def _original(saved: SavedEvaluation) -> bytes | None:
+    """Return the labels table that was evaluated, as it was read; ``None`` if gone or changed."""
     try:
         content = saved.labels_table.read_bytes()
     except OSError:
         return None
     if sha256(content).hexdigest() != saved.record.get("labels_sha256"):
         return None
-    return table_text(content)
+    return content
 
 
 def _evaluated(saved: SavedEvaluation, changed: dict[str, str]) -> str:
