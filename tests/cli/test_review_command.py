@@ -5,6 +5,11 @@ import sqlite3
 import sys
 
 import pytest
+from typer import BadParameter
+
+from slidelens.cli.review_request import check_category
+from slidelens.review.evaluation import read_evaluation
+from slidelens.review.store import CaseKey
 
 
 @pytest.fixture
@@ -75,6 +80,13 @@ def test_export_and_import_carry_decisions_between_reviews(review, tmp_path, fol
     assert review("export", "--out", out, "--history", "--overwrite").code == 0
     with out.open(newline="") as file:
         assert [r["note"] for r in csv.DictReader(file)] == ["see, IHC"] * 2 + [""] * 2
+
+
+def test_a_category_of_one_kind_of_a_slides_errors_names_the_option_for_it(folder):
+    keys = [CaseKey("b", "good", kind) for kind in ("fn", "fp")]
+    with pytest.raises(BadParameter, match=r"of false negatives \(it is.*; --kind fp sets it"):
+        check_category("Inflammation", keys, read_evaluation(folder))
+    check_category("Tissue artefacts", keys, read_evaluation(folder))
 
 
 def test_an_edited_taxonomy_is_in_force(review, folder):

@@ -104,11 +104,14 @@ def check_category(category: str, keys: Sequence[CaseKey], saved: SavedEvaluatio
     from slidelens.review.taxonomy import no_category, read_taxonomy
 
     known = read_taxonomy(saved.folder)
-    for kind in sorted({key.kind for key in keys}):
-        if category not in known[kind]:
-            raise typer.BadParameter(
-                no_category(saved.folder, kind, category, known), param_hint="--category"
-            )
+    kinds = sorted({key.kind for key in keys})
+    fitting = [kind for kind in kinds if category in known[kind]]
+    for kind in kinds:
+        if kind not in fitting:
+            why = no_category(saved.folder, kind, category, known)
+            if fitting:  # as with more than two classes, where each slide has errors of both kinds
+                why += f"; --kind {fitting[0]} sets it for those errors alone"
+            raise typer.BadParameter(why, param_hint="--category")
 
 
 def reviewer_name(name: str | None) -> str:
