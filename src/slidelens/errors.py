@@ -37,6 +37,7 @@ __all__ = [
     "SlideNotFoundError",
     "StreamingError",
     "UnsupportedSlideError",
+    "amount",
     "listed",
 ]
 
@@ -83,6 +84,11 @@ class PluginError(SlideLensError, RuntimeError):
 
 class StreamingError(SlideLensError, ValueError):
     """A network, or a tile size, that cannot be streamed exactly."""
+
+
+def amount(number: int, noun: str) -> str:
+    """Return a number of things for a message: ``1 slide``, ``2 slides``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:

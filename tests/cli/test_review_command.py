@@ -69,7 +69,7 @@ def test_export_and_import_carry_decisions_between_reviews(review, tmp_path, fol
     out, labels = tmp_path / "out.csv", tmp_path / "corrected.csv"
     done = review("export", "--out", out, "--labels", labels)
     assert "2 decisions" in done.out
-    assert "1 labels corrected" in done.out
+    assert "1 label corrected" in done.out
     assert "b,1\n" in labels.read_text()
     (folder / "review.sqlite").unlink()
     assert "2 of 2 decisions are new" in review("import", out).out

@@ -47,6 +47,8 @@ def test_what_is_learnt_from_is_told_with_its_patients_and_what_stays_out(plan):
         "2 classes: a 10, b 10 (positive: b); 16 slides of 8 patients for training, 4 slides of "
         "2 patients for tuning; 6 in split test are not used"
     )
+    alone = slides_note(plan(fraction=0.01))
+    assert "2 slides of 1 patient for training" in alone
 
 
 @pytest.mark.parametrize("area", [0.7, None])

@@ -27,7 +27,7 @@ from slidelens.cli.review_text import (
     error_row,
     print_table,
 )
-from slidelens.errors import SlideLensError
+from slidelens.errors import SlideLensError, amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -269,7 +269,7 @@ def export(
     if labels is not None:
         corrected = correct_labels(saved, store.decisions())
         _write(labels, corrected.text)
-        typer.echo(f"{labels}: {len(corrected.changed)} labels corrected")
+        typer.echo(f"{labels}: {amount(len(corrected.changed), 'label')} corrected")
         for slide_id in corrected.disputed:
             typer.echo(f"note: {slide_id}: reviewers do not agree; it keeps its label", err=True)
         if not corrected.original:

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton
 
 from slidelens.desktop.panels.parts import caption, menu_button
 from slidelens.desktop.qt import alive
-from slidelens.errors import ResultError, SlideLensError, listed
+from slidelens.errors import ResultError, SlideLensError, amount, listed
 from slidelens.files import write_atomic
 from slidelens.review.exchange import correct_labels, decisions_csv
 
@@ -166,7 +166,7 @@ class ExportMenu(QToolButton):
 
 def _corrected_text(made: CorrectedLabels, out: Path) -> str:
     """Report how many labels were corrected, which were not, and if the table is a new one."""
-    lines = [f"{len(made.changed)} labels corrected in {out}."]
+    lines = [f"{amount(len(made.changed), 'label')} corrected in {out}."]
     if made.disputed:
         keep = "it keeps its label" if len(made.disputed) == 1 else "they keep their labels"
         lines.append(f"Reviewers do not agree on {listed(made.disputed, _NAMED)}: {keep}.")

@@ -6,6 +6,8 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slidelens.errors import amount
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -158,9 +160,9 @@ def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
     )
     patients = ""
     if any(row.patient for row in rows):
-        patients = f" of {len({row.patient_key for row in rows})} patients"
+        patients = " of " + amount(len({row.patient_key for row in rows}), "patient")
     of_split = f" of split {split}" if split else ""
-    return f"{len(rows)} slides{of_split} ({counts}){patients}."
+    return f"{amount(len(rows), 'slide')}{of_split} ({counts}){patients}."
 
 
 def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:

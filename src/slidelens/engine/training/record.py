@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slidelens.engine.contract import plugins_of
 from slidelens.engine.device import software, uses_bf16
 from slidelens.engine.package import family_of
+from slidelens.errors import amount
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def slides_note(plan: TrainPlan) -> str:
 
 def _counted(table: LabelTable, split: Split) -> str:
     rows = table.of(split)
-    of = f" of {len({row.patient_key for row in rows})} patients" if _named(table) else ""
-    return f"{len(rows)} slide{'' if len(rows) == 1 else 's'}{of}"
+    patients = amount(len({row.patient_key for row in rows}), "patient")
+    return amount(len(rows), "slide") + (f" of {patients}" if _named(table) else "")
 
 
 def _named(table: LabelTable) -> bool:
