@@ -89,6 +89,12 @@ def test_a_category_of_one_kind_of_a_slides_errors_names_the_option_for_it(folde
     check_category("Tissue artefacts", keys, read_evaluation(folder))
 
 
+def test_an_error_names_the_command_as_its_usage_does(review):
+    refused = review("set")
+    assert "review EVAL_DIR set [OPTIONS] SLIDE" in refused.err
+    assert "review EVAL_DIR set -h" in refused.err
+
+
 def test_an_edited_taxonomy_is_in_force(review, folder):
     refused = review("set", "b", "--category", "Floaters", "--reviewer", "ann")
     assert refused.code == 2

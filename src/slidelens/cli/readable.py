@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
-
-if TYPE_CHECKING:
-    import typer
 
 __all__ = ["ReadableGroup", "make_readable"]
 
 _BRACED = re.compile(r"\{(.+?)\}")
 
 
+class _Context(typer.Context):
+    """What a command runs in; errors name the command by it."""
+
+    @property
+    def command_path(self) -> str:
+        """The command without the braces that typer puts around what is required."""
+        return _BRACED.sub(r"\1", super().command_path)
+
+
 class _Readable:
     """What a command and a group of commands have in common: such a help."""
 
+    context_class: Any = _Context
+
     def format_usage(self: Any, ctx: Any, formatter: Any) -> None:
-        """Write the usage without the braces that typer puts around what is required."""
+        """Write the usage, without braces too."""
         words = " ".join(self.collect_usage_pieces(ctx))
-        formatter.write_usage(_BRACED.sub(r"\1", ctx.command_path), _BRACED.sub(r"\1", words))
+        formatter.write_usage(ctx.command_path, _BRACED.sub(r"\1", words))
 
     def format_options(self: Any, ctx: Any, formatter: Any) -> None:
         """Write arguments and options, each with its help."""
