@@ -163,8 +163,7 @@ class Encoding:
     Attributes
     ----------
     encode
-        Tiles ``(N, 3, H, W)`` uint8 RGB to vectors ``(N, D)``. On a CPU several threads call it at
-        once.
+        Tiles ``(N, 3, H, W)`` uint8 RGB to vectors ``(N, D)``; on a CPU from several threads.
     batch_size
         Tiles per call.
     facts
