@@ -91,6 +91,21 @@ def test_slide_score_is_that_of_the_top_tile(classes):
         np.testing.assert_allclose(score.probabilities, best / best.sum(), atol=1e-5)
 
 
+def test_on_several_cores_tiles_keep_their_order():
+    def events(threads):
+        torch.set_num_threads(threads)
+        model = _model(batch_size=2, keep_features=False)
+        *patches, score = FAMILY.infer(model, _view(_slide(0, tiles=6)))
+        return [(p.boxes.tolist(), p.values.tolist()) for p in patches], score
+
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            assert events(3) == events(1)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_map_is_declared_as_it_is_drawn():
     (spec,) = FAMILY.maps(MilConfig(tile=256, overlap=56, mpp=0.25), ("no", "yes"))
     assert (spec.name, spec.kind, spec.channels) == ("probability", "probability", ("no", "yes"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from threading import Barrier, Event, Thread, Timer, current_thread
+from signal import SIGINT, pthread_kill
+from threading import Barrier, Event, Thread, Timer, current_thread, main_thread
 from time import sleep
 
 import pytest
@@ -135,6 +136,39 @@ def test_what_fails_is_raised_after_the_batches_before() -> None:
     with pytest.raises(OSError, match="gone"):
         list(map_batches(compute, unreadable(), CPU))
     assert list(map_batches(compute, range(2), CPU)) == [0, 1], "and the next run is well"
+
+
+def test_nothing_goes_on_after_an_error_of_the_batches() -> None:
+    begun, done = Event(), []
+
+    def compute(number: int) -> None:
+        begun.set()
+        sleep(0.2)
+        done.append(number)
+
+    def unreadable() -> Iterator[int]:
+        yield 0
+        begun.wait(30)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(map_batches(compute, unreadable(), CPU))
+    assert done == [0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no signals to threads")
+def test_nothing_goes_on_after_an_interrupt() -> None:
+    done = []
+
+    def compute(number: int) -> None:
+        sleep(0.2)  # by now the caller waits for this
+        pthread_kill(main_thread().ident, SIGINT)
+        sleep(0.2)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_batches(compute, [0], CPU))
+    assert done == [0]
 
 
 def test_other_threads_keep_their_number() -> None:

@@ -14,6 +14,7 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+    from concurrent.futures import Future
 
 __all__ = ["map_batches"]
 
@@ -34,7 +35,8 @@ def map_batches(
     any other program, or a thread that reads, takes from one core is so lost on all: with two
     programs that never rest on two cores, SqueezeNet took five times as long instead of twice. So
     there every core has a batch to itself, and nothing waits. Batches are taken ahead of what is
-    yielded, one more than are computed; closing the generator waits for those that have begun.
+    yielded, one more than are computed. However the generator ends, by an error or by being closed
+    too, it waits for those that have begun.
 
     Parameters
     ----------
@@ -64,11 +66,13 @@ def map_batches(
             return compute(batch)
 
     pool, more = _pool(threads), iter(batches)
-    some = islice(more, pool._max_workers + 1)
-    pending = deque(pool.submit(computed, batch) for batch in some)
+    pending: deque[Future[ValueT]] = deque()
     try:
+        for batch in islice(more, pool._max_workers + 1):
+            pending.append(pool.submit(computed, batch))
         while pending:
-            value = pending.popleft().result()
+            value = pending[0].result()
+            pending.popleft()  # only now: it may be Ctrl-C that ends the waiting
             pending.extend(pool.submit(computed, batch) for batch in islice(more, 1))
             yield value
     finally:
