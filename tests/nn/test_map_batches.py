@@ -57,6 +57,13 @@ def test_many_threads_are_shared_out() -> None:
     assert list(map_batches(meet, range(6), CPU)) == [3] * 6
 
 
+@pytest.mark.parametrize(("tile", "each"), [(448, 1), (1024, 3), (1200, 4), (4096, 8)])
+def test_of_large_tiles_fewer_are_computed_at_once(tile: int, each: int) -> None:
+    torch.set_num_threads(8)
+    found = list(map_batches(lambda _: torch.get_num_threads(), range(3), CPU, tile))
+    assert found == [each] * 3
+
+
 def test_the_network_runs_in_the_callers_modes() -> None:
     layer, images = torch.nn.Linear(4, 2), torch.randn(3, 4)
 

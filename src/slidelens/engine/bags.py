@@ -168,7 +168,8 @@ def _encoded(
     def encoded(batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         return batch.boxes, encoder.encode(batch.images).float().cpu().numpy()
 
-    return map_batches(encoded, view.batches(grid, encoder.batch_size), view.device)
+    batches = view.batches(grid, encoder.batch_size)
+    return map_batches(encoded, batches, view.device, grid.spec.tile)
 
 
 def find_bags(folder: Path) -> dict[str, Path]:

@@ -235,7 +235,7 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
         images = normalize(batch.images, model.mean, model.std)
         return batch.boxes, encoded(features, images, config.orientations).float()
 
-    yield from map_batches(vectors, batches, model.device)
+    yield from map_batches(vectors, batches, model.device, config.tile)
 
 
 def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:

@@ -83,7 +83,7 @@ class MilTiles:
         """Return :meth:`logits` or :meth:`vectors` of each batch."""
         if self.model.module.training:  # layers that draw numbers draw them in order
             return [compute(images) for images in batches]
-        return list(map_batches(compute, batches, self.model.device))
+        return list(map_batches(compute, batches, self.model.device, self.model.config.tile))
 
     def pooled(
         self, vectors: torch.Tensor, label: torch.Tensor | None = None, smoothing: float = 0.0

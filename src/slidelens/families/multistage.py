@@ -230,7 +230,8 @@ def _all_logits(model: Model[MultistageConfig], view: View, grid: Grid) -> torch
             found: torch.Tensor = network(prepare(batch.images), part).float()
             return found
 
-        for found in map_batches(computed, view.batches(grid, config.batch_size), model.device):
+        batches = view.batches(grid, config.batch_size)
+        for found in map_batches(computed, batches, model.device, config.tile):
             outputs.append(found)
             view.step(len(found))
         if config.method == "classifier":

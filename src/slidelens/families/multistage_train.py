@@ -274,7 +274,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             found: torch.Tensor = self.network(images, "vectors").float()
             return found
 
-        yield from map_batches(vectors, batches, self.model.device)
+        yield from map_batches(vectors, batches, self.model.device, self.model.config.tile)
 
     def _kept_vectors(self, slide_id: str, variant: int) -> torch.Tensor:
         key = (slide_id, variant)

@@ -23,11 +23,17 @@ ValueT = TypeVar("ValueT")
 
 _MOST = 8
 """Batches that are computed at once, at most: each holds feature maps of its own."""
+_MOST_PIXELS = _MOST * 8 * 224 * 224
+"""Of tiles so large that a batch is one of them, not more are computed at once than so many pixels:
+SqueezeNet holds 0.5 GB for one of 2048 px."""
 _lock = Lock()
 
 
 def map_batches(
-    compute: Callable[[BatchT], ValueT], batches: Iterable[BatchT], device: torch.device | None
+    compute: Callable[[BatchT], ValueT],
+    batches: Iterable[BatchT],
+    device: torch.device | None,
+    tile: int = 224,
 ) -> Generator[ValueT]:
     """Yield ``compute(batch)`` of each batch, in their order.
 
@@ -47,10 +53,13 @@ def map_batches(
     device
         Where the network is. Not on a CPU, or while gradients are on, batches are computed one by
         one in the caller's thread.
+    tile
+        Side of a tile in px: of very large ones fewer are computed at once, each on more cores.
     """
-    threads = torch.get_num_threads()
+    threads, most = torch.get_num_threads(), max(1, min(_MOST, _MOST_PIXELS // tile**2))
+    each = -(-threads // most)
     on_cpu = device is None or device.type == "cpu"
-    if threads == 1 or not on_cpu or torch.is_grad_enabled():
+    if threads < 2 * each or not on_cpu or torch.is_grad_enabled():
         for batch in batches:
             yield compute(batch)
         return
@@ -65,7 +74,7 @@ def map_batches(
         ):
             return compute(batch)
 
-    pool, more = _pool(threads), iter(batches)
+    pool, more = _pool(threads, each), iter(batches)
     pending: deque[Future[ValueT]] = deque()
     try:
         for batch in islice(more, pool._max_workers + 1):
@@ -81,18 +90,17 @@ def map_batches(
         wait(pending)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, each: int) -> ThreadPoolExecutor:
     with _lock:
-        return _threads_of(os.getpid(), threads)
+        return _threads_of(os.getpid(), threads, each)
 
 
 @cache
-def _threads_of(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001  # a key
-    """Start threads that have ``threads`` of PyTorch's own between them.
+def _threads_of(process: int, threads: int, each: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """Start threads that share out ``threads`` of PyTorch's own, so that each has ``each``.
 
     They are a process's own: one that is forked has none of them.
     """
-    each = -(-threads // _MOST)
     count = threads // each
     begun = Barrier(count + 1)
 
