@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["Fault", "first_fault"]
 
 _ASKS = "Input should be "
+_WITHOUT_VALUE = ("Field required", "Extra inputs are not permitted")
+"""What is told of a field, not of its value."""
 _OURS = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
@@ -35,10 +37,10 @@ class Fault(NamedTuple):
 
     @property
     def told(self) -> str:
-        """Why, and the value unless that is in it: a 3 is not in 'at least 32'."""
+        """Why, and the value unless that is in it: a 3 is not in 'at least 32' nor in '0.3'."""
         given = repr(self.given)
-        named = re.search(rf"(?<!\w){re.escape(given)}(?!\w)", self.why)
-        return self.why if named else f"{self.why}, not {given}"
+        named = re.search(rf"(?<![\w.]){re.escape(given)}(?!\.?\w)", self.why)
+        return self.why if named or self.why in _WITHOUT_VALUE else f"{self.why}, not {given}"
 
 
 def first_fault(error: ValidationError) -> Fault:
@@ -53,7 +55,7 @@ def _plain(message: str) -> str:
     message = message.removeprefix("Value error, ").rstrip(".")
     if not message.startswith(_ASKS):
         return message
-    message = re.split(", (unable to parse|got) ", message.removeprefix(_ASKS))[0]
+    message = re.split(", (?:unable to|got) ", message.removeprefix(_ASKS))[0]
     for words, ours in _OURS.items():
         message = message.replace(words, ours)
     return f"must be {message}"

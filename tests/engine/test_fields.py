@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pydantic import field_validator
+from pydantic import BaseModel, Field, field_validator
 from test_predict import WHOLE, picture
 from tiny_family import make_model
 
@@ -69,3 +69,29 @@ def test_a_cohort_refuses_options_before_it_runs(tiny, tmp_path):
     with pytest.raises(ModelError, match="colour"):
         predict_cohort([slide], [tiny, make_model("b")], out, options={"colour": 1})
     assert not out.exists()
+
+
+class Inner(BaseModel, extra="forbid"):
+    epochs: int
+
+
+class Outer(BaseModel):
+    share: float = Field(0, le=0.5)
+    quick: bool = False
+    stages: list[Inner] = Field([])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"share": 5}, "share: must be at most 0.5, not 5."),
+        ({"share": 0.6}, "share: must be at most 0.5, not 0.6."),
+        ({"quick": "maybe"}, "quick: must be true or false, not 'maybe'."),
+        ({"stages": [{}]}, "stages.0.epochs: Field required."),
+        ({"stages": [{"epochs": 1, "lr": 2}]}, "stages.0.lr: Extra inputs are not permitted."),
+    ],
+)
+def test_a_fault_is_told_with_the_value_where_that_is_at_fault(values, told):
+    with pytest.raises(ModelError) as caught:
+        validated(Outer, values)
+    assert str(caught.value) == told
