@@ -218,15 +218,29 @@ class Averaging(Encoder):
         return vectors - vectors.mean(0)
 
 
+class Keeping(Encoder):
+    """Keeps its batch in the module, for all threads."""
+
+    dim = 3
+
+    def forward(self, images):
+        import time
+
+        self.images = images
+        time.sleep(0.02)
+        return self.images.mean((2, 3))
+
+
 @pytest.mark.parametrize(
-    ("check", "message"),
+    ("kind", "check", "message"),
     [
-        ("test_the_same_tile_gives_the_same_vector", "not close"),
-        ("test_every_parameter_learns", "no gradient reaches .*unused"),
+        (Averaging, "test_the_same_tile_gives_the_same_vector", "not close"),
+        (Keeping, "test_threads_do_not_disturb_each_other", "not close"),
+        (Averaging, "test_every_parameter_learns", "no gradient reaches .*unused"),
     ],
 )
-def test_an_encoder_that_breaks_its_promise_is_found_out(check, message):
-    source = dataclasses.replace(TORCHVISION, build=lambda variant: Averaging())
+def test_an_encoder_that_breaks_its_promise_is_found_out(kind, check, message):
+    source = dataclasses.replace(TORCHVISION, build=lambda variant: kind())
     suite = type("Suite", (EncoderConformance,), {"source": source, "variant": "any"})()
     with pytest.raises(AssertionError, match=message):
         getattr(suite, check)()

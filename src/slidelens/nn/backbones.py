@@ -66,7 +66,10 @@ class LoadReport:
 
 
 class Encoder(nn.Module):
-    """A network that turns tiles into feature vectors: ``(N, 3, H, W)`` to ``(N, dim)``."""
+    """A network that turns tiles into feature vectors: ``(N, 3, H, W)`` to ``(N, dim)``.
+
+    On a CPU it is called from several threads at once.
+    """
 
     dim: int
 

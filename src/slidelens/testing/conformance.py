@@ -15,6 +15,7 @@ tests its own implementations with the same suites.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -254,6 +255,19 @@ class EncoderConformance:
             torch.testing.assert_close(encoder(tile), encoder(tile), rtol=0, atol=0)
             both = encoder(torch.cat((tile, 1 - tile)))  # nor does it depend on its neighbours
             torch.testing.assert_close(both[:1], encoder(tile), rtol=1e-4, atol=1e-4)
+
+    def test_threads_do_not_disturb_each_other(self) -> None:
+        encoder = trial_encoder(self.source, self.variant)
+        tiles = torch.rand(8, 1, 3, *2 * [self.source.facts(self.variant).tile or 224])
+
+        def encoded(tile: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                return encoder(tile).clone()  # type: ignore[no-any-return]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(encoded, tiles))
+        for tile, vector in zip(tiles, found, strict=True):
+            torch.testing.assert_close(vector, encoded(tile), rtol=1e-4, atol=1e-4)
 
     def test_every_parameter_learns(self) -> None:
         encoder = trial_encoder(self.source, self.variant)
