@@ -62,10 +62,12 @@ class ReadAhead:
     """Finishes batches in order while others are read.
 
     Beside a GPU another one is begun for each that the model takes. On a CPU the network's threads
-    and those that read want the same cores, and since each layer waits for its slowest thread, what
-    one reader takes from one core is lost on all. There ``ahead`` batches are read, then computed,
-    in turns; unless the readers turn out to wait for storage: then they go on beside the model. The
-    first turn, from which that is seen, is a short one.
+    and those that read want the same cores, and where the threads of a layer wait for the slowest,
+    what one reader takes from one core is lost on all. There ``ahead`` batches are read, then
+    computed, in turns; unless the readers turn out to wait for storage: then they go on beside the
+    model. The first turn, from which that is seen, is a short one. A model that computes several
+    batches at once (:mod:`slidelens.nn.map_batches`) still has the last ones of a turn under way
+    while the next turn is read.
 
     Parameters
     ----------
