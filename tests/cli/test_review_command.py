@@ -167,3 +167,8 @@ def test_letters_that_a_terminal_lacks_are_escaped(review, monkeypatch):
     review("history", "--json")
     sys.stdout.flush()
     assert json.loads(output.getvalue().decode("cp1252"))[0]["note"] == "żółć 🔬"
+
+
+def test_one_decision_is_told_in_the_singular(review, tmp_path):
+    review("set", "b", "--note", "dense", "--reviewer", "ann", "--model", "good")
+    assert review("export", "--out", tmp_path / "out.csv").out.endswith("out.csv: 1 decision\n")

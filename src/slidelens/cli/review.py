@@ -170,7 +170,7 @@ def list_(
         ("model", "slide", "in reports", "", "score", "margin", "others", "decisions"), rows
     )
     done = sum(e.key in decided for e in errors)
-    typer.echo(f"{len(errors)} errors, {done} decided")
+    typer.echo(f"{amount(len(errors), 'error')}, {done} decided")
     for note in earlier_notes((d for of_case in decisions.values() for d in of_case), saved.since):
         typer.echo(f"note: {note}", err=True)
     if misses:
@@ -265,7 +265,7 @@ def export(
     if out is not None:
         decisions = store.history() if changes else store.decisions()
         _write(out, decisions_csv(decisions))
-        typer.echo(f"{out}: {len(decisions)} decisions")
+        typer.echo(f"{out}: {amount(len(decisions), 'decision')}")
     if labels is not None:
         corrected = correct_labels(saved, store.decisions())
         _write(labels, corrected.text)

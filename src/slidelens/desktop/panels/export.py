@@ -83,7 +83,8 @@ class ExportMenu(QToolButton):
         """Write all decisions that are in force, of every reviewer."""
         if self._review is not None:
             found = self._review.store.decisions()
-            self._write(out, decisions_csv(found), f"{len(found)} decisions written to {out}.")
+            said = f"{amount(len(found), 'decision')} written to {out}."
+            self._write(out, decisions_csv(found), said)
 
     def write_labels(self, out: Path) -> None:
         """Write the labels, replacing those that reviewers find wrong."""

@@ -16,7 +16,7 @@ from slidelens.desktop.qt import Signal
 from slidelens.desktop.state.labelling import LabelBook
 from slidelens.desktop.warned import warned
 from slidelens.engine.slide_folder import find_slides
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, amount
 
 if TYPE_CHECKING:
     from slidelens.desktop.panels.notice import Notice
@@ -166,13 +166,14 @@ class DataChooser(QWidget):
         self.changed.emit()
 
     def _show(self) -> None:
-        slides = "none chosen" if self.slides is None else f"{self.slides.name}: "
-        self.slides_text.setText(slides + (f"{len(self._found)} slides" if self.slides else ""))
+        found = amount(len(self._found), "slide")
+        slides = "none chosen" if self.slides is None else f"{self.slides.name}: {found}"
+        self.slides_text.setText(slides)
         self.slides_text.setToolTip(str(self.slides or ""))
         book = self.labelling.book
         labels = "none chosen" if self.labels is None else self.labels.name
         if book is not None:
-            labels += f": {len(book.labels)} of {len(self._found)} slides"
+            labels += f": {len(book.labels)} of {found}"
         self.labels_text.setText(labels)
         self.labels_text.setToolTip(str(self.labels or ""))
         self.by_click.setEnabled(book is not None)
