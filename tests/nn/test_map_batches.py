@@ -203,6 +203,6 @@ with torch.no_grad():
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="processes are not forked here")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=180
     )
     assert done.stdout.splitlines() == ["[1, 2]", "[3, 4]"], done.stderr
