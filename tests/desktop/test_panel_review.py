@@ -380,10 +380,12 @@ def test_what_an_evaluation_and_a_report_warn_of_is_shown(bench, made, qtbot, tm
     panel.evaluate(made.parent / "labels.csv")
     qtbot.waitUntil(lambda: panel.review is not None, timeout=180_000)
     assert "1 result is left out" in panel.notice.text, "it is logged"
+    panel.notice._more.click()
     assert "resamples lack a class" in panel.notice.text, "the evaluation states it"
     shutil.rmtree(results / "weak" / "b")
     panel.export.write_report(tmp_path / "report.html")
     qtbot.waitUntil(lambda: not panel.export.busy, timeout=180_000)
+    panel.notice._more.click()
     written, *missing = panel.notice.text.splitlines()
     assert "The report was written" in written
     assert any("The result of weak is gone." in line for line in missing)
