@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slidelens.engine.slide_folder import slides_to_run
+from slidelens.engine.labels import read_listed
+from slidelens.engine.slide_folder import find_slides, slides_to_run
+from slidelens.errors import LabelError
 
 
 def write_dicom(path: Path, series: bytes, *, refers_to: bytes = b"") -> Path:
@@ -51,10 +53,39 @@ def test_a_dicom_series_beside_others_is_its_first_file(series):
     assert slides_to_run([series]) == [files[0], other[0], slide]
 
 
-def test_a_table_of_labels_says_which_file_of_a_series_it_means(series, tmp_path):
+def test_what_a_training_or_a_report_finds_in_a_folder_is_what_a_run_finds(series, tmp_path):
+    assert find_slides(series) == {"case": series}
+    assert find_slides(tmp_path) == {"case": series}, "the same, from the folder above"
+    for name in ("e.dcm", "f.dcm"):
+        write_dicom(series / name, b"1.6")
+    two = {"a": series / "a.dcm", "e": series / "e.dcm"}
+    assert find_slides(series) == find_slides(tmp_path) == two
+    assert slides_to_run([series]) == slides_to_run([tmp_path]) == list(two.values())
+    slide = series / "s.svs"
+    slide.touch()
+    assert find_slides(series) == two | {"s": slide}
+    (tmp_path / "alone").mkdir()
+    only = write_dicom(tmp_path / "alone" / "x.dcm", b"1.7").parent
+    assert find_slides(only) == {"alone": only}
+    assert slides_to_run([only]) == [only]
+
+
+def test_files_of_a_series_that_are_named_alike_are_one_slide(tmp_path):
+    for name in ("1.2.1", "1.2.2", "s.svs"):
+        write_dicom(tmp_path / "case" / name, b"1.5")
+    (tmp_path / "case" / "s.svs").write_bytes(b"")
+    assert set(find_slides(tmp_path / "case")) == {"1.2", "s"}
+
+
+def test_a_table_of_labels_names_a_series_as_a_run_without_it_does(series, tmp_path):
     labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id\ncase\n")
+    for given in ([series], sorted(series.iterdir())):
+        assert slides_to_run(given, labels) == [series]
+    assert read_listed(labels).with_files(find_slides(series)).rows[0].slide_id == "case"
     labels.write_text("slide_id\nb\n")
-    assert slides_to_run(sorted(series.iterdir()), labels) == [series / "b.DCM"]
+    with pytest.raises(LabelError, match=r"no slide for b; found 1 slide: case\. .* of its folder"):
+        slides_to_run([series], labels)
 
 
 def test_the_index_of_a_medium_is_no_slide(series):
@@ -71,3 +102,4 @@ def test_a_real_dicom_series_is_one_slide(data):
     alone = wsi / "google_camelyon_jpeg.dcm"
     assert len(boxes) == 2
     assert slides_to_run([*case.iterdir(), *boxes, alone]) == [case, boxes[0], alone]
+    assert find_slides(case) == {case.name: case}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from slidelens.errors import LabelError, listed
+from slidelens.errors import LabelError, amount, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text
 
@@ -56,6 +56,8 @@ _NEGATIVE = frozenset(
 """Names of a negative class, which comes first: the last of two is the positive one."""
 
 _TUNE = 0.2
+_SHOWN = 3
+"""Ids in a message that show how they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +159,10 @@ class LabelTable:
         missing = [r.slide_id for r in self.rows if r.slide_id not in known]
         if missing:
             raise LabelError(
-                f"{self.path}: no slide for {listed(missing)}; found {len(files)} slides. "
-                "Give slide_id as the file name, with or without its extension."
+                f"{self.path}: no slide for {listed(missing)}; found "
+                f"{amount(len(files), 'slide')}: {listed(list(files), _SHOWN)}. Give slide_id as "
+                "the file name, with or without its extension; of a DICOM series, as the name of "
+                "its folder."
             )
         rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
         _refuse(self.path, (_twice(r.slide_id for r in rows), "slides twice"))

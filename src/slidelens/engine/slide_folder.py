@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.labels import Split
 
-__all__ = ["contents", "find_slides", "slides_to_run"]
+__all__ = ["contents", "find_slides", "one_per_series", "slides_to_run"]
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def slides_to_run(
     """Return the slides that are given, or those of them that a table of labels names.
 
     Of a DICOM series several files may be given, as a shell's ``*`` gives them: they are one slide,
-    and if nothing but it is in their folder, that is the slide, as if it had been given. A table
-    says itself which file it names.
+    and if nothing but it is in their folder, that is the slide, as if it had been given. A folder
+    of several series, and of nothing else, is as many slides.
 
     Parameters
     ----------
@@ -80,10 +80,9 @@ def slides_to_run(
         raise ValueError(f"split {split!r} needs the labels that say which slides are in it")
     paths = [Path(one) for one in given]
     _check_there(paths)
-    found = _slides_among(paths)
+    slides = _by_id(one_per_series(_slides_among(paths)))
     if labels is None:
-        return list(_by_id(_one_per_series(found)).values())
-    slides = _by_id(found)
+        return list(slides.values())
     table = read_listed(Path(labels))
     table = table if split is None else table.only(split)
     return [slides[row.slide_id] for row in table.with_files(slides).rows]
@@ -127,16 +126,25 @@ def _slides_among(given: Sequence[Path]) -> list[Path]:
     return slides or others  # opening them says what they are
 
 
-def _one_per_series(slides: Iterable[Path]) -> list[Path]:
-    """Return slides with each DICOM series once."""
+def one_per_series(paths: Iterable[Path]) -> list[Path]:
+    """Return slides with each DICOM series once; a folder of several series is taken apart."""
     files: dict[object, list[Path]] = defaultdict(list)
-    for path in slides:
-        series = None
-        if _DICOM.search(path.name):
-            with suppress(OSError):  # a folder, or one that may not be read; opening it says so
-                series = series_of(path)
-        files[path if series is None else (path.parent, series)].append(path)
+    for path in paths:
+        for series, file in _series_at(path).items():
+            files[series].append(file)
     return [_slide_of(parts) for parts in files.values()]
+
+
+def _series_at(path: Path) -> dict[object, Path]:
+    """Return the DICOM series of a file or a folder of several; any other slide is one itself."""
+    with suppress(OSError):  # one that may not be read; opening it says so
+        if path.is_dir():
+            several = series_in(path)
+            if len(several) > 1:
+                return {(path, series): file for series, file in several.items()}
+        elif _DICOM.search(path.name) and (series := series_of(path)):
+            return {(path.parent, series): path}
+    return {path: path}
 
 
 def _slide_of(files: Sequence[Path]) -> Path:
@@ -195,20 +203,24 @@ def find_slides(folder: Path) -> dict[str, Path]:
     Where a folder has none, the folders in it are looked into, up to three levels down: archives
     keep one for each patient or download. Beside slides, folders that are no slide are skipped
     with a warning. Tables, annotations, texts, pictures, results and hidden files are no
-    candidates. Where a file and a folder share a name (MRXS, VSI), the file is the slide.
+    candidates. Where a file and a folder share a name (MRXS, VSI), the file is the slide. A folder
+    may be a slide itself, and DICOM files are grouped as for a run (:func:`slides_to_run`).
 
     Raises
     ------
     LabelError
         No such folder, nothing in it, two files of one name, or one that may not be looked into.
     """
+    with suppress(OSError):  # one that may not be looked at; looking into it says so
+        if folder.is_dir() and is_slide(folder):
+            return _by_name(folder, [folder])
     return _by_name(folder, _candidates(folder))
 
 
 def _by_name(folder: Path, candidates: Iterable[Path]) -> dict[str, Path]:
     """Return slide id to path of what may be a slide in a folder; see :func:`find_slides`."""
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in candidates:
+    for path in one_per_series(candidates):
         found[slide_id(path)].append(path)
     if not found:
         raise _without_slides(folder)
