@@ -331,6 +331,25 @@ def test_a_model_on_bags_normalises_stains_as_they_were(bags, cohort, tmp_path):
         list(train(**{**asked, "out": tmp_path / "n"}))
 
 
+def test_bags_whose_backbone_cannot_be_downloaded_say_why_there_is_one(
+    bags, cohort, tmp_path, monkeypatch
+):
+    """Those of other programs need none; "--weights none" would be another than the bags'."""
+
+    def offline(*_args, **_options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    told = (
+        r"h5: its bags were made by squeezenet1_1, and the model has it too, .* \(no network\)\. "
+        r"Give those .* --weights FILE or --from MODEL, .* --set bag_dim=512\.$"
+    )
+    with pytest.raises(ModelError, match=told):
+        list(train(**_bag_request(cohort, tmp_path / "m", bags[1], weights=None)))
+    with pytest.raises(ModelError, match=r"could not be downloaded .*--weights none"):
+        list(train(**request(cohort, tmp_path / "m", weights=None)))
+
+
 def test_trains_from_bags_made_elsewhere(bags, cohort, tmp_path):
     _, folder = bags
     foreign = tmp_path / "foreign"
@@ -339,7 +358,7 @@ def test_trains_from_bags_made_elsewhere(bags, cohort, tmp_path):
         with h5py.File(path) as old, h5py.File(foreign / path.name, "w") as new:
             new["features"], new["coords"] = old["features"][:], old["coords"][:]
             new["coords"].attrs["patch_size"] = 256
-    list(train(**_bag_request(cohort, tmp_path / "m", foreign)))
+    list(train(**_bag_request(cohort, tmp_path / "m", foreign, weights=None)))
     model = load_model(tmp_path / "m", "cpu")
     assert (model.config.bag_dim, model.config.tile) == (512, 256)
     assert model.module.features is None

@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from slidelens.tiling.grid import Grid, GridSpec
     from slidelens.tiling.tissue import TissueSettings
 
-__all__ = ["BagCache", "bag_file", "bags_folder", "check_bags", "find_bags", "fitted", "read_bag"]
+__all__ = [
+    "BagCache",
+    "bag_file",
+    "bags_folder",
+    "check_bags",
+    "find_bags",
+    "fitted",
+    "read_bag",
+    "without_weights",
+]
 
 _ALGORITHM = 1
 """Raised when a new version encodes the same tiles to other vectors."""
@@ -257,6 +266,26 @@ def fitted(config: ConfigT, path: Path, given: Collection[str] = ()) -> ConfigT:
             "leave that option out, or give bags that were made with it."
         )
     return validated(type(config), {**fields, **told})
+
+
+def without_weights(path: Path, backbone: str, error: Exception) -> ModelError:
+    """Return why training on bags of SlideLens needs a backbone, whose weights are not to be had.
+
+    Parameters
+    ----------
+    path
+        One of the bags.
+    backbone
+        Name of the one that made them.
+    error
+        What loading its weights raised.
+    """
+    return ModelError(
+        f"{path.parent}: its bags were made by {backbone}, and the model has it too, to read "
+        f"slides itself; its ImageNet weights cannot be loaded ({error.__cause__ or error}). Give "
+        "those that made the bags, with --weights FILE or --from MODEL, or learn from the vectors "
+        f"alone with --set bag_dim={read_bag(path).vectors.shape[1]}."
+    )
 
 
 def read_bag(path: Path) -> Bag:

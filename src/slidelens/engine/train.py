@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from filelock import Timeout
 
+from slidelens.engine.bags import without_weights
 from slidelens.engine.locks import locked
 from slidelens.engine.package import check_packable, family_of, load_model, save_model
 from slidelens.engine.training.file import write_train_file
@@ -292,7 +293,13 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
     )
     check_packable(model)
     if plan.from_model is None:
-        first = task_of(plan.family).initialize(model, plan.weights)
+        try:
+            first = task_of(plan.family).initialize(model, plan.weights)
+        except ModelError as error:
+            if plan.weights != "imagenet" or getattr(plan.training, "bags", None) is None:
+                raise
+            bag = next(iter(plan.files.values()))
+            raise without_weights(bag, model.config.backbone, error) from error
         origin = given("initialize", first, Mapping)
     else:
         base = load_model(plan.from_model, "cpu")
