@@ -55,6 +55,15 @@ def test_a_table_that_is_there_keeps_rows_columns_and_names(tmp_path):
     ]
 
 
+def test_rows_that_name_a_slide_by_its_path_are_its_rows(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\nC:\\slides\\a.svs,tumor\n/slides/b.svs,normal\n")
+    book = LabelBook(path, SLIDES)
+    assert book.labels == {"a": "tumor", "b": "normal"}
+    book.set(["a"], "normal")
+    assert path.read_text().splitlines()[1:] == ["C:\\slides\\a.svs,normal", "/slides/b.svs,normal"]
+
+
 def test_a_table_of_other_columns_is_refused(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("slide,grade\na,3\n")

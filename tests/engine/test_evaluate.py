@@ -178,9 +178,10 @@ def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort, pi
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_labels_may_be_names_and_ids_file_names(tmp_path):
+@pytest.mark.parametrize("place", ["", "C:\\slides\\", "/data/"])
+def test_labels_may_be_names_and_ids_file_names_or_paths(tmp_path, place):
     binary(tmp_path / "results", "m", SCORES)
-    rows = [(f"{k}.svs", CLASSES[v]) for k, v in TRUTH.items()]
+    rows = [(f"{place}{k}.svs", CLASSES[v]) for k, v in TRUTH.items()]
     write_labels(tmp_path / "labels.csv", rows)
     assert run(tmp_path).metrics["models"]["m"]["auc"] == pytest.approx(8 / 9)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -311,6 +313,16 @@ def test_letters_that_a_mac_took_apart_are_the_same(table, tmp_path):
         read = table("slide_id,label", f"{given},0", "x,1").rows[0]
         one = LabelTable(tmp_path, ("0", "1"), (read,)).with_files(files)
         assert one.rows[0].slide_id == composed
+
+
+@pytest.mark.parametrize(
+    "place", ["C:\\slides\\", "..\\", "\\\\server\\share\\", "/data/slides/", "C:/"]
+)
+def test_a_slide_may_be_named_by_its_path_on_any_system(table, place):
+    files = {name: Path(f"{name}.svs") for name in ("a", "P1.7", "case")}
+    given = (f"{place}a.svs", f"{place}P1.7.svs", f"{place}case")
+    read = table("slide_id,label", *(f"{name},{i % 2}" for i, name in enumerate(given)))
+    assert [row.slide_id for row in read.with_files(files).rows] == list(files)
 
 
 @pytest.mark.parametrize("label", ["9" * 5000, "\u0661"])

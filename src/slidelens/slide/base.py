@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from math import isfinite
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 from unicodedata import normalize
 
@@ -315,13 +315,14 @@ class Slide:
 
 
 def id_of_name(name: str) -> str:
-    """Return the slide id of a file name; a name without extension is already an id.
+    """Return the slide id of a file name or path; a name without extension is already an id.
 
-    The part after the last dot counts as an extension if it looks like one: ``a.svs`` gives ``a``,
-    but ``P1.7`` and ``case.HE`` stay as they are.
+    Paths may be those of another system, such as Windows in a table. The part after the last dot
+    counts as an extension if it looks like one: ``a.svs`` gives ``a``, but ``P1.7`` and ``case.HE``
+    stay as they are.
     """
-    stem = slide_id(PurePath(name))
-    return stem if _EXTENSION.search(name) else normalize("NFC", name)
+    path = PurePosixPath(name.replace("\\", "/"))
+    return slide_id(path) if _EXTENSION.search(path.name) else normalize("NFC", path.name)
 
 
 def slide_id(path: PurePath) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import LabelError
 from slidelens.files import write_atomic
+from slidelens.slide.base import id_of_name
 from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
@@ -127,11 +128,12 @@ class LabelBook:
         return next((i for i, row in enumerate(rows) if self._meant(row) == name), None)
 
     def _meant(self, row: Mapping[str, str]) -> str:
-        """Return which of the folder's slides a row is for: by id or by file name."""
+        """Return which of the folder's slides a row is for: by id, file name or path."""
         given = row["slide_id"].strip()
         if given in self.slides:
             return given
-        return next((n for n, path in self.slides.items() if path.name == given), given)
+        named = (n for n, path in self.slides.items() if path.name == given)
+        return next(named, id_of_name(given))
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
