@@ -67,7 +67,7 @@ def test_cards_say_what_for_and_never_for_diagnosis(tmp_path):
         assert text in demo.html
     broken = next(card for card in cards if card.name == "broken")
     assert "Cannot be run" in broken.html
-    assert "name: Field required" in broken.error
+    assert "name: must be given" in broken.error
     families = {family.name: family for family in families_of(content["families"])}
     assert "default" in families["mil"].presets
     assert {field.name for field in families["mil"].training} >= {"patience", "optimizer"}

@@ -52,7 +52,7 @@ _RASTER = 32
 _AUXILIARY = (1, 3)
 """Layers with an auxiliary classifier, as in the paper; a network of fewer layers has fewer."""
 
-Network = BackboneName | Literal["small"]
+Network = Literal[BackboneName, "small"]
 
 
 class MagNetConfig(FamilyConfig):

@@ -135,9 +135,9 @@ class MilConfig(FamilyConfig):
     @classmethod
     def _pooling_fields(cls, values: Any) -> Any:
         """Fill in the pooling's own fields; refuse those of other poolings."""
-        if not isinstance(values, Mapping) or values.get("pooling", "top1") not in HEAD_FIELDS:
+        pooling = values.get("pooling", "top1") if isinstance(values, Mapping) else None
+        if not isinstance(pooling, str) or pooling not in HEAD_FIELDS:
             return values
-        pooling = values.get("pooling", "top1")
         own = HEAD_FIELDS[pooling]
         given = {k: v for k, v in values.items() if v is not None}
         strange = [k for k in given if k not in own and any(k in f for f in HEAD_FIELDS.values())]
