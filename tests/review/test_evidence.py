@@ -102,7 +102,9 @@ def point_elsewhere(own, path):
 def test_a_slide_that_is_gone_leaves_the_saved_maps(own):
     point_elsewhere(own, own / "gone.tif")
     found, kept = draw(own, "doe_jane_1")
-    assert found.notes == ["The slide's file is gone; the pictures show the saved maps only."]
+    (note,) = found.notes
+    assert note.startswith("The slide's file is gone; the pictures show the saved maps only.")
+    assert "--slides FOLDER" in note
     plain = kept[found.rows[0].panels[0].picture.name]
     assert {tuple(c) for c in (plain[5, 5], plain[5, -5])} == {(255, 255, 255)}
     assert np.abs(plain - (226, 214, 221)).max(-1).min() < 6  # tissue, from the saved mask

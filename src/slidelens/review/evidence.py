@@ -147,7 +147,8 @@ def make_evidence(
         elif results:
             found.notes.append(
                 "There is nothing to draw: the results do not state size and resolution of the "
-                "slide, and its file is gone."
+                "slide, and its file is gone. If it lies elsewhere now, make the report again with "
+                "--slides FOLDER."
             )
     return found
 

@@ -126,8 +126,10 @@ def _open(results: Sequence[Result], files: Mapping[str, Path]) -> tuple[Slide |
     places += [Path(r.slide.path) for r in results if r.slide.path]
     found = next((p for p in places if p.exists()), None)
     if found is None:
-        gone = "The slide's file is gone; the pictures show the saved maps only."
-        return None, gone
+        return None, (
+            "The slide's file is gone; the pictures show the saved maps only. If it lies elsewhere "
+            "now, make the report again with --slides FOLDER."
+        )
     mpp = next((r.slide.resolution for r in results if r.slide.resolution is not None), None)
     try:
         return open_slide(found, mpp=mpp), ""
