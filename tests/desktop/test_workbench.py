@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -64,6 +65,20 @@ def visible(bench):
 
 def quiet(bench):
     return lambda: not bench.background.busy
+
+
+def test_a_slide_that_was_replaced_since_the_run_is_said(bench, files, qtbot):
+    facts = files / "results" / "a" / "result.json"
+    content = json.loads(facts.read_text())
+    content["slide"]["fingerprint"] = "of another file of its name and size"
+    facts.write_text(json.dumps(content))
+    told = []
+    bench.told.connect(lambda text, _: told.append(text))
+    for name in "ab":
+        bench.show_result(files / "results" / name)
+        qtbot.waitUntil(shows(bench, name), timeout=WAIT)
+    (text,) = told
+    assert text.startswith("a.tif was changed or replaced after oracle was run on it")
 
 
 def test_a_slide_that_comes_after_its_maps_lies_below_them(bench, files, qtbot):

@@ -22,6 +22,7 @@ from slidelens.engine import predict as engine
 from slidelens.engine.loader import find_tissue, timed_tissue
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
+from slidelens.engine.provenance import fingerprint
 from slidelens.errors import MissingMppError, ModelError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.families.base import Model, Patch, SlideScore
@@ -78,6 +79,7 @@ def test_result_folder_follows_the_contract(tiny, tmp_path):
     written = json.loads((folder / "result.json").read_text())
     assert written["slide"]["mpp"] == [0.5, 0.52]
     assert (written["slide"]["width"], written["slide"]["height"]) == (640, 512)
+    assert written["slide"]["fingerprint"] == fingerprint(slide) == result.slide.fingerprint
     assert written["model"]["name"] == "tiny-model"
     assert len(written["model"]["sha256"]) == len(written["settings_sha256"]) == 64
     assert {m["name"]: m["kind"] for m in written["maps"]} == {

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from slidelens import open_slide
+from slidelens.engine.provenance import fingerprint
 from slidelens.geometry import Box
 from slidelens.review.draw import encode, mark_fields, mark_scale
 from slidelens.review.errors import list_errors
@@ -92,10 +93,10 @@ def own(phantoms, tmp_path):
     return tmp_path / "own" / "eval"
 
 
-def point_elsewhere(own, path):
+def point_elsewhere(own, path, **facts):
     for file in own.parent.glob("results/*/doe_jane_1/result.json"):
         content = json.loads(file.read_text())
-        content["slide"]["path"] = str(path)
+        content["slide"] |= {"path": str(path), **facts}
         file.write_text(json.dumps(content))
 
 
@@ -121,6 +122,18 @@ def test_another_file_of_the_same_name_and_a_broken_one_are_not_shown(own):
     assert "not the one that was predicted" in draw(own, "doe_jane_1")[0].notes[0]
     (slides / "doe_jane_1.tif").write_bytes(b"II*\0 no more")
     assert "cannot be opened" in draw(own, "doe_jane_1")[0].notes[0]
+
+
+def test_a_slide_that_was_replaced_by_one_of_its_size_is_shown_with_a_note(own):
+    slide, other = (own.parent / "slides" / f"doe_jane_{i}.tif" for i in (1, 2))
+    with open_slide(slide) as opened:
+        point_elsewhere(own, slide, fingerprint=fingerprint(opened))
+    assert draw(own, "doe_jane_1")[0].notes == []
+    shutil.copy(other, slide)
+    found, kept = draw(own, "doe_jane_1")
+    (note,) = found.notes
+    assert "changed or replaced after it was predicted" in note
+    assert kept[found.rows[0].panels[0].picture.name].std() > 5, "its pixels, all the same"
 
 
 def test_results_that_are_gone_or_damaged_are_said(own):

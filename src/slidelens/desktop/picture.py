@@ -13,7 +13,7 @@ from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.qt import Signal, alive
-from slidelens.desktop.reading import read_result, without_slide
+from slidelens.desktop.reading import read_result
 from slidelens.desktop.shown import (
     DRAWN,
     ShownSlide,
@@ -181,10 +181,10 @@ class Picture(QObject):
         slide, asking = self.slide, self._ask()
 
         def show(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
-            result, opened, layers, error = parcel
+            result, opened, layers, said = parcel
             if wanted() and self._bring_slide_of(result, opened, asking):
-                if error:
-                    self.told.emit(without_slide(error), True)
+                if said:
+                    self.told.emit(said, True)
                 self._show_layers(result, layers, visible, then)
             else:
                 unused(parcel)

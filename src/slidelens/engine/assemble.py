@@ -17,7 +17,7 @@ from slidelens.engine.contract import (
     plugins_of,
 )
 from slidelens.engine.device import software
-from slidelens.engine.provenance import weights_sha256
+from slidelens.engine.provenance import fingerprint, weights_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
 from slidelens.maps.canvas import Canvas
@@ -255,6 +255,7 @@ def _slide_info(view: SlideView) -> SlideInfo:
         height=view.size.height,
         mpp=x if x == y else (x, y),
         mpp_source=slide.mpp_source,
+        fingerprint=fingerprint(slide),
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from slidelens.errors import NewerResultError, ResultError
 from slidelens.families import FAMILIES
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
     from slidelens.engine.device import Precision
     from slidelens.families.base import Model
     from slidelens.geometry import Box
+    from slidelens.maps.schema import SlideInfo
     from slidelens.slide.base import Slide
     from slidelens.tiling.tissue import TissueSettings
 
 __all__ = [
     "fingerprint",
     "is_done",
+    "is_other_content",
     "run_settings",
     "settings_sha256",
     "unlike_result",
@@ -37,6 +41,8 @@ _EDGE = 64 << 10
 _CHUNK_EDGE = 4 << 10
 _SOME = 64
 """Number of files in a folder whose ends are read."""
+_known: WeakKeyDictionary[Slide, str] = WeakKeyDictionary()
+"""Fingerprints of open slides."""
 _METADATA = frozenset({".zattrs", ".zgroup", ".zarray", "zarr.json", "METADATA.ome.xml"})
 
 
@@ -155,8 +161,24 @@ def fingerprint(slide: Slide) -> str:
 
     It covers the length and both ends of a file (a TIFF has its index in one of them); the names
     and lengths of all files in a folder, its metadata and both ends of some of its other files; the
-    thumbnail of a slide in memory.
+    thumbnail of a slide in memory. It is read once for each opened slide.
     """
+    if slide not in _known:
+        _known[slide] = _fingerprint(slide)
+    return _known[slide]
+
+
+def is_other_content(slide: Slide, made_on: SlideInfo) -> bool:
+    """Return whether a slide's content is another than that which a result was made on.
+
+    It is not, where the result (an old one, or another program's) does not state its own.
+    """
+    with suppress(OSError):  # gone in this moment: whoever reads it next says so
+        return made_on.fingerprint not in (None, fingerprint(slide))
+    return False
+
+
+def _fingerprint(slide: Slide) -> str:
     digest = sha256()
     path = slide.path
     if path.is_file():

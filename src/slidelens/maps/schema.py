@@ -38,7 +38,10 @@ class _Part(BaseModel):
 
 
 class SlideInfo(_Part):
-    """The slide that a result belongs to; ``mpp`` is one number or x and y, in µm/px."""
+    """The slide that a result belongs to; ``mpp`` is one number or x and y, in µm/px.
+
+    ``fingerprint`` tells its content from that of another file of its name.
+    """
 
     id: str = Field(min_length=1)
     path: str | None = None
@@ -46,6 +49,7 @@ class SlideInfo(_Part):
     height: int | None = Field(None, gt=0)
     mpp: _Positive | tuple[_Positive, _Positive] | None = None
     mpp_source: str | None = None
+    fingerprint: str | None = None
 
     @field_validator("id")
     @classmethod

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slidelens.engine.provenance import is_other_content
 from slidelens.errors import SlideError
 from slidelens.geometry import Box, Mpp, Size
 from slidelens.maps.overlay import draw_overlay
@@ -34,7 +35,8 @@ class Pixels:
     size, mpp
         Of level 0.
     note
-        Why there are no pixels of the slide itself; empty if there are.
+        Why there are no pixels of the slide itself, or why they may be other ones; empty if they
+        are those that were predicted.
     """
 
     def __init__(
@@ -111,6 +113,11 @@ def open_pixels(results: Sequence[Result], files: Mapping[str, Path]) -> Iterato
             slide = None
         if slide is not None:
             size, mpp = slide.size, slide.mpp or mpp
+            if any(is_other_content(slide, result.slide) for result in results):
+                note = (
+                    "The slide's file was changed or replaced after it was predicted: the pictures "
+                    "may not be what a model saw; run `slidelens predict` again."
+                )
         tissue = next((r.maps["tissue"] for r in results if "tissue" in r.maps), None)
         yield None if size is None or mpp is None else Pixels(size, mpp, slide, tissue, note)
     finally:
