@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from threading import Event, current_thread
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog
 
 from slidelens.desktop.layers import slide_layer
+from slidelens.desktop.region import region_box
 from slidelens.desktop.sample_data import phantom
-from slidelens.desktop.shown import add_layer, layers_of, region_box
+from slidelens.desktop.shown import add_layer, layers_of
+from slidelens.desktop.state import runs
 from slidelens.desktop.state.cards import Card
-from slidelens.desktop.state.runs import RunRequest
+from slidelens.desktop.state.runs import RunRequest, checked
 from slidelens.desktop.world import described
+from slidelens.engine.slide_folder import slides_to_run
 from slidelens.geometry import Box
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings
@@ -476,7 +480,8 @@ def test_what_is_skipped_in_a_folder_is_said_while_and_after_it_runs(panel, slid
     choose_folder(panel, folder)
     panel.run()
     skipped = f"{folder}: skipped, since they are not slides: letters."
-    assert skipped in panel.notice.text
+    qtbot.waitUntil(lambda: skipped in panel.notice.text, timeout=40_000)
+    assert panel.running
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     assert panel.state.findings[0].status == "done"
     assert skipped in panel.notice.text
@@ -485,8 +490,15 @@ def test_what_is_skipped_in_a_folder_is_said_while_and_after_it_runs(panel, slid
     (nothing / "within" / "notes.xyz").touch()
     choose_folder(panel, nothing)
     panel.run()
+    qtbot.waitUntil(lambda: not panel.running, timeout=40_000)
     assert "no slide in this folder" in panel.notice.text
     assert "within: skipped, since they are not slides: notes.xyz." in panel.notice.text
+
+
+def slides_of(panel):
+    """Return what a run would take."""
+    cards = {card.path: card for card, _ in panel.models.chosen()}
+    return checked(panel._request(), cards).request.slides
 
 
 def test_a_folder_of_dicom_files_is_run_as_the_slides_they_are(panel, tmp_path):
@@ -496,7 +508,39 @@ def test_a_folder_of_dicom_files_is_run_as_the_slides_they_are(panel, tmp_path):
         own = b"\x20\0\x0d\0UI\x04\x001.2\0" + b"\x20\0\x0e\0UI\x04\x001.5\0"
         (folder / f"{name}.dcm").write_bytes(bytes(128) + b"DICM" + own)
     choose_folder(panel, folder)
-    assert panel._request().slides == (folder,)
+    assert slides_of(panel) == (folder,)
+
+
+def test_the_window_does_not_wait_for_a_folder_on_a_slow_share(
+    panel, bench, slide, tmp_path, qtbot, monkeypatch
+):
+    arrived, threads = Event(), []
+
+    def slow(given):
+        threads.append(current_thread())
+        assert arrived.wait(40)
+        return slides_to_run(given)
+
+    monkeypatch.setattr(runs, "slides_to_run", slow)
+    choose_folder(panel, slide.parent)
+    for _ in range(2):
+        press(qtbot, panel.run_button)
+        assert panel.running
+        assert panel.status.text() == "Looking for slides"
+        assert panel.bar.isVisible()
+        assert not panel.run_button.isEnabled()
+        press(qtbot, panel.stop_button)
+        assert not panel.running
+        assert panel.notice.text == "Stopped."
+        assert not panel.bar.isVisible()
+    press(qtbot, panel.run_button)
+    arrived.set()
+    qtbot.waitUntil(lambda: panel.state.stage == "infer", timeout=LONG)
+    assert len(panel.state.request.slides) == 1
+    assert current_thread() not in threads
+    qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert len(threads) == 3
+    assert [f.status for f in panel.state.findings] == ["done"], "searches that were stopped: none"
 
 
 def test_a_slide_that_was_dropped_twice_is_run_once(panel, bench, slide, qtbot):
@@ -526,7 +570,7 @@ def test_the_folder_that_is_run_is_named_and_can_be_another(panel, slide, monkey
     assert panel.why.text() == "Choose the folder of slides to run on."
     choose()
     assert panel.where.currentText() == f"the slides in {slide.parent.name}…"
-    assert panel._request().slides == (slide,)
+    assert slides_of(panel) == (slide,)
     choose()
     assert asked == ["", str(slide.parent)]
-    assert panel._request().slides == (slide,), "a dialog that was closed changes nothing"
+    assert slides_of(panel) == (slide,), "a dialog that was closed changes nothing"

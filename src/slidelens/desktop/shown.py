@@ -26,8 +26,6 @@ __all__ = [
     "current_slide",
     "layers_of",
     "put_layer",
-    "region_box",
-    "region_options",
     "remove_layers",
     "select_map",
     "set_range",
@@ -39,8 +37,6 @@ DRAWN = ("map", "regions", "windows", "path")
 """Kinds of layers that a model's result puts over the tissue; the others are hidden at first."""
 
 _OF_MODEL = (*DRAWN, "tissue", "grid")
-_REGION = "Region to run on"
-_YELLOW = "#f0e442"
 
 
 @dataclass(frozen=True)
@@ -175,35 +171,6 @@ def select_map(viewer: ViewerModel) -> None:
     maps = [layer for layer in layers_of(viewer, "map") if layer.visible]
     if maps:
         viewer.layers.selection.active = maps[-1]
-
-
-def region_options(slide: ShownSlide) -> dict[str, Any]:
-    """Return the keywords of an empty layer to draw a region on."""
-    from slidelens.desktop.world import describe
-
-    return {
-        "ndim": 2,
-        "name": _REGION,
-        "edge_color": _YELLOW,
-        "face_color": "transparent",
-        "edge_width": max(1.0, max(slide.size) / 400),
-        "opacity": 1.0,
-        "metadata": describe(slide.world, "region", slide.id),
-        **slide.world.place_outlines(),
-    }
-
-
-def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
-    """Return the region that was last drawn on a slide, in whole level-0 px; ``None``: none."""
-    for layer in layers_of(viewer, "region", slide=slide.id):
-        if len(layer.data):
-            corners = layer.data[-1][:, -2:]
-            (top, left), (bottom, right) = corners.min(0), corners.max(0)
-            drawn = Box(float(left), float(top), float(right - left), float(bottom - top))
-            inside = drawn.intersect(slide.box)
-            if inside.area > 0:
-                return Box(*map(float, inside.snapped())).intersect(slide.box)
-    return None
 
 
 def _slide(layer: Any) -> ShownSlide:

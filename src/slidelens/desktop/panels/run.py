@@ -30,21 +30,11 @@ from slidelens.desktop.panels.parts import (
 from slidelens.desktop.panels.results import ResultsList
 from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.qt import alive
-from slidelens.desktop.shown import (
-    layers_of,
-    region_box,
-    region_options,
-    remove_layers,
-    shown_slides,
-)
-from slidelens.desktop.state.runs import Finding, RunRequest, RunState
-from slidelens.desktop.warned import warned
-from slidelens.engine.slide_folder import slides_to_run
-from slidelens.errors import SlideLensError
+from slidelens.desktop.region import draw_region, region_box
+from slidelens.desktop.shown import layers_of, remove_layers, shown_slides
+from slidelens.desktop.state.runs import Checked, Finding, RunRequest, RunState, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from slidelens.desktop.shown import ShownSlide
     from slidelens.desktop.worker.client import Job
     from slidelens.desktop.worker.messages import Message
@@ -68,6 +58,8 @@ class RunPanel(Panel):
         super().__init__(napari_viewer)
         self.state: RunState | None = None
         self._job: Job | None = None
+        self._asked: RunRequest | None = None
+        """A run whose folder is being searched for slides."""
         self._live = LiveMaps()
         self._owed: dict[Path, ShownSlide] = {}
         """Results that growing maps have hidden and that are to be shown again, and their slide."""
@@ -89,8 +81,8 @@ class RunPanel(Panel):
 
     @property
     def running(self) -> bool:
-        """Whether a run is under way."""
-        return self._job is not None
+        """Whether a run is under way, or its folder is being searched for slides."""
+        return self._job is not None or self._asked is not None
 
     def run(self) -> None:
         """Start the run; ask first if it replaces a result with other settings."""
@@ -102,15 +94,41 @@ class RunPanel(Panel):
         request = self._request()
         if request is None:
             return
-        replaced = request.replaces({card.path: card for card, _ in self.models.chosen()})
-        if replaced:
+        cards = {card.path: card for card, _ in self.models.chosen()}
+        if self.where.currentData() != "folder":
+            self._begin(checked(request, cards))
+            return
+        self._asked, self.state = request, RunState(request, stage="search")
+        self.notice.say("")
+        self.bench.background.run(
+            lambda: checked(request, cards),
+            partial(self._searched, request),
+            owner=self,
+            failed=lambda text: self._searched(request, Checked(request, fault=text)),
+        )
+        self._show_progress()
+        self._update()
+
+    def _searched(self, request: RunRequest, found: Checked) -> None:
+        if self._asked is request:  # else it was stopped
+            self._asked = None
+            self._begin(found)
+            self._show_progress()
+            self._update()
+
+    def _begin(self, found: Checked) -> None:
+        """Start a run; ask first if it replaces a result, or say why it cannot be run."""
+        request = found.request
+        if found.fault:
+            self.notice.say(found.fault, "error", warnings=request.warnings)
+        elif found.replaced:
             self.notice.say(
-                f"{replaced} This run will replace it.",
+                f"{found.replaced} This run will replace it.",
                 action="Run anyway",
                 then=lambda: self._start(request),
             )
-            return
-        self._start(request)
+        else:
+            self._start(request)
 
     def _start(self, request: RunRequest) -> None:
         if self.running:
@@ -126,8 +144,13 @@ class RunPanel(Panel):
         self._update()
 
     def stop(self) -> None:
-        """Stop the run; finished results are kept."""
-        if self._job is not None:
+        """Stop the run, or the search for its slides; finished results are kept."""
+        if self._asked is not None:
+            self._asked = None
+            self.notice.say("Stopped.")
+            self._show_progress()
+            self._update()
+        elif self._job is not None:
             self.status.setText("Stopping…")
             self.stop_button.setEnabled(False)
             self._job.cancel()
@@ -137,16 +160,7 @@ class RunPanel(Panel):
         slide = self.bench.slide
         if slide is None:
             return
-        viewer = self.bench.viewer
-        layer = next(layers_of(viewer, "region", slide=slide.id), None)
-        if layer is None:
-            layer = viewer.add_shapes(None, **region_options(slide))
-            layer.mouse_drag_callbacks.append(self._drawing)
-        else:
-            layer.data = []
-        layer.events.data.connect(self._region_changed)
-        viewer.layers.selection.active = layer
-        layer.mode = "add_rectangle"
+        draw_region(self.bench.viewer, slide, self._region_changed)
         self._update()
 
     def _build(self) -> None:
@@ -196,10 +210,10 @@ class RunPanel(Panel):
         return region_box(self.bench.viewer, slide)
 
     def _slides(self) -> list[Path]:
-        """Return the files to run on."""
+        """Return the files to run on, or the folder of them."""
         chosen = self.where.currentData()
         if chosen == "folder":
-            return slides_to_run([self._folder]) if self._folder else []
+            return [self._folder] if self._folder else []
         if chosen == "open":
             paths = [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
             return list(dict.fromkeys(paths))  # a file that was dropped twice is run once
@@ -215,13 +229,7 @@ class RunPanel(Panel):
         return all(one.world.unit == "pixel" for one in meant)
 
     def _request(self) -> RunRequest | None:
-        slide = self.bench.slide
-        try:
-            with warned() as warnings:
-                slides = self._slides()
-        except SlideLensError as error:
-            self.notice.say(str(error), "error", warnings=warnings)
-            return None
+        slide, slides = self.bench.slide, self._slides()
         if not slides:
             return None
         one = self.where.currentData() in ("slide", "region")
@@ -237,7 +245,6 @@ class RunPanel(Panel):
             self.device.currentData() or "auto",
             self._region(),
             mpp,
-            warnings=tuple(warnings),
         )
 
     def _hear(self, message: Message) -> None:
@@ -328,19 +335,6 @@ class RunPanel(Panel):
 
     def _show_progress(self) -> None:
         show_progress(self.bar, self.status, self.state if self.running else None)
-
-    def _drawing(self, layer: Any, event: Any) -> Iterator[None]:
-        """Switch back to panning once the rectangle is drawn, by napari's mouse protocol."""
-        yield
-        while event.type == "mouse_move":
-            yield
-
-        def drawn() -> None:
-            if len(layer.data):
-                layer.mode = "pan_zoom"
-            self._update()
-
-        QTimer.singleShot(0, drawn)  # napari's own callback ends the shape first
 
     def _where_chosen(self) -> None:
         chosen = self.where.currentData()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slidelens.desktop.warned import warned
 from slidelens.engine.progress import time_text
 from slidelens.engine.provenance import unlike_result
-from slidelens.errors import ResultError
+from slidelens.engine.slide_folder import slides_to_run
+from slidelens.errors import ResultError, SlideLensError
 from slidelens.maps.result import Result
 from slidelens.slide.base import slide_id
 
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from slidelens.desktop.worker.messages import Message
     from slidelens.geometry import Box
 
-__all__ = ["Finding", "RunRequest", "RunState"]
+__all__ = ["Checked", "Finding", "RunRequest", "RunState", "checked"]
 
 _STAGES = {
+    "search": "Looking for slides",
     "load": "Loading the model",
     "open": "Opening the slide",
     "tissue": "Looking for tissue",
@@ -39,7 +42,7 @@ class RunRequest:
     Attributes
     ----------
     slides
-        Files.
+        Files; before :func:`checked`, a folder of them too.
     models
         Folder of each model, and the options that were changed for it.
     out
@@ -97,6 +100,28 @@ class RunRequest:
             "mpp": self.mpp,
             "overwrite": self.overwrite,
         }
+
+
+class Checked(NamedTuple):
+    """A request with its slides; what it replaces, or why it cannot be run: a sentence or none."""
+
+    request: RunRequest
+    replaced: str = ""
+    fault: str = ""
+
+
+def checked(request: RunRequest, cards: Mapping[Path, Card]) -> Checked:
+    """Look for a request's slides, and for results that a run would replace; on a share, long.
+
+    ``cards`` are those of the models' folders.
+    """
+    with warned() as warnings:
+        try:
+            slides = tuple(slides_to_run(request.slides))
+        except SlideLensError as error:
+            return Checked(replace(request, warnings=tuple(warnings)), fault=str(error))
+    request = replace(request, slides=slides, warnings=tuple(warnings))
+    return Checked(request, request.replaces(cards))
 
 
 @dataclass(frozen=True, slots=True)
