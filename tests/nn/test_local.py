@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -494,7 +495,10 @@ def test_a_decoder_can_learn_what_is_there():
 
 @pytest.mark.parametrize(("backbone", "modules"), [*NETWORKS, ("squeezenet1_1", 1)])
 @pytest.mark.parametrize("size", [(131, 117), (40, 200)])
-def test_streamed_is_whole(backbone, modules, size):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_streamed_is_whole(backbone, modules, size, threads, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     net = network(backbone, modules, classes=3).eval()
     x = image(*size)
     whole = net(Relay(x))
@@ -557,8 +561,10 @@ class Stripes:
         return np.broadcast_to(rows[:, None, None], (int(box.h), int(box.w), 3)).astype(np.uint8)
 
 
-def test_rows_are_dropped_when_passed():
+def test_rows_are_dropped_when_passed(request):
     """No more than some rows of any map are held, however tall the slide."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # sizes are noted in one thread
     net = network(modules=2).eval()
     largest = []
     for height in (384, 768):

@@ -262,7 +262,8 @@ class LocalNetwork(nn.Module):
     @torch.no_grad()
     def stem_features(self, relay: Relay) -> Tensor:
         """Return the frozen stem's features of the whole image, ``(N, C, H, W)``."""
-        trunk = self.trunk(None, STEM_TILE, relay.mean, relay.std, wide=True)
+        wide = next(self.parameters()).is_cuda
+        trunk = self.trunk(None, STEM_TILE, relay.mean, relay.std, wide=wide)
         features: Tensor = trunk(relay.image, relay.mask)
         return features
 
@@ -277,14 +278,15 @@ class LocalNetwork(nn.Module):
     ) -> StreamingTrunk:
         """Return module ``index`` (None: the stem), streamed.
 
-        ``tile`` is the height of a tile in cells of its own input. ``wide``: where it runs on a
-        GPU, tiles are as wide as the image.
+        ``tile`` is the height of a tile in cells of its own input. ``wide``: tiles are four times
+        as wide, and where it runs on a GPU as wide as the image.
         """
-        wide = wide and next(self.parameters()).is_cuda
         key = (index, wide, tile, mean, std)
         if key not in self._trunks:
             module = self.stem if index is None else self._parts[index]
-            columns = ALL if wide else tile if index is None else self._width_of(index, tile)
+            columns = tile if index is None else self._width_of(index, tile)
+            if wide:
+                columns = ALL if next(self.parameters()).is_cuda else 4 * columns
             trunk = StreamingTrunk(
                 module.eval(), (tile, columns), scheme="seam", mean=mean, std=std
             )

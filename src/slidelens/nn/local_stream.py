@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from slidelens.nn.side_by_side import side_by_side
 from slidelens.nn.source import Source
 from slidelens.nn.windows import joined
 
@@ -92,18 +93,22 @@ def read_slide(network: Modules, relay: Relay) -> Generator[float, None, list[Re
     """
     if not (relay.tile and network.streams):
         return (yield from _read_whole(network, relay))
-    trunk = network.trunk(None, relay.tile, relay.mean, relay.std, wide=True)
-    source = trunk.source(relay.image, relay.mask)
     heads: list[Any] = list(network.heads)
     windows = [_Windows(head) for head in heads]
-    stem = _Rows(trunk, source)
-    rows, sizes = stem, []
-    for index in range(len(network.parts)):
-        trunk = network.trunk(index, network.tile_of(index, relay.tile), wide=True)
-        rows = _Rows(trunk, _Rolling(rows, source.device), windows[index])
-        sizes.append(rows.shape[2:])
-    for _ in rows:
-        yield stem.share
+    device = next(network.heads.parameters()).device
+    # On a CPU flat bands, for the same memory: the next stage waits less for the first.
+    tile = max(relay.tile // 2, 1) if device.type == "cpu" else relay.tile
+    trunk = network.trunk(None, tile, relay.mean, relay.std, wide=True)
+    stages = [_Rows(trunk, trunk.source(relay.image, relay.mask))]
+    for index, listener in enumerate(windows):
+        trunk = network.trunk(index, network.tile_of(index, tile), wide=True)
+        stages.append(_Rows(trunk, _Rolling(stages[-1], device), listener))
+    with side_by_side([stage.work for stage in stages], device) as ahead:
+        for stage in stages:
+            stage.bands = ahead(stage.bands)
+        for _ in stages[-1].bands:
+            yield stages[0].share
+    sizes = (stage.shape[2:] for stage in stages[1:])
     tissue = [network.tissue(relay, index, *size) for index, size in enumerate(sizes)]
     return [h.read(w.finish(), t) for h, w, t in zip(heads, windows, tissue, strict=True)]
 
@@ -148,13 +153,15 @@ class _Rows:
         self, trunk: StreamingTrunk, source: Source, listener: _Windows | None = None
     ) -> None:
         batch, channels, height, width = source.shape
-        self.shape = (batch, *trunk.plan(height, width, channels=channels, batch=batch).output)
+        plan = trunk.plan(height, width, channels=channels, batch=batch, training=False)
+        self.shape, self.work = (batch, *plan.output), plan.work(training=False)
         self.share = 0.0
+        self.bands = self._computed()
         self._tape = trunk.tape(source, record=False, input_grad=False)
         self._tensors = trunk.tensors()
         self._listener = listener
 
-    def __iter__(self) -> Iterator[Band]:
+    def _computed(self) -> Iterator[Band]:
         for band in self._tape.iter_bands(self._tensors):
             self.share = (band.top + band.values.shape[2]) / self.shape[2]
             if self._listener is not None:
@@ -168,7 +175,7 @@ class _Rolling(Source):
     def __init__(self, rows: _Rows, device: torch.device) -> None:
         self.shape, self.device = rows.shape, device
         self.noise = self.mask = None
-        self._bands = iter(rows)
+        self._rows = rows
         self._top = 0
         self._held: list[Tensor] = []
 
@@ -176,7 +183,7 @@ class _Rolling(Source):
         """Return a piece; no later one may begin above it."""
         held = self._held
         while not held or self._top + sum(part.shape[2] for part in held) < rect.bottom:
-            held.append(next(self._bands).values)
+            held.append(next(self._rows.bands).values)
         while len(held) > 1 and self._top + held[0].shape[2] <= rect.top:
             self._top += held.pop(0).shape[2]
         # What lies in one band is not copied, what lies in two is, and nothing of the rest.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from concurrent.futures import wait
 from itertools import islice
-from threading import Barrier, Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+from slidelens.nn.threads import modes_here, threads_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -26,7 +25,6 @@ _MOST = 8
 _MOST_PIXELS = _MOST * 8 * 224 * 224
 """Of tiles so large that a batch is one of them, not more are computed at once than so many pixels:
 SqueezeNet holds 0.5 GB for one of 2048 px."""
-_lock = Lock()
 
 
 def map_batches(
@@ -63,18 +61,13 @@ def map_batches(
         for batch in batches:
             yield compute(batch)
         return
-    inference, autocast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu")
+    modes = modes_here()
 
     def computed(batch: BatchT) -> ValueT:
-        with (
-            torch.inference_mode(inference),
-            torch.no_grad(),  # last: leaving inference mode turns gradients on
-            torch.autocast("cpu", dtype, enabled=autocast),
-        ):
+        with modes():
             return compute(batch)
 
-    pool, more = _pool(threads, each), iter(batches)
+    pool, more = threads_of(threads // each, each), iter(batches)
     pending: deque[Future[ValueT]] = deque()
     try:
         for batch in islice(more, pool._max_workers + 1):
@@ -88,30 +81,3 @@ def map_batches(
         for future in pending:
             future.cancel()
         wait(pending)
-
-
-def _pool(threads: int, each: int) -> ThreadPoolExecutor:
-    with _lock:
-        return _threads_of(os.getpid(), threads, each)
-
-
-@cache
-def _threads_of(process: int, threads: int, each: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """Start threads that share out ``threads`` of PyTorch's own, so that each has ``each``.
-
-    They are a process's own: one that is forked has none of them.
-    """
-    count = threads // each
-    begun = Barrier(count + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(each)
-        torch.get_num_threads()  # after which this thread keeps what was set last
-        begun.wait()
-
-    pool = ThreadPoolExecutor(count, "slidelens-compute", begin)
-    for _ in range(count):
-        pool.submit(int)
-    begun.wait()
-    torch.set_num_threads(threads)  # for threads that are yet to come
-    return pool
