@@ -70,7 +70,7 @@ def quiet(bench):
 def test_a_slide_that_was_replaced_since_the_run_is_said(bench, files, qtbot):
     facts = files / "results" / "a" / "result.json"
     content = json.loads(facts.read_text())
-    content["slide"]["fingerprint"] = "of another file of its name and size"
+    content["slide"]["fingerprint"] = "2:of another file of its name and size"
     facts.write_text(json.dumps(content))
     told = []
     bench.told.connect(lambda text, _: told.append(text))

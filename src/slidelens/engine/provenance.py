@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import suppress
 from hashlib import file_digest, sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,8 @@ from slidelens.maps.run_settings import RunSettings, region_text
 from slidelens.tiling.tissue import TissueMask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from slidelens.engine.device import Precision
     from slidelens.families.base import Model
     from slidelens.geometry import Box
@@ -37,10 +40,16 @@ __all__ = [
 _ALGORITHM = 2
 """Raised when a new version of the engine gives other results from the same settings."""
 
+_SCHEME = "2:"
+"""Begins fingerprints that are made in this way; others say nothing of a slide's content."""
 _EDGE = 64 << 10
-_CHUNK_EDGE = 4 << 10
+_BLOCK = 4 << 10
+_BLOCKS = 16
+"""Number of blocks between its ends that are read of a file, or of all of a slide's files."""
+_STEP = 0.618034
+"""From block to block, as a part of the file: even, and no multiple of the length of its rows."""
 _SOME = 64
-"""Number of files in a folder whose ends are read."""
+"""Number of a slide's files that are read."""
 _known: WeakKeyDictionary[Slide, str] = WeakKeyDictionary()
 """Fingerprints of open slides."""
 _METADATA = frozenset({".zattrs", ".zgroup", ".zarray", "zarr.json", "METADATA.ome.xml"})
@@ -159,9 +168,11 @@ def _tissue(tissue: TissueSettings | TissueMask) -> object:
 def fingerprint(slide: Slide) -> str:
     """Return a digest that identifies a slide's content without reading gigabytes.
 
-    It covers the length and both ends of a file (a TIFF has its index in one of them); the names
-    and lengths of all files in a folder, its metadata and both ends of some of its other files; the
-    thumbnail of a slide in memory. It is read once for each opened slide.
+    It covers the length of a file, both ends (a TIFF has its index in one of them) and some blocks
+    in between; the names and lengths of all files in a folder, and of those that belong to the one
+    that was opened, the metadata among them and parts of some of the others; the thumbnail of a
+    slide in memory. No path or time counts, so that copies are the same slide. It is read once for
+    each opened slide.
     """
     if slide not in _known:
         _known[slide] = _fingerprint(slide)
@@ -171,37 +182,54 @@ def fingerprint(slide: Slide) -> str:
 def is_other_content(slide: Slide, made_on: SlideInfo) -> bool:
     """Return whether a slide's content is another than that which a result was made on.
 
-    It is not, where the result (an old one, or another program's) does not state its own.
+    It is not, where the result (an old one, or another program's) does not state its own as we do.
     """
+    stated = made_on.fingerprint or ""
     with suppress(OSError):  # gone in this moment: whoever reads it next says so
-        return made_on.fingerprint not in (None, fingerprint(slide))
+        return stated.startswith(_SCHEME) and stated != fingerprint(slide)
     return False
 
 
 def _fingerprint(slide: Slide) -> str:
     digest = sha256()
     path = slide.path
-    if path.is_file():
-        digest.update(_ends(path, _EDGE))
-    elif path.is_dir():
+    if path.is_dir():
         files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        chunks = [file for file in files if file.name not in _METADATA]
-        some = {chunks[len(chunks) * i // _SOME] for i in range(_SOME)} if chunks else set()
-        for file in files:
-            digest.update(f"{file.relative_to(path).as_posix()}:{file.stat().st_size}:".encode())
-            if file.name in _METADATA:
-                digest.update(file.read_bytes())
-            elif file in some:
-                digest.update(_ends(file, _CHUNK_EDGE))
+        parts = _of_files({file.relative_to(path).as_posix(): file for file in files})
+    elif path.is_file():
+        others = _of_files({file.name: file for file in sorted(slide.other_files())})
+        parts = chain([_parts(path, _EDGE, _BLOCKS)], others)
     else:
-        digest.update(slide.thumbnail(256).tobytes())
-    return digest.hexdigest()
+        parts = iter([slide.thumbnail(256).tobytes()])
+    for part in parts:
+        digest.update(part)
+    return _SCHEME + digest.hexdigest()
 
 
-def _ends(path: Path, edge: int) -> bytes:
-    """Return a file's length and ``edge`` bytes of its beginning and end."""
+def _of_files(files: Mapping[str, Path]) -> Iterator[bytes]:
+    """Yield names and lengths of files, the metadata among them and parts of some of the others."""
+    chunks = [file for file in files.values() if file.name not in _METADATA]
+    some = {chunks[len(chunks) * i // _SOME] for i in range(_SOME)} if chunks else set()
+    for name, file in files.items():
+        yield f"{name}:{file.stat().st_size}:".encode()
+        if file.name in _METADATA:
+            yield file.read_bytes()
+        elif file in some:
+            yield _parts(file, _BLOCK, _BLOCKS // len(some))
+
+
+def _parts(path: Path, edge: int, blocks: int) -> bytes:
+    """Return a file's length, ``edge`` bytes of each end, and blocks spread over what is between.
+
+    Of a short one all is returned.
+    """
     length = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(edge)
-        file.seek(max(0, length - edge))
-        return f"{length}:".encode() + first + file.read(edge)
+        if length <= 2 * edge + blocks * _BLOCK:
+            return f"{length}:".encode() + file.read()
+        parts = [file.read(edge)]
+        for start in sorted(int(i * _STEP % 1 * (length - _BLOCK)) for i in range(1, blocks + 1)):
+            file.seek(start)
+            parts.append(file.read(_BLOCK))
+        file.seek(length - edge)
+        return f"{length}:".encode() + b"".join(parts) + file.read(edge)

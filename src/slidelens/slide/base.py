@@ -214,6 +214,16 @@ class Slide:
             raise KeyError(f"{self.path}: no associated image {name!r}; there are: {have}")
         return self._reader.read_associated(name)
 
+    def other_files(self) -> list[Path]:
+        """Return the files that the slide consists of besides :attr:`path`; of a folder, none.
+
+        Raises
+        ------
+        OSError
+            The folder that they lie in cannot be read.
+        """
+        return self._reader.other_files()
+
     def notes(self) -> list[str]:
         """Return notes on anything unusual about the file and how it is read, a sentence each.
 

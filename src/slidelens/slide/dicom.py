@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["INDEX", "dicom_files", "series_in", "series_of"]
+__all__ = ["INDEX", "dicom_files", "files_of_series", "series_in", "series_of"]
 
 INDEX = "DICOMDIR"
 """Name of the index of a medium's DICOM files, which is one itself and holds no pixels."""
@@ -39,6 +39,13 @@ def series_in(folder: Path) -> dict[bytes | None, Path]:
     for file in dicom_files(folder):
         series.setdefault(series_of(file), file)
     return series
+
+
+def files_of_series(file: Path) -> list[Path]:
+    """Return the files of a file's series, itself among them; they lie in its folder."""
+    series = series_of(file)
+    beside = (p for p in file.parent.iterdir() if p.name not in _BESIDE and p.is_file())
+    return [file] if series is None else [p for p in beside if series_of(p) == series]
 
 
 def series_of(file: Path) -> bytes | None:

@@ -22,7 +22,7 @@ from slidelens.settings import get_settings
 from slidelens.slide.blocks import read_blocks
 from slidelens.slide.cache import new_owner, tile_cache
 from slidelens.slide.complete import check_complete
-from slidelens.slide.dicom import dicom_files, series_in
+from slidelens.slide.dicom import dicom_files, files_of_series, series_in
 from slidelens.slide.handle import Handle
 from slidelens.slide.reader import Facts, Level, Reader, unreadable
 from slidelens.slide.resolution import PRINT_MPP
@@ -119,6 +119,22 @@ class OpenSlideReader(Reader):
             raise unreadable(self.path, error, f"its {name} image cannot be read") from error
         ground = Image.new("RGBA", image.size, self._background)
         return np.array(Image.alpha_composite(ground, image).convert("RGB"))
+
+    def other_files(self) -> list[Path]:
+        """Return the files of an MRXS or VMS slide, or a DICOM series, besides the one given."""
+        properties = self.facts.properties
+        vendor = properties[openslide.PROPERTY_NAME_VENDOR]
+        found: list[Path] = []
+        if self.path.is_dir():
+            return found
+        if vendor == "mirax":
+            found = [file for file in self.path.with_suffix("").iterdir() if file.is_file()]
+        elif vendor == "hamamatsu":  # VMS and VMU name them; NDPI is one file
+            named = (self.path.with_name(v) for k, v in properties.items() if "File" in k and v)
+            found = [file for file in named if file.is_file()]
+        elif vendor == "dicom":
+            found = files_of_series(self.path)
+        return sorted({*found} - {self.path})
 
     def notes(self) -> list[str]:
         """Return the headers that name a patient, without their values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,6 @@ from slidelens.slide.reader import Facts, Level, Reader
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -90,6 +90,11 @@ class PluginReader(Reader):
         """Read one of the file's other images."""
         with self._blaming():
             return self._reader.read_associated(name)
+
+    def other_files(self) -> list[Path]:
+        """Return the files of the slide besides the one that was opened."""
+        with self._blaming():
+            return [Path(file) for file in self._reader.other_files()]
 
     def notes(self) -> list[str]:
         """Return the plugin's warnings about the file."""

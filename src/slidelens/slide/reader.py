@@ -100,6 +100,13 @@ class Reader(ABC):
         """Return the embedded ICC profile, if there is one."""
         return None
 
+    def other_files(self) -> list[Path]:
+        """Return the files that the slide consists of besides ``path`` itself.
+
+        Of a folder none is named. By them a slide is recognised as changed.
+        """
+        return []
+
     def notes(self) -> list[str]:
         """Return notes for users on how the file is read, a sentence each; may read pixels."""
         return []

@@ -200,6 +200,12 @@ class TiffPixels:
             matches = [found.get((level.size.width, level.size.height)) for level in levels]
             return cls(path, file, matches) if any(matches) else None
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold segments."""
+        stores = (store for store in self._stores if store is not None)
+        return {page.file.path for store in stores for page in store.pages}
+
     def has(self, level: int) -> bool:
         """Return whether this level can be read here."""
         return self._stores[level] is not None

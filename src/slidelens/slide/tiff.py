@@ -77,6 +77,10 @@ class TiffReader(Reader):
         finally:
             image.close()
 
+    def other_files(self) -> list[Path]:
+        """Return the files that hold other channels of an OME-TIFF."""
+        return self._image.other_files
+
     def notes(self) -> list[str]:
         """Return notes on the image's orientation, and which of its samples are drawn."""
         if self._turned is None:
@@ -121,6 +125,7 @@ class _Image:
             bits = stated_bits(file, series)
             white = rgb and page.photometric != 3
             self._pixels = TiffPixels(path, file, levels, white=white)
+            self.other_files = sorted(self._pixels.files - {path})
         except SlideError:
             raise
         except Exception as error:  # reason: damaged headers make parsers raise anything

@@ -1,0 +1,129 @@
+"""What a result depends on: the content of its slide and the weights of its model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import tifffile
+
+import slidelens as sl
+from slidelens.engine.provenance import fingerprint, is_other_content
+from slidelens.maps.schema import SlideInfo
+from slidelens.slide.openslide import OpenSlideReader
+
+OME = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}">'
+
+
+def of(path: Path) -> str:
+    with sl.open_slide(path) as slide:
+        return fingerprint(slide)
+
+
+def write_uncompressed(path: Path, seed: int, **how) -> Path:
+    """Write a slide of one length, with white margins: its beginning and end are always alike."""
+    image = np.full((1400, 1400, 3), 245, np.uint8)
+    rng = np.random.default_rng(seed)
+    image[300:1100, 300:1100] = rng.integers(0, 255, (800, 800, 3))
+    tifffile.imwrite(path, image, photometric="rgb", **how)
+    return path
+
+
+def write_channels(folder: Path, seeds: tuple[int, int]) -> Path:
+    """Write an OME-TIFF whose two channels lie in a file each; return the first."""
+    folder.mkdir(exist_ok=True)
+    ids = [str(uuid4()) for _ in seeds]
+    planes = "".join(
+        f'<TiffData IFD="0" FirstC="{i}" PlaneCount="1">'
+        f'<UUID FileName="c{i}.ome.tif">urn:uuid:{one}</UUID></TiffData>'
+        for i, one in enumerate(ids)
+    )
+    names = "".join(f'<Channel ID="Channel:0:{i}" Name="c{i}"/>' for i in range(2))
+    pixels = (
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="96" '
+        f'SizeY="64" SizeC="2" SizeZ="1" SizeT="1">{names}{planes}</Pixels></Image></OME>'
+    )
+    for i, seed in enumerate(seeds):
+        tifffile.imwrite(
+            folder / f"c{i}.ome.tif",
+            np.random.default_rng(seed).integers(0, 255, (64, 96), np.uint8),
+            description=OME.format(own=ids[i]) + pixels,
+            metadata=None,
+            tile=(32, 32),
+        )
+    return folder / "c0.ome.tif"
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": (256, 256)}], ids=["strips", "tiles"])
+def test_an_uncompressed_file_that_was_written_anew_is_another_slide(tmp_path, how):
+    path = write_uncompressed(tmp_path / "s.tif", 0, **how)
+    before, size = of(path), path.stat().st_size
+    assert of(Path(shutil.copy(path, tmp_path / "copy.tif"))) == before
+    assert write_uncompressed(path, 1, **how).stat().st_size == size
+    assert of(path) != before
+
+
+def test_another_file_of_a_slide_counts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_provenance.uuid4", iter("abab").__next__)
+    first = write_channels(tmp_path / "mf", (0, 1))
+    with sl.open_slide(first) as slide:
+        assert slide.other_files() == [tmp_path / "mf" / "c1.ome.tif"]
+        before = fingerprint(slide)
+    shutil.copytree(tmp_path / "mf", tmp_path / "copy")
+    assert of(tmp_path / "copy" / "c0.ome.tif") == before
+    content = first.read_bytes()
+    assert write_channels(tmp_path / "mf", (0, 2)).read_bytes() == content
+    assert of(first) != before
+
+
+def test_the_files_of_slides_that_openslide_opens_by_one(tmp_path):
+    for name in (
+        "s.mrxs",
+        "s/Slidedat.ini",
+        "s/Data0000.dat",
+        "s/sub/x",
+        "a.jpg",
+        "m.opt",
+        "b.vms",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+
+    def files(name: str, vendor: str, **properties: str) -> list[str]:
+        stated = {"openslide.vendor": vendor, **properties}
+        given = SimpleNamespace(path=tmp_path / name, facts=SimpleNamespace(properties=stated))
+        found = OpenSlideReader.other_files(given)
+        return [file.relative_to(tmp_path).as_posix() for file in found]
+
+    named = {"hamamatsu.ImageFile": "a.jpg", "hamamatsu.MapFile": "gone", "hamamatsu.No": "b.vms"}
+    assert files("s.mrxs", "mirax") == ["s/Data0000.dat", "s/Slidedat.ini"]
+    assert files("b.vms", "hamamatsu", **named, **{"hamamatsu.OptimisationFile": "m.opt"}) == [
+        "a.jpg",
+        "m.opt",
+    ]
+    assert files("s.mrxs", "aperio") == files("s", "dicom") == []
+
+
+@pytest.mark.realdata
+def test_a_dicom_series_is_known_by_all_its_files(data, tmp_path):
+    shutil.copytree(data / "wsi/CMU-1-Small-Region_dicom", tmp_path / "s")
+    shutil.copy(data / "wsi/openslide_fixtures/boxes_0.dcm", tmp_path / "s")  # another series
+    first, *others = sorted((tmp_path / "s").glob("1.*"))
+    with sl.open_slide(first) as slide:
+        assert slide.other_files() == others
+    before = of(first)
+    with others[0].open("ab") as file:
+        file.write(b"\0")
+    assert of(first) != before
+
+
+def test_a_fingerprint_that_was_made_in_another_way_tells_nothing(tmp_path):
+    with sl.open_slide(write_uncompressed(tmp_path / "s.tif", 0)) as slide:
+        own = fingerprint(slide)
+        stated = {None: False, own: False, own[2:]: False, "3:" + own[2:]: False, "2:other": True}
+        for text, other in stated.items():
+            assert is_other_content(slide, SlideInfo(id="s", fingerprint=text)) == other
