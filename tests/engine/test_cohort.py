@@ -214,6 +214,21 @@ def test_results_of_another_model_or_region_are_not_replaced_unasked(tiny, tmp_p
         run(slides[1:], [tiny], out, replace=False)
 
 
+def test_a_result_of_another_slide_of_this_name_is_not_replaced_unasked(tiny, tmp_path):
+    first, other = (write_slide(tmp_path / name, "case.tif", i) for i, name in enumerate("ab"))
+    out = tmp_path / "out"
+    run([first], tiny, out, replace=False)
+    told = rf"case: holds a result of another slide of this name \({first}, not {other}\)\. Write"
+    with pytest.raises(ResultError, match=told):
+        run([other], tiny, out, replace=False)
+    (tmp_path / "c").mkdir()
+    moved = first.rename(tmp_path / "c" / "case.tif")
+    assert [o.status for o in run([moved], tiny, out, replace=False)] == ["skipped"]
+    assert [o.status for o in run([other], tiny, out, overwrite=True)] == ["done"]
+    write_slide(tmp_path / "b", "case.tif", 5)  # a slide that was changed is no other one
+    assert [o.status for o in run([other], tiny, out, replace=False)] == ["done"]
+
+
 def test_a_run_again_skips_what_is_done_and_fills_the_rest(tiny, tmp_path, monkeypatch):
     slides = [write_slide(tmp_path, f"s{i}.tif", i) for i in range(3)]
     out = tmp_path / "out"

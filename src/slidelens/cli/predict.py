@@ -78,7 +78,8 @@ def predict(
     overwrite: Annotated[
         bool,
         typer.Option(
-            help="Compute every slide again, and replace results of other weights or regions."
+            help="Compute every slide again, and replace results of other weights, regions or "
+            "slides."
         ),
     ] = False,
     as_json: JsonOption = False,

@@ -109,7 +109,8 @@ def predict_cohort(
         As for :func:`~slidelens.engine.predict.predict`, ``mpp`` in µm/px; ``options`` apply to
         every model.
     replace
-        If false, refuse to replace results of other weights or of another region.
+        If false, refuse to replace results of other weights, of another slide of the same id, or of
+        another region.
 
     Yields
     ------
@@ -380,12 +381,14 @@ def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) ->
 def _check_places(
     paths: Sequence[Path], models: Sequence[Model[Any]], out: Path, region: Box | None
 ) -> None:
-    """Refuse to replace results of another model or region, before anything runs."""
+    """Refuse to replace results of another model, slide or region, before anything runs."""
     weights = {model.name: weights_sha256(model) for model in models}
-    folders = (
-        (out / name / slide_id(path), sha) for path in paths for name, sha in weights.items()
+    places = (
+        (out / name / slide_id(path), path, sha) for path in paths for name, sha in weights.items()
     )
-    found = [(at, there) for at, sha in folders if (there := unlike_result(at, sha, region))]
+    found = [
+        (at, there) for at, path, sha in places if (there := unlike_result(at, path, sha, region))
+    ]
     if found:
         at, there = found[0]
         more = f" (and so do {len(found) - 1} more)" if len(found) > 1 else ""

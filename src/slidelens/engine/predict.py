@@ -106,8 +106,8 @@ def predict(
         Folder of the slides' feature vectors, ``<slide id>.h5`` as CLAM and TRIDENT write them, for
         a model that was trained on feature vectors.
     overwrite
-        Compute again even if there is a matching result. A result of other weights or settings is
-        always replaced.
+        Compute again even if there is a matching result. A result of other weights or settings,
+        or of another slide of the same id, is always replaced.
 
     Raises
     ------

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from slidelens.errors import NewerResultError, ResultError
+from slidelens.errors import NewerResultError, ResultError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
+from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask
 
 if TYPE_CHECKING:
@@ -136,11 +137,12 @@ def is_done(folder: Path, digest: str) -> bool:
     return all(path.is_file() for path in maps)
 
 
-def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
-    """Describe the result in ``folder`` if it is of another model or region, or newer.
+def unlike_result(folder: Path, slide: Path, weights: str | None, region: Box | None) -> str:
+    """Describe the result in ``folder`` if it is of another model, slide or region, or newer.
 
     The text is empty for any other result, such as an earlier run with other settings. ``weights``
-    is the model's checksum (:func:`weights_sha256`), or None if it is not known.
+    is the model's checksum (:func:`weights_sha256`), or None if it is not known. Another slide is
+    one of another path whose content is another, too: one that was moved or changed is not.
     """
     if not (folder / "result.json").is_file():
         return ""
@@ -152,11 +154,22 @@ def unlike_result(folder: Path, weights: str | None, region: Box | None) -> str:
         return ""
     if None not in (there.model.sha256, weights) and there.model.sha256 != weights:
         return "a result with other weights, from another model of this name"
+    if _is_another(slide, there.slide):
+        made_on = there.slide.path or "in memory"
+        return f"a result of another slide of this name ({made_on}, not {slide})"
     if there.settings is None or there.settings.region == (region and tuple(region)):
         return ""
     if there.settings.region is None:
         return "a result of the whole slide"
     return f"a result of region {region_text(there.settings)}"
+
+
+def _is_another(path: Path, made_on: SlideInfo) -> bool:
+    if made_on.path is not None and os.path.realpath(made_on.path) == os.path.realpath(path):
+        return False
+    with suppress(OSError, SlideError), open_slide(path) as slide:  # else running it says so
+        return made_on.size not in (None, slide.size) or is_other_content(slide, made_on)
+    return False
 
 
 def _tissue(tissue: TissueSettings | TissueMask) -> object:

@@ -74,13 +74,14 @@ class RunRequest:
             f"{card.name} on {slide_id(slide)}: there is {there}"
             for card, options in ((cards[path], options) for path, options in self.models)
             for slide in self.slides
-            if (there := self._unlike(self.out / card.name / slide_id(slide), card, options))
+            if (there := self._unlike(slide, card, options))
         ]
         more = f" ({len(found) - 1} more would be replaced too)" if len(found) > 1 else ""
         return f"{found[0]}{more}." if found else ""
 
-    def _unlike(self, folder: Path, card: Card, options: Mapping[str, Any]) -> str:
-        there = unlike_result(folder, card.weights, self.region)
+    def _unlike(self, slide: Path, card: Card, options: Mapping[str, Any]) -> str:
+        folder = self.out / card.name / slide_id(slide)
+        there = unlike_result(folder, slide, card.weights, self.region)
         if there or not (folder / "result.json").exists():
             return there
         with suppress(ResultError):  # damaged: nothing is lost
