@@ -245,6 +245,17 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
     assert run(region=Box(0, 0, 64, 64)).skipped
 
 
+def test_a_slide_in_memory_is_known_by_its_pixels_whatever_lies_there(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "case1").mkdir()
+    found = []
+    for seed in (0, 1):
+        with from_array(picture(seed=seed), mpp=1.0, name="case1") as slide:
+            found.append(predict(slide, tiny, out=tmp_path / "out", tissue=WHOLE))
+    assert found[0].probabilities != found[1].probabilities
+    assert "path" not in json.loads((found[1].path / "result.json").read_text())["slide"]
+
+
 def test_what_an_earlier_version_of_a_family_gave_is_computed_again(tiny, tmp_path, monkeypatch):
     def skipped():
         with from_array(picture(), mpp=1.0, name="s") as slide:

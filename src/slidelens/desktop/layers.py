@@ -20,6 +20,7 @@ from slidelens.geometry import Affine, Box, Mpp, Size
 from slidelens.maps.overlay import scale_top
 from slidelens.maps.palette import TISSUE, class_colors, colormap
 from slidelens.maps.regions import find_regions
+from slidelens.slide.array import in_memory
 from slidelens.tiling.annotations import Annotation, rasterize
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def slide_layer(slide: Slide) -> LayerData:
     """
     world = World.of(slide.mpp)
     facts = {
-        "path": None if slide.backend == "array" else str(slide.path),  # in memory: no file
+        "path": None if in_memory(slide) else str(slide.path),
         "size": tuple(slide.size),
         "mpp_source": slide.mpp_source,
     }

@@ -25,6 +25,7 @@ from slidelens.maps.features import VectorSpool
 from slidelens.maps.regions import Region, positive_regions
 from slidelens.maps.result import Map, ModelInfo, Result, SlideInfo
 from slidelens.maps.tiles import Tiles
+from slidelens.slide.array import in_memory
 from slidelens.tiling.grid import DEFAULT_GRID, make_grid
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def _slide_info(view: SlideView) -> SlideInfo:
     slide, (x, y) = view.slide, view.mpp
     return SlideInfo(
         id=slide.id,
-        path=str(slide.path.absolute()),
+        path=None if in_memory(slide) else str(slide.path.absolute()),
         width=view.size.width,
         height=view.size.height,
         mpp=x if x == y else (x, y),

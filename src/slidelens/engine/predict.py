@@ -34,7 +34,7 @@ from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
 from slidelens.maps.result import Result
-from slidelens.slide.array import ArrayReader
+from slidelens.slide.array import in_memory
 from slidelens.slide.base import Slide
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask, TissueSettings
@@ -122,9 +122,9 @@ def predict(
         lies in the slide.
     """
     if out is not None:
-        in_memory = isinstance(slide, Slide) and slide.backend == ArrayReader.backend
         at = slide.path if isinstance(slide, Slide) else Path(slide)
-        check_results_folder(Path(out), [] if in_memory else [at])
+        no_file = isinstance(slide, Slide) and in_memory(slide)
+        check_results_folder(Path(out), [] if no_file else [at])
     run = Prediction(
         slide,
         model,

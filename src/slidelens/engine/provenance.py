@@ -15,6 +15,7 @@ from slidelens.errors import NewerResultError, ResultError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
+from slidelens.slide.array import in_memory
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask
 
@@ -206,14 +207,14 @@ def is_other_content(slide: Slide, made_on: SlideInfo) -> bool:
 def _fingerprint(slide: Slide) -> str:
     digest = sha256()
     path = slide.path
-    if path.is_dir():
+    if in_memory(slide) or not path.exists():  # of one in memory the path is but a name
+        parts = iter([slide.thumbnail(256).tobytes()])
+    elif path.is_dir():
         files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
         parts = _of_files({file.relative_to(path).as_posix(): file for file in files})
-    elif path.is_file():
+    else:
         others = _of_files({file.name: file for file in sorted(slide.other_files())})
         parts = chain([_parts(path, _EDGE, _BLOCKS)], others)
-    else:
-        parts = iter([slide.thumbnail(256).tobytes()])
     for part in parts:
         digest.update(part)
     return _SCHEME + digest.hexdigest()

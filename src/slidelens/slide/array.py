@@ -15,7 +15,7 @@ from slidelens.slide.reader import Facts, Reader, levels_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ArrayReader", "from_array"]
+__all__ = ["ArrayReader", "from_array", "in_memory"]
 
 
 class ArrayReader(Reader):
@@ -61,6 +61,11 @@ class ArrayReader(Reader):
     def close(self) -> None:
         """Release the arrays."""
         self._arrays = ()
+
+
+def in_memory(slide: Slide) -> bool:
+    """Return whether a slide is made of arrays: its path is only a name then."""
+    return slide.backend == ArrayReader.backend
 
 
 def from_array(
