@@ -10,11 +10,16 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 import slidelens as sl
-from slidelens.engine.provenance import fingerprint, is_other_content
+from slidelens.engine.package import load_model, save_model
+from slidelens.engine.predict import Prediction
+from slidelens.engine.provenance import fingerprint, is_other_content, weights_sha256
 from slidelens.maps.schema import SlideInfo
+from slidelens.slide.array import from_array
 from slidelens.slide.openslide import OpenSlideReader
+from slidelens.tiling.tissue import TissueSettings
 
 OME = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}">'
 
@@ -127,3 +132,33 @@ def test_a_fingerprint_that_was_made_in_another_way_tells_nothing(tmp_path):
         stated = {None: False, own: False, own[2:]: False, "3:" + own[2:]: False, "2:other": True}
         for text, other in stated.items():
             assert is_other_content(slide, SlideInfo(id="s", fingerprint=text)) == other
+
+
+def test_weights_that_were_changed_in_memory_are_another_model(tiny, tmp_path):
+    package = save_model(tiny, tmp_path / "tiny-model", half=True)
+    model = load_model(package, "cpu")
+    stated = model.card["weights_sha256"]
+
+    def run(model):
+        image = np.full((64, 64, 3), (200, 90, 10), np.uint8)
+        job = Prediction(
+            from_array(image, mpp=1.0, name="s"),
+            model,
+            out=tmp_path / "out",
+            tissue=TissueSettings(method="whole"),
+        )
+        assert list(job)[-1].stage == "done"
+        return job
+
+    first = run(model).result
+    assert first.model.sha256 == stated == weights_sha256(model)
+    assert run(load_model(package, "cpu")).skipped
+    with torch.no_grad():
+        model.module.head.weight.mul_(-3)
+    changed = run(model)
+    assert not changed.skipped
+    assert changed.result.model.sha256 == weights_sha256(model) != stated
+    assert changed.result.probabilities != first.probabilities
+    other = load_model(package, "cpu")
+    other.module.head = torch.nn.Linear(3, 2)
+    assert weights_sha256(other) != stated

@@ -105,8 +105,8 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
 
     Returns
     -------
-    The model. Results are matched by the checksum in its card (``weights_sha256``): remove it when
-    you change the weights, or existing results of the old ones are returned.
+    The model. Its results are matched by the package's checksum, and by one of its weights as they
+    are when you have changed them in memory (not by ``tensor.data``, which hides it).
 
     Raises
     ------
@@ -118,6 +118,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
 
     from slidelens.engine.contract import build_network
     from slidelens.engine.device import pick_device
+    from slidelens.engine.provenance import LOADED
     from slidelens.families.base import Model
 
     folder = locate_model(name_or_folder)
@@ -129,6 +130,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     target = pick_device(device)
     # Slides are read as (H, W, 3), which is channels-last: convolutions then take it as it is.
     module = module.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    LOADED.keep(module, manifest.weights_sha256)
     known = {"schema_version", "name", "family", "config", "classes", "normalisation"}
     return Model(
         name=manifest.name,

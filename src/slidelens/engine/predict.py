@@ -28,7 +28,7 @@ from slidelens.engine.loader import SlideView
 from slidelens.engine.package import family_of, load_model
 from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.progress import Clock, Progress
-from slidelens.engine.provenance import is_done, run_settings, settings_sha256
+from slidelens.engine.provenance import LOADED, is_done, run_settings, settings_sha256
 from slidelens.engine.results_folder import check_results_folder
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
@@ -260,7 +260,11 @@ class Prediction:
         device = pick_device(self._device)
         if device == given.device:
             return given
-        return replace(given, device=device, module=given.module.to(device))
+        digest = LOADED.get(given.module)
+        module = given.module.to(device)
+        if digest is not None:  # it has other buffers there
+            LOADED.keep(module, digest)
+        return replace(given, device=device, module=module)
 
     def _asked(self) -> _Asked:
         return {"region": self._region, "precision": self._precision, "tissue": self._tissue}

@@ -15,6 +15,7 @@ from slidelens.errors import NewerResultError, ResultError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
+from slidelens.nn.unchanged import WhileUnchanged
 from slidelens.slide.array import in_memory
 from slidelens.slide.open import open_slide
 from slidelens.tiling.tissue import TissueMask
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from slidelens.tiling.tissue import TissueSettings
 
 __all__ = [
+    "LOADED",
     "fingerprint",
     "is_done",
     "is_other_content",
@@ -52,6 +54,8 @@ _STEP = 0.618034
 """From block to block, as a part of the file: even, and no multiple of the length of its rows."""
 _SOME = 64
 """Number of a slide's files that are read."""
+LOADED: WhileUnchanged[str] = WhileUnchanged()
+"""Checksums of the packages that networks were loaded from."""
 _known: WeakKeyDictionary[Slide, str] = WeakKeyDictionary()
 """Fingerprints of open slides."""
 _METADATA = frozenset({".zattrs", ".zgroup", ".zarray", "zarr.json", "METADATA.ome.xml"})
@@ -116,9 +120,12 @@ def run_settings(
 
 
 def weights_sha256(model: Model[Any]) -> str:
-    """Return the checksum of a model's weights, as in its package or in one made of it."""
-    stated = model.card.get("weights_sha256")
-    if isinstance(stated, str):
+    """Return the checksum of a model's weights, as in its package or in one made of it.
+
+    That of its package holds as long as the weights are as they were loaded.
+    """
+    stated = LOADED.get(model.module)
+    if stated is not None:
         return stated
     from safetensors.torch import save
 

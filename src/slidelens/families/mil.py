@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -44,6 +43,7 @@ from slidelens.nn.map_batches import map_batches
 from slidelens.nn.mil import MilNetwork, class_probabilities, encoded
 from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import cast_once
+from slidelens.nn.unchanged import WhileUnchanged
 from slidelens.tiling.grid import GridSpec
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ __all__ = [
     "wrong_length",
 ]
 
-_known: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Checksums of the backbones of loaded packages: summed once, not for every slide."""
+_known: WhileUnchanged[str] = WhileUnchanged()
+"""Checksums of backbones: summed once, not for every slide."""
 
 _Vectors = tuple["NDArray[np.float64]", torch.Tensor]
 """Boxes ``(N, 4)`` of tiles in level-0 px, and their feature vectors ``(N, D)``."""
@@ -277,12 +277,10 @@ def network_of(model: Model[MilConfig]) -> MilNetwork:
 def _facts(model: Model[MilConfig]) -> dict[str, str]:
     """Return what identifies the model's feature vectors."""
     config = model.config
-    packed = "weights_sha256" in model.card
-    digest = _known.get(model.module) if packed else None
+    digest = _known.get(model.module)
     if digest is None:
         digest = backbone_sha256(network_of(model))
-        if packed:
-            _known[model.module] = digest
+        _known.keep(model.module, digest)
     return {
         **{name: str(getattr(config, name)) for name in BAG_FIELDS},
         "backbone": config.backbone,
