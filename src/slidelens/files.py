@@ -32,6 +32,7 @@ __all__ = [
     "atomic_file",
     "beside",
     "is_folder",
+    "is_litter",
     "make_scratch",
     "meant",
     "names_folder",
@@ -44,7 +45,7 @@ __all__ = [
 
 _active: set[Path] = set()  # what this process is writing now
 _tidied: set[Path] = set()  # folders where this process has cleared the files of dead runs
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _TOLD = 3  # names of files that a message tells
 _NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL}
 """No such path; EINVAL: on Windows there cannot be one of this name."""
@@ -117,12 +118,17 @@ def _check_own(target: Path, holds: Collection[str]) -> None:
     if not target.is_dir():
         raise ResultError(f"{target}: is a file; expected a new folder, or one to replace.")
     names = sorted(path.name for path in target.iterdir())
-    other = [name for name in names if name not in holds and name not in _LITTER]
+    other = [name for name in names if name not in holds and not is_litter(name)]
     if other:
         raise ResultError(
             f"{target}: holds other files ({listed(other, _TOLD)}), which would be "
             "lost; give a new or an empty folder."
         )
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file of this name is one that file browsers leave in any folder."""
+    return name in _LITTER or name.startswith("._")
 
 
 def names_folder(path: str | Path) -> bool:

@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +19,13 @@ import torch
 from tiny_family import make_model
 
 import slidelens as sl
+from rights import nobody
 from slidelens.engine import predict as engine
 from slidelens.engine.loader import find_tissue, timed_tissue
 from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
 from slidelens.engine.provenance import fingerprint
-from slidelens.errors import MissingMppError, ModelError, SlideError
+from slidelens.errors import MissingMppError, ModelError, ResultError, SlideError
 from slidelens.families import FAMILIES
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import MilConfig, build
@@ -278,6 +280,33 @@ def test_a_damaged_result_is_computed_again(tiny, tmp_path):
         assert [p.stage for p in job][-1] == "done"
     assert not job.skipped
     assert sl.Result.load(first.path).probabilities == first.probabilities
+
+
+@pytest.mark.parametrize("fault", ["mine", "file above", "rights", "dead link"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(tiny, tmp_path, fault):
+    out = tmp_path / "out"
+    folder = out / tiny.name / "s"
+    folder.parent.mkdir(parents=True)
+    told = "cannot write the result"
+    if fault == "mine":
+        folder.mkdir()
+        (folder / "thesis.tex").touch()
+        told = "is not a result"
+    elif fault == "file above":
+        folder.parent.rmdir()
+        folder.parent.touch()
+    elif fault == "rights":
+        tmp_path.chmod(0o755)
+        folder.parent.chmod(0o555)
+    else:
+        folder.symlink_to(tmp_path / "unplugged" / "s")
+        told = "a link that leads nowhere"
+    with from_array(picture(), mpp=1.0, name="s") as slide:
+        run = Prediction(slide, tiny, out=out, tissue=WHOLE)
+        assert next(run).stage == "open"
+        barred = nobody() if fault == "rights" else nullcontext()
+        with barred, pytest.raises(ResultError, match=told):
+            next(run)
 
 
 def test_a_failure_keeps_the_old_result(tiny, tmp_path, monkeypatch):

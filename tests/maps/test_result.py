@@ -309,8 +309,37 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path, result: Result) 
             result.save(tmp_path / name)
     assert names(tmp_path / "mine") == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._x"):  # left by file browsers
+        (tmp_path / "empty" / name).touch()
     result.save(tmp_path / "empty")
     assert Result.load(tmp_path / "empty").slide.id == result.slide.id
+
+
+def test_what_people_put_into_a_result_is_carried_over(tmp_path: Path, result: Result) -> None:
+    place = tmp_path / "a"
+    result.save(place)
+    (place / "mine.geojson").write_text("outlined by hand")
+    (place / "notes").mkdir()
+    (place / "notes" / "x.txt").write_text("x")
+    (place / "link").symlink_to("mine.geojson")
+    (place / ".DS_Store").touch()
+    (place / "trajectory.json").write_text("of the result before")
+    for _ in range(2):
+        make_result().save(place)
+    assert names(place) == [
+        "features.safetensors",
+        "link",
+        "maps.ome.zarr",
+        "mine.geojson",
+        "notes",
+        "regions.geojson",
+        "result.json",
+        "tiles.csv",
+    ]
+    assert (place / "link").is_symlink()
+    assert (place / "link").read_text() == "outlined by hand"
+    assert (place / "notes" / "x.txt").read_text() == "x"
+    assert names(tmp_path) == ["a"]
 
 
 def test_map_names_are_folder_names() -> None:

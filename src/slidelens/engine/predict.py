@@ -33,6 +33,7 @@ from slidelens.engine.results_folder import check_results_folder
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
+from slidelens.maps.folder import check_place
 from slidelens.maps.result import Result
 from slidelens.slide.array import in_memory
 from slidelens.slide.base import Slide
@@ -246,6 +247,8 @@ class Prediction:
             if folder is not None and not self._overwrite and is_done(folder, digest):
                 self.result, self.skipped = Result.load(folder), True
             else:
+                if folder is not None:
+                    check_place(folder)
                 view, assembly = yield from self._infer(slide, model, clock, held)
                 yield clock.progress("write", view)
                 _trim(view)

@@ -22,6 +22,17 @@ from typing import TYPE_CHECKING
 from slidelens.errors import ResultError
 from slidelens.files import is_folder, staged_folder
 from slidelens.maps.features import TileFeatures
+from slidelens.maps.folder import (
+    FEATURES,
+    FILE,
+    MAPS,
+    REGIONS,
+    TILES,
+    TRAJECTORY,
+    cannot_write,
+    carry_over,
+    check_place,
+)
 from slidelens.maps.map import Map
 from slidelens.maps.schema import MapEntry, ModelInfo, ResultFile, SlideInfo, read_result_file
 from slidelens.maps.tiles import Tiles
@@ -48,8 +59,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_FILE, _MAPS, _TILES, _REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
-_TRAJECTORY, _FEATURES = "trajectory.json", "features.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RESERVED = frozenset({"OME", "labels", "zarr.json"})
 
@@ -132,8 +141,8 @@ class Result:
     @property
     def tiles(self) -> Tiles | None:
         """The table of tiles; read from the folder on first access."""
-        if self._tiles is None and self.path is not None and (self.path / _TILES).exists():
-            self._tiles = Tiles.read(self.path / _TILES)
+        if self._tiles is None and self.path is not None and (self.path / TILES).exists():
+            self._tiles = Tiles.read(self.path / TILES)
         return self._tiles
 
     @property
@@ -141,24 +150,24 @@ class Result:
         """The positive regions; read from the folder on first access."""
         if self._regions is None:
             self._regions = ()
-            if self.path is not None and (self.path / _REGIONS).exists():
+            if self.path is not None and (self.path / REGIONS).exists():
                 from slidelens.maps.geojson import read_regions
 
-                self._regions = tuple(read_regions(self.path / _REGIONS))
+                self._regions = tuple(read_regions(self.path / REGIONS))
         return self._regions
 
     @property
     def features(self) -> TileFeatures | None:
         """Feature vectors of the tiles; read from the folder on each access, and not kept."""
-        if self._features is None and self.path is not None and (self.path / _FEATURES).exists():
-            return TileFeatures.read(self.path / _FEATURES)
+        if self._features is None and self.path is not None and (self.path / FEATURES).exists():
+            return TileFeatures.read(self.path / FEATURES)
         return self._features
 
     @property
     def trajectory(self) -> Trajectory | None:
         """Where the network looked; read from the folder on first access."""
         if self._trajectory is None and self.path is not None:
-            path = self.path / _TRAJECTORY
+            path = self.path / TRAJECTORY
             if path.exists():
                 from slidelens.maps.trajectory import read_trajectory
 
@@ -192,7 +201,7 @@ class Result:
             table or region file that is damaged raises it when it is first read.)
         """
         path = Path(folder)
-        content = read_result_file(path / _FILE)
+        content = read_result_file(path / FILE)
         result = cls(
             content.slide,
             content.model,
@@ -208,6 +217,8 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Write the folder, whole or not at all, replacing an existing one.
 
+        What people put into that, such as their own GeoJSON, is carried over.
+
         Afterwards maps are read from the folder, and the memory of canvases is free.
 
         Raises
@@ -216,20 +227,14 @@ class Result:
             A full disk, a folder that cannot be written, or values that are not numbers.
         """
         path = Path(folder)
+        check_place(path)
+        start = perf_counter()
         try:
-            if path.exists() and not _replaceable(path):
-                raise ResultError(
-                    f"{path}: exists and is not a result, so it is not replaced. Choose "
-                    "another --out."
-                )
-            start = perf_counter()
             with staged_folder(path, None) as staging:
                 content = self._write(staging, start)
+                carry_over(path, staging)
         except OSError as error:
-            raise ResultError(
-                f"{path}: cannot write the result ({error.strerror or error}). "
-                "Free some space or choose another --out."
-            ) from error
+            raise cannot_write(path, error) from error
         self._attach(path, content.maps)
         self._features = None
 
@@ -250,18 +255,18 @@ class Result:
         features = self.features
         entries: list[MapEntry] = []
         if self.maps:
-            places = write_maps(staging / _MAPS, self.maps.values())
+            places = write_maps(staging / MAPS, self.maps.values())
             entries = [
-                MapEntry(name=m.name, kind=m.kind, path=f"{_MAPS}/{places[m.name]}", mpp=m.mpp)
+                MapEntry(name=m.name, kind=m.kind, path=f"{MAPS}/{places[m.name]}", mpp=m.mpp)
                 for m in self.maps.values()
             ]
         if tiles is not None:
-            tiles.write(staging / _TILES)
+            tiles.write(staging / TILES)
         if features is not None:
-            features.write(staging / _FEATURES)
-        write_features(staging / _REGIONS, region_features(regions, self.classes))
+            features.write(staging / FEATURES)
+        write_features(staging / REGIONS, region_features(regions, self.classes))
         if trajectory is not None:
-            write_trajectory(staging / _TRAJECTORY, trajectory)
+            write_trajectory(staging / TRAJECTORY, trajectory)
         self.timings.setdefault("write", perf_counter() - start)
         try:
             content = ResultFile(
@@ -277,7 +282,7 @@ class Result:
         except ValueError as error:
             raise ResultError(f"{self.slide.id}: the result cannot be saved: {error}") from error
         text = content.model_dump_json(indent=2, exclude_none=True)
-        (staging / _FILE).write_text(text + "\n", encoding="utf-8")
+        (staging / FILE).write_text(text + "\n", encoding="utf-8")
         return content
 
     def __repr__(self) -> str:
@@ -299,7 +304,7 @@ def find_results(folder: str | Path) -> Iterator[Path]:
     try:
         if not is_folder(root):
             raise ResultError(f"{root}: no such folder; expected results of `slidelens predict`.")
-        whole = is_folder(root / _FILE) is False
+        whole = is_folder(root / FILE) is False
         children = [] if whole else sorted(root.iterdir())
     except OSError as error:
         raise ResultError(
@@ -335,7 +340,7 @@ def holds_results(folder: str | Path) -> bool:
     OSError
         It may not be looked into.
     """
-    depths = (_FILE, f"*/{_FILE}", f"*/*/{_FILE}")
+    depths = (FILE, f"*/{FILE}", f"*/*/{FILE}")
     return any(True for _ in chain.from_iterable(map(Path(folder).glob, depths)))
 
 
@@ -346,16 +351,12 @@ def results_root(folder: str | Path) -> Path:
     """
     path = Path(folder)
     try:
-        if (path / _FILE).is_file():
-            read_result_file(path / _FILE)  # otherwise it belongs to another program
+        if (path / FILE).is_file():
+            read_result_file(path / FILE)  # otherwise it belongs to another program
             return path.absolute().parent.parent
-        files = (child / _FILE for child in path.iterdir())
+        files = (child / FILE for child in path.iterdir())
         first = next((file for file in files if file.is_file()), None)
         of_one = first is not None and read_result_file(first).model.name == path.resolve().name
     except (OSError, ResultError):  # it does not exist yet, or cannot be read: using it will say so
         return path
     return path.absolute().parent if of_one else path
-
-
-def _replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / _FILE).exists() or not any(path.iterdir()))

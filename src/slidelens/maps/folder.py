@@ -1,0 +1,101 @@
+"""The folder of a result: which of its files are ours, and where one may be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from slidelens.errors import ResultError
+from slidelens.files import is_litter
+
+__all__ = [
+    "FEATURES",
+    "FILE",
+    "MAPS",
+    "REGIONS",
+    "TILES",
+    "TRAJECTORY",
+    "cannot_write",
+    "carry_over",
+    "check_place",
+]
+
+FILE, MAPS, TILES, REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
+TRAJECTORY, FEATURES = "trajectory.json", "features.safetensors"
+_OURS = frozenset({FILE, MAPS, TILES, REGIONS, TRAJECTORY, FEATURES})
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place where a result cannot be saved, before it is computed.
+
+    Raises
+    ------
+    ResultError
+        There is something else than a result, or its folder cannot be written.
+    """
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise ResultError(
+                f"{folder}: is a link that leads nowhere, expected the folder of a result. Remove "
+                "it, or choose another --out."
+            )
+        if folder.exists() and not _replaceable(folder):
+            raise ResultError(
+                f"{folder}: exists and is not a result, so it is not replaced. Choose "
+                "another --out."
+            )
+        fault = _fault_above(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if fault:
+        raise cannot_write(folder, OSError(fault, os.strerror(fault)))
+
+
+def cannot_write(folder: Path, error: OSError) -> ResultError:
+    """Return the error of a result that finds no place."""
+    return ResultError(
+        f"{folder}: cannot write the result ({error.strerror or error}). "
+        "Free some space or choose another --out."
+    )
+
+
+def carry_over(old: Path, new: Path) -> None:
+    """Give the folder ``new`` what people put into ``old``, which it is to replace.
+
+    Files are shared, or copied where they cannot be, so that the old folder stays whole.
+    """
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.name in _OURS or is_litter(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_share)
+        else:
+            _share(path, new / path.name)
+
+
+def _fault_above(folder: Path) -> int:
+    """Return why nothing can be made beside ``folder``, an error number; 0 if it can."""
+    above = next(path for path in folder.resolve().parents if path.exists())
+    if not above.is_dir():
+        return errno.ENOTDIR
+    effective = os.access in os.supports_effective_ids
+    may = os.access(above, os.W_OK | os.X_OK, effective_ids=effective)
+    return 0 if may else errno.EACCES
+
+
+def _share(source: str | Path, target: str | Path) -> None:
+    try:
+        if not Path(source).is_symlink():
+            os.link(source, target)
+            return
+    except OSError:  # a file system without hard links
+        pass
+    shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _replaceable(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    return (path / FILE).exists() or all(is_litter(inner.name) for inner in path.iterdir())
