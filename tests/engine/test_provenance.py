@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,13 @@ import torch
 
 import slidelens as sl
 from slidelens.engine.package import load_model, save_model
-from slidelens.engine.predict import Prediction
-from slidelens.engine.provenance import fingerprint, is_other_content, weights_sha256
+from slidelens.engine.predict import Prediction, predict
+from slidelens.engine.provenance import (
+    fingerprint,
+    is_done,
+    is_other_content,
+    weights_sha256,
+)
 from slidelens.maps.schema import SlideInfo
 from slidelens.slide.array import from_array
 from slidelens.slide.openslide import OpenSlideReader
@@ -162,3 +168,44 @@ def test_weights_that_were_changed_in_memory_are_another_model(tiny, tmp_path):
     other = load_model(package, "cpu")
     other.module.head = torch.nn.Linear(3, 2)
     assert weights_sha256(other) != stated
+
+
+@pytest.mark.parametrize(
+    ("lost", "done"),
+    [
+        ("tiles.csv", False),
+        ("regions.geojson", False),
+        ("maps.ome.zarr/**/c/**/*", False),
+        ("tiles.csv cut", False),
+        ("regions.geojson cut", True),
+        ("sizes", True),
+        (None, True),
+    ],
+)
+def test_a_result_of_which_parts_are_gone_is_not_done(tiny, tmp_path, lost, done):
+    with from_array(np.full((64, 64, 3), 90, np.uint8), mpp=1.0, name="s") as slide:
+        made = predict(slide, tiny, out=tmp_path, tissue=TissueSettings(method="whole"))
+    if lost == "sizes":  # an old result
+        content = json.loads((made.path / "result.json").read_text())
+        assert content.pop("files").keys() == {"maps.ome.zarr", "regions.geojson", "tiles.csv"}
+        (made.path / "result.json").write_text(json.dumps(content))
+    elif lost is not None and lost.endswith(" cut"):
+        (made.path / lost[:-4]).write_text("{}")
+    elif lost is not None:
+        gone = [path for path in made.path.glob(lost) if path.is_file()]
+        assert gone
+        for path in gone:
+            path.unlink()
+    assert is_done(made.path, made.settings_sha256) == done
+
+
+@pytest.mark.parametrize("maps", [None, [{"name": "x"}], [3], 5])
+def test_a_result_that_states_no_proper_maps_is_not_done(tiny, tmp_path, maps):
+    content = {"slide": {"id": "s"}, "model": {"name": "m"}, "probabilities": {"a": 1.0}}
+    (tmp_path / "result.json").write_text(json.dumps({**content, "settings_sha256": "d"}))
+    assert is_done(tmp_path, "d")
+    assert not is_done(tmp_path, "e")
+    (tmp_path / "result.json").write_text(
+        json.dumps({**content, "settings_sha256": "d", "maps": maps})
+    )
+    assert not is_done(tmp_path, "d")

@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary
 
 from slidelens.errors import NewerResultError, ResultError, SlideError
 from slidelens.families import FAMILIES
+from slidelens.maps.folder import FILE, is_whole
 from slidelens.maps.result import Result
 from slidelens.maps.run_settings import RunSettings, region_text
+from slidelens.maps.schema import read_result_file
 from slidelens.nn.unchanged import WhileUnchanged
 from slidelens.slide.array import in_memory
 from slidelens.slide.open import open_slide
@@ -136,13 +138,10 @@ def weights_sha256(model: Model[Any]) -> str:
 def is_done(folder: Path, digest: str) -> bool:
     """Return whether ``folder`` holds a complete result of exactly these settings."""
     try:
-        written = json.loads((folder / "result.json").read_bytes())
-    except (OSError, ValueError):
+        written = read_result_file(folder / FILE)
+        return written.settings_sha256 == digest and is_whole(folder, written)
+    except (ResultError, OSError):  # damaged, of another program, or it may not be read
         return False
-    if not isinstance(written, dict) or written.get("settings_sha256") != digest:
-        return False
-    maps = [folder / one["path"] / "zarr.json" for one in written.get("maps", ())]
-    return all(path.is_file() for path in maps)
 
 
 def unlike_result(folder: Path, slide: Path, weights: str | None, region: Box | None) -> str:
@@ -152,7 +151,7 @@ def unlike_result(folder: Path, slide: Path, weights: str | None, region: Box | 
     is the model's checksum (:func:`weights_sha256`), or None if it is not known. Another slide is
     one of another path whose content is another, too: one that was moved or changed is not.
     """
-    if not (folder / "result.json").is_file():
+    if not (folder / FILE).is_file():
         return ""
     try:
         there = Result.load(folder)

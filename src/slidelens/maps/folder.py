@@ -6,9 +6,13 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
 from slidelens.files import is_litter
+
+if TYPE_CHECKING:
+    from slidelens.maps.schema import ResultFile
 
 __all__ = [
     "FEATURES",
@@ -20,6 +24,8 @@ __all__ = [
     "cannot_write",
     "carry_over",
     "check_place",
+    "is_whole",
+    "sizes",
 ]
 
 FILE, MAPS, TILES, REGIONS = "result.json", "maps.ome.zarr", "tiles.csv", "regions.geojson"
@@ -59,6 +65,33 @@ def cannot_write(folder: Path, error: OSError) -> ResultError:
         f"{folder}: cannot write the result ({error.strerror or error}). "
         "Free some space or choose another --out."
     )
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return name and size in bytes of the parts of a result; of a folder that of all its files."""
+    there = (folder / name for name in sorted(_OURS - {FILE}))
+    return {path.name: _size(path) for path in there if path.exists()}
+
+
+def is_whole(folder: Path, content: ResultFile) -> bool:
+    """Return whether all is there that a folder's ``result.json`` states, nothing of it cut short.
+
+    Old results, and those of other programs, state their maps only.
+    """
+    if not all((folder / one.path / "zarr.json").is_file() for one in content.maps):
+        return False
+    for name, size in (content.files or {}).items():
+        path = folder / name
+        # People edit regions, which makes that file shorter, too.
+        if not path.exists() or (name != REGIONS and _size(path) < size):
+            return False
+    return True
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def carry_over(old: Path, new: Path) -> None:

@@ -32,6 +32,7 @@ from slidelens.maps.folder import (
     cannot_write,
     carry_over,
     check_place,
+    sizes,
 )
 from slidelens.maps.map import Map
 from slidelens.maps.schema import MapEntry, ModelInfo, ResultFile, SlideInfo, read_result_file
@@ -278,6 +279,7 @@ class Result:
                 software=self.software,
                 settings=self.settings,
                 settings_sha256=self.settings_sha256,
+                files=sizes(staging),
             )
         except ValueError as error:
             raise ResultError(f"{self.slide.id}: the result cannot be saved: {error}") from error

@@ -98,7 +98,7 @@ class MapEntry(_Part):
 
 
 class ResultFile(_Part):
-    """The whole file."""
+    """The whole file; ``files`` are the sizes in bytes of what lies beside it, by name."""
 
     schema_version: Literal[1] = 1
     slide: SlideInfo
@@ -109,16 +109,16 @@ class ResultFile(_Part):
     software: dict[str, str] = {}
     settings: RunSettings | None = None
     settings_sha256: str | None = None
+    files: dict[str, int] | None = None
 
-    @field_validator("settings", mode="wrap")
+    @field_validator("settings", "files", mode="wrap")
     @classmethod
-    def _ours(cls, given: Any, read: ValidatorFunctionWrapHandler) -> RunSettings | None:
+    def _ours(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
         """Ignore what is not in our format: other writers may have a key of this name."""
         try:
-            settings: RunSettings | None = read(given)
+            return read(given)
         except ValidationError:
             return None
-        return settings
 
 
 def read_result_file(path: Path) -> ResultFile:
