@@ -315,6 +315,30 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path, result: Result) 
     assert Result.load(tmp_path / "empty").slide.id == result.slide.id
 
 
+def test_a_result_whose_folder_was_replaced_is_not_mixed_with_the_new_one(
+    tmp_path: Path, result: Result
+) -> None:
+    result.save(tmp_path / "a")
+    kept = Result.load(tmp_path / "a")
+    read = Result.load(tmp_path / "a")
+    assert read.tiles is not None
+    newer = make_result()
+    newer.probabilities = {"normal": 0.0, "tumor": 1.0}
+    newer.save(tmp_path / "a")
+    for part in (
+        lambda: kept.tiles,
+        lambda: kept.regions,
+        lambda: kept.features,
+        lambda: kept.maps["probability"].read(),
+        lambda: read.maps["tissue"].shape,
+        lambda: kept.save(tmp_path / "b"),
+    ):
+        with pytest.raises(ResultError, match=r"a: was replaced by another result since"):
+            part()
+    assert len(read.tiles) == len(Result.load(tmp_path / "a").tiles)
+    assert newer.maps["probability"].read().shape == newer.maps["probability"].shape
+
+
 def test_what_people_put_into_a_result_is_carried_over(tmp_path: Path, result: Result) -> None:
     place = tmp_path / "a"
     result.save(place)

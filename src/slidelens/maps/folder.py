@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
 from slidelens.files import is_litter
+from slidelens.maps.schema import read_result_file
 
 if TYPE_CHECKING:
     from slidelens.maps.schema import ResultFile
@@ -24,7 +25,9 @@ __all__ = [
     "cannot_write",
     "carry_over",
     "check_place",
+    "check_same",
     "is_whole",
+    "key_of",
     "sizes",
 ]
 
@@ -65,6 +68,25 @@ def cannot_write(folder: Path, error: OSError) -> ResultError:
         f"{folder}: cannot write the result ({error.strerror or error}). "
         "Free some space or choose another --out."
     )
+
+
+def key_of(content: ResultFile) -> str:
+    """Return what tells a result from any other that may take its folder; not its slide's path."""
+    return content.model_dump_json(exclude={"slide": {"path"}})
+
+
+def check_same(folder: Path, key: str) -> None:
+    """Refuse to read more of a result whose folder holds another one by now.
+
+    Raises
+    ------
+    ResultError
+        It does, or it is gone.
+    """
+    if key_of(read_result_file(folder / FILE)) != key:
+        raise ResultError(
+            f"{folder}: was replaced by another result since this one was opened; open it again."
+        )
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -117,13 +117,20 @@ def _read_halved(fine: Cells, kind: Kind, rows: slice, columns: slice) -> NDArra
     return _halve(np.asarray(fine[(slice(None), *twice)]), kind)
 
 
-def open_map(folder: Path, name: str, kind: Kind, slide_mpp: Mpp | None) -> Map:
+def open_map(
+    folder: Path,
+    name: str,
+    kind: Kind,
+    slide_mpp: Mpp | None,
+    check: Callable[[], None] | None = None,
+) -> Map:
     """Return a map that is opened on first use.
 
-    ``slide_mpp`` turns the file's µm into level-0 px. Opening something that is not a map of this
-    layout raises ``ResultError``, naming the file and the key.
+    ``slide_mpp`` turns the file's µm into level-0 px; ``check`` is called before it is opened.
+    Opening something that is not a map of this layout raises ``ResultError``, naming the file and
+    the key.
     """
-    return Map(name, kind, partial(_open, folder, kind, slide_mpp))
+    return Map(name, kind, partial(_open, folder, kind, slide_mpp, check))
 
 
 def _create(place: Path, shape: tuple[int, ...], source: Map) -> zarr.Array[Any]:
@@ -217,9 +224,13 @@ def _channels(source: Map, largest: float) -> list[dict[str, Any]]:
     ]
 
 
-def _open(folder: Path, kind: Kind, slide_mpp: Mpp | None) -> MapData:
+def _open(
+    folder: Path, kind: Kind, slide_mpp: Mpp | None, check: Callable[[], None] | None
+) -> MapData:
     import zarr
 
+    if check is not None:
+        check()
     try:
         group = zarr.open_group(folder, mode="r")
     except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,8 @@ from slidelens.maps.folder import (
     cannot_write,
     carry_over,
     check_place,
+    check_same,
+    key_of,
     sizes,
 )
 from slidelens.maps.map import Map
@@ -126,6 +129,7 @@ class Result:
         self.settings_sha256 = settings_sha256
         self.software = dict(software or {})
         self.path: Path | None = None
+        self._key = ""
         self._tiles = tiles
         self._regions = None if regions is None else tuple(regions)
         self._features = features
@@ -142,38 +146,46 @@ class Result:
     @property
     def tiles(self) -> Tiles | None:
         """The table of tiles; read from the folder on first access."""
-        if self._tiles is None and self.path is not None and (self.path / TILES).exists():
-            self._tiles = Tiles.read(self.path / TILES)
+        path = self._part(TILES) if self._tiles is None else None
+        if path is not None:
+            self._tiles = Tiles.read(path)
         return self._tiles
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """The positive regions; read from the folder on first access."""
         if self._regions is None:
-            self._regions = ()
-            if self.path is not None and (self.path / REGIONS).exists():
+            path = self._part(REGIONS)
+            if path is None:
+                self._regions = ()
+            else:
                 from slidelens.maps.geojson import read_regions
 
-                self._regions = tuple(read_regions(self.path / REGIONS))
+                self._regions = tuple(read_regions(path))
         return self._regions
 
     @property
     def features(self) -> TileFeatures | None:
         """Feature vectors of the tiles; read from the folder on each access, and not kept."""
-        if self._features is None and self.path is not None and (self.path / FEATURES).exists():
-            return TileFeatures.read(self.path / FEATURES)
-        return self._features
+        path = self._part(FEATURES) if self._features is None else None
+        return self._features if path is None else TileFeatures.read(path)
 
     @property
     def trajectory(self) -> Trajectory | None:
         """Where the network looked; read from the folder on first access."""
-        if self._trajectory is None and self.path is not None:
-            path = self.path / TRAJECTORY
-            if path.exists():
-                from slidelens.maps.trajectory import read_trajectory
+        path = self._part(TRAJECTORY) if self._trajectory is None else None
+        if path is not None:
+            from slidelens.maps.trajectory import read_trajectory
 
-                self._trajectory = read_trajectory(path)
+            self._trajectory = read_trajectory(path)
         return self._trajectory
+
+    def _part(self, name: str) -> Path | None:
+        """Return where a part lies that was not read yet, if the folder has one."""
+        if self.path is None or not (self.path / name).exists():
+            return None
+        check_same(self.path, self._key)
+        return self.path / name
 
     def map_of(self, *labels: str) -> Map:
         """Return the first probability map that has all these classes.
@@ -199,7 +211,8 @@ class Result:
         ------
         ResultError
             No result folder, or a malformed ``result.json``; names the file and the key. (A map,
-            table or region file that is damaged raises it when it is first read.)
+            table or region file raises it when it is first read, where it is damaged, or where the
+            folder was replaced by another result since.)
         """
         path = Path(folder)
         content = read_result_file(path / FILE)
@@ -212,7 +225,7 @@ class Result:
             settings_sha256=content.settings_sha256,
             software=content.software,
         )
-        result._attach(path, content.maps)
+        result._attach(path, content)
         return result
 
     def save(self, folder: str | Path) -> None:
@@ -236,15 +249,17 @@ class Result:
                 carry_over(path, staging)
         except OSError as error:
             raise cannot_write(path, error) from error
-        self._attach(path, content.maps)
+        self._attach(path, content)
         self._features = None
 
-    def _attach(self, path: Path, entries: Sequence[MapEntry]) -> None:
+    def _attach(self, path: Path, content: ResultFile) -> None:
         from slidelens.maps.ngff import open_map
 
-        self.path = path
-        mpp = self.slide.resolution
-        self.maps = {e.name: open_map(path / e.path, e.name, e.kind, mpp) for e in entries}
+        self.path, self._key = path, key_of(content)
+        mpp, check = self.slide.resolution, partial(check_same, path, self._key)
+        self.maps = {
+            e.name: open_map(path / e.path, e.name, e.kind, mpp, check) for e in content.maps
+        }
 
     def _write(self, staging: Path, start: float) -> ResultFile:
         from slidelens.maps.geojson import region_features, write_features
@@ -285,7 +300,7 @@ class Result:
             raise ResultError(f"{self.slide.id}: the result cannot be saved: {error}") from error
         text = content.model_dump_json(indent=2, exclude_none=True)
         (staging / FILE).write_text(text + "\n", encoding="utf-8")
-        return content
+        return read_result_file(staging / FILE)
 
     def __repr__(self) -> str:
         return f"Result({self.slide.id!r}, {self.model.name!r}, {self.probabilities})"
