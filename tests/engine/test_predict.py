@@ -245,6 +245,9 @@ def test_run_again_is_skipped_until_something_counts(tiny, tmp_path):
         assert run(**change).skipped, change
     assert not run(region=Box(*np.array([0, 0, 64, 64]))).skipped
     assert run(region=Box(0, 0, 64, 64)).skipped
+    affine = sl.Affine(*np.array([16, 16], np.float32))
+    assert not run(tissue=TissueMask(np.ones((10, 15), bool), affine, WHOLE)).skipped
+    assert run(tissue=TissueMask(np.ones((10, 15), bool), sl.Affine(16, 16), WHOLE)).skipped
 
 
 def test_a_slide_in_memory_is_known_by_its_pixels_whatever_lies_there(tiny, tmp_path, monkeypatch):
