@@ -213,6 +213,49 @@ def test_missing_chunks_and_shards_are_counted(tmp_path, shards):
         assert (slide.read(Box(0, 0, 50, 50))[..., 0] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["slide.ome.zarr", "slide.ozx"])
+@pytest.mark.parametrize("fill", [0, 255])
+def test_reading_where_chunks_are_missing_warns_once_of_what_is_drawn_dark(
+    tmp_path, caplog, name, fill
+):
+    folder = tmp_path / "slide.ome.zarr"
+    levels = [np.moveaxis(RGB[::step, ::step], 2, 0) for step in (1, 2)]
+    group = write(folder, "0.5", "cyx", levels)
+    for number, level in enumerate(levels):
+        del group[str(number)]
+        group.create_array(str(number), data=level, chunks=(3, 50, 50), fill_value=fill)
+    lost = [folder / str(level) / "c" / "0" / "0" / "0" for level in (0, 1)]
+    for chunk in lost:
+        chunk.unlink()
+    zipped(folder, tmp_path / "slide.ozx")
+    with open_slide(tmp_path / name) as slide:
+        slide.read_level(0, 310, 10, 10, 10)
+        assert not caplog.messages  # what is not read does no harm
+        for _ in range(2):
+            assert (slide.read_level(0, 0, 0, 50, 50) == fill).all()
+        warned = [f"{tmp_path / name}: 1 of 54 chunks of level 0 are not there"]
+        assert [text.split(": they")[0] for text in caplog.messages] == warned[: fill == 0]
+        assert len(slide.notes()) == 2 * (fill == 0)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_is_gone_while_it_is_open_is_no_black_slide(tmp_path, monkeypatch, version):
+    (tmp_path / "share").mkdir()
+    path = tmp_path / "share" / "slide.ome.zarr"
+    write(path, version, "cyx", [np.moveaxis(RGB, 2, 0)])
+    monkeypatch.chdir(tmp_path)
+    with open_slide("share/slide.ome.zarr") as slide:
+        monkeypatch.chdir(tmp_path / "share")
+        np.testing.assert_array_equal(slide.read(Box(0, 0, 50, 50)), RGB[:50, :50])
+        with pickle.loads(pickle.dumps(slide)) as copied:
+            np.testing.assert_array_equal(copied.read(Box(0, 0, 50, 50)), RGB[:50, :50])
+        path.rename(tmp_path / "elsewhere")
+        with pytest.raises(SlideError, match=r"share/slide\.ome\.zarr: its array '0' is no longer"):
+            slide.read(Box(400, 200, 20, 20))
+        (tmp_path / "elsewhere").rename(path)
+        np.testing.assert_array_equal(slide.read(Box(400, 200, 20, 20)), RGB[200:220, 400:])
+
+
 def test_plates_and_wells_say_what_to_open(tmp_path, monkeypatch):
     plate = tmp_path / "plate.zarr"
     group = zarr.open_group(plate, mode="w", zarr_format=2)

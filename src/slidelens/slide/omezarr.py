@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+import logging
+from contextlib import closing, suppress
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OmeZarrReader"]
 
+log = logging.getLogger(__name__)
 _BLOCK = 256
 _VERSIONS = ("0.4", "0.5")
 _RGB = (["FF0000", "00FF00", "0000FF"], ["RED", "GREEN", "BLUE"], ["R", "G", "B"])
@@ -69,6 +71,7 @@ class OmeZarrReader(Reader):
             raise unreadable(path, error, "its arrays cannot be opened") from error
         if any(self._is_void(array) for array in self._arrays):
             raise SlideError(f"{path}: one of its levels, or of their chunks, has no pixels.")
+        self._unwarned = set(range(len(self._arrays)))
         self._blocks = [self._block_size(array) for array in self._arrays]
         first = self._arrays[0]
         channels = first.shape[self._axes.index("c")] if "c" in self._axes else 1
@@ -116,7 +119,10 @@ class OmeZarrReader(Reader):
 
     def read(self, level: int, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
         """Read ``(h, w, 3)`` RGB of one level, channels composed."""
-        return self._compose(self._stored(level, x, y, w, h))
+        pixels = self._compose(self._stored(level, x, y, w, h))
+        if self._names[level] in self._place.incomplete:
+            self._warn(level)
+        return pixels
 
     def close(self) -> None:
         """Release the arrays and their cached tiles."""
@@ -204,15 +210,29 @@ class OmeZarrReader(Reader):
                         "times as small as level 0: it is drawn over the whole slide"
                     )
                     break
-        array = self._arrays[0]
-        parts = [-(-n // p) for n, p in zip(array.shape, array.shards or array.chunks, strict=True)]
-        missing = int(np.prod(parts)) - self._place.stored(self._names[0])
-        if self._compose.rgb and missing > 0 and self._fills_dark():
-            found.append(
-                f"{missing} of {int(np.prod(parts))} chunks of level 0 are not there: they are "
-                "drawn dark, not white; copy it again if parts are missing"
-            )
-        return found
+        return [*found, *filter(None, map(self._missing, range(len(self._names))))]
+
+    def _missing(self, level: int) -> str | None:
+        """Describe the chunks of a colour image that are not there, unless they are white."""
+        if not (self._compose.rgb and self._fills_dark()):
+            return None
+        array = self._arrays[level]
+        sides = zip(array.shape, array.shards or array.chunks, strict=True)
+        parts = prod(-(-n // side) for n, side in sides)
+        missing = parts - self._place.stored(self._names[level])
+        if missing <= 0:
+            return None
+        return (
+            f"{missing} of {parts} chunks of level {level} are not there: they are drawn dark, not "
+            "white; copy it again if parts are missing"
+        )
+
+    def _warn(self, level: int) -> None:
+        """Warn once that chunks are missing among those that are read: a model sees no tissue."""
+        with suppress(KeyError, IndexError):  # another thread is first, or closes the slide
+            self._unwarned.remove(level)
+            if missing := self._missing(level):
+                log.warning("%s: %s", self.path, missing)
 
     def _fills_dark(self) -> bool:
         """Return whether unwritten pixels are drawn darker than middle grey."""

@@ -114,7 +114,7 @@ def _opened(
         reader.close()
         raise
     slide = Slide(reader, path, mpp=found, mpp_source=source, colour=colour)
-    slide.reopen = partial(_opened, path, backend, icc)
+    slide.reopen = partial(_opened, path.absolute(), backend, icc)
     return slide
 
 

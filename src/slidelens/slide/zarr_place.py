@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path, PureWindowsPath
 from threading import Lock
@@ -15,13 +16,14 @@ from slidelens.files import is_folder
 from slidelens.slide.reader import closed, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["LARGEST", "ZIP_MAGIC", "ZarrFolder", "ZarrZip", "attributes", "place_of"]
 
 LARGEST = 1 << 30
 """Bytes that are read at a time."""
 ZIP_MAGIC = b"PK\x03\x04"
+_METADATA = ("zarr.json", ".zarray", ".zattrs")
 
 
 class ZarrFolder:
@@ -35,16 +37,33 @@ class ZarrFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._root = path.absolute()  # the process may work in another folder by the next read
+        self.incomplete: set[str] = set()
+        """Arrays that were read where a chunk is missing, which zarr fills."""
 
     def attributes(self, group: str = "") -> dict[str, Any]:
         """Return the OME attributes of a group; empty if there are none."""
-        return attributes(self.path / self._inside(group))
+        return attributes(self._root / self._inside(group))
 
     def array(self, name: str) -> Any:
-        """Open an array; if that is impossible, zarr's own exceptions are raised."""
-        import zarr
+        """Open an array; if that is impossible, zarr's own exceptions are raised.
 
-        return zarr.open_array(self.path / self._inside(name), mode="r")
+        Reading it raises ``SlideError`` once it is gone: to zarr all of its chunks are then empty.
+        """
+        import zarr
+        from zarr.storage import LocalStore
+
+        folder = self._root / self._inside(name)
+
+        def note() -> None:
+            if not any((folder / metadata).exists() for metadata in _METADATA):
+                raise SlideError(
+                    f"{self.path}: its array {name!r} is no longer there; open the slide again "
+                    "when its disk or share is connected, or where it was moved to."
+                )
+            self.incomplete.add(name)
+
+        return zarr.open_array(_watched(LocalStore(folder, read_only=True), note), mode="r")
 
     def is_empty(self, name: str) -> bool:
         """Return whether an array has no pixels at all."""
@@ -59,7 +78,7 @@ class ZarrFolder:
 
     def _chunks(self, name: str) -> Iterator[str]:
         try:
-            yield from _chunks(self.path / name)
+            yield from _chunks(self._root / name)
         except OSError as error:  # it is unreadable, or a link leads back to itself
             raise unreadable(self.path, error, "its chunks cannot be listed") from error
 
@@ -120,7 +139,8 @@ class ZarrZip(ZarrFolder):
         """Open an array; if that is impossible, zarr's own exceptions are raised."""
         import zarr
 
-        return zarr.open_array(self._store, path=self._where(name), mode="r")
+        store = _watched(self._store, partial(self.incomplete.add, name))
+        return zarr.open_array(store, path=self._where(name), mode="r")
 
     def is_empty(self, name: str) -> bool:  # noqa: ARG002  # one archive is copied, or not
         """Return False: a truncated archive does not open, as its index is at the end."""
@@ -177,6 +197,25 @@ def _store_of(path: Path) -> Any:
                 return await super().get(key, prototype, byte_range)
 
     return Store()
+
+
+def _watched(store: Any, note: Callable[[], None]) -> Any:
+    """Return zarr's store of an array that calls ``note`` whenever a chunk is missing."""
+    from zarr.storage import WrapperStore
+
+    class Watched(WrapperStore[Any]):
+        async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            return self._found(key, await self._store.get(key, *args, **kwargs))
+
+        def get_sync(self, key: str, **kwargs: Any) -> Any:  # how zarr 3.4 reads
+            return self._found(key, self._store.get_sync(key, **kwargs))
+
+        def _found(self, key: str, content: Any) -> Any:
+            if content is None and not key.endswith(_METADATA):
+                note()
+            return content
+
+    return Watched(store)
 
 
 def attributes(folder: Path) -> dict[str, Any]:
