@@ -1,5 +1,7 @@
 """TIFF in all its kinds, written here, read back exactly."""
 
+import os
+
 import numpy as np
 import pytest
 import tifffile
@@ -723,6 +725,26 @@ def test_imagej_stack_in_one_piece(tmp_path):
         pixels = slide.read(Box(0, 0, 50, 60))
     np.testing.assert_array_equal(pixels[30, 10], COLOURS[0])
     np.testing.assert_array_equal(pixels[5, 40], COLOURS[1])
+
+
+@pytest.mark.parametrize("kind", [{"imagej": True}, {"ome": True}, {}])
+def test_uncompressed_pixels_that_are_cut_off_end_no_process(tmp_path, kind):
+    """A memory map of them did: SIGBUS."""
+    path = tmp_path / "stack.ome.tif" if "ome" in kind else tmp_path / "stack.tif"
+    stack = np.random.default_rng(0).integers(0, 255, (2, 900, 700)).astype(np.uint8)
+    about = {"metadata": {"axes": "CYX"}} if kind else {"photometric": "minisblack"}
+    tifffile.imwrite(path, stack if kind else stack[0], **kind, **about)
+    with open_slide(path) as slide:
+        assert slide._reader._image._pixels._stores[0].array is not None
+        before = slide.read(Box(650, 10, 50, 50))
+        os.truncate(path, 100_000)
+        np.testing.assert_array_equal(
+            slide.read(Box(650, 10, 50, 50)) if not kind else before, before
+        )
+        with pytest.raises(SlideError, match=rf"{path.name}: ends before its pixels do"):
+            slide.read(Box(0, 850, 50, 50))
+    with pytest.raises(SlideError, match=r"truncated|ends before"):
+        open_slide(path)
 
 
 @pytest.mark.parametrize("dpi", [72, 96, 150, 300, 600, 1200])

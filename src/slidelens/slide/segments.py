@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
@@ -131,14 +132,14 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """Where the pixels of one level are: pages with segments, or one array on disk."""
+    """Where the pixels of one level are: pages with segments, or one array."""
 
     pages: tuple[_Page, ...]
     block: tuple[int, int]
     columns: int
     rows: int
     planes: int
-    array: NDArray[Any] | None
+    array: _Array | None
 
 
 class _File:
@@ -164,6 +165,45 @@ class _File:
         number = getattr(self, "_number", None)  # none: it could not be opened
         if number is not None:
             os.close(number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """Uncompressed pixels in one piece, in the order of tifffile's ``axes``.
+
+    They are not mapped into memory: a map of a file that is cut, or whose share goes away, ends the
+    process.
+    """
+
+    file: _File
+    dtype: np.dtype[Any]
+    offset: int
+    axes: str
+    shape: tuple[int, ...]
+
+    def read(self, x: int, y: int, w: int, h: int) -> NDArray[Any]:
+        """Read ``(h, w, C)``, of other axes than channels the first position."""
+        at = self.axes.index("Y")
+        rows, columns, *within = self.shape[at:]
+        kept = tuple(slice(None) if axis in "YXSC" else 0 for axis in self.axes)
+        planes = np.arange(prod(self.shape[:at])).reshape(self.shape[:at])[kept[:at]]
+        pixel = self.dtype.itemsize * prod(within)
+        starts = [
+            self.offset + ((plane * rows + row) * columns + x) * pixel
+            for plane in planes.ravel().tolist()
+            for row in range(y, y + h)
+        ]
+        try:
+            data = bytearray().join([self.file.read(start, w * pixel) for start in starts])
+        except OSError as error:
+            raise unreadable(self.file.path, error, "its pixels cannot be read") from error
+        if len(data) < len(starts) * w * pixel:
+            raise _ends_early(self.file.path)
+        pixels = np.frombuffer(data, self.dtype).reshape(*planes.shape, h, w, *within)
+        axes = [axis for axis in self.axes if axis in "YXSC"]
+        order = [axes.index(axis) for axis in "YXSC" if axis in axes]
+        first = pixels[(..., *kept[at:])]
+        return first.transpose(order).reshape(h, w, -1)
 
 
 class TiffPixels:
@@ -216,8 +256,7 @@ class TiffPixels:
         if store is None:
             raise SlideError(f"{self._path}: was closed while it was read.")
         if store.array is not None:
-            return np.array(store.array[y : y + h, x : x + w])
-
+            return store.array.read(x, y, w, h)
         return read_blocks(
             tile_cache(),
             (self._owner, level),
@@ -233,7 +272,7 @@ class TiffPixels:
 
     def _store(self, level: Any, opened: Callable[[Path], _File]) -> _Store:
         page = level.keyframe
-        array = self._map(level)
+        array = self._array(level, opened)
         pages = self._pages(level, opened) if array is None else ()
         samples = page.samplesperpixel if page.planarconfig == 2 else 1
         if page.is_tiled:
@@ -284,17 +323,16 @@ class TiffPixels:
             check_complete(path)
         return _File(path)
 
-    def _map(self, level: Any) -> NDArray[Any] | None:
-        """Map pixels that are stored uncompressed in one piece, as ``(H, W, C)``."""
+    def _array(self, level: Any, opened: Callable[[Path], _File]) -> _Array | None:
+        """Return the pixels of a level if they are stored uncompressed in one piece."""
         page = level.keyframe
         if not self._in_one_file or level.dataoffset is None or page.is_tiled:
             return None
         dtype = page.dtype.newbyteorder(page.parent.byteorder)
-        array = np.memmap(self._path_of(page), dtype, "r", level.dataoffset, level.shape)
-        kept = array[tuple(slice(None) if axis in "YXSC" else 0 for axis in level.axes)]
-        axes = [axis for axis in level.axes if axis in "YXSC"]
-        order = [axes.index(axis) for axis in "YXSC" if axis in axes]
-        return kept.transpose(order).reshape(page.imagelength, page.imagewidth, -1)
+        path = self._path_of(page)
+        if path.stat().st_size < level.dataoffset + prod(level.shape) * dtype.itemsize:
+            raise _ends_early(path)
+        return _Array(opened(path), dtype, level.dataoffset, level.axes, level.shape)
 
     def _decode(self, store: _Store, row: int, column: int) -> NDArray[Any]:
         """Decode one tile or strip of every channel: ``(bh, bw, C)``."""
@@ -305,6 +343,12 @@ class TiffPixels:
             for plane in range(store.planes)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+def _ends_early(path: Path) -> SlideError:
+    return SlideError(
+        f"{path}: ends before its pixels do: it was cut, or is replaced; copy it again."
+    )
 
 
 def _segment(page: _Page, index: int) -> NDArray[Any]:
