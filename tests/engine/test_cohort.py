@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,40 @@ def test_a_table_of_other_classes_is_written_anew(tiny, tmp_path, caplog):
     (out / "tiny-model" / "predictions.csv").write_text("slide_id,prob_cat\na,0.5\n")
     run([write_slide(tmp_path, "b.tif")], [tiny], out)
     assert table(out).keys() == {"b"}
-    assert "other columns" in caplog.text
+    kept = out / "tiny-model" / "predictions.csv.bak"
+    assert kept.read_text() == "slide_id,prob_cat\na,0.5\n"
+    (said,) = [text for text in caplog.messages if "other columns" in text]
+    assert said.endswith(f"kept as {kept}")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: "sep=;\n" + text.replace(",", ";").replace("0.25", "0,25"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace("\n", ",mine\n"),
+    ],
+    ids=["Excel", "decimal comma", "tabs", "another column"],
+)
+def test_a_table_that_a_spreadsheet_saved_keeps_its_rows(tmp_path, saved):
+    one = Outcome("m", "a", "done", "", {"cat": 0.25, "dog": 0.75}, 1.5)
+    before = PredictionTable(tmp_path, ("cat", "dog"))
+    before.record(one)
+    path = tmp_path / "predictions.csv"
+    text = path.read_text()
+    path.write_text(saved(text), encoding="utf-8", newline="")
+    PredictionTable(tmp_path, ("cat", "dog")).record(replace(one, slide_id="b"))
+    assert path.read_text() == text + text.splitlines()[1].replace("a", "b", 1) + "\n"
+    assert (tmp_path / "predictions.csv.bak").exists() == ("mine" in saved(text))
+
+
+def test_a_lone_quotation_mark_in_the_table_is_named(tmp_path):
+    PredictionTable(tmp_path, ("cat",)).record(Outcome("m", "a", "failed", "x", {}, 1.0))
+    path = tmp_path / "predictions.csv"
+    path.write_text(path.read_text() + 'b,failed,"x,,1\n' + "c,done,,0.5,1\n" * 20_000)
+    with pytest.raises(ResultError, match=rf"{path}: what begins on line 3 .*lone quotation mark"):
+        PredictionTable(tmp_path, ("cat",))
 
 
 def test_the_table_is_whole_after_each_slide(tiny, tmp_path):

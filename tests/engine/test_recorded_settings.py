@@ -17,6 +17,7 @@ from slidelens.engine.cohort import predict_cohort
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
 from slidelens.engine.evaluation.measure import Resampling
 from slidelens.engine.fields import with_options
+from slidelens.engine.last_run import failed_slides
 from slidelens.engine.predict import predict
 from slidelens.engine.prediction_table import Outcome
 from slidelens.engine.provenance import run_settings
@@ -146,8 +147,11 @@ def test_a_table_that_cannot_be_read_is_said_and_another_is_passed_over(tmp_path
     table.write_text("slide;verdict\nb;failed\n")
     again(tmp_path)
     assert not caplog.records
+    table.write_bytes(b"\xef\xbb\xbfslide_id;status\r\nb;failed\r\n")  # by a spreadsheet
+    assert failed_slides(table.parent) == {"b"}
     table.write_bytes(b"slide_id,status\n\xff\xfe,failed\n")
     again(tmp_path)
-    assert f"{table}: cannot be read" in caplog.text
+    assert f"{table}: is not UTF-8 text" in caplog.text
+    assert "slides that failed are not known" in caplog.text
     table.write_text("status\nfailed\n")
     again(tmp_path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import logging
 from typing import TYPE_CHECKING, Any
 
-from slidelens.errors import listed
+from slidelens.errors import ResultError, listed
+from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,12 +27,12 @@ def failed_slides(folder: Path) -> frozenset[str]:
     """
     path = folder / PREDICTIONS
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        log.warning("%s: cannot be read (%s); slides that failed are not known", path, error)
+        if not path.exists():
+            return frozenset()
+        lines = io.StringIO(read_text(path, ResultError)).readlines()
+        rows = list(read_rows(lines, path, ResultError)[0])
+    except (ResultError, OSError) as error:
+        log.warning("%s Until then slides that failed are not known.", error)
         return frozenset()
     return frozenset(row.get("slide_id") or "" for row in rows if row.get("status") == "failed")
 

@@ -7,7 +7,9 @@ import io
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from math import inf
+from shutil import copyfile
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +17,7 @@ from slidelens.engine.last_run import PREDICTIONS
 from slidelens.engine.locks import locked
 from slidelens.errors import ResultError
 from slidelens.files import write_atomic
+from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,7 +99,7 @@ class PredictionTable:
         if not (self._waiting or self._ours):
             return
         with self._alone():
-            rows = self._read()  # anew: another run may have added rows
+            rows, other = self._read()  # anew: another run may have added rows
             lost = self._ours.keys() - rows.keys()
             if not (self._waiting or lost):
                 return
@@ -104,6 +107,8 @@ class PredictionTable:
             for outcome in self._waiting:
                 slide = outcome.slide_id
                 rows[slide] = self._ours[slide] = self._row(outcome, rows.get(slide))
+            if other:
+                self._set_aside()
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(self._header)
@@ -138,16 +143,28 @@ class PredictionTable:
                 "space, close the program that has it open, or choose another --out."
             ) from error
 
-    def _read(self) -> dict[str, list[str]]:
-        """Return the rows of earlier calls; a table of other classes is not ours to go on with."""
-        try:
-            content = self._path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResultError(f"{self._path}: cannot be read ({error}).") from error
-        header, *rows = [row for row in csv.reader(io.StringIO(content)) if row] or [[]]
-        if header != self._header:
-            log.warning("%s: has other columns and is rewritten", self._path)
-            return {}
-        return {row[0]: row for row in rows if len(row) == len(header)}
+    def _read(self) -> tuple[dict[str, list[str]], bool]:
+        """Return the rows of earlier calls, and whether rewriting the table would lose more.
+
+        A spreadsheet may have saved it in its own way; rows of other classes are not taken.
+        """
+        if not self._path.exists():
+            return {}, False
+        lines = io.StringIO(read_text(self._path, ResultError)).readlines()
+        table, columns, separator = read_rows(lines, self._path, ResultError)
+        rows = {}
+        if set(self._header) <= set(columns):
+            for row in table:
+                if None not in row and None not in row.values():
+                    rows[row["slide_id"]] = [row[name] for name in self._header]
+        if separator == ";":  # of a spreadsheet whose numbers have a decimal comma
+            for cells in rows.values():
+                cells[3:] = [value.replace(",", ".") for value in cells[3:]]
+        return rows, bool(columns) and columns != self._header
+
+    def _set_aside(self) -> None:
+        """Keep a copy of a table that has other columns."""
+        names = (f"{PREDICTIONS}.bak{number or ''}" for number in count())
+        beside = next(b for b in map(self._path.with_name, names) if not b.exists())
+        copyfile(self._path, beside)
+        log.warning("%s: has other columns and is rewritten; it is kept as %s", self._path, beside)
