@@ -22,7 +22,7 @@ from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open
 from slidelens.geometry import Mpp
 from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader, from_array
-from slidelens.slide.base import Slide, slide_id
+from slidelens.slide.base import Slide, id_of_name, slide_id
 from slidelens.slide.cache import TileCache
 from slidelens.slide.open import is_slide
 from slidelens.slide.openslide import _on_ground
@@ -322,6 +322,8 @@ def test_a_table_without_the_slide_is_told(tmp_path, toy, caplog):
 
 def test_ids(tmp_path):
     assert slide_id(tmp_path / "TCGA-1.2.svs") == "TCGA-1.2"
+    for name in ("1.2.276.0.7230010.3.1.4.1", "P1.7", "case.HE"):  # of DICOM files, and of arrays
+        assert slide_id(tmp_path / name) == id_of_name(name) == name
     assert slide_id(tmp_path / "a.ome.tif") == "a"
     assert slide_id(tmp_path / "a.OME.TIFF") == "a"
     folder = tmp_path / "1.2.840"

@@ -325,23 +325,21 @@ class Slide:
 
 
 def id_of_name(name: str) -> str:
-    """Return the slide id of a file name or path; a name without extension is already an id.
+    """Return the slide id of a file name or path (see :func:`slide_id`); an id stays as it is.
 
-    Paths may be those of another system, such as Windows in a table. The part after the last dot
-    counts as an extension if it looks like one: ``a.svs`` gives ``a``, but ``P1.7`` and ``case.HE``
-    stay as they are.
+    Paths may be those of another system, such as Windows in a table.
     """
-    path = PurePosixPath(name.replace("\\", "/"))
-    return slide_id(path) if _EXTENSION.search(path.name) else normalize("NFC", path.name)
+    return slide_id(PurePosixPath(name.replace("\\", "/")))
 
 
 def slide_id(path: PurePath) -> str:
     """Return a slide's id: its file name without extension (``.ome.tif`` counts as one).
 
-    ``.zarr.zip`` counts as one extension, too. A DICOM folder keeps its whole name; an image within
-    a ``.zarr``, such as a field of a plate, includes the name of the ``.zarr``. Bytes that are not
-    text are escaped, and accented letters are composed (NFC), since a Mac's file systems decompose
-    them.
+    ``.zarr.zip`` counts as one extension, too. What follows a dot is one if it looks like one:
+    ``a.svs`` gives ``a``, but ``P1.7``, ``case.HE`` and a UID stay as they are. A DICOM folder
+    keeps its whole name; an image within a ``.zarr``, such as a field of a plate, includes the name
+    of the ``.zarr``. Bytes that are not text are escaped, and accented letters are composed (NFC),
+    since a Mac's file systems decompose them.
     """
     if isinstance(path, Path):  # one may work in the slide's own folder, or in a part of it
         path = path.resolve() if path.name in ("", "..") else path.absolute()
@@ -353,7 +351,8 @@ def slide_id(path: PurePath) -> str:
         if name.lower().endswith(double):
             return _as_text(name[: -len(double)])
     folder = not name.lower().endswith(".zarr") and _is_folder(path)
-    return _as_text(name if folder else PurePath(name).stem)
+    whole = folder or not _EXTENSION.match(path.suffix)
+    return _as_text(name if whole else path.stem)
 
 
 def _as_text(name: str) -> str:
