@@ -50,9 +50,10 @@ def test_an_object_keeps_its_id_and_others_have_their_own() -> None:
         feature(SHAPE, "a", (9, 9, 9), measurements={"x": 1})["id"],
         feature(SHAPE, "b", (1, 2, 3))["id"],
         feature(SHAPE, "a", (1, 2, 3), kind="tile")["id"],
+        feature(SHAPE, "a", (1, 2, 3), name="window 1")["id"],
     ]
-    assert ids[0] == ids[1]
-    assert len(set(ids)) == 3
+    assert ids[0] == ids[1] == feature(SHAPE, "a", (1, 2, 3), name="a")["id"]
+    assert len(set(ids)) == 4
 
 
 def test_our_files_are_read_as_annotations_too(tmp_path: Path, result: Result) -> None:

@@ -36,11 +36,15 @@ def feature(
     name: str | None = None,
     measurements: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return one feature; its id is derived from its content, so the same object keeps it."""
+    """Return one feature; its id is derived from its content, so the same object keeps it.
+
+    A name of its own is part of that: several windows may lie on one place.
+    """
     import shapely
 
     shape = json.loads(shapely.to_geojson(geometry))  # half the time of shapely's loop over points
-    identity = json.dumps([kind, label, shape], sort_keys=True)
+    own = [] if name in (None, label) else [name]
+    identity = json.dumps([kind, label, shape, *own], sort_keys=True)
     return {
         "type": "Feature",
         "id": str(uuid5(NAMESPACE_URL, identity)),
