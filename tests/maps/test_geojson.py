@@ -83,6 +83,16 @@ def test_several_polygons_in_one_are_regions_each(tmp_path: Path) -> None:
     assert [region.polygon.area for region in read_regions(path)] == [16, 1]
 
 
+def test_a_polygon_that_crosses_itself_is_repaired_and_keeps_its_area(tmp_path: Path) -> None:
+    path = tmp_path / "r.geojson"
+    bow = shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])
+    write_features(path, [feature(bow, "a", (1, 2, 3), measurements={"Area mm^2": 8.0})])
+    found = read_regions(path)
+    assert all(region.polygon.is_valid for region in found)
+    assert shapely.union_all([region.polygon for region in found]).area == 8
+    assert [region.area_mm2 for region in found] == [4, 4]
+
+
 def test_a_class_that_the_result_does_not_know_still_has_a_colour(tmp_path: Path) -> None:
     features = region_features([Region(SHAPE, "other", 1, 1)], ["a", "b"])
     assert len(features[0]["properties"]["classification"]["color"]) == 3

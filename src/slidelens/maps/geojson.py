@@ -106,14 +106,16 @@ def read_regions(path: Path) -> list[Region]:
         try:
             properties = one["properties"]
             measured = properties.get("measurements") or {}
+            polygons = _polygons(shape(one["geometry"]))
+            whole = sum(polygon.area for polygon in polygons)
             regions += [
                 Region(
                     polygon=polygon,
                     label=str(properties["classification"]["name"]),
-                    area_mm2=float(measured.get(_AREA, "nan")),
+                    area_mm2=float(measured.get(_AREA, "nan")) * (polygon.area / whole),
                     probability=float(measured.get(_MEAN, "nan")),
                 )
-                for polygon in _polygons(shape(one["geometry"]))
+                for polygon in polygons
             ]
         except (KeyError, TypeError, ValueError, AttributeError, ShapelyError) as error:
             raise ResultError(
@@ -124,12 +126,17 @@ def read_regions(path: Path) -> list[Region]:
 
 
 def _polygons(geometry: Any) -> list[Any]:
-    """Return a polygon, or the polygons of several, as other programs write them."""
+    """Return the valid polygons of one, or of several, as other programs write them."""
     import shapely
+
+    from slidelens.tiling.annotations import areas_of
 
     found = [p for p in getattr(geometry, "geoms", [geometry]) if not p.is_empty]
     if not found or any(p.geom_type != "Polygon" for p in found):
         raise ValueError(f"expected a polygon with an area, found {geometry.geom_type}")
     if not np.isfinite(shapely.get_coordinates(found)).all():
         raise ValueError("a coordinate is not finite")
-    return found
+    areas, _ = areas_of(geometry)
+    if not areas:
+        raise ValueError("expected a polygon with an area")
+    return areas

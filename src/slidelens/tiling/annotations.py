@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from slidelens.geometry import Box, Mpp
 
-__all__ = ["Annotation", "Annotations", "fraction", "rasterize", "read_annotations"]
+__all__ = ["Annotation", "Annotations", "areas_of", "fraction", "rasterize", "read_annotations"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,17 +120,29 @@ def _polygonal(path: Path, feature: Feature) -> tuple[Any, bool]:
     geometry = shapely.force_2d(feature.geometry)
     if not np.isfinite(shapely.get_coordinates(geometry)).all():
         raise LabelError(f"{path}: {feature.where} has a coordinate that is not finite.")
+    areas, repaired = areas_of(geometry)
+    if not areas:
+        return shapely.MultiPolygon(), False
+    # Parts of one feature may overlap (GeometryCollection, bow-ties); their union is valid.
+    return (areas[0] if len(areas) == 1 else shapely.union_all(areas)), repaired
+
+
+def areas_of(geometry: Any) -> tuple[list[Any], bool]:
+    """Return the polygons in a geometry, valid and of non-zero area, and whether any was repaired.
+
+    Parameters
+    ----------
+    geometry
+        Of any kind, in level-0 px. What any loop of a polygon that crosses itself encloses is
+        inside.
+    """
     parts = [p for p in _flatten(geometry) if p.geom_type == "Polygon"]
     valid = all(p.is_valid for p in parts)
     if not valid:
         # "structure" keeps what a pen circled twice; the default would punch a hole there.
         mended = shapely.make_valid(parts, method="structure", keep_collapsed=False)
         parts = [p for part in mended for p in _flatten(part)]
-    areas = [p for p in parts if p.geom_type == "Polygon" and p.area > 0]
-    if not areas:
-        return shapely.MultiPolygon(), False
-    # Parts of one feature may overlap (GeometryCollection, bow-ties); their union is valid.
-    return (areas[0] if len(areas) == 1 else shapely.union_all(areas)), not valid
+    return [p for p in parts if p.geom_type == "Polygon" and p.area > 0], not valid
 
 
 def _flatten(geometry: Any) -> list[Any]:
