@@ -26,11 +26,14 @@ from slidelens.engine.package import save_model
 from slidelens.engine.predict import Prediction, predict
 from slidelens.engine.provenance import fingerprint
 from slidelens.errors import MissingMppError, ModelError, ResultError, SlideError
+from slidelens.export import export_result
 from slidelens.families import FAMILIES
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.mil import MilConfig, build
-from slidelens.geometry import Box
-from slidelens.slide.array import from_array
+from slidelens.geometry import Box, Mpp
+from slidelens.slide.array import ArrayReader, from_array
+from slidelens.slide.base import Slide
+from slidelens.slide.reader import Facts, levels_of
 from slidelens.tiling.tissue import TissueMask, TissueSettings
 
 WHOLE = TissueSettings(method="whole")
@@ -55,6 +58,28 @@ def expected(model, image: np.ndarray) -> np.ndarray:
     h, w = colours.shape[1:]
     logits = model.module.head(colours.reshape(3, -1).T.float() / 255)
     return logits.softmax(1)[:, 1].reshape(h, w).detach().numpy()
+
+
+@pytest.mark.parametrize("x", [32, 0])
+def test_the_scanned_part_that_qupath_counts_from_is_said_and_kept(tiny, tmp_path, caplog, x):
+    image = picture()
+    part = {"x": x, "y": 0, "width": 240 - x, "height": 160}
+    facts = Facts(
+        levels_of([(240, 160)]),
+        Mpp(1, 1),
+        "mirax header",
+        properties={f"openslide.bounds-{side}": str(value) for side, value in part.items()},
+    )
+    with Slide(ArrayReader(image, facts=facts), Path("s.mrxs")) as slide:
+        noted = [note for note in slide.notes() if "QuPath shows only" in note]
+        saved = predict(slide, tiny, tissue=WHOLE, out=tmp_path)
+    stated = json.loads((saved.path / "result.json").read_text())["slide"]
+    assert stated.get("bounds") == ([32, 0, 208, 160] if x else None)
+    export_result(sl.Result.load(saved.path), "geojson", tmp_path / "r.geojson")
+    said = [text for text in caplog.messages if "QuPath" in text]
+    assert said == [f"s: {note}" for note in noted]
+    assert len(said) == bool(x)
+    assert "x=32, y=0 px" in "".join(noted) or not x
 
 
 def test_the_map_is_what_the_model_says_where_it_says_it(tiny):

@@ -26,7 +26,8 @@ from slidelens.engine.training import loop, samples
 from slidelens.engine.training.file import read_train_file, train_arguments
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.families.mil import MilConfig
-from slidelens.geometry import Mpp
+from slidelens.geometry import Box, Mpp
+from slidelens.slide.base import Slide
 from slidelens.slide.openslide import OpenSlideReader
 from train_cohort import make_cohort, request
 from warm import Warm
@@ -349,6 +350,20 @@ def test_coarse_slides_of_one_resolution_are_warned_of_once(cohort, caplog):
     data.close()
     assert caplog.text.count("its finest resolution is 0.5 µm/px") == 1
     assert "other slides of this resolution are not named" in caplog.text
+
+
+def test_annotations_of_slides_that_qupath_crops_are_warned_of_once(cohort, monkeypatch, caplog):
+    monkeypatch.setattr(Slide, "bounds", Box(100, 60, 50, 50))
+    files = {f"s{i}": cohort / "slides" / f"s{i}.tif" for i in range(3)}
+    drawn = {"s1": Path("s1.geojson"), "s2": Path("s2.geojson")}
+    device = torch.device("cpu")
+    data = samples.TrainSlides([], [], files, device=device, cache_bytes=0, annotations=drawn)
+    for name in files:
+        data.view(name)
+    data.close()
+    (said,) = caplog.messages
+    assert said.startswith("s1: its annotations are displaced if")
+    assert "x=100, y=60 px" in said
 
 
 def test_a_view_that_is_closed_for_others_can_still_be_read(cohort, monkeypatch):

@@ -257,6 +257,7 @@ def _slide_info(view: SlideView) -> SlideInfo:
         mpp=x if x == y else (x, y),
         mpp_source=slide.mpp_source,
         fingerprint=fingerprint(slide),
+        bounds=slide.bounds,
     )
 
 

@@ -40,7 +40,8 @@ class _Part(BaseModel):
 class SlideInfo(_Part):
     """The slide that a result belongs to; ``mpp`` is one number or x and y, in µm/px.
 
-    ``fingerprint`` tells its content from that of another file of its name.
+    ``fingerprint`` tells its content from that of another file of its name; ``bounds`` (x, y,
+    width, height in level-0 px) is the part that was scanned, where that is not all.
     """
 
     id: str = Field(min_length=1)
@@ -50,6 +51,7 @@ class SlideInfo(_Part):
     mpp: _Positive | tuple[_Positive, _Positive] | None = None
     mpp_source: str | None = None
     fingerprint: str | None = None
+    bounds: tuple[float, float, float, float] | None = None
 
     @field_validator("id")
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 
 from slidelens.errors import MissingMppError, SlideError
 from slidelens.geometry import Box, Mpp, Size
+from slidelens.slide.bounds import bounds_of, in_qupath
 from slidelens.slide.pyramid import LazyLevel, make_pyramid
 from slidelens.slide.reader import Facts, Level, Reader
 from slidelens.slide.resample import ENLARGE_BELOW, WHITE, pixel_edges, sample
@@ -235,7 +236,13 @@ class Slide:
             Pixels cannot be decoded, or the slide is closed.
         """
         self._check_open()
-        return self._reader.notes()
+        bounds = [] if self.bounds is None else [in_qupath(self.bounds)]
+        return [*self._reader.notes(), *bounds]
+
+    @property
+    def bounds(self) -> Box | None:
+        """The part that was scanned, in level-0 px, where the file states one that is not all."""
+        return bounds_of(self.properties, self.size)
 
     @property
     def color_managed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from slidelens.engine.detail import check_detail
 from slidelens.engine.loader import SlideView
 from slidelens.errors import LabelError
 from slidelens.families.base import Batch
+from slidelens.slide.bounds import in_qupath
 from slidelens.slide.open import open_slide
 from slidelens.tiling.annotations import Annotations, read_annotations
 from slidelens.tiling.tissue import TissueSettings
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from slidelens.tiling.stain import StainMethod, StainNormalizer
 
 __all__ = ["TrainSlides"]
+
+log = logging.getLogger(__name__)
 
 _OPEN = 16
 """Slides open at once; each has file handles and reader threads."""
@@ -96,6 +100,7 @@ class TrainSlides:
         self._config = config
         self._fine_enough: set[str] = set()
         self._coarse: set[tuple[float, float]] = set()
+        self._warned = False
 
     def bag(self, slide_id: str, spec: GridSpec, encoder: Encoding) -> Bag:
         """Return a slide's feature vectors from the cache; encode its tiles on first use.
@@ -153,6 +158,7 @@ class TrainSlides:
         slide = open_slide(self._file(slide_id), mpp=self._mpp)
         try:
             self._check_detail(slide_id, slide)
+            self._warn_of_bounds(slide_id, slide)
             stain = self._normalizers.get(slide_id, self._stain)
             again = partial(open_slide, self._files[slide_id], mpp=self._mpp)
             view = _TrainView(slide, again, slide_id, self._tiles, self._grids, self._device, stain)
@@ -179,6 +185,16 @@ class TrainSlides:
         if self._config is not None and slide_id not in self._fine_enough:
             check_detail(slide, self._config, "the model", _REMEDY, said=self._coarse)
             self._fine_enough.add(slide_id)
+
+    def _warn_of_bounds(self, slide_id: str, slide: Slide) -> None:
+        """Warn, of the first such slide, that annotations of QuPath may be displaced."""
+        if slide.bounds is not None and slide_id in self._annotations and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: its annotations are displaced if they were drawn in QuPath on the scanned "
+                "part alone: %s (other slides are not named)",
+                *(slide_id, in_qupath(slide.bounds)),
+            )
 
     def close(self) -> None:
         """Close all slides."""
