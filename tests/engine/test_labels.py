@@ -296,6 +296,13 @@ def test_what_other_programs_make_of_a_table_is_read(table):
         table("sep=;", "slide_id;label", "a;")
 
 
+def test_an_index_with_a_decimal_zero_is_the_same_class_as_without(table):
+    mixed = table("slide_id,label", "a,0", "b,1.0", "c,0.00", "d,1")
+    assert (mixed.classes, [r.label for r in mixed.rows]) == (("0", "1"), [0, 1, 0, 1])
+    grades = ("1.0", "1.5", "2.0")
+    assert table("slide_id,label", *(f"s{g},{g}" for g in grades)).classes == grades
+
+
 def test_only_the_end_of_a_line_ends_a_row(table):
     strange = "\u000b\u000c\u001e\u0085\u2028"
     read = table("slide_id,label,note", f"a,0,{strange}x", "b,1,")

@@ -3,6 +3,9 @@ import io
 
 import pytest
 
+from sample_evaluation import write_result
+from slidelens.engine.evaluate import evaluate
+from slidelens.engine.labels import read_labels
 from slidelens.errors import ResultError
 from slidelens.review.evaluation import read_evaluation
 from slidelens.review.exchange import correct_labels, decisions_csv, read_decisions
@@ -201,3 +204,30 @@ def test_the_mark_by_which_excel_knows_the_encoding_stays(evaluation, tmp_path, 
     decisions = [Decision("b", "good", "fp", "ann", true_label="tumor", time="1")]
     corrected = correct_labels(read_evaluation(tmp_path / "eval"), decisions)
     assert corrected.text.startswith("\ufeffslide_id\tlabel\tArzt\na\t0\tMüller\nb\t1")
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize(
+    ("classes", "written", "right"),
+    [
+        (("normal", "tumor"), ("0.0", "1.0"), "1.0"),
+        (("0", "1"), ("0.0", "1.0"), "1.0"),
+        (("0", "1"), ("0", "1.00"), "1"),
+        (("1", "2"), ("1.0", "2.0"), "2.0"),
+        (("1.0", "1.5"), ("1.0", "1.5"), "1.5"),
+    ],
+)
+def test_a_corrected_label_is_written_as_the_table_writes_indices(
+    tmp_path, classes, written, right
+):
+    for slide_id, p in {"a": 0.9, "b": 0.1, "c": 0.8}.items():
+        probabilities = dict(zip(classes, (1 - p, p), strict=True))
+        write_result(tmp_path / "results", "m", slide_id, probabilities)
+    table = tmp_path / "labels.csv"
+    table.write_text(f"slide_id,label\na,{written[0]}\nb,{written[0]}\nc,{written[1]}\n")
+    evaluate(tmp_path / "results", table, tmp_path / "eval")
+    saved = read_evaluation(tmp_path / "eval")
+    corrected = correct_labels(saved, [Decision("a", "m", "fp", "ann", true_label=classes[1])])
+    assert corrected.text == table.read_text().replace(f"a,{written[0]}", f"a,{right}", 1)
+    table.write_text(corrected.text)
+    assert [row.label for row in read_labels(table, classes).rows] == [1, 0, 1]

@@ -44,8 +44,7 @@ _SPLITS: Mapping[str, Split] = {
     "testing": "test",
 }
 _INDEX = re.compile("[0-9]{1,9}")
-_FLOAT = re.compile(r"\d+\.0+")
-"""How programs write indices of a column in which one was missing once."""
+_DECIMAL = re.compile(r"\d+\.\d+")
 
 _NEGATIVE = frozenset(
     {
@@ -309,8 +308,10 @@ def _cells(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
     _refuse(path, (incomplete, f"rows without {' or '.join(needed)}"))
-    if all(_FLOAT.fullmatch(row["label"]) for row in rows):
-        for row in rows:
+    # Programs write indices so where a column has, or had, an empty cell; 1.5 is a name.
+    decimal = [row for row in rows if _DECIMAL.fullmatch(row["label"])]
+    if all(float(row["label"]).is_integer() for row in decimal):
+        for row in decimal:
             row["label"] = row["label"].partition(".")[0]
     return rows
 

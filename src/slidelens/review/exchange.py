@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import suppress
 from dataclasses import astuple, fields
@@ -32,6 +33,8 @@ _NEEDED = _COLUMNS[:4]
 _SPREADSHEETS = ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M")
 """Time formats of spreadsheets, except those with an ambiguous order of day and month."""
 _SHOWN = 20
+_WHOLE = re.compile(r"(\d+)(\.0+)")
+"""How programs write an index in a column in which one was missing."""
 _MARKS = (BOM_UTF8, BOM_UTF16_LE, BOM_UTF16_BE)
 
 
@@ -204,14 +207,17 @@ def _replaced(original: str, saved: SavedEvaluation, changed: dict[str, str]) ->
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
     names, found = {name.casefold() for name in saved.classes}, set()
-    for number, cells in enumerate(rows):
-        given = cells[where].strip() if number and len(cells) > max(where, what) else ""
+    for line, cells in enumerate(rows):
+        given = cells[where].strip() if line and len(cells) > max(where, what) else ""
         meant = given if given in saved.labels else id_of_name(given)
         if meant in changed:
             found.add(meant)
-            by_name = cells[what].strip().casefold() in names
+            label, zeros = cells[what].strip(), ""
+            if label.casefold() not in names and (number := _WHOLE.fullmatch(label)):
+                label, zeros = number.groups()
+            by_name = label.casefold() in names
             new = changed[meant]
-            cells[what] = new if by_name else str(saved.classes.index(new))
+            cells[what] = (new if by_name else str(saved.classes.index(new))) + zeros
         writer.writerow(cells)
     lost = sorted(changed.keys() - found)
     if lost:
