@@ -250,6 +250,21 @@ def test_a_split_takes_its_slides_only(cohort):
         run(cohort, split="tune")
 
 
+def test_slides_that_a_model_was_trained_on_are_told_where_the_table_has_no_split(cohort):
+    for slide_id, split in {"a": "train", "d": "train", "e": "tune"}.items():
+        path = cohort / "results" / "good" / slide_id / "result.json"
+        content = json.loads(path.read_text())
+        content["model"]["learnt_from"] = split
+        path.write_text(json.dumps(content))
+    found = run(cohort).warnings
+    assert any("good: 2 of 6 evaluated slides were in split train" in text for text in found)
+    assert any("good: its threshold was chosen on the split tune" in text for text in found)
+    rows = [(k, v, "test" if k in "bcf" else "train") for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,split")
+    assert not any("was trained" in t or "tune" in t for t in run(cohort, split="test").warnings)
+    assert sum("in split train" in text for text in run(cohort).warnings) == 1
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_no_auc_and_the_reason_is_told(cohort, label, pictures):
     write_labels(cohort / "labels.csv", [(k, label) for k in TRUTH])

@@ -20,7 +20,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from slidelens.engine.labels import read_labels
+from slidelens.engine.learnt import learnt_from
 from slidelens.engine.package import load_model
+from slidelens.engine.predict import predict
 from slidelens.engine.train import train
 from slidelens.engine.training import loop, samples
 from slidelens.engine.training.file import read_train_file, train_arguments
@@ -55,6 +58,18 @@ def reference(cohort, tmp_path_factory):
 
 def _weights(out: Path) -> bytes:
     return (out / "weights.safetensors").read_bytes()
+
+
+def test_a_package_tells_of_a_slide_whether_it_was_trained_on_and_lists_none(reference, cohort):
+    out, _ = reference
+    card = load_model(out, "cpu").card
+    rows = read_labels(out / "training" / "slides.csv").rows
+    assert {row.split for row in rows} == {"train", "tune"}
+    assert [learnt_from(card, row.slide_id) for row in rows] == [row.split for row in rows]
+    assert learnt_from(card, "another") is None
+    assert not any(f'"{row.slide_id}"' in (out / "model.json").read_text() for row in rows)
+    slide = next((cohort / "slides").glob(f"{rows[0].slide_id}.*"))
+    assert predict(slide, out, device="cpu").model.learnt_from == rows[0].split
 
 
 def test_learns_and_writes_a_package_that_runs(reference):
@@ -308,6 +323,8 @@ def test_fine_tuning_starts_from_the_package(cohort, reference, tmp_path):
     model = load_model(tmp_path / "m", "cpu")
     assert model.config.backbone == "squeezenet1_1"
     assert model.card["training_data"]["from"] == "my-model"
+    base_card = load_model(reference[0], "cpu").card["learnt_from"]
+    assert model.card["learnt_from"] == base_card  # the same slides, which are in it once
     with pytest.raises(ModelError, match="brings its own weights"):
         train(**request(cohort, tmp_path / "n", from_model=reference[0], weights="none"))
     with pytest.raises(

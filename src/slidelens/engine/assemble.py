@@ -17,6 +17,7 @@ from slidelens.engine.contract import (
     plugins_of,
 )
 from slidelens.engine.device import software
+from slidelens.engine.learnt import learnt_from
 from slidelens.engine.provenance import fingerprint, weights_sha256
 from slidelens.errors import ModelError
 from slidelens.families.base import Bag, Patch, SlideScore, Trajectory
@@ -147,6 +148,7 @@ class Assembly:
                 family=self._model.family,
                 sha256=weights_sha256(self._model),
                 threshold=self._model.card.get("threshold"),
+                learnt_from=learnt_from(self._model.card, self._view.slide.id),
             ),
             probabilities,
             maps=[*maps.values(), _tissue_map(self._view)],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from filelock import Timeout
 
 from slidelens.engine.bags import without_weights
+from slidelens.engine.learnt import LEARNT_FROM
 from slidelens.engine.locks import locked
 from slidelens.engine.package import check_packable, family_of, load_model, save_model
 from slidelens.engine.training.file import write_train_file
@@ -150,7 +151,7 @@ def _work(
         if loop.replicas.is_first:
             with _writing(plan.out / STATE) as folder:
                 write_curves(folder, loop)
-            model.card = training_card(plan, loop, origin, device)
+            model.card = training_card(plan, loop, origin, device, model.card.get(LEARNT_FROM))
             _publish(model, plan.out)
             store.clear()
     loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
@@ -304,6 +305,7 @@ def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], M
     else:
         base = load_model(plan.from_model, "cpu")
         model.mean, model.std = base.mean, base.std
+        model.card[LEARNT_FROM] = base.card.get(LEARNT_FROM)
         origin = {"from": base.name, "from_sha256": base.card.get("weights_sha256")}
         try:
             task_of(plan.family).inherit(model, base)

@@ -74,12 +74,16 @@ class SlideInfo(_Part):
 
 
 class ModelInfo(_Part):
-    """The model that a result was made with; ``threshold`` is its stored operating point."""
+    """The model that a result was made with; ``threshold`` is its stored operating point.
+
+    ``learnt_from`` is the split in which the slide was when the model was trained, if it was.
+    """
 
     name: str = Field(min_length=1)
     family: str | None = None
     sha256: str | None = None
     threshold: _Probability | None = None
+    learnt_from: Literal["train", "tune"] | None = None
 
 
 class MapEntry(_Part):

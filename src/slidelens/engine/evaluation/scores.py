@@ -60,6 +60,8 @@ class Scored:
         Slide id to level-0 width and height, for the results that state it.
     weights
         SHA-256 of the model's weights, if its results state it.
+    learnt_from
+        Slide id to its split in the model's training, for the slides that had one.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Scored:
     last_run_failed: frozenset[str] = frozenset()
     sizes: Mapping[str, Size] = field(default_factory=dict)
     weights: str | None = None
+    learnt_from: Mapping[str, Split] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,7 @@ def _scored(name: str, found: Sequence[tuple[Path, ResultFile]]) -> Scored:
         ),
         sizes={c.slide.id: c.slide.size for _, c in found if c.slide.size is not None},
         weights=found[0][1].model.sha256,
+        learnt_from={c.slide.id: split for _, c in found if (split := c.model.learnt_from)},
     )
 
 

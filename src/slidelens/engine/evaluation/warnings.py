@@ -95,8 +95,16 @@ def evaluation_warnings(
             "that a model was trained on say nothing of new ones. Choose --split tune or test."
         )
     for name, one in models.items():
-        source = one["threshold_source"]
-        if source in _THRESHOLDS and (source != "model" or "tune" in splits.values()):
+        source, learnt = one["threshold_source"], cases[name].scored.learnt_from
+        seen = sum(learnt.get(row.slide_id) == "train" != row.split for row in cases[name].rows)
+        if seen:
+            found.append(
+                f"{name}: {seen} of {one['n']} evaluated slides were in split train when it was "
+                "trained, and figures on them say nothing of new ones. Leave them out: "
+                "training/slides.csv in the model's folder lists them."
+            )
+        tuned = {*splits.values(), *(learnt.get(i) for i in cases[name].ids)}
+        if source in _THRESHOLDS and (source != "model" or "tune" in tuned):
             found.append(f"{name}: {_THRESHOLDS[source]}")
         if one["auc"] is None:
             found.append(f"{name}: AUC is undefined, because {one['undefined']['auc']}.")

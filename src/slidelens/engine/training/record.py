@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.contract import plugins_of
 from slidelens.engine.device import software, uses_bf16
+from slidelens.engine.learnt import LEARNT_FROM, learnt_slides
 from slidelens.engine.package import family_of
 from slidelens.errors import amount
 from slidelens.files import write_atomic
@@ -75,9 +76,16 @@ def _named(table: LabelTable) -> bool:
 
 
 def training_card(
-    plan: TrainPlan, loop: TrainLoop, origin: Mapping[str, Any], device: torch.device
+    plan: TrainPlan,
+    loop: TrainLoop,
+    origin: Mapping[str, Any],
+    device: torch.device,
+    learnt: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the model card's entries on training data, settings, software and metrics."""
+    """Return the model card's entries on training data, settings, software and metrics.
+
+    ``learnt`` are the slides of the model that was fine-tuned, as its card keeps them.
+    """
     labels = plan.labels
     auto = family_of(plan.family).auto_bf16
     bf16 = uses_bf16(device, plan.training.precision, auto=auto)
@@ -104,6 +112,7 @@ def training_card(
         },
         "metrics": loop.metrics,
         "threshold": loop.threshold,
+        LEARNT_FROM: learnt_slides(labels, learnt),
     }
 
 
