@@ -117,6 +117,46 @@ def test_the_negative_class_comes_first(table, labels, classes):
     assert table("slide_id,label", *lines).classes == classes
 
 
+@pytest.mark.parametrize(
+    ("negative", "positive"),
+    [
+        ("HER2-", "HER2+"),
+        ("ER\u2212", "ER+"),
+        ("-", "+"),
+        ("N0", "N+"),
+        ("ER negative", "ER positive"),
+        ("HER2_neg", "HER2_pos"),
+        ("no cancer", "cancer"),
+        ("non-cancer", "cancer"),
+        ("nonresponder", "responder"),
+        ("not metastatic", "metastatic"),
+        ("untreated", "treated"),
+        ("wildtype", "mutant"),
+        ("KRAS wild-type", "KRAS mutated"),
+        ("MSS", "MSI"),
+        ("stable", "unstable"),
+        ("low", "high"),
+        ("Low grade", "High grade"),
+        ("stroma", "Cancer"),
+    ],
+)
+def test_names_tell_the_positive_class(table, caplog, negative, positive):
+    for order in ((negative, positive), (positive, negative)):
+        rows = [f"s{i},{name}" for i, name in enumerate(order)]
+        assert table("slide_id,label", *rows).classes == (negative, positive)
+    assert not caplog.text
+
+
+def test_a_positive_class_that_names_do_not_tell_is_said(table, caplog):
+    assert table("slide_id,label", "a,luminal", "b,basal").classes == ("basal", "luminal")
+    assert "it is the last, luminal; --classes luminal,basal (" in caplog.text
+    caplog.clear()
+    table("slide_id,label", "a,1", "b,0")
+    table("slide_id,label", "a,x", "b,y", "c,z")
+    table("slide_id,label", "a,luminal", "b,basal", classes=("luminal", "basal"))
+    assert not caplog.text
+
+
 def test_numbers_that_are_names_of_known_classes_are_no_indices(table):
     grades = ("1", "2")
     read = table("slide_id,label", "a,1", "b,2", classes=grades)

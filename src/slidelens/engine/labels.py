@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from slidelens.engine.class_order import in_order
 from slidelens.errors import LabelError, amount, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text
@@ -45,14 +46,6 @@ _SPLITS: Mapping[str, Split] = {
 }
 _INDEX = re.compile("[0-9]{1,9}")
 _DECIMAL = re.compile(r"\d+\.\d+")
-
-_NEGATIVE = frozenset(
-    {
-        *("normal", "negative", "neg", "benign", "healthy", "control", "no", "none", "absent"),
-        *("false", "gesund", "gutartig", "sain", "sano", "sana", "normaal", "gezond"),
-    }
-)
-"""Names of a negative class, which comes first: the last of two is the positive one."""
 
 _TUNE = 0.2
 _SHOWN = 3
@@ -180,8 +173,10 @@ def read_labels(
         ignored.
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
-        the classes are the labels in sorted order, but names such as normal, benign or negative
-        come first: of two the last is the positive one. Labels that are all numbers are indices,
+        the classes are the labels in the order of
+        :func:`~slidelens.engine.class_order.in_order`, names such as normal, benign or negative
+        first: of two the last is the positive one, and it is warned where their names do not tell
+        which that is. Labels that are all numbers are indices,
         and then the classes are called ``0``, ``1``, ... A label may be the name (in any case, if
         only one class is called so) or the index of a known class, unless names are numbers.
     every_class
@@ -317,7 +312,7 @@ def _cells(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _classes(path: Path, labels: Sequence[str], every_class: bool) -> tuple[str, ...]:
-    names = sorted(set(labels), key=lambda name: (name.casefold() not in _NEGATIVE, name))
+    names, known = in_order(set(labels))
     if len({name.casefold() for name in names}) < len(names):
         log.warning(
             "%s: classes that differ only in upper and lower case are different classes: %s",
@@ -332,6 +327,12 @@ def _classes(path: Path, labels: Sequence[str], every_class: bool) -> tuple[str,
                 f"{listed(empty)}. Number the classes from 0, or write names (such as grade3)."
             )
         names.sort(key=int)
+    elif not known:
+        log.warning(
+            "%s: the names of the classes %s and %s do not tell which is the positive one, so it "
+            "is the last, %s; --classes %s,%s (classes= in Python) makes it the other one",
+            *(path, *names, names[1], *names[::-1]),
+        )
     if len(names) < 2 and every_class:
         raise LabelError(
             f"{path}: all {len(labels)} slides are labelled {names[0]!r}; at least two classes "
