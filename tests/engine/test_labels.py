@@ -343,6 +343,24 @@ def test_an_index_with_a_decimal_zero_is_the_same_class_as_without(table):
     assert table("slide_id,label", *(f"s{g},{g}" for g in grades)).classes == grades
 
 
+@pytest.mark.parametrize("missing", ["NA", "nan", "N/a", "NULL", "None"])
+def test_what_programs_write_for_an_empty_cell_is_one_and_a_slide_may_be_called_so(table, missing):
+    read = table(
+        "slide_id,label,split,patient",
+        f"{missing},x,train,{missing}",
+        f"b,y,train,{missing}",
+        f"c,x,tune,{missing}",
+        "d,y,tune,p",
+    )
+    assert [row.patient for row in read.rows] == [None, None, None, "p"]
+    assert read.rows[0].slide_id == missing
+    assert table("slide_id,label,split", f"a,x,{missing}", "b,y,").rows[0].split is None
+    with pytest.raises(LabelError, match=f"label: line 3 .{missing} is an empty cell"):
+        table("slide_id,label", "a,x", f"b,{missing}", "c,y")
+    known = table("slide_id,label", "a,x", f"b,{missing}", classes=(missing, "x"))
+    assert [row.label for row in known.rows] == [1, 0]
+
+
 def test_only_the_end_of_a_line_ends_a_row(table):
     strange = "\u000b\u000c\u001e\u0085\u2028"
     read = table("slide_id,label,note", f"a,0,{strange}x", "b,1,")

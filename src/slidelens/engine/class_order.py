@@ -11,7 +11,7 @@ __all__ = ["in_order"]
 
 _NEGATIVE = frozenset(
     {
-        *("normal", "negative", "neg", "benign", "healthy", "control", "no", "none", "absent"),
+        *("normal", "negative", "neg", "benign", "healthy", "control", "no", "absent"),
         *("false", "gesund", "gutartig", "sain", "sano", "sana", "normaal", "gezond"),
     }
 )

@@ -47,6 +47,8 @@ _SPLITS: Mapping[str, Split] = {
 _INDEX = re.compile("[0-9]{1,9}")
 _DECIMAL = re.compile(r"\d+\.\d+")
 
+_MISSING = frozenset({"na", "nan", "n/a", "null", "none"})
+"""How programs write an empty cell; a slide may be called so."""
 _TUNE = 0.2
 _SHOWN = 3
 """Ids in a message that show how they are written."""
@@ -170,7 +172,8 @@ def read_labels(
     ----------
     path
         UTF-8 (or Excel's Unicode text), separated by comma, semicolon or tab. Other columns are
-        ignored.
+        ignored. NA, NaN, N/A, null and None are empty cells, but for the name of a slide or of a
+        known class.
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
         the classes are the labels in the order of
@@ -189,7 +192,7 @@ def read_labels(
         A missing file or column; an empty, unknown or double entry; a class without a slide; a
         patient in two splits. All faults are listed at once.
     """
-    cells = _cells(path, ("slide_id", "label"))
+    cells = _cells(path, ("slide_id", "label"), classes or ())
     labels = [r["label"] for r in cells]
     names = _classes(path, labels, every_class) if classes is None else tuple(classes)
     index = {name: i for i, name in enumerate(names)}
@@ -280,8 +283,9 @@ def split_by_patient(table: LabelTable, seed: int) -> LabelTable:
     return replace(table, rows=tuple(rows))
 
 
-def _cells(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Read the known columns, of which some are needed, as stripped text."""
+def _cells(path: Path, needed: Sequence[str], classes: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read the known columns, of which some are needed, as stripped text, or as none."""
+    empty = _MISSING.difference(name.casefold() for name in classes)
     # Rows end at the ends of lines alone, not at whatever else ends a line of text.
     lines = io.StringIO(read_text(path, LabelError)).readlines()
     reader, columns, _ = read_rows(lines, path, LabelError)
@@ -297,9 +301,14 @@ def _cells(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         cells = {name: (row.get(column) or "").strip() for name, column in place.items()}
         if not any(cells.values()):
             continue  # what spreadsheets leave below a table
+        given = cells["label"]
+        for name in place.keys() - {"slide_id"}:
+            if cells[name].casefold() in (empty if name == "label" else _MISSING):
+                cells[name] = ""
         rows.append(cells)
         if not all(cells[name] for name in needed):
-            incomplete.append(f"line {reader.line_num}")
+            told = f" ({given} is an empty cell)" if given != cells["label"] else ""
+            incomplete.append(f"line {reader.line_num}{told}")
     if not rows:
         raise LabelError(f"{path}: a header and no slides.")
     _refuse(path, (incomplete, f"rows without {' or '.join(needed)}"))
