@@ -539,6 +539,9 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     assert tiles["auc"] == pytest.approx(oracle.roc_auc_score(truth, scores))
     assert tiles["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, scores))
     assert tiles["left_out"] == {"no annotations": ["e", "f"], "no tile probabilities": ["b", "c"]}
+    told = " ".join(run(cohort, annotations=annotations).warnings)
+    for reason in tiles["left_out"]:
+        assert f"good: slides left out of the figures of tiles, for {reason}: 2 (left_out)" in told
     assert found["weak"]["tiles"]["undefined"]["auc"] == "no slide with tiles and annotations"
     wider = run(cohort, annotations=annotations, tile_overlap=0.6).metrics["models"]["good"]
     assert wider["tiles"]["n_positive"] == 1

@@ -129,12 +129,23 @@ def evaluation_warnings(
             )
         if any(one.get("left_out", {}).values()):
             found.append(f"{name}: slides without label or result are left out (left_out).")
-        if ignored := one.get("tiles", {}).get("ignored_labels"):
-            found.append(counted_ignored(name, len(ignored)))
+        found += _of_tiles(name, one.get("tiles", {}))
         if failed := one.get("last_run_failed"):
             found.append(counted_failed(name, len(failed)))
         settings = cases[name].scored.settings
         found += settings_warnings(name, [settings[i] for i in cases[name].ids if i in settings])
+    return found
+
+
+def _of_tiles(name: str, tiles: Mapping[str, Any]) -> list[str]:
+    """Warn of slides and annotations that do not count in the figures of tiles."""
+    found = [
+        f"{name}: slides left out of the figures of tiles, for {reason}: {len(ids)} (left_out); "
+        "what is missed on them is not counted."
+        for reason, ids in tiles.get("left_out", {}).items()
+    ]
+    if ignored := tiles.get("ignored_labels"):
+        found.append(counted_ignored(name, len(ignored)))
     return found
 
 
