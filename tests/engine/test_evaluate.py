@@ -1,6 +1,7 @@
 import csv
 import errno
 import json
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -10,10 +11,16 @@ from PIL import Image
 from sklearn import metrics as oracle
 
 from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate
-from slidelens.engine.evaluation.measure import Resampling
+from slidelens.engine.evaluation.measure import Resampling, measure
 from slidelens.engine.evaluation.operating_point import Rule, parse_rule
-from slidelens.engine.evaluation.pictures import table_picture
+from slidelens.engine.evaluation.pictures import (
+    calibration_picture,
+    roc_picture,
+    table_picture,
+)
+from slidelens.engine.evaluation.scores import join, read_scores
 from slidelens.engine.evaluation.tables import Table
+from slidelens.engine.labels import read_labels
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
 from slidelens.review.evaluation import read_evaluation
@@ -162,11 +169,27 @@ def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path, pictures):
+    classes = (r"$\n$", r"$\x$")
     for name in (r"a$\x$", "$b"):
-        binary(tmp_path / "results", name, SCORES)
+        for slide_id, p in SCORES.items():
+            given = dict(zip(classes, (1 - p, p), strict=True))
+            write_result(tmp_path / "results", name, slide_id, given)
     write_labels(tmp_path / "labels.csv", TRUTH.items())
     run(tmp_path)
     assert (tmp_path / "eval" / "comparison.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("draw_it", [partial(roc_picture, level=0.95), calibration_picture])
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(cohort, monkeypatch, draw_it):
+    scored = read_scores(cohort / "results")
+    cases, _ = join({"_x": scored["good"]}, read_labels(cohort / "labels.csv", CLASSES))
+    measured = {name: measure(one, Rule(), QUICK) for name, one in cases.items()}
+    drawn = []
+    monkeypatch.setattr(
+        "slidelens.engine.evaluation.pictures.written", lambda f, *_: drawn.append(f)
+    )
+    draw_it(measured)
+    assert [text.get_text().split(":")[0] for text in drawn[0].legends[0].get_texts()] == [" _x"]
 
 
 def test_a_second_evaluation_keeps_the_review_and_repeats_bit_for_bit(cohort, pictures):

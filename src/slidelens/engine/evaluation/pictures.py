@@ -36,12 +36,10 @@ def roc_picture(
     for i, (name, one) in enumerate(measured.items()):
         figures = one.figures
         if one.roc is None:
-            axes.plot(
-                [], [], " ", label=f"{_plain(_short(name))}: ROC undefined (a class has no case)"
-            )
+            axes.plot([], [], " ", label=f"{_listed(name)}: ROC undefined (a class has no case)")
             continue
         color, style = look(i)
-        label = f"{_plain(_short(name))}: AUC {number(figures['auc'], figures['auc_ci'])}"
+        label = f"{_listed(name)}: AUC {number(figures['auc'], figures['auc_ci'])}"
         # Bands overlap: many opaque ones would look like mud.
         alpha = min(0.14, 0.3 / len(measured))
         if one.band is not None:
@@ -85,7 +83,7 @@ def calibration_picture(measured: Mapping[str, Measured], file_format: FileForma
     for i, (name, one) in enumerate(measured.items()):
         color, style = look(i)
         found = one.calibration
-        label = f"{_plain(_short(name))}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
+        label = f"{_listed(name)}: ECE {found.ece:.3f}, Brier {one.figures['brier']:.3f}"
         axes.plot(
             found.predicted,
             found.observed,
@@ -133,7 +131,7 @@ def table_picture(tables: Sequence[Table], note: str) -> bytes:
         more = f"and {left_out} more rows" if left_out else ""
         below = "; ".join(filter(None, [more, note if whole is tables[0] else ""]))
         top -= len(table.rows) + 2.4
-        axes.text(0, top + 0.8, below, ha="left", va="center", fontsize=8, color=GREY)
+        axes.text(0, top + 0.8, _plain(below), ha="left", va="center", fontsize=8, color=GREY)
     return written(figure)
 
 
@@ -165,8 +163,10 @@ def _bin_centres(predicted: Any, bins: int = 10) -> Any:
     return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+def _listed(name: str) -> str:
+    """Return a name for a legend, in which matplotlib leaves out what begins with an underscore."""
+    short = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return _plain(f" {short}" if short.startswith("_") else short)
 
 
 def _plain(text: str) -> str:
