@@ -258,6 +258,18 @@ def test_comparison_takes_the_slides_that_both_models_have(cohort):
     assert test["auc_a"] == pytest.approx(expected)
 
 
+def test_the_note_tells_of_each_model_on_which_slides_and_with_which_intervals(cohort):
+    rows = [(k, v, {"b": "", "d": "", "f": "q"}.get(k, "p")) for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
+    for slide_id in "acef":
+        (cohort / "results/weak" / slide_id / "result.json").unlink()
+    note = run(cohort, allow_missing=True).table
+    assert "6 slides (3 normal, 3 tumor) of 4 patients. Not every model" in note
+    assert "measured on all of them: weak on 2." in note
+    assert "resamples of patients, rates the same (good); AUC" in note
+    assert "resamples of slides, rates Wilson (weak). The positive class is tumor." in note
+
+
 def test_a_split_takes_its_slides_only(cohort):
     rows = [(k, v, "test" if k in "abde" else "train") for k, v in TRUTH.items()]
     write_labels(cohort / "labels.csv", rows, "slide_id,label,split")

@@ -187,10 +187,9 @@ def evaluate(
     measured = {name: measure(one, rule, options.resampling) for name, one in cases.items()}
     comparisons = compare(cases, options.resampling)
     metrics = _metrics(options, cases, measured, comparisons, left_out)
-    figures = next(iter(measured.values())).figures
     note = (
         f"{cohort_note(cases, options.split)}\n"
-        f"{intervals_note(figures, metrics['positive_class'], options.resampling.level)}"
+        f"{intervals_note(measured, metrics['positive_class'], options.resampling.level)}"
     )
     record = _record(results, labels, out, options, cases, metrics)
     text = markdown(measured, comparisons, note, _tile_lines(metrics))

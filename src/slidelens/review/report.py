@@ -253,9 +253,7 @@ class _Document:
             css=Markup(css),  # noqa: S704  # our own file
             script=Markup(script),  # noqa: S704  # our own file
             level=self._level,
-            intervals=intervals_note(
-                next(iter(content.measured.values())).figures, content.saved.positive, self._level
-            ),
+            intervals=intervals_note(content.measured, content.saved.positive, self._level),
             plots=self._plots,
             suspects=[case for case in content.cases if case.suspect],
             special=(LABEL_WRONG, DISAGREED, NOT_REVIEWED),

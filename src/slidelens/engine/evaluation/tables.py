@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slidelens.errors import amount
@@ -152,9 +153,14 @@ def markdown(
 
 
 def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
-    """Return the slides per class and the patients that any model was measured on."""
+    """Return the slides per class and the patients that any model was measured on.
+
+    Models that were not measured on all of them are named.
+    """
     classes = next(iter(cases.values())).scored.classes
     rows = {row.slide_id: row for one in cases.values() for row in one.rows}.values()
+    fewer = [f"{k} on {len(one.rows)}" for k, one in cases.items() if len(one.rows) < len(rows)]
+    but = f" Not every model is measured on all of them: {', '.join(fewer)}." if fewer else ""
     counts = ", ".join(
         f"{sum(row.label == label for row in rows)} {name}" for label, name in enumerate(classes)
     )
@@ -162,20 +168,26 @@ def cohort_note(cases: Mapping[str, Cases], split: str | None) -> str:
     if any(row.patient for row in rows):
         patients = " of " + amount(len({row.patient_key for row in rows}), "patient")
     of_split = f" of split {split}" if split else ""
-    return f"{amount(len(rows), 'slide')}{of_split} ({counts}){patients}."
+    return f"{amount(len(rows), 'slide')}{of_split} ({counts}){patients}.{but}"
 
 
-def intervals_note(figures: Mapping[str, Any], positive: str | None, level: float) -> str:
-    """Describe the intervals of a model's figures, and the class they are for."""
-    drawn = figures["bootstrap"]
-    wilson = figures["rates_interval"] == "Wilson"
+def intervals_note(measured: Mapping[str, Measured], positive: str | None, level: float) -> str:
+    """Describe the intervals of all models' figures, and the class they are for."""
+    models_of = defaultdict(list)  # whose slides name their patients, or not
+    for name, one in measured.items():
+        drawn, wilson = one.figures["bootstrap"], one.figures["rates_interval"] == "Wilson"
+        kind = (
+            f"AUC and PR-AUC {drawn['resamples']:,} bootstrap resamples of {drawn['drawn']}, rates "
+            f"{'Wilson' if wilson else 'the same'}"
+        )
+        models_of[kind].append(name)
+    kinds = list(models_of)
+    if len(kinds) > 1:
+        kinds = [f"{kind} ({', '.join(names)})" for kind, names in models_of.items()]
     classes = "Figures are means over classes, one-vs-rest."
     if positive:
         classes = f"The positive class is {positive}."
-    return (
-        f"{level:.0%} intervals: AUC and PR-AUC {drawn['resamples']:,} bootstrap resamples of "
-        f"{drawn['drawn']}, rates {'Wilson' if wilson else 'the same'}. {classes}"
-    )
+    return f"{level:.0%} intervals: {'; '.join(kinds)}. {classes}"
 
 
 def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
