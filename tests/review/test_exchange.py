@@ -105,6 +105,18 @@ def test_a_label_that_was_corrected_since_is_not_wrong_any_more(saved, tmp_path)
     assert [one.label_is_wrong for one in found] == [False, True]
 
 
+def test_a_category_that_the_taxonomy_lost_may_come_back_to_the_slide_that_has_it(saved, tmp_path):
+    store = ReviewStore(saved.folder / "review.sqlite")
+    store.set(CaseKey("b", "good", "fp"), reviewer="ann", category="Inflammation")
+    path = tmp_path / "decisions.csv"
+    path.write_text(decisions_csv(store.decisions()))
+    fewer = {**TAXONOMY, "fp": tuple(set(TAXONOMY["fp"]) - {"Inflammation"})}
+    assert read_decisions(path, saved, fewer, store.history()) == store.decisions()
+    path.write_text(decisions_csv([Decision("c", "weak", "fp", "ann", "Inflammation")]))
+    with pytest.raises(ResultError, match="category 'Inflammation' is not one of fp"):
+        read_decisions(path, saved, fewer, store.history())
+
+
 def test_all_faults_are_told_at_once(saved, tmp_path):
     path = tmp_path / "decisions.csv"
     rows = [

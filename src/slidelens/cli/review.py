@@ -292,7 +292,7 @@ def import_(
     from slidelens.review.taxonomy import read_taxonomy
 
     saved, store = open_review(context, write=True)
-    found = read_decisions(path, saved, read_taxonomy(saved.folder))
+    found = read_decisions(path, saved, read_taxonomy(saved.folder), store.history())
     typer.echo(f"{store.add_all(found)} of {len(found)} decisions are new")
 
 

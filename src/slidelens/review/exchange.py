@@ -21,7 +21,7 @@ from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text, table_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.review.taxonomy import Taxonomy
@@ -69,11 +69,26 @@ def decisions_csv(decisions: Iterable[Decision]) -> str:
     return text.getvalue()
 
 
-def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy) -> list[Decision]:
+def read_decisions(
+    path: str | Path,
+    saved: SavedEvaluation,
+    taxonomy: Taxonomy,
+    there: Iterable[Decision] = (),
+) -> list[Decision]:
     """Read decisions from a CSV file with the columns of :func:`decisions_csv`.
 
     Only slide_id, model, kind and reviewer are required. Files that a spreadsheet has saved are
     read too: other separators, empty rows, times in another format. A row may have no time.
+
+    Parameters
+    ----------
+    path
+        The file.
+    saved, taxonomy
+        The evaluation and its categories.
+    there
+        Decisions that the review has, or had: a slide keeps a category that was taken out of the
+        taxonomy since.
 
     Raises
     ------
@@ -87,12 +102,13 @@ def read_decisions(path: str | Path, saved: SavedEvaluation, taxonomy: Taxonomy)
     missing = [name for name in _NEEDED if name not in columns]
     if missing:
         raise ResultError(f"{path}: no column {', '.join(missing)}; expected {','.join(_COLUMNS)}.")
+    kept = {(one.slide_id, one.kind, one.category) for one in there}
     found, faults = [], []
     for row in rows:
         cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
         if not any(cells.values()):
             continue  # what spreadsheets leave below a table
-        one, fault = _decision(cells, saved, taxonomy)
+        one, fault = _decision(cells, saved, taxonomy, kept)
         found.append(one)
         if fault:
             faults.append(f"  line {rows.line_num}: {fault}")
@@ -120,14 +136,17 @@ def correct_labels(saved: SavedEvaluation, decisions: Iterable[Decision]) -> Cor
 
 
 def _decision(
-    cells: dict[str, str], saved: SavedEvaluation, taxonomy: Taxonomy
+    cells: dict[str, str],
+    saved: SavedEvaluation,
+    taxonomy: Taxonomy,
+    kept: Collection[tuple[str, Kind, str]],
 ) -> tuple[Decision, str]:
     """Return a row's decision and its faults."""
     if cells["true_label"] == saved.labels.get(cells["slide_id"]):
         cells["true_label"] = ""  # corrected since: no longer wrong
     time, fault = _time(cells["time"])
     kind: Kind = "fn" if cells["kind"] == "fn" else "fp"
-    known = taxonomy[kind]
+    known, category = taxonomy[kind], cells["category"]
     if cells["kind"] not in get_args(Kind):
         fault = f"kind {cells['kind']!r} is neither fp nor fn"
     elif not cells["reviewer"]:
@@ -136,8 +155,8 @@ def _decision(
         fault = f"model {cells['model']!r} is not one of {', '.join(saved.models)}"
     elif cells["slide_id"] not in saved.labels:
         fault = f"slide {cells['slide_id']!r} was not evaluated"
-    elif cells["category"] and cells["category"] not in known:
-        fault = f"category {cells['category']!r} is not one of {kind}: {', '.join(known)}"
+    elif category and category not in known and (cells["slide_id"], kind, category) not in kept:
+        fault = f"category {category!r} is not one of {kind}: {', '.join(known)}"
     elif cells["true_label"] and cells["true_label"] not in saved.classes:
         fault = f"true_label {cells['true_label']!r} is not one of {', '.join(saved.classes)}"
     one = Decision(
@@ -145,7 +164,7 @@ def _decision(
         model=cells["model"],
         kind=kind,
         reviewer=cells["reviewer"],
-        category=cells["category"],
+        category=category,
         note=cells["note"],
         true_label=cells["true_label"],
         time=time,
