@@ -1,8 +1,9 @@
-"""Read CSV tables as people and spreadsheets write them."""
+"""Read CSV tables as people and spreadsheets write them, and write such as these read."""
 
 from __future__ import annotations
 
 import csv
+import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -11,10 +12,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Rows", "named", "read_rows", "read_text", "table_text"]
+__all__ = ["Rows", "as_given", "as_text", "named", "read_rows", "read_text", "table_text"]
 
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """How .xlsx and .ods begin, which are zip archives, and .xls."""
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that spreadsheets compute; more apostrophes, so that one can be taken off."""
+
+
+def as_text(cell: str) -> str:
+    """Return a cell as spreadsheets take it for text: a formula with an apostrophe before it.
+
+    Numbers are left alone.
+    """
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def as_given(cell: str) -> str:
+    """Return a cell without what :func:`as_text` put before it."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_text(path: Path, refused: Callable[[str], Exception]) -> str:

@@ -168,6 +168,14 @@ def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
     assert "p (DeLong)" in text
 
 
+def test_no_spreadsheet_computes_the_name_of_a_slide(tmp_path):
+    binary(tmp_path / "results", "m", {"=1+1": 0.9, "-2": 0.8, "c": 0.95})
+    write_labels(tmp_path / "labels.csv", [("=1+1", 0), ("-2", 0), ("c", 1)])
+    run(tmp_path)
+    assert [row["slide_id"] for row in errors_of(tmp_path)] == ["'=1+1", "-2"]
+    assert float(errors_of(tmp_path)[0]["score"]) == 0.9
+
+
 def test_a_name_with_dollars_is_no_formula(tmp_path, pictures):
     classes = (r"$\n$", r"$\x$")
     for name in (r"a$\x$", "$b"):

@@ -105,6 +105,15 @@ def test_a_label_that_was_corrected_since_is_not_wrong_any_more(saved, tmp_path)
     assert [one.label_is_wrong for one in found] == [False, True]
 
 
+@pytest.mark.parametrize("note", ['=HYPERLINK("x")', "+1-2", "@a", "'=x", "''", "-0.5", "plain"])
+def test_no_spreadsheet_computes_a_note_and_it_comes_back_as_it_was(saved, tmp_path, note):
+    path = tmp_path / "decisions.csv"
+    path.write_text(decisions_csv([Decision("b", "good", "fp", "ann", note=note)]))
+    (cells,) = csv.DictReader(path.open(newline=""))
+    assert cells["note"] == "-0.5" == note or cells["note"][0] not in "=+-@"
+    assert [one.note for one in read_decisions(path, saved, dict(TAXONOMY))] == [note]
+
+
 def test_a_category_that_the_taxonomy_lost_may_come_back_to_the_slide_that_has_it(saved, tmp_path):
     store = ReviewStore(saved.folder / "review.sqlite")
     store.set(CaseKey("b", "good", "fp"), reviewer="ann", category="Inflammation")

@@ -18,7 +18,7 @@ from slidelens.review.store import Decision
 from slidelens.review.tally import label_votes
 from slidelens.review.taxonomy import Kind
 from slidelens.slide.base import id_of_name
-from slidelens.tables import named, read_rows, read_text, table_text
+from slidelens.tables import as_given, as_text, named, read_rows, read_text, table_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -61,11 +61,11 @@ class CorrectedLabels(NamedTuple):
 
 
 def decisions_csv(decisions: Iterable[Decision]) -> str:
-    """Write decisions as CSV, one per row."""
+    """Write decisions as CSV, one per row; what a spreadsheet would compute, as its text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(astuple(d) for d in decisions)
+    writer.writerows(map(as_text, astuple(d)) for d in decisions)
     return text.getvalue()
 
 
@@ -105,7 +105,7 @@ def read_decisions(
     kept = {(one.slide_id, one.kind, one.category) for one in there}
     found, faults = [], []
     for row in rows:
-        cells = {name: (row.get(name) or "").strip() for name in _COLUMNS}
+        cells = {name: as_given((row.get(name) or "").strip()) for name in _COLUMNS}
         if not any(cells.values()):
             continue  # what spreadsheets leave below a table
         one, fault = _decision(cells, saved, taxonomy, kept)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slidelens.errors import amount
+from slidelens.tables import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,14 +72,18 @@ def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> 
     ``class`` is the class that the error is a false positive or negative of, ``score`` its
     probability, ``margin`` how far it is on the wrong side: from the threshold, or (more than two
     classes) from the probability of the other class. With more than two classes an error has two
-    rows: a false negative of its label and a false positive of the predicted class.
+    rows: a false negative of its label and a false positive of the predicted class. Names that a
+    spreadsheet would compute have an apostrophe before them.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for name, one in cases.items():
         found = find_errors(one, measured[name].predictions, measured[name].figures["threshold"])
-        writer.writerows(found)
+        writer.writerows(
+            {k: as_text(cell) if isinstance(cell, str) else cell for k, cell in row.items()}
+            for row in found
+        )
     return text.getvalue()
 
 
