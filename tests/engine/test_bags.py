@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from slidelens.engine import bags
-from slidelens.engine.bags import BagCache, find_bags, fitted, read_bag
+from slidelens.engine.bags import BagCache, bag_file, find_bags, fitted, read_bag
 from slidelens.engine.loader import SlideView
 from slidelens.errors import LabelError, ModelError, ResultError, SlideError
 from slidelens.export.clam import ClamBag, write_clam
@@ -289,3 +289,16 @@ def test_a_bag_that_contradicts_what_was_asked_for_is_refused(tmp_path):
     with pytest.raises(ModelError, match=told):
         fitted(asked, tmp_path / "a.h5", given)
     assert fitted(asked, tmp_path / "a.h5", ("tile",)).orientations == 2
+
+
+@pytest.mark.parametrize("name", ["M\u00fc1.h5", "Mu\u03081.h5", "M\u00fc1.H5"])
+def test_a_bag_is_found_however_its_name_is_written(tmp_path, name):
+    (tmp_path / name).touch()
+    (tmp_path / f"._{name}").touch()  # what a Mac puts beside it
+    assert find_bags(tmp_path) == {"M\u00fc1": tmp_path / name}
+    assert bag_file(tmp_path, "M\u00fc1") == tmp_path / name
+    with pytest.raises(SlideError, match=r"Mu1\.h5: no such feature bag"):
+        bag_file(tmp_path, "Mu1")
+    (tmp_path / "Mu\u03081.H5").touch()
+    with pytest.raises(LabelError, match="two feature bags for one slide"):
+        find_bags(tmp_path)

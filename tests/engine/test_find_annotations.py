@@ -63,3 +63,9 @@ def test_training_reads_them_and_a_slide_without_a_file_has_none(tmp_path):
     assert data.annotations("s0") == []
     with pytest.raises(LabelError, match=r"s3\.json: not valid JSON"):
         data.annotations("s3")
+
+
+def test_a_file_from_a_mac_is_of_the_slide_of_its_name(tmp_path):
+    composed, apart = "M\u00fc1", "Mu\u03081"
+    _write(tmp_path, f"{apart}.geojson")
+    assert annotation_files(tmp_path) == {composed: tmp_path / f"{apart}.geojson"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from slidelens.engine.slide_folder import contents
 from slidelens.errors import LabelError, listed
+from slidelens.slide.base import slide_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +21,7 @@ ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml")
 
 
 def annotation_files(folder: Path) -> dict[str, Path]:
-    """Return slide id (file name without extension) to annotation file.
+    """Return slide id (file name without extension, composed) to annotation file.
 
     Raises
     ------
@@ -29,7 +31,7 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path in contents(folder, "annotations"):
         if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
-            found[path.stem].append(path)
+            found[slide_id(PurePath(path.name))].append(path)
     double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]
     if double:
         raise LabelError(f"{folder}: two annotation files for one slide: {listed(double)}.")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,12 +22,13 @@ import torch
 from slidelens.engine.device import uses_bf16
 from slidelens.engine.fields import validated
 from slidelens.engine.provenance import fingerprint
-from slidelens.errors import LabelError, ModelError, ResultError, SlideError
+from slidelens.errors import LabelError, ModelError, ResultError, SlideError, listed
 from slidelens.export.clam import read_clam
 from slidelens.families.base import Bag, ConfigT, bag_fields, in_short
 from slidelens.files import staged_folder
 from slidelens.nn.map_batches import map_batches
 from slidelens.settings import get_settings
+from slidelens.slide.base import slide_id as id_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -187,9 +189,13 @@ def find_bags(folder: Path) -> dict[str, Path]:
     Raises
     ------
     LabelError
-        No such folder, or no such file in it.
+        No such folder, no such file in it, or two for one slide.
     """
-    found = {path.stem: path for path in sorted(folder.glob("*.h5"))}
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() == ".h5"]
+    found = {id_of_file(PurePath(path.name)): path for path in files}
+    if len(found) < len(files):
+        double = [path.name for path in files if path not in found.values()]
+        raise LabelError(f"{folder}: two feature bags for one slide: {listed(double)}; keep one.")
     if not found:
         raise LabelError(f"{folder}: no folder of feature bags; expected files <slide id>.h5.")
     return found
@@ -204,9 +210,11 @@ def bag_file(folder: str | Path, slide_id: str) -> Path:
         It is not there.
     """
     path = Path(folder) / f"{slide_id}.h5"
-    if not path.is_file():
-        raise SlideError(f"{path}: no such feature bag; each slide needs its <slide id>.h5.")
-    return path
+    if path.is_file():
+        return path
+    with suppress(LabelError, KeyError):  # written in another way
+        return find_bags(path.parent)[slide_id]
+    raise SlideError(f"{path}: no such feature bag; each slide needs its <slide id>.h5.")
 
 
 def check_bags(model: Model[Any], bags: str | Path | None) -> None:
