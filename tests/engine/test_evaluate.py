@@ -19,7 +19,7 @@ from slidelens.engine.evaluation.pictures import (
     table_picture,
 )
 from slidelens.engine.evaluation.scores import join, read_scores
-from slidelens.engine.evaluation.tables import Table
+from slidelens.engine.evaluation.tables import Table, tests_table
 from slidelens.engine.labels import read_labels
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
@@ -276,6 +276,17 @@ def test_the_note_tells_of_each_model_on_which_slides_and_with_which_intervals(c
     assert "measured on all of them: weak on 2." in note
     assert "resamples of patients, rates the same (good); AUC" in note
     assert "resamples of slides, rates Wilson (weak). The positive class is tumor." in note
+
+
+def test_each_p_names_its_test_where_pairs_have_different_ones():
+    pair = {"a": "a", "b": "b", "n": 6, "difference": 0.1, "difference_ci": None, "p_holm": 0.5}
+    tests = ("DeLong", "DeLong-Obuchowski", None)
+    pairs = [{**pair, "test": test, "p": test and 0.25} for test in tests]
+    header, rows, _ = tests_table(pairs)
+    assert header[4] == "p"
+    assert [row[4] for row in rows] == ["0.250 (DeLong)", "0.250 (DeLong-Obuchowski)", "-"]
+    header, rows, _ = tests_table(pairs[:1])
+    assert (header[4], rows[0][4]) == ("p (DeLong)", "0.250")
 
 
 def test_a_split_takes_its_slides_only(cohort):

@@ -196,16 +196,17 @@ def intervals_note(measured: Mapping[str, Measured], positive: str | None, level
 
 
 def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the table of tests between models."""
-    tests = [c["test"] for c in comparisons if c["test"] is not None]
-    header = ("a", "b", "n", "AUC a - AUC b", f"p ({tests[0]})" if tests else "p", "p (Holm)")
+    """Return the table of tests between models; where pairs have different ones, with each p."""
+    tests = {c["test"] for c in comparisons} - {None}
+    one = f" ({', '.join(tests)})" if len(tests) == 1 else ""
+    header = ("a", "b", "n", "AUC a - AUC b", f"p{one}", "p (Holm)")
     rows = [
         (
             c["a"],
             c["b"],
             str(c["n"]),
             number(c["difference"], c["difference_ci"]),
-            _p(c["p"]),
+            _p(c["p"]) + (f" ({c['test']})" if len(tests) > 1 and c["test"] else ""),
             _p(c["p_holm"]),
         )
         for c in comparisons
