@@ -76,9 +76,33 @@ def test_a_greedy_training_run_again_from_its_file_is_the_same(plan):
         first = plan("local", config={"modules": modules, "greedy": True})
         named = [stage.module for stage in first.training.stages]
         assert named == ([None, None] if modules == 1 else [1, 1, 2, 2, 3, 3])
-        fields = {k: v for k, v in first.file.items() if k not in {"family", *first.request}}
-        again = plan("local", config=fields)
+        again = plan("local", config=_fields(first))
         assert again.settings == first.settings
+
+
+def _fields(made):
+    """Return the fields of the file that a training leaves behind."""
+    return {k: v for k, v in made.file.items() if k not in {"family", *made.request}}
+
+
+def test_a_file_does_not_switch_off_the_augmentation_that_its_own_training_could_not_do(plan):
+    first = plan(config={"pooling": "abmil", "colour": 0.0})
+    assert not first.training.flips
+    fields = _fields(first)
+    assert not {"features", "flips", "stain"} & fields.keys()
+    assert plan(config=fields).settings == first.settings
+    assert fields["colour"] == 0  # which the user asked for
+    for other in ({"copies": 2}, {"features": "end-to-end"}):
+        training = plan(config=fields | other).training
+        assert (training.flips, training.stain, training.colour) == (True, 0.2, 0.0)
+
+
+def test_end_to_end_on_the_stages_of_a_frozen_backbone_is_warned_of(plan, caplog):
+    fields = _fields(plan(config={"pooling": "abmil"}))
+    plan(config=fields)
+    assert not caplog.text
+    plan(config=fields | {"features": "end-to-end"})
+    assert "no stage trains the backbone" in caplog.text
 
 
 @pytest.mark.parametrize(

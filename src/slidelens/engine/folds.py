@@ -133,9 +133,10 @@ def _check_finished(plan: TrainPlan) -> None:
     """Refuse to go on beside a fold that was trained in another way or on other slides."""
     kept = plan.out / STATE
     options, fields = read_train_file(kept / REQUEST)
-    asked = json.loads(json.dumps(plan.file))
+    learning, asked = json.loads(json.dumps([plan.learning, plan.file]))
+    both = (learning | options | fields, learning | asked)  # files leave out what is derived
     changed = changed_settings(
-        *({k: v for k, v in one.items() if k not in _PLACES} for one in (options | fields, asked))
+        *({k: v for k, v in one.items() if k not in _PLACES} for one in both)
     )
     held = {(row["slide_id"], row["label"]) for row in _table(kept / TUNE_TABLE)}
     if held != {(r.slide_id, plan.labels.classes[r.label]) for r in plan.labels.of("tune")}:

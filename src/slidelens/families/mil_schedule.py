@@ -5,6 +5,7 @@ Source: streaming-prostate-2020, section IV.B; what is ours is said in the docst
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from slidelens.families.base import FamilyConfig
 
 __all__ = ["MilTraining", "finds_top_tiles"]
+
+log = logging.getLogger(__name__)
 
 _HEAD_LR = {
     "top1": 3e-3,
@@ -117,6 +120,12 @@ class MilTraining(TrainConfig):
                 "--bags DIR, or leave bag_dim out."
             )
         features = _features(self.features, config, self.bags)
+        whole = not finds_top_tiles(config, features)
+        if whole and features == "end-to-end" and all(s.trains == "head" for s in self.stages):
+            log.warning(
+                "features end-to-end: no stage trains the backbone, so only the head learns; set "
+                "--preset default, or stages of which one trains all"
+            )
         made_once = features == "cached" and not self.copies
         plain = self._unaugmented() if made_once else {}
         return self.model_copy(update={"features": features, **plain})

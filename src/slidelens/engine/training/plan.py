@@ -77,11 +77,17 @@ class TrainPlan:
     """File of each slide id, for families that learn from annotations."""
     request: Mapping[str, Any] = field(default_factory=dict)
     """The given options, by their names in :mod:`slidelens.engine.training.file`."""
+    derived: frozenset[str] = frozenset()
+    """Fields of the training that nobody set and that follow from others."""
 
     @property
     def file(self) -> dict[str, Any]:
-        """The training as :func:`~slidelens.engine.training.file.write_train_file` writes it."""
-        fields = self.config.model_dump(mode="json") | self._learning
+        """The training as :func:`~slidelens.engine.training.file.write_train_file` writes it.
+
+        What is derived is left out: beside other fields, it may be something else.
+        """
+        learning = {k: v for k, v in self.learning.items() if k not in self.derived}
+        fields = self.config.model_dump(mode="json") | learning
         return {"family": self.family, **self.request, **fields}
 
     @property
@@ -90,7 +96,7 @@ class TrainPlan:
         settings = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
-            "training": self._learning,
+            "training": self.learning,
             "classes": list(self.labels.classes),
             "slides": [[r.slide_id, r.label, r.split] for r in self.labels.rows],
             "annotations": sorted(self.annotations),
@@ -102,8 +108,8 @@ class TrainPlan:
         return settings if self.mpp is None else {**settings, "slide_mpp": _mpp_text(self.mpp)}
 
     @property
-    def _learning(self) -> dict[str, Any]:
-        """The fields of the training, with an absolute path to a folder of bags."""
+    def learning(self) -> dict[str, Any]:
+        """All fields of the training, with an absolute path to a folder of bags."""
         fields = self.training.model_dump(mode="json")
         return fields | {"bags": _place(fields["bags"])} if "bags" in fields else fields
 
@@ -218,7 +224,7 @@ def plan_training(
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
-    model_config, training = _configured(family_name, base, given, preset, epochs)
+    model_config, training, derived = _configured(family_name, base, given, preset, epochs)
     labelled = read_labels(Path(labels_csv), known)
     table = _divided(labelled, fold, fraction, seed)
     bags = getattr(training, "bags", None)
@@ -257,6 +263,7 @@ def plan_training(
             "nodes": nodes,
         },
         annotations={} if annotations is None else find_annotations(Path(annotations), table),
+        derived=derived,
     )
 
 
@@ -360,22 +367,25 @@ def _configured(
     given: Mapping[str, Any],
     preset: str,
     epochs: int | None,
-) -> tuple[FamilyConfig, TrainConfig]:
-    """Divide the given fields into those of the model and those of its training."""
+) -> tuple[FamilyConfig, TrainConfig, frozenset[str]]:
+    """Divide the given fields into those of the model and of its training; name the derived."""
     kind = family_of(family).config
     own = {k: v for k, v in given.items() if k in kind.model_fields}
     other = {k: v for k, v in given.items() if k not in own}
     config = validated(kind, own if base is None else kind.fine_tuned(base, own))
-    return config, _training(task_of(family).training, preset, other, config, epochs)
+    asked = _asked(task_of(family).training, preset, other, config)
+    training = asked.suited(config)
+    unset = set(type(asked).model_fields) - asked.model_fields_set
+    derived = frozenset(n for n in unset if getattr(training, n) != getattr(asked, n))
+    if epochs is not None:
+        training = validated(type(asked), {**dict(training), **training.of_length(epochs)})
+    return config, training, derived
 
 
-def _training(
-    kind: type[TrainConfig],
-    preset: str,
-    given: Mapping[str, Any],
-    config: FamilyConfig,
-    epochs: int | None,
+def _asked(
+    kind: type[TrainConfig], preset: str, given: Mapping[str, Any], config: FamilyConfig
 ) -> TrainConfig:
+    """Return the training as it was asked for: a preset, and fields given beside it."""
     values = kind.preset(preset, config, given)
     if values is None:
         names = [name for name in kind.presets if kind.preset(name, config, given) is not None]
@@ -386,7 +396,4 @@ def _training(
         alike = {n for name in unknown for n in get_close_matches(name, known, 1)}
         meant = f" (do you mean {', '.join(sorted(alike))}?)" if alike else ""
         raise ModelError(f"unknown {', '.join(unknown)}{meant}; the fields are {', '.join(known)}.")
-    training = validated(kind, {**values, **given}).suited(config)
-    if epochs is None:
-        return training
-    return validated(kind, {**dict(training), **training.of_length(epochs)})
+    return validated(kind, {**values, **given})
