@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from slidelens.engine.training.file import write_train_file
+from slidelens.engine.training.plan import plan_training
 from slidelens.families import FAMILIES
 from slidelens.testing.phantom import write_cohort
 from train_cohort import STAGES, TILE, make_cohort
@@ -79,6 +81,37 @@ def test_a_seed_that_no_generator_takes(slidelens, cohort, tmp_path, seed):
     assert done.code == 1
     assert f"train.yaml: seed: must be {bound}, not {seed}.\n" in done.err
     assert not out.exists()
+
+
+@pytest.fixture
+def planned(slidelens, cohort, tmp_path, monkeypatch):
+    """Plan a training as the program does, instead of carrying it out."""
+    made = []
+
+    def plan(family, *, resume, **options):
+        made.append(plan_training(family, **options))
+        return (_ for _ in ())
+
+    monkeypatch.setattr("slidelens.engine.train.train", plan)
+
+    def run(*words):
+        places = ["--labels", cohort / "labels.csv", "--out", tmp_path / "planned"]
+        done = slidelens("train", *words, *places)
+        assert done.code == 0, done.err
+        return made.pop()
+
+    return run
+
+
+def test_a_preset_of_the_command_line_comes_before_the_fields_of_a_file(planned, cohort, tmp_path):
+    slides, file = ("--slides", cohort / "slides"), tmp_path / "config.yaml"
+    write_train_file(file, planned("mil", *slides, "--preset", "paper", "--smoothing", "0.1").file)
+    kept = planned("mil", "--config", file).training
+    assert (kept.optimizer, kept.weight_decay, len(kept.stages)) == ("sgd", 0, 2)
+    usual = planned("mil", *slides, "--smoothing", "0.1").training
+    assert planned("mil", "--config", file, "--preset", "default").training == usual
+    beside = planned("mil", "--config", file, "--preset", "default", "--patience", "3")
+    assert beside.training == usual.model_copy(update={"patience": 3})
 
 
 def test_a_label_that_the_model_to_start_from_does_not_know(slidelens, cohort, tmp_path):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from slidelens.engine.training.loop import TrainProgress
+    from slidelens.families.training import TrainConfig
 
 __all__ = ["register"]
 
@@ -133,7 +134,8 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             str | None,
             typer.Option(
                 metavar="NAME",
-                help="Training preset: default, paper, or another one. [default: default]",
+                help="Training preset: default, paper, or another one; overrides what --config "
+                "says of the schedule. [default: default]",
             ),
         ] = None,
         epochs: Annotated[
@@ -206,7 +208,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             "devices": devices,
             "nodes": nodes,
         }
-        options, given = _merged(name, config, named, fields.get("bags"))
+        options, given = _merged(name, config, named, fields.get("bags"), configs[-1])
         for kind in configs:
             given |= given_fields(fields, kind)
         steps = _begin(name, options, resume, given, parse_assignments(assignments or []))
@@ -221,15 +223,22 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
 
 
 def _merged(
-    family: str, file: Path | None, named: dict[str, Any], bags: str | None
+    family: str,
+    file: Path | None,
+    named: dict[str, Any],
+    bags: str | None,
+    training: type[TrainConfig],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Override a file's options by those of the command line; return the file's fields too.
 
-    Feature bags stand in for slides.
+    Of these, a preset of the command line overrides what presets decide. Feature bags stand in
+    for slides.
     """
-    from slidelens.engine.training.file import read_train_file
+    from slidelens.engine.training.file import read_train_file, without_preset
 
     options, fields = ({}, {}) if file is None else read_train_file(file, family)
+    if named["preset"] is not None:
+        fields = without_preset(fields, training)
     options |= {key: value for key, value in named.items() if value is not None}
     if bags or fields.get("bags"):
         options.setdefault("slides", bags or fields["bags"])

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["LARGEST_SEED", "OPTIONS", "read_train_file", "train_arguments", "write_train_file"]
+    from slidelens.families.training import TrainConfig
+
+__all__ = [
+    "LARGEST_SEED",
+    "OPTIONS",
+    "read_train_file",
+    "train_arguments",
+    "without_preset",
+    "write_train_file",
+]
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed that NumPy and Lightning accept."""
@@ -117,6 +126,15 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     if family is not None:
         options.pop("family", None)
     return options, given
+
+
+def without_preset(fields: Mapping[str, Any], training: type[TrainConfig]) -> dict[str, Any]:
+    """Return a file's fields without those that a preset decides, where another is named.
+
+    ``training`` is the family's class of training options. Fields that no preset sets are kept.
+    """
+    decided = {name for values in training.presets.values() for name in values}
+    return {name: value for name, value in fields.items() if name not in decided}
 
 
 def train_arguments(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
