@@ -14,6 +14,8 @@ from slidelens.families.local import LocalConfig
 from slidelens.families.local_train import LocalStage, LocalTraining
 from slidelens.families.magnet_schedule import MagNetTraining
 
+_NO_FOLDS = ((4, 3), (0, 3), (-1, 3), (1, 0), (1, 1))
+
 
 @pytest.fixture
 def plan(tmp_path):
@@ -179,6 +181,7 @@ def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
         ({"backbone": "vgg"}, "backbone: .*'vgg'"),
         ({"config": {"bag_dim": 512, "pooling": "abmil"}}, "say where they are, with --bags DIR"),
         ({"annotations": "a"}, "learns from slide labels alone"),
+        *(({"fold": fold}, "expected the number of a fold, from 1") for fold in _NO_FOLDS),
         ({"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
         ({"seed": 2**32}, "seed must be from 0 to 4294967295, not 4294967296"),
     ],

@@ -202,8 +202,8 @@ def plan_training(
         Fraction of the training slides to use, above 0; see
         :func:`~slidelens.engine.training.splits.take_fraction`.
     fold
-        Fold (from 1) and number of folds of a cross-validation: this fold is for tuning, the
-        others are for training; see :func:`~slidelens.engine.training.splits.fold_table`.
+        Fold (from 1) and number of folds (2 or more) of a cross-validation: this fold is for
+        tuning, the others for training; see :func:`~slidelens.engine.training.splits.fold_table`.
     device, mpp
         As for :func:`slidelens.predict`; ``mpp`` in µm/px, for slides that state none.
     devices, nodes

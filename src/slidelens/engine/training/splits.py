@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from slidelens.engine.labels import patients_by_class
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, ModelError
 
 if TYPE_CHECKING:
     from slidelens.engine.labels import LabelTable
@@ -24,16 +24,23 @@ def fold_table(table: LabelTable, fold: int, folds: int, seed: int) -> LabelTabl
 
     Parameters
     ----------
-    fold
-        1-based.
+    fold, folds
+        The fold, from 1, and the number of folds, at least 2.
     seed
         The same seed gives the same folds.
 
     Raises
     ------
+    ModelError
+        No such fold.
     LabelError
         A class has fewer patients than there are folds, or a fold holds all of a class.
     """
+    if folds < 2 or not 1 <= fold <= folds:
+        raise ModelError(
+            f"fold {fold} of {folds}: expected the number of a fold, from 1, and how many there "
+            "are, at least 2; give [2, 5] for the second of five."
+        )
     rows = [row for row in table.rows if row.split != "test"]
     patients = {r.label: {o.patient_key for o in rows if o.label == r.label} for r in rows}
     few = [name for label, name in enumerate(table.classes) if len(patients.get(label, ())) < folds]
