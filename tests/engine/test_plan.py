@@ -177,6 +177,11 @@ def test_what_slides_are_said_to_be_counts_for_a_resumed_run(plan, tmp_path):
         ({"overrides": {"stages": "[{epochs: 1}]"}}, "is not JSON .*keys stand in double quotes"),
         ({"overrides": {"tile": "3"}}, "tile: must be at least 32, not 3"),
         ({"overrides": {"stages": '[{"epochs": 0}]'}}, r"stages\.0\.epochs"),
+        (
+            {"overrides": {"stages": '[{"epochs": 1, "lr": 1e-4, "head_lr": 1e38}]'}},
+            r"stages\.0\.head_lr: must be at most 1e\+30, not 1e\+38",
+        ),
+        ({"overrides": {"weight_decay": "1e38"}}, r"weight_decay: must be at most 1000000"),
         ({"overrides": {"overlap": "224"}}, "overlap 224 px must be below"),
         ({"backbone": "vgg"}, "backbone: .*'vgg'"),
         ({"config": {"bag_dim": 512, "pooling": "abmil"}}, "say where they are, with --bags DIR"),

@@ -258,12 +258,32 @@ def test_a_loss_that_is_not_finite_names_the_slide_and_keeps_the_checkpoint(coho
     stages = json.dumps(
         [{"epochs": 1, "lr": 1e-3, "head_lr": 1e-3}, {"epochs": 1, "lr": 1e30, "head_lr": 1e30}]
     )
-    with pytest.raises(ModelError, match=r"epoch 2: the \w+ of slides? s\d.*not.*finite.*training"):
+    told = r"epoch 2: the \w+ of slides? s\d.*not.*finite.* lr and head_lr in .*--resume"
+    with pytest.raises(ModelError, match=told):
         list(train(**request(cohort, out, overrides={"stages": stages})))
     record = json.loads((out / "training" / "checkpoint.json").read_text())
     assert record["position"]["epoch"] == 1
     tensors = load_file(out / "training" / record["tensors"])
     assert all(t.isfinite().all() for k, t in tensors.items() if k.startswith("model."))
+
+    def again(**changed):  # as the message says
+        options, fields = read_train_file(out / "training" / "config.yaml")
+        return train(**train_arguments(options | {"out": out}, fields | changed), resume=True)
+
+    lower = [dict(stage) for stage in json.loads(stages)]
+    lower[1] |= {"lr": 1e-4, "head_lr": 1e-3}
+    with pytest.raises(ModelError, match=r"other settings \(smoothing: 0.0, now 0.1\)"):
+        again(stages=lower, smoothing=0.1)
+    list(again(stages=lower, clip_norm=0.5))
+    (_, last) = csv.DictReader((out / "training" / "history.csv").open())
+    assert float(last["lr"]) == 1e-3
+    training = load_model(out, "cpu").card["training"]
+    assert training["changed_on_resume"] == [
+        "epoch 2: clip_norm: 0.0, now 0.5",
+        "epoch 2: lr of stage 2: 1e+30, now 0.0001",
+        "epoch 2: head_lr of stage 2: 1e+30, now 0.001",
+    ]
+    assert (training["clip_norm"], training["stages"][1]["lr"]) == (0.5, 1e-4)
 
 
 def test_a_full_disk_stops_with_what_to_do(cohort, tmp_path, monkeypatch):

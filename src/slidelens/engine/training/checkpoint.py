@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slidelens.engine.training.state import changed_settings
+from slidelens.engine.training.state import REQUEST, changed_settings, rates_apart
 from slidelens.errors import ModelError, ResultError
 from slidelens.files import write_atomic
 
@@ -88,19 +88,35 @@ class CheckpointStore:
         return Checkpoint(self._tensors(record.pop("tensors")), record)
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuse to resume from a checkpoint made with other settings.
+        """Refuse to resume from a checkpoint made with other settings than other rates.
+
+        Which these are says :func:`~slidelens.engine.training.state.rates_apart`.
 
         Raises
         ------
         ModelError
             The settings differ, or the checkpoint is missing or damaged.
         """
-        changed = changed_settings(self._record()["settings"], json.loads(json.dumps(settings)))
+        both = (self._record()["settings"], json.loads(json.dumps(settings)))
+        changed = changed_settings(*(rates_apart(one)[1] for one in both))
         if changed:
             raise ModelError(
                 f"the checkpoint in {self.folder} was made with other settings "
                 f"({', '.join(changed)}); resume with the same ones, or train into another folder."
             )
+
+    def stopped(self, epoch: int, reason: str) -> ModelError:
+        """Return the error that ends a run in an epoch (from 0) which ``reason`` made useless."""
+        file, out = self.folder / REQUEST, self.folder.parent
+        remedy = "Lower the learning rate, set clip_norm"
+        if self.exists:
+            remedy = (
+                f"Lower lr and head_lr in {file}, or set clip_norm there, and go on from the last "
+                f"good checkpoint with --config {file} --out {out} --resume"
+            )
+        return ModelError(
+            f"training stopped in epoch {epoch + 1}: {reason}. {remedy}, or look at that slide."
+        )
 
     def save_weights(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the weights at the end of an epoch; errors as :meth:`save`."""

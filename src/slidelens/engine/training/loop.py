@@ -22,8 +22,7 @@ from slidelens.engine.training.history import TUNE_TABLE, History, judge, scores
 from slidelens.engine.training.optimiser import make_optimizer, optimizer_state, restore_optimizer
 from slidelens.engine.training.replicas import Replicas
 from slidelens.engine.training.selection import Window, best_window, wanted_epochs
-from slidelens.engine.training.state import Position, TrainProgress
-from slidelens.errors import ModelError
+from slidelens.engine.training.state import Position, TrainProgress, changed_rates
 from slidelens.nn.backbones import freeze_norm_statistics
 
 if TYPE_CHECKING:
@@ -103,6 +102,11 @@ class TrainLoop:
     def updates(self) -> int:
         """Steps that the optimiser has made."""
         return self._at.updates
+
+    @property
+    def changes(self) -> list[str]:
+        """Rates that were changed when the run was resumed."""
+        return self._at.changes
 
     def run(self, *, resume: bool) -> Iterator[TrainProgress]:
         """Train to the end; the module then holds the selected weights.
@@ -282,11 +286,7 @@ class TrainLoop:
         self._at.updates += 1
 
     def _stop(self, reason: str) -> None:
-        kept = f" The last good checkpoint is in {self.store.folder}." if self.store.exists else ""
-        raise ModelError(
-            f"training stopped in epoch {self._at.epoch + 1}: {reason}. Lower the learning rate, "
-            f"set clip_norm, or look at that slide.{kept}"
-        )
+        raise self.store.stopped(self._at.epoch, reason)
 
     def _end_epoch(self) -> TrainProgress:
         at = self._at
@@ -388,6 +388,8 @@ class TrainLoop:
         self.model.module.load_state_dict(checkpoint.part("model."))
         self._use(self._stage)
         restore_optimizer(self._optimizer, checkpoint.part("optimizer."), record["optimizer"])
+        changed = changed_rates(record["settings"], self.settings)
+        self._at.changes += [f"epoch {self._at.epoch + 1}: {text}" for text in changed]
         self.task.load_state(record["task"])
         self.replicas.restore_random(checkpoint)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_optimizer", "optimizer_state", "restore_optimizer"]
 
+_RATES = ("lr", "full_lr", "weight_decay")
+
 
 def make_optimizer(
     groups: Sequence[tuple[float, list[nn.Parameter]]], config: TrainConfig
@@ -46,12 +48,18 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[
 def restore_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Restore the state of an optimiser of the same parameters."""
+    """Restore the state of an optimiser of the same parameters, but for its rates.
+
+    These are as it was made: a run may be resumed with others.
+    """
+    own = [{n: group[n] for n in _RATES if n in group} for group in optimizer.param_groups]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group, rates in zip(optimizer.param_groups, own, strict=True):
+        group.update(rates)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -107,6 +107,7 @@ def training_card(
             "seed": plan.seed,
             "epochs": len(loop.history),
             "updates": loop.updates,
+            **({"changed_on_resume": loop.changes} if loop.changes else {}),
             **plan.training.model_dump(mode="json"),
             "software": software(device, bf16) | plugins_of(plan.family, plan.config),
         },

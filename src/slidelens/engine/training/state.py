@@ -10,7 +10,16 @@ if TYPE_CHECKING:
 
     from slidelens.engine.training.history import Score
 
-__all__ = ["REQUEST", "STATE", "Doing", "Position", "TrainProgress", "changed_settings"]
+__all__ = [
+    "REQUEST",
+    "STATE",
+    "Doing",
+    "Position",
+    "TrainProgress",
+    "changed_rates",
+    "changed_settings",
+    "rates_apart",
+]
 
 STATE = "training"
 """Folder inside the model's, for checkpoints, history and configuration."""
@@ -69,6 +78,32 @@ class Position:
     """Scores of the tuning slides in this epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per epoch."""
+    changes: list[str] = field(default_factory=list)
+    """Rates that were changed when the run was resumed."""
+
+
+_RATES = ("weight_decay", "clip_norm", "lr", "head_lr")
+"""Fields of a training and of its stages that may change when it is resumed."""
+
+
+def rates_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rates of a run's settings, and the settings without them.
+
+    Rates are what a run may be resumed with other values of: the learning rates of its stages,
+    weight decay, and the largest gradient norm.
+    """
+    training = dict(settings.get("training", {}))
+    stages = [dict(stage) for stage in training.get("stages", ())]
+    rates = {name: training.pop(name) for name in _RATES if name in training}
+    for number, stage in enumerate(stages, start=1):
+        names = [name for name in _RATES if name in stage]
+        rates |= {f"{name} of stage {number}": stage.pop(name) for name in names}
+    return rates, {**settings, "training": {**training, "stages": stages}}
+
+
+def changed_rates(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Name the rates that differ between a run's settings, with old and new values."""
+    return changed_settings(*(rates_apart(settings)[0] for settings in (had, asked)))
 
 
 def changed_settings(had: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
