@@ -112,6 +112,34 @@ def test_threshold_of_max_accuracy_is_the_best_of_all(cases):
 
 
 @QUICK
+@given(CASES)
+def test_threshold_of_max_balanced_accuracy_is_the_best_of_all(cases):
+    labels, scores = cases
+    assume(both_classes(labels))
+    threshold = metrics.threshold_of_max_balanced_accuracy(labels, scores)
+    found = metrics.at_threshold(labels, scores, threshold)
+    points = [metrics.at_threshold(labels, scores, t) for t in [*np.unique(scores), 2.0]]
+    balanced = [point.sensitivity + point.specificity for point in points]
+    best = max(balanced)
+    assert found.sensitivity + found.specificity == pytest.approx(best, abs=1e-12)
+    ties = zip(points, balanced, strict=True)
+    assert found.tp == max(p.tp for p, value in ties if value == pytest.approx(best, abs=1e-12))
+    assert 0 <= threshold <= 1
+
+
+def test_balanced_accuracy_finds_the_few_positive_cases_that_accuracy_misses():
+    labels = [0] * 38 + [1, 1]
+    scores = [*np.linspace(0, 0.5, 35), 0.8, 0.85, 0.9, 0.7, 0.75]
+    usual = metrics.threshold_of_max_accuracy(labels, scores)
+    assert metrics.at_threshold(labels, scores, usual).tp == 0
+    threshold = metrics.threshold_of_max_balanced_accuracy(labels, scores)
+    assert threshold == pytest.approx(0.6)
+    assert metrics.at_threshold(labels, scores, threshold).tp == 2
+    with pytest.raises(ValueError, match="no case of a class"):
+        metrics.threshold_of_max_balanced_accuracy([0, 0], [0.1, 0.2])
+
+
+@QUICK
 @given(CASES, st.sampled_from([0.5, 0.9, 0.95, 1.0]))
 def test_threshold_at_sensitivity_is_the_most_specific_that_reaches_it(cases, wanted):
     labels, scores = cases

@@ -83,6 +83,7 @@ def test_learns_and_writes_a_package_that_runs(reference):
     assert progress[-1].doing == "done"
     assert progress[-1].tune_auc == model.card["metrics"]["auc"]
     assert 0 <= model.card["threshold"] <= 1
+    assert model.card["threshold_rule"] == "maximum balanced accuracy on the tuning split"
     rows = list(csv.DictReader((out / "training" / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [row["stage"] for row in rows] == ["1", "2", "2"]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from slidelens.engine.training import curves
 from slidelens.engine.training.curves import curves_picture
+from slidelens.engine.training.history import chosen_threshold
 from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import slides_note, write_slides
 
@@ -49,6 +50,28 @@ def test_what_is_learnt_from_is_told_with_its_patients_and_what_stays_out(plan):
     )
     alone = slides_note(plan(fraction=0.01))
     assert "2 slides of 1 patient for training" in alone
+
+
+def _scored(negative, positive):
+    cases = [(0, score) for score in negative] + [(1, score) for score in positive]
+    return {f"s{i}": (label, 0.0, [1 - x, x]) for i, (label, x) in enumerate(cases)}
+
+
+def test_the_operating_point_of_rare_positive_slides_finds_them(caplog):
+    scores = _scored([*np.linspace(0, 0.5, 196), 0.8, 0.85, 0.9, 0.95], np.linspace(0.7, 0.75, 10))
+    assert chosen_threshold(scores, ("a", "b")) == pytest.approx(0.6)
+    assert not caplog.text
+
+
+def test_an_operating_point_that_rests_on_little_is_warned_of(caplog):
+    assert chosen_threshold(_scored([0.1] * 10, [0.5] * 3), ("a", "b")) == pytest.approx(0.3)
+    assert "threshold 0.3 was chosen on only 3 slides of b for tuning" in caplog.text
+    caplog.clear()
+    assert chosen_threshold(_scored([0.6] * 10, [0.4] * 10), ("a", "b")) == pytest.approx(0.2)
+    assert "no threshold tells b from a on the tuning split" in caplog.text
+    assert chosen_threshold(_scored([0.6] * 10, []), ("a", "b")) is None
+    three = {f"s{i}": (i % 3, 0.0, [0.3, 0.3, 0.4]) for i in range(9)}
+    assert chosen_threshold(three, ("a", "b", "c")) is None
 
 
 @pytest.mark.parametrize("area", [0.7, None])

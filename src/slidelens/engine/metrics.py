@@ -29,6 +29,7 @@ __all__ = [
     "roc_curve",
     "threshold_at_sensitivity",
     "threshold_of_max_accuracy",
+    "threshold_of_max_balanced_accuracy",
 ]
 
 
@@ -193,6 +194,25 @@ def threshold_of_max_accuracy(labels: ArrayLike, scores: ArrayLike) -> float:
     least = int(thresholds[1] >= 1)  # distinct scores that are called positive
     correct = (tp - fp)[least:]  # plus the number of negatives, which is the same for all
     return _halfway(thresholds, least + int(np.flatnonzero(correct == correct.max())[-1]))
+
+
+def threshold_of_max_balanced_accuracy(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the threshold of highest balanced accuracy on these cases (Youden's index).
+
+    It is the mean of sensitivity and specificity: unlike accuracy, it is not highest where nothing
+    is called positive because few cases are. Of several thresholds, the most sensitive is taken; it
+    lies as that of :func:`threshold_of_max_accuracy`. Source: Youden, Cancer 1950.
+
+    Raises
+    ------
+    ValueError
+        No case of a class.
+    """
+    thresholds, tp, fp = _steps(*check_binary(labels, scores))
+    if not tp[-1] or not fp[-1]:
+        raise ValueError("no case of a class: there is no balanced accuracy to choose by")
+    index = tp * fp[-1] - fp * tp[-1]  # times the cases of both classes: whole numbers tie exactly
+    return _halfway(thresholds, int(np.flatnonzero(index == index.max())[-1]))
 
 
 def threshold_at_sensitivity(labels: ArrayLike, scores: ArrayLike, sensitivity: float) -> float:

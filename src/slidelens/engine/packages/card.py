@@ -63,6 +63,8 @@ def _lines(manifest: Manifest) -> Iterator[str]:
             yield f"- {name.replace('_', ' ')}: {value_text(name, value)}"
     yield from ("", "## Training data", "", *_items(manifest.training_data))
     yield from ("", "## Performance", "", *_figures(manifest.metrics))
+    if manifest.threshold is not None and manifest.threshold_rule:
+        yield from ("", f"Operating point: {manifest.threshold:.3g} ({manifest.threshold_rule}).")
     yield from (
         "",
         "## Usage",

@@ -70,6 +70,7 @@ class Manifest(BaseModel):
     normalisation: Normalisation = Normalisation()
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     threshold: float | None = Field(None, ge=0, le=1, description="operating point")
+    threshold_rule: str | None = Field(None, description="how that was chosen")
     training_data: Any = None
     metrics: dict[str, Any] = {}
     licence: str | None = None

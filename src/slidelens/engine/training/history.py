@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.metrics import auc
+from slidelens.engine.metrics import at_threshold, auc, threshold_of_max_balanced_accuracy
+from slidelens.errors import amount
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
@@ -19,7 +21,23 @@ if TYPE_CHECKING:
 
     from slidelens.families.training import Outcome, Work
 
-__all__ = ["TUNE_TABLE", "History", "Score", "judge", "scores_of", "write_scores"]
+__all__ = [
+    "THRESHOLD_RULE",
+    "TUNE_TABLE",
+    "History",
+    "Score",
+    "chosen_threshold",
+    "judge",
+    "scores_of",
+    "write_scores",
+]
+
+log = logging.getLogger(__name__)
+
+THRESHOLD_RULE = "maximum balanced accuracy on the tuning split"
+"""How :func:`chosen_threshold` chooses."""
+_FEW = 10
+"""Slides of a class, with fewer of which a threshold depends on which slides they happen to be."""
 
 TUNE_TABLE = "tune.csv"
 """File name of the table that :func:`write_scores` writes, beside the history."""
@@ -42,6 +60,34 @@ def judge(scores: Mapping[str, Score]) -> tuple[float, float | None]:
     classes = range(1, 2) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     areas = [auc(labels == c, probabilities[:, c]) for c in classes]
     return loss, float(np.mean(areas)) if np.isfinite(areas).all() else None
+
+
+def chosen_threshold(scores: Mapping[str, Score], classes: Sequence[str]) -> float | None:
+    """Return the operating point of a model of two classes, chosen on its tuning slides.
+
+    There is none where a class has no tuning slide: any would be as good as any other. What makes
+    it useless is warned of.
+    """
+    labels = [label for label, _, _ in scores.values()]
+    if len(classes) != 2 or len(set(labels)) < 2:
+        return None
+    positive = [probabilities[1] for _, _, probabilities in scores.values()]
+    threshold = threshold_of_max_balanced_accuracy(labels, positive)
+    point = at_threshold(labels, positive, threshold)
+    few = [f"{amount(n, 'slide')} of {classes[c]}" for c in (1, 0) if (n := labels.count(c)) < _FEW]
+    if point.sensitivity + point.specificity <= 1:
+        log.warning(
+            "no threshold tells %s from %s on the tuning split: at the stored one, %.3g, every "
+            "slide is called %s; choose another when you evaluate (--operating-point)",
+            *(classes[1], classes[0], threshold, classes[1]),
+        )
+    elif few:
+        log.warning(
+            "the threshold %.3g was chosen on only %s for tuning: it may be far off; label more "
+            "slides, or choose another when you evaluate (--operating-point)",
+            *(threshold, " and ".join(few)),
+        )
+    return threshold
 
 
 class History:

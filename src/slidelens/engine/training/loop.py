@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slidelens.engine.contract import check_outcome, known_phase, nothing_learnt
-from slidelens.engine.metrics import threshold_of_max_accuracy
 from slidelens.engine.training.checkpoint import Checkpoint, CheckpointStore, average_weights
-from slidelens.engine.training.history import TUNE_TABLE, History, judge, scores_of, write_scores
+from slidelens.engine.training.history import (
+    TUNE_TABLE,
+    History,
+    chosen_threshold,
+    judge,
+    scores_of,
+    write_scores,
+)
 from slidelens.engine.training.optimiser import make_optimizer, optimizer_state, restore_optimizer
 from slidelens.engine.training.replicas import Replicas
 from slidelens.engine.training.selection import Window, best_window, wanted_epochs
@@ -78,7 +84,7 @@ class TrainLoop:
         self.metrics: dict[str, Any] = {}
         """Metrics of the final weights on the tuning split; set at the end, as is the threshold."""
         self.threshold: float | None = None
-        """Threshold of highest accuracy on the tuning split; for two classes."""
+        """Operating point that the tuning split chose; for two classes."""
         self._at = Position()
         self._logs = History(store.folder)
         self._optimizer: Any  # Fabric wraps it, and then it is no Optimizer by type
@@ -330,11 +336,7 @@ class TrainLoop:
         if self.replicas.is_first:
             write_scores(self.store.folder / TUNE_TABLE, scores, self.model.classes)
         loss, area = judge(scores)
-        if len(self.model.classes) == 2:
-            labels = [label for label, _, _ in scores.values()]
-            positive = [probs[1] for _, _, probs in scores.values()]
-            if len(set(labels)) == 2:  # else any threshold is as good as any other
-                self.threshold = threshold_of_max_accuracy(labels, positive)
+        self.threshold = chosen_threshold(scores, self.model.classes)
         self.metrics = {
             "split": "tune",
             "slides": total,
