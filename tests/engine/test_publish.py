@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from functools import partial
+from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -196,6 +197,28 @@ def test_pinned_weights_must_be_those(server, packed):
     fetch_model(f"{server.url}/model#sha256={digest}")
     with pytest.raises(ModelError, match="has changed since it was pinned"):
         fetch_model(f"{server.url}/model#sha256={'0' * 64}")
+
+
+def test_a_package_that_was_replaced_on_its_server_is_fetched_again_where_it_is_pinned(
+    server, packed
+):
+    place = packed.rename(server.root / "model")
+    manifest = json.loads((place / "model.json").read_text())
+    old = manifest["weights_sha256"]
+    address = f"{server.url}/model#sha256="
+    fetch_model(address + old)
+    tensors = load_file(place / "weights.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, place / "weights.safetensors")
+    new = sha256((place / "weights.safetensors").read_bytes()).hexdigest()
+    (place / "model.json").write_text(json.dumps({**manifest, "weights_sha256": new}))
+    folder = fetch_model(address + old)  # as long as the old one is there and is asked for
+    assert fetch_model(address + new) == folder
+    assert json.loads((folder / "model.json").read_text())["weights_sha256"] == new
+    with pytest.raises(ModelError, match="has changed since it was pinned"):
+        fetch_model(address + old)
+    asked = len(server.asked)
+    assert fetch_model(address + new) == folder  # it was not lost over what is not there
+    assert len(server.asked) == asked
 
 
 def test_altered_or_cut_weights_leave_nothing_in_the_cache(server, packed, cache):

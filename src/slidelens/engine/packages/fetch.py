@@ -154,7 +154,7 @@ def fetching(
     text
         A reference.
     refresh
-        Fetch again what is in the cache.
+        Fetch again what is in the cache; so is a package with other weights than are pinned.
     check
         Is called with the folder of a package that has arrived; what it refuses is not kept.
 
@@ -166,16 +166,17 @@ def fetching(
     Raises
     ------
     ModelError
-        No network, no such package, no manifest, weights of another checksum than stated, or what
+        No network, no such package, no manifest, weights of another checksum than stated or
+        pinned, or what
         ``check`` refuses.
     """
     reference = read_reference(text)
     folder = reference.folder
-    if refresh or not (folder / MANIFEST).is_file():
+    if refresh or not _kept(reference):
         try:
             with ExitStack() as held:
                 yield from _alone(folder, held)
-                if refresh or not (folder / MANIFEST).is_file():  # else another has just fetched it
+                if refresh or not _kept(reference):  # else another has just fetched it
                     staging = held.enter_context(staged_folder(folder, None))
                     yield from _download(reference, staging)
                     if check is not None:
@@ -185,13 +186,14 @@ def fetching(
                 f"{folder}: cannot be written ({error.strerror or error}); make room or set "
                 "SLIDELENS_CACHE to another folder."
             ) from error
-    digest = read_manifest(folder).weights_sha256
-    if reference.pinned not in (None, digest):
-        raise ModelError(
-            f"{text}: the package's weights have sha256 {digest}; it has changed since it was "
-            "pinned, or is another one."
-        )
     return folder
+
+
+def _kept(reference: Reference) -> bool:
+    """Whether the cache holds the package; with other weights than are pinned, it does not."""
+    if not (reference.folder / MANIFEST).is_file():
+        return False
+    return reference.pinned in (None, read_manifest(reference.folder).weights_sha256)
 
 
 def _alone(folder: Path, held: ExitStack) -> Generator[tuple[int, int], None, None]:
@@ -210,6 +212,11 @@ def _download(reference: Reference, staging: Path) -> Generator[tuple[int, int],
     for _ in _save(reference, MANIFEST, staging):
         pass
     stated = read_manifest(staging).weights_sha256
+    if reference.pinned not in (None, stated):
+        raise ModelError(
+            f"{reference.text}: the package's weights have sha256 {stated}; it has changed since "
+            "it was pinned, or is another one."
+        )
     digest = yield from _save(reference, WEIGHTS, staging)
     if digest != stated:
         raise ModelError(
