@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -112,6 +114,18 @@ def test_a_preset_of_the_command_line_comes_before_the_fields_of_a_file(planned,
     assert planned("mil", "--config", file, "--preset", "default").training == usual
     beside = planned("mil", "--config", file, "--preset", "default", "--patience", "3")
     assert beside.training == usual.model_copy(update={"patience": 3})
+
+
+def test_bags_stand_in_for_slides_however_they_are_given(planned, tmp_path):
+    (tmp_path / "bags").mkdir()
+    for number in range(6):
+        with h5py.File(tmp_path / "bags" / f"s{number}.h5", "w") as file:
+            file["features"], file["coords"] = np.zeros((2, 8), np.float32), np.zeros((2, 2), int)
+    words = ("mil", "--pooling", "abmil", "--set", "bag_dim=8")
+    ways = (("--bags", tmp_path / "bags"), ("--set", f"bags={tmp_path / 'bags'}"))
+    one, other = (planned(*words, *way) for way in ways)
+    assert one.settings == other.settings
+    assert one.request["slides"] == str(tmp_path / "bags")
 
 
 def test_a_label_that_the_model_to_start_from_does_not_know(slidelens, cohort, tmp_path):

@@ -73,6 +73,15 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
         train_folds(**asked, folds=2, resume=True)
 
 
+def test_folds_that_have_nothing_to_resume_say_so_once(cohort, tmp_path, caplog):
+    out = tmp_path / "cv"
+    steps = train_folds(**request(cohort, out), folds=2, resume=True)
+    assert caplog.text.count("holds no unfinished training") == 1
+    list(steps)
+    assert caplog.text.count("holds no unfinished training") == 1
+    assert (out / "folds.json").exists()
+
+
 def test_less_than_two_folds_are_refused(cohort, tmp_path):
     with pytest.raises(ModelError, match="seed must be from 0 to"):
         list(train_folds("mil", tmp_path, tmp_path / "l.csv", tmp_path / "o", folds=2, seed=-1))

@@ -333,6 +333,26 @@ def test_pictures_are_turned_and_turned_back(make):
     task.model.module.unet = unet
 
 
+def test_names_of_annotations_that_are_numbers_are_names():
+    stages = MultistageTraining.presets["default"]["stages"]
+    for given in (1, "1", [1], ["1"]):
+        assert MultistageTraining(stages=stages, tumour=given).tumour == ("1",)
+    assert MultistageTraining(stages=stages, tumour=["a", 2]).tumour == ("a", "2")
+    assert MultistageTraining(stages=stages, tumour="").tumour == ()
+
+
+def test_epochs_that_leave_no_stage_on_patches_are_warned_of(caplog):
+    training = MultistageTraining(**MultistageTraining.presets["default"])
+    assert [stage.on for stage in training.of_length(3)["stages"]] == ["patches", "map", "map"]
+    assert not caplog.text
+    assert [stage.on for stage in training.of_length(2)["stages"]] == ["map", "map"]
+    assert "epochs 2: too few for the stages on patches" in caplog.text
+    assert "give 3 or more" in caplog.text
+    caplog.clear()
+    MultistageTraining(**MultistageTraining.presets["map"]).of_length(1)
+    assert not caplog.text
+
+
 def test_a_multistage_model_starts_from_a_classifier(make):
     classifier, model = make(method="classifier").model, make().model
     with torch.no_grad():

@@ -208,10 +208,12 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             "devices": devices,
             "nodes": nodes,
         }
-        options, given = _merged(name, config, named, fields.get("bags"), configs[-1])
+        overrides = parse_assignments(assignments or [])
+        bags = overrides.get("bags") or fields.get("bags")
+        options, given = _merged(name, config, named, bags, configs[-1])
         for kind in configs:
             given |= given_fields(fields, kind)
-        steps = _begin(name, options, resume, given, parse_assignments(assignments or []))
+        steps = _begin(name, options, resume, given, overrides)
         with TrainBars(quiet=as_json) as bars, closing(steps):
             last = None
             for last in steps:

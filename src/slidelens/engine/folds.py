@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from slidelens.engine.training.plan import TrainOptions, TrainPlan
 
 __all__ = ["train_folds"]
+
+log = logging.getLogger(__name__)
 
 _PLACES = frozenset(
     {"slides", "labels", "annotations", "device", "devices", "nodes", "bag_cache", "cache_mb"}
@@ -93,10 +96,13 @@ def train_folds(
     for number, place in enumerate(places, start=1):
         if done[number - 1]:
             _check_finished(plan_training(*request, place, fold=(number, folds), **given))
+    if resume and not any(done) and not any(map(_unfinished, places)):
+        log.warning("%s holds no unfinished training: it begins at the start", out)
     first = done.index(False) if not all(done) else None
     begun = None
     if first is not None:  # so that faults of the input are raised now
-        begun = train(*request, places[first], fold=(first + 1, folds), resume=resume, **given)
+        goes_on = resume and _unfinished(places[first])
+        begun = train(*request, places[first], fold=(first + 1, folds), resume=goes_on, **given)
     return _steps(request, places, first, begun, resume, given)
 
 
@@ -116,7 +122,8 @@ def _steps(
             continue
         steps = begun if number - 1 == first else None
         if steps is None:
-            steps = train(*request, place, fold=(number, count), resume=resume, **options)
+            goes_on = resume and _unfinished(place)
+            steps = train(*request, place, fold=(number, count), resume=goes_on, **options)
         for step in steps:
             if step.doing != "done":
                 yield replace(step, fold=number, folds=count)
@@ -127,6 +134,12 @@ def _steps(
     summary = _summarise(places)
     facts = {"seconds": seconds, "tune_auc": summary["auc_mean"]}
     yield replace(last, doing="done", fold=count, folds=count, **facts)
+
+
+def _unfinished(place: Path) -> bool:
+    from slidelens.engine.training.checkpoint import CheckpointStore
+
+    return CheckpointStore(place / STATE).exists
 
 
 def _check_finished(plan: TrainPlan) -> None:

@@ -5,6 +5,8 @@ Source: multi-stage-segmentation-2019, sections 3.2 and 4.1.
 
 from __future__ import annotations
 
+import logging
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from slidelens.families.base import FamilyConfig
 
 __all__ = ["MapStage", "MultistageTraining"]
+
+log = logging.getLogger(__name__)
 
 
 class MapStage(Stage):
@@ -114,7 +118,12 @@ class MultistageTraining(TrainConfig):
     @field_validator("tumour", "normal", mode="before")
     @classmethod
     def _one_name(cls, value: object) -> object:
-        return (value,) if isinstance(value, str | int) and value != "" else value or ()
+        """Take one name for a list of one; a number, as JSON and YAML read it, for its name."""
+        one = isinstance(value, str | int) and value != ""
+        names = (value,) if one else value or ()
+        if not isinstance(names, list | tuple):
+            return names
+        return [str(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in names]
 
     def suited(self, config: FamilyConfig) -> Self:
         """Return the training without the stages that the method has no part for.
@@ -132,6 +141,19 @@ class MultistageTraining(TrainConfig):
                 "use another preset, or other stages."
             )
         return self.model_copy(update={"stages": stages})
+
+    def of_length(self, epochs: int) -> Mapping[str, Any]:
+        """Return the stages of at most ``epochs`` epochs in all; those on maps are left last."""
+        fields = super().of_length(epochs)
+        on_maps = len(list(takewhile(lambda s: s.on == "map", reversed(self.stages))))
+        if on_maps < len(self.stages) and len(fields["stages"]) <= on_maps:
+            log.warning(
+                "epochs %d: too few for the stages on patches, so the U-Net learns from vectors "
+                "that nothing has taught; give %d or more, unless --from names a model that has "
+                "learnt patches",
+                *(epochs, on_maps + 1),
+            )
+        return fields
 
 
 def _applies(stage: MapStage, method: str) -> bool:
