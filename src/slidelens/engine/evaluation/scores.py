@@ -16,6 +16,7 @@ import numpy as np
 
 from slidelens.engine.evaluation.warnings import near_misses
 from slidelens.engine.last_run import failed_slides
+from slidelens.engine.lost_zeros import zeros_hint
 from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import LabelError, ResultError, listed
 from slidelens.maps.result import find_results
@@ -243,7 +244,10 @@ def join(
         _refuse_left_out(table, split, left_out)
     empty = [name for name, one in cases.items() if not one.rows]
     if empty:
-        raise LabelError(f"{table.path}: no labelled slide has a result of {', '.join(empty)}.")
+        raise LabelError(
+            f"{table.path}: no labelled slide has a result of {', '.join(empty)}."
+            + _zeros_hint(left_out)
+        )
     return cases, left_out
 
 
@@ -336,7 +340,16 @@ def _refuse_left_out(
         raise LabelError(
             f"{table.path}: labels and results are not of the same slides ({choose}complete them, "
             f"or give --allow-missing to evaluate the slides that have both):\n{_lines(faults)}"
+            + _zeros_hint(left_out)
         )
+
+
+def _zeros_hint(left_out: Mapping[str, LeftOut]) -> str:
+    every = left_out.values()
+    return zeros_hint(
+        [name for one in every for name in one.no_result],
+        [name for one in every for name in one.no_label],
+    )
 
 
 def _lines(things: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.evaluation.scores import read_scores
+from slidelens.engine.lost_zeros import zeros_hint
 from slidelens.engine.metrics import confusion, kappa
 from slidelens.engine.staging.forest import Forest, fit_forest
 from slidelens.engine.staging.node_features import FEATURES, largest_lesion_mm, node_features
@@ -222,9 +223,11 @@ def _checked(table: StageTable, path: Path) -> StageTable:
 
 def _same_slides(folders: Mapping[str, Path], wanted: Iterable[str], path: Path) -> None:
     names = set(wanted)
+    lacking, spare = sorted(names - folders.keys()), sorted(folders.keys() - names)
+    hint = zeros_hint(lacking, spare)
     for found, what in (
-        (sorted(names - folders.keys()), "slides without a result"),
-        (sorted(folders.keys() - names), "results of slides that it does not name"),
+        (lacking, "slides without a result"),
+        (spare, "results of slides that it does not name"),
     ):
         if found:
-            raise LabelError(f"{path}: {what}: {listed(found)}.")
+            raise LabelError(f"{path}: {what}: {listed(found)}.{hint}")
