@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slidelens.engine.package import load_model, locate_model, save_model
+from slidelens.engine.packages.card import model_card
 from slidelens.engine.packages.fetch import fetch_model, fetching, read_reference
+from slidelens.engine.packages.manifest import read_manifest
 from slidelens.engine.packages.sums import write_sums
 from slidelens.engine.publish import check_package, pack
 from slidelens.errors import ModelError, ResultError
@@ -189,6 +191,14 @@ def test_a_hub_reference_names_repository_and_revision(server, packed, monkeypat
     load_model("hf://lab/model@v1", "cpu")
     with pytest.raises(ModelError, match="answered 404"):
         load_model("hf://lab/model", "cpu")
+
+
+def test_a_card_tells_how_the_operating_point_was_chosen(package):
+    manifest = read_manifest(package)
+    chosen = {"threshold": 0.25, "threshold_rule": "maximum balanced accuracy on the tuning split"}
+    told = "Operating point: 0.25 (maximum balanced accuracy on the tuning split)."
+    assert told in model_card(manifest.model_copy(update=chosen))
+    assert "Operating point" not in model_card(manifest)
 
 
 def test_pinned_weights_must_be_those(server, packed):
