@@ -6,6 +6,7 @@ import pytest
 
 from sample_evaluation import write_result
 from slidelens.engine.evaluate import EvaluationOptions, evaluate
+from slidelens.engine.labels import read_labels
 from slidelens.engine.lost_zeros import zeros_hint
 from slidelens.errors import LabelError
 
@@ -33,3 +34,11 @@ def test_an_evaluation_tells_that_its_labels_lost_zeros(tmp_path, allow_missing)
     options = EvaluationOptions(allow_missing=allow_missing)
     with pytest.raises(LabelError, match=r"(?s)labels\.csv: .* lost zeros \(1 is 001\)"):
         evaluate(tmp_path / "results", labels, tmp_path / "eval", options)
+
+
+def test_a_training_tells_that_its_labels_lost_zeros(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\n1,normal\n2,tumor\n")
+    files = {name: tmp_path / f"{name}.tif" for name in ("001", "002")}
+    with pytest.raises(LabelError, match=r"no slide for 1, 2; .* lost zeros \(1 is 001\)"):
+        read_labels(path).with_files(files)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from slidelens.engine.class_order import in_order
+from slidelens.engine.lost_zeros import zeros_hint
 from slidelens.errors import LabelError, amount, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text
@@ -156,7 +157,7 @@ class LabelTable:
                 f"{self.path}: no slide for {listed(missing)}; found "
                 f"{amount(len(files), 'slide')}: {listed(list(files), _SHOWN)}. Give slide_id as "
                 "the file name, with or without its extension; of a DICOM series, as the name of "
-                "its folder."
+                f"its folder.{zeros_hint(missing, files)}"
             )
         rows = tuple(replace(r, slide_id=known[r.slide_id]) for r in self.rows)
         _refuse(self.path, (_twice(r.slide_id for r in rows), "slides twice"))
