@@ -181,8 +181,7 @@ def _is_another(path: Path, made_on: SlideInfo) -> bool:
 
 def _tissue(tissue: TissueSettings | TissueMask) -> object:
     if isinstance(tissue, TissueMask):  # somebody's own: what it covers, not how it was found
-        affine = [*map(float, tissue.affine)]  # NumPy's numbers as well
-        return [affine, tissue.array.shape, sha256(tissue.array.tobytes()).hexdigest()]
+        return [tissue.affine, tissue.array.shape, sha256(tissue.array.tobytes()).hexdigest()]
     return tissue.model_dump(mode="json")
 
 

@@ -84,6 +84,8 @@ class TissueMask:
             raise ValueError(f"a tissue mask is (h, w), of one cell or more, not {array.shape}")
         # Sums take the cells as 0 and 1: 255, or 0.5, would give other shares of tissue.
         object.__setattr__(self, "array", array if array.dtype == bool else array != 0)
+        # Plain numbers, as results store them; NumPy's would do as well.
+        object.__setattr__(self, "affine", Affine(*map(float, self.affine)))
 
     def __repr__(self) -> str:
         height, width = self.array.shape
