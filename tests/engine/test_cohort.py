@@ -225,6 +225,8 @@ def test_a_result_of_another_slide_of_this_name_is_not_replaced_unasked(tiny, tm
     (tmp_path / "c").mkdir()
     moved = first.rename(tmp_path / "c" / "case.tif")
     assert [o.status for o in run([moved], tiny, out, replace=False)] == ["skipped"]
+    (made,) = find_results(out)
+    assert Path(sl.Result.load(made).slide.path) == moved, "so that it is found"
     assert [o.status for o in run([other], tiny, out, overwrite=True)] == ["done"]
     write_slide(tmp_path / "b", "case.tif", 5)  # a slide that was changed is no other one
     assert [o.status for o in run([other], tiny, out, replace=False)] == ["done"]

@@ -33,7 +33,7 @@ from slidelens.engine.results_folder import check_results_folder
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
-from slidelens.maps.folder import check_place
+from slidelens.maps.folder import check_place, restate_path
 from slidelens.maps.result import Result
 from slidelens.slide.array import in_memory
 from slidelens.slide.base import Slide
@@ -245,6 +245,8 @@ class Prediction:
             yield clock.progress("open")
             folder = None if self._out is None else self._out / model.name / slide.id
             if folder is not None and not self._overwrite and is_done(folder, digest):
+                if not in_memory(slide):
+                    restate_path(folder, slide.path)
                 self.result, self.skipped = Result.load(folder), True
             else:
                 if folder is not None:

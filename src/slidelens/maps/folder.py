@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
-from slidelens.files import is_litter
+from slidelens.files import is_litter, write_atomic
 from slidelens.maps.schema import read_result_file
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ __all__ = [
     "check_same",
     "is_whole",
     "key_of",
+    "restate_path",
     "sizes",
 ]
 
@@ -87,6 +90,16 @@ def check_same(folder: Path, key: str) -> None:
         raise ResultError(
             f"{folder}: was replaced by another result since this one was opened; open it again."
         )
+
+
+def restate_path(folder: Path, path: Path) -> None:
+    """State in a result where its slide lies now, if that can be written."""
+    file, where = folder / FILE, str(path.absolute())
+    with suppress(OSError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["slide"].get("path") != where:
+            content["slide"]["path"] = where
+            write_atomic(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def sizes(folder: Path) -> dict[str, int]:
