@@ -69,6 +69,20 @@ def test_folder_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "sub" / "b.txt").read_text() == "new"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_behind_a_link_the_folder_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    fill(tmp_path / "disk" / "case", "old")
+    (tmp_path / "results").mkdir()
+    link = tmp_path / "results" / "case"
+    link.symlink_to(tmp_path / "disk" / "case")
+    for text in ("new", "newer"):
+        fill(link, text)
+        assert link.is_symlink()
+        assert [path.name for path in link.parent.iterdir()] == ["case"]
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["case"]
+        assert (tmp_path / "disk" / "case" / "a.txt").read_text() == text
+
+
 def test_a_folder_that_holds_more_than_ours_stays(tmp_path: Path) -> None:
     mine = tmp_path / "study"
     with staged_folder(mine, {"froc.json"}) as staging:

@@ -74,6 +74,8 @@ def staged_folder(target: Path, holds: Collection[str] | None) -> Iterator[Path]
         There is something else in ``target``, or it is a file: nobody's work is replaced.
     """
     target = target.absolute()  # "." has no name
+    if target.is_symlink() and target.exists():  # what it leads to is replaced, and the link stays
+        target = target.resolve()
     if holds is not None:
         _check_own(target, holds)
     target.parent.mkdir(parents=True, exist_ok=True)
