@@ -33,6 +33,7 @@ __all__ = [
     "beside",
     "is_folder",
     "is_litter",
+    "is_temporary",
     "make_scratch",
     "meant",
     "names_folder",
@@ -337,6 +338,11 @@ def _sync(path: Path | str) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that we give to what is being written, replaced or deleted."""
+    return bool(re.fullmatch(r"\.(.+\.(tmp|old)-\w+-\d+-\w+|deleted-.+)", name))
 
 
 def meant(path: str) -> str:

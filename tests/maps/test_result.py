@@ -403,11 +403,12 @@ def test_the_results_folder_is_found_from_within(
 
 
 def test_find_results_passes_over_what_is_unfinished(tmp_path: Path) -> None:
-    for place in ("m/b", "m/a", "n/c", "m/.d.tmp-host-1-aa"):
+    passed = ("m/.d.tmp-host-1-aa", "m/.d.old-host-1-aa", "m/.deleted-b-0123abcd", ".store/e")
+    for place in ("m/b", "m/a", "n/c", "m/.hidden slide", *passed):
         write(tmp_path / place, MINIMAL)
     (tmp_path / "m" / "predictions.csv").write_text("x")
     found = [p.relative_to(tmp_path).as_posix() for p in find_results(tmp_path)]
-    assert found == ["m/a", "m/b", "n/c"]
+    assert found == ["m/.hidden slide", "m/a", "m/b", "n/c"]
     assert list(find_results(tmp_path / "m" / "a")) == [tmp_path / "m" / "a"]
     with pytest.raises(ResultError, match="no such folder"):
         list(find_results(tmp_path / "x"))

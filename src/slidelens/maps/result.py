@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slidelens.errors import ResultError
-from slidelens.files import is_folder, staged_folder
+from slidelens.files import is_folder, is_temporary, staged_folder
 from slidelens.maps.features import TileFeatures
 from slidelens.maps.folder import (
     FEATURES,
@@ -332,10 +332,17 @@ def find_results(folder: str | Path) -> Iterator[Path]:
         yield root
     for child in children:
         try:
-            if is_folder(child) and not child.name.startswith(".") and not _leads_back(child):
+            if is_folder(child) and _may_hold_results(child) and not _leads_back(child):
                 yield from find_results(child)
         except (OSError, ResultError) as error:
             log.warning("%s", error)
+
+
+def _may_hold_results(path: Path) -> bool:
+    """Return whether a folder is looked into; of hidden ones, results of slides of such names."""
+    if not path.name.startswith("."):
+        return True
+    return is_folder(path / FILE) is False and not is_temporary(path.name)
 
 
 def _leads_back(path: Path) -> bool:
