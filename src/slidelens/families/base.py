@@ -176,7 +176,8 @@ def no_tissue(spec: GridSpec) -> SlideError:
     """Return the error of a slide on which a grid has no tile."""
     return SlideError(
         f"no tile of {spec.tile} px at {spec.mpp} µm/px holds {spec.min_tissue:.0%} tissue; "
-        "check the tissue mask, lower min_tissue or give a larger region."
+        "where there is tissue, --set min_tissue=0.1 takes tiles with less of it, and a larger "
+        "--region, or none, more of the slide."
     )
 
 

@@ -188,7 +188,8 @@ def frame_tissue(
     found = tissue_cells(view, lattice, shape)
     if not found.any():
         raise SlideError(
-            "no tissue was found to look at; check the tissue mask or give a larger region."
+            "no tissue was found to look at; where there is some, give a larger --region, or none, "
+            'or, from Python, predict(tissue=TissueSettings(method="whole")), which looks anywhere.'
         )
     spans = [np.flatnonzero(found.any(1 - axis)) for axis in (0, 1)]
     most = [max(limit // f.stride, 1 + n) for f, n in zip(field, lost, strict=True)]
