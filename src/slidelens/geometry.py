@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Affine", "Box", "Mpp", "Size"]
@@ -31,17 +33,21 @@ class Mpp(NamedTuple):
     y: float
 
     @classmethod
-    def of(cls, value: float | tuple[float, float]) -> Mpp:
+    def of(cls, value: float | Sequence[float]) -> Mpp:
         """Make an ``Mpp`` from one number (square pixels) or a pair.
 
         Raises
         ------
         ValueError
-            A value that is not a finite number above zero.
+            A value that is not a finite number above zero, or two.
         """
-        x, y = value if isinstance(value, tuple) else (value, value)
-        if not (0 < x < inf and 0 < y < inf):
-            raise ValueError(f"resolution must be above 0 µm/px, not {value!r}")
+        try:
+            x, y = value if isinstance(value, tuple | list) else (value, value)
+            usable = 0 < x < inf and 0 < y < inf
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ValueError(f"resolution must be above 0 µm/px, a number or a pair, not {value!r}")
         return cls(float(x), float(y))
 
     @property

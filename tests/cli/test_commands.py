@@ -102,6 +102,25 @@ def test_wrong_usage_exits_with_2(slidelens):
     comma = slidelens("info", "x.svs", "--mpp", "1,5")
     assert comma.code == 2
     assert "write 1.5 for a decimal number, and 1.0,5.0" in " ".join(comma.err.split())
+    tiny = slidelens("info", "x.svs", "--mpp", "0.0001")
+    assert tiny.code == 2
+    assert "from 0.01 to 1000" in " ".join(tiny.err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["info", ""], "an argument is empty"),
+        (["info", "--json", ""], "an argument is empty"),
+        (["predict", "x.svs", "--model", "m", "--out", ""], "--out is empty"),
+        (["predict", "x.svs", "--model", "m", "--out="], "--out is empty"),
+        (["export", "r", "--to", "geojson", "--out", ""], "--out is empty"),
+    ],
+)
+def test_what_is_empty_is_no_path_of_the_working_folder(slidelens, words, what):
+    done = slidelens(*words)
+    assert done.code == 2
+    assert f"{what}; was a variable" in " ".join(done.err.split())
 
 
 def test_version(slidelens):

@@ -380,6 +380,7 @@ def test_bad_batch_size(tiny):
         ({"tissue": np.ones((4, 4), bool)}, r"tissue is a ndarray, expected TissueSettings\("),
         ({"tissue": "otsu"}, r"tissue is a str, .* or TissueMask\(array, affine\)"),
         ({"precision": "fp16"}, "precision is 'fp16', expected auto, fp32 or bf16"),
+        ({"region": Box(0, 0, np.inf, np.inf)}, "region is .*, expected finite x, y, w and h"),
         ({"mpp": 0.25}, r"this one is open: open it with open_slide\(path, mpp="),
     ],
 )

@@ -341,6 +341,18 @@ def test_four_channels_that_are_stated_are_no_colours_with_alpha(tmp_path):
         assert len(slide.channels) == 4
 
 
+def test_colours_of_an_unusual_type_are_refused_and_stains_are_not(tmp_path):
+    path = tmp_path / "slide.zarr"
+    level = np.moveaxis(RGB, 2, 0).astype(np.float32) / 255
+    write(path, "0.5", "cyx", [level])
+    with pytest.raises(UnsupportedSlideError, match=r"\.zarr: its colours are of type float32"):
+        open_slide(path)
+    stains = {"channels": [{"label": name} for name in ("DAPI", "CD3", "CD8")]}
+    write(path, "0.5", "cyx", [level], omero=stains)
+    with open_slide(path) as slide:
+        assert slide.channels == ("DAPI", "CD3", "CD8")
+
+
 def test_several_masks(tmp_path):
     path = tmp_path / "slide.ome.zarr"
     masks = np.stack([RGB[..., 0] > 99, RGB[..., 1] > 250])

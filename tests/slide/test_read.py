@@ -171,7 +171,7 @@ def test_levels_boxes_and_sizes_that_there_are_not_are_refused():
         SLIDE.thumbnail(0)
 
 
-@pytest.mark.parametrize("mpp", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("mpp", [0, -1, float("nan"), float("inf"), "a", [1, 2, 3], {}, [1, None]])
 def test_an_impossible_resolution_is_refused(mpp):
     with pytest.raises(ValueError, match="above 0"):
         SLIDE.read(Box(0, 0, 5, 5), mpp)

@@ -25,6 +25,8 @@ __all__ = [
     "print_json",
 ]
 
+_FINEST = 0.01
+"""µm/px; a microscope's light resolves twenty times as much, and 0.0001 was meant in mm."""
 MppOption = Annotated[
     str | None,
     typer.Option(
@@ -72,8 +74,10 @@ def parse_mpp(
             f"{option} {text!r}: write {text.replace(',', '.')} for a decimal number, and "
             f"{text.replace(',', '.0,')}.0 for different x and y"
         )
-    if len(numbers) > 2 or not all(0 < n < 1000 for n in numbers):
-        raise typer.BadParameter(f"{option} {text!r}: expected one or two numbers above 0 µm/px")
+    if len(numbers) > 2 or not all(_FINEST <= n < 1000 for n in numbers):
+        raise typer.BadParameter(
+            f"{option} {text!r}: expected one or two numbers of µm/px, from {_FINEST} to 1000"
+        )
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -53,6 +54,18 @@ class _Readable:
 
 class _ReadableCommand(_Readable, TyperCommand):
     """A command with such a help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what is empty, as an unset variable of a shell is: a path of it would be here."""
+        empty = {before for before, word in pairwise(("", *args)) if not word}
+        empty |= {word[:-1] for word in args if word.startswith("--") and word.endswith("=")}
+        takers: dict[str, Any] = {name: one for one in self.get_params(ctx) for name in one.opts}
+        for name in empty:
+            option = name in takers and not getattr(takers[name], "is_flag", False)
+            if not option or takers[name].metavar != "TEXT":  # such text may be empty
+                at = f"{name} is" if option else "an argument is"
+                raise typer.BadParameter(f"{at} empty; was a variable of the shell not set?")
+        return super().parse_args(ctx, args)
 
 
 class ReadableGroup(_Readable, TyperGroup):

@@ -10,6 +10,7 @@ import gc
 import logging
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self, TypedDict, get_args
@@ -198,6 +199,8 @@ class Prediction:
         self._device, self._precision = device, precision
         # Plain numbers, as the result stores them and is recognised by them.
         self._region = None if region is None else Box(*map(float, region))
+        if self._region is not None and not all(map(isfinite, self._region)):
+            raise ValueError(f"region is {region}, expected finite x, y, w and h in level-0 px")
         self._tissue = TissueSettings() if tissue is None else tissue
         self._batch_size = batch_size
         self._options = options or {}

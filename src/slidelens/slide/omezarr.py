@@ -76,7 +76,7 @@ class OmeZarrReader(Reader):
         first = self._arrays[0]
         channels = first.shape[self._axes.index("c")] if "c" in self._axes else 1
         try:
-            names, rgb = _channels(ome, channels, first.dtype)
+            names, rgb = _channels(path, ome, channels, first.dtype)
         except (AttributeError, TypeError) as error:
             raise unreadable(path, error, "its `omero` metadata cannot be understood") from error
         sides = [micrometres(scale[a], units[a]) for a in map(self._axes.index, "xy")]
@@ -349,7 +349,7 @@ def _bits(ome: dict[str, Any]) -> int | None:
     return depth_of(end) if 0 < end < 2**14 else None
 
 
-def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:
+def _channels(path: Path, ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...], bool]:
     """Return channel names, and whether they are red, green and blue."""
     omero = ome.get("omero") or {}
     stated = omero.get("channels") or []
@@ -358,6 +358,11 @@ def _channels(ome: dict[str, Any], n: int, dtype: Any) -> tuple[tuple[str, ...],
     silent = not any(colours) and not any(labels)
     plain = silent or colours in _RGB or [label.upper() for label in labels] in _RGB
     sort = np.dtype(dtype).newbyteorder("=")
+    if n == 3 and plain and sort.kind == "f":
+        raise UnsupportedSlideError(
+            f"{path}: its colours are of type {sort}; slidelens reads RGB of 8 or 16 bits per "
+            "colour (grey, and fluorescence channels that `omero` names, of any type). Convert it."
+        )
     if n in (3, 4) and sort in (np.uint8, np.uint16) and plain and (n == 3 or not stated):
         return (), True
     if n == 1:
