@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn import metrics as oracle
 
 from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate
+from slidelens.engine.evaluation import tables
 from slidelens.engine.evaluation.measure import Resampling, measure
 from slidelens.engine.evaluation.operating_point import Rule, parse_rule
 from slidelens.engine.evaluation.pictures import (
@@ -19,7 +20,7 @@ from slidelens.engine.evaluation.pictures import (
     table_picture,
 )
 from slidelens.engine.evaluation.scores import join, read_scores
-from slidelens.engine.evaluation.tables import Table, tests_table
+from slidelens.engine.evaluation.tables import Table
 from slidelens.engine.labels import read_labels
 from slidelens.engine.predict import predict
 from slidelens.errors import LabelError, ResultError
@@ -282,10 +283,10 @@ def test_each_p_names_its_test_where_pairs_have_different_ones():
     pair = {"a": "a", "b": "b", "n": 6, "difference": 0.1, "difference_ci": None, "p_holm": 0.5}
     tests = ("DeLong", "DeLong-Obuchowski", None)
     pairs = [{**pair, "test": test, "p": test and 0.25} for test in tests]
-    header, rows, _ = tests_table(pairs)
+    header, rows, _ = tables.tests_table(pairs)
     assert header[4] == "p"
     assert [row[4] for row in rows] == ["0.250 (DeLong)", "0.250 (DeLong-Obuchowski)", "-"]
-    header, rows, _ = tests_table(pairs[:1])
+    header, rows, _ = tables.tests_table(pairs[:1])
     assert (header[4], rows[0][4]) == ("p (DeLong)", "0.250")
 
 
