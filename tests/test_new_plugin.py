@@ -9,7 +9,7 @@ import pytest
 
 from slidelens.engine.scaffold import new_plugin
 from slidelens.errors import PluginError, ResultError
-from slidelens.families import base, training
+from slidelens.families import base, schedule, training
 
 
 @pytest.mark.parametrize("name", ["Colour", "1st", "mil", "a b", "-x", "class"])
@@ -35,7 +35,8 @@ def test_no_word_of_the_example_is_left(tmp_path):
 def test_fields_state_their_defaults_by_name(tmp_path):
     """A type checker without pydantic's plugin asks for the others as for arguments left out."""
     new_plugin("colour-mil", tmp_path / "p")
-    files = [*tmp_path.rglob("*.py"), Path(base.__file__), Path(training.__file__)]
+    ours = [Path(module.__file__) for module in (base, schedule, training)]
+    files = [*tmp_path.rglob("*.py"), *ours]
     calls = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
     fields = [n for n in calls if isinstance(n, ast.Call) and ast.unparse(n.func) == "Field"]
     assert len(fields) > 15

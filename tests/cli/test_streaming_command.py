@@ -53,11 +53,11 @@ def test_predict_with_saliency_export_show(slidelens, model, cohort, tmp_path):
     exported = slidelens("export", folder, "--to", "ome-zarr", "--out", tmp_path / "zarr")
     assert exported.code == 0, exported.err
     assert list((tmp_path / "zarr").rglob("saliency/zarr.json"))
+    _check_layers(result, slide)
     plain = slidelens("predict", slide, "--model", model, "--out", out)
     assert plain.code == 0
     assert "skipped" not in plain.err  # other settings
     assert "saliency" not in Result.load(folder).maps
-    _check_layers(result, slide)
 
 
 def _check_layers(result, path):

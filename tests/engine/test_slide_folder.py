@@ -74,7 +74,7 @@ def test_files_of_a_series_that_are_named_alike_are_one_slide(tmp_path):
     for name in ("1.2.1", "1.2.2", "s.svs"):
         write_dicom(tmp_path / "case" / name, b"1.5")
     (tmp_path / "case" / "s.svs").write_bytes(b"")
-    assert set(find_slides(tmp_path / "case")) == {"1.2", "s"}
+    assert set(find_slides(tmp_path / "case")) == {"1.2.1", "s"}
 
 
 def test_a_table_of_labels_names_a_series_as_a_run_without_it_does(series, tmp_path):

@@ -13,8 +13,9 @@ import json
 import logging
 from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from slidelens.families.base import Bag, ConfigT, bag_fields, in_short
 from slidelens.files import staged_folder
 from slidelens.nn.map_batches import map_batches
 from slidelens.settings import get_settings
-from slidelens.slide.base import slide_id as id_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -192,7 +192,7 @@ def find_bags(folder: Path) -> dict[str, Path]:
         No such folder, no such file in it, or two for one slide.
     """
     files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() == ".h5"]
-    found = {id_of_file(PurePath(path.name)): path for path in files}
+    found = {normalize("NFC", path.stem): path for path in files}
     if len(found) < len(files):
         double = [path.name for path in files if path not in found.values()]
         raise LabelError(f"{folder}: two feature bags for one slide: {listed(double)}; keep one.")
