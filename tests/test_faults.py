@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from slidelens.engine.packages.manifest import Manifest
 from slidelens.engine.training.file import _Options
-from slidelens.engine.training.plan import task_of
+from slidelens.engine.training.start import task_of
 from slidelens.families import FAMILIES
 from slidelens.faults import first_fault
 from slidelens.maps import trajectory

@@ -342,7 +342,7 @@ def test_the_page_lists_the_names_that_no_field_may_have():
 def test_a_field_of_one_name_in_config_and_training_is_refused():
     """One option would set both."""
     from slidelens.cli.fields import with_field_options
-    from slidelens.engine.training.plan import task_of
+    from slidelens.engine.training.start import task_of
     from slidelens.families.base import FamilyConfig
 
     class Both(FamilyConfig):

@@ -346,12 +346,34 @@ def test_fine_tuning_starts_from_the_package(cohort, reference, tmp_path):
     assert model.card["training_data"]["from"] == "my-model"
     base_card = load_model(reference[0], "cpu").card["learnt_from"]
     assert model.card["learnt_from"] == base_card  # the same slides, which are in it once
+    assert "from_classes" not in model.card["training_data"]
     with pytest.raises(ModelError, match="brings its own weights"):
         train(**request(cohort, tmp_path / "n", from_model=reference[0], weights="none"))
     with pytest.raises(
         ModelError, match=r"do not fit the changed configuration \([^()]*\): leave out.*--from\.$"
     ):
         list(train(**request(cohort, tmp_path / "n", from_model=reference[0], backbone="resnet18")))
+
+
+def test_fine_tuning_for_other_classes_keeps_the_encoder(cohort, reference, tmp_path):
+    labels = tmp_path / "labels.csv"
+    classes = load_model(reference[0], "cpu").classes
+    text = Path(request(cohort, tmp_path)["labels_csv"]).read_text()
+    for old, new in zip(classes, ("stroma", "gland"), strict=True):
+        text = text.replace(f",{old}", f",{new}")
+    labels.write_text(text)
+    stage = '[{"epochs": 1, "lr": 0.1, "head_lr": 0.001, "trains": "head"}]'
+    given = {"from_model": reference[0], "overrides": {"stages": stage}}
+    asked = {**request(cohort, tmp_path / "m", **given), "labels_csv": labels}
+    with pytest.raises(LabelError, match="--classes"):
+        list(train(**asked))
+    list(train(**asked, classes=("stroma", "gland")))
+    base = load_file(reference[0] / "weights.safetensors")
+    weights = load_file(tmp_path / "m" / "weights.safetensors")
+    assert {k for k in base if not torch.equal(base[k], weights[k])} == {"head.weight", "head.bias"}
+    model = load_model(tmp_path / "m", "cpu")
+    assert model.classes == ("stroma", "gland")
+    assert model.card["training_data"]["from_classes"] == list(classes)
 
 
 def test_statistics_of_batch_norm_stay_frozen(cohort, tmp_path):

@@ -69,7 +69,7 @@ def _group() -> None:
 
 def _add_families(group: typer.Typer) -> None:
     """Add the family that is asked for, or all of them where none is, as for ``--help``."""
-    from slidelens.engine.training.plan import task_of
+    from slidelens.engine.training.start import task_of
     from slidelens.families import FAMILIES
 
     asked = [name for name in sys.argv[2:3] if name in FAMILIES]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from slidelens.engine.package import family_of
-from slidelens.engine.training.plan import task_of
+from slidelens.engine.training.start import task_of
 from slidelens.errors import PluginError
 from slidelens.export import EXPORTERS
 from slidelens.families import FAMILIES

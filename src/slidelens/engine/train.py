@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
-import unicodedata
-from collections.abc import Mapping
 from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
 from filelock import Timeout
 
-from slidelens.engine.bags import without_weights
 from slidelens.engine.learnt import LEARNT_FROM
 from slidelens.engine.locks import locked
-from slidelens.engine.package import check_packable, family_of, load_model, save_model
+from slidelens.engine.package import family_of, save_model
 from slidelens.engine.training.file import write_train_file
-from slidelens.engine.training.plan import plan_training, task_of
+from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import (
     SLIDES_TABLE,
     slides_note,
@@ -26,9 +22,9 @@ from slidelens.engine.training.record import (
     write_slides,
 )
 from slidelens.engine.training.replicas import replica_strategy
+from slidelens.engine.training.start import initial_model, task_of
 from slidelens.engine.training.state import REQUEST, STATE
 from slidelens.errors import LabelError, MissingMppError, ModelError, ResultError, SlideError
-from slidelens.families.base import Model
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
     from slidelens.engine.training.loop import TrainProgress
     from slidelens.engine.training.plan import TrainOptions, TrainPlan
     from slidelens.engine.training.samples import TrainSlides
+    from slidelens.families.base import Model
     from slidelens.families.training import TrainTask
 
 __all__ = ["train"]
@@ -136,7 +133,7 @@ def _work(
     from slidelens.engine.training.loop import TrainLoop, TrainProgress
 
     start = perf_counter()
-    model, origin = _initial_model(plan, device)
+    model, origin = initial_model(plan, device)
     network = fabric.setup_module(model.module)
     with ExitStack() as held:
         slides = held.enter_context(closing(_open(plan, device)))
@@ -266,63 +263,6 @@ def _check_job(plan: TrainPlan, fabric: Fabric) -> None:
             f"--nodes={plan.nodes} --ntasks-per-node={plan.devices}, or on one machine leave "
             "--ntasks out of the job."
         )
-
-
-def _name_of(out: Path) -> str:
-    """Return a model's name: its folder's, for a fold preceded by the cross-validation's."""
-    place = out.resolve()
-    fold = re.fullmatch(r"fold-\d+", place.name)
-    name = f"{place.parent.name}-{place.name}" if fold else place.name
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or "model"
-
-
-def _initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:
-    """Build the model with its initial weights; return where they come from."""
-    import torch
-
-    from slidelens.engine.contract import build_network, given
-
-    classes = plan.labels.classes
-    model: Model[Any] = Model(
-        name=_name_of(plan.out),
-        family=plan.family,
-        config=plan.config,
-        classes=classes,
-        module=build_network(family_of(plan.family), plan.config, len(classes)),
-        device=device,
-    )
-    check_packable(model)
-    if plan.from_model is None:
-        try:
-            first = task_of(plan.family).initialize(model, plan.weights)
-        except ModelError as error:
-            if plan.weights != "imagenet" or getattr(plan.training, "bags", None) is None:
-                raise
-            bag = next(iter(plan.files.values()))
-            raise without_weights(bag, model.config.backbone, error) from error
-        origin = given("initialize", first, Mapping)
-    else:
-        base = load_model(plan.from_model, "cpu")
-        model.mean, model.std = base.mean, base.std
-        model.card[LEARNT_FROM] = base.card.get(LEARNT_FROM)
-        origin = {"from": base.name, "from_sha256": base.card.get("weights_sha256")}
-        try:
-            task_of(plan.family).inherit(model, base)
-        except RuntimeError as error:
-            asked, had = (dict(config) for config in (plan.config, base.config))
-            changed = [f"{k} {had.get(k)!r} to {v!r}" for k, v in asked.items() if had.get(k) != v]
-            if not changed:
-                reason = str(error).partition("\n")[0]
-                raise ModelError(
-                    f"the weights of {plan.from_model} cannot be loaded: {reason}"
-                ) from error
-            raise ModelError(
-                f"the weights of {plan.from_model} do not fit the changed configuration "
-                f"({', '.join(changed)}): leave out what shapes the network, or --from."
-            ) from error
-    model.module.to(memory_format=torch.channels_last)
-    return model, origin
 
 
 def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:

@@ -165,6 +165,7 @@ class LocalTask(TrainTask[LocalConfig]):
     """
 
     training: ClassVar[type[TrainConfig]] = LocalTraining
+    per_class: ClassVar[tuple[str, ...]] = ("heads.*",)
     config: LocalTraining
     stage: LocalStage
 

@@ -64,6 +64,12 @@ class MagNetTask(TrainTask[MagNetConfig]):
     """
 
     training: ClassVar[type[TrainConfig]] = MagNetTraining
+    per_class: ClassVar[tuple[str, ...]] = (
+        "judge.single.*",
+        "judge.memory.*",
+        "judge.verdict.*",
+        "auxiliary.*.head.*",
+    )
     config: MagNetTraining
 
     def setup(self) -> None:

@@ -58,9 +58,10 @@ class MilTask(TrainTask[MilConfig]):
 
     @classmethod
     def inherit(cls, model: Model[MilConfig], base: Model[MilConfig]) -> None:
-        """Load backbone and head; for another pooling only the backbone, unless both are linear.
+        """Load backbone and head; for other classes only the backbone.
 
-        A linear head that is not loaded starts at zero, as in any new model.
+        So too for another pooling, unless both heads are linear. A linear head that is not loaded
+        starts at zero, as in any new model.
         """
         mine, theirs = network_of(model), network_of(base)
         if mine.features is not None:
@@ -68,7 +69,8 @@ class MilTask(TrainTask[MilConfig]):
                 raise RuntimeError("it has no backbone, since it learnt from feature vectors")
             mine.features.load_state_dict(theirs.features.state_dict())
         linear = isinstance(mine.head, torch.nn.Linear) and isinstance(theirs.head, torch.nn.Linear)
-        if linear or model.config.pooling == base.config.pooling:
+        alike = linear or model.config.pooling == base.config.pooling
+        if alike and model.classes == base.classes:
             mine.head.load_state_dict(theirs.head.state_dict())
         else:
             _start_at_zero(mine.head)

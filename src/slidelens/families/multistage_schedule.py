@@ -44,6 +44,11 @@ class MapStage(Stage):
         "patches", description="whether patches or maps are classified"
     )
 
+    @property
+    def learns_vectors(self) -> bool:
+        """Whether the layers that compute the vectors are trained."""
+        return self.on == "patches" or self.trains == "all"
+
 
 _WARM = MapStage(on="patches", trains="head", epochs=2, lr=1e-4, head_lr=1e-3)
 _PATCHES = MapStage(on="patches", epochs=12, lr=1e-4, head_lr=3e-4, schedule="cosine", start="last")

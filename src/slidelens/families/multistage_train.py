@@ -22,7 +22,7 @@ from slidelens.families.multistage import (
     picture_logits,
 )
 from slidelens.families.multistage_schedule import MapStage, MultistageTraining
-from slidelens.families.training import Outcome, Stage, TrainConfig, TrainTask, Work, slide_key
+from slidelens.families.training import Outcome, TrainTask, Work, renewed, slide_key
 from slidelens.nn.augment import TileAugment
 from slidelens.nn.backbones import load_weights
 from slidelens.nn.map_batches import map_batches
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.families.base import Model
+    from slidelens.families.schedule import Stage, TrainConfig
     from slidelens.tiling.grid import Grid
 
 __all__ = ["MultistageTask"]
@@ -61,6 +62,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
 
     training: ClassVar[type[TrainConfig]] = MultistageTraining
     annotated: ClassVar[bool] = True
+    per_class: ClassVar[tuple[str, ...]] = ("final.*", "unet.head.*")
     config: MultistageTraining
     stage: MapStage
 
@@ -104,10 +106,11 @@ class MultistageTask(TrainTask[MultistageConfig]):
     @classmethod
     def inherit(cls, model: Model[MultistageConfig], base: Model[MultistageConfig]) -> None:
         """Take all weights; a multi-stage model may start from a classifier, with a new U-Net."""
-        kept = base.module.state_dict()
+        kept, fresh = base.module.state_dict(), model.module.state_dict()
         if (base.config.method, model.config.method) == ("classifier", "multistage"):
-            fresh = model.module.state_dict()
-            kept |= {k: v for k, v in fresh.items() if k.startswith(("unet.", "gain"))}
+            kept = renewed(kept, fresh, ("unet.*", "gain"))
+        if model.classes != base.classes:
+            kept = renewed(kept, fresh, cls.per_class)
         model.module.load_state_dict(kept)
 
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
@@ -130,7 +133,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield batches of labelled patches, or scans for vectors and batches of slides."""
         assert isinstance(stage, MapStage)
-        if _learns_vectors(stage):
+        if stage.learns_vectors:
             self._vectors = {}
         if stage.on == "patches":
             # The gain of a model to start from is that of other vectors: it is set anew after this.
@@ -165,7 +168,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             losses = self._patch_losses(work, epoch)
             backward(losses.sum())
             return Outcome(tuple(losses.detach().tolist()))
-        learn = self._learn_both if _learns_vectors(self.stage) else self._learn_map
+        learn = self._learn_both if self.stage.learns_vectors else self._learn_map
         return Outcome(tuple(float(learn(slide, epoch, backward)) for slide in work.slides))
 
     def keep(self, work: Work, epoch: int, seen: torch.Tensor) -> None:
@@ -178,7 +181,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             self._set_gain(epoch)
 
     def _keeps_vectors(self, stage: MapStage) -> bool:
-        return not _learns_vectors(stage) and self.model.config.method != "segmentation"
+        return not stage.learns_vectors and self.model.config.method != "segmentation"
 
     # --- patches ----------------------------------------------------------------------------------
 
@@ -385,11 +388,6 @@ class MultistageTask(TrainTask[MultistageConfig]):
             logits = map_logits(self.network, self.model.config, vectors, index)
         highest = float(torch.sigmoid(logits.max()))
         return Outcome((float(self._loss(slide_id, logits)),), ((1 - highest, highest),))
-
-
-def _learns_vectors(stage: MapStage) -> bool:
-    """Return whether a stage trains the layers that compute the vectors."""
-    return stage.on == "patches" or stage.trains == "all"
 
 
 def _module(model: Model[MultistageConfig]) -> MultiStage:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol
 from zlib import crc32
 
@@ -45,6 +46,7 @@ __all__ = [
     "balanced_order",
     "divided",
     "processes",
+    "renewed",
     "slide_key",
     "stages_of_length",
     "works_per_update",
@@ -175,6 +177,8 @@ class TrainTask(ABC, Generic[ConfigT]):
     training: ClassVar[type[TrainConfig]]
     annotated: ClassVar[bool] = False
     """Whether the task learns from annotations, which the user must then provide."""
+    per_class: ClassVar[tuple[str, ...]] = ("head.*",)
+    """Patterns of the weights (names in ``state_dict``) that mean nothing for other classes."""
 
     def __init__(
         self,
@@ -208,9 +212,14 @@ class TrainTask(ABC, Generic[ConfigT]):
     def inherit(cls, model: Model[ConfigT], base: Model[ConfigT]) -> None:
         """Set a new model's weights to those of the model to fine-tune.
 
-        Raises ``RuntimeError`` if they do not fit.
+        For other classes, the weights that :attr:`per_class` names begin as in any new model.
+        Raises ``RuntimeError`` if the weights do not fit.
         """
-        model.module.load_state_dict(base.module.state_dict())
+        kept = base.module.state_dict()
+        if model.classes != base.classes:
+            cls.initialize(model, "none")
+            kept = renewed(kept, model.module.state_dict(), cls.per_class)
+        model.module.load_state_dict(kept)
 
     @abstractmethod
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
@@ -307,3 +316,30 @@ def processes() -> int:
 
     on = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if on else 1
+
+
+def renewed(
+    kept: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor], patterns: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the weights ``kept``, but those of ``fresh`` whose names match a pattern.
+
+    Parameters
+    ----------
+    kept, fresh
+        Weights by name.
+    patterns
+        As for :func:`fnmatch.fnmatchcase`.
+
+    Raises
+    ------
+    RuntimeError
+        No name matches.
+    """
+
+    def anew(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    taken = {name: value for name, value in fresh.items() if anew(name)}
+    if not taken:
+        raise RuntimeError(f"none of its weights is named {' or '.join(patterns)}")
+    return {name: value for name, value in kept.items() if not anew(name)} | taken

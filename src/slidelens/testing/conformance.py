@@ -124,7 +124,7 @@ class FamilyConformance:
 
         from slidelens.engine.package import load_model
         from slidelens.engine.train import train
-        from slidelens.engine.training.plan import task_of
+        from slidelens.engine.training.start import task_of
         from slidelens.testing.phantom import write_cohort
 
         write_cohort(tmp_path / "cohort", 6, size=(640, 512))

@@ -55,7 +55,7 @@ def _model(folder: Path, error: str | None) -> dict[str, Any]:
 
 
 def _families() -> Iterator[dict[str, Any]]:
-    from slidelens.engine.training.plan import task_of
+    from slidelens.engine.training.start import task_of
 
     for name in FAMILIES:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -13,12 +12,12 @@ from slidelens.engine.annotations import find_annotations
 from slidelens.engine.bags import find_bags, fitted
 from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import read_labels
-from slidelens.engine.package import family_of, load_model
+from slidelens.engine.package import family_of
 from slidelens.engine.slide_folder import find_slides
 from slidelens.engine.training.file import LARGEST_SEED
 from slidelens.engine.training.splits import fold_table, take_fraction
-from slidelens.errors import ModelError
-from slidelens.families import FAMILIES
+from slidelens.engine.training.start import starting_point, task_of
+from slidelens.errors import LabelError, ModelError
 from slidelens.slide.resolution import table_of
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
     from slidelens.engine.labels import LabelledSlide, LabelTable
     from slidelens.families.base import FamilyConfig
-    from slidelens.families.training import TrainConfig, TrainTask
+    from slidelens.families.training import TrainConfig
     from slidelens.slide.open import GivenMpp
 
-__all__ = ["TrainOptions", "TrainPlan", "check_seed", "plan_training", "task_of"]
+__all__ = ["TrainOptions", "TrainPlan", "check_seed", "plan_training"]
 
 _NAMED = ("imagenet", "none")
 """Names for weights that are not files."""
@@ -176,8 +175,8 @@ def plan_training(
     out
         Folder of the model package.
     classes
-        Names of the classes in order; of two, the last is positive. By default
-        :func:`~slidelens.engine.labels.read_labels` orders them.
+        Names of the classes in order; of two, the last is positive. By default those of
+        ``from_model``, or as :func:`~slidelens.engine.labels.read_labels` orders them.
     backbone
         Value of the field of that name in the family's configuration.
     weights
@@ -197,7 +196,8 @@ def plan_training(
         Folder of annotations, for a family that learns from them; see
         :func:`~slidelens.engine.annotations.find_annotations`.
     from_model
-        A package to fine-tune, starting from its configuration, classes and weights.
+        A package to fine-tune, starting from its configuration and weights; with other
+        ``classes`` than its own, its last layers begin anew.
     fraction
         Fraction of the training slides to use, above 0; see
         :func:`~slidelens.engine.training.splits.take_fraction`.
@@ -220,12 +220,12 @@ def plan_training(
     """
     _check_annotated(family_name, annotations)
     seed, fraction, mpp = int(seed), float(fraction), _plain(mpp)
-    base, known = _starting_point(from_model, family_name, classes, weights)
+    base, known = starting_point(from_model, family_name, classes, weights)
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
     model_config, training, derived = _configured(family_name, base, given, preset, epochs)
-    labelled = read_labels(Path(labels_csv), known)
+    labelled = _labelled(Path(labels_csv), known, None if classes is not None else from_model)
     table = _divided(labelled, fold, fraction, seed)
     bags = getattr(training, "bags", None)
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
@@ -302,25 +302,17 @@ def _check_annotated(family: str, annotations: str | Path | None) -> None:
         )
 
 
-def _starting_point(
-    model: str | Path | None,
-    family: str,
-    classes: Sequence[str] | None,
-    weights: str | Path | None,
-) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
-    """Return configuration and classes of the package to start from, or the given classes."""
-    if model is None:
-        known = None if classes is None else tuple(classes)
-        if known is not None and len(set(known)) < max(len(known), 2):
-            raise ModelError(f"classes {', '.join(known)}: expected two names or more, each once.")
-        return None, known
-    for what, given in (("weights", weights), ("classes", classes)):
-        if given is not None:
-            raise ModelError(f"--from brings its own {what}: leave --{what} out.")
-    base = load_model(model, "cpu")
-    if base.family != family:
-        raise ModelError(f"{model} is a {base.family} model: train {base.family} to fine-tune it.")
-    return base.config.model_dump(), base.classes
+def _labelled(table: Path, classes: Sequence[str] | None, theirs: str | Path | None) -> LabelTable:
+    """Read the labels; ``theirs`` is the model that the classes were taken from, if they were."""
+    try:
+        return read_labels(table, classes)
+    except LabelError as error:
+        if theirs is None or not table.is_file():
+            raise
+        raise LabelError(
+            f"{error}\n  (The classes are those of {theirs}; --classes names others, for which its "
+            "last layers begin anew.)"
+        ) from error
 
 
 def _divided(
@@ -335,30 +327,6 @@ def _divided(
     # A patient with slides of several classes may be held out, or left out by the fraction.
     table.check_trained("take another --seed, a larger --fraction, or give a column 'split'")
     return table
-
-
-def task_of(family: str) -> type[TrainTask[Any]]:
-    """Return the class with a family's training steps.
-
-    Raises
-    ------
-    ModelError
-        The family cannot be trained, or its training steps cannot be loaded.
-    """
-    target = family_of(family).trainer
-    if target is None:
-        raise ModelError(f"family {family!r} cannot be trained here; its models come ready made.")
-    module, _, name = target.partition(":")
-    try:
-        task: type[TrainTask[Any]] = getattr(import_module(module), name)
-    except Exception as error:  # reason: a plugin may raise anything
-        if family not in FAMILIES.plugins():
-            raise
-        raise ModelError(
-            f"the training steps of plugin {family!r} ({target}) do not load: "
-            f"{type(error).__name__}: {error}. Update or uninstall the package that brings it."
-        ) from error
-    return task
 
 
 def _configured(
