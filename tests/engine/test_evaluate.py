@@ -146,6 +146,34 @@ def test_models_are_compared_on_the_same_slides(cohort):
     assert 0 < test["p"] == test["p_holm"] < 1
 
 
+def test_calls_are_compared_at_the_operating_points(cohort):
+    found = run(cohort)
+    (pair,) = found.metrics["call_comparisons"]
+    assert (pair["a"], pair["b"], pair["n"]) == ("good", "weak", 6)
+    assert pair["test"] == "McNemar, exact"
+    for name, of in pair["figures"].items():
+        for model, key in (("good", "a"), ("weak", "b")):
+            assert of[key] == pytest.approx(found.metrics["models"][model][name])
+        assert of["n"] * (of["a"] - of["b"]) == pytest.approx(of["only_a"] - of["only_b"])
+    assert pair["figures"].keys() == {"sensitivity", "specificity", "accuracy"}
+    assert "| good | weak | accuracy | 6 | " in found.table
+    rows = [(k, v, "p" if k in "ab" else k) for k, v in TRUTH.items()]
+    write_labels(cohort / "labels.csv", rows, "slide_id,label,patient")
+    (pair,) = run(cohort).metrics["call_comparisons"]
+    assert pair["test"] == "exact sign flips of patients"
+
+
+def test_calls_of_models_without_a_common_slide_are_not_compared(cohort):
+    for slide_id in TRUTH:
+        model = "good" if slide_id in "ad" else "weak"
+        (cohort / "results" / model / slide_id / "result.json").unlink()
+    found = run(cohort, allow_missing=True)
+    assert found.metrics["call_comparisons"] == [
+        {"a": "good", "b": "weak", "n": 0, "test": None, "figures": {}}
+    ]
+    assert "only a right" not in found.table
+
+
 def test_what_is_written_is_complete_and_holds_no_nan(cohort, pictures):
     found = run(cohort)
     folder = cohort / "eval"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import slidelens
+from slidelens.engine.evaluation.calls import compare_calls
 from slidelens.engine.evaluation.compare import compare
 from slidelens.engine.evaluation.measure import (
     RESAMPLING,
@@ -186,13 +187,15 @@ def evaluate(
     cases, left_out = join(scored, table, split=options.split, allow_missing=options.allow_missing)
     measured = {name: measure(one, rule, options.resampling) for name, one in cases.items()}
     comparisons = compare(cases, options.resampling)
-    metrics = _metrics(options, cases, measured, comparisons, left_out)
+    calls = compare_calls(cases, measured)
+    metrics = _metrics(options, cases, measured, left_out)
+    metrics |= {"comparisons": comparisons, "call_comparisons": calls}
     note = (
         f"{cohort_note(cases, options.split)}\n"
         f"{intervals_note(measured, metrics['positive_class'], options.resampling.level)}"
     )
     record = _record(results, labels, out, options, cases, metrics)
-    text = markdown(measured, comparisons, note, _tile_lines(metrics))
+    text = markdown(measured, comparisons, calls, note, _tile_lines(metrics))
     files: dict[str, bytes | str] = {
         **_pictures(measured, comparisons, options.resampling.level, note),
         "comparison.md": f"# Evaluation\n\n{text}",
@@ -235,7 +238,6 @@ def _metrics(
     options: EvaluationOptions,
     cases: Mapping[str, Cases],
     measured: Mapping[str, Measured],
-    comparisons: list[dict[str, Any]],
     left_out: Mapping[str, LeftOut],
 ) -> dict[str, Any]:
     models = {name: dict(one.figures) for name, one in measured.items()}
@@ -260,7 +262,6 @@ def _metrics(
         "split": options.split,
         "interval": options.resampling._asdict(),
         "models": models,
-        "comparisons": comparisons,
         "warnings": evaluation_warnings(cases, models),
         "software": {"slidelens": slidelens.__version__, "numpy": np.__version__},
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import slidelens
 from slidelens.engine.annotations import annotation_files
+from slidelens.engine.evaluation.calls import compare_calls
 from slidelens.engine.evaluation.measure import Measured, Resampling, measure
 from slidelens.engine.evaluation.tiles import read_annotated
 from slidelens.engine.evaluation.warnings import (
@@ -195,6 +196,11 @@ class Content:
     def comparisons(self) -> list[dict[str, Any]]:
         """Tests between models, from the evaluation."""
         return list(self.saved.metrics.get("comparisons", ()))
+
+    @property
+    def call_comparisons(self) -> list[dict[str, Any]]:
+        """Tests between the calls of models at the operating points of the report."""
+        return compare_calls(self.saved.cases, self.measured)
 
     @property
     def changed(self) -> dict[str, tuple[str, str]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Table",
+    "calls_table",
     "cohort_note",
     "comparison_table",
     "errors_csv",
@@ -145,6 +146,7 @@ def comparison_table(measured: Mapping[str, Measured]) -> Table:
 def markdown(
     measured: Mapping[str, Measured],
     comparisons: Sequence[Mapping[str, Any]],
+    calls: Sequence[Mapping[str, Any]],
     note: str,
     tiles: Sequence[str] = (),
 ) -> str:
@@ -154,6 +156,8 @@ def markdown(
         lines += ["", *(f"- {line}" for line in tiles)]
     if comparisons:
         lines += ["", *_lines(tests_table(comparisons))]
+    if any(pair["figures"] for pair in calls):
+        lines += ["", *_lines(calls_table(calls))]
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +216,29 @@ def tests_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
         for c in comparisons
     ]
     return Table(header, rows, words=2)
+
+
+def calls_table(calls: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of tests between the calls of models, at their operating points."""
+    tests = ", ".join(sorted({pair["test"] for pair in calls} - {None}))
+    header = ("a", "b", "share", "n", "of a", "of b", "only a right", "only b right")
+    rows = [
+        (
+            pair["a"],
+            pair["b"],
+            name,
+            str(test["n"]),
+            number(test["a"]),
+            number(test["b"]),
+            str(test["only_a"]),
+            str(test["only_b"]),
+            _p(test["p"]),
+            _p(test["p_holm"]),
+        )
+        for pair in calls
+        for name, test in pair["figures"].items()
+    ]
+    return Table((*header, f"p ({tests})", "p (Holm)"), rows, words=3)
 
 
 def number(value: float | None, interval: Sequence[float | None] | None = None) -> str:
