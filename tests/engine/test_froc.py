@@ -10,9 +10,11 @@ import shapely
 from skimage.measure import regionprops
 
 from slidelens.engine.evaluation.froc import RATES, froc, true_lesions
-from slidelens.engine.evaluation.froc import _curve as curve_of
+from slidelens.engine.evaluation.froc import _Events as Events
 from slidelens.engine.evaluation.froc import _major_axis as major_axis
 from slidelens.engine.evaluation.lesions import _draw as picture_of
+from slidelens.engine.evaluation.measure import Resampling
+from slidelens.engine.intervals import draws
 from slidelens.geometry import Mpp
 from slidelens.maps.lesions import Peak
 from slidelens.tiling.annotations import Annotation
@@ -72,6 +74,17 @@ def test_the_major_axis_is_that_of_the_moments():
     assert major_axis(ring[::-1] + 1e6) == pytest.approx(expected.axis_major_length, rel=1e-4)
 
 
+def brute_score(found, truth, drawn):
+    """The score of a resample: every slide as often as it was drawn."""
+    copies = {f"{slide}-{i}": slide for i, slide in enumerate(drawn)}
+    again = froc(
+        {name: found.get(slide, ()) for name, slide in copies.items()},
+        {name: truth[slide] for name, slide in copies.items()},
+        resampling=Resampling(1),
+    )
+    return again.score
+
+
 @pytest.fixture
 def truth():
     """Three lesions and one of isolated cells on two of four slides."""
@@ -98,6 +111,36 @@ def test_the_curve_of_known_detections(truth):
     assert curve.sensitivity.tolist() == pytest.approx([h / 3 for _, h in points])
     assert curve.at == pytest.approx((1 / 3, 1, 1, 1, 1, 1))
     assert curve.score == pytest.approx((1 / 3 + 5) / 6)
+
+
+def test_the_interval_is_that_of_slides_drawn_again(truth):
+    found = {
+        "a": [Peak(0.9, 500, 500), Peak(0.7, 9000, 0)],
+        "b": [Peak(0.6, 500, 500)],
+        "c": [Peak(0.95, 0, 0), Peak(0.65, 0, 0)],
+    }
+    names = list(truth)
+    drawn = [row for w in draws(np.arange(4), 300, np.random.default_rng(3)) for row in w]
+    scores = [
+        brute_score(
+            found,
+            truth,
+            [n for n, times in zip(names, row, strict=True) for _ in range(int(times))],
+        )
+        for row in drawn
+        if row[:2].any()
+    ]  # "c" and "d" have no lesion
+    low, high = froc(found, truth, resampling=Resampling(300, seed=3)).score_ci
+    assert (low, high) == pytest.approx(tuple(np.quantile(scores, (0.025, 0.975))))
+    assert low < high
+
+
+def test_slides_of_one_patient_are_drawn_together(truth):
+    found = {"a": [Peak(0.9, 500, 500)], "b": [Peak(0.6, 500, 500), Peak(0.8, 9000, 0)]}
+    low, high = froc(found, truth, patients=np.array([5, 5, 5, 5])).score_ci
+    assert low == high == froc(found, truth).score
+    low, high = froc(found, truth, patients=np.array([0, 0, 1, 2])).score_ci
+    assert low < high
 
 
 def test_sensitivity_between_two_points_lies_on_a_line(truth):
@@ -130,14 +173,21 @@ def test_what_cannot_be_measured_is_refused(truth):
     assert froc({}, truth).score == 0
 
 
+def curve_of(false, hits, lesions, slides):
+    """The curve's points, of detections that are all on the first slide."""
+    seen = [(p, hit, 0) for of, hit in ((false, False), (hits, True)) for p in of.tolist()]
+    on_slides = np.append(lesions, np.zeros(slides - 1))
+    return Events(seen).curve(on_slides, np.ones(slides))
+
+
 @pytest.mark.parametrize("decimals", [1, 2, 16])
 def test_the_curve_counts_what_is_as_high_or_higher_also_among_equals(decimals):
     random = np.random.default_rng(decimals)
     false, hits = (random.random(n).round(decimals) for n in (70, 30))
-    found = curve_of(false, hits, 40, 9)
+    rates, sensitivity = curve_of(false, hits, 40, 9)
     levels = sorted({*false.tolist(), *hits.tolist()}, reverse=True)
-    assert found.rates.tolist() == [0.0, *((false >= level).sum() / 9 for level in levels)]
-    assert found.sensitivity.tolist() == [0.0, *((hits >= level).sum() / 40 for level in levels)]
+    assert rates.tolist() == [0.0, *((false >= level).sum() / 9 for level in levels)]
+    assert sensitivity.tolist() == [0.0, *((hits >= level).sum() / 40 for level in levels)]
 
 
 def test_memory_grows_with_the_detections_and_not_with_their_square():

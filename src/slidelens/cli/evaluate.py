@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from slidelens.cli.options import JsonOption, print_json
+from slidelens.cli.options import JsonOption, ResamplesOption, SeedOption, print_json
 from slidelens.errors import ResultError
 
 __all__ = ["register"]
@@ -62,19 +62,8 @@ def evaluate(
             help="Annotated fraction from which a tile counts as positive.",
         ),
     ] = 0.5,
-    resamples: Annotated[
-        int,
-        typer.Option(
-            "--resamples",
-            min=100,
-            max=1_000_000,
-            metavar="N",
-            help="Bootstrap resamples for the intervals.",
-        ),
-    ] = 10_000,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Seed of the bootstrap.")
-    ] = 0,
+    resamples: ResamplesOption = 10_000,
+    seed: SeedOption = 0,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Leave out slides without a label or a result."),

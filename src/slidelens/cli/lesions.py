@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from slidelens.cli.options import JsonOption, print_json
+from slidelens.cli.options import JsonOption, ResamplesOption, SeedOption, print_json
 
 __all__ = ["register"]
 
@@ -55,6 +55,8 @@ def lesions(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out slides without a label or a result.")
     ] = False,
+    resamples: ResamplesOption = 10_000,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate lesion detection by the FROC curve of CAMELYON16.
@@ -62,6 +64,8 @@ def lesions(
     Also writes each slide's detections as probability,X,Y.
     """
     from slidelens.engine.evaluation.lesions import evaluate_lesions
+    from slidelens.engine.evaluation.measure import Resampling
+    from slidelens.engine.evaluation.tables import number
 
     found = evaluate_lesions(
         results,
@@ -72,14 +76,14 @@ def lesions(
         radius_um=radius,
         split=split,
         allow_missing=allow_missing,
+        resampling=Resampling(resamples, seed),
     )
     for warning in found["warnings"]:
         typer.echo(f"note: {warning}", err=True)
     if as_json:
         print_json(found)
         return
-    typer.echo(
-        f"FROC score {found['score']:.3f}: {found['lesions']} lesions on {found['slides']} slides"
-    )
+    score = number(found["score"], found["score_ci"])
+    typer.echo(f"FROC score {score}: {found['lesions']} lesions on {found['slides']} slides")
     for rate, sensitivity in found["sensitivity_at"].items():
         typer.echo(f"  {sensitivity:.3f} of them at {rate} false detections per slide")

@@ -19,6 +19,8 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "MppOption",
+    "ResamplesOption",
+    "SeedOption",
     "parse_file",
     "parse_mpp",
     "parse_region",
@@ -37,6 +39,19 @@ MppOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ResamplesOption = Annotated[
+    int,
+    typer.Option(
+        "--resamples",
+        min=100,
+        max=1_000_000,
+        metavar="N",
+        help="Bootstrap resamples for the intervals.",
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of the bootstrap.")
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")
 ]

@@ -28,6 +28,7 @@ __all__ = [
     "bootstrap_share",
     "delong",
     "delong_test",
+    "draws",
     "enough",
     "holm",
     "percentile_interval",
@@ -138,7 +139,7 @@ def bootstrap(
     precision = auc.copy()
     tpr = np.zeros((resamples, len(grid)))
     start = 0
-    for weights in _draws(members, resamples, np.random.default_rng(seed)):
+    for weights in draws(members, resamples, np.random.default_rng(seed)):
         rows = slice(start, start + len(weights))
         for k, column in enumerate(columns):
             if spread[k]:
@@ -177,7 +178,7 @@ def bootstrap_share(
     if not _spreads(members[chosen]):
         return np.full(resamples, np.nan)
     parts = []
-    for weights in _draws(members, resamples, np.random.default_rng(seed)):
+    for weights in draws(members, resamples, np.random.default_rng(seed)):
         total = weights @ chosen
         parts.append(np.divide(weights @ hit, total, np.full(len(total), np.nan), where=total > 0))
     return np.concatenate(parts)
@@ -334,10 +335,14 @@ class _Ranked:
         return area, precision, tpr
 
 
-def _draws(
+def draws(
     members: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield chunks of ``(r, n)`` weights: how often each case's group was drawn."""
+    """Yield chunks of ``(r, n)`` weights: how often each case's group was drawn.
+
+    ``members`` ``(n,)`` is the group of each case, from 0 without gaps; ``resamples`` the number of
+    all draws.
+    """
     n_groups = int(members.max()) + 1
     alone = len(members) == n_groups and bool((members == np.arange(n_groups)).all())
     rows = max(1, _CHUNK // len(members))

@@ -326,7 +326,7 @@ def renewed(
     Parameters
     ----------
     kept, fresh
-        Weights by name.
+        Weights of any shape, by name.
     patterns
         As for :func:`fnmatch.fnmatchcase`.
 

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slidelens.engine.evaluation.measure import RESAMPLING
+from slidelens.engine.intervals import draws, percentile_interval
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from slidelens.engine.evaluation.measure import Resampling
+    from slidelens.engine.intervals import Interval
     from slidelens.geometry import Mpp
     from slidelens.maps.lesions import Peak
     from slidelens.tiling.annotations import Annotation
@@ -56,6 +61,8 @@ class Froc:
         Their mean.
     lesions, slides
         How many were to be found, and on how many slides (including those without lesions).
+    score_ci
+        Bootstrap interval of the score; NaN if fewer than half of the resamples have a lesion.
     """
 
     rates: NDArray[np.float64]
@@ -64,6 +71,7 @@ class Froc:
     score: float
     lesions: int
     slides: int
+    score_ci: Interval
 
 
 def true_lesions(tumour: Sequence[Annotation], mpp: Mpp) -> list[TrueLesion]:
@@ -88,11 +96,27 @@ def true_lesions(tumour: Sequence[Annotation], mpp: Mpp) -> list[TrueLesion]:
     return found
 
 
-def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueLesion]]) -> Froc:
+def froc(
+    found: Mapping[str, Sequence[Peak]],
+    truth: Mapping[str, Sequence[TrueLesion]],
+    *,
+    patients: NDArray[np.int64] | None = None,
+    resampling: Resampling = RESAMPLING,
+) -> Froc:
     """Compare detections with lesions, by slide id.
 
     A lesion counts as found at the highest probability of the detections inside; a detection
-    outside all lesions is false.
+    outside all lesions is false. The interval of the score is that of resamples of the slides, or
+    of the patients, as in the challenge's evaluation.
+
+    Parameters
+    ----------
+    found, truth
+        Detections, and lesions of each slide that is counted.
+    patients
+        ``(S,)`` number of the patient of each slide of ``truth``.
+    resampling
+        Of the interval.
 
     Raises
     ------
@@ -105,10 +129,9 @@ def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueL
     unknown = sorted(found.keys() - truth.keys())
     if unknown:
         raise ValueError(f"no truth for {', '.join(unknown)}")
-    false: list[float] = []
-    hits: list[float] = []
-    lesions = 0
-    for slide_id, of_slide in truth.items():
+    seen: list[tuple[float, bool, int]] = []
+    lesions = np.zeros(len(truth))
+    for slide, (slide_id, of_slide) in enumerate(truth.items()):
         peaks = found.get(slide_id, ())
         x, y = np.array([(p.x, p.y) for p in peaks]).reshape(-1, 2).T
         scores = np.array([p.probability for p in peaks])
@@ -117,30 +140,65 @@ def froc(found: Mapping[str, Sequence[Peak]], truth: Mapping[str, Sequence[TrueL
             hit = shapely.intersects_xy(lesion.polygon, x, y)
             inside |= hit
             if not lesion.isolated_cells:
-                lesions += 1
-                hits += [float(scores[hit].max())] if hit.any() else []
-        false += scores[~inside].tolist()
-    if not lesions:
+                lesions[slide] += 1
+                seen += [(float(scores[hit].max()), True, slide)] if hit.any() else []
+        seen += [(score, False, slide) for score in scores[~inside].tolist()]
+    if not lesions.any():
         cells = sum(len(of_slide) for of_slide in truth.values())
         below = f": all {cells} that are annotated are isolated tumour cells, below 200 µm"
         raise ValueError(f"no slide has a lesion to find{below if cells else ''}")
-    return _curve(np.array(false), np.array(hits), lesions, len(truth))
+    return _curve(_Events(seen), lesions, patients, resampling)
+
+
+class _Events:
+    """Lesions found and false detections, by falling probability.
+
+    Parameters
+    ----------
+    seen
+        Probability, whether it is a lesion, and number of the slide.
+    """
+
+    def __init__(self, seen: Sequence[tuple[float, bool, int]]) -> None:
+        scores, hit, slide = np.array(seen, np.float64).reshape(-1, 3).T
+        order = np.argsort(-scores, kind="stable")
+        self._hit, self._slide = hit[order] > 0, slide[order].astype(np.int64)
+        levels = scores[order]
+        self._last = np.flatnonzero(np.append(levels[1:] != levels[:-1], levels.size > 0))
+
+    def curve(
+        self, lesions: NDArray[np.float64], weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return false positives per slide and sensitivity at each level, and before the first.
+
+        ``lesions`` and ``weights`` ``(S,)`` are of the slides: to be found, and times drawn.
+        """
+        drawn = weights[self._slide]
+        false, hits = (
+            np.append(0.0, np.cumsum(np.where(which, drawn, 0.0))[self._last])
+            for which in (~self._hit, self._hit)
+        )
+        return false / weights.sum(), hits / (lesions @ weights)
 
 
 def _curve(
-    false: NDArray[np.float64], hits: NDArray[np.float64], lesions: int, slides: int
+    events: _Events,
+    lesions: NDArray[np.float64],
+    patients: NDArray[np.int64] | None,
+    resampling: Resampling,
 ) -> Froc:
-    levels = np.unique(np.concatenate([false, hits]))[::-1]
-    rates = np.concatenate([[0.0], _at_least(levels, false) / slides])
-    sensitivity = np.concatenate([[0.0], _at_least(levels, hits) / lesions])
+    slides = len(lesions)
+    rates, sensitivity = events.curve(lesions, np.ones(slides))
     # Straight lines between the points, as the challenge's evaluation draws them.
     at = tuple(np.interp(RATES, rates, sensitivity).tolist())
-    return Froc(rates, sensitivity, at, float(np.mean(at)), lesions, slides)
-
-
-def _at_least(levels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count, for each of ``levels`` ``(K,)``, the scores ``(N,)`` that are as high or higher."""
-    return len(scores) - np.searchsorted(np.sort(scores), levels, side="left")
+    members = np.arange(slides) if patients is None else np.unique(patients, return_inverse=True)[1]
+    scores = [
+        float(np.interp(RATES, *events.curve(lesions, row)).mean()) if lesions @ row else np.nan
+        for weights in draws(members, resampling.resamples, np.random.default_rng(resampling.seed))
+        for row in weights
+    ]
+    interval = percentile_interval(np.array(scores), resampling.level)
+    return Froc(rates, sensitivity, at, float(np.mean(at)), int(lesions.sum()), slides, interval)
 
 
 def _major_axis(ring: NDArray[np.float64]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from slidelens.engine.annotations import find_annotations
 from slidelens.engine.evaluation.froc import RATES, froc, true_lesions
+from slidelens.engine.evaluation.measure import RESAMPLING
 from slidelens.engine.evaluation.scores import join, read_scores
+from slidelens.engine.evaluation.tables import number
 from slidelens.engine.labels import LabelTable, read_labels
 from slidelens.engine.last_run import named_failed
 from slidelens.errors import LabelError, ResultError
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from slidelens.engine.evaluation.froc import Froc
+    from slidelens.engine.evaluation.measure import Resampling
     from slidelens.engine.evaluation.scores import Cases
     from slidelens.engine.labels import Split
     from slidelens.maps.lesions import Peak
@@ -48,6 +52,7 @@ def evaluate_lesions(
     radius_um: float = 200.0,
     split: Split | None = None,
     allow_missing: bool = False,
+    resampling: Resampling = RESAMPLING,
 ) -> dict[str, Any]:
     """Measure the peaks of a model's maps against annotated lesions.
 
@@ -69,6 +74,8 @@ def evaluate_lesions(
     split, allow_missing
         Which slides, see :func:`~slidelens.engine.evaluation.scores.join`; those left out are in
         ``left_out``.
+    resampling
+        Of the interval of the score: slides are drawn, or patients if some slides share one.
 
     Returns
     -------
@@ -93,12 +100,14 @@ def evaluate_lesions(
     found = {s: find_peaks(source, label, radius_um=radius_um) for s, source in maps.items()}
     lesions = {s: true_lesions(truth[s], source.slide_mpp) for s, source in maps.items()}
     try:
-        curve = froc(found, lesions)
+        curve = froc(found, lesions, patients=cases.patients, resampling=resampling)
     except ValueError as error:
         raise LabelError(f"{annotations}: {error}.") from error
     facts = {
         "model": one.name,
         "score": curve.score,
+        "score_ci": None if isnan(curve.score_ci.low) else list(curve.score_ci),
+        "interval": resampling._asdict() | {"drawn": f"{cases.unit}s"},
         "sensitivity_at": _sensitivity_at(curve),
         "lesions": curve.lesions,
         "isolated_cells": sum(lesion.isolated_cells for of in lesions.values() for lesion in of),
@@ -171,5 +180,5 @@ def _draw(curve: Froc, name: str) -> Figure:
     axes.set_ylabel("lesions found")
     axes.set_xlim(0, 8.4)
     axes.set_ylim(0, 1.02)
-    axes.set_title(f"{name}: FROC score {curve.score:.3f}")
+    axes.set_title(f"{name}: FROC score {number(curve.score, curve.score_ci)}")
     return figure
