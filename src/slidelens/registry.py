@@ -133,7 +133,7 @@ class Registry(Generic[T]):
             yield
         except (SlideLensError, MemoryError):
             raise
-        except Exception as error:  # reason: a plugin may raise anything
+        except (Exception, SystemExit) as error:  # reason: a plugin may raise anything
             if name not in self._plugins or type(error).__name__ == "OutOfMemoryError":  # torch's
                 raise
             log.debug("plugin %r", name, exc_info=error)

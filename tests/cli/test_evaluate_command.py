@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -102,3 +103,19 @@ def test_a_review_that_is_damaged_stops_no_evaluation(slidelens, given, tmp_path
     assert done.code == 0
     assert done.out.splitlines()[2].startswith("| m | 4 | 1.000")
     assert "review.sqlite: is not a review, or is damaged" in done.err
+
+
+def test_names_that_cannot_be_written_are_told_in_a_sentence(slidelens, given, tmp_path):
+    """Where the system takes file names for ASCII, those with other letters are no text."""
+    folder = tmp_path / "results" / "m"
+    (folder / "a").rename(folder / os.fsdecode(b"\xe4"))
+    done = slidelens(*given)
+    assert done.code == 1
+    assert "set LC_ALL=C.UTF-8" in done.err
+    assert not (tmp_path / "eval" / "metrics.json").exists()
+
+
+def test_control_characters_of_others_do_not_reach_the_terminal(slidelens, tmp_path):
+    done = slidelens("package", "verify", tmp_path / "no\x1b[31m")
+    assert done.code == 1
+    assert "no\N{REPLACEMENT CHARACTER}[31m" in done.err

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_family import make_model
 
 from slidelens.engine import package
@@ -166,8 +167,53 @@ def test_weights_that_are_no_numbers(tiny, tmp_path):
     with torch.no_grad():
         tiny.module.head.bias[1] = float("nan")
     folder = save_model(tiny, tmp_path / "m")
-    with pytest.raises(ModelError, match=r"1 of its tensors .*NaN; the first is head\.bias"):
+    with pytest.raises(ModelError, match=r"1 of its tensors .*NaN .*the first is head\.bias"):
         load_model(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (torch.Tensor.int, r"head\.bias is int32, expected float32"),
+        (lambda t: t.to(torch.complex64), r"head\.bias is complex64, expected float32"),
+        (lambda t: t / 0, r"not finite \(NaN or infinite; the first is head\.bias"),
+    ],
+)
+def test_weights_that_a_network_would_take_for_others_are_refused(tiny, tmp_path, convert, message):
+    folder = save_model(tiny, tmp_path / "m")
+    kept = load_file(folder / "weights.safetensors")
+    save_file({**kept, "head.bias": convert(kept["head.bias"] + 1)}, folder / "weights.safetensors")
+    content = (folder / "weights.safetensors").read_bytes()
+    edit(folder, weights_sha256=package.sha256(content).hexdigest())
+    with pytest.raises(ModelError, match=message):
+        load_model(folder, "cpu")
+
+
+def test_half_precision_weights_are_taken(tiny, tmp_path):
+    folder = save_model(tiny, tmp_path / "m")
+    kept = load_file(folder / "weights.safetensors")
+    save_file({k: v.half() for k, v in kept.items()}, folder / "weights.safetensors")
+    content = (folder / "weights.safetensors").read_bytes()
+    edit(folder, weights_sha256=package.sha256(content).hexdigest())
+    assert load_model(folder, "cpu").module.head.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalisation": {"std": [float("inf")] * 3}},
+        {"normalisation": {"std": [58.4, 57.1, 57.4]}},
+        {"mpp": float("inf")},
+        {"classes": ["normal", "\x1b[31mtumor"]},
+        {"classes": ["normal", "tumor\nnot"]},
+    ],
+)
+def test_a_manifest_that_no_picture_or_terminal_survives_is_refused(tiny, tmp_path, changes):
+    folder = save_model(tiny, tmp_path / "m")
+    edit(folder, **changes)
+    with pytest.raises(ModelError, match=r"model\.json is not a valid manifest") as told:
+        read_manifest(folder)
+    assert str(told.value).isprintable()
 
 
 def test_unknown_name_lists_the_known(tiny, shelf):
@@ -284,9 +330,9 @@ def test_golden_tensors_hold_stain_normalisation(tmp_path, monkeypatch):
 
 
 def test_golden_tensors_are_finite(tiny, tmp_path):
-    image = np.zeros((32, 48, 3), np.uint8)
+    image = np.full((32, 48, 3), 255, np.uint8)
     with torch.no_grad():
-        tiny.module.head.bias.fill_(float("inf"))
+        tiny.module.head.weight.fill_(3e38)  # finite, but not what it gives
     with pytest.raises(ModelError, match=r"gives probabilities \[nan, nan\].* not finite"):
         save_model(tiny, tmp_path / "m", golden=image)
     said, nan = ({"probabilities": torch.full((2,), value)} for value in (0.5, float("nan")))

@@ -7,6 +7,7 @@ import threading
 from functools import partial
 from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,7 +59,21 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Location", self.server.sends_on + self.path)
             self.end_headers()
             return
-        super().do_GET()
+        there = Path(self.translate_path(self.path))
+        if self.server.length:
+            self.send_response(200)
+            self.send_header("Content-Length", self.server.length)
+            self.end_headers()
+            self.wfile.write(there.read_bytes())
+        elif self.server.absent and not there.is_file():
+            page = b"<html>No such file</html>"
+            self.send_response(200 if self.server.absent == "html" else self.server.absent)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+        else:
+            super().do_GET()
 
 
 @pytest.fixture
@@ -66,7 +81,7 @@ def server(tmp_path):
     root = tmp_path / "www"
     root.mkdir()
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-    httpd.asked, httpd.sends_on = [], ""
+    httpd.asked, httpd.sends_on, httpd.absent, httpd.length = [], "", None, ""
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     httpd.root, httpd.url = root, f"http://127.0.0.1:{httpd.server_address[1]}"
@@ -316,3 +331,72 @@ def test_a_server_that_sends_on_to_an_address_without_encryption_is_not_followed
     with pytest.raises(ModelError, match="not allowed"):
         fetch_model(f"{server.url}/tiny")
     assert server.asked == ["/tiny/model.json"] * 2
+
+
+def test_figures_of_other_weights_of_the_same_name_are_refused(package, tmp_path):
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    name = read_manifest(package).name
+    (evaluation / "metrics.json").write_text(json.dumps({"models": {name: {"auc": 0.9}}}))
+    record = {"slides": [], "weights": {name: {"sha256": "0" * 64}}}
+    (evaluation / "evaluation.json").write_text(json.dumps(record))
+    given = {"licence": "MIT", "intended_use": "Tests.", "evaluation": evaluation}
+    with pytest.raises(ModelError, match=r"another model .* sha256 0{12}…"):
+        pack(package, tmp_path / "up", **given)
+    record["weights"][name]["sha256"] = read_manifest(package).weights_sha256
+    (evaluation / "evaluation.json").write_text(json.dumps(record))
+    packed = pack(package, tmp_path / "up", **given)
+    assert read_manifest(packed).metrics["evaluation"] == {"auc": 0.9}
+
+
+def test_names_of_weight_files_stay_behind(tiny, tmp_path):
+    several = {"resnet18": "Meier.pth", "resnet34": "imagenet"}
+    for source, expected in (
+        ("Meier, J.safetensors", "a file"),
+        ("torchvision IMAGENET1K_V1", "torchvision IMAGENET1K_V1"),
+        (several, {"resnet18": "a file", "resnet34": "imagenet"}),
+    ):
+        tiny.card = {"training_data": {"backbone_weights": source}}
+        folder = save_model(tiny, tmp_path / "own" / tiny.name)
+        packed = pack(folder, tmp_path / "up", licence="MIT", intended_use="Tests.")
+        assert read_manifest(packed).training_data == {"backbone_weights": expected}
+        assert not [path for path in packed.iterdir() if b"Meier" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n"])
+def test_a_list_that_was_cut_or_is_no_text_proves_nothing(packed, content):
+    (packed / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(ModelError, match=r"SHA256SUMS.* (does not list|not a line)"):
+        check_package(packed)
+
+
+@pytest.mark.parametrize("answer", [403, 410, "html"])
+def test_servers_say_in_several_ways_that_an_optional_file_is_absent(server, packed, answer):
+    for name in ("README.md", "SHA256SUMS", "golden.safetensors"):
+        (packed / name).unlink()
+    packed.rename(server.root / "model")
+    server.absent = answer
+    folder = fetch_model(f"{server.url}/model")
+    assert {path.name for path in folder.iterdir()} == {"model.json", "weights.safetensors"}
+
+
+def test_a_length_that_is_no_number_is_not_believed(server, packed):
+    packed.rename(server.root / "model")
+    server.length = "abc"
+    assert (fetch_model(f"{server.url}/model") / "model.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        torch.zeros(9, dtype=torch.uint8),
+        torch.zeros(8, 8, 4, dtype=torch.uint8),
+        torch.ones(8, 8, 3),
+    ],
+)
+def test_a_golden_input_that_is_no_picture_is_refused(packed, picture):
+    kept = load_file(packed / "golden.safetensors")
+    save_file({**kept, "input": picture}, packed / "golden.safetensors")
+    write_sums(packed)
+    with pytest.raises(ModelError, match="expected a picture"):
+        check_package(packed)

@@ -30,7 +30,6 @@ def test_a_result_becomes_a_bag(tmp_path: Path, result: Result) -> None:
             "name": "Fall 7 µ",
             "patch_size": 256,
             "patch_size_level0": round(result.tiles.boxes[0, 2]),
-            "patch_level": 0,
             "overlap": 0,
             "spacing_um_px": 0.5,
             "level0_mpp": MPP.x,

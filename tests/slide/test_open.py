@@ -18,7 +18,14 @@ import pytest
 
 import slidelens.slide.open as opening
 from rights import nobody, see_nothing_where_barred
-from slidelens import Box, MissingMppError, SlideError, SlideNotFoundError, open_slide
+from slidelens import (
+    Box,
+    MissingMppError,
+    SlideError,
+    SlideNotFoundError,
+    UnsupportedSlideError,
+    open_slide,
+)
 from slidelens.geometry import Mpp
 from slidelens.registry import API_VERSION, Registry
 from slidelens.slide.array import ArrayReader, from_array
@@ -103,6 +110,30 @@ def test_a_plugin_that_fails_is_named(toy, monkeypatch):
     slide = open_slide(toy)
     with pytest.raises(SlideError, match=r"'toy' .*ZeroDivisionError"):
         slide.close()
+
+
+def test_a_plugin_that_would_end_the_program_does_not(toy, monkeypatch):
+    leaves = type("Leaves", (ToyReader,), {"sniff": classmethod(lambda *_: sys.exit(3))})
+    monkeypatch.setitem(opening.READERS._loaded, "toy", leaves)
+    with pytest.raises(UnsupportedSlideError, match=r"plugin 'toy' .* failed on it: SystemExit: 3"):
+        open_slide(toy)
+    leaves = type("Leaves", (ToyReader,), {"__init__": lambda *_: sys.exit(3)})
+    monkeypatch.setitem(opening.READERS._loaded, "toy", leaves)
+    with pytest.raises(SlideError, match=r"plugin 'toy' .* failed on .*SystemExit"):
+        open_slide(toy)
+
+
+def test_a_size_that_no_scanner_makes_is_refused(toy, monkeypatch):
+    def vast(self, path):
+        self.facts = Facts(levels_of([(10**9, 10**9)]))
+
+    monkeypatch.setitem(
+        opening.READERS._loaded, "toy", type("Vast", (ToyReader,), {"__init__": vast})
+    )
+    with pytest.raises(
+        SlideError, match=r"slide\.toy: states 1000000000 x 1000000000 px; no scanner"
+    ):
+        open_slide(toy)
 
 
 def test_what_a_plugin_decoded_is_kept(toy, monkeypatch):

@@ -14,7 +14,7 @@ from slidelens.engine.package import load_model
 from slidelens.engine.predict import predict
 from slidelens.engine.train import train
 from slidelens.errors import ModelError
-from slidelens.nn.encoders import build_encoder, encoder_facts, load_encoder
+from slidelens.nn.encoders import build_encoder, encoder_facts, load_encoder, network_asked
 from slidelens.slide.open import open_slide
 from slidelens.testing.conformance import EncoderConformance
 from slidelens.testing.phantom import write_cohort
@@ -95,3 +95,52 @@ def test_a_mil_model_trains_on_it_and_predicts(weights, tmp_path):
     with open_slide(next((cohort / "slides").glob("*.tif"))) as slide:
         result = predict(slide, model, device="cpu")
     assert sum(result.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, and the names of the hosts that anything asks for."""
+    asked = []
+
+    def nowhere(host, *args, **kwargs):
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", nowhere)
+    return tmp_path, asked
+
+
+def test_a_package_does_not_make_us_ask_the_hub(hub):
+    _, asked = hub
+    for look in (encoder_facts, build_encoder):
+        with pytest.raises(ModelError, match=r"hf download owner/net config\.json --revision v1$"):
+            look("timm/hf-hub:owner/net@v1")
+    assert asked == []
+
+
+def test_a_network_of_the_hub_is_built_without_the_network_once_it_is_described(hub):
+    cache, asked = hub
+    repository = cache / "models--owner--net"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    described = {
+        "architecture": NAME,
+        "num_classes": 0,
+        "model_args": {"img_size": 96},
+        "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    }
+    (repository / "snapshots" / ("a" * 40) / "config.json").write_text(json.dumps(described))
+    assert encoder_facts("timm/hf-hub:owner/net").mean == (0.1, 0.2, 0.3)
+    encoder = build_encoder("timm/hf-hub:owner/net").eval()
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 3, 96, 96)).shape == (1, encoder.dim)
+    assert asked == []
+
+
+def test_who_names_a_network_of_the_hub_has_it_asked(hub):
+    _, asked = hub
+    with network_asked(), pytest.raises(ModelError, match="cannot be fetched"):
+        encoder_facts("timm/hf-hub:owner/net")
+    assert asked

@@ -143,6 +143,7 @@ def test_a_pickle_is_never_read(zoo, tmp_path):
         ({"architecture": "nonesuch"}, "no network is called 'nonesuch'"),
         ({"architecture": "squeezenet1_1"}, "does not fit the architecture"),
         ({"transform": [{"name": "Invert"}]}, "transformation 'Invert' is not known"),
+        ({"transform": [{"name": "Normalize"}]}, "Normalize states no mean and no std"),
     ],
 )
 def test_a_folder_that_does_not_hold_together_is_named(zoo, network, tmp_path, changes, message):

@@ -32,6 +32,7 @@ from slidelens.cli import (
     train,
     view,
 )
+from slidelens.cli.options import printable
 from slidelens.cli.readable import ReadableGroup, make_readable
 from slidelens.cli.stopping import SIGNALLED
 from slidelens.errors import SlideLensError
@@ -145,7 +146,7 @@ def run() -> None:
     try:
         program()()
     except SlideLensError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(meant(str(error)))}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Within a command typer makes the one of the other.

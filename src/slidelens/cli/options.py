@@ -25,6 +25,7 @@ __all__ = [
     "parse_mpp",
     "parse_region",
     "print_json",
+    "printable",
 ]
 
 _FINEST = 0.01
@@ -55,6 +56,13 @@ SeedOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")
 ]
+
+
+def printable(text: str) -> str:
+    """Return text of others without control characters, which would rewrite the terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def print_json(value: Any) -> None:

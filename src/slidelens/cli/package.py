@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slidelens.cli.options import JsonOption, print_json
+from slidelens.cli.options import JsonOption, print_json, printable
 from slidelens.cli.progress import Bar
 from slidelens.steps import Steps
 
@@ -95,7 +95,7 @@ def show(model: _Model, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        typer.echo(model_card(manifest), nl=False)
+        typer.echo(printable(model_card(manifest)), nl=False)
 
 
 def fetch(

@@ -331,6 +331,11 @@ def _pictures(
 def _write(out: Path, files: Mapping[str, bytes | str]) -> None:
     try:
         write_together(out, files)
+    except UnicodeEncodeError as error:
+        raise ResultError(
+            "names of slides have letters that this system's settings cannot tell; set "
+            "LC_ALL=C.UTF-8, then evaluate again."
+        ) from error
     except OSError as error:
         raise ResultError(
             f"{out}: cannot write the evaluation ({error.strerror or error}). Choose another --out."

@@ -23,6 +23,7 @@ from slidelens.engine.packages.manifest import (
     read_manifest,
 )
 from slidelens.engine.packages.sums import compare_sums
+from slidelens.engine.packages.weights import fill, read_weights
 from slidelens.errors import ModelError, PluginError
 from slidelens.families import FAMILIES
 from slidelens.faults import first_fault
@@ -126,7 +127,7 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     config = _config(manifest, folder)
     with torch.random.fork_rng(devices=[]):  # no caller's random numbers for weights that go
         module = build_network(family_of(manifest.family), config, len(manifest.classes))
-    _fill(module, _read_weights(folder, manifest), folder)
+    fill(module, read_weights(folder, manifest), folder / WEIGHTS)
     target = pick_device(device)
     # Slides are read as (H, W, 3), which is channels-last: convolutions then take it as it is.
     module = module.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -281,55 +282,6 @@ def _config(manifest: Manifest, folder: Path) -> FamilyConfig:
             f"{first_fault(error)}. Its fields are: {known}."
         ) from error
     return config
-
-
-def _read_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = folder / WEIGHTS
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"cannot read {path}: {error.strerror or error}. Copy the package again."
-        ) from error
-    digest = sha256(content).hexdigest()
-    if digest != manifest.weights_sha256:
-        raise ModelError(
-            f"{path} has sha256 {digest[:12]}…, {MANIFEST} states {manifest.weights_sha256[:12]}…:"
-            " the weights were altered or cut short. Copy the package again."
-        )
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}.") from error
-
-
-def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    surplus = sorted(weights.keys() - expected.keys())
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & weights.keys())
-        if weights[key].shape != expected[key].shape
-    ]
-    wrong = [*(f"{k} is missing" for k in missing), *(f"{k} is unknown" for k in surplus), *shapes]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(
-            f"{folder / WEIGHTS} does not fit the network that {MANIFEST} describes: "
-            f"{'; '.join(wrong[:3])}{more}. Family and config must be those of the training run."
-        )
-    unknown = [key for key, tensor in sorted(weights.items()) if bool(tensor.isnan().any())]
-    if unknown:
-        raise ModelError(
-            f"{folder / WEIGHTS}: {len(unknown)} of its tensors hold values that are not numbers "
-            f"(NaN; the first is {unknown[0]}): its training diverged, or it was damaged when it "
-            "was converted. No slide can be scored by it; use another package."
-        )
-    module.load_state_dict(weights)
 
 
 def locate_model(name_or_folder: str | Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from slidelens.engine.evaluation.memory import read_kept
 from slidelens.engine.package import GOLDEN, load_model, locate_model, verify, write_golden
 from slidelens.engine.packages.card import model_card
 from slidelens.engine.packages.manifest import (
@@ -58,7 +59,8 @@ def pack(
     Raises
     ------
     ModelError
-        No licence or intended use; an evaluation that lacks this model.
+        No licence or intended use; an evaluation that lacks this model, or is of one of the same
+        name with other weights.
     ResultError
         ``out`` holds more than a package, such as the training of this one: it would be lost.
     """
@@ -66,7 +68,7 @@ def pack(
     stated = read_manifest(folder)
     changes: dict[str, Any] = {"name": name or stated.name, **_without_places(stated)}
     if evaluation is not None:
-        figures = _figures(evaluation, stated.name)
+        figures = _figures(Path(evaluation), stated)
         changes["metrics"] = {**stated.metrics, "evaluation": figures}
     for key, given in (("licence", licence), ("intended_use", intended_use)):
         changes[key] = given or getattr(stated, key)
@@ -118,23 +120,41 @@ def _without_places(stated: Manifest) -> dict[str, Any]:
     """Return what a package says of its training, without names of folders and files."""
     found = stated.model_dump()
     places = {"training": ("bags", "bag_cache"), "training_data": ("labels",)}
-    return {
+    kept = {
         key: {k: v for k, v in found[key].items() if k not in names}
         for key, names in places.items()
         if isinstance(found.get(key), dict)
     }
+    if "backbone_weights" in (data := kept.get("training_data", {})):
+        data["backbone_weights"] = _unnamed(data["backbone_weights"])
+    return kept
 
 
-def _figures(evaluation: str | Path, name: str) -> dict[str, Any]:
-    path = Path(evaluation) / "metrics.json"
+def _unnamed(source: Any) -> Any:
+    """Return where weights came from, without the name of a file; MagNet has several backbones."""
+    if isinstance(source, dict):
+        return {key: _unnamed(one) for key, one in source.items()}
+    return "a file" if str(source).endswith((".safetensors", ".pt", ".pth", ".bin")) else source
+
+
+def _figures(evaluation: Path, stated: Manifest) -> dict[str, Any]:
+    name, path = stated.name, evaluation / "metrics.json"
     try:
         models: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["models"]
+        _, weights = read_kept(evaluation)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} is not a metrics.json of slidelens evaluate ({error}); give its --out folder."
         ) from error
     if name not in models:
         raise ModelError(f"{path} has no model {name!r}; it has {', '.join(models)}.")
+    digest = weights.get(name, {}).get("sha256")
+    if digest is not None and digest != stated.weights_sha256:
+        raise ModelError(
+            f"{evaluation} evaluated another model {name!r}: its weights have sha256 "
+            f"{digest[:12]}…, those of this one {stated.weights_sha256[:12]}…. Predict with this "
+            "model and evaluate again."
+        )
     figures = models[name]
     return {key: value for key, value in figures.items() if not isinstance(value, list | dict)} | {
         key: figures[key] for key in ("auc_ci",) if key in figures

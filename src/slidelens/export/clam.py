@@ -199,11 +199,13 @@ def _attributes(
 ) -> dict[str, str | int | float]:
     side = round(float(bag.boxes[0, 2])) if len(bag.boxes) else 0
     tile_mpp = float(bag.facts.get("mpp", mpp))
-    return {
+    tile = int(bag.facts.get("tile", side))
+    # CLAM reads patch_size pixels of patch_level, TRIDENT patch_size pixels at spacing_um_px.
+    level = {"patch_level": 0} if tile == side else {}
+    return level | {
         "name": name,
-        "patch_size": int(bag.facts.get("tile", side)),
+        "patch_size": tile,
         "patch_size_level0": side,
-        "patch_level": 0,
         "overlap": int(bag.facts.get("overlap", 0)),
         "spacing_um_px": tile_mpp,
         "level0_mpp": mpp,

@@ -7,6 +7,8 @@ multiple-instance learning takes it.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -24,7 +26,7 @@ from slidelens.nn.backbones import (
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "build_encoder",
     "encoder_facts",
     "load_encoder",
+    "may_ask_network",
+    "network_asked",
 ]
 
 _RGB = tuple[float, float, float]
@@ -69,7 +73,8 @@ class EncoderSource:
     Attributes
     ----------
     build
-        ``build(variant)`` makes the network with random weights.
+        ``build(variant)`` makes the network with random weights. It and ``facts`` ask the network
+        only where :func:`may_ask_network` says so: packages of others name variants too.
     load
         ``load(module, variant, weights)`` loads its weights: ``"imagenet"`` for those that come
         with the variant, or a safetensors file. Raises ``ModelError``.
@@ -89,6 +94,28 @@ class EncoderSource:
 ENCODERS: Registry[EncoderSource] = Registry(
     "slidelens.backbones", "slidelens.nn.encoders:EncoderSource", {}
 )
+
+
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
+
+
+@contextmanager
+def network_asked() -> Iterator[None]:
+    """Let plugins ask the network what an encoder is like: in the block, the user has named it."""
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def may_ask_network() -> bool:
+    """Whether a plugin may ask the network what an encoder is like.
+
+    It may when the user names an encoder to train with, and not when a model package does, whose
+    maker would be told who opens it.
+    """
+    return _asked.get()
 
 
 def build_encoder(name: str) -> Encoder:

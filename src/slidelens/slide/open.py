@@ -36,6 +36,8 @@ READERS: Registry[type[Reader]] = Registry(
 """Backends in the order in which they are tried; plugins come after the built-ins."""
 
 _HEAD = 1024
+_LARGEST = 1 << 44
+"""Pixels: a square metre of glass at 0.25 µm/px."""
 _CONVERT = "which no backend reads; convert it to OME-TIFF"
 _KNOWN = {
     b"\x89PNG": "a PNG picture, not a slide",
@@ -104,6 +106,7 @@ def _opened(
     else:
         reader = READERS.get(backend)(path)
     try:
+        _check_size(reader.facts, path)
         found, source = resolve(reader.facts)
         colour = None
         if icc:
@@ -116,6 +119,15 @@ def _opened(
     slide = Slide(reader, path, mpp=found, mpp_source=source, colour=colour)
     slide.reopen = partial(_opened, path.absolute(), backend, icc)
     return slide
+
+
+def _check_size(facts: Facts, path: Path) -> None:
+    width, height = facts.levels[0].size
+    if width * height > _LARGEST:
+        raise SlideError(
+            f"{path}: states {width} x {height} px; no scanner makes that many, so the file is "
+            "damaged, or is no slide."
+        )
 
 
 def is_slide(path: str | os.PathLike[str]) -> bool:
@@ -184,7 +196,7 @@ def _takes(name: str, path: Path, head: bytes) -> bool:
             raise _barred(path, error) from error
     try:
         return reader.sniff(path, head)
-    except Exception as error:  # reason: a plugin may raise anything
+    except (Exception, SystemExit) as error:  # reason: a plugin may raise anything
         raise PluginError(
             f"plugin {name!r} (group {READERS.group}) failed on it: {type(error).__name__}: "
             f"{error}."

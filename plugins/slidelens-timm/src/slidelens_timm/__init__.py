@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -9,12 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from slidelens.errors import ModelError
-from slidelens.nn.encoders import Encoder, EncoderFacts, EncoderSource, LoadReport
+from slidelens.nn.encoders import (
+    Encoder,
+    EncoderFacts,
+    EncoderSource,
+    LoadReport,
+    may_ask_network,
+)
 from slidelens.nn.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import torch
 
@@ -22,6 +29,7 @@ __all__ = ["SOURCE", "TimmEncoder"]
 
 SLIDELENS_API = 1
 _MPP = 0.5
+_HUB, _CONFIG = "hf-hub:", "config.json"
 
 
 class TimmEncoder(Encoder):
@@ -30,7 +38,7 @@ class TimmEncoder(Encoder):
     def __init__(self, variant: str) -> None:
         super().__init__()
         try:
-            self.network = timm.create_model(variant, pretrained=False, num_classes=0)
+            self.network = timm.create_model(_local(variant), pretrained=False, num_classes=0)
         except RuntimeError as error:
             close = timm.list_models(f"*{variant.split('.')[0][:8]}*")[:5]
             hint = f"; similar: {', '.join(close)}" if close else ""
@@ -91,17 +99,48 @@ def load(module: TimmEncoder, variant: str, weights: str | Path) -> LoadReport:
 
 def _pretrained(variant: str) -> Mapping[str, Any]:
     """Return what timm knows of a variant's weights; of a hub model, what its files say."""
-    if variant.startswith("hf-hub:"):
-        from timm.models import load_model_config_from_hf
-
+    if variant.startswith(_HUB):
+        folder = _description(variant)
         try:
-            return dict(load_model_config_from_hf(variant.removeprefix("hf-hub:"))[0])
-        except (OSError, ValueError) as error:
+            described = json.loads((folder / _CONFIG).read_bytes())
+            return dict(described.get("pretrained_cfg", described))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"timm/{variant}: its configuration cannot be read ({error})."
             ) from error
     known = timm.get_pretrained_cfg(variant, allow_unregistered=True)
     return known.to_dict() if known is not None else {}
+
+
+def _local(variant: str) -> str:
+    """Return the name by which timm builds a variant without asking the network."""
+    return f"local-dir:{_description(variant)}" if variant.startswith(_HUB) else variant
+
+
+def _description(variant: str) -> Path:
+    """Return the folder of this machine that holds a hub model's ``config.json``.
+
+    The hub is asked for it only if the user has named the encoder, not a package of others.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repository, _, revision = variant.removeprefix(_HUB).partition("@")
+    try:
+        found = try_to_load_from_cache(repository, _CONFIG, revision=revision or None)
+        if not isinstance(found, str) and may_ask_network():
+            found = hf_hub_download(repository, _CONFIG, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"timm/{variant}: its {_CONFIG} cannot be fetched ({error}); check name and network."
+        ) from error
+    if not isinstance(found, str):
+        at = f" --revision {revision}" if revision else ""
+        raise ModelError(
+            f"timm/{variant}: what this network looks like is not known on this machine, and the "
+            "hub is not asked for the sake of a package. If you trust its maker: "
+            f"hf download {repository} {_CONFIG}{at}"
+        )
+    return Path(found).parent
 
 
 SOURCE = EncoderSource(build=TimmEncoder, load=load, facts=facts, sample="test_vit")

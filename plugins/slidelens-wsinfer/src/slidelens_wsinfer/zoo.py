@@ -198,6 +198,12 @@ def _preprocessing(config: ZooConfig, folder: Path) -> tuple[Any, Any, int]:
                 raise ModelError(f"{folder / CONFIG}: Resize to {size}; tiles are square.")
             resize = int(sides.pop())
         elif step.name == "Normalize":
+            lacking = [key for key in ("mean", "std") if key not in step.arguments]
+            if lacking:
+                raise ModelError(
+                    f"{folder / CONFIG}: Normalize states no {' and no '.join(lacking)}; expected "
+                    "three numbers of each."
+                )
             mean, std = tuple(step.arguments["mean"]), tuple(step.arguments["std"])
         elif step.name != "ToTensor":
             raise ModelError(

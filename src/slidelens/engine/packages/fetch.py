@@ -39,6 +39,10 @@ _EXPECTED = (
 )
 _SCHEMES = ("hf://", "https://", "http://")
 _CHUNK = 1 << 20
+_LARGEST = 256 << 20
+"""Bytes of a file beside the weights."""
+_ABSENT = (403, 404, 410)
+"""How servers say that there is no such file: S3 forbids what it may not list."""
 _SECONDS = 30.0
 """Without a byte for so long, a transfer has failed."""
 _WAIT_S = 0.5
@@ -127,7 +131,10 @@ class _Redirects(HTTPRedirectHandler):
 
     def redirect_request(self, req: Request, *args: Any) -> Request | None:
         """Check the address that is to be asked instead, the last argument."""
-        _check_address(args[-1], f"{req.full_url}: the server sends on to {args[-1]}", _EXPECTED)
+        what = f"{req.full_url}: the server sends on to {args[-1]}"
+        _check_address(args[-1], what, _EXPECTED)
+        if req.full_url.startswith("https:") and not args[-1].startswith("https:"):
+            raise ModelError(f"{what}: models are fetched over https:// only.")
         return super().redirect_request(req, *args)
 
 
@@ -238,15 +245,20 @@ def _save(
         # The scheme was checked: https, or http on this machine.
         request = Request(url, headers={"User-Agent": "slidelens"})  # noqa: S310
         with build_opener(_Redirects).open(request, timeout=_SECONDS) as answer:
-            total = int(answer.headers.get("Content-Length") or 0)
+            if optional and answer.headers.get_content_type() == "text/html":
+                return ""  # a page that says that there is no such file
+            length = answer.headers.get("Content-Length") or ""
+            total = int(length) if length.isdecimal() else 0
             with (staging / name).open("wb") as file:
                 while chunk := answer.read(_CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
                     done += len(chunk)
+                    if name != WEIGHTS and done > _LARGEST:
+                        raise ModelError(f"{url}: is larger than {_LARGEST >> 20} MB.")
                     yield done, total
     except HTTPError as error:
-        if optional and error.code == 404:
+        if optional and error.code in _ABSENT:
             return ""
         raise ModelError(f"{url}: the server answered {error.code} {error.reason}.") from error
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:

@@ -43,6 +43,12 @@ def read_golden(folder: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"cannot read golden tensors {path}: {error}.") from error
     if "input" not in kept:
         raise ModelError(f"cannot read golden tensors {path}: it holds no input.")
+    shape, kind = tuple(kept["input"].shape), str(kept["input"].dtype).removeprefix("torch.")
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != "uint8":
+        raise ModelError(
+            f"cannot read golden tensors {path}: its input is {shape} of {kind}, expected a "
+            "picture, (height, width, 3) of uint8."
+        )
     return kept
 
 

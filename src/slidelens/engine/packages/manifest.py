@@ -31,7 +31,8 @@ PARTS = {MANIFEST, WEIGHTS, "golden.safetensors", "README.md", "SHA256SUMS"}
 _VERSION = 1
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # it becomes a folder of results
 _Share = Annotated[float, Field(ge=0, le=1)]
-_Above = Annotated[float, Field(gt=0)]
+_Spread = Annotated[float, Field(gt=0, le=10)]
+"""Of values in 0..1: a larger one was meant for 0..255, and leaves no picture."""
 
 
 def _readable(version: int) -> int:
@@ -43,6 +44,9 @@ def _readable(version: int) -> int:
 def _names(classes: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(classes)) < len(classes) or not all(name.strip() for name in classes):
         raise ValueError(f"{list(classes)}: expected names, each once, none of them empty")
+    strange = [name for name in classes if not name.isprintable()]
+    if strange:  # they would rewrite the terminal, or break the lines of a table
+        raise ValueError(f"{strange}: expected names of printable letters, on one line")
     return classes
 
 
@@ -52,7 +56,7 @@ class Normalisation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     mean: tuple[_Share, _Share, _Share] = (0.485, 0.456, 0.406)
-    std: tuple[_Above, _Above, _Above] = (0.229, 0.224, 0.225)
+    std: tuple[_Spread, _Spread, _Spread] = (0.229, 0.224, 0.225)
 
 
 class Manifest(BaseModel):
@@ -65,7 +69,9 @@ class Manifest(BaseModel):
     family: str
     config: dict[str, Any]
     classes: Annotated[tuple[str, ...], AfterValidator(_names)] = Field(min_length=1)
-    mpp: float = Field(gt=0, description="resolution that the network sees, µm/px")
+    mpp: float = Field(
+        gt=0, allow_inf_nan=False, description="resolution that the network sees, µm/px"
+    )
     tile_size: int | None = Field(None, gt=0, description="side of its tiles, px at mpp")
     normalisation: Normalisation = Normalisation()
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")

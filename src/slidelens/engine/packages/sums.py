@@ -6,6 +6,7 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from slidelens.engine.packages.manifest import PARTS
 from slidelens.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,17 +28,17 @@ def write_sums(folder: Path) -> None:
 
 
 def compare_sums(folder: Path) -> bool:
-    """Compare every listed file with its checksum; return whether the folder has a list.
+    """Compare every file of a package with its checksum; return whether the folder has a list.
 
     Raises
     ------
     ModelError
-        A file that is missing or another one, or a list of another form.
+        A file that is missing, another one or not listed, or a list of another form.
     """
     if not (folder / SUMS).is_file():
         return False
     listed: dict[str, str] = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\]+)", line)
         if match is None:
             raise ModelError(f"{folder / SUMS}: not a line of checksums: {line[:80]!r}.")
@@ -51,4 +52,10 @@ def compare_sums(folder: Path) -> bool:
                 f"{path} is not the file that was packed: it has another sha256 than {SUMS} "
                 "states. Fetch the package again, or ask its maker."
             )
+    unlisted = [n for n in sorted(PARTS - {SUMS}) if n not in listed and (folder / n).is_file()]
+    if unlisted:
+        raise ModelError(
+            f"{folder / SUMS} does not list {', '.join(unlisted)}: it was cut short or altered. "
+            "Fetch the package again, or ask its maker."
+        )
     return True

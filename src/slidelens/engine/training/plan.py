@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
@@ -18,6 +19,7 @@ from slidelens.engine.training.file import LARGEST_SEED
 from slidelens.engine.training.splits import fold_table, take_fraction
 from slidelens.engine.training.start import starting_point, task_of
 from slidelens.errors import LabelError, ModelError
+from slidelens.nn.encoders import network_asked
 from slidelens.slide.resolution import table_of
 
 if TYPE_CHECKING:
@@ -224,7 +226,8 @@ def plan_training(
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
-    model_config, training, derived = _configured(family_name, base, given, preset, epochs)
+    with network_asked() if "backbone" in given else nullcontext():
+        model_config, training, derived = _configured(family_name, base, given, preset, epochs)
     labelled = _labelled(Path(labels_csv), known, None if classes is not None else from_model)
     table = _divided(labelled, fold, fraction, seed)
     bags = getattr(training, "bags", None)
