@@ -201,7 +201,7 @@ def _attributes(
     tile_mpp = float(bag.facts.get("mpp", mpp))
     tile = int(bag.facts.get("tile", side))
     # CLAM reads patch_size pixels of patch_level, TRIDENT patch_size pixels at spacing_um_px.
-    level = {"patch_level": 0} if tile == side else {}
+    level: dict[str, str | int | float] = {"patch_level": 0} if tile == side else {}
     return level | {
         "name": name,
         "patch_size": tile,
