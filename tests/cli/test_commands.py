@@ -371,6 +371,27 @@ def test_a_folder_that_is_no_cohort_is_told_to_the_demo(slidelens, tmp_path):
         assert labels.read_text() == text
 
 
+def test_predict_finds_tissue_in_the_way_that_is_asked_for(slidelens, phantom, tmp_path):
+    run = ("predict", phantom, "--model", "demo-mil", "--region", "0,0,512,512")
+
+    def tiles(name, *given):
+        assert slidelens(*run, "--out", tmp_path / name, *given).code == 0
+        folder = tmp_path / name / "demo-mil" / phantom.stem
+        said = json.loads((folder / "result.json").read_text())["settings"]["tissue"]
+        return said, len((folder / "tiles.csv").read_text().splitlines()) - 1
+
+    usual, some = tiles("usual")
+    said, every = tiles("whole", "--tissue", "whole", "--tissue", "min-area=5")
+    assert usual["method"] != "whole"
+    assert (said["method"], said["min_area"]) == ("whole", 5)
+    assert every >= some
+    for given, why in (("skin", "method: "), ("area=3", "area"), ("mpp=-1", "mpp: ")):
+        wrong = slidelens(*run, "--out", tmp_path / "o", "--tissue", given)
+        assert wrong.code == 2
+        assert "--tissue" in wrong.err
+        assert why in wrong.err
+
+
 def test_predict_sets_fields_of_the_run(slidelens, phantom, tmp_path):
     run = ("predict", phantom, "--model", "demo-mil", "--region", "0,0,512,512")
     assert slidelens(*run, "--out", tmp_path / "a", "--set", "min_tissue=0").code == 0

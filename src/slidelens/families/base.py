@@ -176,8 +176,9 @@ def no_tissue(spec: GridSpec) -> SlideError:
     """Return the error of a slide on which a grid has no tile."""
     return SlideError(
         f"no tile of {spec.tile} px at {spec.mpp} µm/px holds {spec.min_tissue:.0%} tissue; "
-        "where there is tissue, --set min_tissue=0.1 takes tiles with less of it, and a larger "
-        "--region, or none, more of the slide."
+        "where there is tissue, --tissue otsu (or whole) finds it in another way, --set "
+        "min_tissue=0.1 takes tiles with less of it, and a larger --region, or none, more of the "
+        "slide."
     )
 
 
