@@ -148,7 +148,7 @@ def _work(
         if loop.replicas.is_first:
             with _writing(plan.out / STATE) as folder:
                 write_curves(folder, loop)
-            model.card = training_card(plan, loop, origin, device, model.card.get(LEARNT_FROM))
+            model.card |= training_card(plan, loop, origin, device, model.card.get(LEARNT_FROM))
             _publish(model, plan.out)
             store.clear()
     loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
