@@ -74,9 +74,8 @@ class MilTask(TrainTask[MilConfig]):
         alike = linear or model.config.pooling == base.config.pooling
         if alike and model.classes == base.classes:
             mine.head.load_state_dict(theirs.head.state_dict())
-            if mine.features is None:
-                known = learnt_facts(base.card)
-                model.card[BAG_FACTS] = known if theirs.features is None else _made(base)
+            if mine.features is None and (made := _learnt_from(base)):
+                model.card[BAG_FACTS] = made
         else:
             _start_at_zero(mine.head)
 
@@ -113,7 +112,10 @@ class MilTask(TrainTask[MilConfig]):
         self._way.load_state(state)
 
 
-def _made(model: Model[MilConfig]) -> dict[str, float | str]:
+def _learnt_from(model: Model[MilConfig]) -> dict[str, float | str]:
+    """Return how the vectors that a model's head learnt from were made, as far as it is known."""
+    if network_of(model).features is None:
+        return learnt_facts(model.card)
     return stated(vector_facts(model))
 
 
