@@ -189,6 +189,18 @@ def test_split_is_stratified_seeded_and_keeps_patients_together(table):
     assert sum(p.startswith("q") for p in tuned) == 4
 
 
+def test_patients_that_differ_only_in_case_or_spaces_are_told_and_stay_two(table, caplog):
+    rows = ["a,0,P1", "b,1,p1", "c,0, P2 ", "d,1,P2", "e,0,Q 3", "f,1,q3", "g,0,", "h,1,Q30"]
+    read = table("slide_id,label,patient", *rows)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "only in upper and lower case or in spaces" in said
+    assert ": 'P1' and 'p1', 'Q 3' and 'q3'. " in said
+    assert [r.patient for r in read.rows] == ["P1", "p1", "P2", "P2", "Q 3", "q3", None, "Q30"]
+    caplog.clear()
+    table("slide_id,label,patient", "a,0,P1", "b,1,P1", "c,1,P2")
+    assert not caplog.text
+
+
 def test_too_few_patients_to_split(table):
     read = table("slide_id,label", "a,0", "b,1")
     with pytest.raises(LabelError, match=r"too few .* label more slides, or say which are train"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -26,10 +27,13 @@ from slidelens.engine.training import loop
 from slidelens.engine.training.history import TUNE_TABLE
 from slidelens.errors import ModelError, SlideError
 from slidelens.export import export_result
+from slidelens.families.base import Bag
+from slidelens.families.mil_given import taken
 from slidelens.families.mil_heads import HEAD_FIELDS, POOLINGS, attention_channels
-from slidelens.geometry import Box
+from slidelens.geometry import Box, Mpp, Size
 from slidelens.maps.result import Result, find_results
 from slidelens.nn.mil import class_probabilities
+from slidelens.tiling.grid import GridSpec, make_grid
 from slidelens.tiling.tissue import TissueSettings
 from train_cohort import TILE, make_cohort, request
 
@@ -400,9 +404,153 @@ def test_a_model_on_vectors_runs_on_those_of_a_slide(bags, cohort, on_vectors):
     wanted = class_probabilities(whole.logits[None])[0].tolist()
     assert list(result.probabilities.values()) == pytest.approx(wanted, abs=1e-6)
     assert result.features is None
-    x, y, w, h = bag.boxes[4]
-    part = predict(slide, on_vectors, **how, region=Box(x + 1, y + 1, w, h))
-    np.testing.assert_allclose(part.tiles.boxes, bag.boxes[4:5])
+    for region in (Box(*bag.boxes[4]), Box(33, 33, 32, 32), Box(40, 0, 8, 200)):
+        part = predict(slide, on_vectors, **how, region=region)
+        read = predict(slide, bags[0], **{**how, "bags": None}, region=region)
+        np.testing.assert_allclose(part.tiles.boxes, read.tiles.boxes)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A slide of 100 x 90 px, smaller than the tile of its bag."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pixels = np.full((90, 100, 3), (200, 120, 170), np.uint8)
+    how = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / "s1.tif", pixels, photometric="rgb", tile=(32, 32), **how)
+    return folder / "s1.tif"
+
+
+def _foreign(folder, corners, side):
+    """Write a bag as other programs do."""
+    folder.mkdir()
+    with h5py.File(folder / "s1.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((len(corners), 512)), np.array(corners)
+        file["coords"].attrs["patch_size_level0"] = side
+    return folder
+
+
+def test_a_tile_that_reaches_over_the_border_counts(on_vectors, tiny, tmp_path):
+    """Its centre lies outside the slide; training takes it too."""
+    how = {"tissue": WHOLE, "device": "cpu"}
+    folder = _foreign(tmp_path / "one", [(0, 0)], 224)
+    result = predict(tiny, on_vectors, **how, bags=folder)
+    np.testing.assert_allclose(result.tiles.boxes, [[0, 0, 224, 224]])
+    assert np.isfinite(result.maps["probability"].read()).any()
+    folder = _foreign(tmp_path / "four", [(0, 0), (64, 0), (0, 64), (64, 64)], 64)
+    assert len(predict(tiny, on_vectors, **how, bags=folder).tiles) == 4
+    part = predict(tiny, on_vectors, **how, bags=folder, region=Box(90, 80, 10, 10))
+    np.testing.assert_allclose(part.tiles.boxes, [[64, 64, 64, 64]])
+
+
+def test_a_bag_of_another_slide_of_this_name_is_refused(bags, on_vectors, tiny, tmp_path):
+    how = {"tissue": WHOLE, "device": "cpu"}
+    folder = _foreign(tmp_path / "other", [(0, 0), (64, 64), (128, 0)], 64)
+    told = r"s1\.h5: 1 of the 3 tiles of its bag lie outside .*100 x 90 px, .*x=128, y=0: .*another"
+    with pytest.raises(SlideError, match=told):
+        predict(tiny, on_vectors, **how, bags=folder)
+    with pytest.raises(SlideError, match=r"s1\.h5: .* 96 x 96 px, this one has 100 x 90 px"):
+        predict(tiny, on_vectors, **how, bags=bags[1])
+
+
+@pytest.mark.parametrize("overlap", [0, 8, 20])
+@pytest.mark.parametrize("size", [(100, 90), (260, 175), (32, 20)])
+def test_a_region_of_a_bag_has_the_tiles_of_the_grid(size, overlap):
+    random = np.random.default_rng(overlap)
+    size, mpp, spec = Size(*size), Mpp(0.25, 0.3), GridSpec(32, 0.5, overlap)
+    whole = make_grid(size, mpp, spec).boxes
+    facts = {"overlap": str(overlap), "tile": "32"}
+    bag = Bag(whole, np.zeros((len(whole), 1), np.float32), facts)
+    assert len(taken(bag, size, Box.of_size(size))) == len(whole)
+    for _ in range(200):
+        x, y = random.uniform(0, 1, 2) * size
+        region = Box(x, y, *(random.uniform(0, 1, 2) * size)).intersect(Box.of_size(size))
+        grid = make_grid(size, mpp, spec, region=region)
+        np.testing.assert_array_equal(whole[taken(bag, size, region)], grid.boxes)
+
+
+def test_a_bag_without_a_tile_in_the_region_is_told(on_vectors, tiny, tmp_path):
+    folder = _foreign(tmp_path / "h5", [(0, 0)], 32)
+    with pytest.raises(SlideError, match=r"s1\.h5: none of the 1 tiles .* 10 x 10 px; check"):
+        predict(tiny, on_vectors, device="cpu", bags=folder, region=Box(80, 80, 10, 10))
+
+
+@pytest.fixture
+def others(bags, tmp_path):
+    """The bags, as another backbone had made them."""
+    folder = tmp_path / "others"
+    shutil.copytree(bags[1], folder)
+    for path in folder.iterdir():
+        with h5py.File(path, "a") as file:
+            file["features"].attrs["backbone_sha256"] = "another one"
+            file["coords"].attrs["patch_size"] = 64
+    return folder
+
+
+def test_a_model_on_vectors_takes_only_such_as_it_learnt_from(
+    bags, others, cohort, on_vectors, tmp_path
+):
+    kept = json.loads((on_vectors / "model.json").read_text())["bag_facts"]
+    with h5py.File(bags[1] / "s1.h5") as file:
+        made_by = file["features"].attrs["backbone_sha256"]
+    assert kept == {
+        "stain_normalization": "none",
+        "tile": 32,
+        "overlap": 0,
+        "mpp": 0.5,
+        "orientations": 1,
+        "backbone_sha256": made_by,
+    }
+    slide, how = cohort / "slides" / "s1.tif", {"tissue": WHOLE, "device": "cpu"}
+    told = (
+        r"s1\.h5: its bag has tile 64 \(the model learnt from 32\), backbone_sha256 another one \("
+    )
+    with pytest.raises(SlideError, match=told):
+        predict(slide, on_vectors, **how, bags=others)
+    older = load_model(on_vectors, "cpu")
+    del older.card["bag_facts"]
+    predict(slide, older, **how, bags=others)
+    foreign = _foreign(tmp_path / "foreign", [(0, 0)], 64)
+    predict(slide, on_vectors, **how, bags=foreign)
+
+
+@pytest.mark.parametrize("base", ["vectors", "backbone"])
+def test_fine_tuning_on_vectors_goes_on_with_such(bags, others, cohort, on_vectors, tmp_path, base):
+    start = on_vectors if base == "vectors" else bags[0]
+    how = {"from_model": start, "config": {"bag_dim": 512}}
+    asked = _bag_request(cohort, tmp_path / "m", others, **how)
+    with pytest.raises(SlideError, match=r"6 of 6 slides(.|\n)*\(the model learnt from 32\)"):
+        list(train(**asked))
+    list(train(**_bag_request(cohort, tmp_path / "n", bags[1], **how)))
+    tuned = load_model(tmp_path / "n", "cpu").card["bag_facts"]
+    assert tuned == load_model(on_vectors, "cpu").card["bag_facts"]
+    list(train(**asked | {"classes": ["a", "b"], "labels_csv": _renamed(cohort, tmp_path)}))
+
+
+def _renamed(cohort, folder):
+    """Return labels of other classes, for which a head begins anew."""
+    text = (cohort / "labels.csv").read_text()
+    (folder / "other.csv").write_text(text.replace("normal", "a").replace("tumour", "b"))
+    return folder / "other.csv"
+
+
+def test_bags_of_regions_are_told_and_run_as_such(bags, cohort, on_vectors, tmp_path, caplog):
+    base, folder = bags
+    shutil.copytree(folder, tmp_path / "h5")
+    slide, region = cohort / "slides" / "s1.tif", Box(32, 0, 64, 60)
+    how = {"tissue": WHOLE, "device": "cpu"}
+    part = predict(slide, base, **how, region=region)
+    export_result(part, "clam-h5", tmp_path / "h5", overwrite=True)
+    list(train(**_bag_request(cohort, tmp_path / "m", tmp_path / "h5", from_model=base)))
+    (said,) = [r.getMessage() for r in caplog.records if "region" in r.getMessage()]
+    assert "the bags of 1 slide are of a region alone" in said
+    assert "label of the whole slide: s1. " in said
+    told = (
+        r"s1\.h5: its bag is of a part of the slide alone; run that part, with --region 32,0,64,60,"
+    )
+    with pytest.raises(SlideError, match=told):
+        predict(slide, on_vectors, **how, bags=tmp_path / "h5")
+    again = predict(slide, on_vectors, **how, bags=tmp_path / "h5", region=region)
+    np.testing.assert_allclose(again.tiles.boxes, part.tiles.boxes)
 
 
 def test_a_run_on_vectors_is_as_new_as_they_are(bags, cohort, on_vectors, tmp_path):

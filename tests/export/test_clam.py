@@ -15,6 +15,7 @@ from slidelens.errors import ResultError
 from slidelens.export import export_result
 from slidelens.export.clam import ClamBag, read_clam, write_clam
 from slidelens.maps.result import Result
+from slidelens.maps.run_settings import RunSettings
 
 
 def test_a_result_becomes_a_bag(tmp_path: Path, result: Result) -> None:
@@ -37,7 +38,18 @@ def test_a_result_becomes_a_bag(tmp_path: Path, result: Result) -> None:
             "target_magnification": 20,
             "level0_width": SIZE.width,
             "level0_height": SIZE.height,
+            "region": "0,10,2000,1500.5",
         }
+
+
+def test_a_bag_says_that_it_is_of_a_region_and_not_that_it_is_of_all(
+    tmp_path: Path, result: Result
+) -> None:
+    assert read_clam(export_result(result, "clam-h5", tmp_path / "a.h5")).facts["region"]
+    for region in (None, (-5.0, 0.0, SIZE.width + 9.0, float(SIZE.height))):
+        result.settings = RunSettings(region=region)
+        path = export_result(result, "clam-h5", tmp_path / "a.h5", overwrite=True)
+        assert "region" not in read_clam(path).facts
 
 
 def test_what_was_written_reads_back_exactly(tmp_path: Path, result: Result) -> None:

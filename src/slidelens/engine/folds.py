@@ -16,6 +16,7 @@ from slidelens.engine.intervals import bootstrap, percentile_interval
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
 from slidelens.engine.train import train
+from slidelens.engine.training.contents import check_contents
 from slidelens.engine.training.file import read_train_file
 from slidelens.engine.training.history import TUNE_TABLE
 from slidelens.engine.training.plan import check_seed, plan_training
@@ -159,6 +160,7 @@ def _check_finished(plan: TrainPlan) -> None:
             f"{plan.out} was trained with other settings ({', '.join(changed)}); resume with the "
             "same ones, or train into another folder."
         )
+    check_contents(plan)
 
 
 def _summarise(places: Sequence[Path]) -> dict[str, Any]:

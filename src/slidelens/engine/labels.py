@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from slidelens.engine.class_order import in_order
 from slidelens.engine.lost_zeros import zeros_hint
+from slidelens.engine.patients import patients_by_class, shared_patients, warn_of_alike
 from slidelens.errors import LabelError, amount, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text
@@ -25,7 +26,6 @@ __all__ = [
     "LabelTable",
     "LabelledSlide",
     "Split",
-    "patients_by_class",
     "read_labels",
     "read_listed",
     "split_by_patient",
@@ -217,6 +217,7 @@ def read_labels(
         ((f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index), what),
         (empty, "classes without a slide"),
     )
+    warn_of_alike(path, rows)
     return LabelTable(path, names, rows)
 
 
@@ -237,17 +238,6 @@ def read_listed(path: Path) -> LabelTable:
     rows = tuple(_row(r, -1) for r in cells)
     _refuse(path, *_faults(cells, rows))
     return LabelTable(path, (), rows)
-
-
-def patients_by_class(rows: Iterable[LabelledSlide]) -> dict[int, list[str]]:
-    """Return the patients of each class, sorted; one counts for the highest class it has."""
-    label_of: dict[str, int] = {}
-    for row in rows:
-        label_of[row.patient_key] = max(row.label, label_of.get(row.patient_key, 0))
-    return {
-        label: sorted(name for name, own in label_of.items() if own == label)
-        for label in sorted({*label_of.values()})
-    }
 
 
 def split_by_patient(table: LabelTable, seed: int) -> LabelTable:
@@ -368,7 +358,7 @@ def _faults(
             f"splits that are not one of {', '.join(get_args(Split))}",
         ),
         (
-            _shared_patients(rows),
+            shared_patients(rows),
             "patients in more than one split, which would leak into the evaluation",
         ),
     ]
@@ -376,18 +366,6 @@ def _faults(
 
 def _twice(ids: Iterable[str]) -> list[str]:
     return [f"{name} ({n} times)" for name, n in Counter(ids).items() if n > 1]
-
-
-def _shared_patients(rows: Iterable[LabelledSlide]) -> list[str]:
-    """Name patients in two splits; beside ``test``, no split is one too: it may be learnt from."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.patient:
-            splits[row.patient].add(row.split or "no split")
-    for found in splits.values():
-        if "test" not in found:
-            found.discard("no split")
-    return [f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1]
 
 
 def _refuse(path: Path, *kinds: tuple[Iterable[str], str]) -> None:

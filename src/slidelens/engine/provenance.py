@@ -46,6 +46,9 @@ __all__ = [
 _ALGORITHM = 2
 """Raised when a new version of the engine gives other results from the same settings."""
 
+_BAG_ALGORITHM = 2
+"""Raised when a new version gives other results from the same feature vectors."""
+
 _SCHEME = "2:"
 """Begins fingerprints that are made in this way; others say nothing of a slide's content."""
 _EDGE = 64 << 10
@@ -97,7 +100,7 @@ def settings_sha256(
         facts["colour"] = "icc"
     if bag is not None:
         with bag.open("rb") as file:
-            facts["bag"] = file_digest(file, "sha256").hexdigest()
+            facts["bag"] = [_BAG_ALGORITHM, file_digest(file, "sha256").hexdigest()]
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

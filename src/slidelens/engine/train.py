@@ -12,6 +12,7 @@ from filelock import Timeout
 from slidelens.engine.learnt import LEARNT_FROM
 from slidelens.engine.locks import locked
 from slidelens.engine.package import family_of, save_model
+from slidelens.engine.training.contents import check_contents, write_contents
 from slidelens.engine.training.file import write_train_file
 from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import (
@@ -110,6 +111,7 @@ def _run(plan: TrainPlan, resume: bool) -> Generator[TrainProgress]:
         )
     if store.exists:  # now: what it leaves behind must not tell of other settings
         store.check_settings(plan.settings)
+        check_contents(plan)
     elif resume:
         log.warning("%s holds no unfinished training: it begins at the start", plan.out)
     return with_own_random(_steps(plan, store))
@@ -148,7 +150,7 @@ def _work(
         if loop.replicas.is_first:
             with _writing(plan.out / STATE) as folder:
                 write_curves(folder, loop)
-            model.card = training_card(plan, loop, origin, device, model.card.get(LEARNT_FROM))
+            model.card |= training_card(plan, loop, origin, device, model.card.get(LEARNT_FROM))
             _publish(model, plan.out)
             store.clear()
     loop.replicas.wait()  # none ends, or goes on to another training, before the model is there
@@ -181,11 +183,12 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _keep_request(plan: TrainPlan) -> None:
-    """Write the configuration and slides used beside the history, to repeat the run."""
+    """Write the configuration, slides and contents used beside the history, to repeat the run."""
     with _writing(plan.out / STATE) as folder:
         folder.mkdir(parents=True, exist_ok=True)
         write_train_file(folder / REQUEST, plan.file)
         write_slides(folder / SLIDES_TABLE, plan)
+        write_contents(plan)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 ``features`` is ``(N, D)`` and ``coords`` ``(N, 2)``, the upper left corners of the tiles in level-0
 px. What tools call ``patch_size`` differs, so the size in level-0 px and the resolution in µm are
-always written too, and ``boxes`` ``(N, 4)`` keeps corners and sizes that are no whole numbers.
+always written too, and ``boxes`` ``(N, 4)`` keeps corners and sizes that are no whole numbers. A
+bag of a region (``predict --region``) states it: it is not the whole slide's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from slidelens.errors import ResultError
 from slidelens.export.base import Exporter
 from slidelens.files import write_atomic
+from slidelens.geometry import Box
+from slidelens.maps.run_settings import region_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +47,8 @@ class ClamBag:
         ``(N, D)`` float16 or float32.
     facts
         ``tile``, ``overlap`` (px), ``mpp`` (µm/px), ``orientations``, ``stain_normalization``,
-        ``backbone``, ``backbone_sha256`` and other attributes of the file, as text.
+        ``backbone``, ``backbone_sha256``, ``region`` (x,y,w,h in level-0 px, where the bag is not
+        of the whole slide) and other attributes of the file, as text.
     """
 
     boxes: NDArray[np.float64]
@@ -213,6 +217,7 @@ def _attributes(
         "target_magnification": _TENFOLD / tile_mpp,
         "level0_width": size[0],
         "level0_height": size[1],
+        **({"region": bag.facts["region"]} if "region" in bag.facts else {}),
     }
 
 
@@ -246,8 +251,17 @@ def _write(result: Result, path: Path) -> None:
         )
     if slide.size is None or slide.resolution is None:
         raise ResultError(f"{slide.id}: the result does not say how large the slide is.")
-    bag = ClamBag(tiles.boxes, features.vectors, features.facts)
+    bag = ClamBag(tiles.boxes, features.vectors, {**features.facts, **_part(result, slide.size)})
     write_clam(path, bag, slide.id, slide.size, slide.resolution.x)
+
+
+def _part(result: Result, size: tuple[int, int]) -> dict[str, str]:
+    """Return the region that a result is of, unless that is the whole slide."""
+    run = result.settings
+    if run is None or run.region is None:
+        return {}
+    whole = Box.of_size(size)
+    return {} if Box(*run.region).intersect(whole) == whole else {"region": region_text(run)}
 
 
 EXPORTER = Exporter(

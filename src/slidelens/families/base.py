@@ -153,7 +153,8 @@ class Bag:
         ``(N, D)`` float16 or float32; may be memory-mapped.
     facts
         How they were made: ``tile``, ``overlap`` (px), ``mpp``, ``orientations``,
-        ``stain_normalization``, ``backbone``, ``backbone_sha256``.
+        ``stain_normalization``, ``backbone``, ``backbone_sha256``; of one that was read from a
+        file, also what that states of its slide.
     """
 
     boxes: NDArray[np.float64]

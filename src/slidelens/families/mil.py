@@ -31,6 +31,7 @@ from slidelens.families.base import (
     View,
     no_tissue,
 )
+from slidelens.families.mil_given import learnt_facts, stated, taken, unlike, wrong_length
 from slidelens.families.mil_heads import (
     HEAD_FIELDS,
     PoolingName,
@@ -58,7 +59,7 @@ __all__ = [
     "backbone_sha256",
     "grid_spec",
     "network_of",
-    "wrong_length",
+    "vector_facts",
 ]
 
 _known: WhileUnchanged[str] = WhileUnchanged()
@@ -195,7 +196,7 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
     ------
     SlideError
         No tile holds enough tissue; of a model on feature vectors that were made elsewhere: vectors
-        of another length, or none in the region.
+        of another length, backbone, kind of tiles or slide, or none in the region.
     ModelError
         Such a model, and no vectors.
     """
@@ -208,7 +209,7 @@ def infer(model: Model[MilConfig], view: View) -> Iterator[Event]:
         values = class_probabilities(logits).cpu().numpy()
         yield Patch("probability", boxes, values)
         if config.keep_features and not config.bag_dim:
-            facts = facts or _facts(model)
+            facts = facts or vector_facts(model)
             yield Bag(boxes, vectors.half().cpu().numpy(), facts)
         seen.append(network.essence(vectors, logits))
         places.append(boxes)
@@ -239,23 +240,18 @@ def _encoded(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
 
 
 def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
-    """Yield the given vectors of tiles that are centred in the region."""
-    config, bag, region = model.config, view.bag, view.region
+    """Yield the given vectors of the region's tiles."""
+    bag = view.bag
     if bag is None:
         raise ModelError(
             f"model {model.name!r} was trained on feature vectors made elsewhere, has no backbone "
             "to make them of a slide, and was given none."
         )
-    if bag.vectors.shape[1] != config.bag_dim:
-        raise SlideError(wrong_length(bag, config.bag_dim))
-    x, y = (bag.boxes[:, :2] + bag.boxes[:, 2:] / 2).T
-    inside = (x >= region.x) & (x < region.right) & (y >= region.y) & (y < region.bottom)
-    rows = np.flatnonzero(inside)
-    if len(rows) == 0:
-        raise SlideError(
-            f"none of the {len(inside)} tiles of its feature bag lies in the slide's region of "
-            f"{region.w:g} x {region.h:g} px; check that the bag is of this slide."
-        )
+    try:
+        _check_made_alike(model, bag)
+        rows = taken(bag, view.size, view.region)
+    except SlideError as error:
+        raise SlideError(f"{view.name}.h5: {error}") from error
     view.total(len(rows))
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
@@ -263,9 +259,13 @@ def _given(model: Model[MilConfig], view: View) -> Iterator[_Vectors]:
         yield bag.boxes[some], vectors.to(model.device or "cpu")
 
 
-def wrong_length(bag: Bag, dim: int) -> str:
-    """Return the message for a bag whose vectors have another length than the model takes."""
-    return f"its bag holds vectors of length {bag.vectors.shape[1]}, the model takes {dim}."
+def _check_made_alike(model: Model[MilConfig], bag: Bag) -> None:
+    """Refuse vectors that are not such as the model learnt from."""
+    if bag.vectors.shape[1] != model.config.bag_dim:
+        raise SlideError(wrong_length(bag, model.config.bag_dim))
+    fault = unlike(stated(bag.facts), learnt_facts(model.card), "the model learnt from")
+    if fault:
+        raise SlideError(fault)
 
 
 def network_of(model: Model[MilConfig]) -> MilNetwork:
@@ -274,8 +274,8 @@ def network_of(model: Model[MilConfig]) -> MilNetwork:
     return model.module
 
 
-def _facts(model: Model[MilConfig]) -> dict[str, str]:
-    """Return what identifies the model's feature vectors."""
+def vector_facts(model: Model[MilConfig]) -> dict[str, str]:
+    """Return what identifies the feature vectors of a model that has a backbone."""
     config = model.config
     digest = _known.get(model.module)
     if digest is None:

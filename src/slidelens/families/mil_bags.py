@@ -9,18 +9,22 @@ not encoded again.
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from slidelens.errors import SlideError
-from slidelens.families.base import BAG_FIELDS, bag_fields, in_short, no_tissue
-from slidelens.families.mil import (
-    backbone_sha256,
-    grid_spec,
-    network_of,
+from slidelens.errors import SlideError, amount, listed
+from slidelens.families.base import BAG_FIELDS, no_tissue
+from slidelens.families.mil import backbone_sha256, grid_spec, network_of
+from slidelens.families.mil_given import (
+    BAG_FACTS,
+    learnt_facts,
+    region_of,
+    stated,
+    unlike,
     wrong_length,
 )
 from slidelens.families.training import Encoding, Outcome, Work, balanced_order, slide_key
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from slidelens.families.training import Stage
 
 __all__ = ["BagSteps"]
+
+log = logging.getLogger(__name__)
 
 
 class BagSteps:
@@ -53,8 +59,11 @@ class BagSteps:
         self._sha = ""
         """Of the backbone's weights, as long as they do not change."""
         self._seen_in: Stage | None = None
-        self._alike: dict[str, float | str] = {}
+        self._alike = learnt_facts(tiles.model.card)
         """What the given bags say of their tiles, where the model cannot say it."""
+        self._whose = "the model learnt from" if self._alike else "the bags before have"
+        self._partial: list[str] = []
+        """Slides whose given bags are of a region alone, until that was told."""
 
     def check(self, slide_id: str) -> None:
         """Encode a slide's tiles, unless they are cached; ``SlideError`` if it has none."""
@@ -75,6 +84,7 @@ class BagSteps:
         """Yield batches of slides in balanced order; ``detail`` is the number of the first."""
         if stage is not self._seen_in:
             self._sha, self._seen_in = "", stage  # the stage before may have changed the backbone
+        self._warn_of_partial()
         order = balanced_order(self.train, self.seed, epoch)
         for start in range(0, len(order), self.config.train_batch):
             batch = [self.train[i] for i in order[start : start + self.config.train_batch]]
@@ -221,26 +231,34 @@ class BagSteps:
                 "its bag was made by another backbone than the model's; give that one's --weights "
                 f"or --from MODEL, or train on the vectors alone with --set bag_dim={dim}."
             )
-        if made_by is not None:
-            self._check_alike(bag.facts)
+        self._check_alike(bag)
+        if region_of(bag) is not None:
+            self._partial.append(slide_id)
 
-    def _check_alike(self, facts: Mapping[str, str]) -> None:
+    def _check_alike(self, bag: Bag) -> None:
         """Refuse a bag of SlideLens whose tiles were read differently than the model reads them.
 
-        A model on vectors reads no tiles; its bags must then be like the previous ones. Facts that
-        other programs state are not compared, since their meanings differ. A bag without a stated
-        stain normalisation is from an older version and counts as ``none``.
+        A model on vectors reads no tiles; its bags must then be like the previous ones, and those
+        of the model that it is fine-tuned from. What they say is kept with it.
         """
-        stated = {"stain_normalization": "none", **bag_fields(facts)}
-        model = self.tiles.model
-        if network_of(model).features is None:
-            whose, wanted = "the bags before have", self._alike
-            stated["backbone_sha256"] = facts["backbone_sha256"]
+        model, told = self.tiles.model, stated(bag.facts)
+        reads = network_of(model).features is not None
+        if reads:
+            fault = unlike(told, {k: getattr(model.config, k) for k in BAG_FIELDS}, "the model has")
         else:
-            whose, wanted = "the model has", {k: getattr(model.config, k) for k in BAG_FIELDS}
-        wrong = [k for k, value in stated.items() if wanted.setdefault(k, value) != value]
-        if wrong:
-            told = ", ".join(
-                f"{k} {in_short(stated[k])} ({whose} {in_short(wanted[k])})" for k in wrong
+            fault = unlike(told, self._alike, self._whose)
+        if fault:
+            raise SlideError(fault)
+        if told and not reads:
+            self._alike = model.card[BAG_FACTS] = told | self._alike
+
+    def _warn_of_partial(self) -> None:
+        """Tell, once, of bags that were made of less than the slide that the label is of."""
+        if self._partial:
+            log.warning(
+                "%s: the bags of %s are of a region alone (--region), and are learnt from with the "
+                "label of the whole slide: %s. Where what the label tells of may lie elsewhere, "
+                "export results of whole slides",
+                *(self.config.bags, amount(len(self._partial), "slide"), listed(self._partial)),
             )
-            raise SlideError(f"its bag has {told}; give bags that were made alike.")
+            self._partial = []

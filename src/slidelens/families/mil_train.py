@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from slidelens.families.mil import MilConfig, network_of
+from slidelens.families.mil import MilConfig, network_of, vector_facts
 from slidelens.families.mil_bags import BagSteps
+from slidelens.families.mil_given import BAG_FACTS, learnt_facts, stated
 from slidelens.families.mil_schedule import MilTraining, finds_top_tiles
 from slidelens.families.mil_tiles import MilTiles
 from slidelens.families.mil_top import TopSteps
@@ -61,7 +62,8 @@ class MilTask(TrainTask[MilConfig]):
         """Load backbone and head; for other classes only the backbone.
 
         So too for another pooling, unless both heads are linear. A linear head that is not loaded
-        starts at zero, as in any new model.
+        starts at zero, as in any new model. One that is loaded goes on with such vectors as it
+        learnt from.
         """
         mine, theirs = network_of(model), network_of(base)
         if mine.features is not None:
@@ -72,6 +74,8 @@ class MilTask(TrainTask[MilConfig]):
         alike = linear or model.config.pooling == base.config.pooling
         if alike and model.classes == base.classes:
             mine.head.load_state_dict(theirs.head.state_dict())
+            if mine.features is None and (made := _learnt_from(base)):
+                model.card[BAG_FACTS] = made
         else:
             _start_at_zero(mine.head)
 
@@ -106,6 +110,13 @@ class MilTask(TrainTask[MilConfig]):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self._way.load_state(state)
+
+
+def _learnt_from(model: Model[MilConfig]) -> dict[str, float | str]:
+    """Return how the vectors that a model's head learnt from were made, as far as it is known."""
+    if network_of(model).features is None:
+        return learnt_facts(model.card)
+    return stated(vector_facts(model))
 
 
 def _start_at_zero(head: torch.nn.Module) -> None:

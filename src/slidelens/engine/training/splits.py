@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slidelens.engine.labels import patients_by_class
+from slidelens.engine.patients import patients_by_class
 from slidelens.errors import LabelError, ModelError
 
 if TYPE_CHECKING:
