@@ -309,11 +309,13 @@ def test_vectors_too_large_for_half_precision_are_kept_as_they_are(make):
     assert task._vectors["s1", 0].dtype == torch.half
 
 
+@pytest.mark.parametrize("fine", [1, 4])
 @pytest.mark.parametrize("stage", ["patches", "map", "both"])
-def test_tuning_scores_are_those_of_infer(make, stage):
-    """What the loop sees on a tuning slide is what a user gets."""
+def test_tuning_scores_are_those_of_infer(make, stage, fine):
+    """What the loop sees on a tuning slide is what a user gets, however fine the map is drawn."""
     method = "classifier" if stage == "patches" else "multistage"
     task = make(stage, method)
+    task.model.config = task.model.config.model_copy(update={"fine": fine})
     with torch.inference_mode():
         for work in task.evaluation():
             outcome = task.step(work, 0, None)
