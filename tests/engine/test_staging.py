@@ -277,6 +277,26 @@ def test_lesions_that_are_drawn_nowhere_are_refused(tmp_path):
         _run(*words, "--annotations", tmp_path / "ann", "--out", tmp_path / "o")
 
 
+def test_what_tumour_is_called_is_one_question_for_all_files(tmp_path):
+    for slide_id in "abc":
+        _result(slide_id, 8).save(tmp_path / "r" / "m" / slide_id)
+    (tmp_path / "labels.csv").write_text("slide_id,label\na,tumour\nb,tumour\nc,normal\n")
+    words = ["lesions", tmp_path / "r", "--labels", tmp_path / "labels.csv"]
+    words += ["--annotations", tmp_path / "ann", "--out", tmp_path / "o"]
+    _annotate(tmp_path / "ann", "a", 600, 2200, "Met")
+    _annotate(tmp_path / "ann", "b", 600, 2200, "Necrosis")
+    said = r"'Met' on a\.geojson; 'Necrosis' on b\.geojson\. Say which are tumour with --tumour"
+    with pytest.raises(LabelError, match=said):
+        _run(*words)
+    with pytest.raises(LabelError, match=r"b: .* no annotation is of class 'Met'; there are 'Ne"):
+        _run(*words, "--tumour", "Met")
+    _annotate(tmp_path / "ann", "b", 600, 2200, "Met")
+    assert "2 lesions on 3 slides" in _run(*words).output
+    _annotate(tmp_path / "ann", "c", 600, 2200, "Met")
+    with pytest.raises(LabelError, match="c: labelled 'normal', but 1 annotations of it are 'Met'"):
+        _run(*words)
+
+
 def test_two_results_of_a_slide_are_not_staged(tmp_path):
     for run, length in (("one", 8), ("two", 3)):
         _result("p_node_0", length).save(tmp_path / "r" / run / "m" / "p_node_0")

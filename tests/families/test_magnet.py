@@ -220,6 +220,56 @@ def test_a_window_that_saw_nothing_but_padding_is_not_drawn():
         assert outside == (sign == 1)
 
 
+REGION = Box(52, 28, 90, 61)  # its borders cut cells of both maps
+
+
+def test_maps_end_with_the_region(run):
+    """The square around a region, and windows at its rim, reach over pixels that it never saw."""
+    model, view = model_of(), view_of(pixels(), region=REGION)
+    *patches, trajectory, _ = run(model, view)
+    assert any(w.box != w.box.intersect(REGION) for w in trajectory.last)
+    (square,) = (w.box for w in trajectory.windows if w.layer == 0)
+    assert square.h > REGION.h
+    for patch in patches:
+        (box,) = patch.boxes
+        part = Box(*box)
+        np.testing.assert_allclose(part, part.intersect(REGION), atol=1e-6)
+    attention = [p for p in patches if p.map == "attention"]
+    assert sum(Box(*p.boxes[0]).area for p in attention) == pytest.approx(REGION.area)
+    seen: list[Seen] = []
+    model.module.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    run(model, view)
+    heat = seen[0].attention[0][0].mean(0).numpy()
+    step = square.w / len(heat)
+    for patch in attention:  # each cell has the value of the place
+        x, y, w, h = patch.boxes[0]
+        rows, columns = patch.values.shape[2:]
+        column = ((x + (np.arange(columns) + 0.5) * w / columns - square.x) / step).astype(int)
+        row = ((y + (np.arange(rows) + 0.5) * h / rows - square.y) / step).astype(int)
+        assert np.array_equal(patch.values[0, 0], heat[np.ix_(row, column)])
+
+
+@pytest.mark.parametrize("name", ["attention", "probability"])
+def test_nothing_is_drawn_or_outlined_beyond_the_region(name):
+    slide, whole = from_array(pixels(), mpp=0.5), TissueSettings(method="whole")
+    result = predict(slide, model_of(), region=REGION, tissue=whole, device="cpu")
+    known = np.isfinite(result.maps[name].read()[-1])
+    cell = SMALL["map_mpp"] / 0.5
+    rows, columns = (np.flatnonzero(known.any(axis)) * cell for axis in (1, 0))
+    assert rows.min() > REGION.y - cell
+    assert rows.max() < REGION.bottom
+    assert columns.min() > REGION.x - cell
+    assert columns.max() < REGION.right
+    if name == "attention":  # all of the region, but no more
+        assert known.sum() == len(rows) * len(columns)
+    for region in result.regions:
+        left, top, right, bottom = region.polygon.bounds
+        assert left > REGION.x - cell
+        assert top > REGION.y - cell
+        assert right < REGION.right + cell
+        assert bottom < REGION.bottom + cell
+
+
 def test_reads_no_more_of_the_slide_than_it_looks_at(run):
     array, model = pixels(width=1024, height=1024), model_of(spread=False, gain=(1.0,))
     for layer in model.module.attention:

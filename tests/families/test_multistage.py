@@ -11,6 +11,7 @@ from slidelens.engine.loader import SlideView
 from slidelens.errors import ModelError, SlideError
 from slidelens.families.base import Model, Patch, SlideScore
 from slidelens.families.multistage import FAMILY, MultistageConfig
+from slidelens.geometry import Box
 from slidelens.slide.array import from_array
 from slidelens.tiling.tissue import TissueSettings
 
@@ -150,6 +151,41 @@ def test_a_slide_smaller_than_a_fine_cell_has_one():
     found, _, score = _run(model, view)
     assert found.boxes.tolist() == [[0, 0, 16, 16]]
     assert score.probabilities[1] == found.values[0, 1]
+
+
+@pytest.mark.parametrize("method", ["multistage", "classifier", "segmentation"])
+@pytest.mark.parametrize("lumps", ["together", "separate"])
+@pytest.mark.parametrize("region", [None, Box(40, 20, 50, 70)])
+def test_a_slides_score_is_the_same_however_fine_its_map_is(method, lumps, region):
+    """The threshold is for scores of the plain grid, of which not all is on a fine one."""
+    pixels = np.random.default_rng(3).integers(0, 256, (27, 37, 3), np.uint8).repeat(4, 0)
+    pixels = pixels.repeat(4, 1)  # 108 x 148 px
+    pixels[96:, 128:] = (255, 0, 0)  # the highest patch reaches beyond the slide
+    scores = {}
+    for fine in (1, 2, 4):
+        slide = from_array(pixels, mpp=0.5)
+        view = SlideView(slide, tissue=TissueSettings(method="whole"), region=region)
+        found, _, score = _run(_model(method=method, lumps=lumps, fine=fine), view)
+        scores[fine] = score.probabilities[1]
+        if fine == 1:
+            assert score.probabilities[1] == found.values[:, 1].max()
+        else:
+            assert (found.boxes[:, 2:] == TILE // fine).all()
+            assert (found.boxes % (TILE // fine) == 0).all()
+            assert len(np.unique(found.boxes, axis=0)) == len(found.boxes)
+    assert scores[2] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[4] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_tissue_that_only_shifted_patches_hold_is_scored_by_these():
+    pixels = np.full((4 * TILE, 4 * TILE, 3), 255, np.uint8)
+    pixels[16:48, 16:48] = (180, 60, 120)
+    view = SlideView(from_array(pixels, mpp=4.0), tissue=TissueSettings(min_area=0, closing=0))
+    with pytest.raises(SlideError, match="holds 80% tissue"):
+        _run(_model(min_tissue=0.8, mpp=4.0), view)
+    found, _, score = _run(_model(min_tissue=0.8, mpp=4.0, fine=2), view)
+    assert len(found.boxes) == 4
+    assert score.probabilities[1] == pytest.approx(found.values[:, 1].max())
 
 
 def test_a_map_is_declared_as_it_is_drawn():

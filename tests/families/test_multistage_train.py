@@ -229,7 +229,7 @@ def test_end_to_end_is_the_gradient_of_the_maps_loss(make):
     module = other.model.module
     total = 0.0
     for slide_id in ("s0", "s1"):
-        grid = other._patches_of(slide_id).grid
+        grid = other.patches[slide_id].grid
         images = torch.cat(list(other._images(slide_id, grid, 3, 50)))
         vectors = module(images, "vectors")
         loss = other._map_loss(slide_id, vectors, other._way(slide_id, 3))
@@ -245,7 +245,7 @@ def test_patches_without_a_label_carry_no_loss(make):
     data = Data()
     data.drawn["s1"] += _drawn((2, 1), label="other")
     task = make("map", data=data)
-    labels = task._patches_of("s1").labels
+    labels = task.patches["s1"].labels
     assert labels[1 * COLUMNS + 2] == -1
     logits = torch.zeros(len(labels), requires_grad=True)
     task._loss("s1", logits).backward()
@@ -309,11 +309,13 @@ def test_vectors_too_large_for_half_precision_are_kept_as_they_are(make):
     assert task._vectors["s1", 0].dtype == torch.half
 
 
+@pytest.mark.parametrize("fine", [1, 4])
 @pytest.mark.parametrize("stage", ["patches", "map", "both"])
-def test_tuning_scores_are_those_of_infer(make, stage):
-    """What the loop sees on a tuning slide is what a user gets."""
+def test_tuning_scores_are_those_of_infer(make, stage, fine):
+    """What the loop sees on a tuning slide is what a user gets, however fine the map is drawn."""
     method = "classifier" if stage == "patches" else "multistage"
     task = make(stage, method)
+    task.model.config = task.model.config.model_copy(update={"fine": fine})
     with torch.inference_mode():
         for work in task.evaluation():
             outcome = task.step(work, 0, None)
@@ -385,11 +387,8 @@ def test_weights_that_a_method_cannot_use_are_refused(make):
     [
         ("s1", Annotations(), "labelled 'tumour', but no tumour is drawn"),
         ("s1", _drawn((90, 2)), "lies outside the slide of 128 x 96 px"),
-        (
-            "s1",
-            _drawn((0, 0), label="a") + _drawn((1, 0), label="b"),
-            "classes 'a', 'b': say which",
-        ),
+        # Alone in its file, but the other files say what tumour is called.
+        ("s1", _drawn((0, 0), label="Necrosis"), "no annotation is of class 'tumour'; there are"),
         ("s0", _drawn((0, 0)), "labelled 'normal', but 1 annotations of it are 'tumour'"),
     ],
 )
@@ -398,8 +397,75 @@ def test_annotations_that_do_not_fit_are_refused_before_training(make, slide_id,
     task = make(data=data)
     task.check(slide_id)
     data.drawn[slide_id] = Annotations(drawn)
+    task = make(data=data)
+    for other in ("s2", "s3", "t1"):
+        task.check(other)
     with pytest.raises(LabelError, match=message):
-        make(data=data).check(slide_id)
+        task.check(slide_id)
+
+
+def _named(data, name):
+    """Call all that is drawn by another name."""
+    for slide_id, drawn in data.drawn.items():
+        data.drawn[slide_id] = Annotations([Annotation(a.polygon, name) for a in drawn])
+    return data
+
+
+def test_the_only_class_is_tumour_if_no_slide_has_another(make):
+    data = _named(Data(), "_0")
+    assert (make(data=data).patches["s1"].labels == 1).sum() == 2
+    data.drawn["s3"] = _drawn((0, 0), label="Necrosis")
+    said = r"'_0' on s1, t1; 'Necrosis' on s3. Say which are tumour with --set tumour=NAME"
+    with pytest.raises(LabelError, match=said):
+        make(data=data)
+    task = make(data=data, tumour=("_0",))
+    task.check("s1")
+    with pytest.raises(LabelError, match="no annotation is of class '_0'; there are 'Necrosis'"):
+        task.check("s3")
+
+
+def test_tumour_on_a_normal_slide_is_refused_whatever_it_is_called(make):
+    data = _named(Data(), "_0")
+    data.drawn["s0"] = _drawn((0, 0), label="_0")
+    with pytest.raises(LabelError, match="labelled 'normal', but 1 annotations of it are '_0'"):
+        make(data=data).check("s0")
+
+
+def test_a_file_that_cannot_be_read_is_told_of_its_slide(make):
+    data = Data()
+    annotations = data.annotations
+
+    def damaged(slide_id):
+        if slide_id == "s1":
+            raise LabelError("s1.geojson: neither JSON nor XML")
+        return annotations(slide_id)
+
+    data.annotations = damaged
+    task = make(data=data)
+    task.check("s3")
+    with pytest.raises(LabelError, match=r"s1\.geojson: neither"):
+        task.check("s1")
+
+
+def test_what_is_drawn_as_something_else_has_no_label_on_any_slide(make):
+    data = Data()
+    data.drawn["s0"] = _drawn((2, 1), label="Artefact")
+    data.drawn["s1"] += _drawn((2, 1), label="Artefact")
+    task = make(data=data)
+    for slide_id, tumour in (("s0", 0), ("s1", 2)):
+        labels = task.patches[slide_id].labels
+        assert labels[1 * COLUMNS + 2] == -1
+        assert ((labels == -1).sum(), (labels == 1).sum()) == (1, tumour)
+
+
+def test_a_slide_of_which_no_patch_has_a_label_is_refused(make):
+    """Its loss was 0, the best there is, in the mean that chooses the epochs."""
+    data = Data()
+    whole = Annotation(shapely.box(0, 0, COLUMNS * TILE, ROWS * TILE), "Tissue")
+    data.drawn["t0"] = Annotations([whole])
+    with pytest.raises(LabelError, match=r"none of its 12 patches has a label.*--set normal=NAME"):
+        make(data=data).check("t0")
+    make(data=data, normal=("tissue",)).check("t0")
 
 
 def test_a_slide_without_patches_and_a_cohort_without_tumour_patches_are_refused(make):

@@ -76,7 +76,7 @@ def test_under_autocast_places_keep_their_digits(sees):
     torch.testing.assert_close(half.windows[0], full.windows[0], atol=0.02, rtol=0)
 
 
-def test_windows_lie_in_their_parents():
+def test_windows_are_centred_in_their_parents_and_no_larger():
     seen = network().eval()(overview(), world)
     first, second = seen.windows
     for number in range(4):

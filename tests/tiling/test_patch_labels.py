@@ -61,24 +61,38 @@ def test_only_what_lies_inside_the_slide_counts():
 
 
 @pytest.mark.parametrize(
-    ("rules", "labels", "found"),
+    ("rules", "drawn", "found"),
     [
-        (PatchRules(), ["Tumour", "necrosis"], ["Tumour"]),
-        (PatchRules(positive="1"), ["anything"], ["anything"]),
-        (PatchRules(positive="1", normal=("ok",)), ["a", "ok"], ["a"]),
-        (PatchRules(("_0", "_1")), ["_0", "_1", "x"], ["_0", "_1"]),
+        (PatchRules(), {"a": ["Tumour", "necrosis"], "b": ["necrosis"]}, ["Tumour"]),
+        (PatchRules(), {"a": [], "b": []}, []),
+        (PatchRules(positive="1"), {"a": ["anything"], "b": ["Anything"]}, ["anything"]),
+        (PatchRules(positive="1"), {"a": [""], "b": []}, [""]),
+        (PatchRules(positive="1", normal=("ok",)), {"a": ["a", "OK"], "b": ["ok"]}, ["a"]),
+        (PatchRules(("_0", "_1")), {"a": ["_0", "_1", "x"]}, ["_0", "_1"]),
     ],
 )
-def test_which_classes_are_tumour(rules, labels, found):
-    drawn = [_area(label, 0.5) for label in labels]
-    assert [a.label for a in rules.tumour_of(drawn)] == found
+def test_which_classes_are_tumour_is_one_question_for_a_cohort(rules, drawn, found):
+    resolved = rules.of_cohort(drawn)
+    areas = [_area(label, 0.5) for label in drawn["a"]]
+    if found:
+        assert [a.label for a in resolved.some_tumour_of(areas)] == found
+    else:
+        assert resolved.tumour == ("tumour",)
 
 
 def test_classes_that_may_or_may_not_be_tumour_are_asked_for():
-    with pytest.raises(LabelError, match=r"classes '_0', '_1': say which.*--set tumour=NAME"):
-        PatchRules().tumour_of([_area("_0", 0.1), _area("_1", 0.1)])
-    with pytest.raises(LabelError, match=r"no annotation of class cancer; there are 'Tumor'"):
-        PatchRules(("cancer",)).tumour_of([_area("Tumor", 0.1)])
+    drawn = {"a": {"Tumor"}, "b": {"Necrosis"}, "c": {"tumor", "Necrosis"}, "d": set()}
+    said = r"class '1', and several are drawn: 'Necrosis' on b, c; 'Tumor' on a, c\. Say which"
+    with pytest.raises(LabelError, match=said + r".*--set tumour=NAME"):
+        PatchRules(positive="1").of_cohort(drawn)
+    assert PatchRules(positive="1", normal=("necrosis",)).of_cohort(drawn).tumour == ("Tumor",)
+
+
+def test_a_class_alone_in_its_file_is_not_taken_for_tumour():
+    with pytest.raises(LabelError, match=r"no annotation is of class 'tumour'; there are 'Nec"):
+        PatchRules().label([_area("Necrosis", 0.5)], ONE, SIZE)
+    with pytest.raises(LabelError, match=r"no annotation is of class 'cancer'; there are 'Tumor'"):
+        PatchRules(("cancer",)).some_tumour_of([_area("Tumor", 0.1)])
 
 
 def test_a_label_without_a_drawing_and_a_drawing_against_the_label_are_refused():
@@ -88,6 +102,26 @@ def test_a_label_without_a_drawing_and_a_drawing_against_the_label_are_refused()
     PatchRules().check_negative([_area("fold", 0.2)], "normal")
     with pytest.raises(LabelError, match="labelled 'normal', but 1 annotations of it are 'Tumour'"):
         PatchRules().check_negative([_area("Tumour", 0.2)], "normal")
+
+
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        ([], NORMAL),
+        ([_area("healthy", 0.1)], NORMAL),
+        ([_area("fold", 0.1)], NORMAL),
+        ([_area("fold", 0.3)], NOLABEL),
+    ],
+)
+@pytest.mark.parametrize("normal", [(), ("Healthy",)])
+def test_a_negative_slide_is_normal_but_where_something_else_is_drawn(drawn, expected, normal):
+    """Normal tissue need not be drawn on it, even where it has a class."""
+    rules = PatchRules(normal=normal)
+    assert rules.label_negative(drawn, ONE, SIZE, "normal").tolist() == [expected]
+    beyond = np.array([[100.0, 0, 5, 5]])
+    assert rules.label_negative(drawn, beyond, SIZE, "normal").tolist() == [NOLABEL]
+    with pytest.raises(LabelError, match="labelled 'normal'"):
+        rules.label_negative([*drawn, _area("tumour", 0.1)], ONE, SIZE, "normal")
 
 
 def test_the_part_of_a_box_within_a_slide_has_no_negative_sides():

@@ -25,6 +25,7 @@ from slidelens.families.base import (
     View,
 )
 from slidelens.families.magnet_eye import Eye
+from slidelens.families.slide_image import check_tissue
 from slidelens.maps.trajectory import Window
 from slidelens.nn.backbones import BackboneName, build_features
 from slidelens.nn.judge import Judge, SmallFeatures, WindowClassifier
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from slidelens.geometry import Box, Size
     from slidelens.nn.magnet import Seen
 
 __all__ = ["FAMILY", "MagNetConfig", "Network", "prepare"]
@@ -48,6 +50,9 @@ _LEAST_GLANCE = 48
 """Of attention on features: its map has a cell for 8 px, and the rim counts for nothing."""
 _RASTER = 32
 """Cells along a window's side in which smaller windows within it are left out of the map."""
+
+_ROUNDING = 1e-6
+"""Share of such a cell that is the rounding of a float."""
 
 _AUXILIARY = (1, 3)
 """Layers with an auxiliary classifier, as in the paper; a network of fewer layers has fewer."""
@@ -194,8 +199,15 @@ def infer(model: Model[MagNetConfig], view: View) -> Iterator[Event]:
 
     Draws ``probability``: what each window of the last layer is taken for on its own, in the place
     of the window, smaller ones over larger ones; where nothing was looked at, nothing. And
-    ``attention``: that of the first layer, the mean of its patches. The trajectory has all windows.
+    ``attention``: that of the first layer, the mean of its patches. Both end with the region. The
+    trajectory has all windows.
+
+    Raises
+    ------
+    SlideError
+        No tissue.
     """
+    check_tissue(view)
     eye, config = Eye(view), model.config
     view.total(1 + sum(prod(config.patches[:n]) for n in range(1, len(config.patches) + 1)))
 
@@ -210,29 +222,66 @@ def infer(model: Model[MagNetConfig], view: View) -> Iterator[Event]:
     finest = first.new_tensor([eye.finest(config.look, config.mpp)])
     seen: Seen = model.module(look(first, config.glance, 0)[0], look, finest=finest)
     probabilities = class_probabilities(seen.logits[0].float()).cpu().numpy()
-    yield from _drawn(seen, eye)
+    yield from _drawn(seen, eye, view.size)
     yield _trajectory(seen, eye, model, probabilities)
     yield SlideScore(tuple(probabilities[-1].tolist()))
 
 
-def _drawn(seen: Seen, eye: Eye) -> Iterator[Patch]:
-    """Draw attention and the last layer's windows, but those that saw nothing but padding."""
+def _drawn(seen: Seen, eye: Eye, size: Size) -> Iterator[Patch]:
+    """Draw attention and the last layer's windows, within the region: beyond, it saw padding."""
+    region = eye.view.region
     heat = seen.attention[0][0].float().mean(0).cpu().numpy()
-    whole = np.array([eye.box((1.0, 0.0, 0.0))])
-    yield Patch("attention", whole, heat[None, None])
+    yield from _within("attention", eye.box((1.0, 0.0, 0.0)), heat[None], region, size)
     windows = seen.windows[-1][0].double().cpu().numpy()
     values = class_probabilities(seen.alone[0].float()).cpu().numpy()
     steps = (np.arange(_RASTER) * 2 + 1) / _RASTER - 1
     for window, value in zip(windows, values, strict=True):
         box = eye.box(window.tolist())
-        if not box.intersect(eye.view.region).area:
+        if not box.intersect(region).area:
             continue
         across, down = window[1] + window[0] * steps, window[2] + window[0] * steps
         raster = np.broadcast_to(value[:, None, None], (len(value), _RASTER, _RASTER)).copy()
         for scale, x, y in windows[windows[:, 0] < window[0]]:
             columns, rows = np.abs(across - x) < scale, np.abs(down - y) < scale
             raster[:, rows[:, None] & columns] = np.nan
-        yield Patch("probability", np.array([box]), raster[None])
+        yield from _within("probability", box, raster, region, size)
+
+
+def _within(
+    name: str, box: Box, raster: NDArray[np.float32], region: Box, size: Size
+) -> Iterator[Patch]:
+    """Draw the part of a raster ``(C, h, w)`` that lies in a region; a map ends with the slide.
+
+    Cells that the region's border cuts are patches of their own, as a patch has cells of one size.
+    """
+    height, width = raster.shape[1:]
+    left, right = _ends(region.x, region.right, size.width)
+    across = _spans(box.x, box.w, width, left, right)
+    top, bottom = _ends(region.y, region.bottom, size.height)
+    for y, lower, rows in _spans(box.y, box.h, height, top, bottom):
+        for x, further, columns in across:
+            place = np.array([[x, y, further - x, lower - y]])
+            yield Patch(name, place, raster[None, :, rows, columns])
+
+
+def _ends(low: float, high: float, length: float) -> tuple[float, float]:
+    """Return the ends of a region along an axis, without those that are the slide's."""
+    return (low if low > 0 else -np.inf), (high if high < length else np.inf)
+
+
+def _spans(
+    start: float, length: float, cells: int, low: float, high: float
+) -> list[tuple[float, float, slice]]:
+    """Return start and stop of the cells within ``low..high``, whole ones together, and which."""
+    edges = np.linspace(start, start + length, cells + 1)
+    edges = edges.clip(low, high)
+    share = np.diff(edges) * cells / length
+    whole = np.flatnonzero(share > 1 - _ROUNDING)
+    cut = np.flatnonzero((share > _ROUNDING) & (share <= 1 - _ROUNDING))
+    spans = [slice(n, n + 1) for n in cut.tolist()]
+    if len(whole):
+        spans.append(slice(int(whole[0]), int(whole[-1]) + 1))
+    return [(float(edges[s.start]), float(edges[s.stop]), s) for s in spans]
 
 
 def _trajectory(
@@ -278,4 +327,5 @@ FAMILY = Family(
     maps=maps,
     trainer="slidelens.families.magnet_train:MagNetTask",
     auto_bf16=False,
+    version=2,
 )

@@ -20,6 +20,7 @@ from slidelens.families.magnet import MagNetConfig
 from slidelens.families.magnet_eye import orient_windows, restore_windows
 from slidelens.families.magnet_schedule import MagNetTraining
 from slidelens.families.magnet_sight import Sight, Slides, draw_probes
+from slidelens.families.slide_image import check_tissue
 from slidelens.families.training import (
     Outcome,
     Stage,
@@ -126,6 +127,10 @@ class MagNetTask(TrainTask[MagNetConfig]):
         if zoom and rate:
             groups.append((rate * stage.head_lr, zoom))
         return groups if stage.trains == "head" else [*groups, (stage.lr, trunk)]
+
+    def check(self, slide_id: str) -> None:
+        """Refuse a slide without tissue."""
+        check_tissue(self.data.view(slide_id))
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:  # noqa: ARG002  # all are alike
         """Yield batches of training slides; ``detail`` holds the slides of this process's next one.

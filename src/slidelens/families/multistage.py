@@ -24,7 +24,7 @@ from slidelens.families.base import (
     View,
     no_tissue,
 )
-from slidelens.geometry import Box
+from slidelens.geometry import Affine, Box
 from slidelens.nn.backbones import BackboneName
 from slidelens.nn.map_batches import map_batches
 from slidelens.nn.multistage import Method, MultiStage, arrange
@@ -178,9 +178,10 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
 
     With ``fine`` above 1, ``fine * fine`` shifted grids are each segmented as in training; a cell
     is a mean of the patches over it, weighted by how close it is to their centres, and cells that
-    are mostly background are left out. The slide's score is its highest cell (our choice: the paper
-    uses a random forest; see
-    :mod:`slidelens.engine.staging.stage`).
+    are mostly background are left out. The slide's score is its highest patch of the grid that is
+    not shifted: the same for any ``fine``, and what training chose the threshold by (our choice:
+    the paper uses a random forest; see :mod:`slidelens.engine.staging.stage`). If only shifted
+    patches hold enough tissue, it is the highest of these.
 
     Raises
     ------
@@ -188,21 +189,22 @@ def infer(model: Model[MultistageConfig], view: View) -> Iterator[Event]:
         No patch holds enough tissue.
     """
     config = model.config
-    grid = view.grid(grid_spec(config, config.fine))
+    grid = _patches(view, config)
     if len(grid) == 0:
         raise no_tissue(grid.spec)
     view.total(len(grid))
-    logits = _all_logits(model, view, grid)
-    boxes, tumour = _cells(grid, torch.sigmoid(logits).cpu().numpy(), config.fine)
+    tumour = torch.sigmoid(_all_logits(model, view, grid)).cpu().numpy()
+    plain = tumour[(grid.index % config.fine == 0).all(1)]
+    highest = float(plain.max() if len(plain) else tumour.max())
+    boxes, cells = _cells(grid, tumour, config.fine)
     if config.fine > 1:  # a patch may reach over the border: its corner is no tissue
         # Judged as patches are, by what lies inside the slide: so each patch has a cell that stays.
         inside = within(boxes, view.size)
         kept = view.tissue.fraction(inside) >= min(0.5, config.min_tissue) - 1e-9
         kept &= (inside[:, 2:] > 0).all(1)
-        boxes, tumour = boxes[kept], tumour[kept]
-    yield Patch("probability", boxes, np.stack([1 - tumour, tumour], 1))
-    yield Patch("segmentation", boxes, (tumour >= _THRESHOLD).astype(np.float32)[:, None])
-    highest = float(tumour.max())
+        boxes, cells = boxes[kept], cells[kept]
+    yield Patch("probability", boxes, np.stack([1 - cells, cells], 1))
+    yield Patch("segmentation", boxes, (cells >= _THRESHOLD).astype(np.float32)[:, None])
     yield SlideScore((1 - highest, highest))
 
 
@@ -212,6 +214,35 @@ def maps(config: MultistageConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
     return (
         MapSpec("probability", "probability", tuple(classes), cell, True, _THRESHOLD),
         MapSpec("segmentation", "labels", tuple(classes[1:]), cell),
+    )
+
+
+def _patches(view: View, config: MultistageConfig) -> Grid:
+    """Lay the grid of training and, with ``fine`` above 1, those that are shifted against it.
+
+    Patches of one grid have the same remainder of ``index`` by ``fine``; it is 0 in training's.
+    """
+    plain = view.grid(grid_spec(config))
+    if config.fine == 1:
+        return plain
+    # Not all of the plain grid's patches are in the fine one, which ends sooner.
+    both = view.grid(grid_spec(config, config.fine))
+    boxes = np.concatenate([plain.boxes, both.boxes])
+    step = np.array(both.affine[:2])
+    index = np.rint(boxes[:, :2] / step).astype(np.int64)
+    _, once = np.unique(index[:, ::-1], axis=0, return_index=True)  # row by row
+    first = index.min(0, initial=np.iinfo(np.int64).max) // config.fine * config.fine
+    index = index[once] - first
+    columns, rows = (index.max(0, initial=-1) + 1).tolist()
+    place = first * step + (config.fine - 1) / 2 * step
+    return replace(
+        both,
+        boxes=boxes[once],
+        cores=np.concatenate([plain.cores, both.cores])[once],
+        index=index,
+        tissue=np.concatenate([plain.tissue, both.tissue])[once],
+        shape=(rows, columns),
+        affine=Affine(*step.tolist(), *place.tolist()),
     )
 
 
@@ -285,4 +316,5 @@ FAMILY = Family(
     infer=infer,
     maps=maps,
     trainer="slidelens.families.multistage_train:MultistageTask",
+    version=2,
 )

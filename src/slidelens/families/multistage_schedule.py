@@ -69,7 +69,7 @@ class MultistageTraining(TrainConfig):
     tumour: tuple[str, ...] = Field(
         (),
         description="annotation classes that are tumour; default: the one named like the positive "
-        "class, or the only one",
+        "class, or the only one in all files",
     )
     normal: tuple[str, ...] = Field(
         (), description="annotation classes that are normal; default: everything not annotated"

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 from itertools import dropwhile, groupby
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slidelens.errors import LabelError, ModelError
-from slidelens.families.base import no_tissue
-from slidelens.families.multistage import (
-    MultistageConfig,
-    grid_spec,
-    map_logits,
-    picture_logits,
-)
+from slidelens.errors import ModelError
+from slidelens.families.multistage import MultistageConfig, map_logits, picture_logits
+from slidelens.families.multistage_patches import LabelledPatches
 from slidelens.families.multistage_schedule import MapStage, MultistageTraining
 from slidelens.families.training import Outcome, TrainTask, Work, renewed, slide_key
 from slidelens.nn.augment import TileAugment
@@ -31,25 +26,16 @@ from slidelens.nn.orientation import orient, orient_points, restore
 from slidelens.nn.patch_augment import PatchAugment
 from slidelens.nn.pixels import normalize
 from slidelens.nn.precision import stored
-from slidelens.tiling.patch_labels import NOLABEL, NORMAL, TUMOUR, PatchRules, check_drawn
+from slidelens.tiling.patch_labels import NOLABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from slidelens.families.base import Model
     from slidelens.families.schedule import Stage, TrainConfig
     from slidelens.tiling.grid import Grid
 
 __all__ = ["MultistageTask"]
-
-
-class _Patches(NamedTuple):
-    """The patches of a slide and the label ``(N,)`` of each."""
-
-    grid: Grid
-    labels: NDArray[np.int8]
 
 
 class MultistageTask(TrainTask[MultistageConfig]):
@@ -67,7 +53,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     stage: MapStage
 
     def setup(self) -> None:
-        """Prepare augmentation and the rules for labelling patches."""
+        """Prepare augmentation; read the annotations."""
         config = self.config
         self.colours = TileAugment(False, config.stain, config.colour)
         self.augment = PatchAugment(
@@ -76,15 +62,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
             config.contrast,
             config.sharpness,
         )
-        self.rules = PatchRules(
-            config.tumour,
-            config.normal,
-            self.model.classes[1],
-            config.tumour_share,
-            config.normal_share,
-        )
-        self._labels = {s.slide_id: s.label for s in (*self.data.train, *self.data.tune)}
-        self._patches: dict[str, _Patches] = {}
+        self.patches = LabelledPatches(self.model, self.data, config)
         self._vectors: dict[tuple[str, int], torch.Tensor] = {}
         """Slide and variant (0: not augmented) to the vectors of its patches, while what makes them
         does not learn. They follow from the weights, so a resumed run makes them anew."""
@@ -127,8 +105,8 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return [*head, (stage.lr, list(module.features.parameters()))]
 
     def check(self, slide_id: str) -> None:
-        """Refuse a slide without patches, or with annotations that do not fit slide or label."""
-        self._patches_of(slide_id)
+        """Refuse a slide without labelled patches, or whose annotations do not fit it."""
+        _ = self.patches[slide_id]
 
     def epoch(self, epoch: int, stage: Stage) -> Iterator[Work]:
         """Yield batches of labelled patches, or scans for vectors and batches of slides."""
@@ -154,7 +132,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         """Return the number of scans and batches in an epoch."""
         assert isinstance(stage, MapStage)
         if stage.on == "patches":
-            return ceil(len(self._draw(0)) / self.config.train_batch)
+            return ceil(len(self.patches.draw(self.seed, 0)) / self.config.train_batch)
         scans = len(self.data.train) if self._keeps_vectors(stage) else 0
         return scans + ceil(len(self.data.train) / self.config.map_batch)
 
@@ -185,56 +163,16 @@ class MultistageTask(TrainTask[MultistageConfig]):
 
     # --- patches ----------------------------------------------------------------------------------
 
-    def _patches_of(self, slide_id: str) -> _Patches:
-        """Return a slide's patches with their labels (section 4.1, pre-processing)."""
-        if slide_id not in self._patches:
-            view, config = self.data.view(slide_id), self.model.config
-            grid = view.grid(grid_spec(config))
-            if len(grid) == 0:
-                raise no_tissue(grid.spec)
-            drawn = self.data.annotations(slide_id)
-            check_drawn(drawn, view.size)
-            if self._labels[slide_id]:
-                labels = self.rules.label(drawn, grid.boxes, view.size)
-            else:
-                self.rules.check_negative(drawn, self.model.classes[0])
-                labels = np.full(len(grid), NORMAL, np.int8)
-            self._patches[slide_id] = _Patches(grid, labels)
-        return self._patches[slide_id]
-
-    def _draw(self, epoch: int) -> NDArray[np.int64]:
-        """Draw an epoch's patches ``(M, 2)``: slide number, row; as many of each class."""
-        found = [self._patches_of(s.slide_id).labels for s in self.data.train]
-        number = np.repeat(np.arange(len(found)), [len(f) for f in found])
-        row = np.concatenate([np.arange(len(f)) for f in found])
-        labels, every = np.concatenate(found), np.stack([number, row], 1)
-        random = np.random.default_rng([self.seed, epoch])
-        if not self.config.balanced:
-            return random.permutation(every[labels != NOLABEL])
-        classes = [np.flatnonzero(labels == wanted) for wanted in (TUMOUR, NORMAL)]
-        for rows, name in zip(classes, ("tumour", "normal"), strict=True):
-            if not len(rows):
-                raise LabelError(
-                    f"no patch of the training slides is {name}: none of {self.model.config.tile} "
-                    f"px at {self.model.config.mpp} µm/px is covered enough; use smaller patches, "
-                    f"or another {name}_share."
-                )
-        asked = self.config.patches
-        count = max(asked // 2, 1) if asked else len(classes[0])
-        drawn = [np.resize(random.permutation(rows), count) for rows in classes]
-        picked: NDArray[np.int64] = every[random.permutation(np.concatenate(drawn))]
-        return picked
-
     def _patch_works(self, epoch: int) -> Iterator[Work]:
         """Yield batches of patches; ``detail`` holds each one's row in its grid, and its number."""
-        drawn = self._draw(epoch)
+        drawn = self.patches.draw(self.seed, epoch)
         for start in range(0, len(drawn), self.config.train_batch):
             batch = drawn[start : start + self.config.train_batch]
             order = np.argsort(batch[:, 0], kind="stable")  # a slide's patches in one go
             batch, numbers = batch[order], (start + order).tolist()
             slides = tuple(self.data.train[i].slide_id for i in batch[:, 0])
             rows = batch[:, 1].tolist()
-            labels = (int(self._patches_of(s).labels[r]) for s, r in zip(slides, rows, strict=True))
+            labels = (int(self.patches[s].labels[r]) for s, r in zip(slides, rows, strict=True))
             yield Work("train", slides, tuple(labels), list(zip(rows, numbers, strict=True)))
 
     def _patch_losses(self, work: Work, epoch: int) -> torch.Tensor:
@@ -243,7 +181,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         picked = zip(work.slides, work.detail, strict=True)
         for slide_id, group in groupby(picked, key=lambda pick: pick[0]):
             rows, numbers = zip(*(detail for _, detail in group), strict=True)
-            grid = self._patches_of(slide_id).grid.take(list(rows))
+            grid = self.patches[slide_id].grid.take(list(rows))
             images += list(self._images(slide_id, grid, epoch, len(grid), numbers))
         logits = self.network(torch.cat(images), "classify")[:, 0].float()
         labels = torch.tensor(work.labels, dtype=torch.float32, device=logits.device)
@@ -270,7 +208,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     def _vectors_of(self, slide_id: str, epoch: int | None) -> Iterator[torch.Tensor]:
         """Yield the vectors of a slide's patches in mini-batches, computed in eval mode."""
         _module(self.model).features.eval()
-        grid = self._patches_of(slide_id).grid
+        grid = self.patches[slide_id].grid
         batches = self._images(slide_id, grid, epoch, self.model.config.batch_size)
 
         def vectors(images: torch.Tensor) -> torch.Tensor:
@@ -323,7 +261,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
     ) -> torch.Tensor:
         """Train U-Net and extractor end to end on one slide (section 3.2.2)."""
         way, config = self._way(slide_id, epoch), self.model.config
-        grid = self._patches_of(slide_id).grid
+        grid = self.patches[slide_id].grid
         _module(self.model).features.eval()
 
         def batches() -> Iterable[torch.Tensor]:
@@ -344,7 +282,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
         return int(np.random.default_rng(key).integers(8))
 
     def _map_loss(self, slide_id: str, vectors: torch.Tensor, way: int) -> torch.Tensor:
-        index = orient_points(self._patches_of(slide_id).grid.index, way)
+        index = orient_points(self.patches[slide_id].grid.index, way)
         return self._loss(slide_id, map_logits(self.network, self.model.config, vectors, index))
 
     def _picture_logits(self, slide_id: str, way: int, epoch: int | None) -> torch.Tensor:
@@ -359,23 +297,23 @@ class MultistageTask(TrainTask[MultistageConfig]):
                 picture = self.colours(picture, [(self.seed, epoch, slide_key(slide_id))])
             return normalize(picture.to(self.model.device), self.model.mean, self.model.std)
 
-        view, grid = self.data.view(slide_id), self._patches_of(slide_id).grid
+        view, grid = self.data.view(slide_id), self.patches[slide_id].grid
         return picture_logits(network, self.model.config, view, grid, prepare)
 
     def _loss(self, slide_id: str, logits: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss of a slide's labelled patches; 0 if none has a label."""
-        labels = torch.from_numpy(self._patches_of(slide_id).labels).to(logits.device)
+        """Return the mean loss of a slide's labelled patches, of which every slide has some."""
+        labels = torch.from_numpy(self.patches[slide_id].labels).to(logits.device)
         target = labels.clamp(min=0).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         known = labels != NOLABEL
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return (losses * known).sum() / known.sum()
 
     def _score(self, slide_id: str) -> Outcome:
         """Score a slide with the network that the stage trains: by patches, or by the map."""
         if self.model.config.method == "segmentation":
             logits = self._picture_logits(slide_id, 0, None)
         elif self.stage.on == "patches":
-            grid, size = self._patches_of(slide_id).grid, self.model.config.batch_size
+            grid, size = self.patches[slide_id].grid, self.model.config.batch_size
             images = self._images(slide_id, grid, None, size)
             logits = torch.cat([self.network(x, "classify")[:, 0].float() for x in images])
         else:
@@ -384,7 +322,7 @@ class MultistageTask(TrainTask[MultistageConfig]):
                 if self._keeps_vectors(self.stage)
                 else torch.cat(list(self._vectors_of(slide_id, None)))
             )
-            index = self._patches_of(slide_id).grid.index
+            index = self.patches[slide_id].grid.index
             logits = map_logits(self.network, self.model.config, vectors, index)
         highest = float(torch.sigmoid(logits.max()))
         return Outcome((float(self._loss(slide_id, logits)),), ((1 - highest, highest),))

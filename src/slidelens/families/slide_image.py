@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slidelens.families.base import View
     from slidelens.nn.receptive import ReceptiveField
 
-__all__ = ["Frame", "SlideImage", "frame_tissue", "tissue_cells"]
+__all__ = ["Frame", "SlideImage", "check_tissue", "frame_tissue", "tissue_cells"]
 
 log = logging.getLogger(__name__)
 
@@ -187,10 +187,7 @@ def frame_tissue(
     shape = (ceil(view.size.height / lattice.sy), ceil(view.size.width / lattice.sx))
     found = tissue_cells(view, lattice, shape)
     if not found.any():
-        raise SlideError(
-            "no tissue was found to look at; where there is some, give a larger --region, or none, "
-            'or, from Python, predict(tissue=TissueSettings(method="whole")), which looks anywhere.'
-        )
+        raise _nothing_found()
     spans = [np.flatnonzero(found.any(1 - axis)) for axis in (0, 1)]
     most = [max(limit // f.stride, 1 + n) for f, n in zip(field, lost, strict=True)]
     (top, rows), (left, columns) = map(_span, spans, most, lost)
@@ -215,6 +212,32 @@ def frame_tissue(
         cells=cells,
         mask=_part(found, top, left, rows, columns),
         blocks=tissue_cells(view, blocks, (rows, columns)),
+    )
+
+
+def check_tissue(view: View) -> None:
+    """Refuse a slide that a model would look at although there is nothing to see.
+
+    Parameters
+    ----------
+    view
+        The view; tissue outside its region does not count.
+
+    Raises
+    ------
+    SlideError
+        No tissue.
+    """
+    region = view.region
+    x, y = np.array([region.x, region.right]), np.array([region.y, region.bottom])
+    if view.tissue.of_lattice(x, y).item() <= _SPECK:
+        raise _nothing_found()
+
+
+def _nothing_found() -> SlideError:
+    return SlideError(
+        "no tissue was found to look at; where there is some, give a larger --region, or none, "
+        'or, from Python, predict(tissue=TissueSettings(method="whole")), which looks anywhere.'
     )
 
 

@@ -5,17 +5,18 @@ Source: multi-stage-segmentation-2019, section 4.1 (pre-processing).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, listed
 from slidelens.tiling.annotations import fraction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,8 +35,8 @@ class PatchRules:
     Attributes
     ----------
     tumour
-        Annotation classes that are tumour. Empty: the class named like the slides' positive class,
-        or otherwise the only one there is.
+        Annotation classes that are tumour. Empty: the one named like the slides' positive class;
+        see also :meth:`of_cohort`.
     normal
         Annotation classes that are normal tissue. Empty: everything without an annotation, as in
         CAMELYON.
@@ -55,10 +56,46 @@ class PatchRules:
     normal_share: float = 0.8
     way: str = '--set tumour=NAME (of several: --set tumour=\'["A", "B"]\')'
 
+    def of_cohort(self, drawn: Mapping[str, Iterable[str]]) -> PatchRules:
+        """Return the rules with the tumour classes named, the same for each slide of a cohort.
+
+        They are those that were given, or the one named like the positive class, or the only one
+        that is drawn on any slide.
+
+        Parameters
+        ----------
+        drawn
+            Slide id to the annotation classes drawn on it, of all annotated slides, whatever their
+            labels.
+
+        Raises
+        ------
+        LabelError
+            Several classes, none of which is named like the positive one: any may be tumour.
+        """
+        if self.tumour:
+            return self
+        spelled: dict[str, str] = {}
+        slides: defaultdict[str, list[str]] = defaultdict(list)
+        for slide_id, classes in drawn.items():
+            for key, name in {c.casefold(): c for c in sorted(classes)}.items():
+                if not _named(name, self.normal):
+                    spelled.setdefault(key, name)
+                    slides[key].append(slide_id)
+        if not spelled or self.positive.casefold() in spelled:
+            return replace(self, tumour=(self.positive,))
+        if len(spelled) == 1:
+            return replace(self, tumour=tuple(spelled.values()))
+        where = [f"{spelled[key]!r} on {listed(slides[key], 5)}" for key in sorted(spelled)]
+        raise LabelError(
+            f"no annotation class is named like the positive class {self.positive!r}, and several "
+            f"are drawn: {'; '.join(where)}. Say which are tumour with {self.way}."
+        )
+
     def label(
         self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size
     ) -> NDArray[np.int8]:
-        """Label the patches of a positive slide; those of a negative one are all normal.
+        """Label the patches of a positive slide.
 
         Parameters
         ----------
@@ -76,80 +113,117 @@ class PatchRules:
         Raises
         ------
         LabelError
-            No annotation is tumour; see also :meth:`tumour_of`.
+            No annotation is tumour.
         """
         drawn = self.some_tumour_of(annotations)
         inside = within(boxes, size)
-        tumour = fraction(drawn, inside)
         if self.normal:
             normal = fraction([a for a in annotations if _is(a, self.normal)], inside)
         else:
             normal = 1 - fraction(annotations, inside)
-        labels = np.full(len(boxes), NOLABEL, np.int8)
-        labels[(normal > self.normal_share) & (inside[:, 2:] > 0).all(1)] = NORMAL
-        labels[tumour > self.tumour_share] = TUMOUR
+        labels = self._of_shares(normal, inside)
+        labels[fraction(drawn, inside) > self.tumour_share] = TUMOUR
         return labels
 
-    def tumour_of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
-        """Return the annotations that are tumour.
+    def label_negative(
+        self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size, name: str
+    ) -> NDArray[np.int8]:
+        """Label the patches of a slide without tumour: all is normal but what is drawn as other.
+
+        Parameters
+        ----------
+        annotations, boxes, size
+            As for :meth:`label`. Normal tissue need not be drawn, whether or not it has classes.
+        name
+            What the labels call the slide.
+
+        Returns
+        -------
+        ``(N,)`` of :data:`NORMAL` or :data:`NOLABEL`.
 
         Raises
         ------
         LabelError
-            None of the classes is known to be tumour.
+            Tumour is drawn on it.
         """
-        others = [a for a in annotations if not _is(a, self.normal)]
-        wanted = self.tumour or (self.positive,)
-        found = [a for a in others if _is(a, wanted)]
-        names = sorted({a.label for a in others})
-        if found or not others:
-            return found
-        if not self.tumour and len(names) == 1:
-            return others
-        listed = ", ".join(repr(name) for name in names)
-        if self.tumour:
-            raise LabelError(
-                f"no annotation of class {' or '.join(self.tumour)}; there are {listed}. Name the "
-                f"classes that are tumour with {self.way}."
-            )
-        raise LabelError(
-            f"annotations of the classes {listed}: say which are tumour with {self.way}."
-        )
+        self.check_negative(annotations, name)
+        inside = within(boxes, size)
+        other = [a for a in annotations if not _is(a, self.normal)]
+        return self._of_shares(1 - fraction(other, inside), inside)
+
+    def _of_shares(
+        self, normal: NDArray[np.float64], inside: NDArray[np.float64]
+    ) -> NDArray[np.int8]:
+        """Label patches by how much of each is normal ``(N,)``, where they lie in the slide."""
+        labels = np.full(len(inside), NOLABEL, np.int8)
+        labels[(normal > self.normal_share) & (inside[:, 2:] > 0).all(1)] = NORMAL
+        return labels
 
     def some_tumour_of(self, annotations: Sequence[Annotation]) -> list[Annotation]:
         """Return the tumour annotated on a positive slide.
 
+        Parameters
+        ----------
+        annotations
+            The slide's annotations.
+
         Raises
         ------
         LabelError
-            There is none; see also :meth:`tumour_of`.
+            There is none.
         """
-        drawn = self.tumour_of(annotations)
-        if not drawn:
+        found = [a for a in annotations if _is(a, self._tumour)]
+        if found:
+            return found
+        others = sorted({a.label for a in annotations if not _is(a, self.normal)})
+        if not others:
             raise LabelError(
                 f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
                 "it out of the labels."
             )
-        return drawn
+        raise LabelError(
+            f"labelled {self.positive!r}, but no annotation is of class "
+            f"{' or '.join(map(repr, self._tumour))}; there are {', '.join(map(repr, others))}. "
+            "Annotate the tumour, take the slide out of the labels, or name the classes that are "
+            f"tumour with {self.way}."
+        )
 
     def check_negative(self, annotations: Sequence[Annotation], name: str) -> None:
-        """Refuse tumour on a slide that the labels call ``name``.
+        """Refuse tumour on a slide that is negative.
+
+        Parameters
+        ----------
+        annotations
+            The slide's annotations.
+        name
+            What the labels call the slide.
 
         Raises
         ------
         LabelError
             Annotation and label contradict each other.
         """
-        found = [a for a in annotations if _is(a, self.tumour or (self.positive,))]
+        found = [a for a in annotations if _is(a, self._tumour)]
         if found:
             raise LabelError(
                 f"labelled {name!r}, but {len(found)} annotations of it are "
                 f"{found[0].label!r}; correct the label or the annotations."
             )
 
+    @property
+    def _tumour(self) -> tuple[str, ...]:
+        return self.tumour or (self.positive,)
+
 
 def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:
     """Refuse annotations that cannot belong to a slide of this size.
+
+    Parameters
+    ----------
+    annotations
+        The slide's annotations.
+    size
+        Of the slide.
 
     Raises
     ------
@@ -167,7 +241,11 @@ def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:
 
 
 def _is(annotation: Annotation, names: Sequence[str]) -> bool:
-    return annotation.label.casefold() in {name.casefold() for name in names}
+    return _named(annotation.label, names)
+
+
+def _named(label: str, names: Sequence[str]) -> bool:
+    return label.casefold() in {name.casefold() for name in names}
 
 
 def _place(polygon: Any) -> str:

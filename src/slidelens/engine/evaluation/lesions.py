@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slidelens.engine.evaluation.scores import Cases
     from slidelens.engine.labels import Split
     from slidelens.maps.lesions import Peak
-    from slidelens.tiling.annotations import Annotation
+    from slidelens.tiling.annotations import Annotation, Annotations
 
 __all__ = ["evaluate_lesions"]
 
@@ -68,7 +68,8 @@ def evaluate_lesions(
     annotations
         Folder of annotations; see :func:`~slidelens.engine.annotations.find_annotations`.
     tumour
-        Annotation classes that are tumour, as in training.
+        Annotation classes that are tumour. By default, as in training: the one named like the last
+        class, or the only one that is drawn on any of the slides.
     radius_um
         See :func:`~slidelens.maps.lesions.find_peaks`.
     split, allow_missing
@@ -140,26 +141,43 @@ def _truth(cases: Cases, folder: Path, tumour: Sequence[str]) -> dict[str, list[
     has = {row.slide_id: row.label == len(classes) - 1 for row in cases.rows}
     rows = tuple(replace(row, label=int(has[row.slide_id])) for row in cases.rows)
     files = find_annotations(folder, LabelTable(folder, (classes[0], classes[-1]), rows))
-    rules = PatchRules(tumour=tuple(tumour), positive=classes[-1], way=_WAY)
+    drawn, faults = _read(files)
+    given = PatchRules(tumour=tuple(tumour), positive=classes[-1], way=_WAY)
+    try:
+        rules = given.of_cohort(
+            {files[slide].name: {a.label for a in areas} for slide, areas in drawn.items()}
+        )
+    except LabelError as error:
+        raise LabelError(f"{folder}: {error}") from error
     truth: dict[str, list[Annotation]] = {slide: [] for slide in has}
-    faults = []
     for row in cases.rows:
-        if row.slide_id not in files:
+        if row.slide_id not in drawn:
             continue
         try:
-            drawn = read_annotations(files[row.slide_id])
             if has[row.slide_id]:
-                truth[row.slide_id] = rules.some_tumour_of(drawn)
+                truth[row.slide_id] = rules.some_tumour_of(drawn[row.slide_id])
                 size = cases.scored.sizes.get(row.slide_id)
                 if size is not None:
                     check_drawn(truth[row.slide_id], size)
             else:
-                rules.check_negative(drawn, classes[row.label])
+                rules.check_negative(drawn[row.slide_id], classes[row.label])
         except LabelError as error:
-            faults.append(f"{row.slide_id}: {error}")
+            faults[row.slide_id] = str(error)
     if faults:
-        raise LabelError(f"{folder}: {len(faults)} files cannot be used:\n" + "\n".join(faults))
+        lines = "\n".join(f"{slide}: {fault}" for slide, fault in sorted(faults.items()))
+        raise LabelError(f"{folder}: {len(faults)} files cannot be used:\n{lines}")
     return truth
+
+
+def _read(files: Mapping[str, Path]) -> tuple[dict[str, Annotations], dict[str, str]]:
+    """Read annotations by slide, and what is wrong with those that cannot be read."""
+    drawn, faults = {}, {}
+    for slide, file in files.items():
+        try:
+            drawn[slide] = read_annotations(file)
+        except LabelError as error:
+            faults[slide] = str(error)
+    return drawn, faults
 
 
 def _sensitivity_at(curve: Froc) -> dict[str, float]:
