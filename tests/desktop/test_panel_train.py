@@ -218,6 +218,11 @@ def test_fine_tuning_begins_with_the_options_of_its_base(panel, bench, made, qtb
     assert asked.config == {}
     qtbot.waitUntil(lambda: "normal" in panel.why.text(), timeout=LONG)
     assert "tumour" in panel.why.text(), "its classes are others: said before it begins"
+    assert panel.options.classes.placeholderText() == "normal, tumor"
+    panel.options.classes.setText("normal, tumour")  # its last layers begin anew
+    assert panel.request.facts()["classes"] == ["normal", "tumour"]
+    panel.options.epochs.setValue(1)
+    qtbot.waitUntil(panel.start_button.isEnabled, timeout=LONG)
 
 
 def test_outlines_are_drawn_with_the_mouse_and_kept(panel, bench, made, qtbot, tmp_path):

@@ -51,6 +51,12 @@ class TrainOptions(QWidget):
         self.about = caption()
         self.name = QLineEdit()
         calm(self.name).setToolTip("Name of the new model, which will appear in the Run panel")
+        self.classes = QLineEdit()
+        self.classes.setPlaceholderText("as the labels say")
+        calm(self.classes).setToolTip(
+            "Names of the classes, with commas between; the last of two is the positive one. Other "
+            "classes than those of the model to start from: its last layers begin anew"
+        )
         self.epochs, self.seed = QSpinBox(), QSpinBox()
         self.epochs.setRange(0, _MOST_EPOCHS)
         self.epochs.setSpecialValueText("as the schedule says")
@@ -63,6 +69,7 @@ class TrainOptions(QWidget):
             ("", self.about),
             ("Start from", self.base),
             ("Name", self.name),
+            ("Classes", self.classes),
             ("Schedule", self.preset),
             ("Epochs", self.epochs),
             ("Seed", self.seed),
@@ -89,7 +96,8 @@ class TrainOptions(QWidget):
             combo.currentIndexChanged.connect(lambda _: self.changed.emit())
         for spin in (self.epochs, self.seed):
             spin.valueChanged.connect(lambda _: self.changed.emit())
-        self.name.textChanged.connect(lambda _: self.changed.emit())
+        for line in (self.name, self.classes):
+            line.textChanged.connect(lambda _: self.changed.emit())
         bench.models_changed.connect(self._fill)
         if bench.families:
             self._fill()
@@ -129,6 +137,7 @@ class TrainOptions(QWidget):
             self.seed.value(),
             self.device.currentData() or "auto",
             self.config.changed() | self.training.changed(),
+            tuple(name.strip() for name in self.classes.text().split(",") if name.strip()),
         )
 
     def suggest_name(self) -> None:
@@ -192,6 +201,7 @@ class TrainOptions(QWidget):
         if family is None:
             return
         base: dict[str, Any] = {} if model is None else dict(model.config)
+        self.classes.setPlaceholderText(", ".join(model.classes) if model else "as the labels say")
         self.config.show_fields(
             [replace(field, value=base.get(field.name, field.value)) for field in family.config]
         )

@@ -54,6 +54,8 @@ class TrainRequest:
         Model to fine-tune; ``weights`` is then ignored.
     config
         Fields of model and training that were changed.
+    classes
+        Names in order, if the labels, or the model to fine-tune, shall not say them.
     """
 
     family: str
@@ -68,6 +70,7 @@ class TrainRequest:
     seed: int = 0
     device: str = "auto"
     config: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def missing(self, *, annotated: bool = False) -> str:
         """Return what is missing before training can start, most important first; or nothing."""
@@ -98,6 +101,7 @@ class TrainRequest:
             "seed": self.seed,
             "device": self.device,
             "config": dict(self.config),
+            "classes": list(self.classes) or None,
         }
 
 

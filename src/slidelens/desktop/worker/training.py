@@ -31,6 +31,7 @@ _PLANNED = (
     "from_model",
     "device",
     "mpp",
+    "classes",
 )
 
 

@@ -313,8 +313,8 @@ def _labelled(table: Path, classes: Sequence[str] | None, theirs: str | Path | N
         if theirs is None or not table.is_file():
             raise
         raise LabelError(
-            f"{error}\n  (The classes are those of {theirs}; --classes names others, for which its "
-            "last layers begin anew.)"
+            f"{error}\n  (The classes are those of {theirs}; --classes, or Classes in the window, "
+            "names others, for which its last layers begin anew.)"
         ) from error
 
 
