@@ -105,15 +105,13 @@ def replaced(made_on: SlideInfo, model: str, slide: ShownSlide | Slide) -> str:
     )
 
 
-def open_own(result: Result, shown: ShownSlide, file: Path | None = None) -> Slide | None:
+def open_own(result: Result, file: Path | None = None) -> Slide | None:
     """Open the slide that a result was made on, where the one that is shown is another.
 
     Parameters
     ----------
     result
-        It does not belong to ``shown``.
-    shown
-        A slide of the same name.
+        It does not belong to the slide of its name that is shown.
     file
         Where the result's slide is now, if it has moved.
 
@@ -124,8 +122,9 @@ def open_own(result: Result, shown: ShownSlide, file: Path | None = None) -> Sli
     from slidelens.slide.open import open_slide
 
     mpp = None if is_stated(result.slide.mpp_source) else result.slide.resolution
-    for path in dict.fromkeys(filter(None, (file, result.slide.path))):
-        if shown.opened is None and same_file(shown.path, path):
+    places: tuple[Path | str | None, ...] = (file, result.slide.path)
+    for path in places:
+        if path is None:
             continue
         with suppress(SlideError):
             slide = open_slide(path, mpp=mpp)

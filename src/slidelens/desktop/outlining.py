@@ -83,9 +83,9 @@ class Outlining(QObject):
                 "the program that made them, or move the file."
             )
         file = folder / f"{slide.id}.geojson"
-        known = self._layers.get(file)
-        there = known is not None and known in self._bench.viewer.layers
-        if there and not is_on(known, slide):
+        known: Any = self._layers.get(file)
+        shown = known is not None and known in self._bench.viewer.layers
+        if shown and not is_on(known, slide):
             raise LabelError(
                 f"{file}: holds the outlines that were drawn on {described(known.metadata)['on']}, "
                 f"not on {slide.path}, another slide of that name; choose another folder for it."

@@ -128,8 +128,19 @@ class Picture(QObject):
         *,
         mpp: GivenMpp = None,
         then: Callable[[], object] | None = None,
+        failed: Callable[[str], object] | None = None,
     ) -> None:
-        """Show a slide in place of the current one; annotations stay, hidden."""
+        """Show a slide in place of the current one; annotations stay, hidden.
+
+        Parameters
+        ----------
+        path, mpp
+            As :func:`~slidelens.slide.open.open_slide` takes them.
+        then
+            Called when it is shown.
+        failed
+            Takes one sentence if it cannot be opened; by default all panels get it.
+        """
         if any(_is_at(s, path) for s in self._slides()):
             self._bring(path)
             if then is not None:
@@ -150,8 +161,13 @@ class Picture(QObject):
             lambda: open_slide(path, mpp=mpp),
             opened,
             owner=self,
+            failed=failed,
             unused=lambda slide: slide.close(),
         )
+
+    def show_nothing(self, title: str) -> None:
+        """Take the slide and its maps away; ``title`` is the window's then."""
+        self._replace(None, self._ask(), title)
 
     def show_result(
         self,
@@ -166,9 +182,7 @@ class Picture(QObject):
     ) -> None:
         """Show a result on its slide, which is opened if it is not the current one.
 
-        A current slide of the same name but other content is not its slide, unless the result's
-        own cannot be opened; that is then said.
-
+        A slide of its name but other content counts only if its own cannot be opened; that is said.
         Layers of the same model on the same slide are replaced. If the slide's file is gone, the
         maps are shown alone. If another slide has been requested meanwhile, that one stays, and
         nothing is shown.

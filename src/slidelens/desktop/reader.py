@@ -109,7 +109,7 @@ def read_result(path: Path) -> list[LayerData]:
     if shown is not None:
         return _on_shown(result, shown)
     shown = next(iter(faults), None)
-    slide = _slide_of(result) if shown is None else open_own(result, shown)
+    slide = _slide_of(result) if shown is None else open_own(result)
     if slide is None and shown is not None:
         layers = _on_shown(result, shown)
         notify(faults[shown])

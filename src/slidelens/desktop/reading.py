@@ -86,7 +86,7 @@ def without_slide(error: str) -> str:
 def _for_shown(result: Result, shown: ShownSlide, file: Path | None, visible: bool) -> Parcel:
     """Read a result whose slide has the name of the one shown, but may be another."""
     said = misfit(result.slide, result.model.name, shown)
-    own = open_own(result, shown, file) if said else None
+    own = open_own(result, file) if said else None
     if own is not None:
         said = (
             f"{own.path.name} was replaced while it was open, so it was opened again."
