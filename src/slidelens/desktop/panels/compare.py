@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer
 from qtpy.QtWidgets import QButtonGroup, QGridLayout, QLabel, QTreeWidgetItem
-from superqt import QLabeledDoubleSlider
 
 from slidelens.desktop.belonging import for_slide
 from slidelens.desktop.comparing import (
@@ -25,7 +24,16 @@ from slidelens.desktop.comparing import (
 from slidelens.desktop.panels.canvases import Canvases
 from slidelens.desktop.panels.compare_rows import FOLDER, method_row, region_row
 from slidelens.desktop.panels.drawing import LegendView
-from slidelens.desktop.panels.parts import Panel, boxed, button, calm, caption, heading, row, table
+from slidelens.desktop.panels.parts import (
+    Panel,
+    boxed,
+    button,
+    caption,
+    heading,
+    row,
+    slider,
+    table,
+)
 from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.shown import (
     DRAWN,
@@ -130,16 +138,11 @@ class ComparePanel(Panel):
             grid.addWidget(made, *place)
         self._buttons["off"].setChecked(True)
         self.why = caption()
-        self.mix = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.mix).setToolTip("From the first method (0) to the second (1)")
-        self.mix.setRange(0, 1)
-        self.mix.setDecimals(2)
+        self.mix = slider("Blend", "From the first method (0) to the second (1)", 0, 1, 2)
         self.mix.setValue(0.5)
         self.mix.valueChanged.connect(self._set_mix)
-        self.speed = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.speed).setToolTip("How long each method is shown, in seconds")
-        self.speed.setRange(0.2, 3)
-        self.speed.setDecimals(1)
+        seconds = "How long each method is shown, in seconds"
+        self.speed = slider("Seconds per method", seconds, 0.2, 3, 1)
         self.speed.setValue(0.8)
         self.speed.valueChanged.connect(lambda s: self._beat.setInterval(round(1000 * s)))
         self.first, self.second = QLabel(), QLabel()
