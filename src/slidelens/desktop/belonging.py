@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slidelens.desktop.world import is_stated
 from slidelens.engine.provenance import fingerprint, is_other_content
 from slidelens.errors import SlideError
+from slidelens.slide.base import Slide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from slidelens.desktop.state.library import Entry
     from slidelens.maps.result import Result
     from slidelens.maps.schema import SlideInfo
-    from slidelens.slide.base import Slide
 
 __all__ = ["for_slide", "learn_content", "misfit", "open_own", "replaced", "same_file"]
 
@@ -149,5 +149,15 @@ def same_file(one: Path | str | None, other: Path | str | None) -> bool:
 
 
 def _is_other(made_on: SlideInfo, slide: ShownSlide | Slide) -> bool:
-    opened = slide.opened if hasattr(slide, "opened") else slide
-    return opened is not None and is_other_content(opened, made_on)
+    """Whether a slide's content is another than a result's, by its fingerprint or its own file."""
+    from slidelens.slide.open import open_slide
+
+    opened = slide if isinstance(slide, Slide) else slide.opened
+    if opened is None:
+        return False
+    named, shown = made_on.path, slide.path
+    if made_on.fingerprint or named is None or shown is None or same_file(shown, named):
+        return is_other_content(opened, made_on)
+    with suppress(OSError, SlideError), open_slide(named) as own:
+        return fingerprint(own) != fingerprint(opened)
+    return False
