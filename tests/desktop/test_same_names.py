@@ -21,8 +21,10 @@ from slidelens.desktop.comparing import open_methods
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.live import LiveMaps
 from slidelens.desktop.outlining import Outlining
+from slidelens.desktop.panels.parts import breakable
 from slidelens.desktop.reader import get_annotation_reader, get_result_reader
 from slidelens.desktop.shown import add_layer, current_slide, layers_of, layers_on, shown_slides
+from slidelens.desktop.state.runs import RunRequest, RunState
 from slidelens.desktop.worker.messages import Message
 from slidelens.desktop.worker.preview import Preview
 from slidelens.desktop.world import described
@@ -188,6 +190,20 @@ def test_a_map_grows_on_the_file_that_is_run(pair):
 
 
 @pytest.mark.gui
+def test_a_run_that_ends_leaves_the_namesake_that_was_opened_meanwhile(bench, pair, qtbot):
+    first, second, result = pair
+    panel = bench.open_panel("run")
+    open_in(bench, second, qtbot)
+    panel.state = RunState(RunRequest((first,), (), result.parent.parent))
+    facts = {"slide": "case", "file": str(first), "model": "oracle", "status": "done", "error": ""}
+    more = {"probabilities": {"normal": 0.1, "tumor": 0.9}, "folder": str(result)}
+    panel._hear(Message(1, "outcome", facts | more))
+    qtbot.waitUntil(lambda: not bench.background.busy, timeout=WAIT)
+    assert bench.slide.path == second
+    assert not list(layers_of(bench.viewer, "map"))
+
+
+@pytest.mark.gui
 def test_outlines_stay_with_the_slide_that_they_were_drawn_on(bench, pair, tmp_path, qtbot):
     first, second, _ = pair
     open_in(bench, first, qtbot)
@@ -310,6 +326,8 @@ def test_a_review_shows_its_own_slides(review, bench, tmp_path, qtbot):
     panel.open(made)
     qtbot.waitUntil(lambda: panel.case.place.text().startswith("Place 1"), timeout=WAIT)
     assert bench.slide.path == made.parent / "slides" / "b.tif"
+    header = panel.errors.tree.header()
+    assert header.sectionSize(2) >= header.sectionSizeHint(2), "Method is cut"
 
 
 @pytest.mark.gui
@@ -337,8 +355,14 @@ def test_a_case_without_its_result_shows_its_slide_alone_or_nothing(review, benc
 def test_sliders_and_fields_have_names_for_screen_readers(bench):
     for name in ("maps", "slide", "compare"):
         panel = bench.open_panel(name)
-        for control in panel.findChildren((QLineEdit, QSlider)):
+        for control in [*panel.findChildren(QLineEdit), *panel.findChildren(QSlider)]:
             assert control.accessibleName(), f"{type(control).__name__} in {name}"
+
+
+def test_an_unbroken_name_can_be_wrapped():
+    parts = breakable("long" * 20 + "_end").split("\u200b")
+    assert "".join(parts) == "long" * 20 + "_end"
+    assert max(map(len, parts)) <= 24
 
 
 def test_namesakes_in_memory_are_one_slide():
