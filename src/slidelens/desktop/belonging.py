@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from slidelens.maps.result import Result
     from slidelens.maps.schema import SlideInfo
 
-__all__ = ["for_slide", "learn_content", "misfit", "open_own", "replaced", "same_file"]
+__all__ = [
+    "for_slide",
+    "learn_content",
+    "misfit",
+    "open_own",
+    "replaced",
+    "same_file",
+    "same_place",
+]
 
 
 def learn_content(slide: Slide) -> None:
@@ -97,7 +105,7 @@ def replaced(made_on: SlideInfo, model: str, slide: ShownSlide | Slide) -> str:
         The slide with other content.
     """
     name = slide.id if slide.path is None else slide.path.name
-    elsewhere = made_on.path is not None and not same_file(slide.path, made_on.path)
+    elsewhere = made_on.path is not None and not same_place(slide.path, made_on.path)
     other = f", or is another slide than {made_on.path}" if elsewhere else ""
     return (
         f"{name} was changed or replaced after {model} was run on it{other}: the maps may not fit; "
@@ -135,17 +143,27 @@ def open_own(result: Result, file: Path | None = None) -> Slide | None:
 
 
 def same_file(one: Path | str | None, other: Path | str | None) -> bool:
-    """Return whether two paths lead to the same place; ``None`` leads nowhere.
+    """Return whether two paths are the same, without a look at the disk, which may be slow.
 
     Parameters
     ----------
     one, other
-        Files or folders, which need not exist.
+        Files or folders; ``None`` is the same as nothing.
+    """
+    return one is not None and other is not None and Path(one).absolute() == Path(other).absolute()
+
+
+def same_place(one: Path | str | None, other: Path | str | None) -> bool:
+    """Return whether two paths lead to the same place, also by links.
+
+    Parameters
+    ----------
+    one, other
+        Files or folders, which need not exist; ``None`` leads nowhere.
     """
     if one is None or other is None:
         return False
-    first, second = Path(one), Path(other)
-    return first.absolute() == second.absolute() or first.resolve() == second.resolve()
+    return same_file(one, other) or Path(one).resolve() == Path(other).resolve()
 
 
 def _is_other(made_on: SlideInfo, slide: ShownSlide | Slide) -> bool:
@@ -156,7 +174,7 @@ def _is_other(made_on: SlideInfo, slide: ShownSlide | Slide) -> bool:
     if opened is None:
         return False
     named, shown = made_on.path, slide.path
-    if made_on.fingerprint or named is None or shown is None or same_file(shown, named):
+    if made_on.fingerprint or named is None or shown is None or same_place(shown, named):
         return is_other_content(opened, made_on)
     with suppress(OSError, SlideError), open_slide(named) as own:
         return fingerprint(own) != fingerprint(opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from slidelens.desktop.belonging import misfit, open_own, replaced, same_file
+from slidelens.desktop.belonging import misfit, open_own, replaced, same_place
 from slidelens.desktop.layers import check_same_slide, result_layers
 from slidelens.desktop.world import is_stated, lie_on
 from slidelens.engine.provenance import is_other_content
@@ -90,7 +90,7 @@ def _for_shown(result: Result, shown: ShownSlide, file: Path | None, visible: bo
     if own is not None:
         said = (
             f"{own.path.name} was replaced while it was open, so it was opened again."
-            if same_file(own.path, shown.path)
+            if same_place(own.path, shown.path)
             else f"{own.path} was opened: {result.model.name} was run on it, not on the other "
             f"slide named {shown.id} ({shown.path or 'in memory'})."
         )

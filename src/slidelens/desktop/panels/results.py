@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from slidelens.desktop.belonging import for_slide, same_file
+from slidelens.desktop.belonging import for_slide, same_file, same_place
 from slidelens.desktop.panels.parts import button, caption, row
 from slidelens.desktop.shown import layers_of, remove_layers
 from slidelens.desktop.state.library import Entry, entries
@@ -103,6 +103,8 @@ class ResultsList(QWidget):
         every = self.all.isChecked() or slide is None
         named = [] if slide is None else [e for e in self._entries if e.slide == slide.id]
         mine = [] if slide is None else self._of(slide, named)
+        if slide is None:
+            self._judged = None, []
         shown = self._entries if every else mine
         self.tree.clear()
         self.tree.setColumnHidden(2, slide is not None and not self.all.isChecked())
@@ -182,7 +184,7 @@ class ResultsList(QWidget):
         viewer = self._bench.viewer
         of_model = list(layers_of(viewer, slide=entry.slide, model=entry.model))
         facts = [described(layer.metadata) for layer in of_model]
-        files = {f.get("on") for f in facts if same_file(f.get("path"), entry.folder)}
+        files = {f.get("on") for f in facts if same_place(f.get("path"), entry.folder)}
         if not files:
             return None
         mine = (one for one, f in zip(of_model, facts, strict=True) if f.get("on") in files)
