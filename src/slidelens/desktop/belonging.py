@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slidelens.desktop.world import is_stated
 from slidelens.engine.provenance import fingerprint, is_other_content
 from slidelens.errors import SlideError
+from slidelens.slide.array import in_memory
 from slidelens.slide.base import Slide
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def learn_content(slide: Slide) -> None:
         It has just been opened.
     """
     with suppress(OSError, SlideError):  # gone already: whoever reads it next says so
-        if slide.path.is_file():
+        if not in_memory(slide) and slide.path.is_file():
             fingerprint(slide)
 
 

@@ -91,7 +91,7 @@ class Picture(QObject):
         viewer.layers.events.inserted.connect(self._come)
         viewer.layers.selection.events.active.connect(self._changed)
         for slide in shown_slides(viewer):
-            self._learn(slide)
+            self._learn(slide.opened)
 
     @property
     def viewer(self) -> napari.Viewer:
@@ -367,23 +367,24 @@ class Picture(QObject):
 
     def _come(self, event: Any) -> None:
         """Put a slide below its maps, which were shown without it; napari adds it on top."""
-        if described(event.value.metadata).get("layer") == "slide":
+        facts = described(event.value.metadata)
+        if facts.get("layer") == "slide":
+            self._learn(facts.get("opened"))
             QTimer.singleShot(0, partial(self._lay_below, ref(event.value)))
 
     def _lay_below(self, layer: Callable[[], Any]) -> None:
         found = [] if self.closed else [s for s in self._slides() if s.layer is layer()]
         if not found:
             return
-        self._learn(found[0])
         own, layers = found[0].layer, self.viewer.layers
         lowest = layers.index(next(layers_on(self.viewer, found[0])))
         if layers[lowest] is not own and described(layers[lowest].metadata)["layer"] != "slide":
             layers.move(layers.index(own), lowest)
 
-    def _learn(self, slide: ShownSlide) -> None:
+    def _learn(self, slide: Slide | None) -> None:
         """Note what is in a slide's file, before another takes its place on the disk."""
-        if slide.opened is not None and slide.path is not None:
-            self.background.run(partial(learn_content, slide.opened), lambda _: None, owner=self)
+        if slide is not None:
+            self.background.run(partial(learn_content, slide), lambda _: None, owner=self)
 
     def _look(self) -> None:
         viewer = self._viewer()
