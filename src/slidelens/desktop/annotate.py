@@ -48,7 +48,9 @@ def annotation_options(slide_metadata: dict[str, Any]) -> dict[str, Any]:
         "face_color": "transparent",
         "edge_width": max(1.0, max(slide.get("size", (1, 1))) / 600),
         "opacity": 1.0,
-        "metadata": describe(world, "annotations", slide["slide"], classes=(_CLASS,)),
+        "metadata": describe(
+            world, "annotations", slide["slide"], on=slide.get("path"), classes=(_CLASS,)
+        ),
         **world.place_outlines(),
     }
 

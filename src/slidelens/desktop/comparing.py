@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slidelens.desktop.belonging import misfit
 from slidelens.desktop.display import Legend
 from slidelens.desktop.layers import map_layers
-from slidelens.desktop.state.agreement import Comparison, Method, compare, method_of
+from slidelens.desktop.state.agreement import (
+    Comparison,
+    Method,
+    compare,
+    method_of,
+    shared_class,
+)
 from slidelens.desktop.world import KEY, describe
+from slidelens.errors import ResultError
 from slidelens.maps.result import Result
 
 if TYPE_CHECKING:
@@ -87,7 +95,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Compared:
-    """Results for one slide, and what they agree on; ``None`` if fewer than two draw a map."""
+    """Results for one slide, and what they agree on.
+
+    ``None`` if fewer than two draw a map, or they have no class in common.
+    """
 
     opened: tuple[Opened, ...]
     comparison: Comparison | None
@@ -106,18 +117,30 @@ class Picture:
     layers: tuple[LayerData, ...]
 
 
-def open_methods(folders: Iterable[Path]) -> Compared:
+def open_methods(folders: Iterable[Path], slide: ShownSlide) -> Compared:
     """Open results for one slide and compare them; reads maps, so not for the window's thread.
+
+    Parameters
+    ----------
+    folders
+        One for each result.
+    slide
+        The slide that they are compared on.
 
     Raises
     ------
     ResultError
-        A result cannot be read.
+        A result cannot be read, or is of another slide.
     """
+    results = {folder: Result.load(folder) for folder in folders}
+    for folder, result in results.items():
+        if fault := misfit(result.slide, result.model.name, slide):
+            raise ResultError(f"{folder}: {fault}")
+    maps = [r for r in results.values() if method_of(r).map is not None]
+    label = shared_class(maps) if len(maps) > 1 else None
     opened: list[Opened] = []
-    for folder in folders:
-        result = Result.load(folder)
-        method = method_of(result)
+    for folder, result in results.items():
+        method = method_of(result, label if label in result.classes else None)
         same = sum(one.method.name.partition(" (")[0] == method.name for one in opened)
         if same:  # the same model from two folders of results
             method = replace(method, name=f"{method.name} ({same + 1})")
@@ -129,7 +152,7 @@ def open_methods(folders: Iterable[Path]) -> Compared:
         region = result.settings is not None and result.settings.region is not None
         opened.append(Opened(folder, method, picture, channel, region))
     drawn = [one.method for one in opened if one.method.map is not None]
-    return Compared(tuple(opened), compare(drawn) if len(drawn) > 1 else None)
+    return Compared(tuple(opened), None if label is None else compare(drawn))
 
 
 def missing(mode: str, compared: Compared) -> str:
@@ -146,6 +169,12 @@ def missing(mode: str, compared: Compared) -> str:
         return (
             f"{bare.method.name} draws no probability map; "
             "its slide score and its own map can be seen side by side."
+        )
+    if mode in _NEEDS_TWO and compared.comparison is None:
+        each = ", ".join(f"{one.method.name} draws {one.method.positive}" for one in compared.drawn)
+        return (
+            f"{each}: they have no class of one name, so they cannot be compared cell by cell. "
+            "Side by side, each shows its own."
         )
     return ""
 
@@ -184,9 +213,9 @@ def heat_layer(
     """
     assert one.picture is not None, "only methods with a map are drawn"
     name = one.method.name
-    made = map_layers(one.picture, slide.world, slide_id=slide.id, model=name)
-    found = (data for data in made if data[1]["metadata"][KEY]["channel"] == one.channel)
-    data, own, kind = next(found)
+    ((data, own, kind),) = map_layers(
+        one.picture, slide.world, slide_id=slide.id, model=name, channel=one.channel
+    )
     own["metadata"][KEY]["layer"] = "compare"
     if name in like:
         own["colormap"] = like[name].colormap

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import napari
 
+from slidelens.desktop.belonging import misfit
 from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.reader import no_resolution
 from slidelens.desktop.shown import select_map
 from slidelens.desktop.window import dress, notify
+from slidelens.desktop.world import lie_on
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.maps.result import Result, find_results
 from slidelens.slide.base import slide_id
@@ -135,6 +137,9 @@ def _layers(slide: Slide, results: Sequence[Result], *, several: bool) -> list[L
     layers = [slide_layer(slide)]
     for number, result in enumerate(results):
         made = result_layers(result, slide, visible=number == 0, tissue=number == 0)
+        lie_on(made, slide.path)
+        if fault := misfit(result.slide, result.model.name, slide):
+            log.warning("%s", fault)
         if several:
             for _, options, _ in made:
                 options["name"] = f"{slide.id} · {options['name']}"

@@ -58,6 +58,7 @@ def slide_layer(slide: Slide) -> LayerData:
         "path": None if in_memory(slide) else str(slide.path),
         "size": tuple(slide.size),
         "mpp_source": slide.mpp_source,
+        "opened": slide,
     }
     options = {
         "name": slide.id,
@@ -183,7 +184,9 @@ def annotation_layers(
     )
 
 
-def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[LayerData]:
+def map_layers(
+    source: Map, world: World, *, slide_id: str, model: str, channel: str | None = None
+) -> list[LayerData]:
     """Return the layers of one map: one for labels, otherwise one per channel.
 
     The first class, the negative one, has no layer: its probability is what the others leave.
@@ -196,6 +199,8 @@ def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[
         Of the slide.
     slide_id, model
         The slide and the model.
+    channel
+        The only one to be drawn, which may be the negative class.
     """
     title = f"{model}: {source.name}"
     classes = source.channels
@@ -211,6 +216,8 @@ def map_layers(source: Map, world: World, *, slide_id: str, model: str) -> list[
         return [_label_image(source.planes(), classes, common)]
     several_classes = source.kind == "probability" and len(classes) > 1
     chosen = classes[1:] if several_classes else classes
+    if channel is not None:
+        chosen = (channel,)
     layers: list[LayerData] = []
     for name in chosen:
         levels = source.planes(name)

@@ -12,13 +12,14 @@ from slidelens.desktop.layers import map_layers
 from slidelens.desktop.shown import (
     DRAWN,
     current_slide,
-    layers_of,
+    layers_on,
     put_layer,
     remove_layers,
     set_range,
 )
 from slidelens.desktop.worker.preview import Growing
-from slidelens.desktop.world import described
+from slidelens.desktop.world import described, lie_on
+from slidelens.maps.schema import SlideInfo
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -38,6 +39,8 @@ class _Live:
     ----------
     slide
         The slide's layer that it was last shown on; a slide that comes back has another one.
+    file
+        Path of the slide's file; empty if it is not known.
     waiting, layers
         What is to be shown on that slide, and what is shown.
     earlier
@@ -46,6 +49,7 @@ class _Live:
 
     growing: Growing
     slide: Any = None
+    file: str = ""
     waiting: list[LayerData] = field(default_factory=list)
     layers: list[Any] = field(default_factory=list)
     earlier: Path | None = None
@@ -66,10 +70,10 @@ class LiveMaps:
         key = (facts["slide"], facts["model"], facts["map"])
         live = self._maps.get(key)
         if live is None:
-            live = self._maps[key] = _Live(Growing.of(message))
+            live = self._maps[key] = _Live(Growing.of(message), file=facts.get("file", ""))
         live.growing.add(message)
         slide = current_slide(viewer)
-        if slide is None or slide.id != facts["slide"]:
+        if slide is None or not slide.is_of(facts["slide"], live.file):
             return False
         waits = self.show(viewer)
         for layer in live.layers:
@@ -85,7 +89,7 @@ class LiveMaps:
         slide = current_slide(viewer)
         if slide is None:
             return False
-        mine = {key: live for key, live in self._maps.items() if key[0] == slide.id}
+        mine = {key: one for key, one in self._maps.items() if slide.is_of(key[0], one.file)}
         for key, live in mine.items():
             if live.slide is not slide.layer:
                 self._begin(viewer, key[1], live, slide)
@@ -107,7 +111,7 @@ class LiveMaps:
         key, live = ready[0]
         data = live.waiting.pop(0)
         used = [layer for other in self._maps.values() for layer in other.layers]
-        shown = layers_of(viewer, slide=key[0], model=key[1])
+        shown = [] if slide is None else layers_on(viewer, slide, model=key[1])
         live.layers.append(put_layer(viewer, data, [one for one in shown if one not in used]))
         _adapt(live.layers[-1], live.growing)
         return len(ready) > 1 or bool(live.waiting)
@@ -127,22 +131,25 @@ class LiveMaps:
             live = self._maps.pop(key)
             if live.slide is None:
                 continue  # it grew unseen: what is shown belongs to another run
-            remove_layers(viewer, layers_of(viewer, slide=key[0], model=key[1]))
-            if live.earlier is not None and slide is not None and slide.id == key[0]:
+            own = SlideInfo(id=key[0], path=live.file or None)
+            remove_layers(viewer, layers_on(viewer, own, model=key[1]))
+            there = slide is not None and slide.is_of(key[0], live.file)
+            if live.earlier is not None and there:
                 earlier[live.earlier] = None
         return list(earlier)
 
     def _begin(self, viewer: ViewerModel, model: str, live: _Live, slide: ShownSlide) -> None:
         made = map_layers(live.growing.map, slide.world, slide_id=slide.id, model=model)
+        lie_on(made, slide.path)
         first = not any(
             key[:2] == (slide.id, model) and other.slide is slide.layer
             for key, other in self._maps.items()
         )
-        shown = list(layers_of(viewer, slide=slide.id, model=model))
+        shown = list(layers_on(viewer, slide, model=model))
         if first:  # what grows is what the user wants to see
             for other in shown:
                 other.visible = False
-            for other in layers_of(viewer, *DRAWN, slide=slide.id):
+            for other in layers_on(viewer, slide, *DRAWN):
                 other.visible = False
         for number, data in enumerate(made):
             data[1]["visible"] = first and number == 0

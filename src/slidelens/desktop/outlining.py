@@ -10,8 +10,8 @@ from slidelens.desktop.annotate import annotation_options
 from slidelens.desktop.identities import identify
 from slidelens.desktop.layers import annotation_layers
 from slidelens.desktop.qt import Signal
-from slidelens.desktop.shown import add_layer, layers_of
-from slidelens.desktop.world import described
+from slidelens.desktop.shown import add_layer, is_on, layers_on
+from slidelens.desktop.world import described, lie_on
 from slidelens.desktop.writer import shape_features, update_geojson
 from slidelens.engine.annotations import annotation_files
 from slidelens.errors import LabelError
@@ -68,9 +68,9 @@ class Outlining(QObject):
         Raises
         ------
         LabelError
-            No slide is open, or its outlines are in a file that is not GeoJSON or cannot be read. A
-            file that another program has changed is read again; unsaved outlines stay in a separate
-            layer.
+            No slide is open, or its outlines are in a file that is not GeoJSON, cannot be read, or
+            has those of another slide of its name. A file that another program has changed is read
+            again; unsaved outlines stay in a separate layer.
         """
         slide = self._bench.slide
         if slide is None:
@@ -83,6 +83,13 @@ class Outlining(QObject):
                 "the program that made them, or move the file."
             )
         file = folder / f"{slide.id}.geojson"
+        known: Any = self._layers.get(file)
+        shown = known is not None and known in self._bench.viewer.layers
+        if shown and not is_on(known, slide):
+            raise LabelError(
+                f"{file}: holds the outlines that were drawn on {described(known.metadata)['on']}, "
+                f"not on {slide.path}, another slide of that name; choose another folder for it."
+            )
         if file != self._file or self._layer not in self._bench.viewer.layers or self._stale(file):
             self.end()
             self._file, self._layer = file, self._shown(file, there)
@@ -136,7 +143,7 @@ class Outlining(QObject):
         options = annotation_options(slide.layer.metadata)
         known = self._layers.get(file)
         if known is None and there is None:  # drawn before a folder was chosen
-            drawn = layers_of(viewer, "annotations", slide=slide.id)
+            drawn = layers_on(viewer, slide, "annotations")
             known = next((layer for layer in drawn if layer.name == options["name"]), None)
             self._kept[file], self._stamps[file] = [], None
         if known is not None and known in viewer.layers:
@@ -149,7 +156,8 @@ class Outlining(QObject):
                 known.name += " (not saved)"
         stamp, found = _stamp(file), [] if there is None else identify(read_annotations(there))
         if found:
-            (data,) = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
+            made = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
+            (data,) = lie_on(made, slide.path)
             if data[2] != "shapes":
                 raise LabelError(f"{there}: holds {len(found)} outlines, too many to edit.")
             layer = add_layer(viewer, data)

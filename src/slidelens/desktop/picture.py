@@ -9,17 +9,20 @@ from weakref import WeakSet, ref
 from qtpy.QtCore import QObject, QTimer
 
 from slidelens.desktop.background import Background
+from slidelens.desktop.belonging import learn_content, same_file
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.qt import Signal, alive
-from slidelens.desktop.reading import read_result
+from slidelens.desktop.reading import Parcel, read_result
 from slidelens.desktop.shown import (
     DRAWN,
     ShownSlide,
     add_layer,
     current_slide,
+    is_on,
     layers_of,
+    layers_on,
     remove_layers,
     select_map,
     share_unit,
@@ -87,6 +90,8 @@ class Picture(QObject):
             event.connect(self._changed)
         viewer.layers.events.inserted.connect(self._come)
         viewer.layers.selection.events.active.connect(self._changed)
+        for slide in shown_slides(viewer):
+            self._learn(slide.opened)
 
     @property
     def viewer(self) -> napari.Viewer:
@@ -123,8 +128,19 @@ class Picture(QObject):
         *,
         mpp: GivenMpp = None,
         then: Callable[[], object] | None = None,
+        failed: Callable[[str], object] | None = None,
     ) -> None:
-        """Show a slide in place of the current one; annotations stay, hidden."""
+        """Show a slide in place of the current one; annotations stay, hidden.
+
+        Parameters
+        ----------
+        path, mpp
+            As :func:`~slidelens.slide.open.open_slide` takes them.
+        then
+            Called when it is shown.
+        failed
+            Takes one sentence if it cannot be opened; by default all panels get it.
+        """
         if any(_is_at(s, path) for s in self._slides()):
             self._bring(path)
             if then is not None:
@@ -145,8 +161,13 @@ class Picture(QObject):
             lambda: open_slide(path, mpp=mpp),
             opened,
             owner=self,
+            failed=failed,
             unused=lambda slide: slide.close(),
         )
+
+    def show_nothing(self, title: str) -> None:
+        """Take the slide and its maps away; ``title`` is the window's then."""
+        self._replace(None, self._ask(), title)
 
     def show_result(
         self,
@@ -161,6 +182,7 @@ class Picture(QObject):
     ) -> None:
         """Show a result on its slide, which is opened if it is not the current one.
 
+        A slide of its name but other content counts only if its own cannot be opened; that is said.
         Layers of the same model on the same slide are replaced. If the slide's file is gone, the
         maps are shown alone. If another slide has been requested meanwhile, that one stays, and
         nothing is shown.
@@ -178,28 +200,34 @@ class Picture(QObject):
         owner
             The panel that asks: if it is gone, nothing is shown.
         """
-        slide, asking = self.slide, self._ask()
+        asking = self._ask()
 
-        def show(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
-            result, opened, layers, said = parcel
-            if wanted() and self._bring_slide_of(result, opened, asking):
-                if said:
-                    self.told.emit(said, True)
-                self._show_layers(result, layers, visible, then)
+        def read() -> None:
+            slide = self.slide
+            self.background.run(
+                lambda: read_result(folder, slide, slide_file, visible),
+                partial(show, slide),
+                owner=owner or self,
+                failed=failed,
+                unused=unused,
+            )
+
+        def show(slide: ShownSlide | None, parcel: Parcel) -> None:
+            if wanted() and self._is_other_now(parcel, slide):
+                unused(parcel)
+                read()
+            elif wanted() and self._bring_slide_of(parcel, slide, asking):
+                if parcel.said:
+                    self.told.emit(parcel.said, True)
+                self._show_layers(parcel.result, parcel.layers, visible, then)
             else:
                 unused(parcel)
 
-        def unused(parcel: tuple[Result, Slide | None, list[LayerData], str]) -> None:
-            if parcel[1] is not None:
-                parcel[1].close()
+        def unused(parcel: Parcel) -> None:
+            if parcel.opened is not None:
+                parcel.opened.close()
 
-        self.background.run(
-            lambda: read_result(folder, slide, slide_file, visible),
-            show,
-            owner=owner or self,
-            failed=failed,
-            unused=unused,
-        )
+        read()
 
     def see_later(self, layers: Iterable[Any]) -> None:
         """Show hidden layers when their slide is shown."""
@@ -225,16 +253,26 @@ class Picture(QObject):
         self._askings += 1
         return self._askings
 
-    def _bring_slide_of(self, result: Result, opened: Slide | None, asking: int) -> bool:
+    def _is_other_now(self, parcel: Parcel, asked_on: ShownSlide | None) -> bool:
+        """Whether another slide of a result's name has come since its layers were made."""
+        now, opened = self.slide, parcel.opened
+        if now is None or now.id != parcel.result.slide.id:
+            return False
+        if asked_on is not None and now.layer is asked_on.layer:
+            return False
+        return opened is None or not same_file(now.path, opened.path)
+
+    def _bring_slide_of(self, parcel: Parcel, asked_on: ShownSlide | None, asking: int) -> bool:
         """Have a result's slide in the window; return whether it is there, or its place is free."""
-        now = self.slide
-        if opened is not None and (now is None or now.path != opened.path):
+        now, opened, name = self.slide, parcel.opened, parcel.result.slide.id
+        same = now is not None and asked_on is not None and now.layer is asked_on.layer
+        if opened is not None and (now is None or same or not same_file(now.path, opened.path)):
             return self._replace(opened, asking)
         if opened is not None:  # another request brought it meanwhile
             opened.close()
-        if now is None or now.id == result.slide.id:
+        if now is None or now.id == name:
             return True
-        return self._replace(None, asking, result.slide.id)
+        return self._replace(None, asking, name)
 
     def _show_layers(
         self,
@@ -245,12 +283,12 @@ class Picture(QObject):
     ) -> None:
         """Show the layers of a result on the slide that is shown."""
         viewer = self.viewer
-        of_slide = {"slide": result.slide.id}
-        old = list(layers_of(viewer, model=result.model.name, **of_slide))
+        slide = result.slide if self.slide is None else self.slide
+        old = list(layers_on(viewer, slide, model=result.model.name))
         for layer in old:
             layer.visible = False
         if visible:
-            for layer in layers_of(viewer, *DRAWN, **of_slide):
+            for layer in layers_on(viewer, slide, *DRAWN):
                 layer.visible = False
 
         def added() -> None:
@@ -278,17 +316,18 @@ class Picture(QObject):
         wanted = next(s for s in self._slides() if _is_at(s, path))
         for slide in self._slides():
             slide.layer.visible = slide.layer is wanted.layer
-        for layer in layers_of(self.viewer, slide=wanted.id):
+        for layer in layers_on(self.viewer, wanted):
             if layer in self._away:
                 layer.visible = True
                 self._away.discard(layer)
         self.viewer.layers.selection.active = wanted.layer
         self._look()  # before others are hidden: Compare brings back what it had covered of them
         for layer in layers_of(self.viewer):
-            if layer.visible and described(layer.metadata)["slide"] not in ("", wanted.id):
+            named = described(layer.metadata)["slide"] != ""
+            if layer.visible and named and not is_on(layer, wanted):
                 layer.visible = False
                 self._away.add(layer)
-        share_unit(self.viewer, wanted.id, wanted.world)
+        share_unit(self.viewer, wanted, wanted.world)
 
     def _clear(self, title: str) -> None:
         """Remove the slide and everything on it; annotations stay, hidden."""
@@ -316,7 +355,7 @@ class Picture(QObject):
             viewer.reset_view()  # also of the annotations that stayed, which may be far away
             box, world = Box.of_size(Size(*slide.size)), World.of(slide.mpp)
             look_at(viewer, fit(box, canvas_size(viewer), world, margin=0.05))
-            share_unit(viewer, slide.id, world)
+            share_unit(viewer, slide, world)
             dress(viewer)
         self._look()
         self._brought_by = asking
@@ -330,15 +369,22 @@ class Picture(QObject):
         """Put a slide below its maps, which were shown without it; napari adds it on top."""
         facts = described(event.value.metadata)
         if facts.get("layer") == "slide":
-            QTimer.singleShot(0, partial(self._lay_below, ref(event.value), facts["slide"]))
+            self._learn(facts.get("opened"))
+            QTimer.singleShot(0, partial(self._lay_below, ref(event.value)))
 
-    def _lay_below(self, layer: Callable[[], Any], slide: str) -> None:
-        if self.closed or (own := layer()) not in self.viewer.layers:
+    def _lay_below(self, layer: Callable[[], Any]) -> None:
+        found = [] if self.closed else [s for s in self._slides() if s.layer is layer()]
+        if not found:
             return
-        layers = self.viewer.layers
-        lowest = layers.index(next(layers_of(self.viewer, slide=slide)))
+        own, layers = found[0].layer, self.viewer.layers
+        lowest = layers.index(next(layers_on(self.viewer, found[0])))
         if layers[lowest] is not own and described(layers[lowest].metadata)["layer"] != "slide":
             layers.move(layers.index(own), lowest)
+
+    def _learn(self, slide: Slide | None) -> None:
+        """Note what is in a slide's file, before another takes its place on the disk."""
+        if slide is not None:
+            self.background.run(partial(learn_content, slide), lambda _: None, owner=self)
 
     def _look(self) -> None:
         viewer = self._viewer()

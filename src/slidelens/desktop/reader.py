@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.desktop.belonging import misfit, open_own
 from slidelens.desktop.layers import (
     annotation_layers,
     check_same_slide,
@@ -20,12 +21,13 @@ from slidelens.desktop.layers import (
 )
 from slidelens.desktop.reading import without_slide
 from slidelens.desktop.state.dropped import holds_annotations
-from slidelens.desktop.window import dress, notify, open_viewer, slide_layers
-from slidelens.desktop.world import World, described, is_stated, world_of
+from slidelens.desktop.window import dress, notify, open_viewer
+from slidelens.desktop.world import World, is_stated, lie_on
 from slidelens.errors import SlideError, SlideLensError
 
 if TYPE_CHECKING:
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.shown import ShownSlide
     from slidelens.geometry import Mpp
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
@@ -85,23 +87,36 @@ def read_slide(path: Path) -> list[LayerData]:
 def read_result(path: Path) -> list[LayerData]:
     """Open a result and, if the window does not show it yet, its slide.
 
+    A slide that is shown under its name may be another: its own is then opened, if it is found.
+
     Raises
     ------
     ResultError
         A damaged result, or one of another slide than the file it names.
     """
+    from slidelens.desktop.shown import shown_slides
     from slidelens.maps.result import Result
 
     result = Result.load(_folder(path))
     viewer = open_viewer()
-    for layer in [] if viewer is None else slide_layers(viewer):
-        shown = described(layer.metadata)
-        if shown["slide"] == result.slide.id:
-            check_same_slide(result, shown["slide"], shown["size"])
-            return result_layers(result, world=world_of(layer.metadata)) or _NOTHING
-    slide = _slide_of(result)
-    below = [] if slide is None else [slide_layer(slide)]
-    return [*below, *result_layers(result, slide)] or _NOTHING
+    named = [] if viewer is None else shown_slides(viewer)
+    faults = {
+        slide: misfit(result.slide, result.model.name, slide)
+        for slide in named
+        if slide.id == result.slide.id
+    }
+    shown = next((slide for slide, fault in faults.items() if not fault), None)
+    if shown is not None:
+        return _on_shown(result, shown)
+    shown = next(iter(faults), None)
+    slide = _slide_of(result) if shown is None else open_own(result)
+    if slide is None and shown is not None:
+        layers = _on_shown(result, shown)
+        notify(faults[shown])
+        return layers
+    if slide is None:
+        return result_layers(result) or _NOTHING
+    return [slide_layer(slide), *lie_on(result_layers(result, slide), slide.path)]
 
 
 def read_annotation_file(path: Path) -> list[LayerData]:
@@ -119,10 +134,16 @@ def read_annotation_file(path: Path) -> list[LayerData]:
     viewer = open_viewer()
     slide = None
     if viewer is not None:
-        same = (s for s in shown_slides(viewer) if s.id == path.stem)
-        slide = next(same, None) or current_slide(viewer)
+        now = current_slide(viewer)
+        same = [s for s in shown_slides(viewer) if s.id == path.stem]
+        slide = now if now in same else next(iter(same), now)
     if slide is None:
         notify(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
+    elif slide.id != path.stem:
+        notify(
+            f"{path.name} is drawn on {slide.id}: no open slide is named {path.stem}. If it "
+            "belongs to another slide, remove its layer, open that slide and drop it again."
+        )
     if annotations.ignored:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
         notify(f"{path.name}: {counts} left out, because they enclose no area.")
@@ -134,7 +155,7 @@ def read_annotation_file(path: Path) -> list[LayerData]:
     )
     if not layers:
         notify(f"No areas in {path.name}.")
-    return layers or _NOTHING
+    return lie_on(layers, None if slide is None else slide.path) or _NOTHING
 
 
 def no_resolution(slide: Slide) -> str:
@@ -144,6 +165,12 @@ def no_resolution(slide: Slide) -> str:
         f"{name} states no resolution, so it is shown in pixels, not in µm. "
         f"To give it: slidelens view {name} --mpp X"
     )
+
+
+def _on_shown(result: Result, shown: ShownSlide) -> list[LayerData]:
+    """Return a result's layers on a slide of its name that is shown."""
+    check_same_slide(result, shown.id, shown.size)
+    return lie_on(result_layers(result, world=shown.world), shown.path) or _NOTHING
 
 
 def _slide_of(result: Result) -> Slide | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from slidelens.desktop.belonging import misfit, open_own, replaced, same_place
 from slidelens.desktop.layers import check_same_slide, result_layers
-from slidelens.desktop.world import is_stated
+from slidelens.desktop.world import is_stated, lie_on
 from slidelens.engine.provenance import is_other_content
 from slidelens.errors import SlideError
 from slidelens.maps.result import Result
@@ -17,31 +18,62 @@ if TYPE_CHECKING:
     from slidelens.desktop.shown import ShownSlide
     from slidelens.slide.base import Slide
 
-__all__ = ["read_result", "without_slide"]
+__all__ = ["Parcel", "read_result", "without_slide"]
+
+
+class Parcel(NamedTuple):
+    """A result that was read for the window.
+
+    Attributes
+    ----------
+    result
+        What was read.
+    opened
+        Its slide, if that is to be shown in place of the current one.
+    layers
+        Its maps and outlines, on ``opened`` or on the slide that was current.
+    said
+        What is to be said of the slide; empty: nothing.
+    """
+
+    result: Result
+    opened: Slide | None
+    layers: list[LayerData]
+    said: str
 
 
 def read_result(
     folder: Path, shown: ShownSlide | None, slide_file: Path | None, visible: bool
-) -> tuple[Result, Slide | None, list[LayerData], str]:
-    """Return a result, its slide if that is not shown, its layers, and what to say of the slide.
+) -> Parcel:
+    """Read a result, and open its slide unless that is the one shown.
+
+    Of two files with one name, that which the result was made on is shown.
+
+    Parameters
+    ----------
+    folder
+        Of the result.
+    shown
+        The current slide.
+    slide_file
+        Where the result's slide is now, if it has moved.
+    visible
+        Whether the first map and the regions are shown.
 
     Raises
     ------
     ResultError
-        It cannot be read, or belongs to another slide than the one shown under its name.
+        It cannot be read, or belongs to another slide than the one shown under its name, and its
+        own cannot be opened.
     """
     result = Result.load(folder)
     if shown is not None and shown.id == result.slide.id:
-        check_same_slide(result, shown.id, shown.size)
-        return result, None, result_layers(result, world=shown.world, visible=visible), ""
+        return _for_shown(result, shown, slide_file, visible)
     opened, said = _slide_of(result, slide_file)
     layers = result_layers(result, opened, visible=visible)
     if opened is not None and is_other_content(opened, result.slide):
-        said = (
-            f"{opened.path.name} was changed or replaced after {result.model.name} was run on it: "
-            "the maps may not fit; run the model again."
-        )
-    return result, opened, layers, said
+        said = replaced(result.slide, result.model.name, opened)
+    return Parcel(result, opened, lie_on(layers, None if opened is None else opened.path), said)
 
 
 def without_slide(error: str) -> str:
@@ -49,6 +81,24 @@ def without_slide(error: str) -> str:
     return (
         f"Maps are shown without their slide. {error} If the slide has moved, drop it on the maps."
     )
+
+
+def _for_shown(result: Result, shown: ShownSlide, file: Path | None, visible: bool) -> Parcel:
+    """Read a result whose slide has the name of the one shown, but may be another."""
+    said = misfit(result.slide, result.model.name, shown)
+    own = open_own(result, file) if said else None
+    if own is not None:
+        said = (
+            f"{own.path.name} was replaced while it was open, so it was opened again."
+            if same_place(own.path, shown.path)
+            else f"{own.path} was opened: {result.model.name} was run on it, not on the other "
+            f"slide named {shown.id} ({shown.path or 'in memory'})."
+        )
+        layers = lie_on(result_layers(result, own, visible=visible), own.path)
+        return Parcel(result, own, layers, said)
+    check_same_slide(result, shown.id, shown.size)
+    layers = result_layers(result, world=shown.world, visible=visible)
+    return Parcel(result, None, lie_on(layers, shown.path), said)
 
 
 def _slide_of(result: Result, file: Path | None) -> tuple[Slide | None, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import napari
 
+from slidelens.desktop.belonging import same_file
 from slidelens.desktop.window import slide_layers
 from slidelens.desktop.world import KEY, World, described, is_stated, world_of
 from slidelens.geometry import Box, Size
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.maps.schema import SlideInfo
+    from slidelens.slide.base import Slide
 
 __all__ = [
     "DRAWN",
     "ShownSlide",
     "add_layer",
     "current_slide",
+    "is_on",
     "layers_of",
+    "layers_on",
     "put_layer",
     "remove_layers",
     "select_map",
@@ -52,6 +57,24 @@ class ShownSlide:
     """Whether the file itself states the resolution that it is shown at."""
 
     @property
+    def opened(self) -> Slide | None:
+        """The open slide that the layer reads from, if it states one."""
+        return cast("Slide | None", described(self.layer.metadata).get("opened"))
+
+    def is_of(self, name: str, file: str | None) -> bool:
+        """Return whether it is the slide of a name and, if both are known, a file.
+
+        Parameters
+        ----------
+        name
+            The slide's id.
+        file
+            Path of the slide; empty if it is not known.
+        """
+        known = bool(file) and self.path is not None
+        return self.id == name and (not known or same_file(self.path, file))
+
+    @property
     def box(self) -> Box:
         """All of the slide, in level-0 px."""
         return Box.of_size(self.size)
@@ -66,9 +89,10 @@ def current_slide(viewer: ViewerModel) -> ShownSlide | None:
     """Return the slide that the user means: the selected layer's, else the topmost visible one."""
     slides = shown_slides(viewer)
     active = viewer.layers.selection.active
-    name = None if active is None else described(active.metadata).get("slide")
-    chosen = [s for s in slides if s.id == name and s.layer.visible]
     visible = [s for s in slides if s.layer.visible]
+    # Two files can have one name, so a slide's own layer comes first, then the file.
+    own = [s for s in visible if s.layer is active]
+    chosen = own or [s for s in visible if active is not None and is_on(active, s)]
     return next(iter(chosen or visible or slides), None)
 
 
@@ -83,6 +107,41 @@ def layers_of(viewer: ViewerModel, *kinds: str, **facts: Any) -> Iterator[Any]:
             continue
         if all(mine.get(name) == value for name, value in facts.items()):
             yield layer
+
+
+def layers_on(
+    viewer: ViewerModel, slide: ShownSlide | Slide | SlideInfo, *kinds: str, **facts: Any
+) -> Iterator[Any]:
+    """Yield SlideLens's layers that lie on a slide, itself among them, lowest first.
+
+    Parameters
+    ----------
+    viewer
+        Where they are.
+    slide
+        The slide; another one of its name is told apart by its file.
+    kinds, facts
+        As in :func:`layers_of`.
+    """
+    found = layers_of(viewer, *kinds, slide=slide.id, **facts)
+    return (layer for layer in found if is_on(layer, slide))
+
+
+def is_on(layer: Any, slide: ShownSlide | Slide | SlideInfo) -> bool:
+    """Return whether a layer lies on a slide, or shows it.
+
+    Parameters
+    ----------
+    layer
+        One of the viewer's.
+    slide
+        If the layer states no file, as maps that are shown without their slide, the name counts.
+    """
+    mine = described(layer.metadata)
+    if mine.get("slide") != slide.id:
+        return False
+    file = mine.get("path" if mine["layer"] == "slide" else "on")
+    return not file or slide.path is None or same_file(file, slide.path)
 
 
 def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
@@ -127,7 +186,8 @@ def set_range(layer: Any, limits: tuple[float, float]) -> None:
 def _add_to_model(viewer: ViewerModel, data: LayerData) -> Any:
     layer = napari.layers.Layer.create(*data)
     facts = described(layer.metadata)
-    kin = list(layers_of(viewer, *_OF_MODEL, slide=facts["slide"], model=facts["model"]))
+    mine = {name: facts.get(name) for name in ("slide", "model", "on")}
+    kin = list(layers_of(viewer, *_OF_MODEL, **mine))
     at = viewer.layers.index(kin[-1]) + 1 if kin else len(viewer.layers)
     viewer.layers.insert(at, layer)
     return layer
@@ -145,15 +205,22 @@ def _can_show(layer: Any, data: LayerData) -> bool:
     return alike and (not several or layer.data_level < len(levels))
 
 
-def share_unit(viewer: ViewerModel, slide_id: str, world: World) -> None:
+def share_unit(viewer: ViewerModel, slide: ShownSlide | Slide, world: World) -> None:
     """Give layers of other slides, which are hidden, the unit of the slide that is shown.
 
     napari's scale bar has a unit only if all layers have it, whether they are visible or not. When
     their own slide is shown again, they get their own unit back.
+
+    Parameters
+    ----------
+    viewer
+        Where they are.
+    slide, world
+        The slide that is shown, and its world.
     """
     for layer in layers_of(viewer):
         own = world_of(layer.metadata)
-        if own is not None and described(layer.metadata)["slide"] == slide_id:
+        if own is not None and is_on(layer, slide):
             layer.units = (own.unit,) * layer.ndim
         elif not layer.visible:
             layer.units = (world.unit,) * layer.ndim

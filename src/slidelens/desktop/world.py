@@ -14,10 +14,13 @@ from slidelens.geometry import Affine, Mpp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["KEY", "World", "describe", "described", "is_stated", "world_of"]
+    from slidelens.desktop.layer_data import LayerData
+
+__all__ = ["KEY", "World", "describe", "described", "is_stated", "lie_on", "world_of"]
 
 KEY = "slidelens"
 """Key of what a layer's metadata state about it: layer, slide, mpp, path, model, map, ..."""
@@ -63,6 +66,25 @@ def described(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :func:`describe` wrote; empty for layers that others made."""
     mine = metadata.get(KEY)
     return mine if isinstance(mine, dict) else {}
+
+
+def lie_on(layers: list[LayerData], path: Path | str | None) -> list[LayerData]:
+    """Have layers state the file of the slide that they lie on: another may have its name.
+
+    Parameters
+    ----------
+    layers
+        Their metadata are changed in place.
+    path
+        Of the slide; ``None`` for one in memory, or if the maps are shown without it.
+
+    Returns
+    -------
+    The same layers.
+    """
+    for _, options, _ in layers:
+        options["metadata"][KEY]["on"] = None if path is None else str(path)
+    return layers
 
 
 def is_stated(mpp_source: str | None) -> bool:

@@ -197,6 +197,7 @@ class CaseView(QWidget):
             for old in self.categories.buttons():
                 self.categories.removeButton(old)
                 self._radios.removeWidget(old)
+                old.hide()  # it is deleted later, and would be drawn over the new ones
                 old.deleteLater()
             for number, name in enumerate(wanted):
                 made = QRadioButton(f"{number}  {name}")

@@ -6,14 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer
-from qtpy.QtWidgets import (
-    QButtonGroup,
-    QGridLayout,
-    QLabel,
-    QTreeWidgetItem,
-)
-from superqt import QLabeledDoubleSlider
+from qtpy.QtWidgets import QButtonGroup, QGridLayout, QLabel, QTreeWidgetItem
 
+from slidelens.desktop.belonging import for_slide
 from slidelens.desktop.comparing import (
     MODES,
     Compared,
@@ -27,10 +22,27 @@ from slidelens.desktop.comparing import (
     pictures,
 )
 from slidelens.desktop.panels.canvases import Canvases
+from slidelens.desktop.panels.compare_rows import FOLDER, method_row, region_row
 from slidelens.desktop.panels.drawing import LegendView
-from slidelens.desktop.panels.parts import Panel, boxed, button, calm, caption, heading, row, table
+from slidelens.desktop.panels.parts import (
+    Panel,
+    boxed,
+    button,
+    caption,
+    heading,
+    row,
+    slider,
+    table,
+)
 from slidelens.desktop.panels.start import SlideLine
-from slidelens.desktop.shown import DRAWN, add_layer, layers_of, remove_layers
+from slidelens.desktop.shown import (
+    DRAWN,
+    ShownSlide,
+    add_layer,
+    layers_of,
+    layers_on,
+    remove_layers,
+)
 from slidelens.desktop.state.library import Entry, entries
 from slidelens.desktop.state.viewport import fit
 from slidelens.desktop.window import look_at
@@ -39,13 +51,10 @@ from slidelens.desktop.world import described
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from slidelens.desktop.state.agreement import Disagreement
-
 __all__ = ["ComparePanel"]
 
 _MOST = 200  # regions that are listed
 _OPACITY = 0.75
-_FOLDER = Qt.ItemDataRole.UserRole
 
 
 class ComparePanel(Panel):
@@ -56,7 +65,7 @@ class ComparePanel(Panel):
         self.mode = "off"
         self.compared = Compared((), None)
         self._entries: list[Entry] = []
-        self._slide: str | None = None
+        self._slide: ShownSlide | None = None
         self._hidden: list[Any] = []
         """Layers that were visible before the comparison covered them."""
         self._heat: list[Any] = []
@@ -79,9 +88,12 @@ class ComparePanel(Panel):
             self._take([])
             return
         folders = [self.bench.results, *self._shown_folders()]
-        self.bench.background.run(
-            lambda: [e for e in entries(folders) if e.slide == slide.id], self._take, owner=self
-        )
+
+        def take(found: list[Entry]) -> None:
+            if self.bench.slide == slide:  # else that one's are on their way
+                self._take(found)
+
+        self.bench.background.run(lambda: for_slide(entries(folders), slide), take, owner=self)
 
     def set_mode(self, mode: str) -> None:
         """Compare in another way: a key of :data:`~slidelens.desktop.comparing.MODES`."""
@@ -126,16 +138,11 @@ class ComparePanel(Panel):
             grid.addWidget(made, *place)
         self._buttons["off"].setChecked(True)
         self.why = caption()
-        self.mix = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.mix).setToolTip("From the first method (0) to the second (1)")
-        self.mix.setRange(0, 1)
-        self.mix.setDecimals(2)
+        self.mix = slider("Blend", "From the first method (0) to the second (1)", 0, 1, 2)
         self.mix.setValue(0.5)
         self.mix.valueChanged.connect(self._set_mix)
-        self.speed = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.speed).setToolTip("How long each method is shown, in seconds")
-        self.speed.setRange(0.2, 3)
-        self.speed.setDecimals(1)
+        seconds = "How long each method is shown, in seconds"
+        self.speed = slider("Seconds per method", seconds, 0.2, 3, 1)
         self.speed.setValue(0.8)
         self.speed.valueChanged.connect(lambda s: self._beat.setInterval(round(1000 * s)))
         self.first, self.second = QLabel(), QLabel()
@@ -179,9 +186,8 @@ class ComparePanel(Panel):
 
     def _slide_changed(self) -> None:
         slide = self.bench.slide
-        name = None if slide is None else slide.id
-        if name != self._slide:
-            self._slide, self._picked = name, False
+        if slide != self._slide:
+            self._slide, self._picked = slide, False
             self.compared = Compared((), None)
             self._leave()
             self.set_mode("off")
@@ -194,23 +200,23 @@ class ComparePanel(Panel):
         slide = self.bench.slide
         if slide is None:
             return []
-        found = (described(layer.metadata).get("path") for layer in self._heat_layers(slide.id))
+        found = (described(layer.metadata).get("path") for layer in self._heat_layers(slide))
         return [Path(path) for path in dict.fromkeys(found) if path]
 
-    def _heat_layers(self, slide: str) -> list[Any]:
-        return list(layers_of(self.bench.viewer, *DRAWN, slide=slide))
+    def _heat_layers(self, slide: ShownSlide) -> list[Any]:
+        return list(layers_on(self.bench.viewer, slide, *DRAWN))
 
     def _take(self, found: list[Entry]) -> None:
         """List the methods; until the user has ticked some, the newest two are ticked."""
-        ticked = {item.data(0, _FOLDER) for item in self._ticked()}
+        ticked = {item.data(0, FOLDER) for item in self._ticked()}
         self._entries = found
-        good = [str(entry.folder) for entry in found if not entry.error]
+        good = [str(entry.folder) for entry in found if not entry.error and not entry.misfit]
         if not (self._picked and ticked & set(good)):
             ticked = set(good[:2])
         with QSignalBlocker(self.methods):
             self.methods.clear()
             for entry in found:
-                self.methods.addTopLevelItem(_method_item(entry, str(entry.folder) in ticked))
+                self.methods.addTopLevelItem(method_row(entry, str(entry.folder) in ticked))
         slide = self.bench.slide
         self.methods.setVisible(bool(found))
         self.empty.setVisible(not found)
@@ -231,7 +237,8 @@ class ComparePanel(Panel):
     def _load(self) -> None:
         """Open what is ticked, off the window's thread."""
         known = {str(entry.folder): entry.folder for entry in self._entries}
-        folders = [known[item.data(0, _FOLDER)] for item in self._ticked()]
+        folders = [known[item.data(0, FOLDER)] for item in self._ticked()]
+        slide = self.bench.slide
         self._asked += 1
         asked = self._asked
 
@@ -243,8 +250,14 @@ class ComparePanel(Panel):
 
         def failed(text: str) -> None:
             self.notice.say(text, "error")
+            take(Compared((), None))
 
-        self.bench.background.run(lambda: open_methods(folders), take, owner=self, failed=failed)
+        if slide is None or not folders:
+            take(Compared((), None))
+            return
+        self.bench.background.run(
+            lambda: open_methods(folders, slide), take, owner=self, failed=failed
+        )
 
     def _list_regions(self) -> None:
         found = self.compared.comparison
@@ -252,15 +265,18 @@ class ComparePanel(Panel):
         with QSignalBlocker(self.regions):
             self.regions.clear()
             for number, region in enumerate(regions[:_MOST], 1):
-                self.regions.addTopLevelItem(_region_item(number, region))
+                self.regions.addTopLevelItem(region_row(number, region))
         self.regions.setVisible(bool(regions))
         if found is None:
-            self.agreed.setText("Regions are listed once two methods with a map are ticked.")
+            why = missing("agreement", self.compared) if len(self.compared.drawn) > 1 else ""
+            hint = "Regions are listed once two methods with a map are ticked."
+            self.agreed.setText(why or hint)
             return
         more = f" The {_MOST} largest are listed." if len(regions) > _MOST else ""
         count = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
         many = f"{count} in dispute." if regions else "No region is in dispute."
-        self.agreed.setText(f"They agree on {found.agreed:.1%} of the cells. {many}{more}")
+        share = f"They agree on {found.agreed:.1%} of the cells."
+        self.agreed.setText(f"Compared by {found.positive}. {share} {many}{more}")
 
     def _show(self) -> None:
         """Set the window to the choice."""
@@ -272,7 +288,7 @@ class ComparePanel(Panel):
         self._leave()
         if mode in ("two", "four"):
             assert slide is not None
-            self.canvases.show_cells(pictures(mode, compared, slide, self._like(slide.id)))
+            self.canvases.show_cells(pictures(mode, compared, slide, self._like(slide)))
             self.bench.beside = self.canvases.cells[0].model
         elif mode != "off":
             self._cover(mode)
@@ -297,9 +313,9 @@ class ComparePanel(Panel):
     def _agreement_seen(self, mode: str) -> bool:
         return mode == "agreement" or len(self.compared.opened) < 4
 
-    def _like(self, slide: str) -> dict[str, Any]:
+    def _like(self, slide: ShownSlide) -> dict[str, Any]:
         """Return the layers that already show the methods' maps."""
-        shown = layers_of(self.bench.viewer, "map", slide=slide)
+        shown = layers_on(self.bench.viewer, slide, "map")
         return {
             described(layer.metadata)["model"]: layer
             for layer in shown
@@ -311,8 +327,8 @@ class ComparePanel(Panel):
         viewer, slide, found = self.bench.viewer, self.bench.slide, self.compared.comparison
         assert slide is not None
         assert found is not None
-        self._hidden = [layer for layer in self._heat_layers(slide.id) if layer.visible]
-        like = self._like(slide.id)
+        self._hidden = [layer for layer in self._heat_layers(slide) if layer.visible]
+        like = self._like(slide)
         for layer in self._hidden:
             layer.visible = False
         if mode == "difference":
@@ -370,24 +386,3 @@ class ComparePanel(Panel):
         region = found.regions[self.regions.indexOfTopLevelItem(item)]
         look = fit(region.box, self.bench.canvas, slide.world, margin=0.5)
         look_at(self.bench.viewer, look)
-
-
-def _method_item(entry: Entry, ticked: bool) -> QTreeWidgetItem:
-    item = QTreeWidgetItem([entry.model, entry.score, entry.call])
-    item.setData(0, _FOLDER, str(entry.folder))
-    for column in range(3):
-        item.setToolTip(column, entry.about)
-    if entry.error:
-        item.setDisabled(True)
-    else:
-        item.setCheckState(0, Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
-    return item
-
-
-def _region_item(number: int, region: Disagreement) -> QTreeWidgetItem:
-    who = ", ".join(region.positive) or "mixed"
-    item = QTreeWidgetItem([str(number), who, f"{region.area_mm2:.3g}", f"{region.spread:.2f}"])
-    item.setToolTip(1, f"Called positive by {who}; mean difference {region.spread:.2f}")
-    for column in (2, 3):
-        item.setTextAlignment(column, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-    return item

@@ -162,11 +162,14 @@ class ErrorList(QWidget):
         room = 0 if viewport is None else viewport.width()
         room -= tree.columnWidth(_KIND) + tree.columnWidth(_MARGIN)
         slide, decision = map(tree.sizeHintForColumn, (_SLIDE, _DECISION))
+        header = tree.header()
+        title = 0 if header is None else header.sectionSizeHint(_METHOD)
         method = 0 if tree.isColumnHidden(_METHOD) else tree.sizeHintForColumn(_METHOD)
+        method = max(method, title) if method else 0
         left = max(_LEAST_WIDE, room - slide - method)
         tree.setColumnWidth(_DECISION, min(left, max(_LEAST_WIDE, decision), _MOST_WIDE))
         room -= tree.columnWidth(_DECISION)
-        tree.setColumnWidth(_METHOD, min(method, max(room - slide, room // 2)))
+        tree.setColumnWidth(_METHOD, min(method, max(room - slide, room // 2, title)))
 
     def _say_empty(self, review: Review) -> None:
         text = ""

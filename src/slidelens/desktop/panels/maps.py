@@ -18,7 +18,6 @@ from qtpy.QtWidgets import (
     QTreeWidgetItem,
     QWidget,
 )
-from superqt import QLabeledDoubleSlider
 
 from slidelens.desktop.display import (
     CHOICES,
@@ -31,9 +30,9 @@ from slidelens.desktop.display import (
     top_of,
 )
 from slidelens.desktop.panels.drawing import HistogramView, LegendView
-from slidelens.desktop.panels.parts import Panel, calm, caption, heading
+from slidelens.desktop.panels.parts import Panel, calm, caption, heading, slider
 from slidelens.desktop.player import TrajectoryPlayer
-from slidelens.desktop.shown import DRAWN, layers_of
+from slidelens.desktop.shown import DRAWN, layers_on
 from slidelens.desktop.world import described
 from slidelens.maps.result import Result
 
@@ -101,13 +100,8 @@ class MapsPanel(Panel):
         header.setSectionResizeMode(1, QHeaderView.ResizeMode.ResizeToContents)
         self.empty = caption()
         self.title = heading("")
-        self.threshold = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.threshold).setToolTip("Values below this are hidden")
-        self.threshold.setDecimals(3)
-        self.opacity = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-        calm(self.opacity).setToolTip("Lower values show more of the slide")
-        self.opacity.setRange(0, 1)
-        self.opacity.setDecimals(2)
+        self.threshold = slider("Hide below", "Values below this are hidden", 0, 1, 3)
+        self.opacity = slider("Opacity", "Lower values show more of the slide", 0, 1, 2)
         self.colormap = QComboBox()
         calm(self.colormap).setToolTip("Colours from low to high values")
         self.colormap.addItems(CHOICES)
@@ -145,7 +139,7 @@ class MapsPanel(Panel):
         """List the layers of the current slide, topmost first."""
         slide = self.bench.slide
         viewer = self.bench.viewer
-        found = [] if slide is None else list(layers_of(viewer, *_KINDS, slide=slide.id))[::-1]
+        found = [] if slide is None else list(layers_on(viewer, slide, *_KINDS))[::-1]
         before, active = self.layer, viewer.layers.selection.active
         with QSignalBlocker(self.tree):
             self.tree.clear()
@@ -176,7 +170,7 @@ class MapsPanel(Panel):
     def _find_windows(self) -> None:
         """Give the player the topmost windows on the current slide."""
         slide, viewer = self.bench.slide, self.bench.viewer
-        found = [] if slide is None else list(layers_of(viewer, "windows", slide=slide.id))
+        found = [] if slide is None else list(layers_on(viewer, slide, "windows"))
         layer = found[-1] if found else None
         if layer is not None and self._toured is not None and self._toured() is layer:
             return

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QLabel,
     QLayout,
+    QLineEdit,
     QProgressBar,
     QPushButton,
     QScrollArea,
@@ -23,6 +24,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QLabeledDoubleSlider
 
 from slidelens.desktop.docks import keep
 from slidelens.desktop.drops import paths_of, take
@@ -52,10 +54,12 @@ __all__ = [
     "progress_bar",
     "row",
     "show_progress",
+    "slider",
     "table",
 ]
 
 _ENDS = re.compile(r"(?<=\w)(?:[-_/\\]+(?=\w)|\.(?=[^\W\d]))")
+_UNBROKEN = re.compile(r"[^\s\u200b]{24}(?=[^\s\u200b])")
 _WIDTH = 370
 _LEAST_LETTERS = 8
 _UNTICKED = (
@@ -181,8 +185,8 @@ def heading(text: str) -> QLabel:
 
 
 def breakable(text: str) -> str:
-    """Let long names break where their parts end; not for text that is copied."""
-    return _ENDS.sub("\\g<0>\u200b", text)
+    """Let long names break where their parts end, or anywhere; not for text that is copied."""
+    return _UNBROKEN.sub("\\g<0>\u200b", _ENDS.sub("\\g<0>\u200b", text))
 
 
 def caption(text: str = "") -> QLabel:
@@ -297,6 +301,28 @@ def table(columns: Sequence[str], name: str, height: int, *, wide: int = 0) -> Q
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(wide, QHeaderView.ResizeMode.Stretch)
     return tree
+
+
+def slider(name: str, help: str, least: float, most: float, decimals: int) -> QLabeledDoubleSlider:  # noqa: A002
+    """Return a slider with a field for its value.
+
+    Parameters
+    ----------
+    name
+        What a screen reader calls it.
+    help
+        Its tooltip.
+    least, most, decimals
+        Of its values.
+    """
+    made = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+    calm(made).setToolTip(help)
+    made.setRange(least, most)
+    made.setDecimals(decimals)
+    made.setAccessibleName(name)
+    for part in made.findChildren(QWidget):
+        part.setAccessibleName(f"{name}, value" if isinstance(part, QLineEdit) else name)
+    return made
 
 
 def calm_combo(help: str) -> QComboBox:  # noqa: A002

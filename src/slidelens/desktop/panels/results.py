@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from slidelens.desktop.belonging import for_slide, same_file, same_place
 from slidelens.desktop.panels.parts import button, caption, row
 from slidelens.desktop.shown import layers_of, remove_layers
 from slidelens.desktop.state.library import Entry, entries
@@ -26,17 +27,21 @@ from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
     from slidelens.desktop.panels.notice import Notice
+    from slidelens.desktop.shown import ShownSlide
     from slidelens.desktop.workbench import Workbench
 
 __all__ = ["ResultsList"]
 
 
 class _Deleted(NamedTuple):
-    """A result that can be restored: where it is now, and whether it was in the window."""
+    """A result that can be restored: where it is now, and on which slide's file it was shown.
+
+    ``on`` is empty if the file is not known, and ``None`` if the result was not in the window.
+    """
 
     entry: Entry
     hidden: Path
-    shown: bool
+    on: str | None
 
 
 class ResultsList(QWidget):
@@ -46,6 +51,10 @@ class ResultsList(QWidget):
         super().__init__()
         self._bench, self._notice = bench, notice
         self._entries: list[Entry] = []
+        self._judged: tuple[ShownSlide | None, list[Entry]] = (None, [])
+        """Results that were made on another file of the slide's name, for which slide."""
+        self._moved: list[Entry] | None = []
+        """Those of them that were made on this slide: it has moved since; ``None``: being read."""
         self._deleted: list[_Deleted] = []
         """Deleted by this list, in the order in which they come back: the next one last."""
         self.tree = QTreeWidget()
@@ -91,8 +100,12 @@ class ResultsList(QWidget):
 
     def _fill(self) -> None:
         slide = self._bench.slide
-        mine = [e for e in self._entries if slide is not None and e.slide == slide.id]
-        shown = self._entries if self.all.isChecked() or slide is None else mine
+        every = self.all.isChecked() or slide is None
+        named = [] if slide is None else [e for e in self._entries if e.slide == slide.id]
+        mine = [] if slide is None else self._of(slide, named)
+        if slide is None:
+            self._judged = None, []
+        shown = self._entries if every else mine
         self.tree.clear()
         self.tree.setColumnHidden(2, slide is not None and not self.all.isChecked())
         for entry in shown:
@@ -104,10 +117,36 @@ class ResultsList(QWidget):
                 item.setToolTip(column, entry.about)
             self.tree.addTopLevelItem(item)
         self.tree.setVisible(bool(shown))
-        where = "for this slide" if slide is not None and not self.all.isChecked() else "yet"
-        self._empty.setText(f"No results {where} in {self._bench.results}.")
-        self._empty.setVisible(not shown)
+        none = "" if shown else f"No results {'yet' if every else 'for this slide'} in "
+        none += "" if shown else f"{self._bench.results}."
+        others = 0 if every or self._moved is None else len(named) - len(mine)
+        count = "1 result is" if others == 1 else f"{others} results are"
+        hint = f"{count} of another slide of this name: tick “all slides” to list them."
+        self._empty.setText(" ".join(filter(None, [none, hint if others else ""])))
+        self._empty.setVisible(bool(self._empty.text()))
         self._enable()
+
+    def _of(self, slide: ShownSlide, named: list[Entry]) -> list[Entry]:
+        """Return those results of the slide's name that were made on it, as far as is known.
+
+        Those that were made on another file are read in the background: it may have moved.
+        """
+        here = [e for e in named if e.made_on is None or same_file(slide.path, e.made_on.path)]
+        rest = [e for e in named if e not in here]
+        if (slide, rest) != self._judged:
+            self._judged, self._moved = (slide, rest), None if rest else []
+            if rest:
+                self._bench.background.run(
+                    lambda: [one.folder for one in for_slide(rest, slide) if not one.misfit],
+                    partial(self._take_moved, slide, rest),
+                    owner=self,
+                )
+        return [e for e in named if e in here or e in (self._moved or ())]
+
+    def _take_moved(self, slide: ShownSlide, rest: list[Entry], fitting: list[Path]) -> None:
+        if (slide, rest) == self._judged:
+            self._moved = [entry for entry in rest if entry.folder in fitting]
+            self._fill()
 
     def _chosen(self) -> Entry | None:
         item = self.tree.currentItem()
@@ -140,15 +179,17 @@ class ResultsList(QWidget):
         self._notice.say(what, action="Undo", then=partial(self._restore, gone))
         self._bench.results_changed.emit()
 
-    def _take_away(self, entry: Entry) -> bool:
-        """Take a result's layers off its slide; return whether there were any."""
-        viewer, place = self._bench.viewer, entry.folder.resolve()
-        of_model = layers_of(viewer, slide=entry.slide, model=entry.model)
-        paths = {layer: described(layer.metadata).get("path") for layer in of_model}
-        shown = any(path is not None and Path(path).resolve() == place for path in paths.values())
-        if shown:
-            remove_layers(viewer, paths)
-        return shown
+    def _take_away(self, entry: Entry) -> str | None:
+        """Take a result's layers off its slide; return its file, or ``None`` if there are none."""
+        viewer = self._bench.viewer
+        of_model = list(layers_of(viewer, slide=entry.slide, model=entry.model))
+        facts = [described(layer.metadata) for layer in of_model]
+        files = {f.get("on") for f in facts if same_place(f.get("path"), entry.folder)}
+        if not files:
+            return None
+        mine = (one for one, f in zip(of_model, facts, strict=True) if f.get("on") in files)
+        remove_layers(viewer, mine)
+        return next(iter(files)) or ""
 
     def _restore_last(self) -> None:
         if self._deleted:
@@ -163,18 +204,18 @@ class ResultsList(QWidget):
             return
         self._deleted.remove(gone)
         self._notice.say("")
-        shown = gone.shown
+        on = gone.on
         if newer is not None:  # it comes back after all others
             taken = _Deleted(entry, newer, self._take_away(entry))
             self._deleted.insert(0, taken)
-            shown |= taken.shown
+            on = taken.on if on is None else on
             self._notice.say(
                 f"The older result of {entry.model} on {entry.slide} is back; the newer one was "
                 "deleted instead.",
                 action="Undo",
                 then=partial(self._restore, taken),
             )
-        if shown and (slide is None or slide.id == entry.slide):
+        if on is not None and (slide is None or slide.is_of(entry.slide, on)):
             self._bench.show_result(entry.folder, owner=self)
         self._bench.results_changed.emit()
 

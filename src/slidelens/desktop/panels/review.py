@@ -10,8 +10,8 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
 
-from slidelens.desktop.layers import resolution_of
 from slidelens.desktop.panels.case import CaseView
+from slidelens.desktop.panels.case_picture import CasePicture
 from slidelens.desktop.panels.categories import edit_categories
 from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
@@ -20,10 +20,8 @@ from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
 from slidelens.desktop.qt import Shortcut, alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.warned import warned
-from slidelens.desktop.world import World
 from slidelens.engine.slide_folder import find_slides
 from slidelens.errors import LabelError, ResultError
-from slidelens.review.foci import find_foci
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,14 +29,10 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QHideEvent, QShowEvent
 
     from slidelens.desktop.state.review import Review
-    from slidelens.maps.result import Result
-    from slidelens.review.errors import ErrorCase
-    from slidelens.review.foci import Focus
 
 __all__ = ["ReviewPanel"]
 
 _SETTLE_MS = 150  # holding an arrow key down passes slides without opening them
-_PLACES = 5
 _NO_EVALUATION = (
     "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
     "with the labels of the slides."
@@ -52,17 +46,13 @@ class ReviewPanel(Panel):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.review: Review | None = None
-        self._slides: dict[str, Path] = {}
         self._unfound: list[str] = []
-        """Why slides may be missing among these."""
-        self._foci: list[Focus] = []
-        self._world = World.of(None)
-        self._model = ""
+        """Why slides may not be found that have moved."""
         self._build()
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
-        self._settle.timeout.connect(self._open_case)
+        self._settle.timeout.connect(self.picture.show)
         self._bind_keys()
         self._show_review()
 
@@ -129,6 +119,8 @@ class ReviewPanel(Panel):
         self.points.editingFinished.connect(self._reopen)
         self.errors = ErrorList()
         self.case = CaseView()
+        self.picture = CasePicture(self.bench, self.case, self)
+        self.picture.lost.connect(self._say_lost)
         self.undo_button = button("Undo", "Take back the last decision (Ctrl+Z)", self.undo)
         self.edit_button = button("Categories…", "Edit the list of causes", self._edit_categories)
         self.export = ExportMenu(self.bench, self.notice)
@@ -148,7 +140,7 @@ class ReviewPanel(Panel):
         self.errors.chosen.connect(self.go)
         self.case.decided.connect(self._decide)
         self.case.method_asked.connect(self._show_method)
-        self.case.place_asked.connect(self._fly)
+        self.case.place_asked.connect(self.picture.fly)
 
     def _bind_keys(self) -> None:
         """Make keys work anywhere in the panel, except in text fields."""
@@ -281,9 +273,10 @@ class ReviewPanel(Panel):
         case = None if review is None else review.case
         for widget in (self.case, self.case.form):
             widget.setVisible(case is not None)
+        if review is not None:
+            self.picture.expect(review.saved, case, "" if case is None else case.model)
         if review is None or case is None:
             return
-        self._model = case.model
         self._settle.start()
         self.case.show_case(review, case)
         self.errors.show_current(review)
@@ -305,70 +298,19 @@ class ReviewPanel(Panel):
             self._safely(partial(self._show_decision, keep_note=not kept))
 
     def _show_method(self, model: str) -> None:
-        self._model = model
-        self._open_case()
+        if self.review is not None:
+            self.picture.expect(self.review.saved, self.review.case, model)
+            self.picture.show()
 
-    def _open_case(self) -> None:
-        """Show slide and maps of the current error, then fly to the strongest evidence."""
-        review = self.review
-        case = None if review is None else review.case
-        if review is None or case is None or self.bench.closed:
-            return
-        model = self._model
-        folder = review.saved.result_folder(model, case.slide_id)
-        if folder is None or not folder.is_dir():
-            self.case.show_places((), f"The result of {model} is gone; run the model again.")
-            return
-        self.bench.show_result(
-            folder,
-            slide_file=self._slides.get(case.slide_id),
-            wanted=lambda: self._is_current(case, model),
-            then=lambda result: self._shown(case, model, result),
-            failed=lambda text: self.case.show_places((), text),
-            owner=self,
-        )
-
-    def _is_current(self, case: ErrorCase, model: str) -> bool:
-        return self.review is not None and self.review.case is case and self._model == model
-
-    def _shown(self, case: ErrorCase, model: str, result: Result) -> None:
-        if not self._is_current(case, model):
-            return
-        slide = self.bench.slide
-        there = slide is not None and slide.id == result.slide.id
-        self._world = (
-            slide.world if slide is not None and there else World.of(resolution_of(result))
-        )
-        if not there:
-            self.notice.say(
-                f"The file of slide {case.slide_id} is gone; its maps are shown alone.",
-                action="Find slides…",
-                then=self._ask_slides,
-                warnings=self._unfound,
-            )
-        self.bench.background.run(
-            lambda: find_foci(result, case.target, _PLACES),
-            lambda foci: self._take_foci(case, model, foci),
-            owner=self,
-            failed=lambda text: self.case.show_places((), text),
-        )
-
-    def _take_foci(self, case: ErrorCase, model: str, foci: list[Focus]) -> None:
-        if not self._is_current(case, model):
-            return
-        self._foci = foci
-        self.case.show_places(foci, "" if foci else f"No evidence for {case.target} was found.")
-        self._fly(0)
-
-    def _fly(self, number: int) -> None:
-        if number < len(self._foci):
-            self.bench.fly_to(self._foci[number].box, self._world)
+    def _say_lost(self, text: str) -> None:
+        find, warnings = self._ask_slides, self._unfound
+        self.notice.say(text, action="Find slides…", then=find, warnings=warnings)
 
     def _ask_slides(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Where the slides are now")
         if chosen:
             self.bench.memory.set_text(_SLIDES, chosen)
-            self._find_slides(chosen, then=self._open_case)
+            self._find_slides(chosen, then=self.picture.show)
 
     def _find_slides(self, folder: str, then: Callable[[], object] = lambda: None) -> None:
         """Look where slides are that have moved since they were run."""
@@ -383,8 +325,8 @@ class ReviewPanel(Panel):
                     return {}, [*warnings, str(error)]
 
         def take(answer: tuple[dict[str, Path], list[str]]) -> None:
-            self._slides, self._unfound = answer
-            self.export.slides = Path(folder) if self._slides else None
+            self.picture.slides, self._unfound = answer
+            self.export.slides = Path(folder) if self.picture.slides else None
             then()
 
         self.bench.background.run(work, take, owner=self)

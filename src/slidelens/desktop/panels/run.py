@@ -260,7 +260,7 @@ class RunPanel(Panel):
         if finding is not None:
             slide = self.bench.slide
             good = finding.status != "failed"
-            if good and slide is not None and slide.id == finding.slide:
+            if good and slide is not None and slide.is_of(finding.slide, finding.file):
                 self._live.finish(finding.model)
                 self._show(finding)
             else:

@@ -61,6 +61,7 @@ class SlidePanel(Panel):
         )
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search the properties")
+        self.search.setAccessibleName("Search the properties")
         self.search.setClearButtonEnabled(True)
         self.search.textChanged.connect(self._filter)
         self.properties = table(["Property", "Value"], "Properties of the file", 180, wide=1)

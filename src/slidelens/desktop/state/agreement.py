@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from slidelens.maps.result import Result
 
-__all__ = ["Comparison", "Disagreement", "Method", "compare", "method_of"]
+__all__ = ["Comparison", "Disagreement", "Method", "compare", "method_of", "shared_class"]
 
 _SIDE = 1536  # cells along the longest side that are compared
 _THRESHOLD = 0.5
@@ -36,13 +36,13 @@ class Method:
     name
         Of the model.
     score
-        Probability of the positive class of the whole slide.
+        Probability of the class that is looked at, of the whole slide.
     positive
         Name of that class.
     map, channel
-        Its probability map, and which plane is the positive class's; ``None`` if it draws none.
+        Its probability map, and which plane is that class's; ``None`` if it draws none.
     threshold
-        A cell is positive from here on: the model's operating point, otherwise 0.5.
+        A cell is positive from here on: by the model's operating point, otherwise 0.5.
     """
 
     name: str
@@ -83,6 +83,8 @@ class Comparison:
     ----------
     names
         Of the methods, in order.
+    positive
+        The class that they are compared by.
     agreement
         Labels: agreed positive, disputed, and with two methods which of them alone is positive.
     difference
@@ -94,42 +96,98 @@ class Comparison:
     """
 
     names: tuple[str, ...]
+    positive: str
     agreement: Map
     difference: Map
     regions: tuple[Disagreement, ...]
     agreed: float
 
 
-def method_of(result: Result) -> Method:
-    """Return what a result predicts; the map is its first probability map."""
+def method_of(result: Result, label: str | None = None) -> Method:
+    """Return what a result predicts; the map is its first probability map.
+
+    Parameters
+    ----------
+    result
+        Of one model.
+    label
+        The class to look at: one of :func:`shared_class`; by default the model's positive one.
+    """
     classes = result.classes
-    positive = classes[-1]
-    source = next((m for m in result.maps.values() if m.kind == "probability"), None)
+    positive = classes[-1] if label is None else label
+    source = _drawn_by(result)
     channel = positive
     if source is not None and positive not in source.channels:
         channel = source.channels[-1]
-    threshold = result.model.threshold
     return Method(
         result.model.name,
         result.probabilities[positive],
         positive,
         source,
         channel,
-        _THRESHOLD if threshold is None else threshold,
+        _limit(result, positive),
     )
+
+
+def shared_class(results: Sequence[Result]) -> str | None:
+    """Return the class that methods can be compared by: all of them draw one of this name.
+
+    Parameters
+    ----------
+    results
+        Of one slide, each with a probability map.
+
+    Returns
+    -------
+    The positive class of the first of them whose class all others draw too, else any class that
+    all draw; ``None`` if they have none in common.
+    """
+    wanted = [result.classes[-1] for result in results]
+    wanted += [label for result in results for label in reversed(result.classes)]
+    return next((label for label in wanted if all(_draws(r, label) for r in results)), None)
+
+
+def _draws(result: Result, label: str) -> bool:
+    """Whether a map shows a class: a plane that is named otherwise is the positive class's."""
+    source, classes = _drawn_by(result), result.classes
+    if source is None or label not in classes:
+        return False
+    return label in source.channels or (
+        label == classes[-1] and not set(classes) & set(source.channels)
+    )
+
+
+def _drawn_by(result: Result) -> Map | None:
+    return next((m for m in result.maps.values() if m.kind == "probability"), None)
+
+
+def _limit(result: Result, label: str) -> float:
+    """Return from which probability on a class is called; a model states it for its last class."""
+    threshold, classes = result.model.threshold, result.classes
+    if threshold is None or (label != classes[-1] and len(classes) != 2):
+        return _THRESHOLD
+    return threshold if label == classes[-1] else 1 - threshold
 
 
 def compare(methods: Sequence[Method]) -> Comparison:
     """Compare methods on the cells of the coarsest of their maps.
 
+    Parameters
+    ----------
+    methods
+        All of one class; those without a map are left out.
+
     Raises
     ------
     ValueError
-        Fewer than two methods draw a probability map.
+        Fewer than two methods draw a probability map, or their classes differ.
     """
     drawn = [(method, method.map) for method in methods if method.map is not None]
     if len(drawn) < 2:
         raise ValueError("two methods with a probability map are needed to compare")
+    labels_seen = {method.positive for method, _ in drawn}
+    if len(labels_seen) > 1:
+        raise ValueError(f"one class is compared at a time, not {sorted(labels_seen)}")
     coarsest = max((source for _, source in drawn), key=lambda source: source.mpp)
     affine, shape = _cells(coarsest)
     values = np.stack([_resampled(m.channel, source, affine, shape) for m, source in drawn])
@@ -146,6 +204,7 @@ def compare(methods: Sequence[Method]) -> Comparison:
     area = affine.sx * mpp.x * affine.sy * mpp.y * 1e-6
     return Comparison(
         names,
+        drawn[0][0].positive,
         Map.from_array("agreement", "labels", classes, labels, affine, mpp),
         Map.from_array(
             "difference", "saliency", [f"{names[0]} − {names[1]}"], difference, affine, mpp

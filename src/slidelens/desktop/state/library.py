@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from slidelens.maps.schema import SlideInfo
+
 __all__ = ["Entry", "Trash", "entries"]
 
 _DELETED = re.compile(r"\.deleted-.+-[0-9a-f]{8}")
@@ -44,6 +46,10 @@ class Entry:
     """Which part of the slide was run, as ``--region`` takes it; empty: all of it."""
     newer: bool = False
     """Whether it cannot be read because a newer slidelens wrote it."""
+    made_on: SlideInfo | None = None
+    """The slide as the result states it."""
+    misfit: str = ""
+    """Why it does not belong to the slide that it is listed for."""
 
     @property
     def call(self) -> str:
@@ -58,6 +64,8 @@ class Entry:
         """The positive class and its probability, marked if of a region only; or what is wrong."""
         if self.error:
             return "newer version" if self.newer else "damaged"
+        if self.misfit:
+            return "does not fit"
         if not self.probabilities:
             return ""
         name = list(self.probabilities)[-1]
@@ -65,9 +73,11 @@ class Entry:
 
     @property
     def about(self) -> str:
-        """Its path, and the region that was run; or why it cannot be read."""
+        """Its path, the region that was run and the slide; or what is wrong."""
         where = f"\nregion {self.part} (x, y, width, height in px)" if self.part else ""
-        return self.error or f"{self.folder}{where}"
+        slide = None if self.made_on is None else self.made_on.path
+        made_on = "" if slide is None else f"\nof {slide}"
+        return self.error or self.misfit or f"{self.folder}{where}{made_on}"
 
 
 def entries(folders: Iterable[Path]) -> list[Entry]:
@@ -205,5 +215,6 @@ def _entry(path: Path) -> Entry:
         dict(content.probabilities),
         time,
         threshold=0.5 if content.model.threshold is None else content.model.threshold,
+        made_on=content.slide,
         part="" if settings is None or settings.region is None else region_text(settings),
     )

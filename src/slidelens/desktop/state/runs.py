@@ -127,7 +127,10 @@ def checked(request: RunRequest, cards: Mapping[Path, Card]) -> Checked:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one slide and model ended; ``error`` is empty unless ``status`` is ``failed``."""
+    """How one slide and model ended; ``error`` is empty unless ``status`` is ``failed``.
+
+    ``file`` is the slide's, which tells it from another of its name; empty if it is not known.
+    """
 
     slide: str
     model: str
@@ -135,6 +138,7 @@ class Finding:
     error: str
     probabilities: Mapping[str, float]
     folder: str
+    file: str = ""
 
     @property
     def text(self) -> str:
@@ -209,7 +213,7 @@ class RunState:
             self.seconds, self.eta = facts.get("seconds", 0.0), facts.get("eta")
         elif message.name == "outcome":
             names = ("slide", "model", "status", "error", "probabilities", "folder")
-            finding = Finding(**{name: facts[name] for name in names})
+            finding = Finding(**{name: facts[name] for name in names}, file=facts.get("file", ""))
             self.findings.append(finding)
             self.stage, self.done, self.total, self.eta = "done", 0, 0, None
             return finding

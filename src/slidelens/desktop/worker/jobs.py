@@ -43,6 +43,7 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.prediction_table import Outcome
     from slidelens.geometry import Box
+    from slidelens.slide.base import slide_id
 
     models = []
     for number, given in enumerate(request["models"]):
@@ -60,18 +61,21 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
         region=None if region is None else Box(*region),
         overwrite=request.get("overwrite", False),
     )
+    files = {slide_id(Path(path)): str(path) for path in request["slides"]}
     at: dict[str, str] = {}
     preview = Preview(lambda facts, blob: send("cells", {**at, **facts}, blob))
     pace = Pace()
     with closing(run):
         for event in run:
             if isinstance(event, Outcome):
-                send("outcome", _outcome(event, Path(request["out"])), b"")
+                facts = _outcome(event, Path(request["out"]))
+                send("outcome", {**facts, "file": files.get(event.slide_id, "")}, b"")
             else:
                 if pace.due(event.slide_id, event.model, event.stage):
                     send("progress", _progress(event), b"")
                 if event.stage in ("infer", "write"):
-                    at = {"slide": event.slide_id, "model": event.model}
+                    file = files.get(event.slide_id, "")
+                    at = {"slide": event.slide_id, "file": file, "model": event.model}
                     run_id = f"{event.model}/{event.slide_id}"
                     preview.look(run_id, event.peek, must=event.stage == "write")
             yield
