@@ -46,7 +46,10 @@ def magnification(um_per_pixel: float) -> str:
 
 
 def dress(viewer: ViewerModel) -> None:
-    """Show a scale bar and the magnification, keep outlines thin; harmless when called again."""
+    """Show scale bar and magnification, keep outlines thin, tie shapes to their slide.
+
+    Harmless when called again.
+    """
     bar, text = overlays(viewer)
     text.position = "bottom_left"
     put_in_box(text, True)
@@ -58,6 +61,13 @@ def dress(viewer: ViewerModel) -> None:
     put_in_box(bar, True)
     weak = ref(viewer)
 
+    def inserted(event: Any) -> None:
+        from slidelens.desktop.tied import tie
+
+        alive = weak()
+        if alive is not None:
+            tie(alive, event.value)
+
     def on_change() -> None:
         alive = weak()
         if alive is not None:
@@ -65,6 +75,7 @@ def dress(viewer: ViewerModel) -> None:
             thin_outlines(alive.layers, camera(alive).zoom)
 
     camera(viewer).events.zoom.connect(on_change)
+    viewer.layers.events.inserted.connect(inserted)
     viewer.layers.events.inserted.connect(on_change)
     viewer.layers.events.removed.connect(on_change)
 
