@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hands import canvas_of, click, double_click, press
 from qtpy.QtCore import QPoint
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QLabel
 
+from slidelens.engine.locks import locked
 from slidelens.engine.packages.manifest import read_manifest
 from slidelens.tiling.annotations import read_annotations
 from train_cohort import TILE, make_cohort
@@ -287,6 +288,29 @@ def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
     assert panel.notice.text
     assert "lacks labels" in panel.notice.text
+
+
+def test_what_trains_in_another_window_can_be_neither_discarded_nor_resumed(bench, qtbot, home):
+    folder = bench.preferences.models / "other"
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "config.yaml").write_text("family: mil\n")
+    bench.memory.training_began(folder)
+    panel = bench.open_panel("train")
+    offered = panel._unfinished.itemAt(0).widget()
+    assert offered.discard.isVisible()
+    with locked(folder / "training" / ".lock", timeout=0):  # as a training that begins now does
+        press(qtbot, offered.discard)
+        assert "other is under way in another window" in panel.notice.text
+        assert (folder / "training" / "config.yaml").is_file()
+        line = panel._unfinished.itemAt(0).widget()
+        assert not line.discard.isVisible()
+        assert not line.resume.isVisible()
+        assert "running in another window" in line.findChild(QLabel).text()
+        panel.resume(folder)
+        assert not panel.running
+    qtbot.waitUntil(lambda: panel._unfinished.itemAt(0).widget().discard.isVisible(), timeout=WAIT)
+    press(qtbot, panel._unfinished.itemAt(0).widget().discard)
+    assert not folder.exists()
 
 
 def take_picture(bench, request, name):
