@@ -16,13 +16,12 @@ from slidelens.desktop.panels.categories import edit_categories
 from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
+from slidelens.desktop.panels.moved import MovedSlides
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
 from slidelens.desktop.qt import Shortcut, alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
-from slidelens.desktop.warned import warned
 from slidelens.desktop.world import World
-from slidelens.engine.slide_folder import find_slides
-from slidelens.errors import LabelError, ResultError
+from slidelens.errors import ResultError
 from slidelens.review.foci import find_foci
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ _NO_EVALUATION = (
     "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
     "with the labels of the slides."
 )
+_NO_NAME = "Enter your name: decisions are saved under it."
 _FOLDER, _SLIDES, _REVIEWER = "evaluation", "review_slides", "reviewer"
 
 
@@ -52,9 +52,7 @@ class ReviewPanel(Panel):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.review: Review | None = None
-        self._slides: dict[str, Path] = {}
-        self._unfound: list[str] = []
-        """Why slides may be missing among these."""
+        self._moved = MovedSlides(self.bench, self)
         self._foci: list[Focus] = []
         self._world = World.of(None)
         self._model = ""
@@ -69,10 +67,7 @@ class ReviewPanel(Panel):
     def open(self, folder: Path, warnings: Sequence[str] = ()) -> None:
         """Open an evaluation folder, and show what its evaluation warned of."""
         reviewer, points = self.reviewer.text().strip(), self.points.text()
-        if not reviewer:
-            self.notice.say("Enter your name: decisions are saved under it.", "error")
-            return
-        if not self.case.flush():
+        if not self._take_reviewer() or not self.case.flush():
             return
         self.notice.say("", warnings=warnings)
         self.bench.background.run(
@@ -97,7 +92,7 @@ class ReviewPanel(Panel):
 
     def undo(self) -> None:
         """Take back the last decision."""
-        if self.review is not None and self.case.flush():
+        if self.review is not None and self._take_reviewer() and self.case.flush():
             self._safely(self._undo)
 
     def evaluate(self, labels: Path) -> None:
@@ -119,14 +114,14 @@ class ReviewPanel(Panel):
         self.reviewer = QLineEdit(self.bench.memory.text(_REVIEWER) or login_name())
         self.reviewer.setPlaceholderText("your name")
         self.reviewer.setToolTip("Your name; several people can review the same errors")
-        self.reviewer.editingFinished.connect(self._reopen)
+        self.reviewer.editingFinished.connect(self._take_reviewer)
         self.points = QLineEdit()
         self.points.setPlaceholderText("as evaluated")
         calm(self.points).setToolTip(
             "Operating point: stored, max-accuracy, sensitivity=0.95 or a threshold such as 0.4; "
             "MODEL:RULE for one method"
         )
-        self.points.editingFinished.connect(self._reopen)
+        self.points.editingFinished.connect(self._take_points)
         self.errors = ErrorList()
         self.case = CaseView()
         self.undo_button = button("Undo", "Take back the last decision (Ctrl+Z)", self.undo)
@@ -208,12 +203,31 @@ class ReviewPanel(Panel):
             return
         self.open(out, warnings)
 
-    def _reopen(self) -> None:
-        """Read again with another reviewer or operating point, if either has changed."""
-        self.bench.memory.set_text(_REVIEWER, self.reviewer.text().strip())
-        now, points = self.review, self.points.text()
-        if now is not None and (self.reviewer.text().strip(), points) != (now.reviewer, now.points):
+    def _take_points(self) -> None:
+        """Read again with another operating point, if it has changed."""
+        now = self.review
+        if now is not None and self.points.text() != now.points:
             self.open(now.saved.folder)
+
+    def _take_reviewer(self) -> bool:
+        """Go on as the reviewer whom the field names; return whether decisions are theirs now."""
+        name, now = self.reviewer.text().strip(), self.review
+        self.case.form.setEnabled(bool(name))
+        if not name:
+            self.notice.say(_NO_NAME, "error")
+            return False
+        if self.notice.text == _NO_NAME:
+            self.notice.hide()
+        if now is not None and now.reviewer == name:
+            return True
+        self.bench.memory.set_text(_REVIEWER, name)
+        return now is None or (
+            self.case.flush() and self._safely(lambda: self._switch(now.by(name)))
+        )
+
+    def _switch(self, review: Review) -> None:
+        self.review = review
+        self._show_review()
 
     def _safely(self, work: Callable[[], object]) -> bool:
         """Do what reads or writes the store; report failure. Return whether it worked."""
@@ -239,11 +253,13 @@ class ReviewPanel(Panel):
     def _opened(self, review: Review) -> None:
         if self.review is not None:
             review.follow(self.review)
+            if self.review.reviewer != review.reviewer:  # the name was changed meanwhile
+                review = review.by(self.review.reviewer)
         self.review = review
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)
         self._safely(self._show_review)
-        self._find_slides(self.bench.memory.text(_SLIDES))
+        self._moved.look(self.bench.memory.text(_SLIDES), self._found_slides)
 
     def _show_review(self) -> None:
         review = self.review
@@ -300,8 +316,10 @@ class ReviewPanel(Panel):
     def _decide(self, what: str, text: str) -> None:
         review = self.review
         case = None if review is None else review.case
+        kept = what == "note" or self._take_reviewer()  # a note is whose name stood there
+        review = self.review
         if review is not None and case is not None:
-            kept = self._safely(lambda: review.decide(case, **{what: text}))
+            kept = kept and self._safely(lambda: review.decide(case, **{what: text}))
             self._safely(partial(self._show_decision, keep_note=not kept))
 
     def _show_method(self, model: str) -> None:
@@ -321,7 +339,7 @@ class ReviewPanel(Panel):
             return
         self.bench.show_result(
             folder,
-            slide_file=self._slides.get(case.slide_id),
+            slide_file=self._moved.files.get(case.slide_id),
             wanted=lambda: self._is_current(case, model),
             then=lambda result: self._shown(case, model, result),
             failed=lambda text: self.case.show_places((), text),
@@ -344,7 +362,7 @@ class ReviewPanel(Panel):
                 f"The file of slide {case.slide_id} is gone; its maps are shown alone.",
                 action="Find slides…",
                 then=self._ask_slides,
-                warnings=self._unfound,
+                warnings=self._moved.unfound,
             )
         self.bench.background.run(
             lambda: find_foci(result, case.target, _PLACES),
@@ -368,26 +386,11 @@ class ReviewPanel(Panel):
         chosen = QFileDialog.getExistingDirectory(self, "Where the slides are now")
         if chosen:
             self.bench.memory.set_text(_SLIDES, chosen)
-            self._find_slides(chosen, then=self._open_case)
+            self._moved.look(chosen, partial(self._found_slides, self._open_case))
 
-    def _find_slides(self, folder: str, then: Callable[[], object] = lambda: None) -> None:
-        """Look where slides are that have moved since they were run."""
-        if not folder:
-            return
-
-        def work() -> tuple[dict[str, Path], list[str]]:
-            with warned() as warnings:
-                try:
-                    return find_slides(Path(folder)), warnings
-                except LabelError as error:  # maybe the folder of another day
-                    return {}, [*warnings, str(error)]
-
-        def take(answer: tuple[dict[str, Path], list[str]]) -> None:
-            self._slides, self._unfound = answer
-            self.export.slides = Path(folder) if self._slides else None
-            then()
-
-        self.bench.background.run(work, take, owner=self)
+    def _found_slides(self, then: Callable[[], object] = lambda: None) -> None:
+        self.export.slides = self._moved.folder
+        then()
 
     def _edit_categories(self) -> None:
         self._safely(self._change_categories)
