@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QKeySequence
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
 
 from slidelens.desktop.layers import resolution_of
@@ -16,12 +15,14 @@ from slidelens.desktop.panels.categories import edit_categories
 from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
-from slidelens.desktop.panels.moved import MovedSlides
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
-from slidelens.desktop.qt import Shortcut, alive
+from slidelens.desktop.panels.review_keys import bind_keys, give_arrows_back, take_arrows
+from slidelens.desktop.qt import alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
+from slidelens.desktop.warned import warned
 from slidelens.desktop.world import World
-from slidelens.errors import ResultError
+from slidelens.engine.slide_folder import find_slides
+from slidelens.errors import LabelError, ResultError
 from slidelens.review.foci import find_foci
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class ReviewPanel(Panel):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.review: Review | None = None
-        self._moved = MovedSlides(self.bench, self)
+        self._slides: dict[str, Path] = {}
+        self._unfound: list[str] = []
+        """Why slides may be missing among these."""
         self._foci: list[Focus] = []
         self._world = World.of(None)
         self._model = ""
@@ -61,7 +64,7 @@ class ReviewPanel(Panel):
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
         self._settle.timeout.connect(self._open_case)
-        self._bind_keys()
+        bind_keys(self)
         self._show_review()
 
     def open(self, folder: Path, warnings: Sequence[str] = ()) -> None:
@@ -145,42 +148,18 @@ class ReviewPanel(Panel):
         self.case.method_asked.connect(self._show_method)
         self.case.place_asked.connect(self._fly)
 
-    def _bind_keys(self) -> None:
-        """Make keys work anywhere in the panel, except in text fields."""
-        for key, by in (("Down", 1), ("Right", 1), ("Up", -1), ("Left", -1)):
-            self._key(key, partial(self.step, by))
-        for number in range(10):
-            self._key(str(number), partial(self.case.choose_category, number))
-        self._key("E", self.case.go_on)
-        self._key("Ctrl+Z", self.undo)
-
-    def _key(self, key: str, then: Callable[[], object]) -> None:
-        shortcut = Shortcut(QKeySequence(key), self)
-        shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
-        shortcut.activated.connect(then)
-
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Step with the arrow keys on the picture too."""
         super().showEvent(event)
-        if self.bench.closed:
-            return
-
-        def forth(_viewer: Any) -> None:
-            self.step(1)
-
-        def back(_viewer: Any) -> None:
-            self.step(-1)
-
-        for key, then in (("Right", forth), ("Left", back)):
-            self.bench.viewer.bind_key(key, then, overwrite=True)
+        if not self.bench.closed:
+            take_arrows(self)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Save what was typed, and give the arrow keys back."""
         super().hideEvent(event)
         self.case.flush()
         if not self.bench.closed:
-            for key in ("Right", "Left"):
-                self.bench.viewer.bind_key(key, None)
+            give_arrows_back(self)
 
     def _ask_folder(self) -> None:
         start = self.bench.memory.text(_FOLDER) or str(self.bench.preferences.home)
@@ -251,15 +230,16 @@ class ReviewPanel(Panel):
             self.notice.say(review.left)
 
     def _opened(self, review: Review) -> None:
-        if self.review is not None:
-            review.follow(self.review)
-            if self.review.reviewer != review.reviewer:  # the name was changed meanwhile
-                review = review.by(self.review.reviewer)
+        before = self.review
+        if before is not None:
+            review.follow(before)
         self.review = review
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)
         self._safely(self._show_review)
-        self._moved.look(self.bench.memory.text(_SLIDES), self._found_slides)
+        if before is not None and before.reviewer != review.reviewer:  # changed meanwhile
+            self._safely(lambda: self._switch(review.by(before.reviewer)))
+        self._find_slides(self.bench.memory.text(_SLIDES))
 
     def _show_review(self) -> None:
         review = self.review
@@ -339,7 +319,7 @@ class ReviewPanel(Panel):
             return
         self.bench.show_result(
             folder,
-            slide_file=self._moved.files.get(case.slide_id),
+            slide_file=self._slides.get(case.slide_id),
             wanted=lambda: self._is_current(case, model),
             then=lambda result: self._shown(case, model, result),
             failed=lambda text: self.case.show_places((), text),
@@ -362,7 +342,7 @@ class ReviewPanel(Panel):
                 f"The file of slide {case.slide_id} is gone; its maps are shown alone.",
                 action="Find slides…",
                 then=self._ask_slides,
-                warnings=self._moved.unfound,
+                warnings=self._unfound,
             )
         self.bench.background.run(
             lambda: find_foci(result, case.target, _PLACES),
@@ -386,11 +366,26 @@ class ReviewPanel(Panel):
         chosen = QFileDialog.getExistingDirectory(self, "Where the slides are now")
         if chosen:
             self.bench.memory.set_text(_SLIDES, chosen)
-            self._moved.look(chosen, partial(self._found_slides, self._open_case))
+            self._find_slides(chosen, then=self._open_case)
 
-    def _found_slides(self, then: Callable[[], object] = lambda: None) -> None:
-        self.export.slides = self._moved.folder
-        then()
+    def _find_slides(self, folder: str, then: Callable[[], object] = lambda: None) -> None:
+        """Look where slides are that have moved since they were run."""
+        if not folder:
+            return
+
+        def work() -> tuple[dict[str, Path], list[str]]:
+            with warned() as warnings:
+                try:
+                    return find_slides(Path(folder)), warnings
+                except LabelError as error:  # maybe the folder of another day
+                    return {}, [*warnings, str(error)]
+
+        def take(answer: tuple[dict[str, Path], list[str]]) -> None:
+            self._slides, self._unfound = answer
+            self.export.slides = Path(folder) if self._slides else None
+            then()
+
+        self.bench.background.run(work, take, owner=self)
 
     def _edit_categories(self) -> None:
         self._safely(self._change_categories)
