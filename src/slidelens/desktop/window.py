@@ -67,6 +67,7 @@ def dress(viewer: ViewerModel) -> None:
         alive = weak()
         if alive is not None:
             tie(alive, event.value)
+            _say_drawn(event.value)
 
     def on_change() -> None:
         alive = weak()
@@ -78,6 +79,16 @@ def dress(viewer: ViewerModel) -> None:
     viewer.layers.events.inserted.connect(inserted)
     viewer.layers.events.inserted.connect(on_change)
     viewer.layers.events.removed.connect(on_change)
+
+
+def _say_drawn(layer: Any) -> None:
+    """Say that outlines are shown as a picture, if they are."""
+    count = described(layer.metadata).get("outlines")
+    if count and layer.visible:
+        notify(
+            f"{layer.name}: {count:,} outlines are shown as a picture, since napari is slow with so "
+            "many; they cannot be edited here, and small ones may not be seen."
+        )
 
 
 def camera(viewer: ViewerModel) -> Any:
