@@ -86,8 +86,8 @@ def _say_drawn(layer: Any) -> None:
     count = described(layer.metadata).get("outlines")
     if count and layer.visible:
         notify(
-            f"{layer.name}: {count:,} outlines are shown as a picture, since napari is slow with so "
-            "many; they cannot be edited here, and small ones may not be seen."
+            f"{layer.name}: {count:,} outlines are shown as a picture, since napari is slow with "
+            "so many; they cannot be edited here, and small ones may not be seen."
         )
 
 
