@@ -135,7 +135,10 @@ def test_many_polygons_are_drawn_as_labels(monkeypatch):
     world = World.of(Mpp(0.2527, 0.2527))
     ((data, options, kind),) = annotation_layers(areas, world, name="n", size=(1000, 800))
     assert kind == "labels"
+    ((_, _, edited),) = annotation_layers(areas, world, name="n", size=(1000, 800), most=4)
+    assert edited == "shapes"
     layer = Layer.create(data, options, kind)
+    assert described(layer.metadata)["outlines"] == 4
     for x, label in [(25, 1), (75, 0), (125, 2), (975, 2)]:
         assert layer.get_value((150 * 0.2527, x * 0.2527), world=True) == label
     # napari's extent of an image reaches from the first pixel's centre to the last one's.

@@ -72,17 +72,35 @@ def test_layer_drawn_by_hand_on_new_annotations(tmp_path):
     np.testing.assert_allclose(made.polygon.bounds, (200, 100, 240, 130), atol=1e-3)
 
 
-def test_napari_own_new_layer_lies_on_the_pixels(tmp_path):
-    # napari's button makes a layer with the slide's scale and unit and no shift.
-    layer = Shapes(
-        [np.array([[9.5, 19.5], [9.5, 29.5], [19.5, 29.5], [19.5, 19.5]])],
-        shape_type="rectangle",
-        scale=(0.31, 0.2527),
-        units=("um", "um"),
-    )
-    (made,) = save(tmp_path / "a.geojson", layer)
+def by_hand(**options):
+    """A layer that SlideLens did not make, with one rectangle."""
+    corners = np.array([[9.5, 19.5], [9.5, 29.5], [19.5, 29.5], [19.5, 19.5]])
+    return Shapes([corners], shape_type="rectangle", **options)
+
+
+def test_a_layer_whose_scale_is_of_no_slide_is_not_written(tmp_path):
+    path = tmp_path / "a.geojson"
+    for options in ({"scale": (0.31, 0.25), "units": ("um", "um")}, {"scale": (8, 8)}):
+        with pytest.raises(LabelError, match=r"'mine': its cells of .* are of no slide .*Open"):
+            save(path, by_hand(name="mine", **options))
+    assert not path.exists()
+    (made,) = save(path, by_hand())
     np.testing.assert_allclose(made.polygon.bounds, (20, 10, 30, 20), atol=1e-4)
-    assert made.label == ""
+
+
+def test_layers_of_several_slides_are_not_mixed_in_one_file(tmp_path):
+    layers = [
+        Layer.create(
+            *annotation_layers([Annotation(HOLED, "a")], WORLD, name=slide, slide_id=slide)[0]
+        )
+        for slide in ("one", "two")
+    ]
+    path = tmp_path / "a.geojson"
+    with pytest.raises(LabelError, match="of the slides one, two"):
+        save(path, *layers)
+    assert not path.exists()
+    layers[1].data = []
+    assert len(save(path, *layers)) == 1, "an empty layer is of no slide"
 
 
 def test_layer_that_was_moved_and_turned(tmp_path):

@@ -10,9 +10,10 @@ from qtpy.QtCore import QPoint, Qt
 
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.shown import add_layer
-from slidelens.desktop.state.memory import Bookmark
+from slidelens.desktop.state.bookmarks import Bookmark, Marked
 from slidelens.desktop.state.viewport import Look
 from slidelens.desktop.window import camera, overlays
+from slidelens.geometry import Mpp, Size
 
 pytestmark = pytest.mark.gui
 
@@ -33,6 +34,11 @@ def place(panel):
     """Where the camera looks, x and y in µm."""
     own = camera(panel.bench.viewer)
     return Look(own.center[-2], own.center[-1], own.zoom).place(panel.bench.slide.world)
+
+
+def kept(bench, name, mpp=0.5):
+    """The bookmarks on disk of a slide in memory."""
+    return bench.memory.bookmarks(Marked(name, None, Size(1000, 800), Mpp(mpp, mpp)))
 
 
 def test_click_and_drag_on_the_overview_move_the_picture(panel, bench, qtbot):
@@ -89,9 +95,9 @@ def test_bookmarks_are_kept_renamed_and_removed(panel, bench, qtbot):
     item = panel.marks.item(0)
     assert item.text() == "Place 1"
     item.setText("Mitosis")
-    (mark,) = bench.memory.bookmarks("square")
+    (mark,) = kept(bench, "square")
     assert mark.name == "Mitosis"
-    assert (mark.x, mark.y, mark.scale) == pytest.approx((120, 80, 0.25))
+    assert (mark.x, mark.y, mark.scale) == pytest.approx((240, 160, 0.5)), "in level-0 px"
     press(qtbot, panel.fit)
     assert camera(bench.viewer).zoom < 4
     panel.marks.itemClicked.emit(panel.marks.item(0))
@@ -99,9 +105,9 @@ def test_bookmarks_are_kept_renamed_and_removed(panel, bench, qtbot):
     assert camera(bench.viewer).zoom == pytest.approx(4)
     panel.marks.setCurrentRow(0)
     press(qtbot, panel._remove)
-    assert bench.memory.bookmarks("square") == []
+    assert kept(bench, "square") == []
     press(qtbot, panel.notice._action)
-    assert [m.name for m in bench.memory.bookmarks("square")] == ["Mitosis"]
+    assert [m.name for m in kept(bench, "square")] == ["Mitosis"]
 
 
 def test_scale_bar_goes_and_stays_away(panel, bench):
@@ -131,11 +137,25 @@ def test_a_removed_bookmark_comes_back_on_its_own_slide(panel, bench, qtbot):
     press(qtbot, panel._add)
     panel.marks.setCurrentRow(0)
     press(qtbot, panel._remove)
-    bench.memory.set_bookmarks("other", [Bookmark("important", 1, 2, 3)])
+    other = Marked("other", None, Size(1000, 800), Mpp(0.5, 0.5))
+    bench.memory.set_bookmarks(other, [Bookmark("important", 1, 2, 3)])
     bench.viewer.layers.clear()
     add_layer(bench.viewer, slide_layer(make_slide(0.5, "other")))
     qtbot.waitUntil(lambda: panel.marks.item(0).text() == "important", timeout=WAIT)
     press(qtbot, panel.notice._action)
-    assert [m.name for m in bench.memory.bookmarks("other")] == ["important"]
-    assert [m.name for m in bench.memory.bookmarks("square")] == ["Place 1", "Place 2"]
+    assert [m.name for m in kept(bench, "other")] == ["important"]
+    assert [m.name for m in kept(bench, "square")] == ["Place 1", "Place 2"]
     assert panel.marks.item(0).text() == "important"
+
+
+def test_a_bookmark_holds_at_another_resolution(panel, bench, qtbot):
+    panel.go(120, 80, 0.25)
+    press(qtbot, panel._add)
+    bench.viewer.layers.clear()
+    qtbot.waitUntil(lambda: panel.empty.isVisible(), timeout=WAIT)
+    add_layer(bench.viewer, slide_layer(make_slide(None)))
+    qtbot.waitUntil(lambda: panel.marks.isVisible(), timeout=WAIT)
+    panel.marks.itemClicked.emit(panel.marks.item(0))
+    assert place(panel) == pytest.approx((240, 160))
+    assert camera(bench.viewer).zoom == pytest.approx(2)
+    assert panel.marks.item(0).toolTip() == "240, 160 px"

@@ -227,6 +227,59 @@ def test_leaving_the_fields_of_reviewer_and_point_reads_nothing_anew(panel, benc
     assert panel.undo_button.isEnabled()
 
 
+def test_decisions_are_saved_under_the_name_in_the_field(panel, bench, cohort, qtbot):
+    store = ReviewStore(cohort / "review.sqlite")
+    panel.case.note.setPlainText("of ann")
+    panel.points.setText("bogus")
+    panel.points.editingFinished.emit()
+    qtbot.waitUntil(lambda: "bogus" in panel.notice.text, timeout=WAIT)
+    panel.reviewer.setText("bob")
+    panel.reviewer.editingFinished.emit()
+    assert panel.review.reviewer == "bob", "whatever stands in the other field"
+    assert panel.review.case.key == FIRST
+    assert panel.case.note.toPlainText() == ""
+    panel.case.choose_category(1)
+    assert store.get(FIRST, "bob").category
+    assert store.get(FIRST, "bob").note == ""
+    assert store.get(FIRST, "ann").note == "of ann"
+    assert store.get(FIRST, "ann").category == ""
+    panel.reviewer.setText("cy")  # a click on a category follows: not every system moves the focus
+    panel.case.choose_category(2)
+    assert store.get(FIRST, "cy").category != store.get(FIRST, "bob").category
+    assert bench.memory.text("reviewer") == "cy"
+
+
+def test_without_a_name_nothing_is_decided(panel, cohort, qtbot):
+    store = ReviewStore(cohort / "review.sqlite")
+    panel.case.choose_category(1)
+    before = store.decisions()
+    panel.reviewer.clear()
+    panel.case.choose_category(2)
+    assert store.decisions() == before
+    assert "Enter your name" in panel.notice.text
+    assert panel.case.categories.checkedId() == 1, "what is saved is shown"
+    assert not panel.case.form.isEnabled()
+    panel.undo()
+    assert store.decisions() == before
+    panel.reviewer.setText("ann")
+    panel.reviewer.editingFinished.emit()
+    assert panel.case.form.isEnabled()
+    assert panel.notice.text == ""
+    panel.undo()
+    assert not store.get(FIRST, "ann").decided
+
+
+def test_a_name_that_changes_while_an_evaluation_is_read_stays(panel, bench, qtbot):
+    review = panel.review
+    panel.points.setText("0.45")
+    panel.points.editingFinished.emit()
+    panel.reviewer.setText("bob")
+    panel.reviewer.editingFinished.emit()
+    qtbot.waitUntil(lambda: panel.review.points == "0.45", timeout=WAIT)
+    assert panel.review is not review
+    assert panel.review.reviewer == "bob"
+
+
 def test_another_windows_decision_is_left_by_undo_and_said(panel, cohort, qtbot):
     panel.case.choose_category(2)
     ReviewStore(cohort / "review.sqlite").set(FIRST, reviewer="ann", category="Tissue artefacts")

@@ -64,7 +64,7 @@ def set_options(panel, **options):
 def choose_folder(panel, folder):
     """Have a folder run, without the dialog that asks for it."""
     panel.models.choose("demo-mil")
-    panel._folder = folder
+    panel.where.folder = folder
     panel.where.blockSignals(True)
     panel.where.setCurrentIndex(panel.where.findData("folder"))
     panel.where.blockSignals(False)
@@ -440,6 +440,82 @@ def test_a_region_that_is_gone_runs_nothing(panel, bench, slide, qtbot):
     bench.viewer.layers.remove(layer)
     assert not panel.run_button.isEnabled()
     assert "Draw the region" in panel.why.text()
+
+
+@pytest.fixture
+def region(panel, bench, slide, qtbot):
+    """The layer of a region that was drawn, and what it covers."""
+    show_slide(qtbot, bench, slide)
+    panel.models.choose("demo-mil")
+    panel.where.setCurrentIndex(panel.where.findData("region"))
+    layer = next(layers_of(bench.viewer, "region"))
+    layer.add_rectangles(np.array([[100, 200], [100, 700], [400, 700], [400, 200]], float))
+    layer.mode = "pan_zoom"
+    assert panel._request().region == Box(200, 100, 500, 300)
+    assert not panel.why.isVisible()
+    return layer
+
+
+def test_the_region_that_is_run_is_where_it_is_seen(panel, region):
+    moved = np.eye(3)
+    moved[:2, 2] = 30 * 0.5, 40 * 0.5  # µm: what napari's transform mode does
+    region.affine = moved
+    assert panel._request().region == Box(240, 130, 500, 300)
+    assert not panel.why.isVisible()
+    panel.draw_region()
+    region.add_rectangles(np.array([[100, 200], [100, 700], [400, 700], [400, 200]], float))
+    assert panel._request().region == Box(200, 100, 500, 300), "a new one begins where it is drawn"
+
+
+def test_a_region_that_is_no_upright_rectangle_is_run_as_its_box_and_that_is_said(panel, region):
+    region.rotate = 10
+    assert "no upright rectangle: the box around it is run" in panel.why.text()
+    assert panel.run_button.isEnabled()
+    region.rotate = 0
+    assert not panel.why.isVisible()
+    region._data_view.rotate(0, 45, center=region.data[0].mean(0))
+    region.events.data(value=region.data)
+    assert "the box around it is run" in panel.why.text()
+    box = panel._request().region
+    assert box.w == pytest.approx(800 / 2**0.5, abs=2)
+    region.data = []
+    region.add_ellipses(np.array([[100, 200], [100, 700], [400, 700], [400, 200]], float))
+    assert "the box around it is run" in panel.why.text()
+    region.add_rectangles(np.array([[500, 200], [500, 700], [600, 700], [600, 200]], float))
+    assert panel.why.text() == "Of the 2 shapes that are drawn, the last one is run."
+    assert panel._request().region == Box(200, 500, 500, 100)
+
+
+def test_a_question_is_withdrawn_when_something_else_would_be_run(
+    panel, bench, slide, case, region, tmp_path, qtbot
+):
+    folder = bench.results / "demo-mil" / "phantom"
+    case.result.save(folder)
+    changes = [
+        lambda: region.add_rectangles(np.array([[0, 0], [0, 300], [300, 300], [300, 0]], float)),
+        lambda: set_options(panel, overlap=56),
+        lambda: panel.where.setCurrentIndex(panel.where.findData("slide")),
+        lambda: bench.use_results(tmp_path / "elsewhere"),
+    ]
+    for change in changes:
+        press(qtbot, panel.run_button)
+        assert not panel.running
+        assert "This run will replace it." in panel.notice.text
+        change()
+        assert panel.notice.text == ""
+    assert not panel.running
+
+
+def test_what_is_confirmed_is_what_the_panel_says_then(
+    panel, bench, case, region, tmp_path, qtbot, monkeypatch
+):
+    case.result.save(bench.results / "demo-mil" / "phantom")
+    press(qtbot, panel.run_button)
+    started = []
+    monkeypatch.setattr(panel, "_start", started.append)
+    bench._results = tmp_path / "elsewhere"  # nobody tells the panel
+    press(qtbot, panel.notice._action)
+    assert [request.out for request in started] == [tmp_path / "elsewhere"]
 
 
 def test_a_resolution_is_given_only_where_the_file_does_not_state_it(panel, bench, slide, qtbot):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hands import canvas_of, click, double_click, press
 from qtpy.QtCore import QPoint
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QLabel
 
+from slidelens.engine.locks import locked
 from slidelens.engine.packages.manifest import read_manifest
 from slidelens.tiling.annotations import read_annotations
 from train_cohort import TILE, make_cohort
@@ -98,18 +99,54 @@ def test_labels_by_clicking_show_the_split_at_once(panel, made, bench, qtbot, tm
     )
     for number in range(6):  # each press goes on to the next slide
         press(qtbot, labelling.buttons["tumor" if number % 2 else "normal"])
+        name = "tumor" if number % 2 else "normal"
+        assert panel.notice.text == f"s{number} is labelled {name}."
     assert (tmp_path / "mine.csv").read_text().splitlines()[1:3] == ["s0,normal", "s1,tumor"]
     assert labelling.counts.text() == "3 normal, 3 tumor"
     press(qtbot, labelling.undo_button)
     assert labelling.counts.text() == "3 normal, 2 tumor"
+    assert labelling.chosen() == ["s5"]
+    assert panel.notice.text == "", "its Undo would take back another label"
     qtbot.waitUntil(lambda: panel.split is not None, timeout=LONG)
     assert panel.split.classes == ("normal", "tumor")
     assert sum(panel.split.train) + sum(panel.split.tune) == 5
     assert "slides for training" in panel.split_text.text()
     assert panel.split_view.height() > 40
     labelling.tree.itemActivated.emit(labelling.tree.topLevelItem(1), 0)
-    qtbot.waitUntil(lambda: bench.slide is not None, timeout=WAIT)
-    assert bench.slide.id == "s1"
+    qtbot.waitUntil(lambda: bench.slide is not None and bench.slide.id == "s1", timeout=WAIT)
+
+
+def test_the_slide_that_is_labelled_next_is_on_the_screen(panel, made, bench, qtbot, tmp_path):
+    panel.data.set_slides(made / "slides")
+    qtbot.waitUntil(lambda: panel.data.slides is not None, timeout=WAIT)
+    panel.data.set_labels(tmp_path / "mine.csv")
+    panel.data.by_click.expand(animate=False)
+    labelling = panel.data.labelling
+
+    def on_screen(name):
+        return bench.slide is not None and bench.slide.id == name
+
+    labelling.tree.itemActivated.emit(labelling.tree.topLevelItem(0), 0)
+    labelling.choose("s0")
+    qtbot.waitUntil(lambda: on_screen("s0"), timeout=WAIT)
+    labelling.set_label("tumor")
+    assert labelling.chosen() == ["s1"]
+    qtbot.waitUntil(lambda: on_screen("s1"), timeout=WAIT)
+    assert panel.notice.text == "s0 is labelled tumor."
+    press(qtbot, panel.notice._action)
+    assert labelling.book.labels == {}
+    assert labelling.chosen() == ["s0"]
+    qtbot.waitUntil(lambda: on_screen("s0"), timeout=WAIT)
+    labelling.choose("s0", "s1")
+    labelling.set_label("normal")
+    assert panel.notice.text == "2 slides are labelled normal."
+    labelling.set_label("")
+    assert panel.notice.text == "s2: label removed."
+    last = labelling.tree.topLevelItem(labelling.tree.topLevelItemCount() - 1).text(0)
+    labelling.tree.clearSelection()
+    labelling.choose(last)
+    labelling.set_label("normal")
+    assert labelling.chosen() == [last], "there is none after it"
 
 
 def test_a_plan_that_cannot_be_is_one_sentence(panel, made, qtbot, tmp_path):
@@ -294,6 +331,29 @@ def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
     assert "lacks labels" in panel.notice.text
 
 
+def test_what_trains_in_another_window_can_be_neither_discarded_nor_resumed(bench, qtbot, home):
+    folder = bench.preferences.models / "other"
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "config.yaml").write_text("family: mil\n")
+    bench.memory.training_began(folder)
+    panel = bench.open_panel("train")
+    offered = panel._unfinished.itemAt(0).widget()
+    assert offered.discard.isVisible()
+    with locked(folder / "training" / ".lock", timeout=0):  # as a training that begins now does
+        press(qtbot, offered.discard)
+        assert "other is under way in another window" in panel.notice.text
+        assert (folder / "training" / "config.yaml").is_file()
+        line = panel._unfinished.itemAt(0).widget()
+        assert not line.discard.isVisible()
+        assert not line.resume.isVisible()
+        assert "running in another window" in line.findChild(QLabel).text()
+        panel.resume(folder)
+        assert not panel.running
+    qtbot.waitUntil(lambda: panel._unfinished.itemAt(0).widget().discard.isVisible(), timeout=WAIT)
+    press(qtbot, panel._unfinished.itemAt(0).widget().discard)
+    assert not folder.exists()
+
+
 def take_picture(bench, request, name):
     QApplication.processEvents()
     out = request.config.rootpath / "tests" / "_pictures"
@@ -369,6 +429,33 @@ def test_what_other_programs_wrote_beside_the_outlines_stays(panel, bench, outli
     layer.remove_selected()
     panel.data.outlining.save()
     assert json.loads(outlined.read_text())["features"] == [QUPATH["features"][1]]
+
+
+def test_classes_that_are_corrected_and_layers_that_are_moved_are_saved(
+    panel, bench, made, outlined, qtbot
+):
+    def area():
+        return json.loads(outlined.read_text())["features"][0]
+
+    layer = panel.data.outlining._layer
+    table = layer.features.copy()
+    table.loc[0, "class"] = "normal"
+    layer.features = table
+    qtbot.waitUntil(
+        lambda: area()["properties"]["classification"]["name"] == "normal", timeout=WAIT
+    )
+    moved = np.eye(3)
+    moved[:2, 2] = np.array(bench.slide.world.mpp)[::-1] * (20, 30)  # y and x, level-0 px
+    layer.affine = moved
+    qtbot.waitUntil(
+        lambda: np.allclose(area()["geometry"]["coordinates"][0][0], (40, 30), atol=1e-3),
+        timeout=WAIT,
+    )
+    layer.features.loc[0, "class"] = "stroma"  # in place: napari tells nobody
+    bench.open_slide(made / "slides" / "s2.tif")
+    qtbot.waitUntil(lambda: bench.slide.id == "s2", timeout=WAIT)
+    press(qtbot, panel.data.draw_button)
+    assert area()["properties"]["classification"]["name"] == "stroma"
 
 
 def test_a_file_that_another_program_changed_is_read_anew(panel, bench, outlined, qtbot):

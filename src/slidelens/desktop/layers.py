@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from slidelens.slide.base import Slide
 
 __all__ = [
+    "MAX_EDITED",
     "MAX_POLYGONS",
     "annotation_layers",
     "check_same_slide",
@@ -41,8 +42,10 @@ __all__ = [
     "slide_layer",
 ]
 
-MAX_POLYGONS = 10_000
+MAX_POLYGONS = 3_000
 """napari's shapes become slow above this; more polygons are drawn as labels."""
+MAX_EDITED = 10_000
+"""Outlines that somebody draws on stay shapes up to this many, though napari is slow by then."""
 
 _MAX_LABELS = 4096  # cells: longest side of polygons drawn as labels
 _TISSUE_MAP = "tissue"
@@ -153,6 +156,7 @@ def annotation_layers(
     name: str,
     slide_id: str = "",
     size: Size | None = None,
+    most: int | None = None,
 ) -> list[LayerData]:
     """Return annotations as one layer of polygons, or as labels if there are very many.
 
@@ -166,6 +170,8 @@ def annotation_layers(
         Of the layer.
     slide_id, size
         Of the slide, if known.
+    most
+        More are drawn as labels; by default :data:`MAX_POLYGONS`.
     """
     classes = tuple(dict.fromkeys(a.label for a in annotations))
     colors = class_colors(classes)
@@ -181,6 +187,7 @@ def annotation_layers(
         world,
         size,
         {"name": name, "metadata": describe(world, "annotations", slide_id, classes=classes)},
+        most,
     )
 
 
@@ -293,12 +300,13 @@ def _outlines(
     world: World,
     size: Size | None,
     common: dict[str, Any],
+    most: int | None = None,
 ) -> list[LayerData]:
     """Return polygons as shapes, or as one label image if shapes would be slow."""
     if not areas:
         return []
     box = _extent(areas, size)
-    if len(areas) > MAX_POLYGONS:
+    if len(areas) > (MAX_POLYGONS if most is None else most):
         classes = tuple(dict.fromkeys(a.label for a in areas))
         return [_drawn(areas, classes, world, box, common)]
     options = {
@@ -330,7 +338,9 @@ def _drawn(
     # Whole cells, so that what is drawn fills its box exactly.
     whole = affine.box(0, 0, np.ceil(box.w / affine.sx), np.ceil(box.h / affine.sy))
     labels = rasterize(areas, whole, world.mpp, cell, classes)
-    return _label_image([labels], classes, {**common, **world.place(affine)})
+    facts = {**common["metadata"][KEY], "outlines": len(areas)}
+    options = {**common, "metadata": {KEY: facts}, **world.place(affine)}
+    return _label_image([labels], classes, options)
 
 
 def _label_image(

@@ -8,7 +8,7 @@ from qtpy.QtCore import QObject, QTimer
 
 from slidelens.desktop.annotate import annotation_options
 from slidelens.desktop.identities import identify
-from slidelens.desktop.layers import annotation_layers
+from slidelens.desktop.layers import MAX_EDITED, annotation_layers
 from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import add_layer, is_on, layers_on
 from slidelens.desktop.world import described, lie_on
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Outlining"]
 
 _SETTLE_MS = 300
+_WRITTEN = ("data", "features", "edge_color", "affine", "translate", "scale", "rotate", "shear")
+"""The layer's events after which its file would be another; a table edited in place has none."""
 
 
 class Outlining(QObject):
@@ -94,7 +96,8 @@ class Outlining(QObject):
             self.end()
             self._file, self._layer = file, self._shown(file, there)
             self._layers[file] = self._layer
-            self._layer.events.data.connect(self._changed)
+            for name in _WRITTEN:
+                self._layer.events[name].connect(self._changed)
         layer = self._layer
         layer.selected_data = set()  # otherwise the selection gets the colour, too
         layer.feature_defaults = {"class": [label], "name": [""], "id": [""]}
@@ -130,10 +133,10 @@ class Outlining(QObject):
 
     def end(self) -> None:
         """Write what is not in the file yet and let go of the layer."""
-        if self._timer.isActive():
-            self.save()
+        self.save()
         if self._layer is not None:
-            self._layer.events.data.disconnect(self._changed)
+            for name in _WRITTEN:
+                self._layer.events[name].disconnect(self._changed)
         self._layer = self._file = None
 
     def _shown(self, file: Path, there: Path | None) -> Any:
@@ -156,7 +159,9 @@ class Outlining(QObject):
                 known.name += " (not saved)"
         stamp, found = _stamp(file), [] if there is None else identify(read_annotations(there))
         if found:
-            made = annotation_layers(found, slide.world, name=options["name"], slide_id=slide.id)
+            made = annotation_layers(
+                found, slide.world, name=options["name"], slide_id=slide.id, most=MAX_EDITED
+            )
             (data,) = lie_on(made, slide.path)
             if data[2] != "shapes":
                 raise LabelError(f"{there}: holds {len(found)} outlines, too many to edit.")

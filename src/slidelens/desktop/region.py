@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtCore import QTimer
 
 from slidelens.desktop.shown import layers_of
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from napari.components import ViewerModel
+    from numpy.typing import NDArray
 
     from slidelens.desktop.shown import ShownSlide
 
-__all__ = ["draw_region", "region_box"]
+__all__ = ["draw_region", "region_box", "region_note"]
 
 _NAME = "Region to run on"
 _YELLOW = "#f0e442"
+_UPRIGHT_PX = 0.5  # napari keeps vertices as float32
+_MOVED = ("affine", "translate", "scale", "rotate", "shear")
 
 
 def draw_region(viewer: ViewerModel, slide: ShownSlide, changed: Callable[[], object]) -> None:
@@ -35,22 +39,57 @@ def draw_region(viewer: ViewerModel, slide: ShownSlide, changed: Callable[[], ob
         layer.mouse_drag_callbacks.append(partial(_drawing, changed))
     else:
         layer.data = []
-    layer.events.data.connect(changed)
+        layer.affine = np.eye(3)  # where it was moved with the layer
+    for event in (layer.events.data, *(layer.events[name] for name in _MOVED)):
+        event.connect(changed)
     viewer.layers.selection.active = layer
     layer.mode = "add_rectangle"
 
 
 def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
-    """Return the region that was last drawn on a slide, in whole level-0 px; ``None``: none."""
+    """Return the region that was last drawn on a slide, in whole level-0 px; ``None``: none.
+
+    It encloses the shape where it is seen, also if its layer was moved.
+    """
     for layer in layers_of(viewer, "region", slide=slide.id):
         if len(layer.data):
-            corners = layer.data[-1][:, -2:]
-            (top, left), (bottom, right) = corners.min(0), corners.max(0)
+            (left, top), (right, bottom) = _bounds(_corners(layer, slide))
             drawn = Box(float(left), float(top), float(right - left), float(bottom - top))
             inside = drawn.intersect(slide.box)
             if inside.area > 0:
                 return Box(*map(float, inside.snapped())).intersect(slide.box)
     return None
+
+
+def region_note(viewer: ViewerModel, slide: ShownSlide) -> str:
+    """Say how the region that is run differs from what is drawn on a slide; empty: not at all."""
+    for layer in layers_of(viewer, "region", slide=slide.id):
+        said = []
+        if len(layer.data) > 1:
+            said.append(f"Of the {len(layer.data)} shapes that are drawn, the last one is run.")
+        if len(layer.data) and not _is_upright(layer, slide):
+            said.append("The shape is no upright rectangle: the box around it is run.")
+        return " ".join(said)
+    return ""
+
+
+def _corners(layer: Any, slide: ShownSlide) -> NDArray[np.float64]:
+    """Return the vertices of the last shape of a layer, x and y in level-0 px of the slide."""
+    seen = [layer.data_to_world(vertex)[-2:] for vertex in layer.data[-1]]
+    return slide.world.to_level0(seen)
+
+
+def _bounds(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([corners.min(0), corners.max(0)])
+
+
+def _is_upright(layer: Any, slide: ShownSlide) -> bool:
+    """Whether the last shape is a rectangle with each corner in one of its box."""
+    if layer.shape_type[-1] != "rectangle":
+        return False
+    corners = _corners(layer, slide)
+    off = np.abs(corners[:, None] - _bounds(corners)).min(1)  # to the nearer side, along x and y
+    return bool((off < _UPRIGHT_PX).all())
 
 
 def _options(slide: ShownSlide) -> dict[str, Any]:

@@ -149,17 +149,26 @@ def add_layer(viewer: ViewerModel, data: LayerData) -> Any:
     return viewer.add_layer(napari.layers.Layer.create(*data))
 
 
-def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any]) -> Any:
+def put_layer(viewer: ViewerModel, data: LayerData, old: list[Any], made: Any = None) -> Any:
     """Show new data of a map in one of the ``old`` layers if possible, else add a layer.
 
     A layer is added above the others of its model: results come one layer at a time, and would mix.
     A reused layer is removed from ``old``; it keeps its place, and the colours and opacity that the
     user chose. Adding a layer costs napari a tenth of a second, and removing one a full garbage
     collection: a map that grows, is finished and is made again should not flicker for it.
+
+    Parameters
+    ----------
+    viewer, data
+        Where the layer goes, and what it shows.
+    old
+        Layers that may be reused.
+    made
+        The layer of ``data``, if it is already made.
     """
     layer = next((layer for layer in old if _can_show(layer, data)), None)
     if layer is None:
-        return _add_to_model(viewer, data)
+        return _add_to_model(viewer, napari.layers.Layer.create(*data) if made is None else made)
     old.remove(layer)
     levels, options, _ = data
     style = described(layer.metadata).get("style")
@@ -183,8 +192,7 @@ def set_range(layer: Any, limits: tuple[float, float]) -> None:
             layer.contrast_limits = limits
 
 
-def _add_to_model(viewer: ViewerModel, data: LayerData) -> Any:
-    layer = napari.layers.Layer.create(*data)
+def _add_to_model(viewer: ViewerModel, layer: Any) -> Any:
     facts = described(layer.metadata)
     mine = {name: facts.get(name) for name in ("slide", "model", "on")}
     kin = list(layers_of(viewer, *_OF_MODEL, **mine))

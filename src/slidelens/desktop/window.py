@@ -46,7 +46,10 @@ def magnification(um_per_pixel: float) -> str:
 
 
 def dress(viewer: ViewerModel) -> None:
-    """Show a scale bar and the magnification, keep outlines thin; harmless when called again."""
+    """Show scale bar and magnification, keep outlines thin, tie shapes to their slide.
+
+    Harmless when called again.
+    """
     bar, text = overlays(viewer)
     text.position = "bottom_left"
     put_in_box(text, True)
@@ -58,6 +61,14 @@ def dress(viewer: ViewerModel) -> None:
     put_in_box(bar, True)
     weak = ref(viewer)
 
+    def inserted(event: Any) -> None:
+        from slidelens.desktop.tied import tie
+
+        alive = weak()
+        if alive is not None:
+            tie(alive, event.value)
+            _say_drawn(event.value)
+
     def on_change() -> None:
         alive = weak()
         if alive is not None:
@@ -65,8 +76,19 @@ def dress(viewer: ViewerModel) -> None:
             thin_outlines(alive.layers, camera(alive).zoom)
 
     camera(viewer).events.zoom.connect(on_change)
+    viewer.layers.events.inserted.connect(inserted)
     viewer.layers.events.inserted.connect(on_change)
     viewer.layers.events.removed.connect(on_change)
+
+
+def _say_drawn(layer: Any) -> None:
+    """Say that outlines are shown as a picture, if they are."""
+    count = described(layer.metadata).get("outlines")
+    if count and layer.visible:
+        notify(
+            f"{layer.name}: {count:,} outlines are shown as a picture, since napari is slow with "
+            "so many; they cannot be edited here, and small ones may not be seen."
+        )
 
 
 def camera(viewer: ViewerModel) -> Any:

@@ -11,9 +11,8 @@ import shapely
 
 from slidelens.desktop.identities import place_id, told_apart
 from slidelens.desktop.polygons import path_to_polygon
-from slidelens.desktop.world import World, world_of
+from slidelens.desktop.tied import slide_of, world_of_shapes
 from slidelens.errors import LabelError
-from slidelens.geometry import Mpp
 from slidelens.maps.geojson import feature, write_features
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.world import World
 
 __all__ = ["shape_features", "update_geojson", "write_geojson"]
 
@@ -30,7 +30,7 @@ _ELLIPSE = 128  # vertices
 
 
 def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
-    """Write all shapes of some layers to one file.
+    """Write all shapes of some layers of one slide to one file.
 
     Parameters
     ----------
@@ -42,8 +42,15 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
     Raises
     ------
     LabelError
-        The file cannot be written.
+        The layers are of several slides, or of none that is known; or the file cannot be written.
     """
+    slides = sorted({slide_of(attributes) for data, attributes, _ in layers if len(data)} - {""})
+    if len(slides) > 1:
+        raise LabelError(
+            f"{path}: not written, since the selected layers are of the slides "
+            f"{', '.join(slides)}. Select the layers of one slide, and save each slide in its own "
+            "file."
+        )
     features = (one for data, attributes, _ in layers for one in shape_features(data, attributes))
     _write(Path(path), _with_own_ids(features))
     return [path]
@@ -135,8 +142,13 @@ def shape_features(
     data
         Vertices ``(N, 2)`` y, x of each shape, in the layer's own coordinates.
     attributes
-        The layer's other attributes. A layer that SlideLens did not make is on the slide's pixels,
-        as napari's button "New shapes layer" makes it.
+        The layer's other attributes. A layer that SlideLens did not make is where it is seen on
+        its slide, as :func:`~slidelens.desktop.tied.world_of_shapes` tells.
+
+    Raises
+    ------
+    LabelError
+        The layer is of no slide that is known.
     """
     yield from _with_own_ids(_features(data, attributes))
 
@@ -152,7 +164,7 @@ def _features(
 ) -> Iterator[dict[str, Any]]:
     if not len(data):
         return  # napari gives even an empty layer one colour
-    world = world_of(attributes.get("metadata", {})) or _world_of_scale(attributes)
+    world = world_of_shapes(attributes)
     to_world = _data_to_world(attributes)
     kinds = _each(attributes.get("shape_type", "polygon"), len(data))
     colors = np.asarray(attributes.get("edge_color", np.ones((len(data), 4))))
@@ -219,15 +231,6 @@ def _data_to_world(attributes: Mapping[str, Any]) -> Any:
     keep = [-3, -2, -1]
     outer = Affine(affine_matrix=affine[np.ix_(keep, keep)], ndim=2)
     return lambda yx: outer(own(yx))
-
-
-def _world_of_scale(attributes: Mapping[str, Any]) -> World:
-    scale = np.asarray(attributes.get("scale", (1, 1)), np.float64)[-2:]
-    units = attributes.get("units")
-    unit = "pixel" if units is None else str(units[-1])
-    if unit in ("pixel", "dimensionless"):
-        return World(Mpp(float(scale[1]), float(scale[0])), "pixel")
-    return World.of(Mpp(float(scale[1]), float(scale[0])))
 
 
 def _rows(features: Any, count: int) -> list[dict[str, Any]]:

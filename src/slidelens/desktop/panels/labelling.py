@@ -50,6 +50,8 @@ class Labelling(QWidget):
         super().__init__()
         self._bench, self._notice = bench, notice
         self.book: LabelBook | None = None
+        self._said = ""
+        """What the notice says of the last label."""
         self.tree = QTreeWidget()
         self.tree.setHeaderLabels(["Slide", "Label"])
         self.tree.setRootIsDecorated(False)
@@ -97,31 +99,47 @@ class Labelling(QWidget):
                 item.setSelected(item.text(0) in slides)
 
     def set_label(self, label: str) -> None:
-        """Label the selected slides and go on to the next one."""
+        """Label the selected slides, say which, and go on to the next slide and its picture."""
         chosen = self.chosen()
         if self.book is None or not chosen:
             self._notice.say("Select one or more slides in the list first.")
             return
-        self._change(lambda book: book.set(chosen, label))
+        if not self._change(lambda book: book.set(chosen, label)):
+            return
+        who = chosen[0] if len(chosen) == 1 else f"{len(chosen)} slides"
+        verb = "is" if len(chosen) == 1 else "are"
+        self._said = f"{who} {verb} labelled {label}." if label else f"{who}: label removed."
+        self._notice.say(self._said, action="Undo", then=self.undo)
         last = [i for i in range(self.tree.topLevelItemCount()) if self._id(i) in chosen][-1]
         if last + 1 < self.tree.topLevelItemCount():
-            self.tree.clearSelection()
-            self.choose(self._id(last + 1))
+            self._go(self._id(last + 1))
 
     def undo(self) -> None:
-        """Take back the last label."""
-        self._change(lambda book: book.undo())
+        """Take back the last label and go back to its slide."""
+        back: list[str] = []
+        if self._change(lambda book: back.extend(book.undo())) and back:
+            if self._notice.text == self._said:
+                self._notice.hide()  # its Undo would take back another one
+            self._go(*back)
 
-    def _change(self, work: Callable[[LabelBook], object]) -> None:
+    def _go(self, *slides: str) -> None:
+        """Select slides; a single one is opened, so that what is labelled next is on the screen."""
+        self.tree.clearSelection()
+        self.choose(*slides)
+        if self.book is not None and len(slides) == 1:
+            self._bench.open_slide(self.book.slides[slides[0]])
+
+    def _change(self, work: Callable[[LabelBook], object]) -> bool:
         if self.book is None:
-            return
+            return False
         try:
             work(self.book)
         except LabelError as error:
             self._notice.say(str(error), "error")
-            return
+            return False
         self._fill()
         self.changed.emit()
+        return True
 
     def _id(self, number: int) -> str:
         item = self.tree.topLevelItem(number)

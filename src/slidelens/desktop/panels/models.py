@@ -178,3 +178,4 @@ class ModelChooser(QWidget):
             self._given[self._shown.path] = given
             mark = " (changed)" if given else ""
             self.options.setText(f"Options of {self._shown.name}{mark}")
+            self.changed.emit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidge
 from slidelens.desktop.panels.overview import OverviewView
 from slidelens.desktop.panels.parts import Panel, boxed, button, caption, heading, row
 from slidelens.desktop.qt import Shortcut
-from slidelens.desktop.state.memory import Bookmark
+from slidelens.desktop.state.bookmarks import Bookmark, Marked
 from slidelens.desktop.state.viewport import (
     OBJECTIVES,
     Look,
@@ -83,8 +82,9 @@ class NavigatorPanel(Panel):
         look = self._camera()
         taken = {mark.name for mark in self._marks}
         name = next(n for i in range(1, 10_000) if (n := f"Place {i}") not in taken)
-        x, y = look.place(slide.world)
-        self._keep([*self._marks, Bookmark(name, x, y, 1 / look.zoom)])
+        (x, y), mpp = look.place(slide.world), slide.world.mpp
+        mark = Bookmark(name, x / mpp.x, y / mpp.y, 1 / (look.zoom * mpp.x))
+        self._keep([*self._marks, mark])
 
     def _build(self) -> None:
         self.overview = OverviewView()
@@ -168,7 +168,7 @@ class NavigatorPanel(Panel):
             made.setVisible(known)
         unit = "µm" if known else "px"
         self.place.setPlaceholderText(f"Go to x, y in {unit}")
-        self._marks = self.bench.memory.bookmarks(slide.id)
+        self._marks = self.bench.memory.bookmarks(_marked(slide))
         self._show_marks()
         self._bar_changed()
         self._look()
@@ -226,7 +226,7 @@ class NavigatorPanel(Panel):
     def _keep(self, marks: list[Bookmark]) -> None:
         if self._slide is not None:
             self._marks = marks
-            self.bench.memory.set_bookmarks(self._slide.id, marks)
+            self.bench.memory.set_bookmarks(_marked(self._slide), marks)
             self._show_marks()
 
     def _show_marks(self) -> None:
@@ -236,46 +236,53 @@ class NavigatorPanel(Panel):
                 item = QListWidgetItem(mark.name)
                 item.setFlags(item.flags() | Qt.ItemFlag.ItemIsEditable)
                 assert self._slide is not None
-                item.setToolTip(place_text(mark.x, mark.y, self._slide.world))
+                world = self._slide.world
+                place = place_text(mark.x * world.mpp.x, mark.y * world.mpp.y, world)
+                item.setToolTip(place)
                 self.marks.addItem(item)
         shown = bool(self._marks) and self._slide is not None
         self.marks.setVisible(shown)
         self._remove.setVisible(shown)
         self.no_marks.setVisible(not shown)
         if self._slide is not None:
-            mpp = self._slide.world.mpp
-            self.overview.show_marks([(m.x / mpp.x, m.y / mpp.y) for m in self._marks])
+            self.overview.show_marks([(mark.x, mark.y) for mark in self._marks])
 
     def _go_to_mark(self, item: QListWidgetItem) -> None:
         mark = self._marks[self.marks.row(item)]
-        self.go(mark.x, mark.y, mark.scale)
+        if self._slide is not None:
+            mpp = self._slide.world.mpp
+            self.go(mark.x * mpp.x, mark.y * mpp.y, mark.scale * mpp.x)
 
     def _renamed(self, item: QListWidgetItem) -> None:
         number = self.marks.row(item)
         name = item.text().strip() or self._marks[number].name
         marks = list(self._marks)
-        marks[number] = replace(marks[number], name=name)
+        marks[number] = marks[number]._replace(name=name)
         self._keep(marks)
 
     def _forget(self) -> None:
         number = self.marks.currentRow()
         if not 0 <= number < len(self._marks):
             return
-        marks, slide = list(self._marks), self._slide
-        assert slide is not None
-        mark = marks.pop(number)
+        marks = list(self._marks)
+        assert self._slide is not None
+        slide, mark = _marked(self._slide), marks.pop(number)
         self._keep(marks)
         said = f"{mark.name} was removed."
-        self.notice.say(said, action="Undo", then=lambda: self._bring_back(slide.id, mark, number))
+        self.notice.say(said, action="Undo", then=lambda: self._bring_back(slide, mark, number))
 
-    def _bring_back(self, slide_id: str, mark: Bookmark, number: int) -> None:
+    def _bring_back(self, slide: Marked, mark: Bookmark, number: int) -> None:
         """Restore a bookmark at its place, on its own slide, whichever is shown now."""
-        marks = self.bench.memory.bookmarks(slide_id)
+        marks = self.bench.memory.bookmarks(slide)
         marks.insert(number, mark)
-        self.bench.memory.set_bookmarks(slide_id, marks)
-        if self._slide is not None and self._slide.id == slide_id:
+        self.bench.memory.set_bookmarks(slide, marks)
+        if self._slide is not None and _marked(self._slide).key == slide.key:
             self._marks = marks
             self._show_marks()
+
+
+def _marked(slide: ShownSlide) -> Marked:
+    return Marked(slide.id, slide.path, slide.size, slide.world.mpp)
 
 
 def _small(level: Any) -> NDArray[np.uint8]:

@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QKeySequence
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
 
 from slidelens.desktop.panels.case import CaseView
@@ -17,7 +16,8 @@ from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
-from slidelens.desktop.qt import Shortcut, alive
+from slidelens.desktop.panels.review_keys import bind_keys, give_arrows_back, take_arrows
+from slidelens.desktop.qt import alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.warned import warned
 from slidelens.engine.slide_folder import find_slides
@@ -37,6 +37,7 @@ _NO_EVALUATION = (
     "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
     "with the labels of the slides."
 )
+_NO_NAME = "Enter your name: decisions are saved under it."
 _FOLDER, _SLIDES, _REVIEWER = "evaluation", "review_slides", "reviewer"
 
 
@@ -53,16 +54,13 @@ class ReviewPanel(Panel):
         self._settle.setSingleShot(True)
         self._settle.setInterval(_SETTLE_MS)
         self._settle.timeout.connect(self.picture.show)
-        self._bind_keys()
+        bind_keys(self)
         self._show_review()
 
     def open(self, folder: Path, warnings: Sequence[str] = ()) -> None:
         """Open an evaluation folder, and show what its evaluation warned of."""
         reviewer, points = self.reviewer.text().strip(), self.points.text()
-        if not reviewer:
-            self.notice.say("Enter your name: decisions are saved under it.", "error")
-            return
-        if not self.case.flush():
+        if not self._take_reviewer() or not self.case.flush():
             return
         self.notice.say("", warnings=warnings)
         self.bench.background.run(
@@ -87,7 +85,7 @@ class ReviewPanel(Panel):
 
     def undo(self) -> None:
         """Take back the last decision."""
-        if self.review is not None and self.case.flush():
+        if self.review is not None and self._take_reviewer() and self.case.flush():
             self._safely(self._undo)
 
     def evaluate(self, labels: Path) -> None:
@@ -109,14 +107,14 @@ class ReviewPanel(Panel):
         self.reviewer = QLineEdit(self.bench.memory.text(_REVIEWER) or login_name())
         self.reviewer.setPlaceholderText("your name")
         self.reviewer.setToolTip("Your name; several people can review the same errors")
-        self.reviewer.editingFinished.connect(self._reopen)
+        self.reviewer.editingFinished.connect(self._take_reviewer)
         self.points = QLineEdit()
         self.points.setPlaceholderText("as evaluated")
         calm(self.points).setToolTip(
             "Operating point: stored, max-accuracy, sensitivity=0.95 or a threshold such as 0.4; "
             "MODEL:RULE for one method"
         )
-        self.points.editingFinished.connect(self._reopen)
+        self.points.editingFinished.connect(self._take_points)
         self.errors = ErrorList()
         self.case = CaseView()
         self.picture = CasePicture(self.bench, self.case, self)
@@ -142,42 +140,18 @@ class ReviewPanel(Panel):
         self.case.method_asked.connect(self._show_method)
         self.case.place_asked.connect(self.picture.fly)
 
-    def _bind_keys(self) -> None:
-        """Make keys work anywhere in the panel, except in text fields."""
-        for key, by in (("Down", 1), ("Right", 1), ("Up", -1), ("Left", -1)):
-            self._key(key, partial(self.step, by))
-        for number in range(10):
-            self._key(str(number), partial(self.case.choose_category, number))
-        self._key("E", self.case.go_on)
-        self._key("Ctrl+Z", self.undo)
-
-    def _key(self, key: str, then: Callable[[], object]) -> None:
-        shortcut = Shortcut(QKeySequence(key), self)
-        shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
-        shortcut.activated.connect(then)
-
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Step with the arrow keys on the picture too."""
         super().showEvent(event)
-        if self.bench.closed:
-            return
-
-        def forth(_viewer: Any) -> None:
-            self.step(1)
-
-        def back(_viewer: Any) -> None:
-            self.step(-1)
-
-        for key, then in (("Right", forth), ("Left", back)):
-            self.bench.viewer.bind_key(key, then, overwrite=True)
+        if not self.bench.closed:
+            take_arrows(self)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Save what was typed, and give the arrow keys back."""
         super().hideEvent(event)
         self.case.flush()
         if not self.bench.closed:
-            for key in ("Right", "Left"):
-                self.bench.viewer.bind_key(key, None)
+            give_arrows_back(self)
 
     def _ask_folder(self) -> None:
         start = self.bench.memory.text(_FOLDER) or str(self.bench.preferences.home)
@@ -200,12 +174,31 @@ class ReviewPanel(Panel):
             return
         self.open(out, warnings)
 
-    def _reopen(self) -> None:
-        """Read again with another reviewer or operating point, if either has changed."""
-        self.bench.memory.set_text(_REVIEWER, self.reviewer.text().strip())
-        now, points = self.review, self.points.text()
-        if now is not None and (self.reviewer.text().strip(), points) != (now.reviewer, now.points):
+    def _take_points(self) -> None:
+        """Read again with another operating point, if it has changed."""
+        now = self.review
+        if now is not None and self.points.text() != now.points:
             self.open(now.saved.folder)
+
+    def _take_reviewer(self) -> bool:
+        """Go on as the reviewer whom the field names; return whether decisions are theirs now."""
+        name, now = self.reviewer.text().strip(), self.review
+        self.case.form.setEnabled(bool(name))
+        if not name:
+            self.notice.say(_NO_NAME, "error")
+            return False
+        if self.notice.text == _NO_NAME:
+            self.notice.hide()
+        if now is not None and now.reviewer == name:
+            return True
+        self.bench.memory.set_text(_REVIEWER, name)
+        return now is None or (
+            self.case.flush() and self._safely(lambda: self._switch(now.by(name)))
+        )
+
+    def _switch(self, review: Review) -> None:
+        self.review = review
+        self._show_review()
 
     def _safely(self, work: Callable[[], object]) -> bool:
         """Do what reads or writes the store; report failure. Return whether it worked."""
@@ -229,12 +222,15 @@ class ReviewPanel(Panel):
             self.notice.say(review.left)
 
     def _opened(self, review: Review) -> None:
-        if self.review is not None:
-            review.follow(self.review)
+        before = self.review
+        if before is not None:
+            review.follow(before)
         self.review = review
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)
         self._safely(self._show_review)
+        if before is not None and before.reviewer != review.reviewer:  # changed meanwhile
+            self._safely(lambda: self._switch(review.by(before.reviewer)))
         self._find_slides(self.bench.memory.text(_SLIDES))
 
     def _show_review(self) -> None:
@@ -293,8 +289,10 @@ class ReviewPanel(Panel):
     def _decide(self, what: str, text: str) -> None:
         review = self.review
         case = None if review is None else review.case
+        kept = what == "note" or self._take_reviewer()  # a note is whose name stood there
+        review = self.review
         if review is not None and case is not None:
-            kept = self._safely(lambda: review.decide(case, **{what: text}))
+            kept = kept and self._safely(lambda: review.decide(case, **{what: text}))
             self._safely(partial(self._show_decision, keep_note=not kept))
 
     def _show_method(self, model: str) -> None:

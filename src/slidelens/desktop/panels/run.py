@@ -6,13 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import (
-    QDoubleSpinBox,
-    QFileDialog,
-    QFormLayout,
-    QLabel,
-)
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QDoubleSpinBox, QFormLayout, QLabel
 
 from slidelens.desktop.live import LiveMaps
 from slidelens.desktop.panels.models import ModelChooser
@@ -29,8 +24,9 @@ from slidelens.desktop.panels.parts import (
 )
 from slidelens.desktop.panels.results import ResultsList
 from slidelens.desktop.panels.start import SlideLine
+from slidelens.desktop.panels.where import Where
 from slidelens.desktop.qt import alive
-from slidelens.desktop.region import draw_region, region_box
+from slidelens.desktop.region import draw_region, region_box, region_note
 from slidelens.desktop.shown import layers_of, remove_layers, shown_slides
 from slidelens.desktop.state.runs import Checked, Finding, RunRequest, RunState, checked
 
@@ -43,13 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunPanel"]
 
-_WHERE = {
-    "slide": "the whole slide",
-    "region": "a region that I draw",
-    "open": "all open slides",
-    "folder": "a folder of slides…",
-}
-
 
 class RunPanel(Panel):
     """Choose models, run them, watch, keep."""
@@ -60,20 +49,24 @@ class RunPanel(Panel):
         self._job: Job | None = None
         self._asked: RunRequest | None = None
         """A run whose folder is being searched for slides."""
+        self._question: tuple[RunRequest, str] | None = None
+        """What waits for "Run anyway", and what the notice asks."""
         self._live = LiveMaps()
         self._owed: dict[Path, ShownSlide] = {}
         """Results that growing maps have hidden and that are to be shown again, and their slide."""
-        self._folder: Path | None = None
         self._build()
         bench = self.bench
         bench.slide_changed.connect(self._update)
         bench.slide_changed.connect(self._show_growing)
         bench.models_changed.connect(self._fill_devices)
+        bench.results_changed.connect(self._withdraw)
         bench.listener = self
         bench.told.connect(lambda text, bad: self.notice.say(text, "error" if bad else "info"))
         self.models.changed.connect(self._update)
         self.where.currentIndexChanged.connect(lambda _: self._where_chosen())
         self.where.activated.connect(lambda _: self._ask_folder())
+        self.device.currentIndexChanged.connect(self._update)
+        self.mpp.valueChanged.connect(self._update)
         bench.viewer.layers.events.removed.connect(self._region_changed)
         self._fill_devices()
         self._show_progress()
@@ -96,7 +89,7 @@ class RunPanel(Panel):
             return
         cards = {card.path: card for card, _ in self.models.chosen()}
         if self.where.currentData() != "folder":
-            self._begin(checked(request, cards))
+            self._begin(checked(request, cards), request)
             return
         self._asked, self.state = request, RunState(request, stage="search")
         self.notice.say("")
@@ -112,23 +105,36 @@ class RunPanel(Panel):
     def _searched(self, request: RunRequest, found: Checked) -> None:
         if self._asked is request:  # else it was stopped
             self._asked = None
-            self._begin(found)
+            self._begin(found, request)
             self._show_progress()
             self._update()
 
-    def _begin(self, found: Checked) -> None:
+    def _begin(self, found: Checked, asked: RunRequest) -> None:
         """Start a run; ask first if it replaces a result, or say why it cannot be run."""
         request = found.request
         if found.fault:
             self.notice.say(found.fault, "error", warnings=request.warnings)
         elif found.replaced:
-            self.notice.say(
-                f"{found.replaced} This run will replace it.",
-                action="Run anyway",
-                then=lambda: self._start(request),
-            )
+            text = f"{found.replaced} This run will replace it."
+            self._question = asked, text
+            self.notice.say(text, action="Run anyway", then=partial(self._confirmed, request))
         else:
             self._start(request)
+
+    def _confirmed(self, request: RunRequest) -> None:
+        """Start what was confirmed, or what the panel says now if that is something else."""
+        asked, self._question = self._question, None
+        if asked is not None and asked[0] == self._request():
+            self._start(request)
+        else:
+            self.run()
+
+    def _withdraw(self) -> None:
+        """Take back the question whether to run, if something else would be run by now."""
+        if self._question is not None and self._question[0] != self._request():
+            if self.notice.text == self._question[1]:
+                self.notice.hide()
+            self._question = None
 
     def _start(self, request: RunRequest) -> None:
         if self.running:
@@ -167,9 +173,7 @@ class RunPanel(Panel):
         self.slide = SlideLine(self.bench)
         self.models = ModelChooser(self.bench)
         self.device = calm_combo("Where the model runs")
-        self.where = calm_combo("The part of the slide, or the slides, to run on")
-        for key, title in _WHERE.items():
-            self.where.addItem(title, key)
+        self.where = Where()
         self.region = button(
             "Draw", "Draw a rectangle on the slide; only the area inside is run", self.draw_region
         )
@@ -209,11 +213,18 @@ class RunPanel(Panel):
             return None
         return region_box(self.bench.viewer, slide)
 
+    def _note(self) -> str:
+        """Say how the region that is run differs from what is drawn."""
+        slide = self.bench.slide
+        if slide is None or self.where.currentData() != "region":
+            return ""
+        return region_note(self.bench.viewer, slide)
+
     def _slides(self) -> list[Path]:
         """Return the files to run on, or the folder of them."""
         chosen = self.where.currentData()
         if chosen == "folder":
-            return [self._folder] if self._folder else []
+            return [self.where.folder] if self.where.folder else []
         if chosen == "open":
             paths = [s.path for s in shown_slides(self.bench.viewer) if s.path is not None]
             return list(dict.fromkeys(paths))  # a file that was dropped twice is run once
@@ -343,17 +354,7 @@ class RunPanel(Panel):
         self._update()
 
     def _ask_folder(self) -> None:
-        """Ask which folder is run, also when it is chosen again; its name is in the list then."""
-        if self.where.currentData() != "folder":
-            return
-        folder = QFileDialog.getExistingDirectory(self, "Folder of slides", str(self._folder or ""))
-        if folder:
-            self._folder = Path(folder)
-            number = self.where.currentIndex()
-            self.where.setItemText(number, f"the slides in {self._folder.name}…")
-            self.where.setItemData(number, folder, Qt.ItemDataRole.ToolTipRole)
-        elif self._folder is None:
-            self.where.setCurrentIndex(0)
+        self.where.ask_folder()
         self._update()
 
     def _region_changed(self) -> None:
@@ -373,9 +374,11 @@ class RunPanel(Panel):
         self.mpp.setVisible(bare)
         self.mpp_label.setVisible(bare)
         self.region.setVisible(self.where.currentData() == "region")
+        self._withdraw()
         missing = self._missing()
-        self.why.setText(missing)
-        self.why.setVisible(bool(missing) and not self.running)
+        said = "\n".join(filter(None, [missing, self._note()]))
+        self.why.setText(said)
+        self.why.setVisible(bool(said) and not self.running)
         self.run_button.setEnabled(not missing and not self.running)
         self.stop_button.setEnabled(self.running)
 
@@ -385,7 +388,7 @@ class RunPanel(Panel):
             return "Open a slide to begin."
         if slide is not None and slide.path is None and chosen != "folder":
             return "This picture was not opened from a file, so models cannot read it."
-        if chosen == "folder" and self._folder is None:
+        if chosen == "folder" and self.where.folder is None:
             return "Choose the folder of slides to run on."
         if not self.models.chosen():
             return "Tick a model to run."

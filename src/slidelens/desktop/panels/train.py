@@ -22,7 +22,7 @@ from slidelens.desktop.panels.parts import (
 from slidelens.desktop.panels.train_data import DataChooser
 from slidelens.desktop.panels.train_model import TrainOptions
 from slidelens.desktop.qt import alive
-from slidelens.desktop.state.train import Split, TrainState, read_history, resumable
+from slidelens.desktop.state.train import Split, TrainState, at_work, read_history, resumable
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainPanel"]
 
 _PLAN_MS = 500
+_AGAIN_MS = 5000  # how often to look whether a run in another window has ended
 _BLUE, _ORANGE = "#56b4e9", "#e69f00"
 
 
@@ -56,6 +57,10 @@ class TrainPanel(Panel):
         self._plan_soon.setSingleShot(True)
         self._plan_soon.setInterval(_PLAN_MS)
         self._plan_soon.timeout.connect(self.plan)
+        self._list_again = QTimer(self)
+        self._list_again.setSingleShot(True)
+        self._list_again.setInterval(_AGAIN_MS)
+        self._list_again.timeout.connect(self._list_unfinished)
         self.data.changed.connect(self._changed)
         self.options.changed.connect(self._changed)
         self._changed()
@@ -96,7 +101,7 @@ class TrainPanel(Panel):
 
     def resume(self, folder: Path) -> None:
         """Resume a training run that was paused, or whose window or worker was gone."""
-        if not self.running:
+        if not self.running and self._is_free(folder):
             rows = read_history(folder)
             self._run("resume", {"out": str(folder)}, TrainState(folder, rows))
 
@@ -113,7 +118,9 @@ class TrainPanel(Panel):
         self.pause()
 
     def discard(self, folder: Path) -> None:
-        """Discard an unfinished training run; it can be restored."""
+        """Discard an unfinished training run, unless it is under way; it can be restored."""
+        if not self._is_free(folder):
+            return
         try:
             hidden = self.bench.trash.delete(folder)
         except ResultError as error:
@@ -301,13 +308,33 @@ class TrainPanel(Panel):
         self.watch.setVisible(self.state is not None)
 
     def _list_unfinished(self) -> None:
-        """Offer to resume runs that have begun and not ended, also in another session."""
+        """Offer to resume runs that have begun and not ended, also in another session.
+
+        One that is under way in another window is only named, until it ends there.
+        """
+        if self.bench.closed:
+            return
         empty(self._unfinished)
         now = self.state.out if self.running and self.state is not None else None
         folders = [f for f in self.bench.memory.trainings() if resumable(f) and f != now]
+        elsewhere = [f for f in folders if at_work(f)]
         for folder in folders:
-            self._unfinished.addWidget(_Unfinished(folder, self))
+            self._unfinished.addWidget(_Unfinished(folder, self, free=folder not in elsewhere))
         self.unfinished.setVisible(bool(folders))
+        if elsewhere:
+            self._list_again.start()
+
+    def _is_free(self, folder: Path) -> bool:
+        """Return whether nobody trains in a folder now; otherwise say so."""
+        if not at_work(folder):
+            return True
+        self.notice.say(
+            f"The training run {folder.name} is under way in another window; pause or cancel it "
+            "there.",
+            "error",
+        )
+        self._list_unfinished()
+        return False
 
     def _bring_back(self, folder: Path, hidden: Path) -> None:
         try:
@@ -320,13 +347,14 @@ class TrainPanel(Panel):
 
 
 class _Unfinished(QWidget):
-    """A training run that can be resumed."""
+    """A training run that can be resumed, if it is not under way in another window."""
 
-    def __init__(self, folder: Path, panel: TrainPanel) -> None:
+    def __init__(self, folder: Path, panel: TrainPanel, *, free: bool) -> None:
         super().__init__()
         epochs = len(read_history(folder))
         done = f"{epochs} epoch{'s' if epochs != 1 else ''} done" if epochs else "just begun"
-        text = caption(f"<b>{folder.name}</b> is not finished: {done}.")
+        how = "is not finished" if free else "is running in another window"
+        text = caption(f"<b>{folder.name}</b> {how}: {done}.")
         self.resume = button("Resume", "Continue where it stopped", partial(panel.resume, folder))
         self.discard = button(
             "Discard", "Discard the unfinished run", partial(panel.discard, folder)
@@ -334,3 +362,5 @@ class _Unfinished(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(row(text, self.resume, self.discard, stretch=0))
+        for act in (self.resume, self.discard):
+            act.setVisible(free)

@@ -95,8 +95,12 @@ class LabelBook:
         self._write(rows)
         self._undo.append(before)
 
-    def undo(self) -> None:
+    def undo(self) -> tuple[str, ...]:
         """Take back the last labelling; labels set elsewhere since stay.
+
+        Returns
+        -------
+        The slides that it was of; none if there was nothing to take back.
 
         Raises
         ------
@@ -104,7 +108,7 @@ class LabelBook:
             The file cannot be read or written.
         """
         if not self._undo:
-            return
+            return ()
         rows = self._fresh()
         for name, old in reversed(self._undo[-1].items()):
             at = self._at(rows, name)
@@ -115,7 +119,7 @@ class LabelBook:
             elif old is not None and at is not None:
                 rows[at]["label"] = old[1]["label"]
         self._write(rows)
-        self._undo.pop()
+        return tuple(self._undo.pop())
 
     def _fresh(self) -> list[dict[str, str]]:
         """Return the rows as the file has them now: others may have written to it."""

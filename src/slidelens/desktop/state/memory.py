@@ -6,29 +6,22 @@ import json
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidelens.desktop.state.bookmarks import marks_of, with_marks
 from slidelens.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Bookmark", "Memory", "memory_file"]
+    from slidelens.desktop.state.bookmarks import Bookmark, Marked
+
+__all__ = ["Memory", "memory_file"]
 
 _RECENT = 12
+_MARKS, _OLDER = "marks", "bookmarks"  # in level-0 px by path; in the world's unit by id
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bookmark:
-    """A place on a slide: centre in µm (px without a resolution), and µm (px) per screen pixel."""
-
-    name: str
-    x: float
-    y: float
-    scale: float
 
 
 def memory_file() -> Path:
@@ -77,19 +70,13 @@ class Memory:
         """Undo :meth:`forget_slides`."""
         self._set("slides", [*self._list("slides"), *slides][:_RECENT])
 
-    def bookmarks(self, slide: str) -> list[Bookmark]:
+    def bookmarks(self, slide: Marked) -> list[Bookmark]:
         """Return a slide's bookmarks in the order in which they were made."""
-        found = self._read().get("bookmarks", {})
-        rows = found.get(slide, []) if isinstance(found, dict) else []
-        return [mark for row in rows if (mark := _bookmark(row)) is not None]
+        return marks_of(slide, self._table(_MARKS), self._table(_OLDER))
 
-    def set_bookmarks(self, slide: str, marks: Iterable[Bookmark]) -> None:
+    def set_bookmarks(self, slide: Marked, marks: Iterable[Bookmark]) -> None:
         """Replace a slide's bookmarks."""
-        content = self._read()
-        kept = content.get("bookmarks")
-        kept = dict(kept) if isinstance(kept, dict) else {}
-        kept[slide] = [asdict(mark) for mark in marks]
-        self._set("bookmarks", {name: rows for name, rows in kept.items() if rows})
+        self._set(_MARKS, with_marks(slide, marks, self._table(_MARKS), self._table(_OLDER)))
 
     def models(self) -> list[Path]:
         """Return folders of models in addition to those that every installation knows."""
@@ -128,6 +115,10 @@ class Memory:
         found = self._read().get(name)
         return [i for i in found if isinstance(i, str)] if isinstance(found, list) else []
 
+    def _table(self, name: str) -> dict[str, Any]:
+        found = self._read().get(name)
+        return found if isinstance(found, dict) else {}
+
     def _set(self, name: str, value: Any) -> None:
         content = self._read()
         content[name] = value
@@ -143,10 +134,3 @@ class Memory:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
-
-
-def _bookmark(row: Any) -> Bookmark | None:
-    try:
-        return Bookmark(str(row["name"]), float(row["x"]), float(row["y"]), float(row["scale"]))
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -121,6 +121,23 @@ class Review:
         """The current error."""
         return self.cases[self.index] if self.index >= 0 else None
 
+    def by(self, reviewer: str) -> Review:
+        """Return the same errors with the decisions of another reviewer, at the same one.
+
+        Parameters
+        ----------
+        reviewer
+            The name that decisions are saved under.
+
+        Raises
+        ------
+        ResultError
+            The store cannot be read.
+        """
+        made = Review(self.saved, self._all, reviewer, self.points)
+        made.follow(self)
+        return made
+
     def follow(self, other: Review) -> None:
         """Continue where an earlier opening of the same evaluation was."""
         if other.saved.folder != self.saved.folder:

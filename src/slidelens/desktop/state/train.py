@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from filelock import Timeout
+
+from slidelens.engine.locks import locked
 from slidelens.engine.progress import time_text
 
 if TYPE_CHECKING:
@@ -20,12 +23,13 @@ __all__ = [
     "Split",
     "TrainRequest",
     "TrainState",
+    "at_work",
     "free_name",
     "read_history",
     "resumable",
 ]
 
-_STATE, _CONFIG, _HISTORY = "training", "config.yaml", "history.csv"
+_STATE, _CONFIG, _HISTORY, _LOCK = "training", "config.yaml", "history.csv", ".lock"
 _DOING = {
     "open": "Checking the slides",
     "scan": "choosing tiles",
@@ -263,6 +267,23 @@ def resumable(folder: Path) -> bool:
     """Return whether a folder holds a training run that can be resumed."""
     begun = (folder / _STATE / _CONFIG).is_file()
     return begun and not (folder / "model.json").exists()
+
+
+def at_work(folder: Path) -> bool:
+    """Return whether a training is at work in a folder now, in this or another process.
+
+    Parameters
+    ----------
+    folder
+        Of the model. One that is gone, or cannot be written to, has nobody at work.
+    """
+    try:
+        with locked(folder / _STATE / _LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def read_history(folder: Path) -> list[Epoch]:
