@@ -23,6 +23,7 @@ from slidelens.desktop.live import LiveMaps
 from slidelens.desktop.outlining import Outlining
 from slidelens.desktop.panels.parts import breakable
 from slidelens.desktop.reader import get_annotation_reader, get_result_reader
+from slidelens.desktop.region import draw_region, region_box
 from slidelens.desktop.shown import add_layer, current_slide, layers_of, layers_on, shown_slides
 from slidelens.desktop.state.runs import RunRequest, RunState
 from slidelens.desktop.worker.messages import Message
@@ -167,6 +168,19 @@ def test_the_slide_that_is_clicked_is_chosen_though_another_has_its_name(pair, t
     above, below = shown_slides(viewer)
     assert [layer.name for layer in layers_on(viewer, above)] == ["case [1]", "case annotations"]
     assert [layer.name for layer in layers_on(viewer, below)] == ["case"]
+
+
+def test_a_region_is_run_on_the_file_that_it_was_drawn_on(pair):
+    viewer = ViewerModel()
+    for path in pair[:2]:
+        add_layer(viewer, slide_layer(open_slide(path)))
+    second, first = shown_slides(viewer)
+    draw_region(viewer, first, lambda: None)
+    viewer.layers[-1].add_rectangles([[10, 20], [10, 60], [50, 60], [50, 20]])
+    assert region_box(viewer, first) == (20, 10, 40, 40)
+    assert region_box(viewer, second) is None
+    draw_region(viewer, second, lambda: None)
+    assert region_box(viewer, first) == (20, 10, 40, 40)
 
 
 def test_a_map_grows_on_the_file_that_is_run(pair):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QTimer
 
-from slidelens.desktop.shown import layers_of
-from slidelens.desktop.world import describe
+from slidelens.desktop.shown import layers_on
+from slidelens.desktop.world import describe, lie_on
 from slidelens.geometry import Box
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def draw_region(viewer: ViewerModel, slide: ShownSlide, changed: Callable[[], ob
 
     ``changed`` is called when it is drawn, moved or deleted.
     """
-    layer = next(layers_of(viewer, "region", slide=slide.id), None)
+    layer = next(layers_on(viewer, slide, "region"), None)
     if layer is None:
         layer = viewer.add_shapes(None, **_options(slide))
         layer.mouse_drag_callbacks.append(partial(_drawing, changed))
@@ -51,7 +51,7 @@ def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
 
     It encloses the shape where it is seen, also if its layer was moved.
     """
-    for layer in layers_of(viewer, "region", slide=slide.id):
+    for layer in layers_on(viewer, slide, "region"):
         if len(layer.data):
             (left, top), (right, bottom) = _bounds(_corners(layer, slide))
             drawn = Box(float(left), float(top), float(right - left), float(bottom - top))
@@ -63,7 +63,7 @@ def region_box(viewer: ViewerModel, slide: ShownSlide) -> Box | None:
 
 def region_note(viewer: ViewerModel, slide: ShownSlide) -> str:
     """Say how the region that is run differs from what is drawn on a slide; empty: not at all."""
-    for layer in layers_of(viewer, "region", slide=slide.id):
+    for layer in layers_on(viewer, slide, "region"):
         said = []
         if len(layer.data) > 1:
             said.append(f"Of the {len(layer.data)} shapes that are drawn, the last one is run.")
@@ -94,7 +94,7 @@ def _is_upright(layer: Any, slide: ShownSlide) -> bool:
 
 def _options(slide: ShownSlide) -> dict[str, Any]:
     """Return the keywords of an empty layer to draw on."""
-    return {
+    options = {
         "ndim": 2,
         "name": _NAME,
         "edge_color": _YELLOW,
@@ -104,6 +104,8 @@ def _options(slide: ShownSlide) -> dict[str, Any]:
         "metadata": describe(slide.world, "region", slide.id),
         **slide.world.place_outlines(),
     }
+    lie_on([(None, options, "shapes")], slide.path)
+    return options
 
 
 def _drawing(changed: Callable[[], object], layer: Any, event: Any) -> Iterator[None]:

@@ -27,7 +27,7 @@ from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.panels.where import Where
 from slidelens.desktop.qt import alive
 from slidelens.desktop.region import draw_region, region_box, region_note
-from slidelens.desktop.shown import layers_of, remove_layers, shown_slides
+from slidelens.desktop.shown import layers_of, layers_on, remove_layers, shown_slides
 from slidelens.desktop.state.runs import Checked, Finding, RunRequest, RunState, checked
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ class RunPanel(Panel):
             if its_slide != slide or not folder.is_dir():
                 del self._owed[folder]
                 continue
-            maps = layers_of(self.bench.viewer, "map", slide=its_slide.id)
+            maps = layers_on(self.bench.viewer, its_slide, "map")
             self.bench.show_result(
                 folder,
                 visible=not any(layer.visible for layer in maps),
