@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from slidelens.nn.streaming.graph import call_with
 from slidelens.nn.streaming.layout import Frame, frame
 from slidelens.nn.streaming.repeats import Repeats
 from slidelens.nn.streaming.seam import Seams, Strips
+from slidelens.nn.streaming.stand_in import stand_in
 from slidelens.nn.streaming.walk import Walk, frames
 from slidelens.nn.windows import Rect, crop, joined
 from slidelens.steps import finish
@@ -214,7 +214,7 @@ class Tape:
     def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:
         image = self.source.prepare(pixels, self._input(at))
         walk = Walk(self.graph, self.rows, self.columns, self.seams, at)
-        return call_with(self.module, weights, lambda root: walk.run(root, image))
+        return walk.run(self._with(weights), image)
 
     def _run_with_graph(self, at: Tile, pixels: Tensor, tensors: Tensors, *, keep: bool) -> _Result:
         # Fresh leaves: hooks of the real parameters run once, on the sum over all tiles.
@@ -227,8 +227,11 @@ class Tape:
         layout = (self.graph, self.rows, self.columns, self.seams)
         walk = Walk(*layout, at, anchor, self.live, keep=keep)
         with torch.enable_grad():
-            output = call_with(self.module, weights, lambda root: walk.run(root, image))
+            output = walk.run(self._with(weights), image)
         return _Result(output, walk.tokens, image, weights, anchor)
+
+    def _with(self, weights: Tensors) -> nn.Module:
+        return stand_in(self.module, weights, code=self.graph.opaque)
 
     def _reuse(self, at: Tile, repeat: _Repeat) -> Tensor | None:
         self.seams.repeat(self._frames(at), at, repeat.strips)
