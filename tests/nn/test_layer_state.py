@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.nn.streaming_oracle import TOLERANCE, relative_error, settle
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from slidelens.errors import StreamingError
 from slidelens.nn.receptive import ReceptiveField
@@ -89,3 +90,16 @@ def test_what_a_trunk_does_not_look_at_may_change() -> None:
     module.conv.weight.requires_grad_(False)
     with torch.no_grad():
         assert relative_error(trunk(image), module(image)) <= TOLERANCE
+
+
+def test_a_spectral_norm_that_every_call_changes_is_refused() -> None:
+    module = settle(Scaled())
+    parametrizations.spectral_norm(module.conv).train()
+    with pytest.raises(
+        StreamingError, match=r"spectral norm 'conv\.parametrizations\.weight\.0' is in"
+    ):
+        StreamingTrunk(module, 16)
+    module.eval()
+    with torch.no_grad():
+        expected = module(picture())
+        assert relative_error(StreamingTrunk(module, 16)(picture()), expected) <= TOLERANCE

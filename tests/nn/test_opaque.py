@@ -76,3 +76,9 @@ def test_a_module_that_writes_into_its_input_leaves_the_image_alone() -> None:
         found = StreamingTrunk(module, 24, field=FIELD)(image)
         assert torch.equal(image, before)
         assert relative_error(found, module(before)) <= TOLERANCE
+
+
+def test_torchscript_is_refused_in_words() -> None:
+    module = torch.jit.trace(nn.Conv2d(3, 4, 3, padding=1), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(StreamingError, match=r"TorchScript.*stream the Python module"):
+        StreamingTrunk(module, 24, field=FIELD)

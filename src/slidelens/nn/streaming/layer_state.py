@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from slidelens.errors import StreamingError
 
@@ -92,6 +93,11 @@ def refuse_hooks(module: nn.Module) -> None:
                 f"layer {name!r} ({type(layer).__name__}) has another {what}() than its class, "
                 "which would not run on the image: undo that, merge an adapter's weights into "
                 "those of the layer, or make a layer of a class of its own of it"
+            )
+        if isinstance(layer, _SpectralNorm) and layer.training:
+            raise StreamingError(
+                f"the spectral norm {name!r} is in training mode, so its weight would change from "
+                "tile to tile: call eval() on the module (its weights still train)"
             )
 
 

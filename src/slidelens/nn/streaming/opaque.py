@@ -72,8 +72,14 @@ def opaque_graph(
     Raises
     ------
     StreamingError
-        The module does not take such images, or its output disagrees with the stride.
+        The module does not take such images, its output disagrees with the stride, or it is
+        TorchScript.
     """
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+        raise StreamingError(
+            f"{type(module).__name__} is or has a TorchScript module, whose weights tiles cannot "
+            "be given: stream the Python module that it was made of"
+        )
     windows = []
     features = 0
     own = {name: buffer.clone() for name, buffer in module.named_buffers()}
