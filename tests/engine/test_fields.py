@@ -44,6 +44,19 @@ def test_a_value_that_does_not_fit_is_named(tiny):
         with_options(tiny, {"overlap": "wide"})
 
 
+def test_a_number_is_text_where_a_field_takes_text():
+    class Named(FamilyConfig):
+        name: str = ""
+        other: str | None = None
+        run_fields = frozenset({"name", "other"})
+
+    assert validated(Named, {"name": 1, "other": 0.5}) == Named(name="1", other="0.5")
+    model = Model("m", "named", Named(), ("0", "1"), torch.nn.Identity())
+    assert with_options(model, {"name": read_value("1")}).config.name == "1"
+    with pytest.raises(ModelError, match=r"name: must be text, not \[1\]"):
+        validated(Named, {"name": [1]})
+
+
 def test_values_that_do_not_go_together_are_told_in_one_sentence():
     model = Model("m", "mil", MilConfig(tile=112), ("a", "b"), torch.nn.Identity())
     with pytest.raises(ModelError) as caught:

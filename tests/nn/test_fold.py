@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.nn.streaming_oracle import TOLERANCE, errors, gradients, image_of, settle
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from slidelens.nn.frozen import freeze_norms
@@ -84,6 +85,23 @@ def test_shared_weights_stay() -> None:
     module = Twice(lambda m, x: m.other(m.norm(m.conv(x))))
     module.other.weight = module.conv.weight
     assert norms_left(settle(module)) == 1
+    check(module)
+
+
+@pytest.mark.parametrize(
+    ("left", "how"),
+    [
+        (1, lambda m, x: F.conv2d(m.norm(m.conv(x)), m.conv.weight, padding=1)),
+        (1, lambda m, x: m.norm(m.conv(x)) / m.conv.weight.norm()),
+        (1, lambda m, x: m.norm(m.conv(x)) + m.conv.bias.view(1, -1, 1, 1)),
+        (0, lambda m, x: m.norm(m.conv(x)) * m.norm.weight.view(1, -1, 1, 1) + m.other.bias.sum()),
+    ],
+)
+def test_weights_that_the_code_reads_too_stay_as_they_are(
+    left: int, how: Callable[[Twice, Tensor], Tensor]
+) -> None:
+    module = settle(Twice(how))
+    assert norms_left(module) == left
     check(module)
 
 

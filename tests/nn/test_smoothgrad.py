@@ -162,3 +162,15 @@ def test_wrong_arguments_are_told(network: tuple[nn.Module, nn.Module], image: T
         smoothgrad(trunk, network[1], image, 1, quantity="sign")
     with pytest.raises(StreamingError, match="2 images"):
         smoothgrad(trunk, network[1], image.repeat(2, 1, 1, 1), 1)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"noise": -1.0}, {"noise": float("nan")}, {"sd": float("nan")}, {"sd": -1.0}, {"cell": 0}],
+)
+def test_numbers_that_make_no_sense_are_told(
+    network: tuple[nn.Module, nn.Module], image: Tensor, numbers: dict[str, float]
+) -> None:
+    (name,) = numbers
+    with pytest.raises(StreamingError, match=f"{name}=.*: expected"):
+        smoothgrad(StreamingTrunk(network[0], 32), network[1], image, 1, samples=1, **numbers)

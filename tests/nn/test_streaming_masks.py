@@ -70,3 +70,22 @@ def test_background_among_the_kept_graphs(scheme: Literal["seam", "halo"]) -> No
         grads.append([output.detach(), *(p.grad.clone() for p in module.parameters())])
     for value, reference in zip(*grads, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_background_keeps_its_gradient_in_half_precision(dtype: torch.dtype) -> None:
+    """Over a thousand tiles of one colour, a sum in half precision would long have stopped."""
+    module = two_layers()
+    trunk = StreamingTrunk(module, 16, scheme="halo")
+    image = torch.full((1, 3, 800, 800), 255, dtype=torch.uint8)
+    image[:, :, :20, :20] = 0
+    found = {}
+    for enabled in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            trunk(image).float().mean((2, 3)).sum().backward()
+        assert trunk.report is not None
+        assert trunk.report.idle > 1000
+        found[enabled] = [p.grad.clone() for p in module.parameters()]
+    for half, full in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(half, full, rtol=0.03, atol=1e-3 * float(full.abs().max()))

@@ -43,6 +43,13 @@ def read_value(text: str) -> Any:
 def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
     """Make a configuration.
 
+    Parameters
+    ----------
+    kind
+        Class of the configuration.
+    values
+        Of its fields. A number in a field of text is taken as written: a class may be named 1.
+
     Raises
     ------
     ModelError
@@ -51,10 +58,23 @@ def validated(kind: type[BaseModelT], values: Mapping[str, Any]) -> BaseModelT:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        if texts := _numbers_for_text(error, values):
+            return validated(kind, {**values, **texts})
         fault = first_fault(error)
         if not fault.where:  # fields that do not go together: the value is the whole configuration
             raise ModelError(f"{fault.why}.") from error
         raise ModelError(f"{fault.where}: {fault.told}.") from error
+
+
+def _numbers_for_text(error: ValidationError, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the text of numbers that were given for fields of text."""
+    fields = {
+        str(fault["loc"][0])
+        for fault in error.errors(include_url=False)
+        if fault["type"] == "string_type" and fault["loc"]
+    }
+    given = {name: values[name] for name in fields & values.keys()}
+    return {k: json.dumps(v) for k, v in given.items() if isinstance(v, int | float)}
 
 
 def with_options(model: Model[Any], options: Mapping[str, Any]) -> Model[Any]:

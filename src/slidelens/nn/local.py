@@ -282,7 +282,8 @@ class LocalNetwork(nn.Module):
         as wide, and where it runs on a GPU as wide as the image.
         """
         key = (index, wide, tile, mean, std)
-        if key not in self._trunks:
+        trunk = self._trunks.get(key)
+        if trunk is None:
             module = self.stem if index is None else self._parts[index]
             columns = tile if index is None else self._width_of(index, tile)
             if wide:
@@ -290,9 +291,9 @@ class LocalNetwork(nn.Module):
             trunk = StreamingTrunk(
                 module.eval(), (tile, columns), scheme="seam", mean=mean, std=std
             )
-            self._trunks = {k: v for k, v in self._trunks.items() if k[:2] != key[:2]}
-            self._trunks[key] = trunk
-        return self._trunks[key]
+            kept = {k: v for k, v in self._trunks.items() if k[:2] != key[:2]}
+            self._trunks = {**kept, key: trunk}  # other threads may ask for other tiles
+        return trunk
 
     def tile_of(self, index: int, tile: int) -> int:
         """Return the height of a tile of module ``index``'s input, in its cells.

@@ -189,7 +189,8 @@ class SlideClassifier(nn.Module):
 
     def streamed(self, streaming: Streaming) -> tuple[StreamingTrunk, nn.Sequential]:
         """Return the streamed part of the trunk and the rest, which share this module's weights."""
-        if streaming not in self._streamed:
+        parts = self._streamed.get(streaming)
+        if parts is None:
             first, rest = self.features.trunk, nn.Sequential()
             if streaming.upto:
                 first, rest = split(first, streaming.upto)
@@ -200,8 +201,9 @@ class SlideClassifier(nn.Module):
                 mean=streaming.mean,
                 std=streaming.std,
             )
-            self._streamed = {streaming: (trunk, rest)}  # not a submodule: its weights are ours
-        return self._streamed[streaming]
+            parts = (trunk, rest)
+            self._streamed = {streaming: parts}  # not a submodule: its weights are ours
+        return parts
 
 
 def split(trunk: nn.Sequential, layer: str) -> tuple[nn.Sequential, nn.Sequential]:

@@ -8,6 +8,7 @@ taken over all channels of the normalised image, and channels are averaged: our 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -90,9 +91,10 @@ def iter_smoothgrad(
     Raises
     ------
     StreamingError
-        More than one image, or a class that the head does not have.
+        More than one image, a class that the head does not have, or numbers that make no sense: a
+        negative or infinite ``noise`` or ``sd``, fewer than one of ``samples`` or ``cell``.
     """
-    _check(quantity, samples, cell)
+    _check(quantity, samples, cell, noise, sd)
     clean = trunk.source(image, mask)
     if clean.shape[0] != 1:
         raise StreamingError(f"saliency of {clean.shape[0]} images at once: give one")
@@ -140,6 +142,7 @@ def smoothgrad(
     ``noise``, ``quantity``, ``cell`` in px, ``seed``, ``sd``, ``mask``) and errors are those of
     `iter_smoothgrad`; `abs` of a signed map is what is usually shown.
     """
+    _check(quantity, samples, cell, noise, sd)
     source = trunk.source(image, mask)
     rows, columns = -(-source.height // cell), -(-source.width // cell)
     result = torch.zeros((rows, columns), dtype=torch.promote_types(source.dtype, torch.float32))
@@ -178,13 +181,16 @@ def image_sd(source: Source) -> float:
     return float((spread / count) ** 0.5)
 
 
-def _check(quantity: str, samples: int, cell: int) -> None:
+def _check(quantity: str, samples: int, cell: int, noise: float, sd: float | None) -> None:
     if quantity not in ("signed", "absolute", "squared", "input"):
         raise StreamingError(
             f"quantity {quantity!r}: expected 'signed', 'absolute', 'squared' or 'input'"
         )
     if samples < 1 or cell < 1:
         raise StreamingError(f"samples={samples}, cell={cell}: expected at least 1")
+    for name, value in (("noise", noise), ("sd", sd)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise StreamingError(f"{name}={value}: expected a finite number that is not negative")
 
 
 def _quantity(quantity: Quantity, grad: Tensor, top: int, clean: Source) -> Tensor:

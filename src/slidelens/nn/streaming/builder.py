@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,6 +58,7 @@ class Pieces:
 
 
 Rule = Callable[["Builder", Operation], Any]
+FoundT = TypeVar("FoundT")
 
 
 class Builder:
@@ -71,6 +72,8 @@ class Builder:
         Returns the rule that makes a node of an operation, or raises `StreamingError`.
     mutates
         Tells whether an operation writes into its first argument.
+    made
+        Tensors that ``forward()`` makes, by the names that the traced program gives them.
     """
 
     def __init__(
@@ -78,8 +81,11 @@ class Builder:
         root: nn.Module,
         rule_for: Callable[[Operation], Rule],
         mutates: Callable[[Operation], bool],
+        made: Mapping[str, Tensor],
     ) -> None:
         self.root, self.rule_for, self.mutates = root, rule_for, mutates
+        self._made = made
+        self._owned = {id(tensor) for tensor in (*root.parameters(), *root.buffers())}
         self.nodes: list[Node] = []
         self._env: dict[fx.Node, Any] = {}
         self._constants: dict[int, Any] = {}
@@ -163,10 +169,18 @@ class Builder:
 
     def _attribute(self, node: fx.Node) -> Ref:
         path = str(node.target)
-        call = Call("attribute", path)
+        made = path in self._made
         op = Operation(path, "get_attr", path, (), {})
+        call = Call("value", self._made[path]) if made else Call("attribute", path)
+        value = call.run(self.root, {})
+        if isinstance(value, Tensor) and value.requires_grad and id(value) not in self._owned:
+            raise StreamingError(
+                f"forward() uses {'a tensor' if made else f'the tensor {path!r}'} that requires a "
+                "gradient and is no parameter of the network, so it would get none: make it an "
+                "nn.Parameter of the module, or take its detach()"
+            )
         ref = self.add(op, "constant", call=call)
-        self._constants[ref.node] = call.run(self.root, {})
+        self._constants[ref.node] = value
         return ref
 
     def _operation(self, node: fx.Node) -> Any:
@@ -175,9 +189,10 @@ class Builder:
             _name(node), node.op, node.target, self._resolve(node.args),
             self._resolve(node.kwargs), module,
         )  # fmt: skip
-        if any(isinstance(a, Pieces) for a in op.args) and op.target is not operator.getitem:
+        pieces = _found((op.args, op.kwargs), Pieces)
+        if pieces and op.target is not operator.getitem:
             raise op.refuse("it takes several pieces of a chunk at once; pick them one by one")
-        if not self.streamed(op) and not any(isinstance(a, Pieces) for a in op.args):
+        if not self.streamed(op) and not pieces:
             return self._constant(op)
         for ref in self.streamed(op):
             if ref.node in self._stale:
@@ -229,12 +244,17 @@ class Builder:
 
 
 def _refs(arg: Any) -> list[Ref]:
-    if isinstance(arg, Ref):
+    return _found(arg, Ref)
+
+
+def _found(arg: Any, kind: type[FoundT]) -> list[FoundT]:
+    """Return the objects of a kind among arguments, also within lists and mappings."""
+    if isinstance(arg, kind):
         return [arg]
     if isinstance(arg, dict):
         arg = tuple(arg.values())
     if isinstance(arg, list | tuple):
-        return [ref for item in arg for ref in _refs(item)]
+        return [found for item in arg for found in _found(item, kind)]
     return []
 
 

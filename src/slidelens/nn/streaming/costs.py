@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slidelens.errors import StreamingError
-from slidelens.nn.streaming.graph import LocalGraph, Node, call_with
+from slidelens.nn.streaming.stand_in import stand_in
 from slidelens.nn.windows import Rect, crop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from slidelens.nn.streaming.graph import LocalGraph, Node
 
 __all__ = ["Costs", "count_costs", "image_channels"]
 
@@ -69,8 +71,9 @@ def _count(graph: LocalGraph, module: nn.Module, channels: int, size: tuple[int,
     sizes = tuple(zip(graph.sizes(0, size[0]), graph.sizes(1, size[1]), strict=True))
     result = Costs([], [])
 
-    def walk(root: nn.Module) -> None:
-        values: dict[int, Tensor] = {}
+    root = stand_in(module, named, code=graph.opaque)
+    values: dict[int, Tensor] = {}
+    with torch.no_grad():
         for node in graph.nodes:
             i, weights = node.index, node.window_weights(root, values)
             if node.kind == "input":
@@ -88,9 +91,6 @@ def _count(graph: LocalGraph, module: nn.Module, channels: int, size: tuple[int,
                 0 if node.kind == "constant" else values[i].shape[node.roles.index("c")]
             )
             result.multiply_adds.append(_per_cell(node, root, values, weights))
-
-    with torch.no_grad():
-        call_with(module, named, walk)
     return result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from slidelens.nn.frozen import FrozenNorm
+from slidelens.nn.streaming.graph import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,8 @@ def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[lis
     """Fold each frozen norm into the convolution before it, if nothing else reads that convolution.
 
     Convolutions with a parametrized weight (weight norm, say) are left alone: assigning such a
-    weight would set the parameters that it is computed from.
+    weight would set the parameters that it is computed from. So are those whose weight or bias the
+    network's own code reads too, which is to see them as they are.
 
     Parameters
     ----------
@@ -53,6 +55,11 @@ def fold_norms(nodes: Sequence[Node], output: int, root: nn.Module) -> tuple[lis
     readers[output] += 1
     calls = Counter(node.module for node in nodes)
     owners = Counter(id(p) for _, p in root.named_parameters(remove_duplicate=False))
+    owners.update(
+        id(attribute(root, node.call.target))
+        for node in nodes
+        if node.call is not None and node.call.kind == "attribute"
+    )
     place = list(range(len(nodes)))
     result: list[Node] = []
     for node in nodes:

@@ -17,25 +17,25 @@ There are five kinds of node:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from slidelens.errors import StreamingError
 from slidelens.nn.receptive import ReceptiveField, Window
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from slidelens.nn.windows import WindowOp
 
-__all__ = ["Call", "LocalGraph", "Node", "Ref", "call_with"]
+__all__ = ["Call", "LocalGraph", "Node", "Ref", "attribute"]
 
 _MANY = 64
 """Strides of an image that is large enough for any network."""
 
-T = TypeVar("T")
 Values = Mapping[int, Any]
 
 
@@ -47,12 +47,12 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of the network: a module, a function, a tensor's method, or a weight.
+    """One operation of the network: a module, a function, a method, a weight, or a fixed tensor.
 
     It holds names, not modules, so that it always uses the current weights.
     """
 
-    kind: Literal["module", "function", "method", "attribute"]
+    kind: Literal["module", "function", "method", "attribute", "value"]
     target: Any
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
@@ -64,7 +64,9 @@ class Call:
     def run(self, root: nn.Module, values: Values) -> Any:
         """Compute the operation on ``values`` with the weights of ``root``."""
         if self.kind == "attribute":
-            return _attribute(root, self.target)
+            return attribute(root, self.target)
+        if self.kind == "value":
+            return self.target
         args = [_fill(arg, values) for arg in self.args]
         kwargs = {key: _fill(arg, values) for key, arg in self.kwargs}
         if self.mutates:
@@ -78,7 +80,8 @@ class Call:
         return result if self.pick is None else result[self.pick]
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: nn.Module, path: str) -> Any:
+    """Return what a network has at a path such as ``block.conv.weight``."""
     value: Any = root
     for part in path.split("."):
         value = getattr(value, part)
@@ -163,24 +166,6 @@ class Node:
         )
 
 
-class _Body(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, body: Callable[[nn.Module], T]) -> T:
-        return body(self.module)
-
-
-def call_with(
-    module: nn.Module, tensors: Mapping[str, Tensor], body: Callable[[nn.Module], T]
-) -> T:
-    """Run ``body(module)`` with other weights and buffers in place of the module's own."""
-    named = {f"module.{name}": value for name, value in tensors.items()}
-    result: T = torch.func.functional_call(_Body(module), named, (body,))
-    return result
-
-
 class LocalGraph:
     """The nodes of a network from the image to its output, and properties derived from them."""
 
@@ -215,6 +200,11 @@ class LocalGraph:
     def streamed(self) -> list[Node]:
         """The nodes that depend on the image."""
         return [node for node in self.nodes if node.kind != "constant"]
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it is one layer: a module whose own code is run."""
+        return any(node.window is not None and node.window.kind == "opaque" for node in self.nodes)
 
     @property
     def kept(self) -> list[Node]:
@@ -274,7 +264,7 @@ class LocalGraph:
                 if name is not None:
                     own |= any(p.requires_grad for p in root.get_submodule(name).parameters())
             if node.call is not None and node.call.kind == "attribute":
-                own |= bool(getattr(_attribute(root, node.call.target), "requires_grad", False))
+                own |= bool(getattr(attribute(root, node.call.target), "requires_grad", False))
             result.append(own or any(result[i] for i in (*node.inputs, *node.constants)))
         return result
 

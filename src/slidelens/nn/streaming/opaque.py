@@ -11,6 +11,7 @@ from slidelens.errors import StreamingError
 from slidelens.nn.receptive import ReceptiveField, Window
 from slidelens.nn.streaming.costs import Costs
 from slidelens.nn.streaming.graph import LocalGraph, Node
+from slidelens.nn.streaming.stand_in import stand_in
 from slidelens.nn.windows import Rect, WindowOp, crop
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class _OpaqueOp(WindowOp):
         """Run the module, given in place of the weights, on the pixels that ``out`` needs."""
         rows = self.y.reads(out.top, out.bottom, size[0])
         columns = self.x.reads(out.left, out.right, size[1])
-        result = weights[0](crop(values, have, Rect(*rows, *columns)))
+        # A copy: the module may write into its input, which is a view of the user's image.
+        result = weights[0](crop(values, have, Rect(*rows, *columns)).clone())
         top, left = rows[0] // self.y.stride, columns[0] // self.x.stride
         return result, Rect(top, top + result.shape[2], left, left + result.shape[3])
 
@@ -64,23 +66,32 @@ def opaque_graph(
 ) -> tuple[LocalGraph, Costs]:
     """Make a graph of one layer: the module.
 
-    The module is run on small images to learn its output sizes; multiply-adds are not counted.
+    A copy of the module is run on small images to learn its output sizes; multiply-adds are not
+    counted.
 
     Raises
     ------
     StreamingError
-        The module does not take such images, or its output disagrees with the stride.
+        The module does not take such images, its output disagrees with the stride, or it is
+        TorchScript.
     """
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+        raise StreamingError(
+            f"{type(module).__name__} is or has a TorchScript module, whose weights tiles cannot "
+            "be given: stream the Python module that it was made of"
+        )
     windows = []
     features = 0
+    own = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    probed = stand_in(module, own, code=True)
     for axis, f in enumerate(fields):
         cells: dict[int, tuple[int, int]] = {}
         start = -(-2 * f.size // f.stride) * f.stride
         for n in range(start, start + f.stride):
-            shape = _probe(module, channels, n, axis, fields[1 - axis])
+            shape = _probe(probed, channels, n, axis, fields[1 - axis])
             cells[n % f.stride] = (n, shape[2 + axis])
             features = shape[1]
-        longer = _probe(module, channels, start + f.stride, axis, fields[1 - axis])[2 + axis]
+        longer = _probe(probed, channels, start + f.stride, axis, fields[1 - axis])[2 + axis]
         if longer != cells[0][1] + 1:
             raise StreamingError(
                 f"{type(module).__name__} has not the stride {f.stride} that was stated: "

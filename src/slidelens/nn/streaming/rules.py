@@ -30,7 +30,7 @@ _UNARY = {
     F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus, F.softsign, F.logsigmoid, F.threshold,
     F.leaky_relu_, F.elu_, F.hardtanh_,
     torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.log, torch.sqrt, torch.rsqrt,
-    torch.square, torch.neg, torch.clamp, torch.clone, operator.neg, operator.pos,
+    torch.square, torch.neg, torch.clamp, torch.clone, operator.neg,
 }  # fmt: skip
 _BINARY = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, torch.add, torch.sub,
@@ -41,6 +41,7 @@ _IN_PLACE = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
 }
 _UNARY_METHODS = [
     "sigmoid", "tanh", "abs", "exp", "log", "sqrt", "rsqrt", "square", "neg", "clamp",
@@ -164,7 +165,11 @@ def _binary(b: Builder, op: Operation) -> Ref:
     refs = b.streamed(op)
     _check_constants(b, op, roles)
     kind = "join" if len(refs) > 1 else "local"
-    return b.add(op, kind, roles=roles, call=call, fresh=kind == "join")
+    fresh = kind == "join" and op.what.strip("_") not in (
+        "pow",
+        "ipow",
+    )  # its gradient needs its result
+    return b.add(op, kind, roles=roles, call=call, fresh=fresh)
 
 
 def _batch_norm(b: Builder, op: Operation) -> Ref:
@@ -321,6 +326,7 @@ _FUNCTIONS: list[tuple[set[Any], Rule]] = [
     ({F.avg_pool2d}, pool("average")),
     ({F.pad}, pad),
     ({F.relu, F.relu_, torch.relu, torch.relu_}, _relu),
+    ({operator.pos, torch.positive}, _identity),  # the tensor itself, not another
     (_UNARY, _unary),
     (_BINARY | set(_IN_PLACE), _binary),
     ({F.batch_norm}, _functional_batch_norm),
@@ -339,6 +345,7 @@ _METHODS: dict[str, Rule] = {
     **dict.fromkeys(_UNARY_METHODS, _unary),
     **dict.fromkeys(_BINARY_METHODS, _binary),
     **dict.fromkeys(("relu", "relu_"), _relu),
+    "positive": _identity,
     **dict.fromkeys(("mean", "sum"), _reduce),
     **dict.fromkeys(("chunk", "split"), _pieces),
     "permute": _permute,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from slidelens.nn.streaming.graph import call_with
 from slidelens.nn.streaming.layout import Frame, frame
 from slidelens.nn.streaming.repeats import Repeats
 from slidelens.nn.streaming.seam import Seams, Strips
+from slidelens.nn.streaming.stand_in import stand_in
 from slidelens.nn.streaming.walk import Walk, frames
 from slidelens.nn.windows import Rect, crop, joined
 from slidelens.steps import finish
@@ -156,7 +156,7 @@ class Tape:
         image, last rows first, if it was asked for.
         """
         band = _BandSum(self.rows, self.columns) if self.input_grad else None
-        merged: dict[Hashable, tuple[Tile, Tensor]] = {}
+        merged: dict[Hashable, _Sum] = {}
         merges = not self.input_grad and self.rows.independent and self.columns.independent
         idle = 0
         self.seams.forget_gradients()
@@ -166,7 +166,7 @@ class Tape:
             if merges and key is not None:
                 # Gradients of weights are linear in that of the output: tiles of the same work
                 # and colour are backpropagated as one.
-                merged[key] = (at, part + merged[key][1] if key in merged else part)
+                merged[key] = _Sum(at, part) if key not in merged else merged[key].plus(at, part)
                 idle += 1
             elif self._owes(at, part):
                 image_grad = self._tile_backward(at, tensors, part, into)
@@ -179,8 +179,8 @@ class Tape:
             self._settle()
             if band is not None and at[1] == 0:
                 yield band.finish(at[0], self.source)
-        for at, part in merged.values():
-            self._tile_backward(at, tensors, part, into)
+        for same in merged.values():
+            self._tile_backward(same.at, tensors, same.mean, into, times=same.count)
         self.report.idle = idle - len(merged)
         self._settle(last=True)
 
@@ -214,7 +214,7 @@ class Tape:
     def _run(self, at: Tile, pixels: Tensor, weights: Tensors) -> Tensor | None:
         image = self.source.prepare(pixels, self._input(at))
         walk = Walk(self.graph, self.rows, self.columns, self.seams, at)
-        return call_with(self.module, weights, lambda root: walk.run(root, image))
+        return walk.run(self._with(weights), image)
 
     def _run_with_graph(self, at: Tile, pixels: Tensor, tensors: Tensors, *, keep: bool) -> _Result:
         # Fresh leaves: hooks of the real parameters run once, on the sum over all tiles.
@@ -227,8 +227,11 @@ class Tape:
         layout = (self.graph, self.rows, self.columns, self.seams)
         walk = Walk(*layout, at, anchor, self.live, keep=keep)
         with torch.enable_grad():
-            output = call_with(self.module, weights, lambda root: walk.run(root, image))
+            output = walk.run(self._with(weights), image)
         return _Result(output, walk.tokens, image, weights, anchor)
+
+    def _with(self, weights: Tensors) -> nn.Module:
+        return stand_in(self.module, weights, code=self.graph.opaque)
 
     def _reuse(self, at: Tile, repeat: _Repeat) -> Tensor | None:
         self.seams.repeat(self._frames(at), at, repeat.strips)
@@ -236,7 +239,7 @@ class Tape:
         return repeat.output
 
     def _tile_backward(
-        self, at: Tile, tensors: Tensors, grad: Tensor, into: dict[str, Tensor]
+        self, at: Tile, tensors: Tensors, grad: Tensor, into: dict[str, Tensor], times: int = 1
     ) -> Tensor | None:
         run = self._kept.pop(at, None)
         if run is None:
@@ -256,7 +259,7 @@ class Tape:
         found = torch.autograd.grad(roots, leaves, grads, allow_unused=True)
         for name, value in zip(names, found, strict=False):
             if value is not None:
-                _accumulate(into, name, value)
+                _accumulate(into, name, value, times)
         return found[-1] if self.input_grad else None
 
     # Where a tile is ---------------------------------------------------------------------------
@@ -290,6 +293,28 @@ class Tape:
         )
 
 
+class _Sum:
+    """The gradients of the output of tiles of the same work and colour, and the last such tile.
+
+    They are summed in single precision: a sum of thousands in half precision stops growing. What
+    goes back through the network is their mean, which half precision holds like each of them.
+    """
+
+    def __init__(self, at: Tile, part: Tensor) -> None:
+        self.at, self.count, self._sum = at, 1, _single(part)
+
+    def plus(self, at: Tile, part: Tensor) -> _Sum:
+        """Add the gradient of one more tile."""
+        self._sum = self._sum + part
+        self.at, self.count = at, self.count + 1
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        """Gradient per tile."""
+        return self._sum / self.count
+
+
 class _BandSum:
     """Sums the image's gradient over tiles, one row of tiles at a time."""
 
@@ -320,10 +345,19 @@ class _BandSum:
         return self.sum
 
 
-def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+def _accumulate(into: dict[str, Tensor], name: str, value: Tensor, times: int) -> None:
     # Sums over many tiles are kept in float32 if weights are half precision: each sum would round.
-    dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
-    into[name] = into[name].add_(value) if name in into else value.to(dtype, copy=True)
+    if name in into:
+        into[name].add_(value, alpha=times)
+    else:
+        into[name] = _single(value, copy=True)
+        if times > 1:
+            into[name].mul_(times)
+
+
+def _single(value: Tensor, *, copy: bool = False) -> Tensor:
+    half = value.dtype in (torch.float16, torch.bfloat16)
+    return value.to(torch.float32 if half else value.dtype, copy=copy)
 
 
 def _canvas(values: Tensor, height: int, width: int) -> Tensor:

@@ -22,7 +22,12 @@ from slidelens.nn.receptive import ReceptiveField
 from slidelens.nn.source import LazyImage, Source
 from slidelens.nn.streaming.costs import count_costs, image_channels
 from slidelens.nn.streaming.fold import folded_tensors
-from slidelens.nn.streaming.layer_state import layer_states, refuse_changes, refuse_hooks
+from slidelens.nn.streaming.layer_state import (
+    layer_states,
+    refuse_changes,
+    refuse_hooks,
+    refuse_training,
+)
 from slidelens.nn.streaming.opaque import opaque_graph
 from slidelens.nn.streaming.plan import (
     Planner,
@@ -58,7 +63,9 @@ class StreamingTrunk(nn.Module):
 
     The module stays in the mode it is given in; `train` does not change it, since batch statistics
     cannot be computed for an image that is never whole. Affine weights of norms are trained. Layers
-    must not have hooks, since none is called on the whole image.
+    must not have hooks, or methods replaced on them, since none is called on the whole image. Their
+    settings, and attributes that are numbers or text, have to stay as they are. The module is never
+    written to: threads may share it, and the trunk.
 
     Parameters
     ----------
@@ -88,7 +95,9 @@ class StreamingTrunk(nn.Module):
     Raises
     ------
     StreamingError
-        The module has a layer that cannot be streamed, or a layer with a hook.
+        The module has a layer that cannot be streamed, or a layer with a hook; or its own code does
+        what tiles would not: draw random numbers, enter ``torch.no_grad`` or ``torch.autocast``,
+        use tensors that need a gradient and are no parameters.
     """
 
     def __init__(
@@ -113,8 +122,8 @@ class StreamingTrunk(nn.Module):
         self.report: StreamingReport | None = None
         """What was computed for the last image, and what was skipped."""
         self._layers = layer_states(module)
+        refuse_hooks(module)
         if field is None:
-            refuse_hooks(module)
             self.graph = trace(module)
             # Counted now, not in the first forward pass, which may run under someone's profiler.
             channels = image_channels(self.graph, module)
@@ -127,6 +136,7 @@ class StreamingTrunk(nn.Module):
                     "with a stated receptive field the module is not looked into: give "
                     "scheme='halo' and a tile_size"
                 )
+            refuse_training(module)
             self.scheme = "halo"
             fields = (field, field) if isinstance(field, ReceptiveField) else field
             self.graph, costs = opaque_graph(module, fields, channels=3)
@@ -236,7 +246,7 @@ class StreamingTrunk(nn.Module):
         ------
         StreamingError
             Layers have changed since the trunk was made: replaced, switched between train and eval
-            mode, or given hooks or parametrizations.
+            mode, given other settings, hooks, methods or parametrizations.
         """
         refuse_changes(self.module, self._layers)
         return folded_tensors(self.graph.nodes, self.module)
@@ -286,12 +296,14 @@ class StreamingTrunk(nn.Module):
         if torch.is_autocast_enabled(kind):
             itemsize = min(itemsize, torch.get_autocast_dtype(kind).itemsize)
         key = (*size, channels, batch, itemsize)
-        if key not in self._planners:
+        planner = self._planners.get(key)
+        if planner is None:
             costs = self._costs.get(channels)
             if costs is None:
                 costs = self._costs[channels] = count_costs(self.graph, self.module, channels)
-            self._planners = {key: Planner(self.graph, costs, size, itemsize, batch)}
-        return self._planners[key]
+            planner = Planner(self.graph, costs, size, itemsize, batch)
+            self._planners = {key: planner}  # of one image: others' threads keep their own
+        return planner
 
     def _planned(
         self, planner: Planner, scheme: Scheme, budget: int | None, mask: Tensor | None
