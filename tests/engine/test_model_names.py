@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from slidelens.engine.train import _name_of, train
+from slidelens.engine.train import train
 from slidelens.engine.training.plan import plan_training
 from slidelens.engine.training.record import slides_note
+from slidelens.engine.training.start import _name_of
 from slidelens.errors import LabelError, ModelError
 from train_cohort import make_cohort, request
 

@@ -139,8 +139,9 @@ def smoothgrad(
     """Return the whole saliency map ``(ceil(H / cell), ceil(W / cell))``, on the CPU.
 
     All arguments (``trunk``, ``head``, the image ``(1, C, H, W)``, ``target``, ``samples``,
-    ``noise``, ``quantity``, ``cell`` in px, ``seed``, ``sd``, ``mask``) and errors are those of
-    `iter_smoothgrad`; `abs` of a signed map is what is usually shown.
+    ``noise``, ``quantity``, ``cell`` in px, ``seed``, ``sd``, ``mask``) are those of
+    `iter_smoothgrad`, and so are the errors (`StreamingError`). `abs` of a signed map is what is
+    usually shown.
     """
     _check(quantity, samples, cell, noise, sd)
     source = trunk.source(image, mask)
