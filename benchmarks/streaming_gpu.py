@@ -24,6 +24,7 @@ from slidelens.nn.streaming import StreamingTrunk
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+NETWORK = ("resnet34", "layer4[0]")
 TILES = (2048, 4096)
 WHOLE = (12288, 8192, 6144, 4096, 2048)
 """Images that the un-streamed step is tried on, largest first."""
@@ -36,7 +37,7 @@ class Step:
 
     def __init__(self, image: torch.Tensor, tile: int, *, half: bool, device: str) -> None:
         self.image, self.tile, self.half, self.device = image, tile, half, device
-        self.module = trunk_of("resnet34", "layer4[0]").to(device)
+        self.module = trunk_of(*NETWORK).to(device)
         self.trunk = StreamingTrunk(self.module, tile) if tile else None
         self.peak_gb: float | None = None
         if device == "cuda":

@@ -9,7 +9,9 @@ from benchmark_script import load
 
 @pytest.fixture
 def script(monkeypatch):
-    return load(monkeypatch, "streaming_gpu")
+    script = load(monkeypatch, "streaming_gpu")
+    monkeypatch.setattr(script, "NETWORK", ("resnet18", "layer2"))
+    return script
 
 
 def test_steps_in_both_precisions(script):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,12 +50,17 @@ def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def make_slide(mpp: float | tuple[float, float] | None, name: str = "square") -> Slide:
+    """A slide of `levels`."""
+    return from_array(*levels(), mpp=mpp, name=name)
+
+
+@cache
+def levels() -> list[np.ndarray]:
     """Levels of 1000 x 800, 300 x 240 and 91 x 73 px: downsamples 3.33 and about 10.97."""
     image = np.full((800, 1000, 3), 240, np.uint8)
     x, y, w, h = (int(v) for v in SQUARE)
     image[y : y + h, x : x + w] = (200, 30, 30)
-    levels = [image, shrink(image, 300, 240), shrink(image, 91, 73)]
-    return from_array(*levels, mpp=mpp, name=name)
+    return [image, shrink(image, 300, 240), shrink(image, 91, 73)]
 
 
 def make_result(slide: Slide, mpp: Mpp, model: str = "oracle") -> Result:
