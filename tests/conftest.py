@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,9 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_umask() -> None:
     """What a test has made can be read by the user that it becomes (``rights.nobody``)."""
     os.umask(0o022)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_at_a_terminal() -> None:
+    """Ctrl-C interrupts, also where the shell that runs the tests ignores it: in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

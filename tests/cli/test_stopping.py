@@ -11,14 +11,6 @@ from slidelens.cli.progress import Bar
 from slidelens.cli.stopping import stopping
 
 
-@pytest.fixture(autouse=True)
-def _as_at_a_terminal():
-    """Python's own handler, also where the shell that runs the tests ignores the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_the_first_waits_for_the_step_to_end_and_the_second_does_not(capfd):
     with stopping() as check:
         check()

@@ -247,11 +247,6 @@ def _small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
 
-def _heed_interrupts() -> None:
-    """What runs in the background of a shell ignores the signal, and so would its children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.mark.parametrize(
     ("command", "said"), [("train", "--resume"), ("predict", "runs the others")]
 )
@@ -262,7 +257,7 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, command, said):
         "--backbone squeezenet1_1 --out m",
         "predict": "predict cohort/slides --model demo-mil --out r",
     }[command]
-    run = Warm("-m", "slidelens", *call.split(), cwd=tmp_path, before=_heed_interrupts)
+    run = Warm("-m", "slidelens", *call.split(), cwd=tmp_path)
     run.stderr.readline()  # the first word of progress
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=120)

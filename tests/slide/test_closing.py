@@ -176,8 +176,6 @@ for wait in (0.05, 0.1, 0.15, 0.2):
 @pytest.mark.parametrize("code", [CLOSED_BY_ANOTHER_THREAD, INTERRUPTED])
 def test_the_program_survives_it(data, code):
     begin = (
-        "import signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "from _thread import interrupt_main\n"
         "from threading import Thread, Timer\n"
         "from time import sleep\n"
