@@ -13,8 +13,9 @@ import numpy as np
 from common import Claim, at_least, at_most, interleaved, main, ratio
 from sklearn.metrics import roc_auc_score
 
+from slidelens.engine.bootstrap import bootstrap, percentile_interval
 from slidelens.engine.evaluation.measure import FPR
-from slidelens.engine.intervals import bootstrap, delong, delong_test, percentile_interval
+from slidelens.engine.intervals import delong, delong_test
 
 CASES = 535
 RESAMPLES = 10_000

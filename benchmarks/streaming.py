@@ -49,7 +49,7 @@ CASES = {
 }
 LARGE = Case("resnet34", "layer4[0]", 3072, 2048, 1.6, 1.05)
 TILES = (256, 512, 1024)
-QUICK = 1536
+QUICK = 1280
 """Px of the image with ``--quick``."""
 # Of what lightstream's process adds to ours before its step, the share that a plan may fill: a
 # process holds holes beside what a plan counts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,28 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heard() -> None:
-    """Shells start what runs in the background (``make test &``) with Ctrl-C ignored."""
+def _own_umask() -> None:
+    """What a test has made can be read by the user that it becomes (``rights.nobody``)."""
+    os.umask(0o022)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_at_a_terminal() -> None:
+    """Ctrl-C interrupts, also where the shell that runs the tests ignores it: in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_umask() -> None:
-    """What a test has made can be read by the user that it becomes (``rights.nobody``)."""
-    os.umask(0o022)
+def _not_on_the_disk() -> Iterator[None]:
+    """What tests write need not survive a power failure: they do not wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_curves() -> Iterator[None]:
+    """Trainings draw no curves: that takes as long as all the rest of a tiny one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slidelens.engine.train.write_curves", lambda *_: None)
+        yield

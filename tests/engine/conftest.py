@@ -15,6 +15,11 @@ def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FAMILIES._loaded, "tiny", FAMILY)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_curves(without_curves: None) -> None:
+    """Whoever looks at them draws them."""
+
+
 @pytest.fixture
 def tiny() -> Model[TinyConfig]:
     return make_model()

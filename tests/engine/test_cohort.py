@@ -645,7 +645,7 @@ def test_a_slide_that_finds_no_room_for_its_claim_is_not_computed(tiny, tmp_path
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cohort, "claimed", full)
+    monkeypatch.setattr("slidelens.engine.turns.claimed", full)
     only = next(events)
     assert (only.slide_id, only.status) == ("s0", "failed")
     with pytest.raises(ResultError, match=r"s0: cannot write the result \(No space left"):

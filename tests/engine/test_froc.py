@@ -9,12 +9,12 @@ import pytest
 import shapely
 from skimage.measure import regionprops
 
+from slidelens.engine.bootstrap import draws
 from slidelens.engine.evaluation.froc import RATES, froc, true_lesions
 from slidelens.engine.evaluation.froc import _Events as Events
 from slidelens.engine.evaluation.froc import _major_axis as major_axis
 from slidelens.engine.evaluation.lesions import _draw as picture_of
 from slidelens.engine.evaluation.measure import Resampling
-from slidelens.engine.intervals import draws
 from slidelens.geometry import Mpp
 from slidelens.maps.lesions import Peak
 from slidelens.tiling.annotations import Annotation

@@ -8,15 +8,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from slidelens.engine import metrics
-from slidelens.engine.intervals import (
-    bootstrap,
-    bootstrap_share,
-    delong,
-    delong_test,
-    holm,
-    percentile_interval,
-    wilson,
-)
+from slidelens.engine.bootstrap import bootstrap, bootstrap_share, percentile_interval
+from slidelens.engine.intervals import delong, delong_test, holm, wilson
 
 # Ovarian cancer: albumin, total protein, K-G score, and whether surgery was of benefit. Data and
 # results: SAS/STAT User's Guide, The LOGISTIC Procedure, example "Comparing Receiver Operating
@@ -247,7 +240,7 @@ def test_a_variance_that_rounds_below_zero_is_zero():
 def test_chunks_do_not_change_the_draws(monkeypatch):
     labels, scores = cohort()
     whole = bootstrap(labels, scores, resamples=50, fpr=[0.1, 0.5])
-    monkeypatch.setattr("slidelens.engine.intervals._CHUNK", 7 * len(labels))
+    monkeypatch.setattr("slidelens.engine.bootstrap._CHUNK", 7 * len(labels))
     parts = bootstrap(labels, scores, resamples=50, fpr=[0.1, 0.5])
     np.testing.assert_array_equal(whole.auc, parts.auc)
     np.testing.assert_array_equal(whole.tpr, parts.tpr)

@@ -17,6 +17,12 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the curves out of reports, most of their time where slides have no pictures."""
+    monkeypatch.setattr("slidelens.review.report._plots", lambda *_: [])
+
+
+@pytest.fixture
 def evaluation(tmp_path: Path, _no_pictures: None) -> Path:
     """Folder of an evaluation whose errors are few enough to be counted by hand."""
     return evaluated(tmp_path, TRUTH, SCORES)
@@ -25,4 +31,6 @@ def evaluation(tmp_path: Path, _no_pictures: None) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an evaluation with slides and maps; not to be changed."""
-    return write_evaluation(tmp_path_factory.mktemp("phantoms"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})
+        return write_evaluation(tmp_path_factory.mktemp("phantoms"))

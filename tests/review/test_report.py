@@ -27,7 +27,12 @@ from slidelens.review.store import CaseKey, ReviewStore
 from slidelens.review.wording import merge_notes
 from slidelens.slide.base import Slide
 
+ONE_WRONG = {slide_id: SCORES["weak"][slide_id] for slide_id in "bf"}
+"""A slide of each class, and an error on one: a page of the PDF takes a second."""
 NOTE = "<script>alert('x')</script> & \"dense\"\n" + "long <b>words</b> " * 300
+
+
+FEW = Resampling(100)
 
 
 def read(path):
@@ -101,6 +106,7 @@ def test_sources_of_error_are_the_decisions_in_the_database(made, reviewed):
     assert (made.errors, made.slides, made.decided) == (5, 2, 3)
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_one_reviewers_decisions_can_be_counted_alone(reviewed, tmp_path):
     options = ReportOptions(reviewer="Bob Roe", fields=1)
     page = read(write_report(reviewed, tmp_path / "r.html", options=options).html)
@@ -122,6 +128,7 @@ def test_figures_are_those_of_the_evaluation(made, reviewed):
         assert row[4].startswith(f"{one['accuracy']:.3f}")
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_another_operating_point_gives_other_errors(reviewed, tmp_path):
     rules = {"mil": Rule("given", 0.95), "magnet": Rule("given", 0.95)}
     options = ReportOptions(rules=rules, fields=1)
@@ -137,7 +144,7 @@ def test_another_operating_point_gives_other_errors(reviewed, tmp_path):
     assert "--operating-point mil:0.95" in text
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_only_what_the_evaluation_said_of_a_threshold_goes_with_it(tmp_path):
     """A model may be called after what others are warned of."""
     scores = {"a": 0.1, "b": 0.9, "c": 0.7}
@@ -154,6 +161,7 @@ def test_only_what_the_evaluation_said_of_a_threshold_goes_with_it(tmp_path):
     assert "other: the threshold is given by the user" in text
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_nothing_tells_who_or_where(made, reviewed, tmp_path):
     page = made.html.read_text()
     with pypdfium2.PdfDocument(made.pdf) as document:
@@ -229,6 +237,7 @@ def test_the_pdf_has_a_page_per_slide_and_its_pictures(made):
     assert images == made.html.read_text().count('loading="lazy"')
 
 
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_pictures_of_five_methods_stand_in_one_row(phantoms, tmp_path):
     shutil.copytree(phantoms.parent, tmp_path / "all")
     results = tmp_path / "all" / "results"
@@ -237,9 +246,13 @@ def test_pictures_of_five_methods_stand_in_one_row(phantoms, tmp_path):
         content = json.loads(path.read_text())
         content["model"]["name"] = "mil-2"
         path.write_text(json.dumps(content))
-    options = EvaluationOptions(resampling=Resampling(100), allow_missing=True)
+    options = EvaluationOptions(resampling=FEW, allow_missing=True)
     evaluate(results, tmp_path / "all" / "labels.csv", tmp_path / "eval", options)
-    found = write_report(tmp_path / "eval", tmp_path / "r.html", pdf=tmp_path / "r.pdf")
+    found = write_report(
+        *(tmp_path / "eval", tmp_path / "r.html"),
+        pdf=tmp_path / "r.pdf",
+        options=ReportOptions(fields=1),
+    )
     with pypdfium2.PdfDocument(found.pdf) as document:
         rows = [
             Counter(round(o.get_bounds()[3]) for o in p.get_objects(max_depth=5) if o.type == 3)
@@ -250,9 +263,10 @@ def test_pictures_of_five_methods_stand_in_one_row(phantoms, tmp_path):
     assert {n for row in rows for n in row.values()} == {6}
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_cards_begin_below_their_heading_where_only_one_row_fits(tmp_path):
-    evaluation = evaluated(tmp_path, TRUTH, {f"m{n}": SCORES["weak"] for n in range(5)})
+    right = {slide_id: SCORES["weak"][slide_id] for slide_id in "af"}
+    evaluation = evaluated(tmp_path, TRUTH, {f"m{n}": right for n in range(5)})
     found = write_report(
         *(evaluation, tmp_path / "r.html"),
         pdf=tmp_path / "r.pdf",
@@ -262,10 +276,10 @@ def test_cards_begin_below_their_heading_where_only_one_row_fits(tmp_path):
         assert "Labelled normal" in document[0].get_textpage().get_text_range()
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_tables_of_many_methods_stay_on_the_page(tmp_path):
     names = [f"method-with-a-name-{n}" for n in range(7)]
-    scores = dict.fromkeys(names, SCORES["weak"])
+    scores = dict.fromkeys(names, ONE_WRONG)
     found = write_report(
         evaluated(tmp_path, TRUTH, scores), tmp_path / "r.html", pdf=tmp_path / "r.pdf"
     )
@@ -276,10 +290,10 @@ def test_tables_of_many_methods_stay_on_the_page(tmp_path):
             assert max(ends) < page.get_width() - 30
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_names_of_few_methods_are_not_broken_in_the_list(tmp_path):
     names = ("magnet", "mil", "segmentation", "streaming")
-    scores = dict.fromkeys(names, SCORES["weak"])
+    scores = dict.fromkeys(names, ONE_WRONG)
     evaluation = evaluated(tmp_path, TRUTH, scores)
     found = write_report(evaluation, tmp_path / "r.html", pdf=tmp_path / "r.pdf")
     with pypdfium2.PdfDocument(found.pdf) as document:
@@ -288,7 +302,7 @@ def test_names_of_few_methods_are_not_broken_in_the_list(tmp_path):
     assert "Slide Label Kind magnet mil segmentation streaming Margin Decision" in errors
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_figures_and_margins_are_explained(tmp_path):
     two = evaluated(tmp_path / "two", TRUTH, {"m": SCORES["weak"]})
     three = tmp_path / "three"
@@ -297,7 +311,9 @@ def test_figures_and_margins_are_explained(tmp_path):
         write_result(three / "results", "m", slide_id, probabilities)
     rows = "\n".join(f"{slide_id},{n % 3}" for n, slide_id in enumerate("abcdef"))
     (three / "labels.csv").write_text(f"slide_id,label\n{rows}\n")
-    evaluate(three / "results", three / "labels.csv", three / "eval")
+    evaluate(
+        three / "results", three / "labels.csv", three / "eval", EvaluationOptions(resampling=FEW)
+    )
     for evaluation in (two, three / "eval"):
         page = read(write_report(evaluation, tmp_path / "r.html").html)
         (meaning,) = (p for p in page.iter("p") if p.get("class") == "meaning")
@@ -307,6 +323,7 @@ def test_figures_and_margins_are_explained(tmp_path):
         assert "margins" in text_of(page)
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_what_is_gone_since_the_run_is_said_and_the_rest_is_there(reviewed, tmp_path):
     shutil.copytree(reviewed.parent, tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "results" / "mil" / "doe_jane_1")
@@ -345,14 +362,11 @@ def test_zero_errors_and_one_class_only_make_a_report_too(tmp_path):
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_more_than_two_classes_are_reported(tmp_path):
-    from sample_evaluation import write_result
-    from slidelens.engine.evaluation.measure import Resampling
-
     for slide_id, p in {"x": (0.2, 0.5, 0.3), "y": (0.1, 0.7, 0.2), "z": (0.6, 0.3, 0.1)}.items():
         three = dict(zip(("benign", "low", "high"), p, strict=True))
         write_result(tmp_path / "results", "m", slide_id, three)
     (tmp_path / "labels.csv").write_text("slide_id,label\nx,high\ny,low\nz,benign\n")
-    options = EvaluationOptions(resampling=Resampling(100))
+    options = EvaluationOptions(resampling=FEW)
     evaluate(tmp_path / "results", tmp_path / "labels.csv", tmp_path / "eval", options)
     done = write_report(tmp_path / "eval", tmp_path / "r.html")
     page = read(done.html)
@@ -405,7 +419,7 @@ def test_an_evaluation_that_cannot_be_written_is_reported(evaluation, tmp_path):
     assert (tmp_path / "r.html").stat().st_size > 10_000
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_a_models_card_comes_from_its_package(tmp_path):
     manifest = json.loads(
         (Path(__file__).parents[2] / "models" / "demo-mil" / "model.json").read_text()
@@ -419,7 +433,7 @@ def test_a_models_card_comes_from_its_package(tmp_path):
     assert digest in text
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 def test_a_label_that_was_corrected_is_not_called_wrong(evaluation, tmp_path):
     store = ReviewStore(evaluation / "review.sqlite")
     store.set(CaseKey("c", "weak", "fp"), reviewer="ann", true_label="tumor")
@@ -427,14 +441,15 @@ def test_a_label_that_was_corrected_is_not_called_wrong(evaluation, tmp_path):
     page = text_of(read(write_report(evaluation, tmp_path / "r.html").html))
     assert "labelled normal, tumor is right" in page
     labels.write_text(labels.read_text().replace("c,0", "c,1"))  # now an error of the other model
-    evaluate(tmp_path / "results", labels, evaluation, EvaluationOptions(allow_missing=True))
+    options = EvaluationOptions(resampling=FEW, allow_missing=True)
+    evaluate(tmp_path / "results", labels, evaluation, options)
     page = read(write_report(evaluation, tmp_path / "r.html").html)
     assert "is right" not in text_of(page)
     assert "According to the reviewers" not in text_of(page)
     assert not any(source.startswith("of all") for source in sources(page, "fn"))
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("_no_pictures", "_no_plots")
 @pytest.mark.parametrize("older", [False, True])
 def test_labels_of_annotations_are_told_only_to_who_may_know(evaluation, tmp_path, older):
     path = evaluation / "metrics.json"

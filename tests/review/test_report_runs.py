@@ -19,7 +19,7 @@ from slidelens.review.report import write_report
 from slidelens.review.wording import describe_run
 from slidelens.tiling.tissue import TissueSettings
 
-pytestmark = pytest.mark.usefixtures("_no_pictures")
+pytestmark = pytest.mark.usefixtures("_no_pictures", "_no_plots")
 
 DEMO = Path(__file__).parents[2] / "models" / "demo-mil" / "model.json"
 PART = {"region": [0, 0, 512, 512.5], "options": {"overlap": 28}, "precision": "fp32"}

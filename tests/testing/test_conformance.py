@@ -293,6 +293,7 @@ def test_a_family_that_remembers_the_last_slide_is_found_out(mil):
         suite.test_gives_the_same_answer_twice(trial_model(suite.family, suite.config))
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_a_training_that_keeps_what_no_checkpoint_holds_is_found_out(mil, monkeypatch, tmp_path):
     steps, step = count(1), MilTask.step
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from slidelens.engine.bags import bag_file, check_bags
 from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
-from slidelens.engine.locks import claimed
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
 from slidelens.engine.prediction_table import Outcome, PredictionTable
@@ -28,6 +26,7 @@ from slidelens.engine.provenance import (
 )
 from slidelens.engine.results_folder import check_results_folder
 from slidelens.engine.slide_folder import slides_to_run
+from slidelens.engine.turns import Part, Turns, claim, close_slide
 from slidelens.errors import ModelError, ResultError, SlideLensError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
@@ -37,7 +36,6 @@ from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
 
     import torch
 
@@ -49,8 +47,6 @@ __all__ = ["RunOptions", "predict_cohort"]
 
 log = logging.getLogger(__name__)
 
-_GOLDEN = 0.618
-"""Part of the slides that are left to go ahead by: several runs that do so keep apart."""
 _ASK_S = 1.0
 """Seconds between two looks at the slides that other runs are at."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -160,30 +156,6 @@ def predict_cohort(
     return _Cohort(loaded, Path(out), device, mpp, run).run(paths)
 
 
-class _Part:
-    """A slide, the models that are to see it, and the slide as it is being opened."""
-
-    def __init__(self, path: Path, models: Sequence[Model[Any]]) -> None:
-        self.path, self.slide_id, self.models = path, slide_id(path), list(models)
-        self._ready: Future[Slide] | None = None
-
-    def open(self, ready: Future[Slide]) -> None:
-        """Keep what opens the slide."""
-        self._ready = ready
-
-    def take(self) -> Slide:
-        """Return the open slide, which is the caller's to close now."""
-        assert self._ready is not None
-        ready, self._ready = self._ready, None
-        return ready.result()
-
-    def close(self) -> None:
-        """Close the slide, or do not open it, unless it was taken."""
-        ready, self._ready = self._ready, None
-        if ready is not None and not ready.cancel() and ready.exception() is None:
-            _close(ready.result())
-
-
 class _Cohort:
     """What holds for every slide."""
 
@@ -202,75 +174,31 @@ class _Cohort:
 
     def run(self, paths: list[Path]) -> Generator[Progress | Outcome, None, None]:
         """Go through the slides, and again through those that other runs were at, until none is."""
-        todo = deque(_Part(path, self.models) for path in paths)
         self.left = len(paths) * len(self.models)
         with ExitStack() as end, ThreadPoolExecutor(1, "slidelens-next") as ahead:
             for table in self.tables.values():  # all of them, also where one cannot be written
                 end.push(partial(_flush, table))
-            while todo:
-                before = len(todo)
-                todo = yield from self._round(todo, ahead)
-                if len(todo) == before:  # other runs are at all of them
-                    name = todo[0].models[0].name
-                    yield Progress(todo[0].slide_id, name, "wait", total=len(todo))
+            turns = Turns(paths, self.models, self.out, partial(ahead.submit, self._prepare))
+            while turns.todo:
+                before = len(turns.todo)
+                with closing(turns.round()) as parts:
+                    for part in parts:
+                        yield from self._part(part)
+                if len(turns.todo) == before:  # other runs are at all of them
+                    first = turns.todo[0]
+                    yield Progress(first.slide_id, first.models[0].name, "wait", total=before)
                     sleep(_ASK_S)
 
-    def _round(
-        self, todo: deque[_Part], ahead: ThreadPoolExecutor
-    ) -> Generator[Progress | Outcome, None, deque[_Part]]:
-        """Run what no other run is at, one slide ahead of the model; return what is left."""
-        elsewhere: deque[_Part] = deque()
-        following = self._next(todo, elsewhere, ahead)
-        try:
-            while following is not None:
-                part, following = following, self._next(todo, elsewhere, ahead)
-                # Claimed now, not when it is opened: else a run that has time might wait for a
-                # slide that nobody is at.
-                with closing(self._slide(part)) as events:
-                    for event in events:
-                        if isinstance(event, Outcome):
-                            part.models = [m for m in part.models if m.name != event.model]
-                            self.tables[event.model].record(event)
-                            self.left -= 1
-                            event = replace(event, left=self.left)
-                        yield event
-                if part.models:
-                    elsewhere.append(part)
-        finally:
-            if following is not None:
-                following.close()
-        return elsewhere
-
-    def _next(
-        self, todo: deque[_Part], elsewhere: deque[_Part], ahead: ThreadPoolExecutor
-    ) -> _Part | None:
-        """Begin to open the next slide that no other run is at."""
-        while todo:
-            part = todo.popleft()
-            if self._is_free(part):
-                part.open(ahead.submit(self._prepare, part.path))
-                return part
-            elsewhere.append(part)
-            todo.rotate(-int(len(todo) * _GOLDEN))  # what follows is next for that run, too
-        return None
-
-    def _is_free(self, part: _Part) -> bool:
-        try:
-            with ExitStack() as held:
-                return bool(self._claim(part, held))
-        except ResultError:  # is said when its turn comes
-            return True
-
-    def _claim(self, part: _Part, held: ExitStack) -> list[Model[Any]]:
-        """Claim a slide while ``held``; return the models with which no other run is at it."""
-        at = {model.name: self.out / model.name / part.slide_id for model in part.models}
-        try:
-            return [m for m in part.models if held.enter_context(claimed(at[m.name]))]
-        except OSError as error:
-            raise ResultError(
-                f"{next(iter(at.values()))}: cannot write the result ({error.strerror or error}). "
-                "Free some space or choose another --out."
-            ) from error
+    def _part(self, part: Part) -> Generator[Progress | Outcome, None, None]:
+        """Run the models over one slide; write the outcomes down."""
+        with closing(self._slide(part)) as events:
+            for event in events:
+                if isinstance(event, Outcome):
+                    part.models = [m for m in part.models if m.name != event.model]
+                    self.tables[event.model].record(event)
+                    self.left -= 1
+                    event = replace(event, left=self.left)
+                yield event
 
     def _prepare(self, path: Path) -> Slide:
         """Open a slide and find its tissue, unless all its results are there already."""
@@ -282,7 +210,7 @@ class _Cohort:
             ):
                 find_tissue(slide, self._tissue)
         except BaseException:
-            _close(slide)
+            close_slide(slide)
             raise
         return slide
 
@@ -301,13 +229,13 @@ class _Cohort:
             tissue=self._tissue,
         )
 
-    def _slide(self, part: _Part) -> Generator[Progress | Outcome, None, None]:
+    def _slide(self, part: Part) -> Generator[Progress | Outcome, None, None]:
         """Run the models over one slide, but for those with which other runs are at it."""
         start = perf_counter()
         with closing(part), ExitStack() as held:
             models = part.models
             try:
-                models = self._claim(part, held)
+                models = claim(part, self.out, held)
                 if not models:
                     return
                 slide = part.take()
@@ -321,7 +249,7 @@ class _Cohort:
                 for model in models:
                     yield from self._model(slide, model)
             finally:
-                _close(slide)
+                close_slide(slide)
 
     def _model(self, slide: Slide, model: Model[Any]) -> Iterator[Progress | Outcome]:
         start = perf_counter()
@@ -356,13 +284,6 @@ def _flush(table: PredictionTable, ending: type[BaseException] | None, *_: objec
         if ending is None:
             raise
         log.warning("%s", error)
-
-
-def _close(slide: Slide) -> None:
-    try:
-        slide.close()
-    except Exception as error:  # noqa: BLE001  # reason: as above; its results are there
-        log.warning("%s: cannot be closed (%s: %s)", slide.path, type(error).__name__, error)
 
 
 def _finds_no_room(error: Exception) -> bool:

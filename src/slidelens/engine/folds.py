@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from slidelens.engine.intervals import bootstrap, percentile_interval
+from slidelens.engine.bootstrap import bootstrap, percentile_interval
 from slidelens.engine.labels import read_labels
 from slidelens.engine.metrics import auc
 from slidelens.engine.train import train

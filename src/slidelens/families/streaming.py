@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from slidelens.nn.smoothgrad import Quantity, SaliencyPart
 
-__all__ = ["FAMILY", "StreamingConfig", "frame_of", "streaming_of"]
+__all__ = ["FAMILY", "StreamingConfig", "frame_of", "network_of", "streaming_of"]
 
 Saliency = Literal["none", "gradient", "gradient-x-input", "smoothgrad", "smoothgrad-squared"]
 _QUANTITIES: dict[Saliency, Quantity] = {
@@ -138,6 +138,12 @@ def build(config: StreamingConfig, n_classes: int) -> nn.Module:
         ) from error
 
 
+def network_of(model: Model[StreamingConfig]) -> SlideClassifier:
+    """Return the model's network."""
+    assert isinstance(model.module, SlideClassifier)
+    return model.module
+
+
 def streaming_of(model: Model[StreamingConfig]) -> Streaming:
     """Return the settings with which a model's images are streamed."""
     config, upto = model.config, model.config.streamed
@@ -155,7 +161,7 @@ def frame_of(model: Model[StreamingConfig], view: View) -> Frame:
     SlideError
         No tissue.
     """
-    network, config = _network(model), model.config
+    network, config = network_of(model), model.config
     return frame_tissue(view, config.mpp, network.field, network.lost, config.size)
 
 
@@ -172,7 +178,7 @@ def infer(model: Model[StreamingConfig], view: View) -> Iterator[Event]:
     SlideError
         No tissue.
     """
-    network, config = _network(model), model.config
+    network, config = network_of(model), model.config
     image = SlideImage(view.read, frame_of(model, view))
     if config.saliency != "none" and image.nbytes <= _KEEP:
         image.load()
@@ -201,11 +207,6 @@ def maps(config: StreamingConfig, classes: Sequence[str]) -> Sequence[MapSpec]:
         name = classes[_class_index(config.saliency_class, classes)]
         found.append(MapSpec("saliency", "saliency", (name,), _side(config) * config.mpp))
     return found
-
-
-def _network(model: Model[StreamingConfig]) -> SlideClassifier:
-    assert isinstance(model.module, SlideClassifier)
-    return model.module
 
 
 @cache
@@ -254,7 +255,7 @@ def _saliency(
     model: Model[StreamingConfig], view: View, image: SlideImage, mask: torch.Tensor | None
 ) -> Iterator[Event]:
     """Draw the saliency map, the mean of the samples so far, each from the bottom up."""
-    network, config, frame, side = _network(model), model.config, image.frame, _side(model.config)
+    network, config, frame, side = network_of(model), model.config, image.frame, _side(model.config)
     trunk, rest = network.streamed(streaming_of(model))
 
     def head(features: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from slidelens.errors import StreamingError
 from slidelens.families.slide_training import SlideImages, SlideTraining
-from slidelens.families.streaming import StreamingConfig, frame_of, streaming_of
+from slidelens.families.streaming import StreamingConfig, frame_of, network_of, streaming_of
 from slidelens.families.training import (
     Outcome,
     Stage,
@@ -30,7 +30,7 @@ from slidelens.families.training import (
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities, slide_loss
 from slidelens.nn.precision import stored
-from slidelens.nn.slide_classifier import SlideClassifier, split
+from slidelens.nn.slide_classifier import split
 from slidelens.tiling.grid import GridSpec
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def setup(self) -> None:
         """Prepare the streamed network, the images of slides and their augmentation."""
         # Made here, so that what cannot be streamed is refused before slides are read.
-        self._trunk, _ = _network(self.model).streamed(streaming_of(self.model))
+        self._trunk, _ = network_of(self.model).streamed(streaming_of(self.model))
         self.augment = self.config.augment()
         self._images = SlideImages(
             self.data, lambda view: frame_of(self.model, view), self.config.cache_mb << 20
@@ -130,7 +130,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     @classmethod
     def initialize(cls, model: Model[StreamingConfig], weights: str) -> Mapping[str, Any]:
         """Load the backbone's weights; the head starts at zero and favours no class."""
-        network = _network(model)
+        network = network_of(model)
         torch.nn.init.zeros_(network.head.weight)
         torch.nn.init.zeros_(network.head.bias)
         if weights == "none":
@@ -140,7 +140,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
     def groups(self, stage: Stage) -> list[tuple[float, list[torch.nn.Parameter]]]:
         """Return the head's parameters, and those of the backbone that are not frozen."""
         assert isinstance(stage, StreamingStage)
-        network = _network(self.model)
+        network = network_of(self.model)
         head = [(stage.head_lr, list(network.head.parameters()))]
         if stage.trains == "head":
             return head
@@ -185,7 +185,7 @@ class StreamingTask(TrainTask[StreamingConfig]):
         if not learns:
             logits = self._forward(work.slides[0], None)
         elif self.stage.trains == "head":
-            network = _network(self.model)
+            network = network_of(self.model)
             seen = (self._vector(slide_id, epoch) for slide_id in work.slides)
             device = network.head.weight.device
             logits = torch.cat([network.score(one.to(device).float()) for one in seen])
@@ -257,8 +257,3 @@ class StreamingTask(TrainTask[StreamingConfig]):
         spread = [sqrt(max(s / count - m * m, 1e-6)) for s, m in zip(sums[3:], means, strict=True)]
         self.model.std = (spread[0], spread[1], spread[2])
         self._colours = {}
-
-
-def _network(model: Model[StreamingConfig]) -> SlideClassifier:
-    assert isinstance(model.module, SlideClassifier)
-    return model.module

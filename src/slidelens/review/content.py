@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import slidelens
 from slidelens.engine.annotations import annotation_files
@@ -25,16 +24,9 @@ from slidelens.maps.run_settings import settings_warnings
 from slidelens.review.cards import CohortCard, ModelCard, cohort_card, model_cards
 from slidelens.review.errors import ErrorCase, list_errors, list_near_misses
 from slidelens.review.pseudonyms import reviewer_pseudonyms, slide_pseudonyms
+from slidelens.review.slide_cases import SlideCase, slide_cases
 from slidelens.review.store import STORE_FILE, Decision, ReviewStore
-from slidelens.review.tally import (
-    Agreement,
-    CauseTable,
-    agreement,
-    as_labelled,
-    cause_tables,
-    earlier_notes,
-    label_votes,
-)
+from slidelens.review.tally import Agreement, CauseTable, agreement, cause_tables, earlier_notes
 from slidelens.review.taxonomy import read_taxonomy
 from slidelens.review.wording import merge_notes
 
@@ -46,7 +38,7 @@ if TYPE_CHECKING:
     from slidelens.review.evaluation import SavedEvaluation
     from slidelens.tiling.annotations import Annotation
 
-__all__ = ["Content", "ReportOptions", "SlideCase", "gather"]
+__all__ = ["Content", "ReportOptions", "gather"]
 
 
 @dataclass(frozen=True)
@@ -81,58 +73,6 @@ class ReportOptions:
     packages: Sequence[str | Path] = ()
     reviewer: str | None = None
     title: str = "Review of errors"
-
-
-class SlideCase(NamedTuple):
-    """One slide with all its errors, as the report shows it.
-
-    Attributes
-    ----------
-    name
-        Its pseudonym, or its id.
-    key
-        Its anchor in the document.
-    errors
-        One for each method that is wrong (two with more than two classes).
-    decisions
-        Of all of them.
-    new_label
-        The label that most reviewers consider right instead, if any.
-    """
-
-    name: str
-    key: str
-    label: str
-    patient: str | None
-    errors: tuple[ErrorCase, ...]
-    decisions: tuple[Decision, ...]
-    new_label: str | None
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of its errors: fp, fn or both."""
-        return tuple(kind for kind in ("fp", "fn") if any(e.kind == kind for e in self.errors))
-
-    @property
-    def wrong(self) -> set[str]:
-        """Methods that are wrong."""
-        return {e.model for e in self.errors}
-
-    @property
-    def margin(self) -> float:
-        """The largest margin of its errors."""
-        return max(e.margin for e in self.errors)
-
-    @property
-    def suspect(self) -> bool:
-        """Whether all methods contradict its label confidently."""
-        return any(e.suspect for e in self.errors)
-
-    @property
-    def decided(self) -> bool:
-        """Whether a source is given for each of its errors."""
-        done = {d.key for d in self.decisions if d.decided}
-        return all(e.key in done for e in self.errors)
 
 
 @dataclass
@@ -246,7 +186,7 @@ def gather(saved: SavedEvaluation, options: ReportOptions) -> Content:
         cohort=cohort_card(saved),
         cards=model_cards(saved, [Path(one) for one in options.packages]),
         measured=_measure(saved, rules),
-        cases=_cases(saved, errors, shown, names, options.identify),
+        cases=slide_cases(saved, errors, shown, names, options.identify),
         errors=errors,
         near_misses=list_near_misses(saved, rules, options.near_misses),
         causes=cause_tables(errors, decisions, taxonomy, saved.models, saved.labels),
@@ -268,39 +208,6 @@ def _measure(saved: SavedEvaluation, rules: Mapping[str, Rule]) -> dict[str, Mea
     known = {key: given[key] for key in Resampling._fields if key in given}
     resampling = Resampling(**known)
     return {name: measure(one, rules[name], resampling) for name, one in saved.cases.items()}
-
-
-def _cases(
-    saved: SavedEvaluation,
-    errors: Sequence[ErrorCase],
-    decisions: Sequence[Decision],
-    names: Mapping[str, str],
-    identify: bool,
-) -> list[SlideCase]:
-    of_slide: dict[str, list[ErrorCase]] = defaultdict(list)
-    for error in errors:
-        of_slide[error.slide_id].append(error)
-    said: dict[str, list[Decision]] = defaultdict(list)
-    for decision in as_labelled(decisions, saved.labels):
-        said[decision.slide_id].append(decision)
-    votes = label_votes(decisions, saved.labels)
-    found = []
-    for slide_id, its in of_slide.items():
-        keys = {e.key for e in its}
-        vote = votes.get(slide_id)
-        found.append(
-            SlideCase(
-                name=names[slide_id],
-                key="",
-                label=saved.labels[slide_id],
-                patient=its[0].patient if identify else None,
-                errors=tuple(its),
-                decisions=tuple(d for d in said[slide_id] if d.key in keys),
-                new_label=None if vote is None else vote.label,
-            )
-        )
-    found.sort(key=lambda case: (-case.margin, case.name))
-    return [case._replace(key=f"case-{number}") for number, case in enumerate(found, 1)]
 
 
 def _renamed(decision: Decision, people: Mapping[str, str]) -> Decision:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from slidelens.maps.run_settings import RunSettings
     from slidelens.review.cards import ModelCard
-    from slidelens.review.content import Content, SlideCase
+    from slidelens.review.content import Content
     from slidelens.review.errors import Verdict
+    from slidelens.review.slide_cases import SlideCase
 
 __all__ = ["HELPERS", "legend_css", "run_rows", "settings_rows"]
 

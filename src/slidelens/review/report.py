@@ -17,7 +17,7 @@ from slidelens.engine.last_run import named_failed
 from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import atomic_file, make_scratch, remove_scratch
 from slidelens.review.commands import commands_of
-from slidelens.review.content import Content, ReportOptions, SlideCase, gather
+from slidelens.review.content import Content, ReportOptions, gather
 from slidelens.review.evaluation import read_evaluation
 from slidelens.review.evidence import Evidence, Picture, make_evidence
 from slidelens.review.page import HELPERS, legend_css, run_rows, settings_rows
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from jinja2 import Environment
+
+    from slidelens.review.slide_cases import SlideCase
 
 __all__ = ["Report", "ReportOptions", "write_report"]
 

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slidelens.engine.intervals import (
-    bootstrap,
-    delong,
-    delong_test,
-    enough,
-    holm,
-    percentile_interval,
-)
+from slidelens.engine.bootstrap import bootstrap, enough, percentile_interval
+from slidelens.engine.intervals import delong, delong_test, holm
 from slidelens.engine.metrics import auc
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slidelens.engine.bootstrap import draws, percentile_interval
 from slidelens.engine.evaluation.measure import RESAMPLING
-from slidelens.engine.intervals import draws, percentile_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slidelens.engine import metrics
+from slidelens.engine.bootstrap import bootstrap, bootstrap_share, enough, percentile_interval
 from slidelens.engine.evaluation.operating_point import call
-from slidelens.engine.intervals import (
-    Interval,
-    bootstrap,
-    bootstrap_share,
-    enough,
-    percentile_interval,
-    wilson,
-)
+from slidelens.engine.intervals import Interval, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
