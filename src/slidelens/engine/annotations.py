@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from slidelens.engine.slide_folder import contents
 from slidelens.errors import LabelError, listed
 from slidelens.slide.base import slide_id
+from slidelens.slide.open import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,9 @@ ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml")
 def annotation_files(folder: Path) -> dict[str, Path]:
     """Return slide id (file name without extension, composed) to annotation file.
 
+    The slide's own extension may stand in the name, as QuPath writes it: ``a.svs.geojson`` is of
+    the slide ``a`` (and of ``a.svs``, should that be an id).
+
     Raises
     ------
     LabelError
@@ -31,10 +35,16 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path in contents(folder, "annotations"):
         if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
-            found[slide_id(PurePath(path.name))].append(path)
+            name = slide_id(PurePath(path.name))
+            found[name].append(path)
+            if name.lower().endswith(SLIDE_SUFFIXES):
+                found[slide_id(PurePath(name))].append(path)
     double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]
     if double:
-        raise LabelError(f"{folder}: two annotation files for one slide: {listed(double)}.")
+        raise LabelError(
+            f"{folder}: two annotation files for one slide: {listed(double)}; keep the one that "
+            "counts."
+        )
     return {name: paths[0] for name, paths in found.items()}
 
 
@@ -42,7 +52,7 @@ def find_annotations(folder: Path, table: LabelTable) -> dict[str, Path]:
     """Return slide id to annotation file, of the table's slides that have one.
 
     A file is named as its slide, with ``.geojson``, ``.json`` or ``.xml`` in place of the slide's
-    extension. Slides of the first (negative) class need none.
+    extension, or behind it. Slides of the first (negative) class need none.
 
     Raises
     ------
