@@ -16,16 +16,25 @@ if TYPE_CHECKING:
 
     from slidelens.engine.labels import LabelTable
 
-__all__ = ["ANNOTATION_SUFFIXES", "annotation_files", "find_annotations"]
+__all__ = ["ANNOTATION_SUFFIXES", "annotation_files", "find_annotations", "slides_named"]
 
 ANNOTATION_SUFFIXES = (".geojson", ".json", ".xml")
 
 
-def annotation_files(folder: Path) -> dict[str, Path]:
-    """Return slide id (file name without extension, composed) to annotation file.
+def slides_named(path: Path) -> tuple[str, ...]:
+    """Return the ids of slides that an annotation file may be of, by its name.
 
-    The slide's own extension may stand in the name, as QuPath writes it: ``a.svs.geojson`` is of
-    the slide ``a`` (and of ``a.svs``, should that be an id).
+    It is the name without extension, composed. The slide's own extension may stand in it, as other
+    programs write it: ``a.svs.geojson`` is of slide ``a``, or of ``a.svs``, should that be an id.
+    """
+    name = slide_id(PurePath(path.name))
+    if name.lower().endswith(SLIDE_SUFFIXES):
+        return name, slide_id(PurePath(name))
+    return (name,)
+
+
+def annotation_files(folder: Path) -> dict[str, Path]:
+    """Return slide id to annotation file, by their names (:func:`slides_named`).
 
     Raises
     ------
@@ -35,10 +44,8 @@ def annotation_files(folder: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path in contents(folder, "annotations"):
         if path.suffix.lower() in ANNOTATION_SUFFIXES and not path.name.startswith("."):
-            name = slide_id(PurePath(path.name))
-            found[name].append(path)
-            if name.lower().endswith(SLIDE_SUFFIXES):
-                found[slide_id(PurePath(name))].append(path)
+            for name in slides_named(path):
+                found[name].append(path)
     double = [" and ".join(p.name for p in paths) for paths in found.values() if len(paths) > 1]
     if double:
         raise LabelError(
