@@ -2,9 +2,10 @@
 
 ``slidelens train magnet`` (SqueezeNet with ImageNet's weights, which stay as they are; CPU) learns
 from 48 slides, and ``predict`` looks at the 20 of the tuning split, which also decided which epoch
-to keep: expect less on unseen slides. Judged are the AUC, and how many of the true positives have a
-window of the last layer that holds tumour (at least half of a tumour tile of 112 µm), beside
-windows of the same sizes at random places on the tissue.
+to keep, and the operating point: expect less on unseen slides. Judged are the AUC, and how many of
+the true positives (at the model's operating point) have a window of the last layer that holds
+tumour (at least half of a tumour tile of 112 µm), beside windows of the same sizes at random places
+on the tissue.
 
 Model and figures of the training are kept in ``slidelens-magnet-crc`` in the temporary folder.
 ``--quick`` trains for an epoch of each kind only; its claims say so.
@@ -13,6 +14,7 @@ Model and figures of the training are kept in ``slidelens-magnet-crc`` in the te
 from __future__ import annotations
 
 import csv
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -24,7 +26,7 @@ from common import DATA, Claim, at_least, main
 from magnet import learn, on_tissue
 
 import slidelens as sl
-from slidelens.engine.metrics import auc, threshold_of_max_accuracy
+from slidelens.engine.metrics import auc
 from slidelens.tiling.annotations import read_annotations
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def measure(quick: bool) -> tuple[list[Claim], dict[str, Any]]:
         tune = [r for r in csv.DictReader(file) if r["split"] == "tune"]
     rows = [look(model, row["slide_id"], int(row["label"])) for row in tune]
     labels, scores = [r["label"] for r in rows], [r["score"] for r in rows]
-    threshold = threshold_of_max_accuracy(labels, scores)
+    threshold = json.loads((model / "model.json").read_text())["threshold"]
     positive = [r for r in rows if r["label"]]
     caught = [r for r in positive if r["score"] >= threshold]
     figures = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slidelens.errors import SlideLensError
-from slidelens.settings import Settings, get_settings
+from slidelens.settings import Settings, config_dir, get_settings
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,26 @@ def test_else_it_is_in_the_place_of_the_system(monkeypatch, tmp_path, system, va
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: tmp_path / "home"))
     assert get_settings().cache_dir == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("system", "variable", "expected"),
+    [
+        ("linux", "XDG_CONFIG_HOME", "there/slidelens"),
+        ("linux", "", "home/.config/slidelens"),
+        ("win32", "APPDATA", "there/slidelens"),
+        ("win32", "", "home/AppData/Roaming/slidelens"),
+        ("darwin", "XDG_CONFIG_HOME", "home/Library/Application Support/slidelens"),
+    ],
+)
+def test_what_the_user_decides_is_kept_apart(monkeypatch, tmp_path, system, variable, expected):
+    for name in ("XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "there"))
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: tmp_path / "home"))
+    assert config_dir() == tmp_path / expected
 
 
 @pytest.mark.parametrize("text", ["-2", "2.5", "many"])

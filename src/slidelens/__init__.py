@@ -20,9 +20,7 @@ slidelens`` costs nothing. More is in ``slidelens.tiling`` (tissue, grids, annot
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # not typing's: to import that takes longer than all else here
 if TYPE_CHECKING:
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.evaluate import evaluate
@@ -114,6 +112,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

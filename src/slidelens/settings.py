@@ -13,7 +13,7 @@ from slidelens.errors import SlideLensError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Settings", "cores", "get_settings"]
+__all__ = ["Settings", "config_dir", "cores", "get_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,35 @@ def get_settings() -> Settings:
     )
 
 
+def config_dir() -> Path:
+    """Return the folder of what the user has decided: it is not shared, as a cache may be.
+
+    Raises
+    ------
+    SlideLensError
+        The user has no home.
+    """
+    given = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
+    if given and sys.platform != "darwin":
+        return Path(given) / "slidelens"
+    places = {"darwin": "Library/Application Support", "win32": "AppData/Roaming"}
+    home = _home("settings in: set HOME to a folder.")
+    return home / places.get(sys.platform, ".config") / "slidelens"
+
+
 def _usual_cache() -> Path:
     local = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     if local and sys.platform != "darwin":
         return Path(local) / "slidelens"
-    try:
-        home = Path.home()
-    except RuntimeError as error:  # a container's or service's user, whom the system does not know
-        message = "the user has no home folder to keep a cache in: set SLIDELENS_CACHE to a folder."
-        raise SlideLensError(message) from error
+    home = _home("a cache in: set SLIDELENS_CACHE to a folder.")
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "slidelens"
+
+
+def _home(to_keep: str) -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a container's or service's user, whom the system does not know
+        raise SlideLensError(f"the user has no home folder to keep {to_keep}") from error
 
 
 def _whole(name: str, default: int) -> int:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from io import BytesIO
 
@@ -96,3 +98,31 @@ def test_in_a_thread_there_is_no_ctrl_c_to_wait_for():
 
     threading.Thread(target=run).start()
     assert ended.wait(10)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a process cannot send itself Ctrl-C alone")
+@pytest.mark.parametrize(
+    ("module", "caught"), [("typing", False), ("typer", False), ("typer", True)]
+)
+def test_ctrl_c_while_the_program_starts_ends_it_in_a_word(module, caught):
+    """At the first of the many modules that it imports, or later, where a module catches all."""
+    code = f"""
+import os, signal, sys
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                if not {caught}:
+                    raise
+assert {module!r} not in sys.modules
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Pressed())
+from slidelens.cli import main
+sys.argv = ["slidelens", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

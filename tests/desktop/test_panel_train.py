@@ -393,7 +393,7 @@ QUPATH = {
 @pytest.fixture
 def outlined(panel, bench, made, qtbot, tmp_path):
     """A slide whose outlines QuPath has written, being drawn on; the file."""
-    file = tmp_path / "outlines" / "s1.geojson"
+    file = tmp_path / "outlines" / "s1.tif.geojson"
     file.parent.mkdir()
     file.write_text(json.dumps(QUPATH))
     panel.options.choose("multistage")

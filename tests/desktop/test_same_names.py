@@ -144,7 +144,7 @@ def test_outlines_of_another_name_are_drawn_and_said(pair, tmp_path, monkeypatch
     geometry = {"type": "Polygon", "coordinates": [ring]}
     feature = {"type": "Feature", "geometry": geometry, "properties": {}}
     text = json.dumps({"type": "FeatureCollection", "features": [feature]})
-    for name in ("case_02", "case"):
+    for name in ("case_02", "case", "case.tif"):
         (tmp_path / f"{name}.geojson").write_text(text)
         path = str(tmp_path / f"{name}.geojson")
         ((_, options, _),) = get_annotation_reader(path)(path)

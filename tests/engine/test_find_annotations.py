@@ -24,13 +24,14 @@ def _write(folder, *names, text='{"type": "FeatureCollection", "features": []}')
 
 
 def test_files_are_found_by_the_slides_name(tmp_path):
-    _write(tmp_path, "s1.geojson", "s3.json", "s5.XML", "s2.geojson", "other.xml", "notes.txt")
+    _write(tmp_path, "s1.geojson", "s3.SVS.json", "s5.XML", "s2.ome.tif.geojson", "notes.txt")
+    _write(tmp_path, "other.xml", "s3.old.json", "s4.tif.txt")
     found = find_annotations(tmp_path, TABLE)
     assert {k: v.name for k, v in found.items()} == {
         "s1": "s1.geojson",
-        "s3": "s3.json",
+        "s3": "s3.SVS.json",
         "s5": "s5.XML",
-        "s2": "s2.geojson",
+        "s2": "s2.ome.tif.geojson",
     }
     assert "other" in annotation_files(tmp_path)
 
@@ -41,9 +42,10 @@ def test_all_positive_slides_without_a_file_are_listed_at_once(tmp_path):
         find_annotations(tmp_path, TABLE)
 
 
-def test_two_files_for_one_slide_are_refused(tmp_path):
-    _write(tmp_path, "s1.geojson", "s1.xml")
-    with pytest.raises(LabelError, match=r"s1\.geojson and s1\.xml"):
+@pytest.mark.parametrize("other", ["s1.xml", "s1.tif.geojson"])
+def test_two_files_for_one_slide_are_refused(tmp_path, other):
+    _write(tmp_path, "s1.geojson", other)
+    with pytest.raises(LabelError, match=rf"s1\.geojson and {other}; keep the one that counts"):
         annotation_files(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from mmap import PAGESIZE
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc
 def resident() -> float:
     """Resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return pages * PAGESIZE / 2**20
 
 
 def holes(mb: int) -> list[bytes]:

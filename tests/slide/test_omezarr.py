@@ -518,6 +518,61 @@ def test_what_would_unpack_to_fill_the_memory_is_refused(tmp_path, monkeypatch, 
         slide.read(Box(0, 0, 16, 16))
 
 
+def endless(blocks):
+    """Return a frame of zstd that states no size: blocks of 128 kB of one byte."""
+    block = (131072 << 3 | 1 << 1).to_bytes(3, "little") + b"\x07"
+    return b"\x28\xb5\x2f\xfd\x00\x58" + block * blocks + (1).to_bytes(3, "little")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "shards"),
+    [
+        ("slide.ome.zarr", "zstd", None),
+        ("slide.ome.zarr", "blosc", None),
+        ("slide.ome.zarr", "endless", None),
+        ("slide.ome.zarr", "zstd", 2),
+        ("slide.ome.zarr", "blosc", 4),
+        ("slide.ozx", "zstd", 4),
+    ],
+)
+def test_a_chunk_that_would_fill_the_memory_is_not_unpacked(tmp_path, name, codec, shards):
+    """Blocks are of 256 px: the 4 chunks of a shard are read at once, or 4 of its 16."""
+    path = tmp_path / "slide.ome.zarr"
+    group = write(path, "0.5", "cyx", [np.moveaxis(RGB, 2, 0)])
+    del group["0"]
+    files = {}
+    for array, side, shape in (("0", 128, (3, 512, 512)), ("large", 512, (1, 2048, 2048))):
+        files[array] = path / array / "c" / "0" / "0" / "0"
+        group.create_array(
+            array,
+            data=np.ones(shape, np.uint8),
+            chunks=(1, side, side),
+            shards=None if shards is None else (1, side * shards, side * shards),
+            compressors=zarr.codecs.BloscCodec() if codec == "blosc" else zarr.codecs.ZstdCodec(),
+        )
+    with open_slide(path) as slide:
+        assert slide.read(Box(0, 0, 16, 16)).any()
+    large = endless(8) if codec == "endless" else files["large"].read_bytes()
+    files["0"].write_bytes(large)
+    zipped(path, tmp_path / "slide.ozx")
+    said = rf"{name}: its chunk .*c/0/0/0 unpacks to [\d,]+ bytes or more, .*; copy it again"
+    with open_slide(tmp_path / name) as slide, pytest.raises(SlideError, match=said):
+        slide.read(Box(0, 0, 16, 16))
+
+
+def test_a_chunk_of_no_stated_size_is_unpacked(tmp_path):
+    path = tmp_path / "slide.ome.zarr"
+    group = write(path, "0.5", "yx", [np.zeros((256, 512), np.uint8)])
+    del group["0"]
+    packed = zarr.codecs.ZstdCodec()
+    group.create_array(
+        "0", data=np.ones((256, 512), np.uint8), chunks=(256, 512), compressors=packed
+    )
+    (path / "0" / "c" / "0" / "0").write_bytes(endless(1))
+    with open_slide(path) as slide:
+        assert (slide.read_level(0, 0, 0, 512, 256) == 7).all()
+
+
 @pytest.mark.parametrize("within", ["", "a/"])
 def test_a_zip_archive_that_is_refused_is_not_left_open(tmp_path, within):
     """Windows would let nobody replace it."""

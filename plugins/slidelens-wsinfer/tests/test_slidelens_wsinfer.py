@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,6 @@ from slidelens.families import mil
 from slidelens.families.base import Model
 from slidelens.geometry import Box
 from slidelens.nn.mil import class_probabilities
-from slidelens.settings import get_settings
 from slidelens.slide.array import from_array
 from slidelens.testing.conformance import FamilyConformance
 from slidelens.testing.phantom import PhantomSpec, draw
@@ -39,11 +39,9 @@ class TestWsinfer(FamilyConformance):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLIDELENS_CACHE", str(tmp_path / "cache"))
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
+def user(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "user"))
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +119,20 @@ def test_torchscript_needs_trust_where_it_comes_in_and_where_it_runs(
         import_zoo(zoo, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     package = import_zoo(zoo, tmp_path / "model", trusted=True)
-    monkeypatch.setenv("SLIDELENS_CACHE", str(tmp_path / "another machine"))
-    get_settings.cache_clear()
+    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "another machine"))
     with pytest.raises(ModelError, match="slidelens-wsinfer trust"):
         predict(slide, package, device="cpu")
     trust_package(package)
     predict(slide, package, device="cpu")
+    if os.name != "posix":
+        return
+    (known,) = (tmp_path / "another machine").rglob("wsinfer-trusted.txt")
+    assert known.stat().st_mode & 0o777 == 0o600
+    known.chmod(0o620)
+    for ask in (lambda: predict(slide, package, device="cpu"), lambda: trust_package(package)):
+        with pytest.raises(ModelError, match=r"wsinfer-trusted\.txt, .* is not yours alone"):
+            ask()
 
 
 def test_a_pickle_is_never_read(zoo, tmp_path):
@@ -144,6 +150,11 @@ def test_a_pickle_is_never_read(zoo, tmp_path):
         ({"architecture": "squeezenet1_1"}, "does not fit the architecture"),
         ({"transform": [{"name": "Invert"}]}, "transformation 'Invert' is not known"),
         ({"transform": [{"name": "Normalize"}]}, "Normalize states no mean and no std"),
+        (
+            {"transform": [{"name": "ToTensor"}, {"name": "Resize", "arguments": {"size": 9}}]},
+            "its transform is ToTensor, Resize, which gives other pixels .* in this order",
+        ),
+        ({"transform": [{"name": "ToTensor"}] * 2}, "ToTensor, ToTensor, .* each once"),
     ],
 )
 def test_a_folder_that_does_not_hold_together_is_named(zoo, network, tmp_path, changes, message):

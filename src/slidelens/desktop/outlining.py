@@ -84,7 +84,7 @@ class Outlining(QObject):
                 f"{there}: holds the outlines of {slide.id} in another format; edit them in "
                 "the program that made them, or move the file."
             )
-        file = folder / f"{slide.id}.geojson"
+        file = there or folder / f"{slide.id}.geojson"
         known: Any = self._layers.get(file)
         shown = known is not None and known in self._bench.viewer.layers
         if shown and not is_on(known, slide):

@@ -128,20 +128,21 @@ def read_annotation_file(path: Path) -> list[LayerData]:
         A file that cannot be read.
     """
     from slidelens.desktop.shown import current_slide, shown_slides
+    from slidelens.engine.annotations import slides_named
     from slidelens.tiling.annotations import read_annotations
 
-    annotations = read_annotations(path)
+    annotations, names = read_annotations(path), slides_named(path)
     viewer = open_viewer()
     slide = None
     if viewer is not None:
         now = current_slide(viewer)
-        same = [s for s in shown_slides(viewer) if s.id == path.stem]
+        same = [s for s in shown_slides(viewer) if s.id in names]
         slide = now if now in same else next(iter(same), now)
     if slide is None:
         notify(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
-    elif slide.id != path.stem:
+    elif slide.id not in names:
         notify(
-            f"{path.name} is drawn on {slide.id}: no open slide is named {path.stem}. If it "
+            f"{path.name} is drawn on {slide.id}: no open slide is named {names[-1]}. If it "
             "belongs to another slide, remove its layer, open that slide and drop it again."
         )
     if annotations.ignored:

@@ -27,6 +27,10 @@ class HeapTrimmer:
     a run's time, and twice a slide up to 10 %. So it is done when holes have piled up, and never
     for what every step needs: that is seen in the first steps after each time. Decoded tiles that
     are kept are no holes, nor is the room of those of the slide before: the next one's fill it.
+
+    A streamed trunk has another rule (:class:`~slidelens.nn.heap.HeapGuard`): it looks within a
+    step, where holes pile up from tile to tile, and knows what a tile needs. So it compares with
+    the least that was held, and has no steps to see first what is usual.
     """
 
     def __init__(self) -> None:

@@ -121,11 +121,13 @@ def load_model(name_or_folder: str | Path, device: str | torch.device = "auto") 
     from slidelens.engine.device import pick_device
     from slidelens.engine.provenance import LOADED
     from slidelens.families.base import Model
+    from slidelens.nn.encoders import described
 
     folder = locate_model(name_or_folder)
     manifest = read_manifest(folder)
     config = _config(manifest, folder)
-    with torch.random.fork_rng(devices=[]):  # no caller's random numbers for weights that go
+    random = torch.random.fork_rng(devices=[])  # no caller's random numbers for weights that go
+    with random, described(manifest.encoder):
         module = build_network(family_of(manifest.family), config, len(manifest.classes))
     fill(module, read_weights(folder, manifest), folder / WEIGHTS)
     target = pick_device(device)

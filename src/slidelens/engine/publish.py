@@ -64,9 +64,13 @@ def pack(
     ResultError
         ``out`` holds more than a package, such as the training of this one: it would be lost.
     """
+    from slidelens.nn.encoders import description_of
+
     folder, out = locate_model(model), Path(out)
     stated = read_manifest(folder)
     changes: dict[str, Any] = {"name": name or stated.name, **_without_places(stated)}
+    if stated.encoder is None and "/" in str(stated.config.get("backbone")):
+        changes["encoder"] = description_of(load_model(folder, "cpu").module)  # an old one has none
     if evaluation is not None:
         figures = _figures(Path(evaluation), stated)
         changes["metrics"] = {**stated.metrics, "evaluation": figures}

@@ -39,7 +39,7 @@ from slidelens.families.mil_heads import (
     build_network,
 )
 from slidelens.nn.backbones import Features
-from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts
+from slidelens.nn.encoders import EncoderName, build_encoder, encoder_facts, may_ask_network
 from slidelens.nn.map_batches import map_batches
 from slidelens.nn.mil import MilNetwork, class_probabilities, encoded
 from slidelens.nn.pixels import normalize
@@ -122,8 +122,10 @@ class MilConfig(FamilyConfig):
     @model_validator(mode="before")
     @classmethod
     def _encoder_wishes(cls, values: Any) -> Any:
-        """Read tiles as a plugin's encoder expects them, unless the user sets this."""
+        """Read tiles as a plugin's encoder expects them, unless this is set, as in a package."""
         if not isinstance(values, Mapping) or "/" not in str(values.get("backbone", "")):
+            return values
+        if {"tile", "mpp"} <= values.keys() and not may_ask_network():
             return values
         try:
             facts = encoder_facts(str(values["backbone"]))

@@ -69,9 +69,18 @@ class Encoder(nn.Module):
     """A network that turns tiles into feature vectors: ``(N, 3, H, W)`` to ``(N, dim)``.
 
     On a CPU it is called from several threads at once.
+
+    Attributes
+    ----------
+    dim
+        Length of the vectors.
+    description
+        What tells what the network looks like, if the variant's name does not: values that JSON
+        has. Packages keep it (:attr:`~slidelens.nn.encoders.EncoderSource.rebuild`).
     """
 
     dim: int
+    description: Mapping[str, Any] | None = None
 
 
 class Features(Encoder):

@@ -26,8 +26,10 @@ from slidelens.nn.backbones import (
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from torch import nn
 
 __all__ = [
     "ENCODERS",
@@ -37,6 +39,8 @@ __all__ = [
     "EncoderSource",
     "LoadReport",
     "build_encoder",
+    "described",
+    "description_of",
     "encoder_facts",
     "load_encoder",
     "may_ask_network",
@@ -83,12 +87,18 @@ class EncoderSource:
     sample
         A small variant for ``slidelens doctor`` to try; it is built with random weights and must
         not need the network. If ``None``, the plugin is loaded but not tried.
+    rebuild
+        ``rebuild(variant, description)`` makes a network again from its
+        :attr:`~slidelens.nn.backbones.Encoder.description`, as a package keeps it, with random
+        weights and without the network. For plugins whose encoders have one; a package may come
+        from anyone.
     """
 
     build: Callable[[str], Encoder]
     load: Callable[[Any, str, str | Path], LoadReport]
     facts: Callable[[str], EncoderFacts]
     sample: str | None = None
+    rebuild: Callable[[str, Mapping[str, Any]], Encoder] | None = None
 
 
 ENCODERS: Registry[EncoderSource] = Registry(
@@ -97,6 +107,7 @@ ENCODERS: Registry[EncoderSource] = Registry(
 
 
 _asked: ContextVar[bool] = ContextVar("asked", default=False)
+_described: ContextVar[Mapping[str, Any] | None] = ContextVar("described", default=None)
 
 
 @contextmanager
@@ -118,8 +129,25 @@ def may_ask_network() -> bool:
     return _asked.get()
 
 
+@contextmanager
+def described(description: Mapping[str, Any] | None) -> Iterator[None]:
+    """Build encoders in the block from what a package keeps of its own; ``None``: by name alone."""
+    token = _described.set(description)
+    try:
+        yield
+    finally:
+        _described.reset(token)
+
+
+def description_of(network: nn.Module) -> dict[str, Any] | None:
+    """Return what a package must keep of the encoder in a network; ``None``: its name is enough."""
+    encoders = (part for part in network.modules() if isinstance(part, Encoder))
+    found = (encoder.description for encoder in encoders)
+    return next((dict(description) for description in found if description is not None), None)
+
+
 def build_encoder(name: str) -> Encoder:
-    """Build an encoder with random weights.
+    """Build an encoder with random weights; in :func:`described`, as it is described.
 
     Raises
     ------
@@ -129,7 +157,11 @@ def build_encoder(name: str) -> Encoder:
     if name in BACKBONES:
         return build_features(cast("Any", name))
     source, variant = _source(name)
-    module = source.build(variant)
+    description = _described.get()
+    if description is None or source.rebuild is None:
+        module = source.build(variant)
+    else:
+        module = source.rebuild(variant, description)
     if not isinstance(module, Encoder):
         raise ModelError(f"plugin encoder {name!r} is a {type(module).__name__}, not an Encoder.")
     return module

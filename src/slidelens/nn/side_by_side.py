@@ -20,8 +20,8 @@ __all__ = ["Ahead", "side_by_side"]
 ItemT = TypeVar("ItemT")
 
 _TURNS = 2
-"""Stages that compute at once. More would wait for the heaviest: that of ResNet-34 in four modules
-has 0.37 of the arithmetic."""
+"""Stages that compute at once; three on three cores, where no two parts are equal. More would wait
+for the heaviest: that of ResNet-34 in four modules has 0.37 of the arithmetic."""
 _HEAVIEST = 0.55
 """Share of the work in one stage up to which two at once take little more than half of the time."""
 _running = Lock()
@@ -36,16 +36,17 @@ class Ahead(Protocol):
 
 @contextmanager
 def side_by_side(work: Sequence[float], device: torch.device) -> Iterator[Ahead]:
-    """Give a function that lets a stage compute one item ahead of what is taken of it.
+    """Give a function that lets a stage compute ahead of what is taken of it.
 
     The threads with which PyTorch computes one layer wait for each other at its end, so that what
     any other program takes from one core is lost on all (:mod:`slidelens.nn.map_batches`). Tiles of
     a streamed stage build on each other, and cannot be computed at once; those of two stages can.
 
-    Iterate a stage's items through the function, which the next stage does too. Two stages compute
-    at once, each on half of the cores; a stage that waits for another leaves its turn to a third.
-    An error in one ends those after it, and is raised where the last one's items are taken. Whoever
-    leaves the context waits for what is being computed, and no more.
+    Iterate a stage's items through the function, which the next stage does too. Of each, one item
+    lies ready, and one more may be computed and wait for its place. Two stages compute at once,
+    each on half of the cores (on three cores, three on one each); a stage that waits for another
+    leaves its turn to a third. An error in one ends those after it, and is raised where the last
+    one's items are taken. Whoever leaves the context waits for what is being computed, and no more.
 
     On another device, with one core, where one stage has most of the work, or while another slide
     is computed in this way in the same process, the function returns what it is given.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slidelens.geometry import Mpp
     from slidelens.slide.reader import Facts, Reader
 
-__all__ = ["READERS", "GivenMpp", "is_slide", "open_slide", "why_absent"]
+__all__ = ["READERS", "SLIDE_SUFFIXES", "GivenMpp", "is_slide", "open_slide", "why_absent"]
 
 READERS: Registry[type[Reader]] = Registry(
     "slidelens.slides",
@@ -34,6 +34,12 @@ READERS: Registry[type[Reader]] = Registry(
     },
 )
 """Backends in the order in which they are tried; plugins come after the built-ins."""
+
+SLIDE_SUFFIXES = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif"),
+    *(".dcm", ".qptiff", ".btf", ".tf8", ".zarr", ".zarr.zip", ".ozx"),
+)
+"""Extensions that slides usually have, for names and lists; what a file is, its content says."""
 
 _HEAD = 1024
 _LARGEST = 1 << 44

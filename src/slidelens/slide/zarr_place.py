@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slidelens.errors import SlideError
 from slidelens.files import is_folder
 from slidelens.slide.reader import closed, unreadable
+from slidelens.slide.zarr_bounds import Bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,6 @@ class ZarrFolder:
 
         Reading it raises ``SlideError`` once it is gone: to zarr all of its chunks are then empty.
         """
-        import zarr
         from zarr.storage import LocalStore
 
         folder = self._root / self._inside(name)
@@ -63,7 +63,7 @@ class ZarrFolder:
                 )
             self.incomplete.add(name)
 
-        return zarr.open_array(_watched(LocalStore(folder, read_only=True), note), mode="r")
+        return _array(self.path, LocalStore(folder, read_only=True), "", note)
 
     def is_empty(self, name: str) -> bool:
         """Return whether an array has no pixels at all."""
@@ -137,10 +137,7 @@ class ZarrZip(ZarrFolder):
 
     def array(self, name: str) -> Any:
         """Open an array; if that is impossible, zarr's own exceptions are raised."""
-        import zarr
-
-        store = _watched(self._store, partial(self.incomplete.add, name))
-        return zarr.open_array(store, path=self._where(name), mode="r")
+        return _array(self.path, self._store, self._where(name), partial(self.incomplete.add, name))
 
     def is_empty(self, name: str) -> bool:  # noqa: ARG002  # one archive is copied, or not
         """Return False: a truncated archive does not open, as its index is at the end."""
@@ -199,23 +196,36 @@ def _store_of(path: Path) -> Any:
     return Store()
 
 
-def _watched(store: Any, note: Callable[[], None]) -> Any:
-    """Return zarr's store of an array that calls ``note`` whenever a chunk is missing."""
+def _array(path: Path, store: Any, where: str, note: Callable[[], None]) -> Any:
+    """Open an array of a store that calls ``note`` whenever a chunk is missing.
+
+    Chunks that unpack to more than they can hold raise ``SlideError``, which names ``path``.
+    """
+    import zarr
     from zarr.storage import WrapperStore
 
+    bounds: list[Bounds] = []
+
     class Watched(WrapperStore[Any]):
-        async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            return self._found(key, await self._store.get(key, *args, **kwargs))
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            return self._found(key, await self._store.get(key, prototype, byte_range), byte_range)
 
-        def get_sync(self, key: str, **kwargs: Any) -> Any:  # how zarr 3.4 reads
-            return self._found(key, self._store.get_sync(key, **kwargs))
+        def get_sync(self, key: str, *, byte_range: Any = None, **kwargs: Any) -> Any:  # zarr 3.4's
+            found = self._store.get_sync(key, byte_range=byte_range, **kwargs)
+            return self._found(key, found, byte_range)
 
-        def _found(self, key: str, content: Any) -> Any:
-            if content is None and not key.endswith(_METADATA):
+        def _found(self, key: str, content: Any, byte_range: Any) -> Any:
+            if key.endswith(_METADATA):
+                return content
+            if content is None:
                 note()
+            elif bounds:
+                bounds[0].check(key, content.as_numpy_array(), whole=byte_range is None)
             return content
 
-    return Watched(store)
+    array = zarr.open_array(Watched(store), path=where, mode="r")
+    bounds.append(Bounds(path, array))
+    return array
 
 
 def attributes(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -24,25 +26,43 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from torch import nn
 
 __all__ = ["SOURCE", "TimmEncoder"]
 
 SLIDELENS_API = 1
 _MPP = 0.5
-_HUB, _CONFIG = "hf-hub:", "config.json"
+_HUB = re.compile("hf[-_]hub:", re.IGNORECASE)
+"""As timm reads it."""
+_CONFIG = "config.json"
+_NAMES = ("labels", "label_names", "label_descriptions")
+_WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""What timm looks for in a repository that states no file."""
 
 
 class TimmEncoder(Encoder):
-    """``(N, 3, H, W)`` normalised RGB to ``(N, dim)`` pooled features of a timm network."""
+    """``(N, 3, H, W)`` normalised RGB to ``(N, dim)`` pooled features of a timm network.
 
-    def __init__(self, variant: str) -> None:
+    A network of a hub is made from its ``description``: what its maker's ``config.json`` says.
+    """
+
+    def __init__(self, variant: str, description: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        try:
-            self.network = timm.create_model(_local(variant), pretrained=False, num_classes=0)
-        except RuntimeError as error:
-            close = timm.list_models(f"*{variant.split('.')[0][:8]}*")[:5]
-            hint = f"; similar: {', '.join(close)}" if close else ""
-            raise ModelError(f"timm has no model {variant!r} ({error}){hint}.") from error
+        self.description = _described(variant) if description is None else description
+        if self.description is not None:
+            self.network = _built(variant, self.description)
+        else:
+            try:
+                self.network = timm.create_model(variant, pretrained=False, num_classes=0)
+            except (RuntimeError, ValueError) as error:
+                close = timm.list_models(f"*{variant.split('.')[0][:8]}*")[:5]
+                hint = f"; similar: {', '.join(close)}" if close else ""
+                raise ModelError(f"timm has no model {variant!r} ({error}){hint}.") from error
         self.dim = int(self.network.num_features)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -74,6 +94,7 @@ def load(module: TimmEncoder, variant: str, weights: str | Path) -> LoadReport:
     if str(weights) == "imagenet":
         source = f"timm {variant}"
         try:
+            _ask_for_weights(variant)
             given = timm.create_model(variant, pretrained=True, num_classes=0).state_dict()
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(
@@ -98,37 +119,53 @@ def load(module: TimmEncoder, variant: str, weights: str | Path) -> LoadReport:
 
 
 def _pretrained(variant: str) -> Mapping[str, Any]:
-    """Return what timm knows of a variant's weights; of a hub model, what its files say."""
-    if variant.startswith(_HUB):
-        folder = _description(variant)
-        try:
-            described = json.loads((folder / _CONFIG).read_bytes())
-            return dict(described.get("pretrained_cfg", described))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"timm/{variant}: its configuration cannot be read ({error})."
-            ) from error
+    """Return what timm knows of a variant's weights; of a hub model, what its maker says."""
+    described = _described(variant)
+    if described is not None:
+        return dict(described.get("pretrained_cfg") or described)
     known = timm.get_pretrained_cfg(variant, allow_unregistered=True)
     return known.to_dict() if known is not None else {}
 
 
-def _local(variant: str) -> str:
-    """Return the name by which timm builds a variant without asking the network."""
-    return f"local-dir:{_description(variant)}" if variant.startswith(_HUB) else variant
+def _built(variant: str, description: Mapping[str, Any]) -> nn.Module:
+    """Build a described network with random weights; nothing but a network of timm's comes of it.
+
+    Raises
+    ------
+    ModelError
+        timm makes none of the description.
+    """
+    with TemporaryDirectory() as folder:
+        Path(folder, _CONFIG).write_text(json.dumps(dict(description)), encoding="utf-8")
+        try:
+            return timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+        except Exception as error:  # reason: whatever timm says to arguments that it does not know
+            raise ModelError(
+                f"timm/{variant}: timm {timm.__version__} makes no network of its description "
+                f"({type(error).__name__}: {error}); update timm, or ask its maker."
+            ) from error
 
 
-def _description(variant: str) -> Path:
-    """Return the folder of this machine that holds a hub model's ``config.json``.
+def _described(variant: str) -> dict[str, Any] | None:
+    """Return what a hub model's ``config.json`` says, but for names of classes; else ``None``.
 
     The hub is asked for it only if the user has named the encoder, not a package of others.
+
+    Raises
+    ------
+    ModelError
+        It is not on this machine and cannot be fetched, or cannot be read.
     """
+    if not _HUB.match(variant):
+        return None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    repository, _, revision = variant.removeprefix(_HUB).partition("@")
+    repository, revision = _at_hub(variant)
     try:
-        found = try_to_load_from_cache(repository, _CONFIG, revision=revision or None)
+        found = try_to_load_from_cache(repository, _CONFIG, revision=revision)
         if not isinstance(found, str) and may_ask_network():
-            found = hf_hub_download(repository, _CONFIG, revision=revision or None)
+            _ask_hub(repository, revision)
+            found = hf_hub_download(repository, _CONFIG, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"timm/{variant}: its {_CONFIG} cannot be fetched ({error}); check name and network."
@@ -136,11 +173,60 @@ def _description(variant: str) -> Path:
     if not isinstance(found, str):
         at = f" --revision {revision}" if revision else ""
         raise ModelError(
-            f"timm/{variant}: what this network looks like is not known on this machine, and the "
-            "hub is not asked for the sake of a package. If you trust its maker: "
-            f"hf download {repository} {_CONFIG}{at}"
+            f"timm/{variant}: what this network looks like is not known on this machine, its "
+            "package does not say it, and the hub is not asked for the sake of a package. If you "
+            f"trust its maker: hf download {repository} {_CONFIG}{at}"
         )
-    return Path(found).parent
+    try:
+        return _nameless(json.loads(Path(found).read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"timm/{variant}: its configuration cannot be read ({error}).") from error
 
 
-SOURCE = EncoderSource(build=TimmEncoder, load=load, facts=facts, sample="test_vit")
+def _nameless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the names of classes: there may be thousands."""
+    parts = {k: _nameless(v) if isinstance(v, dict) else v for k, v in config.items()}
+    return {k: v for k, v in parts.items() if k not in _NAMES}
+
+
+def _at_hub(variant: str) -> tuple[str, str | None]:
+    """Return the repository and the revision that a hub model's name states."""
+    repository, _, revision = _HUB.sub("", variant, 1).partition("@")
+    return repository, revision or None
+
+
+def _ask_for_weights(variant: str) -> None:
+    """Ask the hub whether it is there if a variant's weights must come from it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = _pretrained(variant)
+    at = variant if _HUB.match(variant) else known.get("hf_hub_id") or ""
+    repository, revision = _at_hub(at)
+    names = filter(None, (known.get("hf_hub_filename"), *_WEIGHTS))
+    kept = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
+    if repository and not any(isinstance(found, str) for found in kept):
+        _ask_hub(repository, revision)
+
+
+def _ask_hub(repository: str, revision: str | None) -> None:
+    """Ask the hub once: its client asks six times, for 23 s, before it says that it is not there.
+
+    Raises
+    ------
+    ConnectionError
+        No answer.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, _CONFIG, revision=revision))
+    except HfHubHTTPError:
+        pass  # an answer; the client words it
+    except Exception as error:  # reason: those of the client's transport differ between versions
+        raise ConnectionError(f"the hub does not answer: {error}") from error
+
+
+SOURCE = EncoderSource(
+    build=TimmEncoder, load=load, facts=facts, sample="test_vit", rebuild=TimmEncoder
+)

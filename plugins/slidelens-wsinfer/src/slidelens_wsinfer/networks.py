@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from slidelens.errors import ModelError
 from slidelens.files import write_atomic
-from slidelens.settings import get_settings
+from slidelens.settings import config_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,23 +98,49 @@ def load_script(content: bytes) -> torch.jit.ScriptModule:
 
 
 def trust(content: bytes) -> None:
-    """Let a program run on this machine, for this user."""
+    """Let a program run on this machine, for this user.
+
+    Raises
+    ------
+    ModelError
+        Others may write to the list of trusted programs.
+    """
     known = _trusted()
     known.add(sha256(content).hexdigest())
-    write_atomic(_list(), "\n".join(sorted(known)) + "\n")
+    path = _list()
+    write_atomic(path, "\n".join(sorted(known)) + "\n")
+    path.chmod(0o600)
 
 
 def is_trusted(content: bytes) -> bool:
-    """Whether :func:`trust` was called for a program."""
+    """Whether :func:`trust` was called for a program.
+
+    Raises
+    ------
+    ModelError
+        Others may write to the list of trusted programs.
+    """
     return sha256(content).hexdigest() in _trusted()
 
 
 def _trusted() -> set[str]:
-    return set(_list().read_text().split()) if _list().is_file() else set()
+    path = _list()
+    try:
+        with path.open("rb") as file:
+            stat, content = os.fstat(file.fileno()), file.read()
+    except FileNotFoundError:
+        return set()
+    if hasattr(os, "getuid") and (stat.st_uid != os.getuid() or stat.st_mode & 0o022):
+        raise ModelError(
+            f"{path}, the list of programs that may run, is not yours alone: others can write to "
+            "it. Delete it, and trust again what you trust: slidelens-wsinfer trust MODEL."
+        )
+    return set(content.decode(errors="replace").split())
 
 
 def _list() -> Path:
-    return get_settings().cache_dir / "wsinfer-trusted.txt"
+    """Return where the list is: not in the cache, to which others may write."""
+    return config_dir() / "wsinfer-trusted.txt"
 
 
 def _by_name(architecture: str, outputs: int) -> nn.Module:

@@ -24,6 +24,8 @@ from slidelens_wsinfer.networks import Script, TwoLogits, load_script, trust
 __all__ = ["export_zoo", "import_zoo", "trust_package"]
 
 _HEAD = ("head.weight", "head.bias")
+_STEPS = ("Resize", "ToTensor", "Normalize")
+_IN_ORDER = "Resize, ToTensor and Normalize"
 CONFIG, TENSORS, SCRIPT = "config.json", "model.safetensors", "torchscript_model.pt"
 
 
@@ -64,8 +66,8 @@ def import_zoo(folder: str | Path, out: str | Path, *, trusted: bool = False) ->
     Raises
     ------
     ModelError
-        A folder without the two files, a configuration that does not hold, a transformation that
-        is not known, weights that do not fit, TorchScript without ``trusted``.
+        A folder without the two files, a configuration that does not hold, transformations that
+        are not known or in another order, weights that do not fit, TorchScript without ``trusted``.
     """
     folder, out = Path(folder), Path(out)
     config = _read_config(folder)
@@ -102,7 +104,8 @@ def import_zoo(folder: str | Path, out: str | Path, *, trusted: bool = False) ->
             f"{folder} has neither {TENSORS} nor {SCRIPT}; a pytorch_model.bin is a pickle and is "
             "not read: ask for safetensors."
         )
-    card = {"training_data": {"zoo": config.name or folder.name}, "intended_use": None}
+    # Not the folder's name: it may be a patient's, or tell where it lay.
+    card = {"training_data": {"zoo": config.name or config.architecture}, "intended_use": None}
     model = Model(out.name, "wsinfer", settings, classes, module, mean, std, card=card)
     return save_model(model, out)
 
@@ -189,6 +192,18 @@ def _read_config(folder: Path) -> ZooConfig:
 
 def _preprocessing(config: ZooConfig, folder: Path) -> tuple[Any, Any, int]:
     """Return mean, standard deviation and the side that tiles are resized to (0: not at all)."""
+    names = [step.name for step in config.transform]
+    strange = [name for name in names if name not in _STEPS]
+    if strange:
+        raise ModelError(
+            f"{folder / CONFIG}: transformation {strange[0]!r} is not known; {_IN_ORDER} are."
+        )
+    if names != [name for name in _STEPS if name in names]:
+        raise ModelError(
+            f"{folder / CONFIG}: its transform is {', '.join(names)}, which gives other pixels "
+            f"than what is done here: {_IN_ORDER}, each once and in this order. Ask its maker "
+            "which of the two the network was trained with."
+        )
     mean, std, resize = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0
     for step in config.transform:
         if step.name == "Resize":
@@ -205,11 +220,6 @@ def _preprocessing(config: ZooConfig, folder: Path) -> tuple[Any, Any, int]:
                     "three numbers of each."
                 )
             mean, std = tuple(step.arguments["mean"]), tuple(step.arguments["std"])
-        elif step.name != "ToTensor":
-            raise ModelError(
-                f"{folder / CONFIG}: transformation {step.name!r} is not known; Resize, ToTensor "
-                "and Normalize are."
-            )
     return mean, std, resize
 
 

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 from qtpy.QtWidgets import QFileDialog, QMenu, QToolButton, QVBoxLayout, QWidget
 
 from slidelens.desktop.panels.parts import breakable, button, caption, menu_button, row
+from slidelens.slide.open import SLIDE_SUFFIXES
 
 if TYPE_CHECKING:
     from slidelens.desktop.workbench import Workbench
 
 __all__ = ["SlideLine"]
 
-_PATTERNS = (
-    "Slides (*.svs *.tif *.tiff *.ndpi *.vms *.vmu *.scn *.mrxs *.svslide *.bif *.dcm *.qptiff "
-    "*.btf *.tf8 *.zarr *.zarr.zip *.ozx);;All files (*)"
-)
+_PATTERNS = f"Slides ({' '.join(f'*{suffix}' for suffix in SLIDE_SUFFIXES)});;All files (*)"
 
 
 class SlideLine(QWidget):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.desktop.state.bookmarks import marks_of, with_marks
 from slidelens.files import write_atomic
+from slidelens.settings import config_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,13 +25,7 @@ _log = logging.getLogger(__name__)
 
 def memory_file() -> Path:
     """Return the path of the file: in the user's settings folder."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA", Path.home() / "AppData" / "Roaming"))
-    else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return base / "slidelens" / "desktop.json"
+    return config_dir() / "desktop.json"
 
 
 class Memory:

@@ -74,6 +74,9 @@ class Manifest(BaseModel):
     )
     tile_size: int | None = Field(None, gt=0, description="side of its tiles, px at mpp")
     normalisation: Normalisation = Normalisation()
+    encoder: dict[str, Any] | None = Field(
+        None, description="what its plugin builds the encoder from, where the name does not say"
+    )
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     threshold: float | None = Field(None, ge=0, le=1, description="operating point")
     threshold_rule: str | None = Field(None, description="how that was chosen")
@@ -111,6 +114,7 @@ def manifest_of(model: Model[Any], digest: str) -> Manifest:
     import torch
 
     from slidelens.engine.contract import plugins_of
+    from slidelens.nn.encoders import description_of
 
     made_with = {"slidelens": slidelens.__version__, "torch": torch.__version__}
     config = model.config.model_dump(mode="json")
@@ -124,6 +128,7 @@ def manifest_of(model: Model[Any], digest: str) -> Manifest:
         "config": config,
         "classes": model.classes,
         "normalisation": {"mean": model.mean, "std": model.std},
+        "encoder": description_of(model.module),
         "weights_sha256": digest,
         "created_with": made_with | plugins_of(model.family, model.config),
     }

@@ -103,19 +103,23 @@ def initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Ma
     import torch
 
     from slidelens.engine.contract import build_network, given
+    from slidelens.nn.encoders import described
 
     classes = plan.labels.classes
+    base = None if plan.from_model is None else load_model(plan.from_model, "cpu")
+    with described(_encoder_of(base, plan)):
+        module = build_network(family_of(plan.family), plan.config, len(classes))
     model: Model[Any] = Model(
         name=_name_of(plan.out),
         family=plan.family,
         config=plan.config,
         classes=classes,
-        module=build_network(family_of(plan.family), plan.config, len(classes)),
+        module=module,
         device=device,
     )
     check_packable(model)
-    if plan.from_model is not None:
-        origin = _inherited(model, plan, plan.from_model)
+    if base is not None:
+        origin = _inherited(model, plan, base)
     else:
         try:
             first = task_of(plan.family).initialize(model, plan.weights)
@@ -129,8 +133,17 @@ def initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Ma
     return model, origin
 
 
-def _inherited(model: Model[Any], plan: TrainPlan, package: str) -> Mapping[str, Any]:
-    base = load_model(package, "cpu")
+def _encoder_of(base: Model[Any] | None, plan: TrainPlan) -> dict[str, Any] | None:
+    """Return what the package to start from keeps of its encoder, if this training has the same."""
+    from slidelens.nn.encoders import description_of
+
+    configs = () if base is None else (base.config, plan.config)
+    same = len({getattr(config, "backbone", None) for config in configs}) == 1
+    return description_of(base.module) if base is not None and same else None
+
+
+def _inherited(model: Model[Any], plan: TrainPlan, base: Model[Any]) -> Mapping[str, Any]:
+    package = plan.from_model
     try:
         task_of(plan.family).inherit(model, base)
     except RuntimeError as error:
