@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 
 import pytest
@@ -73,12 +74,19 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
         train_folds(**asked, folds=2, resume=True)
 
 
-def test_folds_that_have_nothing_to_resume_say_so_once(cohort, tmp_path, caplog):
-    out = tmp_path / "cv"
-    steps = train_folds(**request(cohort, out), folds=2, resume=True)
+def test_folds_warn_once_of_labels_and_of_nothing_to_resume(cohort, tmp_path, caplog):
+    out, labels = tmp_path / "cv", tmp_path / "labels.csv"
+    labels.write_text(
+        (cohort / "labels.csv").read_text().replace("tumour", "b").replace("normal", "a")
+    )
+    steps = train_folds(**request(cohort, out) | {"labels_csv": labels}, folds=2, resume=True)
     assert caplog.text.count("holds no unfinished training") == 1
+    logging.getLogger("slidelens").warning("between two steps")
+    logging.getLogger("slidelens").warning("between two steps")
     list(steps)
+    assert caplog.text.count("between two steps") == 2
     assert caplog.text.count("holds no unfinished training") == 1
+    assert caplog.text.count("do not tell which is the positive one") == 1
     assert (out / "folds.json").exists()
 
 
