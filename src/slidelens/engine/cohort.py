@@ -19,7 +19,7 @@ from slidelens.engine.loader import find_tissue
 from slidelens.engine.locks import claimed
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
-from slidelens.engine.prediction_table import Outcome, PredictionTable
+from slidelens.engine.prediction_table import Outcome, PredictionTable, failure
 from slidelens.engine.provenance import (
     is_done,
     settings_sha256,
@@ -28,7 +28,7 @@ from slidelens.engine.provenance import (
 )
 from slidelens.engine.results_folder import check_results_folder
 from slidelens.engine.slide_folder import slides_to_run
-from slidelens.errors import ModelError, ResultError, SlideLensError
+from slidelens.errors import ModelError, ResultError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.open import GivenMpp, open_slide
@@ -290,6 +290,11 @@ class _Cohort:
     def _tissue(self) -> TissueSettings:
         return self.options.get("tissue") or TissueSettings()
 
+    @property
+    def _places(self) -> list[Path]:
+        """Folders that an error may name, and the table of predictions need not."""
+        return [self.out, *(Path(bags) for bags in [self.options.get("bags")] if bags)]
+
     def _digest(self, slide: Slide, model: Model[Any]) -> str:
         bags = self.options.get("bags")
         return settings_sha256(
@@ -313,7 +318,7 @@ class _Cohort:
                 slide = part.take()
             except Exception as error:  # one bad slide must not end the cohort
                 for model in models:
-                    yield _failure(model, part.path, error, perf_counter() - start)
+                    yield failure(model.name, part.path, error, start, self._places)
                 if _finds_no_room(error):
                     raise
                 return
@@ -333,7 +338,7 @@ class _Cohort:
                     stage = step.stage
                     yield step
         except Exception as error:  # one bad slide must not end the cohort
-            yield _failure(model, slide.path, error, perf_counter() - start)
+            yield failure(model.name, slide.path, error, start, self._places)
             if stage == "write" and _finds_no_room(error):
                 raise
             return
@@ -368,14 +373,6 @@ def _close(slide: Slide) -> None:
 def _finds_no_room(error: Exception) -> bool:
     """Return whether saving the next slides would fail too."""
     return getattr(error.__cause__, "errno", None) in _NO_ROOM
-
-
-def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:
-    text = " ".join(str(error).split())
-    if not isinstance(error, SlideLensError):  # not foreseen: the log gets the traceback
-        log.error("%s: %s failed", path, model.name, exc_info=error)
-        text = f"{path}: {type(error).__name__}: {text}"
-    return Outcome(model.name, slide_id(path), "failed", text, {}, seconds)
 
 
 def _check_places(
