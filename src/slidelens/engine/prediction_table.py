@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import inf
+from pathlib import Path
 from shutil import copyfile
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +25,6 @@ from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 __all__ = ["Outcome", "PredictionTable", "failure"]
 
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def failure(
-    model: str, path: Path, error: Exception, start: float, places: Iterable[Path] = ()
+    model: str, path: str | Path, error: Exception, start: float, places: Iterable[str | Path] = ()
 ) -> Outcome:
     """Return the outcome of a slide that failed.
 
@@ -69,11 +69,11 @@ def failure(
     places
         Other folders of which files may be named.
     """
-    text = " ".join(str(error).split())
+    path, text = Path(path), " ".join(str(error).split())
     if not isinstance(error, SlideLensError):
         log.error("%s: %s failed", path, model, exc_info=error)
         text = f"{path.name}: {type(error).__name__}: {text}"
-    for folder in (path.parent, *places):
+    for folder in (path.parent, *map(Path, places)):
         for place in (os.path.realpath(folder), str(folder.absolute()), str(folder)):
             text = re.sub(rf"(?<![\w./\\-]){re.escape(place + os.sep)}", "", text)
     return Outcome(model, slide_id(path), "failed", text, {}, perf_counter() - start)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slidelens.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from slidelens.engine.training.history import Score
 
@@ -91,7 +91,7 @@ class Position:
     """Rates that were changed when the run was resumed."""
 
 
-def read_state(path: Path, what: str, remedy: str) -> dict[str, Any]:
+def read_state(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
     """Read a JSON file of a run's state.
 
     Parameters
@@ -107,7 +107,7 @@ def read_state(path: Path, what: str, remedy: str) -> dict[str, Any]:
         It is missing or damaged, or of another version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}, {what}: {error}. {remedy}.") from error
     if not isinstance(content, dict) or content.get("schema_version") != VERSION:
