@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from slidelens.engine.evaluate import evaluate
 from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
@@ -27,7 +28,7 @@ def cohort(tmp_path_factory):
     return make_cohort(tmp_path_factory.mktemp("cohort"), train=6, tune=2)
 
 
-def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
+def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path, monkeypatch):
     asked = request(cohort, tmp_path / "cv")
     steps = train_folds(**asked, folds=2)
     for step in steps:
@@ -59,6 +60,10 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
     low, high = summary["auc_pooled_ci"]
     assert 0 <= low <= summary["auc_pooled"] <= high <= 1
     assert summary["bootstrap"]["drawn"] == "slides"
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})  # they take long
+    whole = evaluate(tmp_path / "cv/out_of_fold.csv", cohort / "labels.csv", tmp_path / "eval")
+    assert whole.metrics["models"]["cv"]["auc"] == summary["auc_pooled"]
+    assert whole.metrics["models"]["cv"]["threshold_source"] == "folds"
     assert load_model(tmp_path / "cv" / "fold-2", "cpu").card["training_data"]["slides"]
 
     # All is done: the same request says so, another is not answered with these figures.
