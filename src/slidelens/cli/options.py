@@ -14,6 +14,7 @@ from slidelens.files import names_folder
 
 if TYPE_CHECKING:
     from slidelens.geometry import Box
+    from slidelens.tiling.tissue import TissueSettings
 
 __all__ = [
     "DeviceOption",
@@ -24,8 +25,10 @@ __all__ = [
     "parse_file",
     "parse_mpp",
     "parse_region",
+    "parse_tissue",
     "print_json",
     "printable",
+    "tissue_option",
 ]
 
 _FINEST = 0.01
@@ -56,6 +59,16 @@ SeedOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")
 ]
+
+
+def tissue_option(*flags: str, more: str = "") -> Any:
+    """Return the type of an option of these ``flags`` for how tissue is found; ``more`` help."""
+    told = (
+        "How tissue is found: stain, otsu, intensity (fluorescence) or whole; or a field such as "
+        "min_area=0 (µm²). May be repeated."
+    )
+    option = typer.Option(*flags, metavar="METHOD|FIELD=VALUE", help=told + more)
+    return Annotated[list[str] | None, option]
 
 
 def printable(text: str) -> str:
@@ -107,6 +120,25 @@ def parse_mpp(
 def parse_file(text: str, name: str) -> Path:
     """Read where to write a file: ``name`` in a folder that exists, or in ``FOLDER/``."""
     return Path(text) / name if names_folder(text) else Path(text)
+
+
+def parse_tissue(texts: list[str] | None) -> TissueSettings | None:
+    """Read what :func:`tissue_option` was given; ``None`` if nothing was.
+
+    Raises
+    ------
+    typer.BadParameter
+        No such method or field, or a value that does not fit.
+    """
+    if not texts:
+        return None
+    from slidelens.engine.tissue_asked import tissue_asked
+    from slidelens.errors import ModelError
+
+    try:
+        return tissue_asked(texts)
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--tissue") from error
 
 
 def parse_region(text: str | None) -> Box | None:

@@ -28,12 +28,12 @@ from slidelens.engine.provenance import (
 )
 from slidelens.engine.results_folder import check_results_folder
 from slidelens.engine.slide_folder import slides_to_run
+from slidelens.engine.tissue_asked import tissue_for
 from slidelens.errors import ModelError, ResultError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.open import GivenMpp, open_slide
 from slidelens.slide.resolution import read_mpp_table, table_of
-from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from slidelens.engine.device import Precision
     from slidelens.engine.labels import Split
     from slidelens.geometry import Box
+    from slidelens.tiling.tissue import TissueSettings
 
 __all__ = ["RunOptions", "predict_cohort"]
 
@@ -61,7 +62,7 @@ class RunOptions(TypedDict, total=False):
 
     precision: Precision
     region: Box | None
-    tissue: TissueSettings
+    tissue: TissueSettings | None
     batch_size: int | None
     bags: str | Path | None
     overwrite: bool
@@ -276,19 +277,20 @@ class _Cohort:
         """Open a slide and find its tissue, unless all its results are there already."""
         slide = open_slide(path, mpp=self.mpp)
         try:
-            if self.options.get("overwrite") or not all(
-                is_done(self.out / model.name / slide.id, self._digest(slide, model))
+            anew = self.options.get("overwrite")
+            for settings in {
+                self._tissue(model)
                 for model in self.models
-            ):
-                find_tissue(slide, self._tissue)
+                if anew or not is_done(self.out / model.name / slide.id, self._digest(slide, model))
+            }:
+                find_tissue(slide, settings)
         except BaseException:
             _close(slide)
             raise
         return slide
 
-    @property
-    def _tissue(self) -> TissueSettings:
-        return self.options.get("tissue") or TissueSettings()
+    def _tissue(self, model: Model[Any]) -> TissueSettings:
+        return tissue_for(model, self.options.get("tissue"))
 
     @property
     def _places(self) -> list[Path]:
@@ -303,7 +305,7 @@ class _Cohort:
             bag=None if bags is None else bag_file(bags, slide.id),
             region=self.options.get("region"),
             precision=self.options.get("precision", "auto"),
-            tissue=self._tissue,
+            tissue=self._tissue(model),
         )
 
     def _slide(self, part: _Part) -> Generator[Progress | Outcome, None, None]:

@@ -89,13 +89,12 @@ def check_contents(plan: TrainPlan) -> None:
 
 def _files(plan: TrainPlan) -> dict[str, Mapping[str, Path]]:
     """Return the files that are learnt from, by kind and slide id, and those begun with."""
-    given = getattr(plan.training, "bags", None) is not None
     first = Path(plan.weights)
     if plan.from_model is not None:
         first = locate_model(plan.from_model) / WEIGHTS
     return {
         "annotations": plan.annotations,
-        "feature bags" if given else _SLIDES: plan.files,
+        "feature bags" if plan.given_bags else _SLIDES: plan.files,
         "initial weights": {"weights": first} if first.is_file() else {},
     }
 
