@@ -22,6 +22,7 @@ __all__ = [
     "MppOption",
     "ResamplesOption",
     "SeedOption",
+    "TissueOption",
     "parse_file",
     "parse_mpp",
     "parse_region",
@@ -42,6 +43,21 @@ MppOption = Annotated[
         "slide,mpp. 'from-objective' derives it where the file states none.",
     ),
 ]
+
+
+def tissue_option(*flags: str, more: str) -> Any:
+    """Make an option for how tissue is found: its ``flags``, and ``more`` help."""
+    told = (
+        "How tissue is found: stain, otsu, intensity (fluorescence) or whole; or a field such as "
+        "min_area=0 (µm²). May be repeated."
+    )
+    return typer.Option(*flags, metavar="METHOD|FIELD=VALUE", help=f"{told} {more}")
+
+
+TissueOption = Annotated[
+    list[str] | None,
+    tissue_option("--tissue", more="What is not given is as when the model was trained."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ResamplesOption = Annotated[
     int,
@@ -59,16 +75,6 @@ SeedOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")
 ]
-
-
-def tissue_option(*flags: str, more: str = "") -> Any:
-    """Return the type of an option of these ``flags`` for how tissue is found; ``more`` help."""
-    told = (
-        "How tissue is found: stain, otsu, intensity (fluorescence) or whole; or a field such as "
-        "min_area=0 (µm²). May be repeated."
-    )
-    option = typer.Option(*flags, metavar="METHOD|FIELD=VALUE", help=told + more)
-    return Annotated[list[str] | None, option]
 
 
 def printable(text: str) -> str:

@@ -13,11 +13,11 @@ from slidelens.cli.options import (
     DeviceOption,
     JsonOption,
     MppOption,
+    TissueOption,
     parse_mpp,
     parse_region,
     parse_tissue,
     print_json,
-    tissue_option,
 )
 from slidelens.cli.progress import Bar
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from slidelens.engine.prediction_table import Outcome
 
 __all__ = ["register"]
-
-_TissueOption = tissue_option(
-    "--tissue", more=" Default: as when the model was trained, in all that is not given."
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +57,7 @@ def predict(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Only this part, in level-0 px.")
     ] = None,
-    tissue: _TissueOption = None,
+    tissue: TissueOption = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tiles per step.")
     ] = None,

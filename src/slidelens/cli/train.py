@@ -225,8 +225,9 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
 
     # Where a field of the model is called so, its option is that field's.
     short = [] if any("tissue" in kind.model_fields for kind in configs) else ["--tissue"]
-    told = " Kept with the model, and used when it predicts."
-    train.__annotations__["slide_tissue"] = tissue_option(*short, "--slide-tissue", more=told)
+    told = "Kept with the model, and used when it predicts."
+    option = tissue_option(*short, "--slide-tissue", more=told)
+    train.__annotations__["slide_tissue"] = Annotated[list[str] | None, option]
     return train
 
 

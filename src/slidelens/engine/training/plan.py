@@ -104,7 +104,7 @@ class TrainPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """JSON values that must be equal when the run is resumed."""
-        settings = {
+        settings: dict[str, Any] = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
             "training": self.learning,
