@@ -105,6 +105,15 @@ def planned(slidelens, cohort, tmp_path, monkeypatch):
     return run
 
 
+def test_tissue_is_asked_for_as_in_predict_where_no_field_is_called_so(planned, slidelens, cohort):
+    slides = ("--slides", cohort / "slides")
+    assert planned("mil", *slides, "--tissue", "otsu").tissue.method == "otsu"
+    made = planned("magnet", *slides, "--tissue", "--slide-tissue", "min_area=0")
+    assert (made.config.tissue, made.tissue.min_area) == (True, 0)
+    done = slidelens("train", "mil", "--tissue", "purple")
+    assert (done.code, "value for --tissue: method" in done.err) == (2, True), done.err
+
+
 def test_a_preset_of_the_command_line_comes_before_the_fields_of_a_file(planned, cohort, tmp_path):
     slides, file = ("--slides", cohort / "slides"), tmp_path / "config.yaml"
     write_train_file(file, planned("mil", *slides, "--preset", "paper", "--smoothing", "0.1").file)

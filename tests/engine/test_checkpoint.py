@@ -69,7 +69,7 @@ def test_damage_is_said(store):
     with pytest.raises(ModelError, match="cannot read checkpoint"):
         store.load()
     (store.folder / "checkpoint.json").write_text("{}")
-    with pytest.raises(ModelError, match="not a checkpoint of this version"):
+    with pytest.raises(ModelError, match=r"checkpoint.json is not of this version"):
         store.load()
 
 

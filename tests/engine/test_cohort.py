@@ -111,6 +111,7 @@ def test_a_bad_slide_is_named_and_the_next_is_run(tiny, tmp_path, caplog):
     for name in ("text", "cut"):
         assert rows[name]["status"] == "failed"
         assert f"{name}." in rows[name]["error"]
+        assert "/" not in rows[name]["error"]  # the slide's name, and no folder
         assert rows[name]["prob_tumour"] == ""
         assert not (out / "tiny-model" / name).exists()
     assert rows["good1"]["error"] == ""

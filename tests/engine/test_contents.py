@@ -1,4 +1,4 @@
-"""A training goes on only with the annotations and feature bags that it began with."""
+"""A training goes on only with the slides, bags, annotations and weights that it began with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import squeezenet1_1
 
 from slidelens.engine.folds import train_folds
+from slidelens.engine.package import save_model
 from slidelens.engine.train import train
 from slidelens.engine.training.contents import CONTENTS
+from slidelens.engine.training.plan import plan_training
+from slidelens.engine.training.start import initial_model
 from slidelens.errors import ModelError
 from slidelens.export.clam import ClamBag, write_clam
 from train_cohort import annotate, make_cohort, request
@@ -49,10 +55,10 @@ def _on_bags(cohort, out, bags):
 
 
 def _begin(asked):
-    """Train until after the first steps, and stop."""
+    """Train until after a first step, and stop."""
     steps = train(**asked)
     for step in steps:
-        if step.doing == "train" and step.done == 2:
+        if step.doing == "train" and step.done:
             break
     steps.close()
 
@@ -79,6 +85,37 @@ def test_edited_annotations_are_named_and_do_not_go_on(cohort, tmp_path):
     assert last.doing == "done"
 
 
+def test_other_slides_or_initial_weights_are_named_and_do_not_go_on(cohort, tmp_path):
+    slides, first = shutil.copytree(cohort / "slides", tmp_path / "slides"), tmp_path / "w"
+    save_file(squeezenet1_1().state_dict(), first)
+    asked = request(cohort, tmp_path / "m", weights=str(first)) | {"slides_dir": slides}
+    _begin(asked)
+    kept = (slides / "s3.tif").read_bytes(), first.read_bytes()
+    shutil.copy(slides / "s1.tif", slides / "s3.tif")
+    save_file(squeezenet1_1().state_dict(), first)
+    with pytest.raises(ModelError, match=r"m: since .*, slides in .*slides have changed: s3.tif\."):
+        train(**asked, resume=True)
+    (slides / "s3.tif").write_bytes(kept[0])
+    with pytest.raises(ModelError, match=r"m: since .*, initial weights in .* have changed: w\."):
+        train(**asked, resume=True)
+    first.write_bytes(kept[1])
+    train(**asked, resume=True).close()
+
+
+def test_another_model_under_the_name_of_that_which_is_fine_tuned_is_told(cohort, tmp_path):
+    def make(seed):
+        torch.manual_seed(seed)
+        plan = plan_training(**request(cohort, tmp_path / "base"))
+        save_model(initial_model(plan, torch.device("cpu"))[0], tmp_path / "base")
+
+    make(0)
+    asked = request(cohort, tmp_path / "m", from_model=tmp_path / "base")
+    _begin(asked)
+    make(1)
+    with pytest.raises(ModelError, match=r"initial weights in .*base .*: weights.safetensors\."):
+        train(**asked, resume=True)
+
+
 def test_a_training_that_an_older_version_began_goes_on(cohort, tmp_path):
     drawn = shutil.copytree(cohort / "annotations", tmp_path / "drawn")
     asked = _on_annotations(cohort, tmp_path / "m", drawn)
@@ -96,7 +133,7 @@ def test_digests_that_cannot_be_read_are_told(cohort, tmp_path):
     _begin(asked)
     kept = tmp_path / "m" / "training" / CONTENTS
     kept.write_text("{")
-    with pytest.raises(ModelError, match=r"contents.json, .* Delete it if they have not"):
+    with pytest.raises(ModelError, match=r"contents.json, .* Delete it if that has not"):
         train(**asked, resume=True)
     kept.write_text('{"schema_version": 2}')
     with pytest.raises(ModelError, match=r"contents.json is not of this version"):

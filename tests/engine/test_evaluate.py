@@ -639,12 +639,14 @@ def draw(folder, **labels_of_slides):
         (folder / f"{slide_id}.geojson").write_text(json.dumps(content))
 
 
-def test_names_that_are_almost_those_of_classes_are_pointed_at(cohort):
-    draw(cohort / "annotations", d="tumor", e="Tumour")
-    for slide_id in "ade":
+def test_names_that_are_almost_those_of_classes_are_pointed_at(cohort, caplog):
+    draw(cohort / "annotations", d="tumor", e="Tumour", f="tumr")
+    for slide_id in "adef":
         write_tiles(cohort / "results" / "good" / slide_id, [0.9, 0.1])
     found = run(cohort, annotations=cohort / "annotations")
-    assert any("the same: 'Tumour' and 'tumor'?" in text for text in found.warnings)
+    assert any("the same: 'tumr' and 'tumor'?" in text for text in found.warnings)
+    assert found.metrics["models"]["good"]["tiles"]["n_positive"] == 2  # another spelling counts
+    assert "count as one: 'tumor' on d and 'Tumour' on e. Rename" in caplog.text
     for slide_id in TRUTH:
         write_result(cohort / "results", "other", slide_id, {"Normal": 0.5, "tumour": 0.5})
     near = (

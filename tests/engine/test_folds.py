@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from slidelens.engine.evaluate import evaluate
 from slidelens.engine.folds import train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
@@ -26,7 +28,7 @@ def cohort(tmp_path_factory):
     return make_cohort(tmp_path_factory.mktemp("cohort"), train=6, tune=2)
 
 
-def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
+def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path, monkeypatch):
     asked = request(cohort, tmp_path / "cv")
     steps = train_folds(**asked, folds=2)
     for step in steps:
@@ -58,6 +60,10 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
     low, high = summary["auc_pooled_ci"]
     assert 0 <= low <= summary["auc_pooled"] <= high <= 1
     assert summary["bootstrap"]["drawn"] == "slides"
+    monkeypatch.setattr("slidelens.engine.evaluate._pictures", lambda *_: {})  # they take long
+    whole = evaluate(tmp_path / "cv/out_of_fold.csv", cohort / "labels.csv", tmp_path / "eval")
+    assert whole.metrics["models"]["cv"]["auc"] == summary["auc_pooled"]
+    assert whole.metrics["models"]["cv"]["threshold_source"] == "folds"
     assert load_model(tmp_path / "cv" / "fold-2", "cpu").card["training_data"]["slides"]
 
     # All is done: the same request says so, another is not answered with these figures.
@@ -73,12 +79,19 @@ def test_folds_hold_out_every_slide_and_resume(cohort, tmp_path):
         train_folds(**asked, folds=2, resume=True)
 
 
-def test_folds_that_have_nothing_to_resume_say_so_once(cohort, tmp_path, caplog):
-    out = tmp_path / "cv"
-    steps = train_folds(**request(cohort, out), folds=2, resume=True)
+def test_folds_warn_once_of_labels_and_of_nothing_to_resume(cohort, tmp_path, caplog):
+    out, labels = tmp_path / "cv", tmp_path / "labels.csv"
+    labels.write_text(
+        (cohort / "labels.csv").read_text().replace("tumour", "b").replace("normal", "a")
+    )
+    steps = train_folds(**request(cohort, out) | {"labels_csv": labels}, folds=2, resume=True)
     assert caplog.text.count("holds no unfinished training") == 1
+    logging.getLogger("slidelens").warning("between two steps")
+    logging.getLogger("slidelens").warning("between two steps")
     list(steps)
+    assert caplog.text.count("between two steps") == 2
     assert caplog.text.count("holds no unfinished training") == 1
+    assert caplog.text.count("do not tell which is the positive one") == 1
     assert (out / "folds.json").exists()
 
 

@@ -189,13 +189,15 @@ def test_split_is_stratified_seeded_and_keeps_patients_together(table):
     assert sum(p.startswith("q") for p in tuned) == 4
 
 
-def test_patients_that_differ_only_in_case_or_spaces_are_told_and_stay_two(table, caplog):
+def test_patients_that_differ_only_in_case_or_spaces_are_told_and_count_as_one(table, caplog):
     rows = ["a,0,P1", "b,1,p1", "c,0, P2 ", "d,1,P2", "e,0,Q 3", "f,1,q3", "g,0,", "h,1,Q30"]
     read = table("slide_id,label,patient", *rows)
     (said,) = [r.getMessage() for r in caplog.records]
     assert "only in upper and lower case or in spaces" in said
     assert ": 'P1' and 'p1', 'Q 3' and 'q3'. " in said
-    assert [r.patient for r in read.rows] == ["P1", "p1", "P2", "P2", "Q 3", "q3", None, "Q30"]
+    assert [r.patient for r in read.rows] == ["P1", "P1", "P2", "P2", "Q 3", "Q 3", None, "Q30"]
+    with pytest.raises(LabelError, match=r"more than one split.*: P1 \(train, tune\)\."):
+        table("slide_id,label,split,patient", "a,0,train,P1", "b,1,train,P2", "c,0,tune,p1 ")
     caplog.clear()
     table("slide_id,label,patient", "a,0,P1", "b,1,P1", "c,1,P2")
     assert not caplog.text

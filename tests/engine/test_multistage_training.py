@@ -18,6 +18,7 @@ from slidelens.engine.train import train
 from slidelens.engine.training import loop
 from slidelens.errors import LabelError, ModelError, SlideError
 from slidelens.testing.phantom import write_cohort
+from slidelens.tiling.tissue import TissueSettings
 from train_cohort import annotate, make_cohort, request
 
 STAGES = [
@@ -49,6 +50,7 @@ def test_train_and_predict_through_the_commands(phantoms, tmp_path, monkeypatch)
         *("--backbone", "squeezenet1_1", "--weights", "none", "--tile", 64, "--mpp", 2),
         *("--width", 4, "--depth", 1, "--min-tissue", 0.5, "--device", "cpu", "--out", model),
         *("--set", f"stages={json.dumps(STAGES)}", "--set", "map_batch=2", "--json"),
+        *("--tissue", "otsu", "--tissue", "max-hole=50000"),
         monkeypatch=monkeypatch,
     )
     assert done.exit_code == 0, done.output
@@ -56,6 +58,7 @@ def test_train_and_predict_through_the_commands(phantoms, tmp_path, monkeypatch)
     card = json.loads((model / "model.json").read_text())
     assert (card["family"], card["classes"]) == ("multistage", ["normal", "tumor"])
     assert card["config"]["tile"] == 64
+    assert (card["tissue"]["method"], card["tissue"]["max_hole"]) == ("otsu", 50000)
     rows = list(csv.DictReader((phantoms / "labels.csv").open()))
     slide = phantoms / "slides" / f"{rows[-1]['slide_id']}.tif"
     done = _run(
@@ -65,13 +68,16 @@ def test_train_and_predict_through_the_commands(phantoms, tmp_path, monkeypatch)
     )
     assert done.exit_code == 0, done.output
     result = sl.Result.load(results / "m" / slide.stem)
+    assert result.settings.tissue == card["tissue"]
     assert sum(result.probabilities.values()) == pytest.approx(1)
     drawn = result.maps["probability"]
     assert (drawn.mpp, drawn.channels) == (64.0, ("normal", "tumor"))
     tumour = drawn.read()[1]
     labels = result.maps["segmentation"].read()[0]
     assert ((tumour >= 0.5) == (labels == 1)).all()
-    plain = sl.predict(slide, model, options={"lumps": "separate"}, device="cpu")
+    options, other = {"lumps": "separate"}, TissueSettings(min_area=9000)
+    plain = sl.predict(slide, model, options=options, tissue=other, device="cpu")
+    assert plain.settings.tissue == card["tissue"] | {"min_area": 9000}
     highest = np.nanmax(plain.maps["probability"].read()[1])
     assert plain.probabilities["tumor"] == pytest.approx(highest, abs=1e-6)
     assert result.probabilities["tumor"] == pytest.approx(highest, abs=1e-6)

@@ -8,11 +8,13 @@ from inspect import Parameter, signature
 import pytest
 
 from slidelens.engine.train import train
+from slidelens.engine.training.file import read_train_file
 from slidelens.engine.training.plan import TrainOptions, plan_training
 from slidelens.errors import ModelError
 from slidelens.families.local import LocalConfig
 from slidelens.families.local_train import LocalStage, LocalTraining
 from slidelens.families.magnet_schedule import MagNetTraining
+from slidelens.tiling.tissue import TissueSettings
 
 _NO_FOLDS = ((4, 3), (0, 3), (-1, 3), (1, 0), (1, 1))
 
@@ -46,6 +48,29 @@ def test_the_typed_options_of_train_are_those_of_a_plan():
     named = {p.name for p in known if p.kind is Parameter.KEYWORD_ONLY}
     assert named == set(TrainOptions.__annotations__)
     assert all(f"``{name}``" in train.__doc__ for name in named)
+
+
+def test_how_tissue_is_found_is_told_as_in_predict(plan, tmp_path):
+    otsu = TissueSettings(method="otsu", min_area=0)
+    for told in (otsu, ["otsu", "min-area=0"], {"method": "otsu", "min_area": 0}):
+        made = plan(tissue=told)
+        assert (made.tissue, made.settings["tissue"]["min_area"]) == (otsu, 0)
+        assert made.file["slide_tissue"] == {"method": "otsu", "min_area": 0}
+    assert plan(tissue="otsu").tissue == TissueSettings(method="otsu")
+    assert "tissue" not in plan().settings  # a training that an older version began
+    with pytest.raises(ModelError, match=r"method: .*'purple'"):
+        plan(tissue="purple")
+    with pytest.raises(ModelError, match=r"bags hold the tiles .* leave tissue out"):
+        plan(tissue="otsu", config={"pooling": "abmil", "bags": str(tmp_path / "slides")})
+    file = tmp_path / "train.yaml"
+    for text, option in (("otsu", "otsu"), ("[otsu, min_area=0]", ["otsu", "min_area=0"])):
+        file.write_text(f"tissue: {text}\n")
+        assert read_train_file(file) == ({"slide_tissue": option}, {})
+    file.write_text("tissue: true\nslide_tissue: {min_area: 0}\n")  # the former is MagNet's
+    assert read_train_file(file) == ({"slide_tissue": {"min_area": 0}}, {"tissue": True})
+    file.write_text("tissue: purple\n")
+    with pytest.raises(ModelError, match=r"train.yaml: slide_tissue: .*, not 'purple'"):
+        read_train_file(file)
 
 
 def test_paper_preset_is_the_papers_schedule(plan):

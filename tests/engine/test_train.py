@@ -95,6 +95,7 @@ def test_learns_and_writes_a_package_that_runs(reference):
     assert sorted(p.name for p in (out / "training").iterdir()) == [
         ".lock",
         "config.yaml",
+        "contents.json",
         "curves.png",
         "history.csv",
         "slides.csv",

@@ -138,7 +138,7 @@ def test_what_was_annotated_is_shown_the_largest_first():
     import shapely
 
     areas = [
-        Annotation(shapely.box(0, 0, 100, 100), "Tumor"),
+        Annotation(shapely.box(0, 0, 100, 100), "Tumour"),
         Annotation(shapely.box(2000, 2000, 2400, 2400), "tumor"),
         Annotation(shapely.box(1000, 0, 3000, 2000), "necrosis"),
     ]

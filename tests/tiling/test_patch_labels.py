@@ -66,6 +66,9 @@ def test_only_what_lies_inside_the_slide_counts():
         (PatchRules(), {"a": ["Tumour", "necrosis"], "b": ["necrosis"]}, ["Tumour"]),
         (PatchRules(), {"a": [], "b": []}, []),
         (PatchRules(positive="1"), {"a": ["anything"], "b": ["Anything"]}, ["anything"]),
+        (PatchRules(positive="1"), {"a": ["Tumors"], "b": ["tumour "]}, ["Tumors"]),
+        (PatchRules(), {"a": ["tumor", "cyst"], "b": ["TUMOUR"]}, ["tumor"]),
+        (PatchRules(positive="tumor"), {"a": ["Tumour", "tumor"], "b": []}, ["Tumour", "tumor"]),
         (PatchRules(positive="1"), {"a": [""], "b": []}, [""]),
         (PatchRules(positive="1", normal=("ok",)), {"a": ["a", "OK"], "b": ["ok"]}, ["a"]),
         (PatchRules(("_0", "_1")), {"a": ["_0", "_1", "x"]}, ["_0", "_1"]),
@@ -82,10 +85,26 @@ def test_which_classes_are_tumour_is_one_question_for_a_cohort(rules, drawn, fou
 
 def test_classes_that_may_or_may_not_be_tumour_are_asked_for():
     drawn = {"a": {"Tumor"}, "b": {"Necrosis"}, "c": {"tumor", "Necrosis"}, "d": set()}
-    said = r"class '1', and several are drawn: 'Necrosis' on b, c; 'Tumor' on a, c\. Say which"
+    said = r"'1', and several are drawn: 'Necrosis' on b, c; 'Tumor' on a; 'tumor' on c\. Say which"
     with pytest.raises(LabelError, match=said + r".*--set tumour=NAME"):
         PatchRules(positive="1").of_cohort(drawn)
     assert PatchRules(positive="1", normal=("necrosis",)).of_cohort(drawn).tumour == ("Tumor",)
+
+
+def test_another_word_for_tumour_is_asked_for_and_another_spelling_told(caplog):
+    drawn = {"a": {"tumor"}, "b": {"Tumour", "cyst"}, "c": {"Metastasis"}}
+    said = r"class 'tumour' there .*: 'Metastasis' on c; 'tumor' on a; 'Tumour' on b\. Say which"
+    with pytest.raises(LabelError, match=said):
+        PatchRules().of_cohort(drawn)
+    assert "'tumor' on a and 'Tumour' on b. Rename" in caplog.text
+    rules = PatchRules(("tumour",)).of_cohort(drawn)  # says that a metastasis is something else
+    both = [_area("Metastasis", 1.0), _area("tumor", 0.1)]
+    assert rules.label(both, ONE, SIZE).tolist() == [NOLABEL]
+    with pytest.raises(LabelError, match="labelled 'normal', but 1 annotations of it are 'tumor'"):
+        rules.label_negative([_area("tumor", 0.2)], ONE, SIZE, "normal")
+    caplog.clear()
+    PatchRules().of_cohort({"a": {"tumour"}, "b": {"Cyst", "stroma"}})
+    assert not caplog.text
 
 
 def test_a_class_alone_in_its_file_is_not_taken_for_tumour():

@@ -24,7 +24,11 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     results: Annotated[
         Path,
-        typer.Argument(help="Folder that `slidelens predict --out` wrote.", metavar="RESULTS"),
+        typer.Argument(
+            help="Folder that `slidelens predict --out` wrote, or out_of_fold.csv of a "
+            "cross-validation.",
+            metavar="RESULTS",
+        ),
     ],
     labels: Annotated[
         Path,
@@ -42,8 +46,8 @@ def evaluate(
         typer.Option(
             "--operating-point",
             metavar="RULE",
-            help="stored (with the model, else 0.5), max-accuracy or sensitivity=S (both chosen on "
-            "the evaluated slides), or a threshold from 0 to 1.",
+            help="stored (with the model, of folds with each; else 0.5), max-accuracy or "
+            "sensitivity=S (both chosen on the evaluated slides), or a threshold from 0 to 1.",
         ),
     ] = "stored",
     annotations: Annotated[

@@ -14,6 +14,7 @@ from slidelens.files import names_folder
 
 if TYPE_CHECKING:
     from slidelens.geometry import Box
+    from slidelens.tiling.tissue import TissueSettings
 
 __all__ = [
     "DeviceOption",
@@ -21,11 +22,14 @@ __all__ = [
     "MppOption",
     "ResamplesOption",
     "SeedOption",
+    "TissueOption",
     "parse_file",
     "parse_mpp",
     "parse_region",
+    "parse_tissue",
     "print_json",
     "printable",
+    "tissue_option",
 ]
 
 _FINEST = 0.01
@@ -38,6 +42,21 @@ MppOption = Annotated[
         help="The slide's resolution, overriding its file: µm/px, or a CSV file with columns "
         "slide,mpp. 'from-objective' derives it where the file states none.",
     ),
+]
+
+
+def tissue_option(*flags: str, more: str) -> Any:
+    """Make an option for how tissue is found: its ``flags``, and ``more`` help."""
+    told = (
+        "How tissue is found: stain, otsu, intensity (fluorescence) or whole; or a field such as "
+        "min_area=0 (µm²). May be repeated."
+    )
+    return typer.Option(*flags, metavar="METHOD|FIELD=VALUE", help=f"{told} {more}")
+
+
+TissueOption = Annotated[
+    list[str] | None,
+    tissue_option("--tissue", more="What is not given is as when the model was trained."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ResamplesOption = Annotated[
@@ -107,6 +126,25 @@ def parse_mpp(
 def parse_file(text: str, name: str) -> Path:
     """Read where to write a file: ``name`` in a folder that exists, or in ``FOLDER/``."""
     return Path(text) / name if names_folder(text) else Path(text)
+
+
+def parse_tissue(texts: list[str] | None) -> TissueSettings | None:
+    """Read what :func:`tissue_option` was given; ``None`` if nothing was.
+
+    Raises
+    ------
+    typer.BadParameter
+        No such method or field, or a value that does not fit.
+    """
+    if not texts:
+        return None
+    from slidelens.engine.tissue_asked import tissue_asked
+    from slidelens.errors import ModelError
+
+    try:
+        return tissue_asked(texts)
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--tissue") from error
 
 
 def parse_region(text: str | None) -> Box | None:

@@ -13,15 +13,16 @@ from slidelens.cli.options import (
     DeviceOption,
     JsonOption,
     MppOption,
+    TissueOption,
     parse_mpp,
     parse_region,
+    parse_tissue,
     print_json,
 )
 from slidelens.cli.progress import Bar
 
 if TYPE_CHECKING:
     from slidelens.engine.prediction_table import Outcome
-    from slidelens.tiling.tissue import TissueSettings
 
 __all__ = ["register"]
 
@@ -56,14 +57,7 @@ def predict(
     region: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="Only this part, in level-0 px.")
     ] = None,
-    tissue: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="METHOD|FIELD=VALUE",
-            help="How tissue is found: stain, otsu, intensity (fluorescence) or whole; or a field "
-            "such as min_area=0 (µm²). May be repeated.",
-        ),
-    ] = None,
+    tissue: TissueOption = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tiles per step.")
     ] = None,
@@ -101,7 +95,7 @@ def predict(
         raise typer.BadParameter("needs --labels, which say the split", param_hint="--split")
     box, resolution = parse_region(region), parse_mpp(mpp)
     given = parse_assignments(assignments or [])
-    found_by = _tissue(tissue or [])
+    found_by = parse_tissue(tissue)
     from slidelens.engine.cohort import predict_cohort
     from slidelens.engine.fields import read_value
     from slidelens.engine.last_run import PREDICTIONS
@@ -147,18 +141,6 @@ def predict(
         typer.echo(f"{said} ({PREDICTIONS} says why)", err=True)
     if failed:
         raise typer.Exit(1)
-
-
-def _tissue(texts: list[str]) -> TissueSettings:
-    from slidelens.engine.fields import read_value, validated
-    from slidelens.errors import ModelError
-    from slidelens.tiling.tissue import TissueSettings
-
-    given = parse_assignments([text if "=" in text else f"method={text}" for text in texts])
-    try:
-        return validated(TissueSettings, {name: read_value(text) for name, text in given.items()})
-    except ModelError as error:
-        raise typer.BadParameter(str(error), param_hint="--tissue") from error
 
 
 def _waiting(slides: int) -> str:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from slidelens.cli.fields import given_fields, parse_assignments, with_field_options
-from slidelens.cli.options import JsonOption, parse_mpp, print_json
+from slidelens.cli.options import JsonOption, parse_mpp, parse_tissue, print_json, tissue_option
 from slidelens.cli.progress import TrainBars
 from slidelens.errors import SlideLensError
 
@@ -175,6 +175,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
                 help="The slides' resolution, overriding their files, as with predict --mpp.",
             ),
         ] = None,
+        slide_tissue: Any = None,
         device: Annotated[
             str | None,
             typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]", metavar="DEVICE"),
@@ -204,6 +205,7 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
             "fraction": fraction,
             "folds": folds,
             "slide_mpp": slide_mpp,
+            "slide_tissue": parse_tissue(slide_tissue),
             "device": device,
             "devices": devices,
             "nodes": nodes,
@@ -221,6 +223,11 @@ def _train_command(name: str, configs: tuple[type[Any], ...]) -> Any:
         if last is not None:  # a second process of the same training says nothing
             _conclude(Path(options["out"]), last, as_json)
 
+    # Where a field of the model is called so, its option is that field's.
+    short = [] if any("tissue" in kind.model_fields for kind in configs) else ["--tissue"]
+    told = "Kept with the model, and used when it predicts."
+    option = tissue_option(*short, "--slide-tissue", more=told)
+    train.__annotations__["slide_tissue"] = Annotated[list[str] | None, option]
     return train
 
 

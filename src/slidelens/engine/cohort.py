@@ -17,7 +17,7 @@ from slidelens.engine.fields import with_options
 from slidelens.engine.loader import find_tissue
 from slidelens.engine.package import load_model
 from slidelens.engine.predict import Prediction, Progress
-from slidelens.engine.prediction_table import Outcome, PredictionTable
+from slidelens.engine.prediction_table import Outcome, PredictionTable, failure
 from slidelens.engine.provenance import (
     is_done,
     settings_sha256,
@@ -26,13 +26,13 @@ from slidelens.engine.provenance import (
 )
 from slidelens.engine.results_folder import check_results_folder
 from slidelens.engine.slide_folder import slides_to_run
+from slidelens.engine.tissue_asked import tissue_for
 from slidelens.engine.turns import Part, Turns, claim, close_slide
-from slidelens.errors import ModelError, ResultError, SlideLensError
+from slidelens.errors import ModelError, ResultError
 from slidelens.families.base import Model
 from slidelens.slide.base import Slide, slide_id
 from slidelens.slide.open import GivenMpp, open_slide
 from slidelens.slide.resolution import read_mpp_table, table_of
-from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from slidelens.engine.device import Precision
     from slidelens.engine.labels import Split
     from slidelens.geometry import Box
+    from slidelens.tiling.tissue import TissueSettings
 
 __all__ = ["RunOptions", "predict_cohort"]
 
@@ -57,7 +58,7 @@ class RunOptions(TypedDict, total=False):
 
     precision: Precision
     region: Box | None
-    tissue: TissueSettings
+    tissue: TissueSettings | None
     batch_size: int | None
     bags: str | Path | None
     overwrite: bool
@@ -204,19 +205,25 @@ class _Cohort:
         """Open a slide and find its tissue, unless all its results are there already."""
         slide = open_slide(path, mpp=self.mpp)
         try:
-            if self.options.get("overwrite") or not all(
-                is_done(self.out / model.name / slide.id, self._digest(slide, model))
+            anew = self.options.get("overwrite")
+            for settings in {
+                self._tissue(model)
                 for model in self.models
-            ):
-                find_tissue(slide, self._tissue)
+                if anew or not is_done(self.out / model.name / slide.id, self._digest(slide, model))
+            }:
+                find_tissue(slide, settings)
         except BaseException:
             close_slide(slide)
             raise
         return slide
 
+    def _tissue(self, model: Model[Any]) -> TissueSettings:
+        return tissue_for(model, self.options.get("tissue"))
+
     @property
-    def _tissue(self) -> TissueSettings:
-        return self.options.get("tissue") or TissueSettings()
+    def _places(self) -> list[Path]:
+        """Folders that an error may name, and the table of predictions need not."""
+        return [self.out, *(Path(bags) for bags in [self.options.get("bags")] if bags)]
 
     def _digest(self, slide: Slide, model: Model[Any]) -> str:
         bags = self.options.get("bags")
@@ -226,7 +233,7 @@ class _Cohort:
             bag=None if bags is None else bag_file(bags, slide.id),
             region=self.options.get("region"),
             precision=self.options.get("precision", "auto"),
-            tissue=self._tissue,
+            tissue=self._tissue(model),
         )
 
     def _slide(self, part: Part) -> Generator[Progress | Outcome, None, None]:
@@ -241,7 +248,7 @@ class _Cohort:
                 slide = part.take()
             except Exception as error:  # one bad slide must not end the cohort
                 for model in models:
-                    yield _failure(model, part.path, error, perf_counter() - start)
+                    yield failure(model.name, part.path, error, start, self._places)
                 if _finds_no_room(error):
                     raise
                 return
@@ -261,7 +268,7 @@ class _Cohort:
                     stage = step.stage
                     yield step
         except Exception as error:  # one bad slide must not end the cohort
-            yield _failure(model, slide.path, error, perf_counter() - start)
+            yield failure(model.name, slide.path, error, start, self._places)
             if stage == "write" and _finds_no_room(error):
                 raise
             return
@@ -289,14 +296,6 @@ def _flush(table: PredictionTable, ending: type[BaseException] | None, *_: objec
 def _finds_no_room(error: Exception) -> bool:
     """Return whether saving the next slides would fail too."""
     return getattr(error.__cause__, "errno", None) in _NO_ROOM
-
-
-def _failure(model: Model[Any], path: Path, error: Exception, seconds: float) -> Outcome:
-    text = " ".join(str(error).split())
-    if not isinstance(error, SlideLensError):  # not foreseen: the log gets the traceback
-        log.error("%s: %s failed", path, model.name, exc_info=error)
-        text = f"{path}: {type(error).__name__}: {text}"
-    return Outcome(model.name, slide_id(path), "failed", text, {}, seconds)
 
 
 def _check_places(

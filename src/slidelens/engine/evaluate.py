@@ -32,6 +32,7 @@ from slidelens.engine.evaluation.measure import (
 )
 from slidelens.engine.evaluation.memory import numbered, read_kept, weights_now
 from slidelens.engine.evaluation.operating_point import STORED, Rule, parse_rule
+from slidelens.engine.evaluation.out_of_fold import read_out_of_fold
 from slidelens.engine.evaluation.scores import join, read_scores
 from slidelens.engine.evaluation.tables import (
     cohort_note,
@@ -57,7 +58,7 @@ from slidelens.files import write_together
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from slidelens.engine.evaluation.scores import Cases, LeftOut
+    from slidelens.engine.evaluation.scores import Cases, LeftOut, Scored
     from slidelens.engine.labels import Split
 
 __all__ = [
@@ -163,7 +164,8 @@ def evaluate(
     Parameters
     ----------
     results
-        Folder of result folders, ``<model>/<slide_id>/``.
+        Folder of result folders, ``<model>/<slide_id>/``; or ``out_of_fold.csv`` of a
+        cross-validation, of which slides of split ``test`` are no part.
     labels
         CSV with slide_id, label and optionally split and patient.
     out
@@ -181,9 +183,11 @@ def evaluate(
     options = options or EvaluationOptions()
     rule = _rule(options)
     results, labels, out = Path(results), Path(labels), Path(out)
-    scored = read_scores(results, allow_unreadable=options.allow_missing)
+    scored = _scores(results, options)
     classes = next(iter(scored.values())).classes
     table = read_labels(labels, classes, every_class=False)
+    if options.split is None and any(one.folds for one in scored.values()):
+        table = table.without("test")
     cases, left_out = join(scored, table, split=options.split, allow_missing=options.allow_missing)
     measured = {name: measure(one, rule, options.resampling) for name, one in cases.items()}
     comparisons = compare(cases, options.resampling)
@@ -205,6 +209,19 @@ def evaluate(
     }
     _write(out, files)
     return Evaluation(out, metrics, text)
+
+
+def _scores(results: Path, options: EvaluationOptions) -> dict[str, Scored]:
+    """Read results, or the one table of a cross-validation."""
+    if results.suffix.lower() != ".csv" or results.is_dir():
+        return read_scores(results, allow_unreadable=options.allow_missing)
+    if options.annotations is not None:
+        raise ResultError(
+            f"{results}: holds scores of slides, and none of tiles: leave annotations out, or "
+            "predict the slides that a fold held out with its model, and evaluate the results."
+        )
+    one = read_out_of_fold(results)
+    return {one.name: one}
 
 
 def _tile_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -283,7 +300,10 @@ def _record(
             about = {"id": row.slide_id, "patient": row.patient, "label": classes[row.label]}
             slide = slides.setdefault(row.slide_id, {**about, "probabilities": {}, "results": {}})
             slide["probabilities"][name] = p.tolist()
-            slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
+            if row.slide_id in one.scored.folders:
+                slide["results"][name] = _relative(one.scored.folders[row.slide_id], out)
+            if row.slide_id in one.scored.thresholds:
+                slide.setdefault("thresholds", {})[name] = one.scored.thresholds[row.slide_id]
     annotations = None if options.annotations is None else Path(options.annotations)
     numbers, weights = read_kept(out)
     now = {name: weights_now(one.scored.weights, weights.get(name)) for name, one in cases.items()}
@@ -302,6 +322,7 @@ def _record(
         "models": {
             name: {key: one[key] for key in ("threshold", "threshold_source", "threshold_rule")}
             | {"stored_threshold": cases[name].scored.threshold}
+            | ({"folds": folds} if (folds := cases[name].scored.folds) else {})
             for name, one in metrics["models"].items()
         },
         "slides": list(slides.values()),

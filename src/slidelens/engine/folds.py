@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -73,6 +74,22 @@ def train_folds(
     """
     if folds < 2:
         raise ModelError(f"cross-validation needs at least 2 folds, not {folds}.")
+    once = _Once()
+    with once:
+        steps = _begun(family_name, slides_dir, labels_csv, Path(out), folds, resume, options)
+    return once.each(steps)
+
+
+def _begun(
+    family_name: str,
+    slides_dir: str | Path,
+    labels_csv: str | Path,
+    out: Path,
+    folds: int,
+    resume: bool,
+    options: Mapping[str, Any],
+) -> Generator[TrainProgress]:
+    """Check the request and begin the first fold that is not there; return the iterator."""
     given: dict[str, Any] = dict(options)
     if given.pop("fold", None) is not None:
         raise ModelError(
@@ -82,13 +99,13 @@ def train_folds(
     check_seed(given.get("seed", 0))
     fold_table(read_labels(Path(labels_csv), given.get("classes")), 1, folds, given.get("seed", 0))
     request = (family_name, slides_dir, labels_csv)
-    places = [Path(out) / f"fold-{n}" for n in range(1, folds + 1)]
+    places = [out / f"fold-{n}" for n in range(1, folds + 1)]
     done = [(place / "model.json").exists() for place in places]
     if any(done) and not resume:
         raise ModelError(
             f"{out} holds finished folds; continue with --resume, or give another folder."
         )
-    strange = sorted({path.name for path in Path(out).glob("fold-*")} - {p.name for p in places})
+    strange = sorted({path.name for path in out.glob("fold-*")} - {p.name for p in places})
     if strange:
         raise ModelError(
             f"{out} holds {', '.join(strange)} of another cross-validation; resume with as many "
@@ -135,6 +152,41 @@ def _steps(
     summary = _summarise(places)
     facts = {"seconds": seconds, "tune_auc": summary["auc_mean"]}
     yield replace(last, doing="done", fold=count, folds=count, **facts)
+
+
+class _Once(logging.Handler):
+    """Passes each warning on once while it is entered: every fold warns of labels and schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+        self._logger = logging.getLogger("slidelens")
+
+    def __enter__(self) -> None:
+        self._before = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.propagate = self._before
+        self._logger.removeHandler(self)
+
+    def each(self, steps: Generator[TrainProgress]) -> Generator[TrainProgress]:
+        """Iterate over the steps; between two of them nothing is entered."""
+        with closing(steps):
+            while True:
+                with self:
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass on a text that is new."""
+        text = record.getMessage()
+        if text not in self._said and self._before:
+            logging.getLogger().handle(record)
+        self._said.add(text)
 
 
 def _unfinished(place: Path) -> bool:

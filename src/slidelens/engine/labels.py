@@ -13,7 +13,7 @@ import numpy as np
 
 from slidelens.engine.class_order import in_order
 from slidelens.engine.lost_zeros import zeros_hint
-from slidelens.engine.patients import patients_by_class, shared_patients, warn_of_alike
+from slidelens.engine.patients import one_spelling, patients_by_class, shared_patients
 from slidelens.errors import LabelError, amount, listed
 from slidelens.slide.base import id_of_name
 from slidelens.tables import named, read_rows, read_text
@@ -174,7 +174,7 @@ def read_labels(
     path
         UTF-8 (or Excel's Unicode text), separated by comma, semicolon or tab. Other columns are
         ignored. NA, NaN, N/A, null and None are empty cells, but for the name of a slide or of a
-        known class.
+        known class. Patients whose names differ only in case or spaces are one.
     classes
         Known class names in label order (of a model that is fine-tuned or evaluated). Without them
         the classes are the labels in the order of
@@ -210,14 +210,13 @@ def read_labels(
             index[name] = alike[0]
     known = {index[r["label"]] for r in cells if r["label"] in index}
     empty = [name for i, name in enumerate(names) if i not in known] if every_class else []
-    rows = tuple(_row(r, index.get(r["label"], 0)) for r in cells)
+    rows = one_spelling(path, (_row(r, index.get(r["label"], 0)) for r in cells))
     _refuse(
         path,
         *_faults(cells, rows),
         ((f"{r['slide_id']} ({r['label']!r})" for r in cells if r["label"] not in index), what),
         (empty, "classes without a slide"),
     )
-    warn_of_alike(path, rows)
     return LabelTable(path, names, rows)
 
 

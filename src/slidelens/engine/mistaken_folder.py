@@ -18,7 +18,8 @@ _FILES = {
     "evaluation.json": "is an evaluation, which `slidelens report {at} --out report.html` reads",
     "model.json": "is a model: `slidelens predict SLIDES --model {at} --out RESULTS` makes results",
     "folds.json": "is a cross-validation: `slidelens predict SLIDES --model {at}/fold-1 --out "
-    "RESULTS` makes results of one of its models",
+    "RESULTS` makes results of one of its models, and `slidelens evaluate {at}/out_of_fold.csv "
+    "--labels CSV --out EVAL` evaluates what each of them said of the slides that it held out",
     "training/checkpoint.json": "is a training that has not ended: the command that began it goes "
     "on with --resume",
 }

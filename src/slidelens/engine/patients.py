@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from slidelens.engine.labels import LabelledSlide
 
-__all__ = ["patients_by_class", "shared_patients", "warn_of_alike"]
+__all__ = ["one_spelling", "patients_by_class", "shared_patients"]
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,11 @@ def shared_patients(rows: Iterable[LabelledSlide]) -> list[str]:
     return [f"{p} ({', '.join(sorted(s))})" for p, s in splits.items() if len(s) > 1]
 
 
-def warn_of_alike(path: Path, rows: Iterable[LabelledSlide]) -> None:
-    """Warn of patients whose names differ only in case or spaces: each counts as another.
+def one_spelling(path: Path, rows: Iterable[LabelledSlide]) -> tuple[LabelledSlide, ...]:
+    """Return the rows with one spelling of each patient's name, the first, and warn of the others.
+
+    Names that differ only in case or spaces are one patient: were they two, one could be learnt
+    from and evaluated. That two patients are taken for one does no such harm.
 
     Parameters
     ----------
@@ -53,15 +57,22 @@ def warn_of_alike(path: Path, rows: Iterable[LabelledSlide]) -> None:
     rows
         Its slides.
     """
+    rows = tuple(rows)
     written: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in rows:
-        if row.patient:
-            plain = "".join(normalize("NFKC", row.patient).casefold().split())
-            written[plain][row.patient] = None
+    for name in (row.patient for row in rows if row.patient):
+        written[_plain(name)][name] = None
     alike = [" and ".join(map(repr, names)) for names in written.values() if len(names) > 1]
     if alike:
         log.warning(
-            "%s: patients that differ only in upper and lower case or in spaces are different "
-            "patients, and may be in different splits: %s. Write one who is the same in one way",
+            "%s: patients that differ only in upper and lower case or in spaces count as one: %s. "
+            "Write those who are not the same differently",
             *(path, listed(alike)),
         )
+    first = {key: next(iter(names)) for key, names in written.items()}
+    return tuple(
+        replace(row, patient=first[_plain(row.patient)]) if row.patient else row for row in rows
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(normalize("NFKC", name).casefold().split())

@@ -31,6 +31,7 @@ from slidelens.engine.prediction_table import Outcome, PredictionTable
 from slidelens.engine.progress import Clock, Progress
 from slidelens.engine.provenance import LOADED, is_done, run_settings, settings_sha256
 from slidelens.engine.results_folder import check_results_folder
+from slidelens.engine.tissue_asked import tissue_for
 from slidelens.errors import ModelError
 from slidelens.families.base import Model
 from slidelens.geometry import Box
@@ -98,7 +99,8 @@ def predict(
         The slide's resolution in µm/px, if the file states none or a wrong one. The resolution at
         which the model works is part of the model.
     tissue
-        How to find tissue, or your own mask.
+        How to find tissue, or your own mask. Fields of the settings that are not given are as
+        when the model was trained.
     batch_size
         Tiles per step; default: as in the model's configuration.
     options
@@ -230,6 +232,7 @@ class Prediction:
         clock = Clock(self.peek)
         given = self._slide
         model = with_options(self._on_device(self._model), self._options)
+        self._tissue = tissue_for(model, self._tissue)
         check_bags(model, self._bags)
         # A slide that the caller opened is the caller's to close.
         opening = (

@@ -5,25 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from math import inf
+from pathlib import Path
 from shutil import copyfile
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from slidelens.engine.last_run import PREDICTIONS
 from slidelens.engine.locks import locked
-from slidelens.errors import ResultError
+from slidelens.errors import ResultError, SlideLensError
 from slidelens.files import write_atomic
+from slidelens.slide.base import slide_id
 from slidelens.tables import read_rows, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Outcome", "PredictionTable"]
+__all__ = ["Outcome", "PredictionTable", "failure"]
 
 Status = Literal["done", "failed", "skipped"]
 _LOCK = ".predictions.lock"
@@ -46,6 +49,34 @@ class Outcome:
     probabilities: dict[str, float]
     seconds: float
     left: int = 0
+
+
+def failure(
+    model: str, path: str | Path, error: Exception, start: float, places: Iterable[str | Path] = ()
+) -> Outcome:
+    """Return the outcome of a slide that failed.
+
+    The error names files without the folders that they lie in: tables are passed on.
+
+    Parameters
+    ----------
+    model, path
+        Name of the model; the slide.
+    error
+        What went wrong; the log gets the traceback of what was not foreseen.
+    start
+        When the slide was begun, by :func:`time.perf_counter`.
+    places
+        Other folders of which files may be named.
+    """
+    path, text = Path(path), " ".join(str(error).split())
+    if not isinstance(error, SlideLensError):
+        log.error("%s: %s failed", path, model, exc_info=error)
+        text = f"{path.name}: {type(error).__name__}: {text}"
+    for folder in (path.parent, *map(Path, places)):
+        for place in (os.path.realpath(folder), str(folder.absolute()), str(folder)):
+            text = re.sub(rf"(?<![\w./\\-]){re.escape(place + os.sep)}", "", text)
+    return Outcome(model, slide_id(path), "failed", text, {}, perf_counter() - start)
 
 
 class PredictionTable:

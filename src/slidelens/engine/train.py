@@ -72,7 +72,7 @@ def train(
         As for :func:`~slidelens.engine.training.plan.plan_training`, which tells each: ``classes``,
         ``backbone``, ``weights``, ``epochs``, ``seed``, ``preset``, ``config``, ``overrides``,
         ``annotations``, ``from_model``, ``fraction``, ``fold``, ``device``, ``devices``, ``nodes``,
-        ``mpp`` (µm/px, of slides that state none).
+        ``mpp`` (µm/px, of slides that state none), ``tissue``.
     resume
         Continue from the checkpoint in ``out``, if there is one.
 
@@ -287,6 +287,7 @@ def _open(plan: TrainPlan, device: torch.device) -> TrainSlides:
         stain=plan.config.stain_normalization,
         annotations=plan.annotations,
         config=plan.config,
+        tissue=plan.tissue,
     )
 
 

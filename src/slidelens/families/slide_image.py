@@ -237,7 +237,7 @@ def check_tissue(view: View) -> None:
 def _nothing_found() -> SlideError:
     return SlideError(
         "no tissue was found to look at; where there is some, give a larger --region, or none, "
-        'or, from Python, predict(tissue=TissueSettings(method="whole")), which looks anywhere.'
+        "or --tissue whole, which looks anywhere (in MagNet's training --slide-tissue whole)."
     )
 
 

@@ -143,6 +143,13 @@ def model_cards(saved: SavedEvaluation, packages: Sequence[Path] = ()) -> list[M
 def _card(saved: SavedEvaluation, name: str, manifests: Sequence[Manifest]) -> ModelCard:
     card = ModelCard(name)
     scored = saved.cases[name].scored
+    if scored.folds:
+        card.packaged = True  # each is in its fold, and is no model to be used
+        card.about.append(
+            f"The models of {scored.folds} folds of a cross-validation, each of which scored the "
+            "slides that it held out. No maps were kept."
+        )
+        return card
     of_slide: dict[str, ResultFile] = {}
     for slide_id, folder in scored.folders.items():
         card.results += 1

@@ -161,8 +161,9 @@ def list_errors(
     verdicts = _verdicts(saved, calls)
     found = []
     for name, one in saved.cases.items():
-        threshold = calls[name].threshold
-        for row in find_errors(one, calls[name].predictions, threshold):
+        limits = calls[name].limits
+        limit_of = {} if limits is None else dict(zip(one.ids, limits.tolist(), strict=True))
+        for row in find_errors(one, calls[name].predictions, limits):
             said = verdicts[row["slide_id"]]
             target = saved.classes.index(row["class"])
             found.append(
@@ -175,7 +176,7 @@ def list_errors(
                     target=row["class"],
                     score=row["score"],
                     margin=row["margin"],
-                    threshold=threshold,
+                    threshold=limit_of.get(row["slide_id"]),
                     verdicts=tuple(v.about(target) for v in said),
                     suspect=_suspect(said),
                     patient=row["patient"] or None,
@@ -197,7 +198,7 @@ def list_near_misses(
     calls = _calls(saved, rules)
     found: list[NearMiss] = []
     for name, one in saved.cases.items():
-        margins = _margins(one, calls[name].threshold)
+        margins = _margins(one, calls[name].limits)
         right = calls[name].predictions == one.labels
         for label in range(len(saved.classes)):
             index = np.flatnonzero(right & (one.labels == label))
@@ -272,7 +273,7 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     found: dict[str, list[_Said]] = {}
     for name, one in saved.cases.items():
         called = calls[name].predictions
-        margins = _margins(one, calls[name].threshold)
+        margins = _margins(one, calls[name].limits)
         certainty = one.probabilities[np.arange(len(called)), called]
         sure = certainty >= _usual(one)[called] - _TIE
         for i, row in enumerate(one.rows):
@@ -289,10 +290,10 @@ def _verdicts(saved: SavedEvaluation, calls: Mapping[str, Calls]) -> dict[str, l
     return found
 
 
-def _margins(cases: Cases, threshold: float | None) -> NDArray[np.float64]:
+def _margins(cases: Cases, limits: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Return how far each case is from being wrong, or from being right."""
-    if threshold is not None:
-        return np.abs(cases.probabilities[:, 1] - threshold)
+    if limits is not None:
+        return np.abs(cases.probabilities[:, 1] - limits)
     label = cases.labels[:, None] == np.arange(len(cases.scored.classes))
     others = np.where(label, -np.inf, cases.probabilities).max(axis=1)
     return np.asarray(np.abs(cases.probabilities[label] - others))

@@ -202,6 +202,10 @@ def _cases(folder: Path, name: str, classes: tuple[str, ...], record: dict[str, 
         {row.slide_id: p for row, p in zip(rows, values, strict=True)},
         {str(s["id"]): folder / s["results"][name] for s in slides if name in s["results"]},
         _stored(about),
+        folds=int(about.get("folds", 0)),
+        thresholds={
+            str(s["id"]): float(s["thresholds"][name]) for s in slides if "thresholds" in s
+        },
     )
     return Cases(scored, rows, np.array([row.label for row in rows], np.int64), stacked)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slidelens.geometry import Box
+from slidelens.tiling.class_names import is_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +116,7 @@ def annotated_foci(
     Annotations named after another class are left out, if some are named after this one.
     """
     drawn = list(annotations)
-    of_class = [a for a in drawn if a.label.casefold() == target.casefold()]
+    of_class = [a for a in drawn if is_named(a.label, [target])]
     ranked = sorted(of_class or drawn, key=lambda a: -a.polygon.area)
     what = f"annotated {target}"
     return _apart((Focus(_around(a.polygon, mpp), what) for a in ranked), count)

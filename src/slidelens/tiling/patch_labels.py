@@ -5,7 +5,6 @@ Source: multi-stage-segmentation-2019, section 4.1 (pre-processing).
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import shapely
 
 from slidelens.errors import LabelError, listed
 from slidelens.tiling.annotations import fraction
+from slidelens.tiling.class_names import is_named, may_mean, plain, spellings, warn_of_spellings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,8 @@ class PatchRules:
         """Return the rules with the tumour classes named, the same for each slide of a cohort.
 
         They are those that were given, or the one named like the positive class, or the only one
-        that is drawn on any slide.
+        that is drawn on any slide. Spellings of one name (:func:`~.class_names.plain`) are one
+        class, and warned of.
 
         Parameters
         ----------
@@ -71,26 +72,33 @@ class PatchRules:
         Raises
         ------
         LabelError
-            Several classes, none of which is named like the positive one: any may be tumour.
+            Several classes, none of which is named like the positive one, or beside it another
+            word for tumour: any may be tumour.
         """
+        drawn = {slide: set(classes) for slide, classes in drawn.items()}
+        warn_of_spellings(drawn)
         if self.tumour:
             return self
-        spelled: dict[str, str] = {}
-        slides: defaultdict[str, list[str]] = defaultdict(list)
-        for slide_id, classes in drawn.items():
-            for key, name in {c.casefold(): c for c in sorted(classes)}.items():
-                if not _named(name, self.normal):
-                    spelled.setdefault(key, name)
-                    slides[key].append(slide_id)
-        if not spelled or self.positive.casefold() in spelled:
-            return replace(self, tumour=(self.positive,))
-        if len(spelled) == 1:
-            return replace(self, tumour=tuple(spelled.values()))
-        where = [f"{spelled[key]!r} on {listed(slides[key], 5)}" for key in sorted(spelled)]
-        raise LabelError(
-            f"no annotation class is named like the positive class {self.positive!r}, and several "
-            f"are drawn: {'; '.join(where)}. Say which are tumour with {self.way}."
+        found = {k: of for k, of in spellings(drawn).items() if not is_named(k, self.normal)}
+        positive = plain(self.positive)
+        if named := positive in found:
+            found = {k: of for k, of in found.items() if k == positive or may_mean(k, positive)}
+        if len(found) < 2:
+            names = [self.positive] if named or not found else [*found.popitem()[1]]
+            return replace(self, tumour=(names[0],))
+        why = (
+            f"beside annotations of the positive class {self.positive!r} there are some of another "
+            "that may mean the same"
+            if named
+            else f"no annotation class is named like the positive class {self.positive!r}, and "
+            "several are drawn"
         )
+        where = "; ".join(
+            f"{name!r} on {listed(slides, 5)}"
+            for spelled in sorted(found.values(), key=min)
+            for name, slides in spelled.items()
+        )
+        raise LabelError(f"{why}: {where}. Say which are tumour with {self.way}.")
 
     def label(
         self, annotations: Sequence[Annotation], boxes: NDArray[np.float64], size: Size
@@ -118,7 +126,7 @@ class PatchRules:
         drawn = self.some_tumour_of(annotations)
         inside = within(boxes, size)
         if self.normal:
-            normal = fraction([a for a in annotations if _is(a, self.normal)], inside)
+            normal = fraction([a for a in annotations if is_named(a.label, self.normal)], inside)
         else:
             normal = 1 - fraction(annotations, inside)
         labels = self._of_shares(normal, inside)
@@ -148,7 +156,7 @@ class PatchRules:
         """
         self.check_negative(annotations, name)
         inside = within(boxes, size)
-        other = [a for a in annotations if not _is(a, self.normal)]
+        other = [a for a in annotations if not is_named(a.label, self.normal)]
         return self._of_shares(1 - fraction(other, inside), inside)
 
     def _of_shares(
@@ -172,10 +180,10 @@ class PatchRules:
         LabelError
             There is none.
         """
-        found = [a for a in annotations if _is(a, self._tumour)]
+        found = [a for a in annotations if is_named(a.label, self._tumour)]
         if found:
             return found
-        others = sorted({a.label for a in annotations if not _is(a, self.normal)})
+        others = sorted({a.label for a in annotations if not is_named(a.label, self.normal)})
         if not others:
             raise LabelError(
                 f"labelled {self.positive!r}, but no tumour is drawn on it; annotate it, or take "
@@ -203,7 +211,7 @@ class PatchRules:
         LabelError
             Annotation and label contradict each other.
         """
-        found = [a for a in annotations if _is(a, self._tumour)]
+        found = [a for a in annotations if is_named(a.label, self._tumour)]
         if found:
             raise LabelError(
                 f"labelled {name!r}, but {len(found)} annotations of it are "
@@ -238,14 +246,6 @@ def check_drawn(annotations: Sequence[Annotation], size: Size) -> None:
                 f"{_place(annotation.polygon)} lies outside the slide of {size.width} x "
                 f"{size.height} px; expected level-0 px of this slide."
             )
-
-
-def _is(annotation: Annotation, names: Sequence[str]) -> bool:
-    return _named(annotation.label, names)
-
-
-def _named(label: str, names: Sequence[str]) -> bool:
-    return label.casefold() in {name.casefold() for name in names}
 
 
 def _place(polygon: Any) -> str:

@@ -19,7 +19,7 @@ from slidelens.engine.intervals import Interval, wilson
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from slidelens.engine.evaluation.operating_point import Rule
+    from slidelens.engine.evaluation.operating_point import Calls, Rule
     from slidelens.engine.evaluation.scores import Cases
     from slidelens.engine.metrics import Calibration, OperatingPoint
 
@@ -76,6 +76,8 @@ class Measured:
         The model's entry in ``metrics.json``.
     predictions
         ``(n,)`` class index that each case is called.
+    limits
+        ``(n,)`` threshold of each case; ``None`` for more than two classes.
     roc
         ``(2, K)`` fpr and tpr (macro average of one-vs-rest curves for more than two classes);
         ``None`` where the curve is not defined.
@@ -88,6 +90,7 @@ class Measured:
 
     figures: dict[str, Any]
     predictions: NDArray[np.int64]
+    limits: NDArray[np.float64] | None
     roc: NDArray[np.float64] | None
     band: NDArray[np.float64] | None
     calibration: Calibration
@@ -105,16 +108,17 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     onehot = cases.labels[:, None] == np.arange(n_classes)
     scores = cases.probabilities
     if n_classes == 2:
-        figures, predictions = _binary(cases, rule, resampling)
+        figures, calls = _binary(cases, rule, resampling)
         quality = metrics.calibration(onehot[:, 1], scores[:, 1])
         figures["brier"] = metrics.brier(onehot[:, 1], scores[:, 1])
         columns = slice(1, 2)
     else:
-        figures, predictions = _multiclass(cases, rule)
-        right = predictions == cases.labels
-        quality = metrics.calibration(right, scores[np.arange(len(scores)), predictions])
+        figures, calls = _multiclass(cases, rule)
+        right = calls.predictions == cases.labels
+        quality = metrics.calibration(right, scores[np.arange(len(scores)), calls.predictions])
         figures["brier"] = metrics.brier(onehot, scores)
         columns = slice(0, n_classes)
+    predictions = calls.predictions
     figures["ece"] = quality.ece
     figures["calibration"] = quality._asdict()
     curves = _ranking(cases, onehot[:, columns], scores[:, columns], resampling)
@@ -126,7 +130,8 @@ def measure(cases: Cases, rule: Rule, resampling: Resampling) -> Measured:
     right, every = predictions == cases.labels, np.ones(len(predictions), bool)
     figures["accuracy_ci"] = _share_interval(cases, right, every, resampling)
     figures["rates_interval"] = "bootstrap" if cases.clustered else "Wilson"
-    return Measured(_with_reasons(figures), predictions, calibration=quality, **curves)
+    made = _with_reasons(figures)
+    return Measured(made, predictions, calls.limits, calibration=quality, **curves)
 
 
 def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, Any] | None:
@@ -163,14 +168,10 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
     return figures
 
 
-def _binary(
-    cases: Cases, rule: Rule, resampling: Resampling
-) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    positive, scores = cases.labels == 1, cases.probabilities[:, 1]
-    calls = call(cases, rule)
-    assert calls.threshold is not None
-    point = metrics.at_threshold(positive, scores, calls.threshold)
+def _binary(cases: Cases, rule: Rule, resampling: Resampling) -> tuple[dict[str, Any], Calls]:
+    positive, calls = cases.labels == 1, call(cases, rule)
     called = calls.predictions == 1
+    point = metrics.at_threshold(positive, called, 0.5)
     figures: dict[str, Any] = {
         "n_positive": int(positive.sum()),
         "threshold": calls.threshold,
@@ -181,10 +182,10 @@ def _binary(
         "specificity_ci": _share_interval(cases, ~called, ~positive, resampling),
         "operating_points": _points(cases),
     }
-    return figures, calls.predictions
+    return figures, calls
 
 
-def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.int64]]:
+def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], Calls]:
     calls = call(cases, rule)
     predictions = calls.predictions
     per_class = {}
@@ -205,7 +206,7 @@ def _multiclass(cases: Cases, rule: Rule) -> tuple[dict[str, Any], NDArray[np.in
         "specificity": float(specificity) if whole else float("nan"),
         "per_class": per_class,
     }
-    return figures, predictions
+    return figures, calls
 
 
 def _ranking(

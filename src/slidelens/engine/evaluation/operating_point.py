@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["STORED", "Calls", "Rule", "RuleKind", "call", "parse_rule"]
 
+_DEFAULT = 0.5
 RuleKind = Literal["stored", "given", "max-accuracy", "sensitivity"]
 
 _SENTENCE = {
     "model": "stored with the model, which chose it on its tuning split",
+    "folds": "stored with the model of each fold ({value}), which chose it on the slides that it "
+    "held out",
     "default": "0.5, because no threshold is stored with the model",
     "given": "given by the user",
     "max-accuracy": "maximum accuracy on the evaluated slides, which makes accuracy optimistic",
-    "sensitivity": "sensitivity of at least {value:g} on the evaluated slides, chosen on them",
+    "sensitivity": "sensitivity of at least {value} on the evaluated slides, chosen on them",
     "argmax": "no threshold: the most probable class",
 }
 
@@ -51,15 +54,19 @@ class Calls(NamedTuple):
         ``(n,)`` class indices.
     threshold
         Lowest score of the positive class that is called positive; ``None`` for more than two
-        classes, where the most probable one counts.
+        classes, where the most probable one counts, and where the models of several folds have
+        thresholds of their own.
     source, rule
         Where the threshold comes from, as a word and as a sentence.
+    limits
+        ``(n,)`` the threshold of each case; ``None`` for more than two classes.
     """
 
     predictions: NDArray[np.int64]
     threshold: float | None
     source: str
     rule: str
+    limits: NDArray[np.float64] | None = None
 
 
 STORED = Rule()
@@ -107,9 +114,18 @@ def call(cases: Cases, rule: Rule) -> Calls:
                 f"have {len(cases.scored.classes)}; the most probable class counts."
             )
         return Calls(cases.probabilities.argmax(1), None, "argmax", _SENTENCE["argmax"])
-    threshold, source = _threshold(cases, rule)
-    called = (cases.probabilities[:, 1] >= threshold).astype(np.int64)
-    return Calls(called, threshold, source, _SENTENCE[source].format(value=rule.value))
+    of_folds = cases.scored.thresholds
+    if rule.kind == "stored" and of_folds:
+        threshold: float | None = None
+        source = "folds"
+        limits = np.array([of_folds.get(slide_id, _DEFAULT) for slide_id in cases.ids])
+        value = ", ".join(f"{limit:.3g}" for limit in dict.fromkeys(limits.tolist()))
+    else:
+        threshold, source = _threshold(cases, rule)
+        limits = np.full(len(cases.rows), threshold)
+        value = f"{rule.value or 0:g}"
+    called = (cases.probabilities[:, 1] >= limits).astype(np.int64)
+    return Calls(called, threshold, source, _SENTENCE[source].format(value=value), limits)
 
 
 def _threshold(cases: Cases, rule: Rule) -> tuple[float, str]:
@@ -123,4 +139,4 @@ def _threshold(cases: Cases, rule: Rule) -> tuple[float, str]:
             raise LabelError("no positive slide: a threshold cannot be chosen by sensitivity.")
         return metrics.threshold_at_sensitivity(positive, scores, rule.value), "sensitivity"
     stored = cases.scored.threshold
-    return (0.5, "default") if stored is None else (stored, "model")
+    return (_DEFAULT, "default") if stored is None else (stored, "model")

@@ -45,7 +45,7 @@ def roc_picture(
         if one.band is not None:
             axes.fill_between(FPR, *one.band, color=color, alpha=alpha, linewidth=0)
         axes.plot(*one.roc, color=color, linestyle=style, linewidth=1.8, label=label)
-        if figures["threshold"] is not None:
+        if figures["threshold_source"] != "argmax":
             axes.plot(
                 1 - figures["specificity"],
                 figures["sensitivity"],

@@ -63,6 +63,11 @@ class Scored:
         SHA-256 of the model's weights, if its results state it.
     learnt_from
         Slide id to its split in the model's training, for the slides that had one.
+    folds
+        How many models of a cross-validation made these scores, each those of the slides that it
+        held out; 0: one model made them all.
+    thresholds
+        Slide id to the threshold that is stored with its fold's model, where one is.
     """
 
     name: str
@@ -75,6 +80,8 @@ class Scored:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     weights: str | None = None
     learnt_from: Mapping[str, Split] = field(default_factory=dict)
+    folds: int = 0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

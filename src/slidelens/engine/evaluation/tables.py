@@ -80,7 +80,7 @@ def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> 
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for name, one in cases.items():
-        found = find_errors(one, measured[name].predictions, measured[name].figures["threshold"])
+        found = find_errors(one, measured[name].predictions, measured[name].limits)
         writer.writerows(
             {k: as_text(cell) if isinstance(cell, str) else cell for k, cell in row.items()}
             for row in found
@@ -89,19 +89,28 @@ def errors_csv(cases: Mapping[str, Cases], measured: Mapping[str, Measured]) -> 
 
 
 def find_errors(
-    cases: Cases, predictions: NDArray[np.int64], threshold: float | None
+    cases: Cases, predictions: NDArray[np.int64], limits: NDArray[np.float64] | None
 ) -> list[dict[str, Any]]:
-    """Return the rows of ``errors.csv`` of one model, the most confident first."""
+    """Return the rows of ``errors.csv`` of one model, the most confident first.
+
+    Parameters
+    ----------
+    cases
+        Of the model.
+    predictions, limits
+        ``(n,)`` each: what every case is called, and at which threshold, if at any.
+    """
     classes = cases.scored.classes
     found = []
-    for row, called, p in zip(cases.rows, predictions, cases.probabilities, strict=True):
+    for i, (row, called) in enumerate(zip(cases.rows, predictions, strict=True)):
+        p = cases.probabilities[i]
         if called == row.label:
             continue
-        if threshold is None:
+        if limits is None:
             margin = float(p[called] - p[row.label])
             kinds = [("fn", row.label), ("fp", called)]
         else:
-            margin = abs(float(p[1]) - threshold)
+            margin = abs(float(p[1] - limits[i]))
             kinds = [("fp" if called else "fn", 1)]
         found += [
             {
@@ -134,7 +143,7 @@ def comparison_table(measured: Mapping[str, Measured]) -> Table:
                 number(f["accuracy"], f["accuracy_ci"]),
                 number(f["sensitivity"], f.get("sensitivity_ci")),
                 number(f["specificity"], f.get("specificity_ci")),
-                f"{number(f['threshold'])} {f['threshold_source']}".replace("- argmax", "argmax"),
+                f"{number(f['threshold'])} {f['threshold_source']}".removeprefix("- "),
                 number(f["kappa"]),
                 number(f["brier"]),
                 number(f["ece"]),

@@ -12,6 +12,7 @@ from slidelens.engine.intervals import delong
 from slidelens.errors import LabelError, SlideLensError
 from slidelens.maps.tiles import Tiles
 from slidelens.tiling.annotations import fraction, read_annotations
+from slidelens.tiling.class_names import is_named, warn_of_spellings
 from slidelens.tiling.patch_labels import within
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class AnnotatedSlides(NamedTuple):
         Slide id to annotations.
     by_label
         Whether any annotation is labelled with the name of a class other than the first, the
-        negative one. If so, annotations labelled with a class count for it, and others not at all.
-        If not, all annotations are of the positive class, unless they have the negative one's name.
+        negative one, however it is spelled. If so, annotations labelled with a class count for it,
+        and others not at all. If not, all annotations are of the positive class, unless they have
+        the negative one's name.
     ignored
         Labels of annotations that do not count because they name no class.
     """
@@ -87,11 +89,11 @@ def read_annotated(folder: Path, ids: Iterable[str], classes: tuple[str, ...]) -
             f"{folder}: no annotations of the evaluated slides; expected <slide_id>"
             f"{' or '.join(ANNOTATION_SUFFIXES)}."
         )
-    labels = {a.label for found in of_slide.values() for a in found}
-    known = {name.casefold() for name in classes}
-    positive = {name.casefold() for name in classes[1:]}
-    by_label = any(label.casefold() in positive for label in labels)
-    others = sorted(label for label in labels if label.casefold() not in known)
+    drawn = {slide_id: {a.label for a in found} for slide_id, found in of_slide.items()}
+    warn_of_spellings(drawn)
+    labels = set().union(*drawn.values())
+    by_label = any(is_named(label, classes[1:]) for label in labels)
+    others = sorted(label for label in labels if not is_named(label, classes))
     return AnnotatedSlides(folder, of_slide, by_label, tuple(others) if by_label else ())
 
 
@@ -188,13 +190,10 @@ def _counting(
     annotated: AnnotatedSlides, slide_id: str, classes: Sequence[str]
 ) -> list[Annotation]:
     """Return the annotations of a slide that are of any of these classes but the first."""
-    names = {name.casefold() for name in classes[1:]}
-    normal = classes[0].casefold()
-    return [
-        a
-        for a in annotated.of_slide.get(slide_id, [])
-        if (a.label.casefold() in names if annotated.by_label else a.label.casefold() != normal)
-    ]
+    by_label = annotated.by_label
+    names = classes[1:] if by_label else classes[:1]
+    drawn = annotated.of_slide.get(slide_id, [])
+    return [a for a in drawn if is_named(a.label, names) == by_label]
 
 
 def _truth(
@@ -206,7 +205,7 @@ def _truth(
     for slide_id, table in tables.items():
         found = _counting(annotated, slide_id, cases.scored.classes)
         if annotated.by_label:
-            found = [a for a in found if a.label.casefold() == name.casefold()]
+            found = [a for a in found if is_named(a.label, [name])]
         values = table.probabilities[:, table.classes.index(name)].astype(np.float64)
         scored = np.isfinite(values)
         boxes, size = table.boxes[scored], cases.scored.sizes.get(slide_id)

@@ -87,7 +87,8 @@ def evaluation_warnings(
         Figures of each model, as ``metrics.json`` holds them.
     """
     found = []
-    splits = {row.slide_id: row.split for one in cases.values() for row in one.rows}
+    whole = [one for one in cases.values() if not one.scored.folds]  # else it is not learnt from
+    splits = {row.slide_id: row.split for one in whole for row in one.rows}
     trained = sum(split == "train" for split in splits.values())
     if trained:
         found.append(
@@ -102,6 +103,12 @@ def evaluation_warnings(
                 f"{name}: {seen} of {one['n']} evaluated slides were in split train when it was "
                 "trained, and figures on them say nothing of new ones. Leave them out: "
                 "training/slides.csv in the model's folder lists them."
+            )
+        if one_of := cases[name].scored.folds:
+            found.append(
+                f"{name}: scores of the models of {one_of} folds, each of the slides that it held "
+                "out, which also chose its epochs and its threshold: expect less on new slides; "
+                "scores of different models need not be on one scale."
             )
         tuned = {*splits.values(), *(learnt.get(i) for i in cases[name].ids)}
         if source in _THRESHOLDS and (source != "model" or "tune" in tuned):

@@ -11,6 +11,7 @@ import slidelens
 from slidelens.engine.mistaken_folder import what_it_is
 from slidelens.errors import ModelError, listed
 from slidelens.faults import first_fault
+from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from slidelens.families.base import Model
@@ -80,6 +81,7 @@ class Manifest(BaseModel):
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     threshold: float | None = Field(None, ge=0, le=1, description="operating point")
     threshold_rule: str | None = Field(None, description="how that was chosen")
+    tissue: TissueSettings | None = Field(None, description="how its training found tissue")
     training_data: Any = None
     metrics: dict[str, Any] = {}
     licence: str | None = None

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slidelens.engine.training.state import REQUEST, changed_settings, rates_apart
+from slidelens.engine.training.state import (
+    REQUEST,
+    VERSION,
+    changed_settings,
+    rates_apart,
+    read_state,
+)
 from slidelens.errors import ModelError, ResultError
 from slidelens.files import write_atomic
 
@@ -33,7 +39,6 @@ __all__ = [
 ]
 
 _RECORD = "checkpoint.json"
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class CheckpointStore:
         old = self._record()["tensors"] if self.exists else None
         number = int(old.removeprefix("checkpoint-").split(".")[0]) + 1 if old else 0
         name = f"checkpoint-{number}.safetensors"
-        record = {"schema_version": _VERSION, "tensors": name, **checkpoint.record}
+        record = {"schema_version": VERSION, "tensors": name, **checkpoint.record}
         self._write(name, _bytes(checkpoint.tensors))
         self._write(_RECORD, json.dumps(record, ensure_ascii=False))
         if old:
@@ -141,19 +146,7 @@ class CheckpointStore:
                 path.unlink()
 
     def _record(self) -> dict[str, Any]:
-        path = self.folder / _RECORD
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"cannot read checkpoint {path}: {error}; train again without --resume."
-            ) from error
-        if not isinstance(record, dict) or record.get("schema_version") != _VERSION:
-            raise ModelError(
-                f"{path} is not a checkpoint of this version (schema_version {_VERSION} is "
-                "expected); finish it with the version that began it."
-            )
-        return record
+        return read_state(self.folder / _RECORD, "the checkpoint", "Train again without --resume")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from slidelens.engine.tissue_asked import tissue_asked
 from slidelens.errors import ModelError
 from slidelens.faults import first_fault
 from slidelens.files import write_atomic
@@ -57,6 +58,7 @@ class _Options(BaseModel):
     slide_mpp: (
         Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | str | None
     ) = None
+    slide_tissue: Annotated[Any, AfterValidator(tissue_asked)] = None
     device: str | None = None
     devices: int | None = Field(None, ge=1)
     nodes: int | None = Field(None, ge=1)
@@ -71,6 +73,7 @@ _KEYWORDS = {
     "labels": "labels_csv",
     "from": "from_model",
     "slide_mpp": "mpp",
+    "slide_tissue": "tissue",
 }
 """Options with another name in the engine."""
 
@@ -115,6 +118,8 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
             f"{path} is a training of family {given['family']!r}; run slidelens train "
             f"{given['family']} with it."
         )
+    if not isinstance(given.get("tissue", True), bool):  # else it is a field of MagNet's
+        given["slide_tissue"] = given.pop("tissue")
     options = {key: given.pop(key) for key in OPTIONS if key in given}
     try:
         _Options.model_validate(options)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_optimizer", "optimizer_state", "restore_optimizer"]
 
-_RATES = ("lr", "full_lr", "weight_decay")
+_OF_GROUP = ("lr", "full_lr", "weight_decay")
+"""Rates that an optimiser keeps for each group of parameters."""
 
 
 def make_optimizer(
@@ -52,7 +53,7 @@ def restore_optimizer(
 
     These are as it was made: a run may be resumed with others.
     """
-    own = [{n: group[n] for n in _RATES if n in group} for group in optimizer.param_groups]
+    own = [{n: group[n] for n in _OF_GROUP if n in group} for group in optimizer.param_groups]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -15,18 +15,21 @@ from slidelens.engine.fields import read_value, validated
 from slidelens.engine.labels import read_labels
 from slidelens.engine.package import family_of
 from slidelens.engine.slide_folder import find_slides
+from slidelens.engine.tissue_asked import tissue_asked, tissue_for
 from slidelens.engine.training.file import LARGEST_SEED
 from slidelens.engine.training.splits import fold_table, take_fraction
 from slidelens.engine.training.start import starting_point, task_of
 from slidelens.errors import LabelError, ModelError
 from slidelens.nn.encoders import network_asked
 from slidelens.slide.resolution import table_of
+from slidelens.tiling.tissue import TissueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from slidelens.engine.labels import LabelledSlide, LabelTable
-    from slidelens.families.base import FamilyConfig
+    from slidelens.engine.tissue_asked import GivenTissue
+    from slidelens.families.base import FamilyConfig, Model
     from slidelens.families.training import TrainConfig
     from slidelens.slide.open import GivenMpp
 
@@ -69,6 +72,8 @@ class TrainPlan:
     seed: int = 0
     device: str = "auto"
     mpp: GivenMpp = None
+    tissue: TissueSettings = field(default_factory=TissueSettings)
+    """How tissue is found."""
     devices: int = 1
     """Processes on each node, each with its own device."""
     nodes: int = 1
@@ -80,6 +85,11 @@ class TrainPlan:
     """The given options, by their names in :mod:`slidelens.engine.training.file`."""
     derived: frozenset[str] = frozenset()
     """Fields of the training that nobody set and that follow from others."""
+
+    @property
+    def given_bags(self) -> bool:
+        """Whether it learns from feature vectors that were made elsewhere."""
+        return getattr(self.training, "bags", None) is not None
 
     @property
     def file(self) -> dict[str, Any]:
@@ -94,7 +104,7 @@ class TrainPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """JSON values that must be equal when the run is resumed."""
-        settings = {
+        settings: dict[str, Any] = {
             "family": self.family,
             "config": self.config.model_dump(mode="json"),
             "training": self.learning,
@@ -106,7 +116,11 @@ class TrainPlan:
             "seed": self.seed,
             "processes": self.devices * self.nodes,
         }
-        return settings if self.mpp is None else {**settings, "slide_mpp": _mpp_text(self.mpp)}
+        if self.mpp is not None:
+            settings["slide_mpp"] = _mpp_text(self.mpp)
+        if self.tissue != TissueSettings():  # as that of all that older versions began
+            settings["tissue"] = self.tissue.model_dump(mode="json")
+        return settings
 
     @property
     def learning(self) -> dict[str, Any]:
@@ -134,6 +148,7 @@ class TrainOptions(TypedDict, total=False):
     devices: int
     nodes: int
     mpp: GivenMpp
+    tissue: GivenTissue
 
 
 def check_seed(seed: int) -> None:
@@ -164,6 +179,7 @@ def plan_training(
     devices: int = 1,
     nodes: int = 1,
     mpp: GivenMpp = None,
+    tissue: GivenTissue = None,
 ) -> TrainPlan:
     """Resolve a request to train.
 
@@ -208,6 +224,10 @@ def plan_training(
         tuning, the others for training; see :func:`~slidelens.engine.training.splits.fold_table`.
     device, mpp
         As for :func:`slidelens.predict`; ``mpp`` in µm/px, for slides that state none.
+    tissue
+        How tissue is found, kept with the model, which predicts so: see
+        :func:`~slidelens.engine.tissue_asked.tissue_asked`. What is not given is as in
+        ``from_model``.
     devices, nodes
         Processes per machine, and number of machines. They share the steps of an epoch, and an
         update averages over accordingly more slides; see
@@ -223,6 +243,7 @@ def plan_training(
     _check_annotated(family_name, annotations)
     seed, fraction, mpp = int(seed), float(fraction), _plain(mpp)
     base, known = starting_point(from_model, family_name, classes, weights)
+    asked = tissue_asked(tissue)
     given = dict(config or {}) | {k: read_value(v) for k, v in (overrides or {}).items()}
     if backbone is not None:
         given["backbone"] = backbone
@@ -231,6 +252,8 @@ def plan_training(
     labelled = _labelled(Path(labels_csv), known, None if classes is not None else from_model)
     table = _divided(labelled, fold, fraction, seed)
     bags = getattr(training, "bags", None)
+    if bags is not None and asked.model_fields_set:
+        raise ModelError("bags hold the tiles that were chosen: leave tissue out.")
     files = find_slides(Path(slides_dir)) if bags is None else find_bags(Path(bags))
     table = table.with_files(files)
     if bags is not None:
@@ -248,6 +271,7 @@ def plan_training(
         tested=labelled.of("test"),
         device=device,
         mpp=mpp,
+        tissue=tissue_for(base, asked),
         devices=devices,
         nodes=nodes,
         request={
@@ -261,6 +285,7 @@ def plan_training(
             "fraction": fraction,
             "fold": None if fold is None else list(fold),
             "slide_mpp": _place(table_of(mpp)) or mpp,
+            "slide_tissue": asked.model_dump(mode="json", exclude_unset=True) or None,
             "device": device,
             "devices": devices,
             "nodes": nodes,
@@ -334,7 +359,7 @@ def _divided(
 
 def _configured(
     family: str,
-    base: Mapping[str, Any] | None,
+    base: Model[Any] | None,
     given: Mapping[str, Any],
     preset: str,
     epochs: int | None,
@@ -343,7 +368,8 @@ def _configured(
     kind = family_of(family).config
     own = {k: v for k, v in given.items() if k in kind.model_fields}
     other = {k: v for k, v in given.items() if k not in own}
-    config = validated(kind, own if base is None else kind.fine_tuned(base, own))
+    whole = own if base is None else kind.fine_tuned(base.config.model_dump(), own)
+    config = validated(kind, whole)
     asked = _asked(task_of(family).training, preset, other, config)
     training = asked.suited(config)
     unset = set(type(asked).model_fields) - asked.model_fields_set

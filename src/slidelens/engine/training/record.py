@@ -10,6 +10,7 @@ from slidelens.engine.contract import plugins_of
 from slidelens.engine.device import software, uses_bf16
 from slidelens.engine.learnt import LEARNT_FROM, learnt_slides
 from slidelens.engine.package import family_of
+from slidelens.engine.tissue_asked import TISSUE
 from slidelens.engine.training.history import THRESHOLD_RULE
 from slidelens.errors import amount
 from slidelens.files import write_atomic
@@ -116,6 +117,7 @@ def training_card(
         "threshold": loop.threshold,
         "threshold_rule": None if loop.threshold is None else THRESHOLD_RULE,
         LEARNT_FROM: learnt_slides(labels, learnt),
+        TISSUE: None if plan.given_bags else plan.tissue.model_dump(mode="json"),
     }
 
 

@@ -70,6 +70,8 @@ class TrainSlides:
         Slide id to the file of its annotations, of the slides that have one.
     config
         The model's configuration; slides far coarser than its resolution are refused.
+    tissue
+        How it is found.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class TrainSlides:
         stain: StainMethod = "none",
         annotations: Mapping[str, Path] | None = None,
         config: FamilyConfig | None = None,
+        tissue: TissueSettings | None = None,
     ) -> None:
         self.train = tuple(train)
         self.tune = tuple(tune)
@@ -98,6 +101,7 @@ class TrainSlides:
         self._annotations = annotations or {}
         self._bags: dict[Path, BagCache] = {}
         self._config = config
+        self._tissue = tissue or TissueSettings()
         self._fine_enough: set[str] = set()
         self._coarse: set[tuple[float, float]] = set()
         self._warned = False
@@ -117,7 +121,7 @@ class TrainSlides:
             lambda: self.view(slide_id),
             spec,
             encoder,
-            tissue=TissueSettings(),
+            tissue=self._tissue,
             stain=self._stain,
         )
 
@@ -161,7 +165,10 @@ class TrainSlides:
             self._warn_of_bounds(slide_id, slide)
             stain = self._normalizers.get(slide_id, self._stain)
             again = partial(open_slide, self._files[slide_id], mpp=self._mpp)
-            view = _TrainView(slide, again, slide_id, self._tiles, self._grids, self._device, stain)
+            view = _TrainView(
+                *(slide, again, slide_id, self._tiles, self._grids, self._device, stain),
+                self._tissue,
+            )
         except BaseException:
             slide.close()
             raise
@@ -218,8 +225,9 @@ class _TrainView(SlideView):
         grids: dict[tuple[str, GridSpec], Grid],
         device: torch.device,
         stain: StainMethod | StainNormalizer,
+        tissue: TissueSettings,
     ) -> None:
-        super().__init__(slide, device=device, stain=stain)
+        super().__init__(slide, tissue=tissue, device=device, stain=stain)
         self._id = slide_id
         self._tiles = tiles
         self._found = grids

@@ -56,8 +56,8 @@ def starting_point(
     family: str,
     classes: Sequence[str] | None,
     weights: str | Path | None,
-) -> tuple[Mapping[str, Any] | None, tuple[str, ...] | None]:
-    """Return the configuration of the package to start from, and the classes to learn.
+) -> tuple[Model[Any] | None, tuple[str, ...] | None]:
+    """Return the model to start from, if any, and the classes to learn, if they are known.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def starting_point(
     base = load_model(model, "cpu")
     if base.family != family:
         raise ModelError(f"{model} is a {base.family} model: train {base.family} to fine-tune it.")
-    return base.config.model_dump(), known or base.classes
+    return base, known or base.classes
 
 
 def initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Mapping[str, Any]]:
@@ -124,7 +124,7 @@ def initial_model(plan: TrainPlan, device: torch.device) -> tuple[Model[Any], Ma
         try:
             first = task_of(plan.family).initialize(model, plan.weights)
         except ModelError as error:
-            if plan.weights != "imagenet" or getattr(plan.training, "bags", None) is None:
+            if plan.weights != "imagenet" or not plan.given_bags:
                 raise
             bag = next(iter(plan.files.values()))
             raise without_weights(bag, model.config.backbone, error) from error

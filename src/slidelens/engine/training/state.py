@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from slidelens.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,18 +17,23 @@ if TYPE_CHECKING:
 __all__ = [
     "REQUEST",
     "STATE",
+    "VERSION",
     "Doing",
     "Position",
     "TrainProgress",
     "changed_rates",
     "changed_settings",
     "rates_apart",
+    "read_state",
 ]
 
 STATE = "training"
 """Folder inside the model's, for checkpoints, history and configuration."""
 REQUEST = "config.yaml"
 """File in that folder with the configuration of the run."""
+
+VERSION = 1
+"""Of the JSON files in that folder."""
 
 Doing = Literal["open", "scan", "train", "tune", "epoch", "score", "done"]
 
@@ -82,7 +91,34 @@ class Position:
     """Rates that were changed when the run was resumed."""
 
 
-_RATES = ("weight_decay", "clip_norm", "lr", "head_lr")
+def read_state(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON file of a run's state.
+
+    Parameters
+    ----------
+    path
+        The file, whose ``schema_version`` is :data:`VERSION`.
+    what, remedy
+        For the message of one that cannot be read: what it is, and what to do then.
+
+    Raises
+    ------
+    ModelError
+        It is missing or damaged, or of another version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}, {what}: {error}. {remedy}.") from error
+    if not isinstance(content, dict) or content.get("schema_version") != VERSION:
+        raise ModelError(
+            f"{path} is not of this version (schema_version {VERSION} is expected); finish the "
+            "training with the version that began it."
+        )
+    return content
+
+
+_MAY_CHANGE = ("weight_decay", "clip_norm", "lr", "head_lr")
 """Fields of a training and of its stages that may change when it is resumed."""
 
 
@@ -94,9 +130,9 @@ def rates_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     training = dict(settings.get("training", {}))
     stages = [dict(stage) for stage in training.get("stages", ())]
-    rates = {name: training.pop(name) for name in _RATES if name in training}
+    rates = {name: training.pop(name) for name in _MAY_CHANGE if name in training}
     for number, stage in enumerate(stages, start=1):
-        names = [name for name in _RATES if name in stage]
+        names = [name for name in _MAY_CHANGE if name in stage]
         rates |= {f"{name} of stage {number}": stage.pop(name) for name in names}
     return rates, {**settings, "training": {**training, "stages": stages}}
 
