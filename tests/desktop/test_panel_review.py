@@ -18,6 +18,7 @@ from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import camera
 from slidelens.desktop.world import described
 from slidelens.errors import ResultError
+from slidelens.review.foci import FIELD_UM
 from slidelens.review.store import CaseKey, ReviewStore
 from slidelens.review.taxonomy import save_taxonomy
 from slidelens.slide.open import open_slide
@@ -101,6 +102,8 @@ def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel
     centre = camera(bench.viewer).center
     x, y = centre[-1] / MPP, centre[-2] / MPP
     assert SQUARE.contains(x, y), "the method is surest of tumour in the square"
+    assert min(bench.canvas) / camera(bench.viewer).zoom > FIELD_UM, "with what is around it"
+    assert panel.errors.tree.hasFocus(), "keys work at once"
     assert panel.errors.tree.topLevelItemCount() == 4
     assert panel.errors.bar.maximum() == 4
 
@@ -185,6 +188,31 @@ def test_arrow_keys_step_in_the_panel_and_on_the_picture(panel, bench, qtbot):
     assert panel.review.index == 2
     key(qtbot, canvas, Qt.Key.Key_Left)
     assert panel.review.index == 1
+
+
+def test_an_error_is_decided_by_keys_on_the_picture(panel, bench, cohort, qtbot):
+    wait_for_evidence(qtbot, panel)
+    store, canvas, keys = ReviewStore(cohort / "review.sqlite"), canvas_of(bench.viewer), Qt.Key
+    canvas.setFocus()
+    for which in (keys.Key_2, keys.Key_L, keys.Key_H):
+        key(qtbot, canvas, which)
+    assert store.get(FIRST, "ann").category == "Inflammation"
+    assert store.get(FIRST, "ann").true_label == "tumor"
+    assert not any(layer.visible for layer in layers_of(bench.viewer, "map", "regions"))
+    key(qtbot, canvas, keys.Key_N)
+    assert panel.case.note.hasFocus()
+    qtbot.keyClicks(panel.case.note, "2 foci")
+    key(qtbot, panel.case.note, keys.Key_Escape)
+    assert panel.errors.tree.hasFocus()
+    assert store.get(FIRST, "ann").note == "2 foci"
+    canvas.setFocus()
+    for _ in range(3):
+        qtbot.keyClick(canvas, keys.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    assert panel.notice.text == "b, weak: reason undone."
+    assert panel.errors.tree.currentItem().text(4) == ""
+    panel.parentWidget().hide()
+    key(qtbot, canvas, keys.Key_2)
+    assert not store.get(FIRST, "ann").decided, "keys are the panel's only while it is shown"
 
 
 def test_category_label_and_note_are_in_the_file_at_once(panel, cohort, qtbot):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import current_thread, main_thread
+
 import numpy as np
 import pytest
 import tifffile
@@ -14,8 +16,10 @@ from qtpy.QtWidgets import QApplication
 
 from slidelens.desktop import reader
 from slidelens.desktop.shown import layers_of
+from slidelens.desktop.world import described
 from slidelens.geometry import Mpp
 from slidelens.testing.phantom import PhantomSpec, write_phantom
+from slidelens.tiling import annotations
 
 pytestmark = pytest.mark.gui
 
@@ -164,6 +168,29 @@ def test_nobody_is_asked_for_a_reader_of_what_only_slidelens_reads(bench, tmp_pa
     np.save(plain, np.zeros((4, 4)))
     drop(canvas, plain)
     assert "plain" in bench.viewer.layers
+
+
+def test_annotations_are_read_off_the_window_s_thread(panel, bench, tmp_path, qtbot, monkeypatch):
+    slide, outlines = tmp_path / "a.tif", tmp_path / "a.geojson"
+    write_phantom(slide, PhantomSpec(size=(1024, 512), mpp=0.5))
+    outlines.write_text('{"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 50], [0, 0]]]}')
+    parse, threads, told = annotations.parse, [], []
+    bench.told.connect(lambda text, _: told.append(text))
+
+    def noted(path):
+        threads.append(current_thread())
+        return parse(path)
+
+    monkeypatch.setattr(annotations, "parse", noted)
+    drop(panel, outlines, slide)  # which they are drawn on, though it takes longer to open
+    qtbot.waitUntil(lambda: len(bench.viewer.layers) == 2, timeout=WAIT)
+    drop(bench.viewer.window._qt_viewer, outlines)
+    qtbot.waitUntil(lambda: len(bench.viewer.layers) == 3, timeout=WAIT)
+    on = [described(layer.metadata)["on"] for layer in bench.viewer.layers[1:]]
+    assert on == [str(slide)] * 2
+    assert len(threads) == 2
+    assert main_thread() not in threads
+    assert not told
 
 
 def test_a_slide_that_no_backend_reads_is_refused_in_our_words(bench, tmp_path, monkeypatch):

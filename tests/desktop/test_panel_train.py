@@ -14,6 +14,7 @@ from hands import canvas_of, click, double_click, press
 from qtpy.QtCore import QPoint
 from qtpy.QtWidgets import QApplication, QLabel
 
+from slidelens.desktop.state.train import at_work
 from slidelens.engine.locks import locked
 from slidelens.engine.packages.manifest import read_manifest
 from slidelens.tiling.annotations import read_annotations
@@ -326,7 +327,9 @@ def test_what_was_begun_in_another_session_is_offered(bench, made, qtbot, home):
     panel = bench.open_panel("train")
     line = panel._unfinished.itemAt(0).widget()
     press(qtbot, line.resume)
+    assert at_work(folder), "for other windows, before the worker has read anything"
     qtbot.waitUntil(lambda: not panel.running, timeout=LONG)
+    assert not at_work(folder)
     assert panel.notice.text
     assert "lacks labels" in panel.notice.text
 

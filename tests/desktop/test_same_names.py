@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from cohorts import make_cohort
 from hands import press
 from known_slides import make_result, make_slide
 from napari.components import ViewerModel
-from napari.layers import Layer
+from napari.layers import Layer, Shapes
 from qtpy.QtWidgets import QLineEdit, QSlider
 
+from slidelens.desktop import live as live_module
 from slidelens.desktop import reader as reader_module
 from slidelens.desktop.annotate import new_annotations
+from slidelens.desktop.belonging import learn_content
 from slidelens.desktop.comparing import open_methods
 from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.live import LiveMaps
@@ -26,11 +29,13 @@ from slidelens.desktop.reader import get_annotation_reader, get_result_reader
 from slidelens.desktop.region import draw_region, region_box
 from slidelens.desktop.shown import add_layer, current_slide, layers_of, layers_on, shown_slides
 from slidelens.desktop.state.runs import RunRequest, RunState
+from slidelens.desktop.tied import tie
 from slidelens.desktop.worker.messages import Message
 from slidelens.desktop.worker.preview import Preview
 from slidelens.desktop.world import described
+from slidelens.desktop.writer import write_geojson
 from slidelens.engine.provenance import fingerprint
-from slidelens.errors import LabelError, ResultError
+from slidelens.errors import LabelError, ResultError, SlideLensError
 from slidelens.geometry import Affine, Mpp
 from slidelens.maps.map import Map
 from slidelens.maps.result import Result
@@ -154,6 +159,27 @@ def test_outlines_of_another_name_are_drawn_and_said(pair, tmp_path, monkeypatch
     assert "case_02.geojson is drawn on case: no open slide is named case_02" in said
 
 
+def test_outlines_of_namesakes_are_not_written_into_one_file(pair, tmp_path):
+    first, second, _ = pair
+    viewer, out = ViewerModel(), tmp_path / "case.geojson"
+    for path in (first, second):
+        add_layer(viewer, slide_layer(open_slide(path)))
+        new_annotations(viewer)
+        viewer.layers[-1].add_polygons(np.array([[0, 0], [0, 90], [90, 90]]))
+    drawn = viewer.add_shapes([[[0, 0], [0, 50], [50, 50]]], shape_type="polygon")
+    tie(viewer, drawn)
+    one, other, by_hand = (
+        layer.as_layer_data_tuple() for layer in viewer.layers if isinstance(layer, Shapes)
+    )
+    named = f"of the slides {re.escape(str(first))}, {re.escape(str(second))}"
+    for layers in ([one, other], [one, by_hand]):
+        with pytest.raises(SlideLensError, match=named):
+            write_geojson(str(out), layers)
+    assert not out.exists()
+    write_geojson(str(out), [other, by_hand])
+    assert len(json.loads(out.read_text())["features"]) == 2
+
+
 def test_the_slide_that_is_clicked_is_chosen_though_another_has_its_name(pair, tmp_path):
     first, second, _ = pair
     viewer = ViewerModel()
@@ -183,17 +209,23 @@ def test_a_region_is_run_on_the_file_that_it_was_drawn_on(pair):
     assert region_box(viewer, first) == (20, 10, 40, 40)
 
 
-def test_a_map_grows_on_the_file_that_is_run(pair):
-    first, second, _ = pair
-    sent, viewer = [], ViewerModel()
-    at = {"slide": "case", "file": str(first), "model": "m"}
+def cells(path: Path, content: str = "") -> Message:
+    """What the worker sends of a map that grows on a slide."""
+    sent = []
+    at = {"slide": "case", "file": str(path), "model": "m", "content": content}
     preview = Preview(lambda facts, blob: sent.append(Message(1, "cells", {**at, **facts}, blob)))
     values = np.full((1, 8, 10), 0.5, np.float32)
     source = Map.from_array("probability", "probability", ["m"], values, Affine(100, 100), MPP)
     preview.look("m/case", lambda: {"probability": source}, must=True)
+    return sent[0]
+
+
+def test_a_map_grows_on_the_file_that_is_run(pair):
+    first, second, _ = pair
+    viewer, sent = ViewerModel(), cells(first)
     live = LiveMaps()
     add_layer(viewer, slide_layer(open_slide(second)))
-    assert not live.feed(viewer, sent[0])
+    assert not live.feed(viewer, sent)
     assert not live.grow(viewer)
     assert not list(layers_of(viewer, "map"))
     viewer.layers.clear()
@@ -201,6 +233,20 @@ def test_a_map_grows_on_the_file_that_is_run(pair):
     assert live.show(viewer)
     live.grow(viewer)
     assert len(list(layers_of(viewer, "map"))) == 1
+
+
+def test_no_map_grows_on_a_slide_that_was_replaced(pair, monkeypatch):
+    first, second, _ = pair
+    viewer, told = ViewerModel(), []
+    monkeypatch.setattr(live_module, "notify", told.append)
+    shown, run = open_slide(first), open_slide(second)
+    add_layer(viewer, slide_layer(shown))
+    learn_content(shown)
+    for slide, grows in ((run, False), (shown, True)):
+        live, sent = LiveMaps(), cells(first, fingerprint(slide))
+        assert [live.feed(viewer, sent), live.show(viewer)] == [grows, grows]
+    (said,) = told
+    assert said.startswith("case.tif was replaced while it was open")
 
 
 @pytest.mark.gui
@@ -306,8 +352,11 @@ def test_compare_takes_the_class_that_both_have(bench, pair, tmp_path, qtbot):
         Result(made.slide, info, scores, maps=[own]).save(out)
         return out
 
-    turned = open_methods([folder, other("turned", "tumor", "normal")], bench.slide)
-    assert [one.method.positive for one in turned.opened] == ["tumor", "tumor"]
+    both = [folder, other("turned", "tumor", "normal")]
+    last = open_methods(both[::-1], bench.slide)
+    turned = open_methods(both, bench.slide)
+    for found in (last, turned):
+        assert [one.method.positive for one in found.opened] == ["tumor", "tumor"]
     assert [one.method.score for one in turned.opened] == [0.9, 0.9]
     assert turned.opened[1].method.threshold == pytest.approx(0.7)
     assert turned.comparison.agreed == 1

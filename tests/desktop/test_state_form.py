@@ -65,6 +65,9 @@ def test_cards_say_what_for_and_never_for_diagnosis(tmp_path):
     assert demo.classes == ("normal", "tumor")
     for text in ("10x", "112 px", "18 normal, 18 tumor", "AUC 1.000", "Apache-2.0", RESEARCH_ONLY):
         assert text in demo.html
+    rule = "maximum balanced accuracy on the tuning split"
+    (chosen,) = cards_of([content["models"][0] | {"threshold": 0.25, "threshold_rule": rule}])
+    assert "0.25 on. How it was chosen: maximum balanced accuracy (the mean of" in chosen.html
     broken = next(card for card in cards if card.name == "broken")
     assert "Cannot be run" in broken.html
     assert "name: must be given" in broken.error

@@ -14,7 +14,7 @@ from slidelens.desktop.layers import result_layers, slide_layer
 from slidelens.desktop.shown import add_layer
 from slidelens.desktop.window import dress
 from slidelens.desktop.world import World
-from slidelens.errors import LabelError
+from slidelens.errors import SlideLensError
 from slidelens.geometry import Mpp
 from slidelens.tiling.annotations import read_annotations
 
@@ -85,8 +85,8 @@ def test_it_is_not_written_while_a_slide_of_another_resolution_is_shown(
     slide.visible = False
     other = add_layer(viewer, slide_layer(make_slide(0.5, "other")))
     path = tmp_path / "a.geojson"
-    with pytest.raises(LabelError, match="made on slide square, but other is shown"):
-        save(layer, path)
+    with pytest.raises(SlideLensError, match="made on slide square, but other is shown"):
+        layer.save(str(path), plugin="slidelens")
     other.visible, slide.visible = False, True
     save(layer, path)
     assert len(read_annotations(path)) == 1

@@ -89,6 +89,7 @@ def test_prediction_with_growing_map(client, qtbot, slide, tmp_path):
     grown = Growing.of(heard["cells"][0])
     for message in heard["cells"]:
         assert message.facts["model"] == "demo-mil"
+        assert message.facts["content"] == result.slide.fingerprint
         grown.add(message)
     final = result.maps["probability"]
     np.testing.assert_allclose(grown.values, final.read(), atol=1e-6)

@@ -266,7 +266,9 @@ def test_missing_and_unknown_slides_are_listed_at_once(cohort):
     assert found.metrics["models"]["good"]["n"] == 4
     left_out = {"no_label": ["a", "b"], "no_result": ["x", "y"]}
     assert found.metrics["models"]["good"]["left_out"] == left_out
-    assert any("left out" in text for text in found.warnings)
+    for reason in ("label", "result"):
+        told = f"good: 2 slides without a {reason} left out of all figures; metrics.json names them"
+        assert any(told in text for text in found.warnings)
 
 
 def test_results_that_cannot_be_read_count_as_none_only_where_that_is_allowed(cohort, caplog):
@@ -624,7 +626,7 @@ def test_tiles_are_measured_where_annotations_are(cohort, label):
     assert tiles["left_out"] == {"no annotations": ["e", "f"], "no tile probabilities": ["b", "c"]}
     told = " ".join(run(cohort, annotations=annotations).warnings)
     for reason in tiles["left_out"]:
-        assert f"good: slides left out of the figures of tiles, for {reason}: 2 (left_out)" in told
+        assert f"good: 2 slides left out of the figures of tiles, for {reason}; what is" in told
     assert found["weak"]["tiles"]["undefined"]["auc"] == "no slide with tiles and annotations"
     wider = run(cohort, annotations=annotations, tile_overlap=0.6).metrics["models"]["good"]
     assert wider["tiles"]["n_positive"] == 1

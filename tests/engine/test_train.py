@@ -194,7 +194,7 @@ def test_two_trainings_do_not_share_a_folder(cohort, save_always, reference, tmp
     with pytest.raises(ModelError, match="another training is at work in this folder"):
         list(second)
     with pytest.raises(ModelError, match="another training is at work in this folder"):
-        list(train(**request(cohort, out), resume=True))
+        next(train(**request(cohort, out), resume=True))  # before it looks at the slides
     *_, last = first
     assert last.doing == "done"
     assert _weights(out) == _weights(reference[0])

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from slidelens.desktop.world import is_stated
 from slidelens.engine.provenance import fingerprint, is_other_content
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "for_slide",
+    "is_replaced",
     "learn_content",
     "misfit",
     "open_own",
@@ -30,6 +32,9 @@ __all__ = [
     "same_file",
     "same_place",
 ]
+
+_learnt: WeakSet[Slide] = WeakSet()
+"""Open slides whose content was noted before another could take their place on the disk."""
 
 
 def learn_content(slide: Slide) -> None:
@@ -45,6 +50,22 @@ def learn_content(slide: Slide) -> None:
     with suppress(OSError, SlideError):  # gone already: whoever reads it next says so
         if not in_memory(slide) and slide.path.is_file():
             fingerprint(slide)
+            _learnt.add(slide)
+
+
+def is_replaced(slide: ShownSlide, content: str) -> bool:
+    """Return whether a slide's file was replaced since it was opened; reads nothing.
+
+    Parameters
+    ----------
+    slide
+        The slide that is shown.
+    content
+        Fingerprint of the file now; empty: not known.
+    """
+    opened = slide.opened
+    known = bool(content) and opened is not None and opened in _learnt
+    return known and opened is not None and fingerprint(opened) != content
 
 
 def misfit(made_on: SlideInfo, model: str, slide: ShownSlide | Slide) -> str:

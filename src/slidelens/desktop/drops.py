@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
 from napari.plugins.utils import get_preferred_reader
 from npe2 import PluginManager
 from qtpy.QtCore import QEvent, QObject, QTimer
 
+from slidelens.desktop.gently import put_gently
 from slidelens.desktop.reader import (
     get_annotation_reader,
     get_result_reader,
     get_slide_reader,
 )
+from slidelens.desktop.reading import read_outlines
+from slidelens.desktop.shown import layers_on, share_unit, slide_for
 from slidelens.desktop.state.dropped import Kind, kind_of
+from slidelens.desktop.window import dress
+from slidelens.engine.annotations import slides_named
 from slidelens.errors import listed
 from slidelens.slide.open import is_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from slidelens.desktop.layer_data import LayerData
     from slidelens.desktop.workbench import Workbench
 
 __all__ = ["DropFilter", "ask_no_reader", "paths_of", "take"]
@@ -64,13 +71,14 @@ def _may_be_ours(path: Path) -> bool:
     return path.suffix.lower() == ".csv" and kind_of(path) == "labels"
 
 
-def ask_no_reader(canvas: Any) -> None:
+def ask_no_reader(bench: Workbench, canvas: Any) -> None:
     """Open our files, dropped or chosen in the menu, without asking which reader to use.
 
     napari's own reader would take slides too, and read them whole. napari still asks if a third
     reader could open them, or if the user wants to choose; a reader chosen for good is used.
+    Annotations are read off the window's thread, which napari's readers are not.
     """
-    window = ref(canvas)
+    window, workbench = ref(canvas), ref(bench)
 
     def opened(
         filenames: list[str],
@@ -80,9 +88,15 @@ def ask_no_reader(canvas: Any) -> None:
         **more: Any,
     ) -> None:
         alone = plugin is None and not stack and not choose_plugin
+        alive, at_hand = cast("Any", window()), workbench()
         if alone and all(map(_only_ours, filenames)):
             plugin = _OURS
-        alive: Any = window()
+            drawn = [name for name in filenames if get_annotation_reader(name)]
+            filenames = [name for name in filenames if name not in drawn]
+            if drawn and at_hand is not None:
+                take(at_hand, list(map(Path, drawn)))
+            if not filenames:
+                return
         more |= {"stack": stack, "choose_plugin": choose_plugin, "plugin": plugin}
         type(alive)._qt_open(alive, filenames, **more)
 
@@ -125,15 +139,19 @@ def _open(
     slides = [path for path, kind in found if kind == "slide"]
     for path in reversed(slides[1:]):
         bench.memory.opened(path)
-    if slides:
-        bench.open_slide(slides[0])
     said, refused = list[str](), []
 
-    def late(text: str) -> None:
+    def late(text: str, bad: bool = True) -> None:
         """Repeat earlier messages with the new one: a panel shows only the last."""
         said.append(text)
-        bench.told.emit("\n".join(said), True)
+        bench.told.emit("\n".join(said), bad)
 
+    drawn = [path for path, kind in found if kind == "annotations"]
+    draw = partial(_draw_all, bench, drawn, late)
+    if slides:  # which the annotations may be of
+        bench.open_slide(slides[0], then=draw, failed=draw)
+    else:
+        draw()
     if len(slides) > 1:
         rest = f"The other {len(slides) - 1} slides are under Recent."
         said.append(f"{slides[0].name} was opened. {rest}")
@@ -142,7 +160,7 @@ def _open(
             leave(path)
         elif kind in ("folder", "other"):
             refused.append(path)
-        elif kind != "slide" and (text := _open_one(bench, path, kind, late)):
+        elif kind not in ("slide", "annotations") and (text := _open_one(bench, path, kind, late)):
             said.append(text)
     said += [_refused(refused)] if refused else []
     if said:
@@ -163,11 +181,48 @@ def _open_one(bench: Workbench, path: Path, kind: Kind, late: Callable[[str], ob
         bench.open_panel("run")
     elif kind == "labels":
         bench.open_panel("train").data.set_labels(path)
-    elif kind == "evaluation":
-        bench.open_panel("review").open(path)
     else:
-        bench.viewer.open(str(path), plugin="slidelens")
+        bench.open_panel("review").open(path)
     return ""
+
+
+def _draw_all(
+    bench: Workbench, paths: Sequence[Path], say: Callable[[str, bool], object], fault: str = ""
+) -> None:
+    """Draw annotations; ``fault`` is why the slide that was dropped with them is not shown."""
+    if fault:
+        say(fault, True)
+    for path in paths:
+        _draw(bench, path, say)
+
+
+def _draw(bench: Workbench, path: Path, say: Callable[[str, bool], object]) -> None:
+    """Read annotations off the window's thread, and draw them on their slide."""
+    slide = slide_for(bench.viewer, slides_named(path))
+
+    def take(found: tuple[list[LayerData], list[str]]) -> None:
+        layers, said = found
+        if said:
+            say("\n".join(said), False)
+        put_gently(bench.viewer, layers, [], lambda: not bench.closed, drawn)
+
+    def drawn() -> None:
+        viewer, now = bench.viewer, bench.slide
+        dress(viewer)
+        if slide is None or (slide.layer in viewer.layers and slide.layer.visible):
+            return
+        made = [one for one in layers_on(viewer, slide, "annotations") if one.name == path.stem]
+        for layer in made:
+            layer.visible = False
+        bench.see_later(made)
+        if now is not None:
+            share_unit(viewer, now, now.world)
+        say(f"{path.name} is drawn on {slide.id}, and hidden while another slide is shown.", False)
+
+    def failed(text: str) -> None:
+        say(text.replace(f"{path.parent}{os.sep}", "", 1), True)  # napari shows a few words
+
+    bench.background.run(lambda: read_outlines(path, slide), take, owner=bench, failed=failed)
 
 
 def _refused(paths: Sequence[Path]) -> str:

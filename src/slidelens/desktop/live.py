@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slidelens.desktop.belonging import is_replaced
 from slidelens.desktop.layers import map_layers
 from slidelens.desktop.shown import (
     DRAWN,
@@ -17,6 +18,7 @@ from slidelens.desktop.shown import (
     remove_layers,
     set_range,
 )
+from slidelens.desktop.window import notify
 from slidelens.desktop.worker.preview import Growing
 from slidelens.desktop.world import described, lie_on
 from slidelens.maps.schema import SlideInfo
@@ -39,8 +41,8 @@ class _Live:
     ----------
     slide
         The slide's layer that it was last shown on; a slide that comes back has another one.
-    file
-        Path of the slide's file; empty if it is not known.
+    file, content
+        Path of the slide's file, and its fingerprint; empty if they are not known.
     waiting, layers
         What is to be shown on that slide, and what is shown.
     earlier
@@ -50,9 +52,14 @@ class _Live:
     growing: Growing
     slide: Any = None
     file: str = ""
+    content: str = ""
     waiting: list[LayerData] = field(default_factory=list)
     layers: list[Any] = field(default_factory=list)
     earlier: Path | None = None
+
+    def is_on(self, slide: ShownSlide, name: str) -> bool:
+        """Return whether it belongs to a slide that is shown, given the name of its own."""
+        return slide.is_of(name, self.file) and not is_replaced(slide, self.content)
 
 
 @dataclass
@@ -60,6 +67,8 @@ class LiveMaps:
     """The growing maps of one run in one viewer; :meth:`feed` it with the worker's cells."""
 
     _maps: dict[tuple[str, str, str], _Live] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+    """Files that were said to be replaced."""
 
     def feed(self, viewer: ViewerModel, message: Message) -> bool:
         """Fill in new cells: of every slide, as the worker sends each cell once.
@@ -70,10 +79,14 @@ class LiveMaps:
         key = (facts["slide"], facts["model"], facts["map"])
         live = self._maps.get(key)
         if live is None:
-            live = self._maps[key] = _Live(Growing.of(message), file=facts.get("file", ""))
+            own = {name: facts.get(name, "") for name in ("file", "content")}
+            live = self._maps[key] = _Live(Growing.of(message), **own)
         live.growing.add(message)
         slide = current_slide(viewer)
-        if slide is None or not slide.is_of(facts["slide"], live.file):
+        if slide is None or not slide.is_of(key[0], live.file):
+            return False
+        if not live.is_on(slide, key[0]):
+            self._say_replaced(live.file)
             return False
         waits = self.show(viewer)
         for layer in live.layers:
@@ -89,7 +102,7 @@ class LiveMaps:
         slide = current_slide(viewer)
         if slide is None:
             return False
-        mine = {key: one for key, one in self._maps.items() if slide.is_of(key[0], one.file)}
+        mine = {key: one for key, one in self._maps.items() if one.is_on(slide, key[0])}
         for key, live in mine.items():
             if live.slide is not slide.layer:
                 self._begin(viewer, key[1], live, slide)
@@ -137,6 +150,14 @@ class LiveMaps:
             if live.earlier is not None and there:
                 earlier[live.earlier] = None
         return list(earlier)
+
+    def _say_replaced(self, file: str) -> None:
+        if file not in self._told:
+            self._told.add(file)
+            notify(
+                f"{Path(file).name} was replaced while it was open, and what is shown is the old "
+                "one: the maps are shown when the run ends, on the new one."
+            )
 
     def _begin(self, viewer: ViewerModel, model: str, live: _Live, slide: ShownSlide) -> None:
         made = map_layers(live.growing.map, slide.world, slide_id=slide.id, model=model)

@@ -13,16 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.desktop.belonging import misfit, open_own
-from slidelens.desktop.layers import (
-    annotation_layers,
-    check_same_slide,
-    result_layers,
-    slide_layer,
-)
-from slidelens.desktop.reading import without_slide
+from slidelens.desktop.layers import check_same_slide, result_layers, slide_layer
+from slidelens.desktop.reading import read_outlines, without_slide
 from slidelens.desktop.state.dropped import holds_annotations
 from slidelens.desktop.window import dress, notify, open_viewer
-from slidelens.desktop.world import World, is_stated, lie_on
+from slidelens.desktop.world import is_stated, lie_on
 from slidelens.errors import SlideError, SlideLensError
 
 if TYPE_CHECKING:
@@ -127,36 +122,15 @@ def read_annotation_file(path: Path) -> list[LayerData]:
     LabelError
         A file that cannot be read.
     """
-    from slidelens.desktop.shown import current_slide, shown_slides
+    from slidelens.desktop.shown import slide_for
     from slidelens.engine.annotations import slides_named
-    from slidelens.tiling.annotations import read_annotations
 
-    annotations, names = read_annotations(path), slides_named(path)
     viewer = open_viewer()
-    slide = None
-    if viewer is not None:
-        now = current_slide(viewer)
-        same = [s for s in shown_slides(viewer) if s.id in names]
-        slide = now if now in same else next(iter(same), now)
-    if slide is None:
-        notify(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
-    elif slide.id not in names:
-        notify(
-            f"{path.name} is drawn on {slide.id}: no open slide is named {names[-1]}. If it "
-            "belongs to another slide, remove its layer, open that slide and drop it again."
-        )
-    if annotations.ignored:
-        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
-        notify(f"{path.name}: {counts} left out, because they enclose no area.")
-    layers = annotation_layers(
-        annotations,
-        World.of(None) if slide is None else slide.world,
-        name=path.stem,
-        slide_id="" if slide is None else slide.id,
-    )
-    if not layers:
-        notify(f"No areas in {path.name}.")
-    return lie_on(layers, None if slide is None else slide.path) or _NOTHING
+    slide = None if viewer is None else slide_for(viewer, slides_named(path))
+    layers, said = read_outlines(path, slide)
+    for text in said:
+        notify(text)
+    return layers or _NOTHING
 
 
 def no_resolution(slide: Slide) -> str:

@@ -1,15 +1,17 @@
-"""Read a result and its slide for the window, without touching it."""
+"""Read results with their slides, and annotations, for the window, without touching it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from slidelens.desktop.belonging import misfit, open_own, replaced, same_place
-from slidelens.desktop.layers import check_same_slide, result_layers
-from slidelens.desktop.world import is_stated, lie_on
+from slidelens.desktop.layers import annotation_layers, check_same_slide, result_layers
+from slidelens.desktop.world import World, is_stated, lie_on
+from slidelens.engine.annotations import slides_named
 from slidelens.engine.provenance import is_other_content
 from slidelens.errors import SlideError
 from slidelens.maps.result import Result
+from slidelens.tiling.annotations import read_annotations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from slidelens.desktop.shown import ShownSlide
     from slidelens.slide.base import Slide
 
-__all__ = ["Parcel", "read_result", "without_slide"]
+__all__ = ["Parcel", "read_outlines", "read_result", "without_slide"]
 
 
 class Parcel(NamedTuple):
@@ -74,6 +76,47 @@ def read_result(
     if opened is not None and is_other_content(opened, result.slide):
         said = replaced(result.slide, result.model.name, opened)
     return Parcel(result, opened, lie_on(layers, None if opened is None else opened.path), said)
+
+
+def read_outlines(path: Path, slide: ShownSlide | None) -> tuple[list[LayerData], list[str]]:
+    """Read a file of annotations.
+
+    Parameters
+    ----------
+    path
+        GeoJSON or XML.
+    slide
+        The slide that they are drawn on; ``None`` if none is shown.
+
+    Returns
+    -------
+    The layers, and sentences about them for the user.
+
+    Raises
+    ------
+    LabelError
+        The file cannot be read.
+    """
+    annotations, names, said = read_annotations(path), slides_named(path), list[str]()
+    if slide is None:
+        said.append(f"No slide is open, so {path.name} is shown in pixels. Open its slide first.")
+    elif slide.id not in names:
+        said.append(
+            f"{path.name} is drawn on {slide.id}: no open slide is named {names[-1]}. If it "
+            "belongs to another slide, remove its layer, open that slide and drop it again."
+        )
+    if annotations.ignored:
+        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(annotations.ignored.items()))
+        said.append(f"{path.name}: {counts} left out, because they enclose no area.")
+    layers = annotation_layers(
+        annotations,
+        World.of(None) if slide is None else slide.world,
+        name=path.stem,
+        slide_id="" if slide is None else slide.id,
+    )
+    if not layers:
+        said.append(f"No areas in {path.name}.")
+    return lie_on(layers, None if slide is None else slide.path), said
 
 
 def without_slide(error: str) -> str:

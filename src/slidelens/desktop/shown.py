@@ -36,6 +36,7 @@ __all__ = [
     "set_range",
     "share_unit",
     "shown_slides",
+    "slide_for",
 ]
 
 DRAWN = ("map", "regions", "windows", "path")
@@ -94,6 +95,22 @@ def current_slide(viewer: ViewerModel) -> ShownSlide | None:
     own = [s for s in visible if s.layer is active]
     chosen = own or [s for s in visible if active is not None and is_on(active, s)]
     return next(iter(chosen or visible or slides), None)
+
+
+def slide_for(viewer: ViewerModel, names: Sequence[str]) -> ShownSlide | None:
+    """Return the slide that a file of annotations is drawn on.
+
+    Parameters
+    ----------
+    viewer
+        Where the slides are.
+    names
+        Ids of slides that the file may be of, by its name: such a slide comes first, then the
+        current one.
+    """
+    now = current_slide(viewer)
+    same = [slide for slide in shown_slides(viewer) if slide.id in names]
+    return now if now in same else next(iter(same), now)
 
 
 def layers_of(viewer: ViewerModel, *kinds: str, **facts: Any) -> Iterator[Any]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from napari.components import ViewerModel
 
+    from slidelens.desktop.shown import ShownSlide
+
 __all__ = ["slide_of", "tie", "world_of_shapes"]
 
 _TIED = "slidelens drawn on"
@@ -42,18 +44,23 @@ def tie(viewer: ViewerModel, layer: Any) -> None:
         return
     slide = current_slide(viewer)
     if slide is not None:
-        layer.metadata[_TIED] = _note(slide.world, slide.id)
+        layer.metadata[_TIED] = _note(slide)
 
 
-def slide_of(attributes: Mapping[str, Any]) -> str:
-    """Return the id of the slide that a layer of shapes is on; empty if none is known.
+def slide_of(attributes: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the id of the slide that a layer of shapes is on, and its file.
 
     Parameters
     ----------
     attributes
         As napari gives them to a writer.
+
+    Returns
+    -------
+    Both empty if no slide is known; only the file if the layer does not state it.
     """
-    return str(_facts(attributes).get("slide", ""))
+    facts = _facts(attributes)
+    return str(facts.get("slide", "")), str(facts.get("on") or "")
 
 
 def world_of_shapes(attributes: Mapping[str, Any]) -> World:
@@ -80,10 +87,14 @@ def world_of_shapes(attributes: Mapping[str, Any]) -> World:
     if known is not None:
         now = _shown()
         if _TIED in attributes.get("metadata", {}) and now and now["mpp"] != facts["mpp"]:
+            names = [one["slide"] for one in (facts, now)]
+            if names[0] == names[1]:  # two files can have one name
+                names = [one["on"] or one["slide"] for one in (facts, now)]
+            own, other = names
             raise LabelError(
-                f"Layer {name!r} was made on slide {facts['slide']}, but {now['slide']} is shown, "
-                "which has another resolution: its shapes may be of either. Open "
-                f"{facts['slide']} to save them, or draw those of {now['slide']} in a new layer."
+                f"Layer {name!r} was made on slide {own}, but {other} is shown, which has another "
+                f"resolution: its shapes may be of either. Open {own} to save them, or draw those "
+                f"of {other} in a new layer."
             )
         return known
     scale = np.asarray(attributes.get("scale", (1, 1)), np.float64)[-2:]
@@ -99,7 +110,7 @@ def world_of_shapes(attributes: Mapping[str, Any]) -> World:
 
 
 def _facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return slide and resolution: as the layer states, else of the window's current slide."""
+    """Return slide, file and resolution as a layer states, else those of the current slide."""
     metadata = attributes.get("metadata", {})
     own, tied = described(metadata), metadata.get(_TIED)
     if "mpp" in own:
@@ -108,13 +119,14 @@ def _facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown() -> dict[str, Any]:
-    """Return slide and resolution of the current slide of the window in front; empty: none."""
+    """Return the same of the current slide of the window in front; empty: none."""
     from slidelens.desktop.shown import current_slide
 
     viewer = open_viewer()
     slide = None if viewer is None else current_slide(viewer)
-    return {} if slide is None else _note(slide.world, slide.id)
+    return {} if slide is None else _note(slide)
 
 
-def _note(world: World, slide_id: str) -> dict[str, Any]:
-    return described(describe(world, "shapes", slide_id))
+def _note(slide: ShownSlide) -> dict[str, Any]:
+    file = None if slide.path is None else str(slide.path)
+    return described(describe(slide.world, "shapes", slide.id, on=file))

@@ -79,7 +79,7 @@ class Workbench(Picture):
         window = viewer.window._qt_window
         window.setTabPosition(Qt.DockWidgetArea.RightDockWidgetArea, QTabWidget.TabPosition.North)
         self._drops = DropFilter(self, viewer.window._qt_viewer)
-        ask_no_reader(viewer.window._qt_viewer)
+        ask_no_reader(self, viewer.window._qt_viewer)
         window.destroyed.connect(self.close)
         bind_keys(self)
         cast("QApplication", QApplication.instance()).aboutToQuit.connect(self.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import shapely
 from slidelens.desktop.identities import place_id, told_apart
 from slidelens.desktop.polygons import path_to_polygon
 from slidelens.desktop.tied import slide_of, world_of_shapes
-from slidelens.errors import LabelError
+from slidelens.errors import LabelError, SlideLensError
 from slidelens.maps.geojson import feature, write_features
 
 if TYPE_CHECKING:
@@ -41,10 +42,19 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
 
     Raises
     ------
-    LabelError
+    SlideLensError
         The layers are of several slides, or of none that is known; or the file cannot be written.
+        It is no ``ValueError``, which napari would take to mean that no writer fits, and hide.
     """
-    slides = sorted({slide_of(attributes) for data, attributes, _ in layers if len(data)} - {""})
+    try:
+        _write_slide(path, layers)
+    except LabelError as error:
+        raise SlideLensError(str(error)) from error
+    return [path]
+
+
+def _write_slide(path: str, layers: Sequence[LayerData]) -> None:
+    slides = _slides_of(layers)
     if len(slides) > 1:
         raise LabelError(
             f"{path}: not written, since the selected layers are of the slides "
@@ -53,7 +63,18 @@ def write_geojson(path: str, layers: Sequence[LayerData]) -> list[str]:
         )
     features = (one for data, attributes, _ in layers for one in shape_features(data, attributes))
     _write(Path(path), _with_own_ids(features))
-    return [path]
+
+
+def _slides_of(layers: Iterable[LayerData]) -> list[str]:
+    """Return the slides that layers are of: files, where several have one name."""
+    files: dict[str, set[Path]] = {}
+    for data, attributes, _ in layers:
+        if len(data):
+            slide, file = slide_of(attributes)
+            files.setdefault(slide, set()).update([Path(file).resolve()] if file else [])
+    files.pop("", None)
+    named = (map(str, own) if len(own) > 1 else [slide] for slide, own in files.items())
+    return sorted(chain.from_iterable(named))
 
 
 def update_geojson(path: Path, features: Sequence[dict[str, Any]], before: Set[str]) -> None:

@@ -135,15 +135,19 @@ def _work(
     from slidelens.engine.training.loop import TrainLoop, TrainProgress
 
     start = perf_counter()
-    model, origin = initial_model(plan, device)
-    network = fabric.setup_module(model.module)
     with ExitStack() as held:
+        goes_on = store.exists and fabric.global_rank == 0
+        if goes_on:  # before the slides are looked at, which takes long
+            held.enter_context(_alone(plan.out))
+        model, origin = initial_model(plan, device)
+        network = fabric.setup_module(model.module)
         slides = held.enter_context(closing(_open(plan, device)))
         task = task_of(plan.family)(model, network, slides, plan.training, plan.seed)
         yield from _check_slides(task, plan, fabric)
         loop = TrainLoop(fabric, task, plan.training, store, plan.settings)
         if loop.replicas.is_first:
-            held.enter_context(_alone(plan.out))
+            if not goes_on:
+                held.enter_context(_alone(plan.out))
             _keep_request(plan)
         loop.replicas.draw_apart(plan.seed)
         yield from loop.run(resume=store.exists)

@@ -238,14 +238,15 @@ def _notes(saved: SavedEvaluation, content: Content) -> list[str]:
 def _ignored_notes(saved: SavedEvaluation, identify: bool) -> list[str]:
     """Return the evaluation's warnings; labels of annotations may be people's names.
 
-    Evaluations of older versions named these labels in their warnings.
+    Evaluations of older versions named these labels, and keys of ``metrics.json``.
     """
     told: dict[str, str] = {}
     for name, one in saved.metrics.get("models", {}).items():
         if labels := (one.get("tiles") or {}).get("ignored_labels"):
             counted, named = counted_ignored(name, len(labels)), named_ignored(name, labels)
             told |= dict.fromkeys((counted, named), named if identify else counted)
-    return [told.get(text, str(text)) for text in saved.metrics.get("warnings", ())]
+    texts = (told.get(text, str(text)) for text in saved.metrics.get("warnings", ()))
+    return [text.replace(" (left_out)", "") for text in texts]
 
 
 def _failed_notes(content: Content, notes: list[str]) -> list[str]:

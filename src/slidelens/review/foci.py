@@ -172,8 +172,8 @@ def _lesions(regions: Iterable[Region], source: Map, target: str, mpp: Mpp) -> I
             inside = Box(left, top, right - left, bottom - top)
             strongest = _peaks(source, target, mpp, 1, inside)
             box = strongest[0].box if strongest else box
-        what = f"lesion of {region.area_mm2:.3g} mm²"
-        yield Focus(box, what, region.probability)
+        what = f"lesion of {region.area_mm2:.3g} mm², mean probability"
+        yield Focus(box, f"{what} {region.probability:.3g}")
 
 
 def _around(polygon: Any, mpp: Mpp) -> Box:

@@ -73,7 +73,7 @@ class CaseView(QWidget):
         self.verdicts.setToolTip("Click a method to see its maps of this slide")
         self.verdicts.linkActivated.connect(self.method_asked.emit)
         self.place = caption()
-        self.next_place = button("Next place", "Fly to the next strongest place (E)", self.go_on)
+        self.next_place = button("Next place (E)", "Fly to the next strongest place", self.go_on)
         self._build_form()
         self.others = caption()
         self.history = caption()
@@ -100,12 +100,12 @@ class CaseView(QWidget):
         bar = self._reasons.verticalScrollBar()
         bar.rangeChanged.connect(lambda *_: self._see_chosen())  # now each is in place
         self.label = QComboBox()
-        calm(self.label).setToolTip("Whether the slide's label is right")
+        calm(self.label).setToolTip("Whether the slide's label is right (L chooses the next)")
         self.label.activated.connect(
             lambda _: self.decided.emit("true_label", self.label.currentData())
         )
         self.note = _Note()
-        self.note.setPlaceholderText("What do you see?")
+        self.note.setPlaceholderText("What do you see? Esc when done")
         self.note.setAccessibleName("Note")
         self.note.setFixedHeight(44)
         self.note.textChanged.connect(self._typed)
@@ -113,8 +113,8 @@ class CaseView(QWidget):
         form = QFormLayout()
         form.setVerticalSpacing(4)
         form.addRow("Why", self._reasons)
-        form.addRow("Label", self.label)
-        form.addRow("Note", self.note)
+        form.addRow("Label (L)", self.label)
+        form.addRow("Note (N)", self.note)
         self.form = boxed(form)
 
     def show_case(self, review: Review, case: ErrorCase) -> None:
@@ -182,6 +182,12 @@ class CaseView(QWidget):
         chosen = self.categories.button(number)
         if chosen is not None:
             chosen.click()
+
+    def turn_label(self) -> None:
+        """Choose the next verdict on the label; after the last comes the first."""
+        if self.form.isEnabled() and self.label.count():
+            self.label.setCurrentIndex((self.label.currentIndex() + 1) % self.label.count())
+            self.decided.emit("true_label", self.label.currentData())
 
     def flush(self) -> bool:
         """Hand over the note if it was changed; return whether it is saved now."""

@@ -13,9 +13,10 @@ from slidelens.desktop.qt import Signal
 from slidelens.desktop.shown import DRAWN, layers_on
 from slidelens.desktop.world import World, is_stated
 from slidelens.errors import ResultError
+from slidelens.geometry import Box
 from slidelens.maps.folder import FILE
 from slidelens.maps.schema import read_result_file
-from slidelens.review.foci import find_foci
+from slidelens.review.foci import FIELD_UM, find_foci
 
 if TYPE_CHECKING:
     from slidelens.desktop.panels.case import CaseView
@@ -108,7 +109,7 @@ class CasePicture(QObject):
     def fly(self, number: int) -> None:
         """Fly to a place, counted from 0; beyond the last: stay."""
         if number < len(self._foci):
-            self._bench.fly_to(self._foci[number].box, self._world)
+            self._bench.fly_to(_field(self._foci[number].box, self._world), self._world)
 
     def _shown(self, wanted: _Wanted, result: Result) -> None:
         if self._wanted is not wanted:
@@ -165,6 +166,12 @@ class CasePicture(QObject):
                     layer.visible = False
 
         self._bench.background.run(lambda: _made_on(wanted), found, owner=self)
+
+
+def _field(box: Box, world: World) -> Box:
+    """Return a place with as much around it as the report shows: some methods' tiles are tiny."""
+    w, h = (max(side, FIELD_UM / mpp) for side, mpp in zip(box[2:], world.mpp, strict=True))
+    return Box(box.x + (box.w - w) / 2, box.y + (box.h - h) / 2, w, h)
 
 
 def _made_on(wanted: _Wanted) -> SlideInfo | None:

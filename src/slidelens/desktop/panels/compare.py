@@ -221,7 +221,7 @@ class ComparePanel(Panel):
         self.methods.setVisible(bool(found))
         self.empty.setVisible(not found)
         self.empty.setText(
-            "Models that have run on the slide are listed here."
+            "Models that have run on the slide are listed here; tick two to compare them."
             if slide is None
             else "No results for this slide yet: run two models, then compare."
         )
@@ -281,7 +281,8 @@ class ComparePanel(Panel):
     def _show(self) -> None:
         """Set the window to the choice."""
         slide, compared = self.bench.slide, self.compared
-        why = "" if slide is None else missing(self.mode, compared)
+        nothing = "" if self.mode == "off" else "Open a slide to compare methods on it."
+        why = nothing if slide is None else missing(self.mode, compared)
         self.why.setText(why)
         self.why.setVisible(bool(why))
         mode = "off" if why or slide is None else self.mode

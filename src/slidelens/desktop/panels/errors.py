@@ -82,7 +82,7 @@ class ErrorList(QWidget):
         self.bar = QProgressBar()
         self.bar.setAccessibleName("Errors decided")
         self.bar.setToolTip("How many errors you have decided")
-        self.bar.setFormat("%v of %m")
+        self.bar.setFormat("%v of %m decided")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(row(self.methods, self.kind, stretch=1))
@@ -145,7 +145,8 @@ class ErrorList(QWidget):
         if item is not None and review.case is not None:
             own = review.decision(review.case)
             with QSignalBlocker(self.tree):
-                said = "" if own is None else decision_text(own, review.saved.since)
+                kept = own is not None and (own.decided or own.note)  # not one that was undone
+                said = decision_text(own, review.saved.since) if own and kept else ""
                 item.setText(_DECISION, said)
                 item.setToolTip(_DECISION, said)
                 self.tree.setCurrentItem(item)

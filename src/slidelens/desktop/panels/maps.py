@@ -161,7 +161,9 @@ class MapsPanel(Panel):
             if chosen is not None:
                 self.tree.setCurrentItem(chosen)
         self.tree.setVisible(bool(found))
-        what = "No maps on this slide yet: run a model." if slide else "Open a slide to begin."
+        what = "No maps on this slide yet: run a model (Alt+1)."
+        if not slide:
+            what = "Open a slide to begin: the maps that models draw on it are listed here."
         self.empty.setText("" if found else what)
         self.empty.setVisible(not found)
         self._find_windows()

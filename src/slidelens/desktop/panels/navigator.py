@@ -10,8 +10,11 @@ from qtpy.QtCore import QSignalBlocker, Qt, QTimer
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem
 
+from slidelens.desktop.docks import PANELS
+from slidelens.desktop.keys import KEYS
 from slidelens.desktop.panels.overview import OverviewView
 from slidelens.desktop.panels.parts import Panel, boxed, button, caption, heading, row
+from slidelens.desktop.panels.start import SlideLine
 from slidelens.desktop.qt import Shortcut
 from slidelens.desktop.state.bookmarks import Bookmark, Marked
 from slidelens.desktop.state.viewport import (
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NavigatorPanel"]
 
+_NO_SLIDE = (
+    "No slide at hand? <i>File > Open Sample > SlideLens</i> makes one.<br><br>All panels are in "
+    "the menu <i>Plugins > SlideLens</i>, and a key away:<br>"
+    + "<br>".join(f"{key}: {PANELS[name]}" for key, name in KEYS.items() if name in PANELS)
+)
 _LOOK_MS = 40
 _SIDE = 640  # px: longest side of the overview's picture
 
@@ -89,7 +97,7 @@ class NavigatorPanel(Panel):
     def _build(self) -> None:
         self.overview = OverviewView()
         self.overview.chosen.connect(self._chosen)
-        self.empty = caption("<b>Open a slide to begin.</b>")
+        self.empty, self.hint = SlideLine(self.bench), caption(_NO_SLIDE)
         self.where = caption()
         self.place = QLineEdit()
         self.place.setPlaceholderText("x, y in µm")
@@ -139,7 +147,7 @@ class NavigatorPanel(Panel):
             self.no_marks,
             self.marks,
         ]
-        for widget in (self.empty, *self.controls):
+        for widget in (self.empty, self.hint, *self.controls):
             self.body.addWidget(widget)
         self.body.addStretch()
 
@@ -156,7 +164,8 @@ class NavigatorPanel(Panel):
         before, self._slide = self._slide, slide
         for widget in self.controls:
             widget.setVisible(slide is not None)
-        self.empty.setVisible(slide is None)
+        for widget in (self.empty, self.hint):
+            widget.setVisible(slide is None)
         if slide is None:
             self.overview.show_slide(None)
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
 
+from slidelens.desktop.keys import toggle
 from slidelens.desktop.panels.case import CaseView
 from slidelens.desktop.panels.case_picture import CasePicture
 from slidelens.desktop.panels.categories import edit_categories
@@ -16,7 +17,7 @@ from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
-from slidelens.desktop.panels.review_keys import bind_keys, give_arrows_back, take_arrows
+from slidelens.desktop.panels.review_keys import bind_keys, give_keys_back, take_keys
 from slidelens.desktop.qt import alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.warned import warned
@@ -34,8 +35,8 @@ __all__ = ["ReviewPanel"]
 
 _SETTLE_MS = 150  # holding an arrow key down passes slides without opening them
 _NO_EVALUATION = (
-    "<b>Open an evaluation to review its errors.</b><br>Or evaluate your results: choose the table "
-    "with the labels of the slides."
+    "<b>Open an evaluation to review its errors.</b><br>Or evaluate the results that the Run panel "
+    "lists: choose a table with the slides' labels (columns slide_id and label)."
 )
 _NO_NAME = "Enter your name: decisions are saved under it."
 _FOLDER, _SLIDES, _REVIEWER = "evaluation", "review_slides", "reviewer"
@@ -47,6 +48,8 @@ class ReviewPanel(Panel):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.review: Review | None = None
+        self.lent: list[Any] = []
+        """Shortcuts that work on the picture while the panel is shown."""
         self._unfound: list[str] = []
         """Why slides may not be found that have moved."""
         self._build()
@@ -81,6 +84,8 @@ class ReviewPanel(Panel):
             return
         before = self.review.case
         if self.review.go(index) is not before:
+            if self.notice.text == self.review.undone:
+                self.notice.hide()
             self._safely(self._show_case)
 
     def undo(self) -> None:
@@ -122,6 +127,8 @@ class ReviewPanel(Panel):
         self.undo_button = button("Undo", "Take back the last decision (Ctrl+Z)", self.undo)
         self.edit_button = button("Categories…", "Edit the list of causes", self._edit_categories)
         self.export = ExportMenu(self.bench, self.notice)
+        see = "Hide the maps to see the tissue, and show them again (Ctrl+Alt+H without this panel)"
+        self.maps_button = button("Maps (H)", see, partial(toggle, self.bench))
         body = self.body
         body.addWidget(self.about)
         body.addLayout(row(self.open_button, self.evaluate_button, self.name, stretch=2))
@@ -130,9 +137,9 @@ class ReviewPanel(Panel):
         body.addWidget(self.errors, 1)
         body.addWidget(self.case)
         body.addStretch()
-        buttons = row(self.undo_button, self.edit_button, self.export, QWidget(), stretch=3)
+        buttons = (self.undo_button, self.edit_button, self.maps_button, self.export, QWidget())
         self.foot.addWidget(self.case.form)
-        self.foot.addLayout(buttons)
+        self.foot.addLayout(row(*buttons, stretch=4))
         self.foot.addWidget(self.export.status)
         self.errors.filtered.connect(self._filter)
         self.errors.chosen.connect(self.go)
@@ -141,17 +148,17 @@ class ReviewPanel(Panel):
         self.case.place_asked.connect(self.picture.fly)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Step with the arrow keys on the picture too."""
+        """Take the keys on the picture too."""
         super().showEvent(event)
         if not self.bench.closed:
-            take_arrows(self)
+            take_keys(self)
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
-        """Save what was typed, and give the arrow keys back."""
+        """Save what was typed, and give the keys back."""
         super().hideEvent(event)
         self.case.flush()
         if not self.bench.closed:
-            give_arrows_back(self)
+            give_keys_back(self)
 
     def _ask_folder(self) -> None:
         start = self.bench.memory.text(_FOLDER) or str(self.bench.preferences.home)
@@ -218,8 +225,7 @@ class ReviewPanel(Panel):
             self._show_case()
         self.errors.show_errors(review)
         self._show_decision()
-        if review.left:
-            self.notice.say(review.left)
+        self.notice.say(review.left or review.undone)
 
     def _opened(self, review: Review) -> None:
         before = self.review
@@ -229,6 +235,8 @@ class ReviewPanel(Panel):
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)
         self._safely(self._show_review)
+        if before is None or before.saved.folder != review.saved.folder:
+            (self.errors.tree if review.reviewer else self.reviewer).setFocus()  # keys work at once
         if before is not None and before.reviewer != review.reviewer:  # changed meanwhile
             self._safely(lambda: self._switch(review.by(before.reviewer)))
         self._find_slides(self.bench.memory.text(_SLIDES))
@@ -267,7 +275,7 @@ class ReviewPanel(Panel):
         """Show the current error at once, and its slide when the user stays at it."""
         review = self.review
         case = None if review is None else review.case
-        for widget in (self.case, self.case.form):
+        for widget in (self.case, self.case.form, self.maps_button):
             widget.setVisible(case is not None)
         if review is not None:
             self.picture.expect(review.saved, case, "" if case is None else case.model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from filelock import Timeout
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
@@ -22,7 +24,14 @@ from slidelens.desktop.panels.parts import (
 from slidelens.desktop.panels.train_data import DataChooser
 from slidelens.desktop.panels.train_model import TrainOptions
 from slidelens.desktop.qt import alive
-from slidelens.desktop.state.train import Split, TrainState, at_work, read_history, resumable
+from slidelens.desktop.state.train import (
+    Split,
+    TrainState,
+    at_work,
+    held,
+    read_history,
+    resumable,
+)
 from slidelens.errors import ResultError
 
 if TYPE_CHECKING:
@@ -52,6 +61,8 @@ class TrainPanel(Panel):
         self._job: Job | None = None
         self._planning: Job | None = None
         self._discard = False
+        self._held = ExitStack()
+        """What keeps other windows from the run under way."""
         self._build()
         self._plan_soon = QTimer(self)
         self._plan_soon.setSingleShot(True)
@@ -102,6 +113,8 @@ class TrainPanel(Panel):
     def resume(self, folder: Path) -> None:
         """Resume a training run that was paused, or whose window or worker was gone."""
         if not self.running and self._is_free(folder):
+            with suppress(OSError, Timeout):  # the worker says why
+                self._held.enter_context(held(folder))
             rows = read_history(folder)
             self._run("resume", {"out": str(folder)}, TrainState(folder, rows))
 
@@ -249,6 +262,7 @@ class TrainPanel(Panel):
 
     def _ended(self, status: str, error: str) -> None:
         job, self._job = self._job, None
+        self._held.close()
         state = self.state
         if state is None or job is None or self.bench.closed:
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
+from slidelens.engine.class_order import in_order
 from slidelens.geometry import Affine, Box
 from slidelens.maps.map import Map
 
@@ -130,21 +132,23 @@ def method_of(result: Result, label: str | None = None) -> Method:
 
 
 def shared_class(results: Sequence[Result]) -> str | None:
-    """Return the class that methods can be compared by: all of them draw one of this name.
+    """Return the class that methods are compared by: all of them draw one of this name.
 
     Parameters
     ----------
     results
-        Of one slide, each with a probability map.
+        Of one slide, each with a probability map, in any order.
 
     Returns
     -------
-    The positive class of the first of them whose class all others draw too, else any class that
-    all draw; ``None`` if they have none in common.
+    The class that most of them have as their positive one; of several such classes the last by
+    name, those that stand for the negative (normal, benign) first; ``None`` if they have none in
+    common.
     """
-    wanted = [result.classes[-1] for result in results]
-    wanted += [label for result in results for label in reversed(result.classes)]
-    return next((label for label in wanted if all(_draws(r, label) for r in results)), None)
+    shared = {c for result in results for c in result.classes if all(_draws(r, c) for r in results)}
+    positive = Counter(result.classes[-1] for result in results)
+    by_name, _ = in_order(shared)
+    return max(reversed(by_name), key=positive.__getitem__, default=None)
 
 
 def _draws(result: Result, label: str) -> bool:

@@ -16,6 +16,11 @@ __all__ = ["RESEARCH_ONLY", "Card", "Choice", "FamilyCard", "cards_of", "familie
 
 RESEARCH_ONLY = "Research use only. Not for diagnosis."
 
+_EXPLAINED = (
+    "balanced accuracy",
+    "balanced accuracy (the mean of sensitivity and specificity)",
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -102,7 +107,7 @@ def _card(facts: Mapping[str, Any]) -> Card:
         ("Classes", ", ".join(facts.get("classes", ()))),
         ("Trained on", _training_data(facts.get("training_data"))),
         ("Performance", _metrics(facts.get("metrics") or {})),
-        ("Threshold", _threshold(facts.get("threshold"))),
+        ("Threshold", _threshold(facts)),
         ("Licence", facts.get("licence") or ("not stated" if facts.get("family") else None)),
         ("Folder", facts["path"]),
     ]
@@ -164,8 +169,13 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
     return f"AUC {auc:.3f}{where}{split}{note}"
 
 
-def _threshold(threshold: Any) -> str:
-    return f"{threshold:.3g}" if isinstance(threshold, int | float) else ""
+def _threshold(facts: Mapping[str, Any]) -> str:
+    """Say what a threshold means, and how it was chosen if the package states that."""
+    threshold, rule = facts.get("threshold"), facts.get("threshold_rule")
+    if not isinstance(threshold, int | float):
+        return ""
+    chosen = f". How it was chosen: {str(rule).replace(*_EXPLAINED)}" if rule else ""
+    return f"{facts['classes'][-1]} from {threshold:.3g} on{chosen}"
 
 
 def _plain(data: Mapping[str, Any]) -> str:

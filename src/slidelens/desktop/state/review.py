@@ -100,6 +100,8 @@ class Review:
         """The decisions made here, the newest last: the old and the new value of each text."""
         self.left = ""
         """What the last undo left unchanged, and why; empty: nothing."""
+        self.undone = ""
+        """What the last undo took back; empty: nothing."""
         self.cases: list[ErrorCase] = []
         """The listed errors; a decision removes nothing until the list is filtered again."""
         self.index = -1
@@ -256,6 +258,8 @@ class Review:
         if back:
             self.store.set(key, reviewer=self.reviewer, **back)
         self._undo.pop()
+        said = " and ".join(_FIELDS[name] for name in back)
+        self.undone = f"{key.slide_id}, {key.model}: {said} undone." if said else ""
         left = " and ".join(_FIELDS[name] for name in changed if name not in back)
         why = "has been changed in another window, so it was not undone; look at it again."
         self.left = f"{key.slide_id}: the {left} {why}" if left else ""

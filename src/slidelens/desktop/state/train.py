@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from slidelens.engine.locks import locked
 from slidelens.engine.progress import time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from slidelens.desktop.worker.messages import Message
@@ -25,11 +26,15 @@ __all__ = [
     "TrainState",
     "at_work",
     "free_name",
+    "held",
     "read_history",
     "resumable",
 ]
 
-_STATE, _CONFIG, _HISTORY, _LOCK = "training", "config.yaml", "history.csv", ".lock"
+_STATE, _CONFIG, _HISTORY = "training", "config.yaml", "history.csv"
+_WINDOW = ".window"
+_LOCKS = (".lock", _WINDOW)
+"""Files that are locked: by a training at work, and by the window that has it begin."""
 _DOING = {
     "open": "Checking the slides",
     "scan": "choosing tiles",
@@ -278,12 +283,34 @@ def at_work(folder: Path) -> bool:
         Of the model. One that is gone, or cannot be written to, has nobody at work.
     """
     try:
-        with locked(folder / _STATE / _LOCK, timeout=0):
+        with ExitStack() as taken:
+            for name in _LOCKS:
+                taken.enter_context(locked(folder / _STATE / name, timeout=0))
             return False
     except Timeout:
         return True
     except OSError:
         return False
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Have :func:`at_work` tell of a training before its worker has read slides and labels.
+
+    Parameters
+    ----------
+    folder
+        Of the model: a training run that can be resumed.
+
+    Raises
+    ------
+    filelock.Timeout
+        Another window holds it.
+    OSError
+        The folder cannot be written to.
+    """
+    with locked(folder / _STATE / _WINDOW, timeout=0):
+        yield
 
 
 def read_history(folder: Path) -> list[Epoch]:

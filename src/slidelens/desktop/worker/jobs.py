@@ -7,12 +7,13 @@ package logs as a warning meanwhile is sent as ``warning``, and so is what a job
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slidelens.desktop.worker.pace import Pace
 from slidelens.desktop.worker.training import plan, resume, train
+from slidelens.errors import SlideError
 
 if TYPE_CHECKING:
     from slidelens.engine.predict import Progress
@@ -74,9 +75,11 @@ def predict(request: Facts, send: Send) -> Iterator[None]:
                 if pace.due(event.slide_id, event.model, event.stage):
                     send("progress", _progress(event), b"")
                 if event.stage in ("infer", "write"):
-                    file = files.get(event.slide_id, "")
-                    at = {"slide": event.slide_id, "file": file, "model": event.model}
                     run_id = f"{event.model}/{event.slide_id}"
+                    if run_id != at.get("run"):
+                        file = files.get(event.slide_id, "")
+                        at = {"slide": event.slide_id, "file": file, "model": event.model}
+                        at |= {"run": run_id, "content": _content(file)}
                     preview.look(run_id, event.peek, must=event.stage == "write")
             yield
 
@@ -165,6 +168,21 @@ def _warn(send: Send, texts: Iterable[str]) -> None:
 def _resolution(given: Any) -> GivenMpp:
     """Return µm/px as the engine takes it: JSON has no tuples."""
     return (given[0], given[1]) if isinstance(given, list) else given
+
+
+def _content(file: str) -> str:
+    """Return what tells a slide's file from one that took its place; empty for a folder.
+
+    A folder may hold very many files.
+    """
+    from slidelens.engine.provenance import fingerprint
+    from slidelens.slide.open import open_slide
+
+    with suppress(OSError, SlideError):  # gone in this moment
+        if Path(file).is_file():
+            with open_slide(file) as slide:
+                return fingerprint(slide)
+    return ""
 
 
 def _progress(event: Progress) -> dict[str, Any]:

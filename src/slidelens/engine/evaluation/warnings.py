@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from slidelens.engine.last_run import counted_failed
+from slidelens.errors import amount
 from slidelens.maps.run_settings import settings_warnings
 
 if TYPE_CHECKING:
@@ -134,8 +135,12 @@ def evaluation_warnings(
                 f"{name}: probabilities of {odd} slides do not sum to 1: figures of calibration, "
                 "and of the most probable class, mean little."
             )
-        if any(one.get("left_out", {}).values()):
-            found.append(f"{name}: slides without label or result are left out (left_out).")
+        found += [
+            f"{name}: {amount(len(ids), 'slide')} without a {reason.removeprefix('no_')} left out "
+            "of all figures; metrics.json names them."
+            for reason, ids in one.get("left_out", {}).items()
+            if ids
+        ]
         found += _of_tiles(name, one.get("tiles", {}))
         if failed := one.get("last_run_failed"):
             found.append(counted_failed(name, len(failed)))
@@ -147,7 +152,7 @@ def evaluation_warnings(
 def _of_tiles(name: str, tiles: Mapping[str, Any]) -> list[str]:
     """Warn of slides and annotations that do not count in the figures of tiles."""
     found = [
-        f"{name}: slides left out of the figures of tiles, for {reason}: {len(ids)} (left_out); "
+        f"{name}: {amount(len(ids), 'slide')} left out of the figures of tiles, for {reason}; "
         "what is missed on them is not counted."
         for reason, ids in tiles.get("left_out", {}).items()
     ]
