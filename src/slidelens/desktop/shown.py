@@ -14,7 +14,7 @@ from slidelens.desktop.world import KEY, World, described, is_stated, world_of
 from slidelens.geometry import Box, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from napari.components import ViewerModel
 
