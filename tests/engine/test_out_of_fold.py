@@ -25,9 +25,7 @@ def cv(tmp_path, monkeypatch):
     folder = tmp_path / "cv"
     for fold, threshold in THRESHOLDS.items():
         (folder / f"fold-{fold}").mkdir(parents=True)
-        about = {"name": f"cv-fold-{fold}", "family": "mil", "config": {}, "classes": ["n", "y"]}
-        about |= {"mpp": 0.5, "weights_sha256": "0" * 64, "threshold": threshold}
-        (folder / f"fold-{fold}" / "model.json").write_text(json.dumps(about))
+        (folder / f"fold-{fold}" / "model.json").write_text(json.dumps({"threshold": threshold}))
     (folder / "out_of_fold.csv").write_text("fold,patient,slide_id,label,prob_n,prob_y\n" + ROWS)
     labels = "a,n,train\nb,n,tune\nc,n,train\nd,y,train\ne,y,tune\nf,y,train\nz,y,test\n"
     (tmp_path / "labels.csv").write_text("slide_id,label,split\n" + labels)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slidelens.engine.evaluation.scores import Scored
-from slidelens.engine.packages.manifest import read_manifest
-from slidelens.errors import ModelError, ResultError, listed
+from slidelens.errors import ResultError, listed
 from slidelens.slide.base import slide_id
 from slidelens.tables import read_rows, read_text
 
@@ -71,9 +71,11 @@ def read_out_of_fold(path: Path) -> Scored:
 
 
 def _threshold(path: Path, fold: str) -> float | None:
+    """Return what the model of a fold states; its package is not read, as no model is run."""
     try:
-        return read_manifest(path.parent / f"fold-{fold}").threshold
-    except ModelError:
+        about = json.loads((path.parent / f"fold-{fold}" / "model.json").read_bytes())
+        return float(about["threshold"])
+    except (OSError, ValueError, KeyError, TypeError):  # none is stored, or it is elsewhere
         return None
 
 

@@ -58,7 +58,9 @@ class _Options(BaseModel):
     slide_mpp: (
         Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] | str | None
     ) = None
-    slide_tissue: Annotated[Any, AfterValidator(tissue_asked)] = None
+    slide_tissue: Annotated[
+        str | list[str] | dict[str, Any] | None, AfterValidator(tissue_asked)
+    ] = None
     device: str | None = None
     devices: int | None = Field(None, ge=1)
     nodes: int | None = Field(None, ge=1)
