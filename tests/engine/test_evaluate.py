@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as oracle
 
+from sample_evaluation import write_result
 from slidelens.engine.evaluate import FILES, EvaluationOptions, evaluate
 from slidelens.engine.evaluation import tables
 from slidelens.engine.evaluation.measure import Resampling, measure
@@ -30,19 +31,6 @@ from slidelens.tiling.tissue import TissueSettings
 
 QUICK = Resampling(resamples=300)
 CLASSES = ("normal", "tumor")
-
-
-def write_result(root, model, slide_id, probabilities, **model_keys):
-    """The least that a reader may count on."""
-    folder = root / model / slide_id
-    folder.mkdir(parents=True)
-    content = {
-        "slide": {"id": slide_id},
-        "model": {"name": model, **model_keys},
-        "probabilities": probabilities,
-    }
-    (folder / "result.json").write_text(json.dumps(content))
-    return folder
 
 
 def write_labels(path, rows, header="slide_id,label"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.nn.streaming_oracle import (
@@ -18,9 +21,7 @@ from torch import nn
 from slidelens.errors import StreamingError
 from slidelens.nn.streaming import StreamingTrunk
 
-
-@settings(EXAMPLES, max_examples=250)
-@given(
+any_of_all = given(
     module=networks(),
     size=SIZES,
     cut=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)),
@@ -29,7 +30,22 @@ from slidelens.nn.streaming import StreamingTrunk
     batch=st.integers(1, 2),
     nhwc=st.booleans(),
 )
-def test_any_network_any_size_any_tile(
+
+
+@settings(EXAMPLES, max_examples=100)
+@any_of_all
+def test_any_network_any_size_any_tile(**drawn: Any) -> None:
+    check(**drawn)
+
+
+@pytest.mark.slow
+@settings(EXAMPLES, max_examples=250)
+@any_of_all
+def test_more_networks(**drawn: Any) -> None:
+    check(**drawn)
+
+
+def check(
     module: nn.Module,
     size: tuple[int, int],
     cut: tuple[float, float],

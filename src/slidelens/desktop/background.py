@@ -33,9 +33,9 @@ class Background(QObject):
     failed = Signal(str)
     _finished = Signal(object)
 
-    def __init__(self, parent: QObject | None = None, threads: int = 2) -> None:
+    def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="slidelens-window")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="slidelens-window")
         self._waiting = 0
         self._closed = False
         # The signal crosses to this object's thread: slots run where the window lives.

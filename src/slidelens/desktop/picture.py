@@ -8,30 +8,24 @@ from weakref import WeakSet, ref
 
 from qtpy.QtCore import QObject, QTimer
 
+from slidelens.desktop.arranging import clear, hide_others, lay_below, put_slide, show_again
 from slidelens.desktop.background import Background
 from slidelens.desktop.belonging import learn_content, same_file
 from slidelens.desktop.flight import CameraFlight
 from slidelens.desktop.gently import put_gently
-from slidelens.desktop.layers import slide_layer
 from slidelens.desktop.qt import Signal, alive
 from slidelens.desktop.reading import Parcel, read_result
 from slidelens.desktop.shown import (
     DRAWN,
     ShownSlide,
-    add_layer,
     current_slide,
-    is_on,
-    layers_of,
     layers_on,
-    remove_layers,
     select_map,
-    share_unit,
     shown_slides,
 )
 from slidelens.desktop.state.viewport import fit
-from slidelens.desktop.window import canvas_size, dress, look_at
-from slidelens.desktop.world import World, described
-from slidelens.geometry import Box, Size
+from slidelens.desktop.window import canvas_size, dress
+from slidelens.desktop.world import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,6 +34,8 @@ if TYPE_CHECKING:
     import napari
 
     from slidelens.desktop.layer_data import LayerData
+    from slidelens.desktop.world import World
+    from slidelens.geometry import Box
     from slidelens.maps.result import Result
     from slidelens.slide.base import Slide
     from slidelens.slide.open import GivenMpp
@@ -314,31 +310,9 @@ class Picture(QObject):
     def _bring(self, path: Path) -> None:
         """Show a slide that is already in the viewer, as it was left; hide the others."""
         wanted = next(s for s in self._slides() if _is_at(s, path))
-        for slide in self._slides():
-            slide.layer.visible = slide.layer is wanted.layer
-        for layer in layers_on(self.viewer, wanted):
-            if layer in self._away:
-                layer.visible = True
-                self._away.discard(layer)
-        self.viewer.layers.selection.active = wanted.layer
+        show_again(self.viewer, wanted, self._away)
         self._look()  # before others are hidden: Compare brings back what it had covered of them
-        for layer in layers_of(self.viewer):
-            named = described(layer.metadata)["slide"] != ""
-            if layer.visible and named and not is_on(layer, wanted):
-                layer.visible = False
-                self._away.add(layer)
-        share_unit(self.viewer, wanted, wanted.world)
-
-    def _clear(self, title: str) -> None:
-        """Remove the slide and everything on it; annotations stay, hidden."""
-        viewer = self.viewer
-        self.flight.stop()
-        self._adding.clear()
-        kept = list(layers_of(viewer, "annotations"))
-        for layer in kept:
-            layer.visible = False
-        remove_layers(viewer, (layer for layer in layers_of(viewer) if layer not in kept))
-        viewer.title = title
+        hide_others(self.viewer, wanted, self._away)
 
     def _replace(self, slide: Slide | None, asking: int, title: str = "") -> bool:
         """Show a slide, or none, in place of the current one, unless that was requested later.
@@ -347,16 +321,11 @@ class Picture(QObject):
         """
         if asking < self._brought_by:
             return False
-        viewer = self.viewer
-        self._clear(title if slide is None else slide.id)
+        self.flight.stop()
+        self._adding.clear()
+        clear(self.viewer, title if slide is None else slide.id)
         if slide is not None:
-            layer = add_layer(viewer, slide_layer(slide))
-            viewer.layers.move(viewer.layers.index(layer), 0)
-            viewer.reset_view()  # also of the annotations that stayed, which may be far away
-            box, world = Box.of_size(Size(*slide.size)), World.of(slide.mpp)
-            look_at(viewer, fit(box, canvas_size(viewer), world, margin=0.05))
-            share_unit(viewer, slide, world)
-            dress(viewer)
+            put_slide(self.viewer, slide)
         self._look()
         self._brought_by = asking
         return True
@@ -374,12 +343,8 @@ class Picture(QObject):
 
     def _lay_below(self, layer: Callable[[], Any]) -> None:
         found = [] if self.closed else [s for s in self._slides() if s.layer is layer()]
-        if not found:
-            return
-        own, layers = found[0].layer, self.viewer.layers
-        lowest = layers.index(next(layers_on(self.viewer, found[0])))
-        if layers[lowest] is not own and described(layers[lowest].metadata)["layer"] != "slide":
-            layers.move(layers.index(own), lowest)
+        if found:
+            lay_below(self.viewer, found[0])
 
     def _learn(self, slide: Slide | None) -> None:
         """Note what is in a slide's file, before another takes its place on the disk."""

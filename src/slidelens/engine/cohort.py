@@ -179,7 +179,9 @@ class _Cohort:
         with ExitStack() as end, ThreadPoolExecutor(1, "slidelens-next") as ahead:
             for table in self.tables.values():  # all of them, also where one cannot be written
                 end.push(partial(_flush, table))
-            turns = Turns(paths, self.models, self.out, partial(ahead.submit, self._prepare))
+            turns = Turns(
+                paths, self.models, self.out, lambda path: ahead.submit(self._prepare, path)
+            )
             while turns.todo:
                 before = len(turns.todo)
                 with closing(turns.round()) as parts:

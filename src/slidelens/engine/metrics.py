@@ -1,7 +1,8 @@
 """Metrics of labels and scores: pure numpy, no files, no models.
 
 A figure that the data do not define (an AUC of one class) is NaN; it is never a made-up number. How
-sure a figure is lies in :mod:`slidelens.engine.intervals`.
+sure a figure is lies in :mod:`slidelens.engine.intervals` and
+:mod:`slidelens.engine.bootstrap`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "BINS",
     "Calibration",
     "OperatingPoint",
     "RocCurve",
@@ -31,6 +33,9 @@ __all__ = [
     "threshold_of_max_accuracy",
     "threshold_of_max_balanced_accuracy",
 ]
+
+BINS = 10
+"""Of a reliability curve."""
 
 
 class RocCurve(NamedTuple):
@@ -90,7 +95,7 @@ class OperatingPoint(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """Reliability curve in bins of equal width over 0..1; empty bins are left out.
+    """Reliability curve in :data:`BINS` bins of equal width over 0..1; empty ones are left out.
 
     Attributes
     ----------
@@ -271,7 +276,7 @@ def kappa(matrix: ArrayLike, *, quadratic: bool = False) -> float:
     return 1.0 - float((weight * counts).sum()) / expected if expected else float("nan")
 
 
-def calibration(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> Calibration:
+def calibration(labels: ArrayLike, scores: ArrayLike) -> Calibration:
     """Compare scores with how often they are right.
 
     Raises
@@ -282,11 +287,11 @@ def calibration(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> Calibra
     positive, values = check_binary(labels, scores)
     if values.size and (values.min() < 0 or values.max() > 1):
         raise ValueError(f"scores must be in 0..1, not {values.min():g}..{values.max():g}")
-    of_bin = np.minimum((values * bins).astype(np.int64), bins - 1)
-    count = np.bincount(of_bin, minlength=bins)
+    of_bin = np.minimum((values * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(of_bin, minlength=BINS)
     kept = count > 0
-    predicted = np.bincount(of_bin, values, bins)[kept] / count[kept]
-    observed = np.bincount(of_bin, positive, bins)[kept] / count[kept]
+    predicted = np.bincount(of_bin, values, BINS)[kept] / count[kept]
+    observed = np.bincount(of_bin, positive, BINS)[kept] / count[kept]
     gap = (count[kept] * np.abs(predicted - observed)).sum()
     return Calibration(count[kept], predicted, observed, _ratio(float(gap), len(values)))
 

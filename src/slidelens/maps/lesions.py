@@ -62,9 +62,7 @@ class Lesion:
     peak: Peak
 
 
-def find_lesions(
-    regions: Sequence[Region], source: Map, *, gap_um: float = GAP_UM, min_area_mm2: float = 0.0
-) -> list[Lesion]:
+def find_lesions(regions: Sequence[Region], source: Map, *, gap_um: float = GAP_UM) -> list[Lesion]:
     """Join regions of a map into lesions, largest diameter first.
 
     Parameters
@@ -75,8 +73,6 @@ def find_lesions(
         The probability map that they were found in.
     gap_um
         Regions of one class that are closer than this belong to one lesion.
-    min_area_mm2
-        Smaller lesions are left out.
     """
     found: list[Lesion] = []
     for label in dict.fromkeys(region.label for region in regions):
@@ -84,8 +80,7 @@ def find_lesions(
         groups = [[some[i] for i in g] for g in _close(some, source.slide_mpp, gap_um)]
         joined = [_joined(group) for group in groups]
         peaks = peaks_of(source, joined, label)
-        lesions = map(_lesion, groups, joined, peaks, repeat(source.slide_mpp))
-        found += [lesion for lesion in lesions if lesion.area_mm2 >= min_area_mm2]
+        found += map(_lesion, groups, joined, peaks, repeat(source.slide_mpp))
     return sorted(found, key=lambda lesion: -lesion.diameter_mm)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Cells", "Kind", "Map", "MapData", "Plane", "snapped", "split_index"]
 
 Kind = Literal["probability", "attention", "saliency", "labels"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _BAND = 2**22  # cells per channel that `Map.mean` holds at once
 

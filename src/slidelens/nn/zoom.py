@@ -37,13 +37,13 @@ _KERNELS = (1, 3, 5, 7)
 _GREY = 15
 
 
-def remove_grey(images: Tensor, threshold: int = _GREY) -> Tensor:
+def remove_grey(images: Tensor) -> Tensor:
     """Blacken pixels whose red, green and blue lie close together: glass, shadows, black ink.
 
-    ``(..., 3, H, W)`` uint8; grey is a difference of at most ``threshold`` (section 4.2: 15).
+    ``(..., 3, H, W)`` uint8; grey is a difference of at most 15 (section 4.2).
     """
     spread = images.amax(-3, keepdim=True) - images.amin(-3, keepdim=True)
-    return images * (spread > threshold)
+    return images * (spread > _GREY)
 
 
 def read_out(

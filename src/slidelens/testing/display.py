@@ -18,7 +18,7 @@ __all__ = ["virtual_display"]
 
 
 @contextmanager
-def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
+def virtual_display() -> Iterator[None]:
     """Run an Xvfb and point Qt at it; on systems other than Linux the real display is used.
 
     Must be entered before Qt is started.
@@ -35,7 +35,7 @@ def virtual_display(width: int = 1600, height: int = 1200) -> Iterator[None]:
     if program is None:
         raise SlideLensError("no Xvfb found; install it (Debian: apt-get install xvfb).")
     read, write = os.pipe()
-    options = ["-displayfd", str(write), "-screen", "0", f"{width}x{height}x24", "-nolisten", "tcp"]
+    options = ["-displayfd", str(write), "-screen", "0", "1600x1200x24", "-nolisten", "tcp"]
     quiet = subprocess.DEVNULL
     # If this process is killed, its display should not stay behind.
     ends = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []

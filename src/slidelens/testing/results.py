@@ -48,7 +48,6 @@ def make_result(
     score: float,
     *,
     path: Path | None = None,
-    model: str | None = None,
     seed: int = 0,
 ) -> Result:
     """Make the result that a method would save.
@@ -61,8 +60,6 @@ def make_result(
         Of the slide, and its file.
     score
         Probability of tumour, 0..1.
-    model
-        Name of the model; by default the method's.
     seed
         Of the noise, and of the place of a false alarm.
     """
@@ -92,7 +89,7 @@ def make_result(
             mpp=tuple(truth.mpp),
             mpp_source="phantom",
         ),
-        ModelInfo(name=model or method, family=method, threshold=0.5),
+        ModelInfo(name=method, family=method, threshold=0.5),
         {CLASSES[0]: 1 - score, CLASSES[1]: score},
         maps=[*maps, mask],
         tiles=tiles,

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from slidelens.engine.evaluation.measure import FPR
 from slidelens.engine.evaluation.tables import Table, number
+from slidelens.engine.metrics import BINS
 from slidelens.engine.plots import GREY, look, new_figure, written
 
 if TYPE_CHECKING:
@@ -159,8 +160,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower left", fontsize=9, frameon=False)
 
 
-def _bin_centres(predicted: Any, bins: int = 10) -> Any:
-    return (predicted * bins).astype(int).clip(0, bins - 1) / bins + 0.5 / bins
+def _bin_centres(predicted: Any) -> Any:
+    return ((predicted * BINS).astype(int).clip(0, BINS - 1) + 0.5) / BINS
 
 
 def _listed(name: str) -> str:
