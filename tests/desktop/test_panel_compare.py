@@ -172,6 +172,8 @@ def test_another_slide_ends_the_comparison(panel, bench, qtbot):
     qtbot.waitUntil(lambda: panel.mode == "off", timeout=WAIT)
     assert not list(layers_of(bench.viewer, "compare"))
     assert not panel.methods.isVisible()
+    press(qtbot, panel._buttons["two"])
+    assert panel.why.text() == "Open a slide to compare methods on it."
 
 
 def test_a_panel_that_is_closed_leaves_one_picture_and_comes_back(panel, bench, qtbot):

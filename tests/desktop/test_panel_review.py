@@ -18,7 +18,8 @@ from slidelens.desktop.shown import layers_of
 from slidelens.desktop.window import camera
 from slidelens.desktop.world import described
 from slidelens.errors import ResultError
-from slidelens.review.foci import FIELD_UM
+from slidelens.geometry import Box
+from slidelens.review.foci import FIELD_UM, Focus
 from slidelens.review.store import CaseKey, ReviewStore
 from slidelens.review.taxonomy import save_taxonomy
 from slidelens.slide.open import open_slide
@@ -102,10 +103,14 @@ def test_the_first_error_opens_its_slide_and_the_camera_is_at_the_evidence(panel
     centre = camera(bench.viewer).center
     x, y = centre[-1] / MPP, centre[-2] / MPP
     assert SQUARE.contains(x, y), "the method is surest of tumour in the square"
-    assert min(bench.canvas) / camera(bench.viewer).zoom > FIELD_UM, "with what is around it"
     assert panel.errors.tree.hasFocus(), "keys work at once"
     assert panel.errors.tree.topLevelItemCount() == 4
     assert panel.errors.bar.maximum() == 4
+    panel.picture._foci = [Focus(Box(200, 200, 4, 4), "tiny tile")]
+    panel.picture.fly(0)
+    qtbot.waitUntil(lambda: not bench.flight.flying, timeout=WAIT)
+    across = min(bench.canvas) / camera(bench.viewer).zoom
+    assert across == pytest.approx(FIELD_UM / 0.9, rel=1e-3), "with what is around it"
 
 
 def test_short_names_in_the_list_are_whole(bench, tmp_path, qtbot):

@@ -457,9 +457,10 @@ def test_labels_of_annotations_are_told_only_to_who_may_know(evaluation, tmp_pat
     names = ["Jane Doe", "stroma"]
     metrics["models"]["good"]["tiles"] = {"ignored_labels": names}
     said = named_ignored("good", names) if older else counted_ignored("good", 2)
-    metrics["warnings"] = [said]
+    metrics["warnings"] = [said, "good: slides without result are left out (left_out)."]
     path.write_text(json.dumps(metrics))
     page = write_report(evaluation, tmp_path / "r.html").html.read_text()
+    assert "slides without result are left out." in page, "as an older version said it"
     assert "annotations of 2 labels are of no class" in page
     assert "Jane" not in page
     options = ReportOptions(identify=True)
