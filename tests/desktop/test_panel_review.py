@@ -78,6 +78,21 @@ def test_empty_window_says_how_to_begin(bench, qtbot):
     qtbot.waitUntil(lambda: "evaluation.json" in panel.notice.text, timeout=WAIT)
 
 
+def test_who_types_goes_on_typing_when_an_evaluation_comes(bench, cohort, qtbot):
+    panel, canvas = bench.open_panel("review"), canvas_of(bench.viewer)
+    window = bench.viewer.window._qt_window
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=WAIT)
+    canvas.setFocus()
+    key(qtbot, canvas, Qt.Key.Key_N)
+    assert not panel.case.note.hasFocus(), "there is no error that it would be of"
+    panel.reviewer.setText("ann")
+    panel.reviewer.setFocus()
+    panel.open(cohort)
+    qtbot.waitUntil(lambda: panel.review is not None, timeout=WAIT)
+    assert panel.reviewer.hasFocus()
+
+
 def test_a_long_name_of_an_evaluation_leaves_its_middle_out(panel, bench, qtbot):
     folder = panel.review.saved.folder
     moved = folder.rename(folder.with_name("a_rather_long_name_of_an_evaluation_of_split_test"))
@@ -215,6 +230,10 @@ def test_an_error_is_decided_by_keys_on_the_picture(panel, bench, cohort, qtbot)
         qtbot.keyClick(canvas, keys.Key_Z, Qt.KeyboardModifier.ControlModifier)
     assert panel.notice.text == "b, weak: reason undone."
     assert panel.errors.tree.currentItem().text(4) == ""
+    bench.viewer.add_shapes(name="mine")
+    key(qtbot, canvas, keys.Key_2)
+    assert not store.get(FIRST, "ann").decided, "who draws has the keys of the drawing"
+    bench.viewer.layers.selection.active = bench.viewer.layers[0]
     panel.parentWidget().hide()
     key(qtbot, canvas, keys.Key_2)
     assert not store.get(FIRST, "ann").decided, "keys are the panel's only while it is shown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import current_thread, main_thread
 
 import numpy as np
@@ -191,6 +192,29 @@ def test_annotations_are_read_off_the_window_s_thread(panel, bench, tmp_path, qt
     assert len(threads) == 2
     assert main_thread() not in threads
     assert not told
+
+
+def test_outlines_lie_on_their_slide_however_they_come(bench, tmp_path, qtbot):
+    for name in ("a", "b"):
+        write_phantom(tmp_path / f"{name}.tif", PhantomSpec(size=(1024, 512), mpp=0.5))
+    text = '{"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 50], [0, 0]]]}'
+    (tmp_path / "a.geojson").write_text(text)
+    slide, outlines, other = (str(tmp_path / name) for name in ("a.tif", "a.geojson", "b.tif"))
+    canvas, layers = bench.viewer.window._qt_viewer, bench.viewer.layers
+    canvas._qt_open([slide, outlines], stack=False)
+    qtbot.waitUntil(lambda: len(layers) == 2, timeout=WAIT)
+    assert described(layers[-1].metadata)["on"] == slide
+    bench.open_slide(Path(other))
+    qtbot.waitUntil(lambda: bench.slide is not None and bench.slide.id == "b", timeout=WAIT)
+    canvas._qt_open([slide], stack=False)
+    bench.open_slide(Path(other))
+    qtbot.waitUntil(lambda: bench.slide is not None and bench.slide.id == "b", timeout=WAIT)
+    before = list(layers)
+    canvas._qt_open([outlines], stack=False)
+    qtbot.waitUntil(lambda: len(layers) > len(before), timeout=WAIT)
+    (new,) = [layer for layer in layers if layer not in before]
+    assert described(new.metadata)["on"] == slide
+    qtbot.waitUntil(lambda: not new.visible, timeout=WAIT)  # as its slide is not
 
 
 def test_a_slide_that_no_backend_reads_is_refused_in_our_words(bench, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from slidelens.engine.evaluate import evaluate
-from slidelens.engine.folds import train_folds
+from slidelens.engine.folds import _Once, train_folds
 from slidelens.engine.metrics import auc
 from slidelens.engine.package import load_model
 from slidelens.engine.train import train
@@ -93,6 +93,16 @@ def test_folds_warn_once_of_labels_and_of_nothing_to_resume(cohort, tmp_path, ca
     assert caplog.text.count("holds no unfinished training") == 1
     assert caplog.text.count("do not tell which is the positive one") == 1
     assert (out / "folds.json").exists()
+
+
+def test_cross_validations_in_two_threads_leave_the_log_as_it_was():
+    logger, one, other = logging.getLogger("slidelens"), _Once(), _Once()
+    before = logger.propagate, list(logger.handlers)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__()
+    other.__exit__()
+    assert (logger.propagate, logger.handlers) == before
 
 
 def test_less_than_two_folds_are_refused(cohort, tmp_path):

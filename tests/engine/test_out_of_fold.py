@@ -55,6 +55,12 @@ def test_each_slide_is_called_at_the_threshold_of_its_fold(cv):
     assert (pooled["threshold"], pooled["confusion"]) == (0.5, [[2, 1], [1, 2]])
 
 
+def test_a_patient_is_called_as_the_slide_that_decides_at_the_threshold_of_its_fold(cv):
+    rows = "a,n,Q\nc,n,Q\nf,y,P\nd,y,P\nb,n,R\ne,y,S\n"
+    (cv.parent / "labels.csv").write_text("slide_id,label,patient\n" + rows)
+    assert run(cv).metrics["models"]["cv"]["patients"]["confusion"] == [[1, 1], [0, 2]]
+
+
 def test_a_review_has_the_same_errors_and_no_maps(cv):
     run(cv)
     saved = read_evaluation(cv.parent / "eval")
@@ -67,6 +73,7 @@ def test_a_review_has_the_same_errors_and_no_maps(cv):
     assert not [text for text in written.warnings if "package" in text]
     page = (cv.parent / "report.html").read_text()
     assert "The models of 2 folds of a cross-validation" in page
+    assert "has no result" not in page
     assert '<td class="n">of each fold</td><td>stored with the model of each fold (0.3' in page
 
 

@@ -68,6 +68,8 @@ def test_how_tissue_is_found_is_told_as_in_predict(plan, tmp_path):
         assert read_train_file(file) == ({"slide_tissue": option}, {})
     file.write_text("tissue: true\nslide_tissue: {min_area: 0}\n")  # the former is MagNet's
     assert read_train_file(file) == ({"slide_tissue": {"min_area": 0}}, {"tissue": True})
+    file.write_text("family: magnet\ntissue: true\n")
+    assert read_train_file(file) == ({"family": "magnet"}, {"tissue": True})
     file.write_text("tissue: purple\n")
     with pytest.raises(ModelError, match=r"train.yaml: slide_tissue: .*, not 'purple'"):
         read_train_file(file)

@@ -87,18 +87,18 @@ def ask_no_reader(bench: Workbench, canvas: Any) -> None:
         plugin: str | None = None,
         **more: Any,
     ) -> None:
+        drawn = list[str]()
         alone = plugin is None and not stack and not choose_plugin
         alive, at_hand = cast("Any", window()), workbench()
         if alone and all(map(_only_ours, filenames)):
             plugin = _OURS
             drawn = [name for name in filenames if get_annotation_reader(name)]
             filenames = [name for name in filenames if name not in drawn]
-            if drawn and at_hand is not None:
-                take(at_hand, list(map(Path, drawn)))
-            if not filenames:
-                return
         more |= {"stack": stack, "choose_plugin": choose_plugin, "plugin": plugin}
-        type(alive)._qt_open(alive, filenames, **more)
+        if filenames:
+            type(alive)._qt_open(alive, filenames, **more)
+        if drawn and at_hand is not None:  # napari handles events while it opens their slides
+            take(at_hand, list(map(Path, drawn)))
 
     canvas._qt_open = opened
 
@@ -198,20 +198,26 @@ def _draw_all(
 
 def _draw(bench: Workbench, path: Path, say: Callable[[str, bool], object]) -> None:
     """Read annotations off the window's thread, and draw them on their slide."""
-    slide = slide_for(bench.viewer, slides_named(path))
+    names = slides_named(path)
+    slide = slide_for(bench.viewer, names)
 
     def take(found: tuple[list[LayerData], list[str]]) -> None:
+        now = slide_for(bench.viewer, names)
+        if now is not None and (slide is None or (slide.id not in names and now.id in names)):
+            _draw(bench, path, say)  # its slide was being opened
+            return
         layers, said = found
         if said:
             say("\n".join(said), False)
-        put_gently(bench.viewer, layers, [], lambda: not bench.closed, drawn)
+        before = set(bench.viewer.layers)
+        put_gently(bench.viewer, layers, [], lambda: not bench.closed, partial(drawn, before))
 
-    def drawn() -> None:
+    def drawn(before: set[Any]) -> None:
         viewer, now = bench.viewer, bench.slide
         dress(viewer)
         if slide is None or (slide.layer in viewer.layers and slide.layer.visible):
             return
-        made = [one for one in layers_on(viewer, slide, "annotations") if one.name == path.stem]
+        made = [one for one in layers_on(viewer, slide, "annotations") if one not in before]
         for layer in made:
             layer.visible = False
         bench.see_later(made)

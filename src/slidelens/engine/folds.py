@@ -9,6 +9,7 @@ import logging
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -157,19 +158,27 @@ def _steps(
 class _Once(logging.Handler):
     """Passes each warning on once while it is entered: every fold warns of labels and schedule."""
 
+    _logger = logging.getLogger("slidelens")
+    _entered, _before, _one = 0, True, Lock()
+    """How many cross-validations are under way, in threads of their own, and what was before."""
+
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
-        self._logger = logging.getLogger("slidelens")
 
     def __enter__(self) -> None:
-        self._before = self._logger.propagate
-        self._logger.propagate = False
-        self._logger.addHandler(self)
+        with _Once._one:
+            if not _Once._entered:
+                _Once._before, self._logger.propagate = self._logger.propagate, False
+            _Once._entered += 1
+            self._logger.addHandler(self)
 
     def __exit__(self, *_: object) -> None:
-        self._logger.propagate = self._before
-        self._logger.removeHandler(self)
+        with _Once._one:
+            self._logger.removeHandler(self)
+            _Once._entered -= 1
+            if not _Once._entered:
+                self._logger.propagate = _Once._before
 
     def each(self, steps: Generator[TrainProgress]) -> Generator[TrainProgress]:
         """Iterate over the steps; between two of them nothing is entered."""

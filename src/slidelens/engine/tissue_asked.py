@@ -67,6 +67,7 @@ def tissue_for(
     """
     if isinstance(asked, TissueMask):
         return asked
-    learnt = {} if model is None else model.card.get(TISSUE) or {}
-    given = {} if asked is None else asked.model_dump(exclude_unset=True)
-    return validated(TissueSettings, {**learnt, **given})
+    learnt = tissue_asked(None if model is None else model.card.get(TISSUE))
+    given = tissue_asked(asked)
+    fields = learnt.model_dump(exclude_unset=True) | given.model_dump(exclude_unset=True)
+    return validated(TissueSettings, fields)

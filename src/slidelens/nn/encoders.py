@@ -7,6 +7,7 @@ multiple-instance learning takes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from slidelens.nn.backbones import (
 from slidelens.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -143,7 +144,7 @@ def description_of(network: nn.Module) -> dict[str, Any] | None:
     """Return what a package must keep of the encoder in a network; ``None``: its name is enough."""
     encoders = (part for part in network.modules() if isinstance(part, Encoder))
     found = (encoder.description for encoder in encoders)
-    return next((dict(description) for description in found if description is not None), None)
+    return next((dict(one) for one in found if isinstance(one, Mapping)), None)
 
 
 def build_encoder(name: str) -> Encoder:

@@ -159,7 +159,8 @@ def _load(saved: SavedEvaluation, found: Evidence) -> dict[str, Result]:
     for model in saved.models:
         folder = saved.result_folder(model, found.slide_id)
         if folder is None:
-            found.notes.append(f"{model} has no result of this slide.")
+            if not saved.cases[model].scored.folds:  # whose tables have no results beside them
+                found.notes.append(f"{model} has no result of this slide.")
             continue
         try:
             results[model] = Result.load(folder)

@@ -41,7 +41,8 @@ class Bounds:
         self._path, self._shape = path, tuple(array.chunks)
         metadata: Mapping[str, Any] = array.metadata.to_dict()
         if metadata["zarr_format"] == 2:
-            codecs = [{"name": (metadata.get("compressor") or {}).get("id", "")}]
+            given = metadata.get("compressor") or {}  # before zarr 3.1 the codec itself
+            codecs = [{"name": given.get("id", "") if isinstance(given, dict) else given.codec_id}]
         else:
             codecs = list(metadata["codecs"])
         self._shard: Mapping[str, Any] | None = None

@@ -214,6 +214,16 @@ def _array(path: Path, store: Any, where: str, note: Callable[[], None]) -> Any:
             found = self._store.get_sync(key, byte_range=byte_range, **kwargs)
             return self._found(key, found, byte_range)
 
+        async def get_ranges(self, key: str, byte_ranges: Any, **kwargs: Any) -> Any:  # zarr 3.4's
+            async for group in self._store.get_ranges(key, byte_ranges, **kwargs):
+                for number, content in group:
+                    self._found(key, content, byte_ranges[number])
+                yield group
+
+        def get_ranges_sync(self, key: str, byte_ranges: Any, **kwargs: Any) -> Any:
+            found = self._store.get_ranges_sync(key, byte_ranges, **kwargs)
+            return [(n, self._found(key, content, byte_ranges[n])) for n, content in found]
+
         def _found(self, key: str, content: Any, byte_range: Any) -> Any:
             if key.endswith(_METADATA):
                 return content

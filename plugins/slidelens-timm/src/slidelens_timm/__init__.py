@@ -138,12 +138,14 @@ def _built(variant: str, description: Mapping[str, Any]) -> nn.Module:
     with TemporaryDirectory() as folder:
         Path(folder, _CONFIG).write_text(json.dumps(dict(description)), encoding="utf-8")
         try:
-            return timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+            made = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+            int(made.num_features)  # which lists of maps lack
         except Exception as error:  # reason: whatever timm says to arguments that it does not know
             raise ModelError(
                 f"timm/{variant}: timm {timm.__version__} makes no network of its description "
                 f"({type(error).__name__}: {error}); update timm, or ask its maker."
             ) from error
+    return made
 
 
 def _described(variant: str) -> dict[str, Any] | None:

@@ -189,6 +189,11 @@ class CaseView(QWidget):
             self.label.setCurrentIndex((self.label.currentIndex() + 1) % self.label.count())
             self.decided.emit("true_label", self.label.currentData())
 
+    def take_note(self) -> None:
+        """Have the user type a note, if there is an error to note it of."""
+        if self.note.isVisible():
+            self.note.setFocus()
+
     def flush(self) -> bool:
         """Hand over the note if it was changed; return whether it is saved now."""
         self._typing.stop()

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QWidget
+from qtpy.QtWidgets import (
+    QApplication,
+    QFileDialog,
+    QLabel,
+    QLineEdit,
+    QPlainTextEdit,
+    QTextEdit,
+    QWidget,
+)
 
 from slidelens.desktop.keys import toggle
 from slidelens.desktop.panels.case import CaseView
@@ -17,7 +25,7 @@ from slidelens.desktop.panels.elided import Elided
 from slidelens.desktop.panels.errors import ErrorList
 from slidelens.desktop.panels.export import ExportMenu
 from slidelens.desktop.panels.parts import Panel, button, calm, caption, row
-from slidelens.desktop.panels.review_keys import bind_keys, give_keys_back, take_keys
+from slidelens.desktop.panels.review_keys import PictureKeys, bind_keys
 from slidelens.desktop.qt import alive
 from slidelens.desktop.state.review import evaluation_folder, login_name, open_review
 from slidelens.desktop.warned import warned
@@ -38,6 +46,7 @@ _NO_EVALUATION = (
     "<b>Open an evaluation to review its errors.</b><br>Or evaluate the results that the Run panel "
     "lists: choose a table with the slides' labels (columns slide_id and label)."
 )
+_TYPED = (QLineEdit, QPlainTextEdit, QTextEdit)
 _NO_NAME = "Enter your name: decisions are saved under it."
 _FOLDER, _SLIDES, _REVIEWER = "evaluation", "review_slides", "reviewer"
 
@@ -48,8 +57,7 @@ class ReviewPanel(Panel):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.review: Review | None = None
-        self.lent: list[Any] = []
-        """Shortcuts that work on the picture while the panel is shown."""
+        self._picture_keys = PictureKeys(self)
         self._unfound: list[str] = []
         """Why slides may not be found that have moved."""
         self._build()
@@ -90,7 +98,8 @@ class ReviewPanel(Panel):
 
     def undo(self) -> None:
         """Take back the last decision."""
-        if self.review is not None and self._take_reviewer() and self.case.flush():
+        review = self.review
+        if review and self._take_reviewer() and self.case.flush() and review.can_undo:
             self._safely(self._undo)
 
     def evaluate(self, labels: Path) -> None:
@@ -151,14 +160,14 @@ class ReviewPanel(Panel):
         """Take the keys on the picture too."""
         super().showEvent(event)
         if not self.bench.closed:
-            take_keys(self)
+            self._picture_keys.take()
 
     def hideEvent(self, event: QHideEvent) -> None:  # noqa: N802  # reason: Qt's name
         """Save what was typed, and give the keys back."""
         super().hideEvent(event)
         self.case.flush()
         if not self.bench.closed:
-            give_keys_back(self)
+            self._picture_keys.give_back()
 
     def _ask_folder(self) -> None:
         start = self.bench.memory.text(_FOLDER) or str(self.bench.preferences.home)
@@ -235,7 +244,8 @@ class ReviewPanel(Panel):
         self.bench.memory.set_text(_FOLDER, str(review.saved.folder.absolute()))
         self.errors.show_methods(review.saved.models)
         self._safely(self._show_review)
-        if before is None or before.saved.folder != review.saved.folder:
+        new = before is None or before.saved.folder != review.saved.folder
+        if new and self.isVisible() and not isinstance(QApplication.focusWidget(), _TYPED):
             (self.errors.tree if review.reviewer else self.reviewer).setFocus()  # keys work at once
         if before is not None and before.reviewer != review.reviewer:  # changed meanwhile
             self._safely(lambda: self._switch(review.by(before.reviewer)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from napari.layers import Labels, Points, Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QKeySequence
 
 from slidelens.desktop.keys import toggle
 from slidelens.desktop.qt import Shortcut
+from slidelens.desktop.world import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from slidelens.desktop.panels.review import ReviewPanel
 
-__all__ = ["bind_keys", "give_keys_back", "take_keys"]
+__all__ = ["PictureKeys", "bind_keys"]
 
 
 def bind_keys(panel: ReviewPanel) -> None:
@@ -30,31 +32,51 @@ def bind_keys(panel: ReviewPanel) -> None:
     _bind(panel.case.note, "Esc", panel.errors.tree.setFocus)
 
 
-def take_keys(panel: ReviewPanel) -> None:
-    """Take the keys on the picture too: whoever looks around there goes on without a click."""
+class PictureKeys:
+    """Keys on the picture while the panel is shown: who looks around there goes on without a click.
 
-    def forth(_viewer: Any) -> None:
-        panel.step(1)
+    Those of a layer that the user edits, such as outlines, stay the layer's.
+    """
 
-    def back(_viewer: Any) -> None:
-        panel.step(-1)
+    def __init__(self, panel: ReviewPanel) -> None:
+        self._panel = panel
+        self._lent: list[Any] = []
 
-    viewer = panel.bench.viewer
-    for key, then in (("Right", forth), ("Left", back)):
-        viewer.bind_key(key, then, overwrite=True)
-    if not panel.lent:
-        picture = viewer.window._qt_viewer
-        panel.lent = [_bind(picture, key, then) for key, then in _deeds(panel).items()]
-    for shortcut in panel.lent:
-        shortcut.setEnabled(True)
+    def take(self) -> None:
+        """Take the keys."""
+        viewer, step = self._panel.bench.viewer, self._panel.step
 
+        def forth(_viewer: Any) -> None:
+            step(1)
 
-def give_keys_back(panel: ReviewPanel) -> None:
-    """Let the keys on the picture do what they do without the panel."""
-    for key in ("Right", "Left"):
-        panel.bench.viewer.bind_key(key, None)
-    for shortcut in panel.lent:
-        shortcut.setEnabled(False)
+        def back(_viewer: Any) -> None:
+            step(-1)
+
+        for key, then in (("Right", forth), ("Left", back)):
+            viewer.bind_key(key, then, overwrite=True)
+        if not self._lent:
+            picture = viewer.window._qt_viewer
+            self._lent = [_bind(picture, key, then) for key, then in _deeds(self._panel).items()]
+        viewer.layers.selection.events.active.connect(self._lend)
+        self._lend()
+
+    def give_back(self) -> None:
+        """Let the keys do what they do without the panel."""
+        viewer = self._panel.bench.viewer
+        for key in ("Right", "Left"):
+            viewer.bind_key(key, None)
+        viewer.layers.selection.events.active.disconnect(self._lend)
+        for shortcut in self._lent:
+            shortcut.setEnabled(False)
+
+    def _lend(self) -> None:
+        if self._panel.bench.closed:  # layers go with the window
+            return
+        layer = self._panel.bench.viewer.layers.selection.active
+        drawn = isinstance(layer, Labels | Points | Shapes)
+        edited = drawn and described(layer.metadata).get("layer") in (None, "annotations")
+        for shortcut in self._lent:
+            shortcut.setEnabled(not edited)
 
 
 def _deeds(panel: ReviewPanel) -> dict[str, Callable[[], object]]:
@@ -64,7 +86,7 @@ def _deeds(panel: ReviewPanel) -> dict[str, Callable[[], object]]:
     return {
         **why,
         "L": case.turn_label,
-        "N": case.note.setFocus,
+        "N": case.take_note,
         "E": case.go_on,
         "H": partial(toggle, panel.bench),
         "Ctrl+Z": panel.undo,

@@ -250,6 +250,7 @@ class Review:
         ResultError
             It cannot be saved.
         """
+        self.left = self.undone = ""
         if not self._undo:
             return None
         key, changed = self._undo[-1]

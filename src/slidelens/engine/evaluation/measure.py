@@ -145,7 +145,8 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
     if of_slide is None:
         return None
     n_patients = int(of_slide.max()) + 1
-    first = [int(np.flatnonzero(of_slide == p)[0]) for p in range(n_patients)]
+    slides = [np.flatnonzero(of_slide == p) for p in range(n_patients)]
+    first = [int(mine[0]) for mine in slides]
     worst, total = np.zeros((2, n_patients, cases.probabilities.shape[1]))
     np.maximum.at(worst, of_slide, cases.probabilities)
     np.add.at(total, of_slide, cases.probabilities)
@@ -154,6 +155,9 @@ def by_patient(cases: Cases, rule: Rule, resampling: Resampling) -> dict[str, An
     binary = cases.probabilities.shape[1] == 2
     if binary:
         probabilities = np.stack([1 - worst[:, 1], worst[:, 1]], axis=1)
+        # The slide that decides, as folds have thresholds of their own.
+        called, scores = call(cases, rule).predictions, cases.probabilities[:, 1]
+        first = [max(mine.tolist(), key=lambda i: (called[i], scores[i])) for mine in slides]
     else:
         if (labels[of_slide] != cases.labels).any():
             return {

@@ -119,7 +119,9 @@ def call(cases: Cases, rule: Rule) -> Calls:
         threshold: float | None = None
         source = "folds"
         limits = np.array([of_folds.get(slide_id, _DEFAULT) for slide_id in cases.ids])
-        value = ", ".join(f"{limit:.3g}" for limit in dict.fromkeys(limits.tolist()))
+        value = ", ".join(f"{limit:.3g}" for limit in dict.fromkeys(of_folds.values()))
+        if any(slide_id not in of_folds for slide_id in cases.ids):
+            value += f"; {_DEFAULT} where a fold's model states none or is gone"
     else:
         threshold, source = _threshold(cases, rule)
         limits = np.full(len(cases.rows), threshold)

@@ -8,7 +8,8 @@ changed.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from slidelens.engine.provenance import fingerprint
 from slidelens.engine.training.state import STATE, VERSION, read_state
 from slidelens.errors import LabelError, ModelError, listed
 from slidelens.files import write_atomic
+from slidelens.settings import get_settings
 from slidelens.slide.open import open_slide
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ def check_contents(plan: TrainPlan) -> None:
             place = next(iter(there.values())).parent if there else "no folder"
             raise ModelError(
                 f"{plan.out}: since its training began, {kind} in {place} have changed: "
-                f"{listed(names)}. Put back what they were, or train into another folder."
+                f"{listed(names)}. Put back what they were, or train into another folder; if "
+                f"nothing that counts is another, delete {path}."
             )
 
 
@@ -100,13 +103,18 @@ def _files(plan: TrainPlan) -> dict[str, Mapping[str, Path]]:
 
 
 def _digests(files: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, str]]:
-    return {
-        kind: {name: _digest(path, kind == _SLIDES) for name, path in some.items()}
-        for kind, some in files.items()
-    }
+    with ThreadPoolExecutor(get_settings().reader_threads, "slidelens-digest") as readers:
+        return {
+            kind: dict(
+                zip(
+                    some, readers.map(partial(_digest, kind == _SLIDES), some.values()), strict=True
+                )
+            )
+            for kind, some in files.items()
+        }
 
 
-def _digest(path: Path, slide: bool) -> str:
+def _digest(slide: bool, path: Path) -> str:
     try:
         facts = path.stat()
         return _digest_of(path, slide, facts.st_size, facts.st_mtime_ns)

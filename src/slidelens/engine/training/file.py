@@ -120,7 +120,8 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
             f"{path} is a training of family {given['family']!r}; run slidelens train "
             f"{given['family']} with it."
         )
-    if not isinstance(given.get("tissue", True), bool):  # else it is a field of MagNet's
+    name = given.get("family", family)
+    if "tissue" in given and "slide_tissue" not in given and not _has_field(name, "tissue"):
         given["slide_tissue"] = given.pop("tissue")
     options = {key: given.pop(key) for key in OPTIONS if key in given}
     try:
@@ -133,6 +134,18 @@ def read_train_file(path: Path, family: str | None = None) -> tuple[dict[str, An
     if family is not None:
         options.pop("family", None)
     return options, given
+
+
+def _has_field(family: Any, name: str) -> bool:
+    """Return whether a family's models or trainings have a field, such as MagNet's ``tissue``."""
+    from slidelens.engine.package import family_of
+    from slidelens.engine.training.start import task_of
+
+    if not isinstance(family, str):
+        return False
+    return any(
+        name in kind.model_fields for kind in (family_of(family).config, task_of(family).training)
+    )
 
 
 def without_preset(fields: Mapping[str, Any], training: type[TrainConfig]) -> dict[str, Any]:
