@@ -415,7 +415,7 @@ def test_the_only_class_is_tumour_if_no_slide_has_another(make):
     data = _named(Data(), "_0")
     assert (make(data=data).patches["s1"].labels == 1).sum() == 2
     data.drawn["s3"] = _drawn((0, 0), label="Necrosis")
-    said = r"'_0' on s1, t1; 'Necrosis' on s3. Say which are tumour with --set tumour=NAME"
+    said = r"'Necrosis' on s3; '_0' on s1, t1. Say which are tumour with --set tumour=NAME"
     with pytest.raises(LabelError, match=said):
         make(data=data)
     task = make(data=data, tumour=("_0",))
