@@ -18,7 +18,7 @@ settings.register_profile("slidelens", deadline=None)  # other work on the machi
 settings.load_profile("slidelens")
 
 
-_LONGEST = ("test_docs.py", "test_developer_tutorial.py", "test_afternoon.py")
+_LONGEST = ("test_docs.py", "test_afternoon.py")
 """Files whose tests take a minute and more: begun last, one worker would end long after all."""
 
 
@@ -63,9 +63,12 @@ def _own_umask() -> None:
     os.umask(0o022)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _as_at_a_terminal() -> None:
-    """Ctrl-C interrupts, also where the shell that runs the tests ignores it: in the background."""
+    """Ctrl-C interrupts, also where the shell that runs the tests ignores it: in the background.
+
+    Before each test: some set handlers of their own.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -20,6 +20,8 @@ import pytest
 from slidelens.testing.phantom import write_cohort
 from warm import run_warm
 
+pytestmark = pytest.mark.slow  # a minute and a half
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial-developer.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 NAPARI = """

@@ -287,6 +287,7 @@ def test_outlines_are_drawn_with_the_mouse_and_kept(panel, bench, made, qtbot, t
     assert json.loads(file.read_text())["type"] == "FeatureCollection"
 
 
+@pytest.mark.slow
 def test_closing_the_window_keeps_what_was_learnt_and_a_killed_worker_too(
     home, make_napari_viewer, made, qtbot
 ):
