@@ -160,6 +160,20 @@ def test_a_network_of_the_hub_is_built_without_the_network_once_it_is_described(
     assert asked == []
 
 
+def test_weights_of_the_hub_are_safetensors_and_no_pickle_is_read(hub):
+    cache, asked = hub
+    describe(cache, CONFIG)
+    encoder, folder = build_encoder("timm/hf-hub:owner/net"), next(cache.glob("*/snapshots/*"))
+    values = {k: torch.full_like(v, 0.5) for k, v in encoder.network.state_dict().items()}
+    torch.save(values, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="could not be fetched"):
+        load_encoder(encoder, "timm/hf-hub:owner/net", "imagenet")
+    assert asked
+    save_file(values, folder / "model.safetensors")
+    load_encoder(encoder, "timm/hf-hub:owner/net", "imagenet")
+    assert all((value == 0.5).all() for value in encoder.network.state_dict().values())
+
+
 @pytest.fixture
 def package(hub, tmp_path, monkeypatch):
     """A package with an encoder of the hub, on a machine that knows nothing of it."""

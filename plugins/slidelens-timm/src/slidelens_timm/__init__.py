@@ -36,13 +36,8 @@ _HUB = re.compile("hf[-_]hub:", re.IGNORECASE)
 """As timm reads it."""
 _CONFIG = "config.json"
 _NAMES = ("labels", "label_names", "label_descriptions")
-_WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-"""What timm looks for in a repository that states no file."""
+_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
+"""Where weights lie in a repository, unless it states a file of another name."""
 
 
 class TimmEncoder(Encoder):
@@ -94,9 +89,11 @@ def load(module: TimmEncoder, variant: str, weights: str | Path) -> LoadReport:
     if str(weights) == "imagenet":
         source = f"timm {variant}"
         try:
-            _ask_for_weights(variant)
-            given = timm.create_model(variant, pretrained=True, num_classes=0).state_dict()
-        except (OSError, RuntimeError, ValueError) as error:
+            own = {"state_dict": load_file(_weights(variant)), "source": "", "custom_load": False}
+            given = timm.create_model(
+                variant, pretrained=True, pretrained_cfg_overlay=own, num_classes=0
+            ).state_dict()
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"the weights of timm/{variant} could not be fetched ({error}); give --weights "
                 "FILE (safetensors), or --weights none for random ones."
@@ -197,17 +194,34 @@ def _at_hub(variant: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def _ask_for_weights(variant: str) -> None:
-    """Ask the hub whether it is there if a variant's weights must come from it."""
-    from huggingface_hub import try_to_load_from_cache
+def _weights(variant: str) -> str:
+    """Return the file with a variant's own weights, fetched if need be: safetensors, or none.
+
+    Raises
+    ------
+    OSError
+        It cannot be fetched, or there are only pickled ones, which timm would read.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     known = _pretrained(variant)
     at = variant if _HUB.match(variant) else known.get("hf_hub_id") or ""
     repository, revision = _at_hub(at)
-    names = filter(None, (known.get("hf_hub_filename"), *_WEIGHTS))
-    kept = (try_to_load_from_cache(repository, name, revision=revision) for name in names)
-    if repository and not any(isinstance(found, str) for found in kept):
+    stated = known.get("hf_hub_filename")
+    names = (str(Path(stated).with_suffix(".safetensors")), *_WEIGHTS) if stated else _WEIGHTS
+    for name in names if repository else ():
+        kept = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(kept, str):
+            return kept
+    if repository:
         _ask_hub(repository, revision)
+    for name in names if repository else ():
+        try:
+            return hf_hub_download(repository, name, revision=revision)
+        except EntryNotFoundError:
+            continue
+    raise FileNotFoundError("no safetensors are published, and pickled weights are never read")
 
 
 def _ask_hub(repository: str, revision: str | None) -> None:
